@@ -1,0 +1,108 @@
+"""The architecture of a model, as frozen dataclasses: every field is required and every field is read.
+
+Published sizes are instances in `configs/models`; a released `config.json` is translated by `checkpoint_convert.hf_config`.
+"""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+from internvl_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """InternViT (300M: LayerNorm and qkv bias; 6B: RMSNorm and full-width q/k norm without qkv bias)."""
+
+    image_size: int  # pixels, one side of a tile
+    patch_size: int  # pixels, one side of a patch
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    norm: Literal["layer_norm", "rms_norm"]
+    norm_eps: float
+    qkv_bias: bool
+    qk_norm: bool
+    drop_path: float  # rate of the last layer; rises linearly from 0 at the first
+    layer_scale_init: float
+    init_std: float
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """A decoder-only language model. Family 'qwen3': per-head q/k RMSNorm, SwiGLU, no attention bias."""
+
+    family: Literal["qwen3"]
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp: int
+    rope_theta: float
+    norm_eps: float
+    tie_embeddings: bool
+    init_std: float
+
+
+@dataclasses.dataclass(frozen=True)
+class InternVLConfig:
+    """Vision tower, pixel shuffle, projector and language model."""
+
+    vision: VisionConfig
+    text: TextConfig
+    downsample_ratio: float  # 0.5: four patches become one token
+    image_token_id: int  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
+
+    def __post_init__(self) -> None:
+        vision, text = self.vision, self.text
+        for part, whole in ((vision.patch_size, vision.image_size), (vision.heads, vision.width)):
+            if whole % part:
+                raise InputError(f"vision config: {part} does not divide {whole}; give sizes that divide evenly")
+        if text.heads % text.kv_heads:
+            raise InputError(f"text config: {text.kv_heads} key/value heads do not divide {text.heads} heads; make them")
+        if vision.grid % self.shuffle:
+            raise InputError(
+                f"downsample_ratio {self.downsample_ratio} needs a patch grid divisible by {self.shuffle}, "
+                f"but image_size / patch_size is {vision.grid}; change one of them"
+            )
+
+    @property
+    def shuffle(self) -> int:
+        """Patches along one side that pixel shuffle joins into a token."""
+        return round(1 / self.downsample_ratio)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.vision.grid // self.shuffle) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`; an unknown or missing field raises InputError."""
+        values = dict(values)
+        for name, part in (("vision", VisionConfig), ("text", TextConfig)):
+            values[name] = _build(part, values.get(name), f"model.{name}")
+        return _build(cls, values, "model")
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise InputError(f"{where} of config.json is {values!r}, not an object; write the fields of {cls.__name__}")
+    names = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(values.keys() - names):
+        raise InputError(f"{where} of config.json has unknown fields {unknown}; remove them")
+    if missing := sorted(names - values.keys()):
+        raise InputError(f"{where} of config.json lacks the fields {missing}; add them")
+    return cls(**values)
