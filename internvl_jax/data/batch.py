@@ -1,0 +1,118 @@
+"""What a training step takes: rows of packed samples, all of one static shape.
+
+1. A `Sample` is one conversation: its tokens, which of them are supervised, and its image tiles.
+2. `assemble_row` lays samples one after another into a row of `token_budget` tokens and `tile_budget` tiles, numbers
+   them as segments, restarts positions, shifts targets by one and sets loss weights. A row is a `Batch` with B = 1.
+3. `stack_rows` joins rows, so that the tiles of row b are block b of `tiles_GHWC`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from internvl_jax.data import weights
+from internvl_jax.errors import InputError
+
+
+class Sample(NamedTuple):
+    """One encoded sample; `name` says where it came from and is used in messages only."""
+
+    name: str
+    tokens_T: np.ndarray  # int32
+    supervised_T: np.ndarray  # bool: the loss asks for this token
+    tiles_GHWC: np.ndarray  # uint8 [G, S, S, 3], in the order of the images in the text; G = 0 for text
+
+
+class Batch(NamedTuple):
+    """A training batch; with T the token budget and G = B x (tile budget)."""
+
+    tokens_BT: np.ndarray  # int32, 0 in padding
+    targets_BT: np.ndarray  # int32, the next token of the same sample, 0 at a sample's last token and in padding
+    weights_BT: np.ndarray  # float32, loss weight of predicting targets_BT
+    segments_BT: np.ndarray  # int32, 1, 2, ... per sample of the row; 0 in padding
+    positions_BT: np.ndarray  # int32, restarts at 0 with every sample; 0 in padding
+    tiles_GHWC: np.ndarray  # uint8 RGB; row b owns block b, real tiles first
+    tile_mask_G: np.ndarray  # bool, False in padding
+
+
+@dataclasses.dataclass(frozen=True)
+class RowConfig:
+    """The static shape of a row and how it is checked and weighted."""
+
+    token_budget: int
+    tile_budget: int
+    tile_size: int  # pixels
+    tokens_per_tile: int
+    image_token_id: int
+    weighting: str  # one of weights.WEIGHTINGS
+
+    def __post_init__(self):
+        weights.token_weight(1, self.weighting)
+        if self.image_token_id == 0:
+            raise ValueError("image_token_id is 0, the token of padding; give the image context token another id")
+
+
+def assemble_row(samples: Sequence[Sample], config: RowConfig) -> Batch:
+    """One row that holds `samples` one after another.
+
+    Targets are shifted inside each sample. The release shifts over the whole packed row, so there a supervised first
+    token of a sample is predicted from the last position of the sample before it; here it is not predicted at all.
+    The weight counts a sample's supervised tokens before the shift, as the release does.
+
+    Returns:
+        `Batch` with B = 1: `[1, token_budget]` arrays and `tile_budget` tiles.
+
+    Raises:
+        InputError: if a sample's image tokens do not fit its tiles.
+        ValueError: if the samples exceed a budget (packing makes sure that they do not).
+    """
+    row = _empty_row(config)
+    start = tile_start = 0
+    for segment, sample in enumerate(samples, start=1):
+        _check_sample(sample, config)
+        end, tile_end = start + len(sample.tokens_T), tile_start + len(sample.tiles_GHWC)
+        if end > config.token_budget or tile_end > config.tile_budget:
+            raise ValueError(
+                f"{sample.name} ends at token {end} and tile {tile_end} of a row of "
+                f"{config.token_budget} tokens and {config.tile_budget} tiles; pack fewer samples into the row"
+            )
+        weight = weights.token_weight(int(sample.supervised_T.sum()), config.weighting)
+        row.tokens_BT[0, start:end] = sample.tokens_T
+        row.targets_BT[0, start : end - 1] = sample.tokens_T[1:]
+        row.weights_BT[0, start : end - 1] = weight * sample.supervised_T[1:]
+        row.segments_BT[0, start:end] = segment
+        row.positions_BT[0, start:end] = np.arange(end - start)
+        row.tiles_GHWC[tile_start:tile_end] = sample.tiles_GHWC
+        start, tile_start = end, tile_end
+    row.tile_mask_G[:tile_start] = True
+    return row
+
+
+def stack_rows(rows: Sequence[Batch]) -> Batch:
+    """Joins rows (or batches) along B; the tiles of row b become block b."""
+    return Batch(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+
+
+def _empty_row(config: RowConfig) -> Batch:
+    shape, side = (1, config.token_budget), config.tile_size
+    return Batch(
+        tokens_BT=np.zeros(shape, np.int32),
+        targets_BT=np.zeros(shape, np.int32),
+        weights_BT=np.zeros(shape, np.float32),
+        segments_BT=np.zeros(shape, np.int32),
+        positions_BT=np.zeros(shape, np.int32),
+        tiles_GHWC=np.zeros((config.tile_budget, side, side, 3), np.uint8),
+        tile_mask_G=np.zeros(config.tile_budget, bool),
+    )
+
+
+def _check_sample(sample: Sample, config: RowConfig) -> None:
+    found = int(np.count_nonzero(sample.tokens_T == config.image_token_id))
+    expected = config.tokens_per_tile * len(sample.tiles_GHWC)
+    if found != expected:
+        raise InputError(
+            f"{sample.name} has {found} image tokens but {len(sample.tiles_GHWC)} tiles of {config.tokens_per_tile}, "
+            f"which need {expected}; check its <image> placeholders and the tile options"
+        )
