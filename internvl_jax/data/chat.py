@@ -1,0 +1,202 @@
+"""Conversations to tokens: the released chat templates, in one place.
+
+1. A message is a role and parts: strings and IMAGE slots. `from_released` makes messages of released JSONL records,
+   where "<image>" in human turns stands for a picture.
+2. A `Template` writes every turn as markup and text; text is encoded as plain text, so nobody can write a control token
+   into a message, and each IMAGE slot becomes `<img>` + context tokens + `</img>`.
+3. For training, the answer and the token that ends it are supervised; nothing is ever cut off.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+import numpy as np
+
+from internvl_jax.data.tokenizer import Tokenizer
+from internvl_jax.errors import InputError
+
+PLACEHOLDER = "<image>"
+
+
+class Slot(enum.Enum):
+    """Marks where something that is not text stands in a message."""
+
+    IMAGE = "image"
+
+
+IMAGE = Slot.IMAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn. role: system, user or assistant. parts: strings, always plain text, and IMAGE slots, in order."""
+
+    role: str
+    parts: tuple[str | Slot, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a model family writes a conversation.
+
+    Each turn is head + text + end. The end of an assistant's turn splits: `stop` is the token that the model itself
+    writes, the rest of the end follows it. default_system: system text where a conversation has none; None for no
+    system turn at all.
+    """
+
+    name: str
+    default_system: str | None
+    system_head: str
+    user_head: str
+    assistant_head: str
+    stop: str
+    after_stop: str
+
+    def encode_prompt(
+        self,
+        messages: Sequence[Message],
+        image_token_counts: Sequence[int],
+        tokenizer: Tokenizer,
+        system: str | None = None,
+    ) -> np.ndarray:
+        """int32 tokens [T] of a conversation, ready for the model to answer where the last turn is not its own.
+
+        image_token_counts: context tokens of each picture, in order. system: text for the system turn where messages
+        have none; None for the template's own. Raises InputError for other roles or a wrong number of pictures.
+        Source: released `conversation.py` (internvl2_5), with its habit of leaving an empty user turn open.
+        """
+        tokens = []
+        for message, parts in _fill(self._with_system(messages, system), image_token_counts, tokenizer):
+            if message.role == "user" and message.parts in ((), ("",)):
+                tokens += tokenizer.encode_special(self.user_head)
+            else:
+                tokens += self._turn(message.role, parts, tokenizer)[0]
+        if messages[-1].role != "assistant":
+            tokens += tokenizer.encode_special(self.assistant_head)
+        return np.asarray(tokens, np.int32)
+
+    def encode_training(
+        self,
+        conversations: Sequence[dict],
+        image_token_counts: Sequence[int],
+        tokenizer: Tokenizer,
+        *,
+        extra_placeholders_are_text: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(int32 tokens [T], bool supervised [T]) of the `conversations` of one released JSONL record.
+
+        A record that consists of one `pretrain` turn is supervised everywhere but on picture tokens. Otherwise each
+        answer is supervised with the stop token after it. More placeholders than pictures are an error, unless
+        extra_placeholders_are_text: then the ones left over stay text, as the release does it.
+        """
+        messages = from_released(conversations, len(image_token_counts), extra_placeholders_are_text)
+        if messages[0].role == "pretrain":
+            ((_, parts),) = _fill(messages, image_token_counts, tokenizer)
+            tokens = np.asarray(tokenizer.encode_items(parts), np.int32)
+            picture = (tokenizer.image_start, tokenizer.image_context, tokenizer.image_end)
+            return tokens, ~np.isin(tokens, picture)
+        tokens, supervised = [], []
+        for message, parts in _fill(self._with_system(messages, None), image_token_counts, tokenizer):
+            turn, answer = self._turn(message.role, parts, tokenizer)
+            tokens += turn
+            supervised += [message.role == "assistant" and i in answer for i in range(len(turn))]
+        return np.asarray(tokens, np.int32), np.asarray(supervised, bool)
+
+    def _with_system(self, messages, system):
+        """The messages with a system turn in front, unless they have one or there is none to add."""
+        if not messages:
+            raise InputError("a conversation has no messages; give at least one.")
+        system = self.default_system if system is None else system
+        if messages[0].role == "system" or system is None:
+            return list(messages)
+        return [Message("system", (system,)), *messages]
+
+    def _turn(self, role, parts, tokenizer) -> tuple[list[int], range]:
+        """Tokens of a turn, and which of them the speaker wrote: all between the head and what follows the stop token.
+
+        The head ends in a newline that merges with newlines at the start of the text. The release encodes a turn as one
+        string and leaves out as many tokens as the head alone has; so does this.
+        """
+        heads = {"system": self.system_head, "user": self.user_head, "assistant": self.assistant_head}
+        head, end = tokenizer.split_special(heads[role]), tokenizer.split_special(self.stop + self.after_stop)
+        tokens = tokenizer.encode_items([*head, *parts, *end])
+        after = len(tokenizer.encode_special(self.after_stop))
+        return tokens, range(len(tokenizer.encode_items(head)), len(tokens) - after)
+
+
+def from_released(
+    conversations: Sequence[dict], num_images: int, extra_placeholders_are_text: bool = False
+) -> list[Message]:
+    """Messages of a released JSONL record: [{"from": "system" | "human" | "gpt" | "pretrain", "value": text}, ...].
+
+    "<image>" in human and pretrain turns are the pictures, in order. A single picture without any placeholder stands
+    at the start of the first turn after the system's, on a line of its own, as in the released loader.
+    Raises InputError where the numbers of placeholders and pictures differ, and for unknown roles.
+    """
+    turns = [_turn_of(entry, i) for i, entry in enumerate(conversations)]
+    roles = [role for role, _ in turns]
+    if "pretrain" in roles and len(turns) > 1:
+        raise InputError("a record mixes a pretrain turn with others; pretrain text stands alone.")
+    if "pretrain" not in roles and "assistant" not in roles:
+        raise InputError("a record has no gpt turn, so there is nothing to learn from it; add the answer.")
+    pictured = [i for i, role in enumerate(roles) if role in ("user", "pretrain")]
+    found = sum(turns[i][1].count(PLACEHOLDER) for i in pictured)
+    if num_images == 1 and found == 0 and pictured:
+        turns[pictured[0]] = (roles[pictured[0]], f"{PLACEHOLDER}\n{turns[pictured[0]][1]}")
+        found = 1
+    if found < num_images or (found > num_images and not extra_placeholders_are_text):
+        raise InputError(f"a record has {found} {PLACEHOLDER} placeholders but {num_images} pictures; make them equal.")
+    left = num_images
+    messages = []
+    for i, (role, text) in enumerate(turns):
+        pieces = text.split(PLACEHOLDER, left) if i in pictured else [text]
+        left -= len(pieces) - 1
+        parts = [part for piece in pieces for part in (IMAGE, piece)][1:]
+        messages.append(Message(role, tuple(parts)))
+    return messages
+
+
+def _turn_of(entry, index) -> tuple[str, str]:
+    roles = {"system": "system", "human": "user", "gpt": "assistant", "pretrain": "pretrain"}
+    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str) or entry.get("from") not in roles:
+        raise InputError(
+            f"turn {index} of a record must be an object with a text 'value' and 'from' one of {', '.join(roles)}."
+        )
+    return roles[entry["from"]], entry["value"]
+
+
+def _fill(messages, image_token_counts, tokenizer):
+    """Each message with its parts as ids and strings, IMAGE slots replaced by the tokens of the pictures in order."""
+    slots = sum(part is IMAGE for message in messages for part in message.parts)
+    if slots != len(image_token_counts):
+        raise InputError(f"a conversation has {slots} picture slots but {len(image_token_counts)} pictures.")
+    counts = iter(image_token_counts)
+    for message in messages:
+        parts = []
+        for part in message.parts:
+            if part is IMAGE:
+                parts += [tokenizer.image_start, *[tokenizer.image_context] * next(counts), tokenizer.image_end]
+            else:
+                parts.append(part)
+        yield message, parts
+
+
+INTERNVL2_5 = Template(
+    name="internvl2_5",
+    default_system="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+    system_head="<|im_start|>system\n",
+    user_head="<|im_start|>user\n",
+    assistant_head="<|im_start|>assistant\n",
+    stop="<|im_end|>",
+    after_stop="\n",
+)
+
+_TEMPLATES = {INTERNVL2_5.name: INTERNVL2_5}
+
+
+def get_template(name: str) -> Template:
+    """The template of this name; InputError if there is none, since a guess would cost accuracy silently."""
+    if name not in _TEMPLATES:
+        raise InputError(f"chat template {name!r} is unknown; known are {', '.join(_TEMPLATES)}.")
+    return _TEMPLATES[name]
