@@ -69,7 +69,9 @@ class InternVLConfig:
             if whole % part:
                 raise InputError(f"vision config: {part} does not divide {whole}; give sizes that divide evenly")
         if text.heads % text.kv_heads:
-            raise InputError(f"text config: {text.kv_heads} key/value heads do not divide {text.heads} heads; make them")
+            raise InputError(
+                f"text config: {text.kv_heads} key/value heads do not divide {text.heads} heads; make them"
+            )
         if vision.grid % self.shuffle:
             raise InputError(
                 f"downsample_ratio {self.downsample_ratio} needs a patch grid divisible by {self.shuffle}, "

@@ -1,0 +1,32 @@
+# Each target works from a fresh checkout: without an active virtual environment it makes .venv and installs there.
+PYTHON ?= python3
+ifdef VIRTUAL_ENV
+BIN := $(VIRTUAL_ENV)/bin
+else
+BIN := .venv/bin
+endif
+
+.PHONY: demo test lint bench clean
+
+# One stamp an extra, renewed when setup.py changes.
+$(BIN)/.internvl-%: setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(BIN)/..
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+demo: $(BIN)/.internvl-demo
+	$(BIN)/python -m launch.demo --workdir=demo_out
+
+test: $(BIN)/.internvl-test
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.internvl-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(BIN)/.internvl-bench
+	$(BIN)/python -m launch.bench_inference
+	$(BIN)/python -m launch.bench_train
+
+clean:
+	rm -rf demo_out .venv

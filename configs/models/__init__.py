@@ -1,0 +1,1 @@
+"""Model sizes: instances of `InternVLConfig`, found by name with `sizes.get`."""

@@ -1,0 +1,108 @@
+"""Every size by name: the published ones (paper table 1; dense here) and a tiny one for tests and the demo."""
+
+from internvl_jax.errors import InputError
+from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+
+INTERN_VIT_300M = VisionConfig(
+    image_size=448,
+    patch_size=14,
+    width=1024,
+    layers=24,
+    heads=16,
+    mlp=4096,
+    norm="layer_norm",
+    norm_eps=1e-6,
+    qkv_bias=True,
+    qk_norm=False,
+    drop_path=0.0,
+    layer_scale_init=1.0,
+    init_std=0.02,
+)
+INTERN_VIT_6B = VisionConfig(
+    image_size=448,
+    patch_size=14,
+    width=3200,
+    layers=45,
+    heads=25,
+    mlp=12800,
+    norm="rms_norm",
+    norm_eps=1e-6,
+    qkv_bias=False,
+    qk_norm=True,
+    drop_path=0.0,
+    layer_scale_init=0.1,
+    init_std=1e-10,
+)
+
+
+def _qwen3(vision: VisionConfig, width: int, layers: int, heads: int, mlp: int) -> InternVLConfig:
+    text = TextConfig(
+        family="qwen3",
+        vocab=151936,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=8,
+        head_width=128,
+        mlp=mlp,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        tie_embeddings=False,  # in every published size, also where the Qwen3 parent ties them
+        init_std=0.02,
+    )
+    return InternVLConfig(vision, text, downsample_ratio=0.5, image_token_id=151671)
+
+
+SIZES = {
+    "1b": _qwen3(INTERN_VIT_300M, width=1024, layers=28, heads=16, mlp=3072),
+    "2b": _qwen3(INTERN_VIT_300M, width=2048, layers=28, heads=16, mlp=6144),
+    "4b": _qwen3(INTERN_VIT_300M, width=2560, layers=36, heads=32, mlp=9728),
+    "8b": _qwen3(INTERN_VIT_300M, width=4096, layers=36, heads=32, mlp=12288),
+    "14b": _qwen3(INTERN_VIT_300M, width=5120, layers=40, heads=40, mlp=17408),
+    "38b": _qwen3(INTERN_VIT_6B, width=5120, layers=64, heads=64, mlp=25600),
+    # Learns easy-VQA from scratch on two cores; vocab and image token fit the tokenizer that the demo trains.
+    "tiny": InternVLConfig(
+        vision=VisionConfig(
+            image_size=64,
+            patch_size=8,
+            width=96,
+            layers=4,
+            heads=4,
+            mlp=384,
+            norm="layer_norm",
+            norm_eps=1e-6,
+            qkv_bias=True,
+            qk_norm=False,
+            drop_path=0.0,
+            layer_scale_init=1.0,
+            init_std=0.02,
+        ),
+        text=TextConfig(
+            family="qwen3",
+            vocab=512,
+            width=96,
+            layers=3,
+            heads=4,
+            kv_heads=2,
+            head_width=24,
+            mlp=256,
+            rope_theta=1e4,
+            norm_eps=1e-6,
+            tie_embeddings=False,
+            init_std=0.02,
+        ),
+        downsample_ratio=0.5,
+        image_token_id=0,
+    ),
+}
+
+
+def get(name: str) -> InternVLConfig:
+    """The config of a size.
+
+    Raises:
+      InputError: no size has this name.
+    """
+    if name not in SIZES:
+        raise InputError(f"no model size is called {name!r}; the sizes are {', '.join(SIZES)}")
+    return SIZES[name]

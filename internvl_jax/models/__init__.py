@@ -1,0 +1,25 @@
+"""Models of the InternVL3.5 family and the bricks that they are built of.
+
+Shapes stand in names. The key, for the whole project: B batch, T query time, S key time, D model width, N query heads,
+M key/value heads, H head width, F feed-forward width, V vocabulary, E experts, L layers, G tiles, P patches, C channels.
+"""
+
+from internvl_jax.models.cache import Cache, make_cache
+from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.intern_vit import InternViT
+from internvl_jax.models.internvl import InternVL, Out
+from internvl_jax.models.logprobs import token_logprobs
+from internvl_jax.models.stack import Runtime
+
+__all__ = [
+    "Cache",
+    "InternVL",
+    "InternVLConfig",
+    "InternViT",
+    "Out",
+    "Runtime",
+    "TextConfig",
+    "VisionConfig",
+    "make_cache",
+    "token_logprobs",
+]

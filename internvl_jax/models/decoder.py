@@ -1,0 +1,98 @@
+"""The language model: embeddings, layers, final norm and head, over whole rows or with a cache."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from internvl_jax.models.attention import Mask
+from internvl_jax.models.cache import Cache
+from internvl_jax.models.config import TextConfig
+from internvl_jax.models.nn import RmsNorm, normal
+from internvl_jax.models.qwen3 import Qwen3Layer
+from internvl_jax.models.rope import rope_table
+from internvl_jax.models.stack import Runtime, make_layers, run_layers
+from internvl_jax.sharding import param, shard
+
+LAYERS = {"qwen3": Qwen3Layer}
+
+
+class DecoderOut(NamedTuple):
+    """What a pass over tokens returns.
+
+    Attributes:
+      hidden_BTD: after the final norm.
+      cache: with this call's keys and values, where one was given.
+      kv_LBMTH: keys and values of this call, if collected.
+      hidden_LBTD: the input of every layer, if collected.
+    """
+
+    hidden_BTD: jax.Array
+    cache: Cache | None
+    kv_LBMTH: tuple[jax.Array, jax.Array] | None
+    hidden_LBTD: jax.Array | None
+
+
+class Embedding(nnx.Module):
+    """A row per token id; as `Head`, a logit per token id."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.weight = param(rngs, (config.vocab, config.width), ("vocab", "embed"), normal(config.init_std))
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs, runtime: Runtime):
+        self.config, self.runtime = config, runtime
+        self.embed = Embedding(config, rngs)
+        layer = LAYERS[config.family]
+        self.layers = make_layers(lambda rngs: layer(config, rngs), config.layers, rngs, runtime)
+        self.norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.head = None if config.tie_embeddings else Embedding(config, rngs)
+
+    def lookup(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = jnp.take(self.embed.weight[...], tokens_BT, axis=0).astype(self.runtime.dtype)
+        return shard(x_BTD, "batch", "time", None)
+
+    @property
+    def head_VD(self) -> jax.Array:
+        """The output matrix; the embedding table where the two are tied."""
+        return (self.embed if self.head is None else self.head).weight[...]
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        cache: Cache | None = None,
+        slots_BT: jax.Array | None = None,
+        collect: tuple[str, ...] = (),
+    ) -> DecoderOut:
+        """Embeddings through all layers.
+
+        Args:
+          x_BTD: input embeddings.
+          segments_BT: 1.. per packed sample, 0 for padding; attention stays inside a segment.
+          positions_BT: restart in every segment.
+          cache: keys to attend to besides this call's own.
+          slots_BT: with a cache, the slot that each token takes.
+          collect: 'kv' and 'hidden' add those fields to the result.
+        """
+        if cache is None:
+            mask = Mask.within(segments_BT, positions_BT)
+        else:
+            cache = cache.place(slots_BT, segments_BT, positions_BT)
+            mask = Mask(segments_BT, positions_BT, cache.segments_BS, cache.positions_BS, ordered=False)
+        table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta)
+
+        def body(layer, carry, index, _):
+            x_BTD, cache = carry
+            before = x_BTD
+            x_BTD, cache, kv = layer(x_BTD, table, mask, cache, index, slots_BT)
+            return (x_BTD, cache), {
+                "kv": kv if "kv" in collect else None,
+                "hidden": before if "hidden" in collect else None,
+            }
+
+        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), None, body, self.runtime)
+        return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"])

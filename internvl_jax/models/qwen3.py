@@ -1,0 +1,70 @@
+"""The Qwen3 dense layer: grouped heads with a per-head q/k norm and rotary positions, SwiGLU, no biases."""
+
+import jax
+from flax import nnx
+
+from internvl_jax.models.attention import Mask, attend
+from internvl_jax.models.cache import Cache
+from internvl_jax.models.config import TextConfig
+from internvl_jax.models.nn import Linear, RmsNorm, normal, silu
+from internvl_jax.models.rope import apply_rope
+from internvl_jax.sharding import shard
+
+
+class Qwen3Attention(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, H = (config.width,), config.head_width
+        heads, kv_heads, embed, init = ("heads", None), ("kv_heads", None), ("embed",), normal(config.init_std)
+        self.q = Linear(rngs, (config.heads, H), D, (heads, embed), init, bias=False)
+        self.k = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=False)
+        self.v = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=False)
+        self.o = Linear(rngs, D, (config.heads, H), (embed, heads), init, bias=False)
+        self.q_norm = RmsNorm(rngs, (H,), (None,), config.norm_eps)
+        self.k_norm = RmsNorm(rngs, (H,), (None,), config.norm_eps)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        table: tuple[jax.Array, jax.Array],
+        mask: Mask,
+        cache: Cache | None,
+        index: jax.Array | int,
+        slots_BT: jax.Array | None,
+    ):
+        heads_first = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
+        q_BNTH = apply_rope(heads_first(self.q_norm(self.q(x_BTD))), table)
+        k_BMTH = apply_rope(heads_first(self.k_norm(self.k(x_BTD))), table)
+        v_BMTH = heads_first(self.v(x_BTD))
+        q_BNTH = shard(q_BNTH, "batch", "act_heads", "time", None)
+        keys, values = k_BMTH, v_BMTH
+        if cache is not None:
+            cache = cache.write(index, k_BMTH, v_BMTH, slots_BT)
+            keys, values = cache.read(index)
+        out_BNTH = attend(q_BNTH, keys, values, mask)
+        return self.o(heads_first(out_BNTH)), cache, (k_BMTH, v_BMTH)
+
+
+class SwiGlu(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, F, embed, mlp, init = (config.width,), (config.mlp,), ("embed",), ("mlp",), normal(config.init_std)
+        self.gate = Linear(rngs, F, D, (mlp, embed), init, bias=False)
+        self.up = Linear(rngs, F, D, (mlp, embed), init, bias=False)
+        self.down = Linear(rngs, D, F, (embed, mlp), init, bias=False)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.down(shard(silu(self.gate(x_BTD)) * self.up(x_BTD), "batch", "time", "act_mlp"))
+
+
+class Qwen3Layer(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.attn_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.attn = Qwen3Attention(config, rngs)
+        self.mlp_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.mlp = SwiGlu(config, rngs)
+
+    def __call__(self, x_BTD, table, mask, cache, index, slots_BT):
+        """One layer; returns its output, the cache with this layer written, and this call's keys and values."""
+        out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, cache, index, slots_BT)
+        x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
+        x_BTD = shard(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "batch", "time", None)
+        return x_BTD, cache, kv

@@ -1,0 +1,26 @@
+"""Where parameters and activations live: meshes, logical axes and the rules that join them.
+
+Models name logical axes only; a `Rules` table maps these to the five mesh axes `data, fsdp, expert, context, tensor`.
+"""
+
+from internvl_jax.sharding.mesh import AXES, make_mesh
+from internvl_jax.sharding.params import param
+from internvl_jax.sharding.rules import PRESETS, Rules, shard, use
+from internvl_jax.sharding.state import ParamSpec, abstract, bind, flatten, init, like_params, shardings
+
+__all__ = [
+    "AXES",
+    "PRESETS",
+    "ParamSpec",
+    "Rules",
+    "abstract",
+    "bind",
+    "flatten",
+    "init",
+    "like_params",
+    "make_mesh",
+    "param",
+    "shard",
+    "shardings",
+    "use",
+]

