@@ -1,0 +1,9 @@
+"""Released PyTorch checkpoints into JAX: a table of rows per family and format, read shard by shard.
+
+`load_released` gives a model straight from a safetensors directory; `convert_to_orbax` writes a directory that
+`internvl_jax.load` reads.
+"""
+
+from checkpoint_convert.convert import load_model, load_vision_tower
+
+__all__ = ["load_model", "load_vision_tower"]

@@ -1,0 +1,95 @@
+"""The strict account: every tensor of a checkpoint is read by exactly one row, every parameter is written exactly once."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from checkpoint_convert.rows import Row
+from checkpoint_convert.source import Tensor
+from checkpoint_convert.tables import Table
+from internvl_jax.errors import InputError
+from internvl_jax.sharding import ParamSpec
+
+_EMBEDDING, _HEAD = "lm.embed.weight", "lm.head.weight"
+_LISTED = 20  # names per kind of problem in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter and the tensors that make it.
+
+    Attributes:
+      shape: of the whole parameter.
+      names: position along the placeholder axes -> names of the tensors as the checkpoint spells them.
+    """
+
+    row: Row
+    shape: tuple[int, ...]
+    names: dict[tuple[int, ...], tuple[str, ...]]
+
+
+def match(
+    directory: pathlib.Path, tensors: Mapping[str, Tensor], table: Table, specs: Mapping[str, ParamSpec]
+) -> list[Leaf]:
+    """Pairs the tensors of a checkpoint with the parameters of a model, by names and shapes alone.
+
+    A second output matrix beside tied embeddings is accepted where it equals the embeddings.
+
+    Raises:
+      InputError: one sentence that lists what is missing, not expected, of another shape or given twice.
+      ValueError: the table has no row, or more than one, for a parameter (a fault of the table).
+    """
+    rows = [row for row in table.rows if row.target in specs]
+    targets = [row.target for row in rows]
+    if faults := sorted({*(specs.keys() - set(targets)), *(path for path in targets if targets.count(path) > 1)}):
+        raise ValueError(f"the table has no row or several rows for the parameters {faults}; mend the table")
+
+    spelled: dict[str, list[str]] = {}
+    for name in tensors:
+        spelled.setdefault(table.canonical(name), []).append(name)
+    problems = {"given twice": [name for names in spelled.values() if len(names) > 1 for name in names]}
+    missing, misshaped, leaves = [], [], []
+    for row in rows:
+        shape = tuple(specs[row.target].shape)
+        wanted = row.source_shape(shape)
+        leaf = Leaf(row, shape, {})
+        for position, names in row.names(shape):
+            found = tuple(spelled.pop(name, [name])[0] for name in names)
+            for name in found:
+                if name not in tensors:
+                    missing.append(name)
+                elif tensors[name].shape != wanted:
+                    misshaped.append(f"{name}: {list(tensors[name].shape)} instead of {list(wanted)}")
+            leaf.names[position] = found
+        leaves.append(leaf)
+    extra = [name for names in spelled.values() for name in names]
+    extra = [name for name in extra if not _repeats_embedding(name, tensors, table, leaves)]
+    refuse(directory, {"missing": missing, "not expected": extra, "of another shape": misshaped, **problems})
+    return leaves
+
+
+def refuse(directory: pathlib.Path, problems: Mapping[str, list[str]]) -> None:
+    """Raises the one error that lists every problem, if there is any."""
+    if any(problems.values()):
+        found = "; ".join(f"{kind}: {_listing(names)}" for kind, names in problems.items() if names)
+        raise InputError(
+            f"the tensors of {directory} do not fit its config.json ({found}); "
+            "download the checkpoint again or use the config.json that belongs to it"
+        )
+
+
+def _repeats_embedding(name: str, tensors: Mapping[str, Tensor], table: Table, leaves: list[Leaf]) -> bool:
+    """Is this the output matrix of a model with tied embeddings, equal to the embeddings?"""
+    head = next((row for row in table.rows if row.target == _HEAD), None)
+    embedding = next((leaf for leaf in leaves if leaf.row.target == _EMBEDDING), None)
+    if head is None or embedding is None or table.canonical(name) != head.source:
+        return False
+    (original,) = embedding.names[()]
+    return original in tensors and np.array_equal(tensors[name].array(), tensors[original].array())
+
+
+def _listing(names: list[str]) -> str:
+    listed = ", ".join(sorted(names)[:_LISTED])
+    return listed if len(names) <= _LISTED else f"{listed} and {len(names) - _LISTED} more"

@@ -1,0 +1,216 @@
+"""config.json of a released checkpoint -> the model config of this project.
+
+Formats: 'github' is the public repository's InternVLChatModel, 'hf' is transformers' InternVLForConditionalGeneration (as
+written by 4.5x and by 5.x, which renames a few keys), 'vit' is a vision tower alone (InternVisionModel). Every value that
+would change the computation is either translated or checked against the one that this project computes.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+from checkpoint_convert.source import read_json
+from internvl_jax.errors import InputError
+from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+
+Format = Literal["github", "hf", "vit"]
+
+_FORMATS: dict[str, Format] = {
+    "InternVLChatModel": "github",
+    "InternVLForConditionalGeneration": "hf",
+    "InternVisionModel": "vit",
+}
+_FAMILIES = {"qwen3": "Qwen3ForCausalLM"}  # model_type -> architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedConfig:
+    """A config.json and what kind it is."""
+
+    file: pathlib.Path
+    format: Format
+    values: dict[str, Any]
+
+    def vision(self) -> VisionConfig:
+        return _vision(
+            self._part("vision_config") if self.format != "vit" else _Part(self.file, "", self.values), self.format
+        )
+
+    def model(self, image_token_id: int | None) -> InternVLConfig:
+        """Args:
+          image_token_id: the id of <IMG_CONTEXT>, which a GitHub-format config.json doesn't hold; an HF one does and
+            must agree unless this is None.
+
+        Raises:
+          InputError: a missing key, or a value that this project doesn't compute.
+        """
+        whole = _Part(self.file, "", self.values)
+        if self.format == "vit":
+            raise InputError(f"{self.file} describes a vision tower alone (InternVisionModel); give a whole model")
+        vision = self.vision()
+        if self.format == "hf":
+            text = _text(self._part("text_config"), whole)
+            whole.expect("projector_hidden_act", "gelu")
+            whole.expect("vision_feature_layer", -1)
+            whole.expect("vision_feature_select_strategy", "default")
+            written = whole.get("image_token_id", int)
+            if image_token_id not in (None, written):
+                raise InputError(
+                    f"{self.file} has image_token_id {written} but the tokenizer or reference says {image_token_id}; "
+                    "use files of one checkpoint"
+                )
+            image_token_id = written
+        else:
+            text = _text(self._part("llm_config"), whole)
+            whole.expect("select_layer", -1)
+            whole.expect("ps_version", "v2")
+            for key in ("use_backbone_lora", "use_llm_lora"):
+                whole.expect(key, 0)
+            if (forced := whole.optional("force_image_size")) not in (None, vision.image_size):
+                raise InputError(
+                    f"{self.file}: force_image_size {forced} is not vision_config.image_size {vision.image_size}; "
+                    "make them agree"
+                )
+        if image_token_id is None:
+            raise InputError(
+                f"{self.file} does not say the id of <IMG_CONTEXT>; put the tokenizer files of the checkpoint beside it"
+            )
+        return InternVLConfig(vision, text, whole.get("downsample_ratio", float), image_token_id)
+
+    def _part(self, name: str) -> "_Part":
+        return _Part(self.file, name, _Part(self.file, "", self.values).get(name, dict))
+
+
+def read_config(directory: str | pathlib.Path) -> ReleasedConfig:
+    """Reads config.json of a released checkpoint.
+
+    Raises:
+      FileNotFoundError: there is none.
+      InputError: not JSON, or an unknown architecture.
+    """
+    file = pathlib.Path(directory) / "config.json"
+    values = read_json(file)
+    architectures = values.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if name not in _FORMATS:
+        raise InputError(f"{file}: unknown architecture {name!r}; supported are {', '.join(_FORMATS)}")
+    return ReleasedConfig(file, _FORMATS[name], values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One object of a config.json, with errors that name file and key."""
+
+    file: pathlib.Path
+    name: str
+    values: dict[str, Any]
+
+    def where(self, key: str) -> str:
+        return f"{self.name}.{key}" if self.name else key
+
+    def get(self, key: str, kind: type) -> Any:
+        if key not in self.values:
+            raise InputError(f"{self.file} lacks {self.where(key)}; use the config.json that the checkpoint came with")
+        value = self.values[key]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise InputError(f"{self.file}: {self.where(key)} is {value!r}; it must be a value of type {kind.__name__}")
+        return value
+
+    def optional(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def expect(self, key: str, computed: Any) -> None:
+        """Absent keys pass: the formats leave out what has its default."""
+        if self.values.get(key, computed) != computed:
+            raise InputError(
+                f"{self.file}: {self.where(key)} is {self.values[key]!r}, but only {computed!r} is supported; "
+                "use a checkpoint of the InternVL3.5 family"
+            )
+
+
+def _vision(part: _Part, form: Format) -> VisionConfig:
+    keys = {"qkv_bias": "qkv_bias", "qk_norm": "qk_normalization", "layer_scale_init": "initializer_factor"}
+    if form == "hf":
+        keys = {"qkv_bias": "attention_bias", "qk_norm": "use_qk_norm", "layer_scale_init": "layer_scale_init_value"}
+        part.expect("use_mean_pooling", True)  # False adds a norm after the last layer
+        part.expect("use_absolute_position_embeddings", True)
+        part.expect("use_mask_token", False)
+    part.expect("hidden_act", "gelu")
+    part.expect("num_channels", 3)
+    norm = part.get("norm_type", str)
+    if norm not in ("layer_norm", "rms_norm"):
+        raise InputError(f"{part.file}: {part.where('norm_type')} is {norm!r}; use 'layer_norm' or 'rms_norm'")
+    return VisionConfig(
+        image_size=_side(part, "image_size"),
+        patch_size=_side(part, "patch_size"),
+        width=part.get("hidden_size", int),
+        layers=part.get("num_hidden_layers", int),
+        heads=part.get("num_attention_heads", int),
+        mlp=part.get("intermediate_size", int),
+        norm=norm,
+        norm_eps=part.get("layer_norm_eps", float),
+        qkv_bias=part.get(keys["qkv_bias"], bool),
+        qk_norm=part.get(keys["qk_norm"], bool),
+        # transformers' vision tower has no drop path.
+        drop_path=0.0 if form == "hf" else part.get("drop_path_rate", float),
+        layer_scale_init=part.get(keys["layer_scale_init"], float),
+        init_std=part.get("initializer_range", float),
+    )
+
+
+def _side(part: _Part, key: str) -> int:
+    """A length in pixels; HF writes [height, width]."""
+    value = part.values.get(key)
+    if not isinstance(value, list):
+        return part.get(key, int)
+    if len(value) != 2 or value[0] != value[1] or not isinstance(value[0], int):
+        raise InputError(f"{part.file}: {part.where(key)} is {value}; only squares are supported")
+    return value[0]
+
+
+def _text(part: _Part, whole: _Part) -> TextConfig:
+    family = part.get("model_type", str)
+    architectures = part.optional("architectures") or [_FAMILIES.get(family)]
+    if family not in _FAMILIES or architectures[0] != _FAMILIES[family]:
+        raise InputError(
+            f"{part.file}: the language model is {family} ({architectures[0]}); "
+            f"supported families are {', '.join(f'{name} ({cls})' for name, cls in _FAMILIES.items())}"
+        )
+    part.expect("hidden_act", "silu")
+    part.expect("attention_bias", False)
+    part.expect("use_sliding_window", False)
+    part.expect("rope_scaling", None)
+    return TextConfig(
+        family=family,
+        vocab=part.get("vocab_size", int),
+        width=part.get("hidden_size", int),
+        layers=part.get("num_hidden_layers", int),
+        heads=part.get("num_attention_heads", int),
+        kv_heads=part.get("num_key_value_heads", int),
+        head_width=part.get("head_dim", int),
+        mlp=part.get("intermediate_size", int),
+        rope_theta=_rope_theta(part),
+        norm_eps=part.get("rms_norm_eps", float),
+        tie_embeddings=_tied(part, whole),
+        init_std=part.get("initializer_range", float),
+    )
+
+
+def _rope_theta(part: _Part) -> float:
+    if "rope_parameters" not in part.values:
+        return part.get("rope_theta", float)
+    rope = _Part(part.file, part.where("rope_parameters"), part.get("rope_parameters", dict))  # transformers >= 5
+    rope.expect("rope_type", "default")
+    return rope.get("rope_theta", float)
+
+
+def _tied(part: _Part, whole: _Part) -> bool:
+    """The language model's own word comes first: the GitHub format copies it to the top, and transformers 4.5x obeys
+    it while its top level says whatever the base class defaults to. Qwen3's config leaves the flag out where it is False,
+    so with the flag at the top only, the top decides; with neither, False."""
+    for place in (part, whole):
+        if "tie_word_embeddings" in place.values:
+            return place.get("tie_word_embeddings", bool)
+    return False

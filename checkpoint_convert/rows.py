@@ -1,0 +1,80 @@
+"""A row says where the tensors of a released checkpoint go: source name, target parameter, einops pattern.
+
+A row reads forwards (released -> ours) and, with its pattern turned round, backwards (ours -> released). Placeholders such
+as `{i}` count the leading axes of the target: `{i}` alone is the layer axis, `{i}` and `{e}` layer and expert.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from einops import rearrange
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Attributes:
+    source: template of a tensor name, or several templates whose tensors are stacked into one target.
+    target: path of the parameter.
+    pattern: einops pattern from the source tensor to the target without its placeholder axes. With several templates
+      the left side begins with the axis along which the tensors are stacked.
+    """
+
+    source: str | tuple[str, ...]
+    target: str
+    pattern: str = "... -> ..."
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def stacked_axes(self) -> int:
+        """Leading axes of the target that placeholders count."""
+        return len(_PLACEHOLDER.findall(self.templates[0]))
+
+    def names(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
+        """Position along the placeholder axes -> tensor names, for a target of this shape."""
+        counters = _PLACEHOLDER.findall(self.templates[0])
+        for position in itertools.product(*(range(size) for size in shape[: len(counters)])):
+            values = dict(zip(counters, position, strict=True))
+            yield position, tuple(template.format(**values) for template in self.templates)
+
+    def source_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that each source tensor must have, for a target of this shape."""
+        nothing = np.broadcast_to(np.uint8(0), shape[self.stacked_axes :])
+        return self.backwards(nothing)[0].shape
+
+    def forwards(self, tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Source tensors -> one position of a target of this shape; a view where there is one contiguous source."""
+        tensor = tensors[0] if isinstance(self.source, str) else np.stack(tensors)
+        right = self.pattern.split("->")[1].split()
+        sizes = {} if right == ["..."] else dict(zip(right, shape[self.stacked_axes :], strict=True))
+        return rearrange(tensor, self.pattern, **sizes)
+
+    def backwards(self, piece: np.ndarray) -> Sequence[np.ndarray]:
+        """One position of a target -> its source tensors."""
+        left, right = self.pattern.split("->")
+        tensor = rearrange(piece, f"{right} -> {left}")
+        return [tensor] if isinstance(self.source, str) else list(tensor)
+
+
+def to_released(rows: Sequence[Row], params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """All rows backwards: {path: array} -> the released names and tensors, one after the other.
+
+    Rows whose target `params` lacks (biases, norms and heads that this model has not) are left out.
+
+    Raises:
+      ValueError: a parameter that no row writes.
+    """
+    if homeless := sorted(params.keys() - {row.target for row in rows}):
+        raise ValueError(f"no row of the table writes the parameters {homeless}; add rows")
+    for row in rows:
+        if row.target in params:
+            leaf = params[row.target]
+            for position, names in row.names(leaf.shape):
+                yield from zip(names, row.backwards(leaf[position]), strict=True)

@@ -1,0 +1,123 @@
+"""A directory of safetensors files as a dict of lazily mapped tensors; a damaged or incomplete directory is refused."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from internvl_jax.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+
+# The floating-point types that released checkpoints of these families store.
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file; nothing is read until `array`."""
+
+    file: pathlib.Path
+    offset: int  # bytes from the start of the file
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def array(self) -> np.ndarray:
+        """Maps the tensor read-only. Slices of it read only their own pages; dropping it gives all of them back, which
+        is why the file isn't kept open: the mapping of a whole file would count as memory of this process."""
+        if self.nbytes == 0:  # an empty range can't be mapped
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+
+
+def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
+    """Every tensor of a released checkpoint, by name: one file, or the files that an index names.
+
+    Raises:
+      FileNotFoundError: no such directory, or no weights in it, or the index names a file that is not there.
+      InputError: a file that is damaged or truncated, or an index that disagrees with its files.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is not a directory; give the folder of a released checkpoint")
+    if not (directory / INDEX).exists():
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"{directory} holds no .safetensors file; give the folder of a released checkpoint")
+        return _merge(files)
+
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{directory / INDEX} has no weight_map; download it again")
+    files = sorted({directory / name for name in weight_map.values()})
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{directory / INDEX} names files that are not there: {absent}; download them")
+    tensors = _merge(files)
+    wrong = sorted(
+        name for name in tensors.keys() | weight_map.keys() if _file_name(tensors, name) != weight_map.get(name)
+    )
+    if wrong:
+        raise InputError(f"{directory / INDEX} disagrees with its files about the tensors {wrong}; download them again")
+    return tensors
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      InputError: not JSON, or not an object.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there; give the folder of a released checkpoint")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise InputError(f"{file} is not valid JSON ({error}); download it again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} does not hold a JSON object; download it again")
+    return values
+
+
+def _file_name(tensors: dict[str, Tensor], name: str) -> str | None:
+    return tensors[name].file.name if name in tensors else None
+
+
+def _merge(files: list[pathlib.Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        found = _tensors(file)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise InputError(f"{file} repeats tensors of another file of its folder: {twice}; remove the stale file")
+        tensors |= found
+    return tensors
+
+
+def _tensors(file: pathlib.Path) -> dict[str, Tensor]:
+    try:
+        # The library checks the header: sizes, offsets, types, and that the data end where the file does.
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise InputError(f"{file} is damaged or truncated ({error}); download it again") from error
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    header.pop("__metadata__", None)
+    if strange := sorted(name for name, entry in header.items() if entry["dtype"] not in _DTYPES):
+        kinds = sorted({header[name]["dtype"] for name in strange})
+        raise InputError(
+            f"{file} stores tensors as {kinds}, e.g. {strange[0]}; use the checkpoint with floating-point weights"
+        )
+    return {
+        name: Tensor(file, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+        for name, entry in header.items()
+    }

@@ -1,0 +1,58 @@
+"""Format and family -> its table of rows, and the spellings of names that are accepted besides those of the table."""
+
+import dataclasses
+import re
+
+from checkpoint_convert import table_intern_vit, table_qwen3
+from checkpoint_convert.rows import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Attributes:
+    rows: every row of the format and family.
+    aliases: (regular expression, replacement), applied in order, that turn other spellings into those of the rows.
+    """
+
+    rows: tuple[Row, ...]
+    aliases: tuple[tuple[str, str], ...]
+
+    def canonical(self, name: str) -> str:
+        for pattern, replacement in self.aliases:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+# hf2custom of the public repository (2410d1d) leaves the 6B tower's q/k norms under HF's name.
+_GITHUB_ALIASES = ((r"^(vision_model\.encoder\.layers\.\d+)\.attention\.([qk]_norm\.)", r"\1.attn.\2"),)
+
+_HF_ALIASES = (
+    # transformers >= 4.56 in memory and custom2hf of the public repository put everything but the head under `model.`.
+    (r"^model\.(language_model|vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^language_model\.(?!model\.|lm_head\.)", r"language_model.model."),
+    (r"^lm_head\.", r"language_model.lm_head."),
+    # custom2hf leaves the 6B tower's q/k norms under the GitHub name.
+    (r"^(vision_tower\.encoder\.layer\.\d+)\.attn\.([qk]_norm\.)", r"\1.attention.\2"),
+)
+
+TABLES = {
+    ("github", "qwen3"): Table(
+        (
+            *table_intern_vit.github_tower("vision_model.", "vit."),
+            *table_intern_vit.projector("mlp1.0", "mlp1.1", "mlp1.3"),
+            *table_qwen3.language_model(),
+        ),
+        _GITHUB_ALIASES,
+    ),
+    ("hf", "qwen3"): Table(
+        (
+            *table_intern_vit.hf_tower(),
+            *table_intern_vit.projector(
+                *(f"multi_modal_projector.{part}" for part in ("layer_norm", "linear_1", "linear_2"))
+            ),
+            *table_qwen3.language_model(),
+        ),
+        _HF_ALIASES,
+    ),
+    ("github", "vit"): Table(tuple(table_intern_vit.github_tower("", "")), ()),
+}
