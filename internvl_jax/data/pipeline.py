@@ -1,0 +1,281 @@
+"""From a meta file to training batches, in an order that depends on nothing but the seed.
+
+1. The length index of every data set is read or computed, samples that fit no row are refused or left out.
+2. An epoch is a seeded permutation of the mixture (every sample `repeat_time` times), packed into rows from lengths
+   alone (`plan.RowPlan`). Row r of the run is a pure function of (seed, r), random JPEG included.
+3. A global batch of B rows is rows step x B ... ; host h of n loads its block of B / n rows, through grain, in worker
+   processes and threads if asked, none of which can change the stream.
+4. The position is the number of rows consumed. It names no host, so a run resumes on another number of hosts.
+5. A sample that cannot be loaded leaves a gap of padding in its row; it is logged with its reason and counted, and more
+   than `max_skipped` of them stop the run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from internvl_jax.data import lengths, packing, samples, sources
+from internvl_jax.data.batch import Batch, RowConfig, assemble_row, stack_rows
+from internvl_jax.data.plan import RowPlan
+from internvl_jax.data.processor import Processor
+from internvl_jax.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+_JPEG_STREAM = 1  # keeps the random numbers of rows apart from those of epochs
+_NAMES_LOGGED = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """What is read and how it is laid out. Released SFT: 32768 tokens, 96 tiles, 20 open packs, square weighting."""
+
+    meta: str  # meta file
+    token_budget: int  # of a row
+    tile_budget: int  # of a row
+    max_open: int  # packs that stay open while packing
+    pack: bool  # False: every sample gets a row of its own
+    weighting: str  # token, sample or square
+    seed: int
+    over_long: str  # samples over a budget: 'error' or 'drop'
+    max_skipped: int  # broken samples that a host tolerates before it stops
+    cache_dir: str | None  # folder of length indices; None keeps none
+    workers: int  # processes that load batches; 0 loads in this one
+    threads: int  # threads that load batches ahead, in each process; 0 loads when asked
+
+    def __post_init__(self):
+        if self.over_long not in ("error", "drop"):
+            raise InputError(f"over_long is {self.over_long!r}; use 'error' or 'drop'.")
+        leasts = {"token_budget": 1, "tile_budget": 0, "max_open": 1, "seed": 0, "workers": 0, "threads": 0}
+        for name, least in leasts.items():
+            if vars(self)[name] < least:
+                raise InputError(f"{name} is {vars(self)[name]}; it must be at least {least}.")
+
+
+class Pipeline:
+    """The rows of a run: `row(r)` for any r, `batches(...)` for a host's share of the stream."""
+
+    def __init__(self, config: PipelineConfig, processor: Processor):
+        """Reads the meta file and the length indices.
+
+        Raises:
+            InputError: for unreadable files, samples over a budget (with over_long='error'), too many broken samples.
+        """
+        self.config = config
+        image = processor.image_config
+        self.row_config = RowConfig(
+            config.token_budget,
+            config.tile_budget,
+            image.tile_size,
+            image.tokens_per_tile,
+            processor.tokenizer.image_context,
+            config.weighting,
+        )
+        datasets = sources.read_meta(config.meta)
+        indices = [lengths.length_index(dataset, processor, config.cache_dir) for dataset in datasets]
+        self.corpus = Corpus(
+            [samples.SampleReader(d, i.offsets, processor) for d, i in zip(datasets, indices, strict=True)]
+        )
+        self.tokens_N = np.concatenate([index.tokens for index in indices])
+        self.tiles_N = np.concatenate([index.tiles for index in indices])
+        self.broken = [reason for index in indices for reason in index.broken.values()]
+        _Skipped(config.max_skipped).extend(self.broken)
+        self.dropped = self._over_long()  # sample numbers
+        usable_N = self.tokens_N > 0
+        usable_N[self.dropped] = False
+        mixture = self.corpus.mixture()
+        packs = packing.PackingConfig(config.token_budget, config.tile_budget, config.max_open)
+        self.plan = RowPlan(
+            mixture[usable_N[mixture]], self.tokens_N, self.tiles_N, packs, pack=config.pack, seed=config.seed
+        )
+        self.fingerprint = self._fingerprint([index.digest for index in indices])
+
+    def row(self, number: int) -> tuple[Batch, list[str]]:
+        """Row `number` of the run (B = 1), and why samples of it are missing, if any."""
+        loaded, skipped = [], []
+        for place, sample in enumerate(self.plan.samples(number).tolist()):
+            rng = np.random.default_rng((self.config.seed, _JPEG_STREAM, number, place))
+            try:
+                loaded.append(self._load(sample, rng))
+            except InputError as error:
+                skipped.append(str(error))
+        return assemble_row(loaded, self.row_config), skipped
+
+    def batches(self, rows: int, *, host: int = 0, hosts: int = 1, state: dict | None = None) -> "BatchIterator":
+        """An endless iterator over this host's part of global batches of `rows` rows.
+
+        state: `BatchIterator.state()` of an earlier run, to go on after its last batch; of any number of hosts.
+
+        Raises:
+            InputError: if rows do not divide among hosts, or the state belongs to other data.
+        """
+        if rows < 1 or rows % hosts or not 0 <= host < hosts:
+            raise InputError(f"host {host} of {hosts} cannot take its part of {rows} rows; rows must divide evenly.")
+        return BatchIterator(self, rows, host, hosts, self._start_row(state))
+
+    def _load(self, sample: int, rng: np.random.Generator):
+        loaded = self.corpus.load(sample, rng)
+        size = (len(loaded.tokens_T), len(loaded.tiles_GHWC))
+        planned = (int(self.tokens_N[sample]), int(self.tiles_N[sample]))
+        if size != planned:
+            raise InputError(
+                f"{loaded.name} has {size[0]} tokens and {size[1]} tiles but {planned[0]} and {planned[1]} were "
+                "planned; correct the width and height that it notes, or delete the length index if files changed."
+            )
+        return loaded
+
+    def _over_long(self) -> np.ndarray:
+        config = self.config
+        long = np.flatnonzero((self.tokens_N > config.token_budget) | (self.tiles_N > config.tile_budget))
+        if len(long) and config.over_long == "error":
+            first = long[0]
+            raise InputError(
+                f"{self.corpus.name(first)} has {self.tokens_N[first]} tokens and {self.tiles_N[first]} tiles, over "
+                f"the row's budget of {config.token_budget} tokens and {config.tile_budget} tiles ({len(long)} such "
+                "samples in all); raise the budget, lower the tile limit, or set over_long to 'drop'."
+            )
+        for number in long[:_NAMES_LOGGED]:
+            _LOG.warning(
+                "dropped %s: %d tokens, %d tiles", self.corpus.name(number), self.tokens_N[number], self.tiles_N[number]
+            )
+        if len(long):
+            _LOG.warning("dropped %d samples over the budget of a row", len(long))
+        return long
+
+    def _start_row(self, state: dict | None) -> int:
+        if state is None:
+            return 0
+        if state["seed"] != self.config.seed or state["fingerprint"] != self.fingerprint:
+            raise InputError(
+                f"the saved data position (row {state['rows']}, seed {state['seed']}) belongs to another data order: "
+                f"meta file {self.config.meta}, its annotations, tokenizer, image options, budgets or seed "
+                f"(now {self.config.seed}) have changed; restore them or start a new run."
+            )
+        return state["rows"]
+
+    def _fingerprint(self, digests: list[str]) -> str:
+        """A digest of what decides which samples stand in which row and what they say, independent of the machine."""
+        config = self.config
+        parts = [digests, config.token_budget, config.tile_budget, config.max_open, config.pack, config.over_long]
+        parts += [reader.dataset.data_augment for reader in self.corpus.readers]
+        digest = hashlib.sha256(json.dumps(parts).encode())
+        for array in (self.plan.mixture, self.tokens_N, self.tiles_N):
+            digest.update(array.tobytes())
+        processor = self.corpus.readers[0].processor
+        digest.update(json.dumps([processor.tokenizer.digest, processor.to_dict()], sort_keys=True).encode())
+        return digest.hexdigest()[:32]
+
+
+class Corpus:
+    """The samples of all data sets under one numbering: those of the first, then those of the second, ..."""
+
+    def __init__(self, readers: list[samples.SampleReader]):
+        self.readers = readers
+        self._firsts = np.cumsum([0, *(len(reader) for reader in readers)])
+
+    def name(self, number: int) -> str:
+        """FILE:LINE of a sample."""
+        reader, index = self._locate(number)
+        return reader.name(index)
+
+    def load(self, number: int, rng: np.random.Generator):
+        """The sample with its pixels."""
+        reader, index = self._locate(number)
+        return reader.load(index, rng)
+
+    def mixture(self) -> np.ndarray:
+        """Sample numbers int64 of an epoch before shuffling: each `repeat_time` times.
+
+        As in the release a fraction takes samples from the start of the file; there 2.5 means 2, here it means twice
+        all and once the first half.
+        """
+        parts = []
+        for reader, first in zip(self.readers, self._firsts, strict=False):
+            count = int(len(reader) * reader.dataset.repeat_time)
+            if not count:
+                raise InputError(
+                    f"data set {reader.dataset.name!r} has {len(reader)} samples, of which repeat_time "
+                    f"{reader.dataset.repeat_time} leaves none; raise it or remove the data set."
+                )
+            parts.append(first + np.arange(count) % len(reader))
+        return np.concatenate(parts)
+
+    def _locate(self, number: int) -> tuple[samples.SampleReader, int]:
+        which = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return self.readers[which], int(number - self._firsts[which])
+
+
+class BatchIterator(Iterator[Batch]):
+    """One host's batches; `skipped` counts the samples that could not be loaded so far."""
+
+    def __init__(self, pipeline: Pipeline, rows: int, host: int, hosts: int, start_row: int):
+        config = pipeline.config
+        self._rows_per_batch, self._pipeline, self._row = rows, pipeline, start_row
+        self._skipped = _Skipped(config.max_skipped)
+        self._skipped.extend(pipeline.broken)
+        source = _HostBatches(pipeline, rows, host, hosts, start_row)
+        options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
+        dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+        if config.workers:
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        self._iterator = iter(dataset)
+
+    def __next__(self) -> Batch:
+        batch, skipped = next(self._iterator)
+        self._skipped.extend(skipped)
+        self._row += self._rows_per_batch
+        return batch
+
+    @property
+    def skipped(self) -> int:
+        """Different broken samples met so far, those without a length included."""
+        return len(self._skipped.reasons)
+
+    def state(self) -> dict:
+        """The position after the last batch taken, the same on every host; JSON-able."""
+        pipeline = self._pipeline
+        return {"rows": self._row, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint}
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self._iterator.close()
+
+
+class _HostBatches:
+    """Random access to a host's batches, as grain wants it."""
+
+    def __init__(self, pipeline: Pipeline, rows: int, host: int, hosts: int, start_row: int):
+        self._pipeline, self._rows = pipeline, rows
+        self._share = rows // hosts
+        self._first = start_row + host * self._share
+
+    def __len__(self) -> int:
+        return 1 << 62  # the stream has no end
+
+    def __getitem__(self, step: int) -> tuple[Batch, list[str]]:
+        first = self._first + step * self._rows
+        rows, skipped = zip(*map(self._pipeline.row, range(first, first + self._share)), strict=True)
+        return stack_rows(rows), [reason for reasons in skipped for reason in reasons]
+
+
+class _Skipped:
+    """Reasons of broken samples, each once; too many are an error."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self.reasons: set[str] = set()
+
+    def extend(self, reasons: list[str]) -> None:
+        for reason in reasons:
+            if reason not in self.reasons:
+                self.reasons.add(reason)
+                _LOG.warning("skipped %s", reason)
+            if len(self.reasons) > self._limit:
+                raise InputError(
+                    f"{reason} This is broken sample number {len(self.reasons)}, over the limit of {self._limit}; "
+                    "run launch.check_data and correct the data, or raise max_skipped."
+                )

@@ -1,0 +1,76 @@
+"""Samples of one data set, read by line number: how long they are, and what they hold.
+
+`measure` and `load` count tokens by the same functions, so what was planned from lengths is what is loaded.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from internvl_jax.data import images, sources, tiling
+from internvl_jax.data.batch import Sample
+from internvl_jax.data.processor import Processor
+from internvl_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleReader:
+    """Random access to the samples of a data set. Every error is an `InputError` that starts with FILE:LINE."""
+
+    dataset: sources.Dataset
+    offsets: np.ndarray  # int64 [n + 1], from sources.scan_lines
+    processor: Processor  # the data set's own tile limit overrides the processor's
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def name(self, index: int) -> str:
+        """FILE:LINE of a sample; lines count from 1."""
+        return f"{self.dataset.annotation}:{index + 1}"
+
+    def record(self, index: int) -> sources.Record:
+        """The sample as written."""
+        line = sources.read_span(self.dataset.annotation, *self.offsets[index : index + 2])
+        return sources.parse_record(line, self.name(index), self.dataset)
+
+    def measure(self, index: int) -> tuple[int, int]:
+        """(tokens, tiles) of a sample, from the noted sizes of its images or else from their headers."""
+        record = self.record(index)
+        config = self._image_config(record)
+        try:
+            tiles = [tiling.num_tiles(*_size(record, k, config), config) for k in range(len(record.images))]
+            tokens_T, _ = self._encode(record, tiles)
+        except InputError as error:
+            raise InputError(f"{record.name}: {error}") from error
+        return len(tokens_T), sum(tiles)
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """A sample with its pixels; `rng` draws the JPEG qualities if the data set is augmented."""
+        record = self.record(index)
+        config = self._image_config(record)
+        try:
+            tiles = [images.tile_image(images.load_image(path, config), config) for path in record.images]
+            tokens_T, supervised_T = self._encode(record, [len(t) for t in tiles])
+        except InputError as error:
+            raise InputError(f"{record.name}: {error}") from error
+        side = self.processor.image_config.tile_size
+        tiles_GHWC = np.concatenate([np.zeros((0, side, side, 3), np.uint8), *tiles])
+        if self.dataset.data_augment and len(tiles_GHWC):
+            tiles_GHWC = images.random_jpeg(tiles_GHWC, rng)
+        return Sample(record.name, tokens_T, supervised_T, tiles_GHWC)
+
+    def _image_config(self, record: sources.Record) -> tiling.ImageConfig:
+        config, limit = self.processor.image_config, self.dataset.max_tiles
+        if limit is not None:
+            config = tiling.limit_tiles(config, limit)
+        return tiling.share_tiles(config, len(record.images))
+
+    def _encode(self, record: sources.Record, tiles: list[int]):
+        counts = [self.processor.image_config.tokens_per_tile * number for number in tiles]
+        return self.processor.template.encode_training(record.conversations, counts, self.processor.tokenizer)
+
+
+def _size(record: sources.Record, number: int, config: tiling.ImageConfig) -> tuple[int, int]:
+    # Noted sizes say nothing about EXIF orientation, so with apply_exif the header decides.
+    noted = None if config.apply_exif else record.sizes[number]
+    return noted or images.image_size(record.images[number], config)

@@ -1,0 +1,179 @@
+"""The released data format: a meta JSON that lists data sets, and JSONL annotations with one sample a line.
+
+1. `read_meta` reads `{"name": {"root", "annotation", "repeat_time", ...}}` into `Dataset`s; unknown keys are errors.
+2. `scan_lines` finds where the lines of an annotation start, so that any sample is read by one seek.
+3. `parse_record` turns a line into a `Record`: its conversation, the paths of its images and their noted sizes.
+
+Every error is an `InputError` that names the file, and the line where there is one.
+Source: released `docs/chat_data_format` and `internvl_chat_finetune.py` (`LazySupervisedDataset`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from internvl_jax.errors import InputError
+
+_META_KEYS = {
+    "root": str,
+    "annotation": str,
+    "data_augment": bool,
+    "max_dynamic_patch": int,
+    "repeat_time": (int, float),
+    "length": int,
+}
+_BLOCK_BYTES = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One entry of a meta file. Relative paths count from the working directory, as in the release."""
+
+    name: str
+    root: str  # folder of the images
+    annotation: str  # JSONL file
+    data_augment: bool  # random JPEG compression of the tiles
+    max_tiles: int | None  # `max_dynamic_patch`, overrides the run's tile limit
+    repeat_time: float
+    length: int | None  # number of samples that the file is said to have
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One sample as written in the annotation, checked for form; `name` is FILE:LINE."""
+
+    name: str
+    conversations: list[dict[str, str]]  # {"from", "value"}
+    images: tuple[str, ...]  # paths
+    sizes: tuple[tuple[int, int] | None, ...]  # noted (width, height) of each image
+
+
+def read_meta(path: str) -> tuple[Dataset, ...]:
+    """The data sets of a meta file, in its order.
+
+    Raises:
+        InputError: if the file cannot be read or an entry is not as it should be.
+    """
+    try:
+        meta = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+    except OSError as error:
+        raise InputError(f"meta file {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"meta file {path} is not valid JSON: {error}.") from error
+    if not isinstance(meta, dict) or not meta:
+        raise InputError(f'meta file {path} must be an object {{"name": {{"root": ..., "annotation": ...}}}}.')
+    return tuple(_dataset(path, name, entry) for name, entry in meta.items())
+
+
+def scan_lines(path: str) -> tuple[np.ndarray, str]:
+    """Byte offsets int64 [n + 1] of the n lines of a file (blank lines at the end left out), and its SHA-256."""
+    digest, starts, size, last = hashlib.sha256(), [np.zeros(1, np.int64)], 0, b"\n"
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                starts.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + size + 1)
+                size, last = size + len(block), block[-1:]
+            if last != b"\n":
+                starts.append(np.array([size]))
+            offsets = np.concatenate(starts)
+            while len(offsets) > 1 and not read_span(path, *offsets[-2:]).strip():
+                offsets = offsets[:-1]
+    except OSError as error:
+        raise InputError(f"annotation file {path} cannot be read: {error.strerror}.") from error
+    if len(offsets) == 1:
+        raise InputError(f"annotation file {path} has no samples; write one JSON object a line or leave it out.")
+    return offsets, digest.hexdigest()
+
+
+def read_span(path: str, start: int, end: int) -> bytes:
+    """Bytes start..end of a file."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def parse_record(line: bytes, name: str, dataset: Dataset) -> Record:
+    """Checks the form of one line and resolves its image paths; what turns say is left to the chat template.
+
+    Raises:
+        InputError: naming the line, if it is no sample of a known form.
+    """
+    try:
+        entry = json.loads(line)
+    except ValueError as error:  # covers bytes that are not UTF-8
+        raise InputError(f"{name} is not valid JSON: {error}.") from error
+    if not isinstance(entry, dict):
+        raise InputError(f"{name} is a {type(entry).__name__}; a sample is a JSON object.")
+    if entry.get("video"):
+        raise InputError(f"{name} is a video sample, which this build does not read; leave it out of the annotation.")
+    conversations = _conversations(entry, name)
+    image = entry.get("image") or []
+    images = [image] if isinstance(image, str) else image
+    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
+        raise InputError(f'{name} has an "image" that is neither a path nor a list of paths.')
+    sizes = _sizes(entry, image, name)
+    return Record(name, conversations, tuple(os.path.join(dataset.root, path) for path in images), sizes)
+
+
+def _dataset(path: str, name: str, entry) -> Dataset:
+    where = f"data set {name!r} of meta file {path}"
+    if not isinstance(entry, dict):
+        raise InputError(f'{where} must be an object with "root" and "annotation".')
+    for key, value in entry.items():
+        if key not in _META_KEYS:
+            raise InputError(f"{where} has the unknown key {key!r}; known keys are {', '.join(_META_KEYS)}.")
+        kind = _META_KEYS[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise InputError(f"{where} has {key!r} = {value!r}, which has the wrong type.")
+    missing = [key for key in ("root", "annotation") if key not in entry]
+    if missing:
+        raise InputError(f"{where} lacks {missing[0]!r}; add it.")
+    for key in ("max_dynamic_patch", "repeat_time"):
+        if key in entry and not 0 < entry[key] < float("inf"):
+            raise InputError(f"{where} has {key!r} = {entry[key]}; it must be positive.")
+    return Dataset(
+        name=name,
+        root=entry["root"],
+        annotation=entry["annotation"],
+        data_augment=entry.get("data_augment", False),
+        max_tiles=entry.get("max_dynamic_patch"),
+        repeat_time=entry.get("repeat_time", 1),
+        length=entry.get("length"),
+    )
+
+
+def _no_duplicates(pairs):
+    names = [name for name, _ in pairs]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(f"{sorted(repeated)[0]!r} stands there twice")
+    return dict(pairs)
+
+
+def _conversations(entry: dict, name: str) -> list[dict[str, str]]:
+    turns = entry.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise InputError(f'{name} has no "conversations"; give a list of {{"from", "value"}} turns.')
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("from", "value")):
+            raise InputError(f'{name} turn {number} must be an object with the texts "from" and "value".')
+    return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+
+
+def _sizes(entry: dict, image: str | list[str], name: str) -> tuple[tuple[int, int] | None, ...]:
+    if isinstance(image, str):
+        widths, heights = [entry.get("width")], [entry.get("height")]
+    else:
+        none = [None] * len(image)
+        widths, heights = (entry.get(key) or none if image else none for key in ("width_list", "height_list"))
+        if not (isinstance(widths, list) and isinstance(heights, list) and len(widths) == len(heights) == len(image)):
+            raise InputError(f'{name} has a "width_list" or "height_list" without one number for each of its images.')
+    return tuple(
+        (width, height) if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0 else None
+        for width, height in zip(widths, heights, strict=True)
+    )
