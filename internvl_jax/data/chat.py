@@ -107,6 +107,12 @@ class Template:
         """The messages with a system turn in front, unless they have one or there is none to add."""
         if not messages:
             raise InputError("a conversation has no messages; give at least one.")
+        for i, message in enumerate(messages):
+            if message.role not in ("system", "user", "assistant") or (message.role == "system" and i > 0):
+                raise InputError(
+                    f"message {i} of a conversation has role {message.role!r}; roles are user, assistant, and system "
+                    "for the first message alone."
+                )
         system = self.default_system if system is None else system
         if messages[0].role == "system" or system is None:
             return list(messages)
@@ -131,7 +137,8 @@ def from_released(
     """Messages of a released JSONL record: [{"from": "system" | "human" | "gpt" | "pretrain", "value": text}, ...].
 
     "<image>" in human and pretrain turns are the pictures, in order. A single picture without any placeholder stands
-    at the start of the first turn after the system's, on a line of its own, as in the released loader.
+    at the start of the first such turn, on a line of its own (the released loader puts it into the very first turn,
+    which fails there when that is the system's).
     Raises InputError where the numbers of placeholders and pictures differ, and for unknown roles.
     """
     turns = [_turn_of(entry, i) for i, entry in enumerate(conversations)]
@@ -159,7 +166,7 @@ def from_released(
 
 def _turn_of(entry, index) -> tuple[str, str]:
     roles = {"system": "system", "human": "user", "gpt": "assistant", "pretrain": "pretrain"}
-    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str) or entry.get("from") not in roles:
+    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str) or entry.get("from") not in [*roles]:
         raise InputError(
             f"turn {index} of a record must be an object with a text 'value' and 'from' one of {', '.join(roles)}."
         )

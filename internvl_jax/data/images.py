@@ -24,7 +24,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Only formats that are plain pictures: Pillow also opens EPS (runs Ghostscript) and other containers.
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # What Pillow's decoders raise on broken files, besides OSError (missing, truncated, not a picture).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _EXIF_ORIENTATION = 0x0112
@@ -38,8 +38,8 @@ def load_image(source: Source, config: tiling.ImageConfig, *, allow_paths: bool 
 
     source: path, encoded bytes, `data:image/...;base64,...` URL or PIL picture. With allow_paths=False (servers)
     paths are refused. Remote URLs always are.
-    As released: `Image.convert("RGB")`, which drops alpha and clips (not scales) 16-bit grey to 255; EXIF orientation is
-    ignored unless config.apply_exif. Of an animation, the first frame.
+    As released: `Image.convert("RGB")`, which drops alpha and clips 16-bit grey at 255 (it does not scale: Pillow 11 to
+    13, checked 2026-11-22); EXIF orientation is ignored unless config.apply_exif. Of an animation, the first frame.
     Raises InputError for anything missing, broken, forbidden or larger than config.max_pixels (known from the header,
     before decoding).
     """
@@ -84,8 +84,10 @@ def random_jpeg(tiles_GHWC: np.ndarray, rng: np.random.Generator, low: int = 75,
 
     Source: released training code (dataset.py), where it is on for data sets with `data_augment`.
     """
-    qualities = rng.integers(low, high, size=len(tiles_GHWC), endpoint=True)
-    return np.stack([jpeg_roundtrip(tile, int(quality)) for tile, quality in zip(tiles_GHWC, qualities, strict=True)])
+    degraded_GHWC = np.empty_like(tiles_GHWC)
+    for i, quality in enumerate(rng.integers(low, high, size=len(tiles_GHWC), endpoint=True)):
+        degraded_GHWC[i] = jpeg_roundtrip(tiles_GHWC[i], int(quality))
+    return degraded_GHWC
 
 
 def normalise(tiles_GHWC: np.ndarray) -> np.ndarray:
@@ -117,7 +119,7 @@ def _opened(source, config, allow_paths):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name} has more pixels than any allowed; the limit is {config.max_pixels}.") from None
     except _BROKEN as error:
-        raise InputError(f"{name} is truncated or broken ({error}); replace the file.") from error
+        raise InputError(f"{name} cannot be read, it may be truncated or broken ({error}); replace it.") from error
 
 
 def _check_pixels(image, name, config):

@@ -2,8 +2,8 @@
 
 1. OpenAI-style messages are read: text, image_url and image parts, pictures kept where they stand in the text.
 2. Pictures become tiles, the conversation becomes tokens, and both are checked against each other.
-3. The processor is saved beside the model (`processor` section of config.json + tokenizer files), and can be read from a
-   released directory of either format.
+3. The processor is saved beside the model (`processor` section of config.json + tokenizer files), and can be read from
+   a released directory of either format.
 """
 
 import dataclasses
@@ -59,7 +59,8 @@ class Processor:
             turn, pictures = _read_message(message, f"message {i}", config, allow_paths)
             turns.append(turn)
             tiles += pictures
-        _check_order(turns)
+        if not turns or turns[-1].role != "user":
+            raise InputError("the last message must be the user's; there is nothing to answer.")
         counts = tuple(config.tokens_per_tile * len(tiles_GHWC) for tiles_GHWC in tiles)
         tokens_T = self.template.encode_prompt(turns, counts, self.tokenizer)
         empty_GHWC = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
@@ -102,14 +103,6 @@ def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -
     found, needed = int(np.sum(inputs.tokens_T == image_context)), tokens_per_tile * len(inputs.tiles_GHWC)
     if found != needed:
         raise InputError(f"the prompt has {found} picture tokens but its {len(inputs.tiles_GHWC)} tiles need {needed}.")
-
-
-def _check_order(turns):
-    roles = [turn.role for turn in turns]
-    if not roles or roles[-1] != "user":
-        raise InputError("the last message must be the user's; there is nothing to answer.")
-    if "system" in roles[1:]:
-        raise InputError("a system message must be the first of the messages.")
 
 
 def _read_message(message, where, config, allow_paths):

@@ -35,7 +35,7 @@ class ImageConfig:
     max_pixels: int
 
     def __post_init__(self):
-        for name in ("tile_size", "tokens_per_tile", "min_tiles", "max_tiles", "max_pixels"):
+        for name in ("tile_size", "tokens_per_tile", "max_tiles", "min_tiles", "max_pixels"):
             if getattr(self, name) < 1:
                 raise InputError(f"image option {name} is {getattr(self, name)}; it must be at least 1.")
         if self.min_tiles > self.max_tiles:

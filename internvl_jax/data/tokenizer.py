@@ -43,8 +43,11 @@ class Tokenizer:
 
     def __init__(self, definition: str, *, eos: str, pad: str):
         fields = json.loads(definition)
-        if "ByteLevel" not in json.dumps(fields["decoder"]):
-            raise InputError("the tokenizer is not byte-level BPE, the only kind this model family uses.")
+        if not {"added_tokens", "decoder", "model"} <= fields.keys() or "ByteLevel" not in json.dumps(
+            fields["decoder"]
+        ):
+            raise InputError("tokenizer.json is not a byte-level BPE, the only kind this model family uses.")
+        fields |= {"truncation": None, "padding": None}  # some files carry them; nothing is ever cut here
         for token in fields["added_tokens"]:
             token["special"] = token["special"] and token["content"] not in TEXT_TOKENS
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fields, ensure_ascii=False))
@@ -84,7 +87,7 @@ class Tokenizer:
         """Hex digest of everything that decides which ids a text gets."""
         return hashlib.sha256(json.dumps([self._tokenizer.to_str(), self._names]).encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """The largest id plus one. A model's embedding table may have more rows."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -124,15 +127,17 @@ class Tokenizer:
         for item in items:
             if isinstance(item, str):
                 text += item
-            else:
-                ids += [*self.encode(text), item]
+                continue
+            if text:  # a call into the library per picture token would cost more than all the text
+                ids += self.encode(text)
                 text = ""
+            ids.append(item)
         return ids + self.encode(text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of ids; control tokens are left out unless skip_special is False.
 
-        Bytes that are not UTF-8 become U+FFFD. Ids that the vocabulary lacks (unused rows of the embedding) are dropped.
+        Bytes that are not UTF-8 become U+FFFD. Ids that the vocabulary lacks (unused embedding rows) are dropped.
         """
         return b"".join(self._bytes(int(i), skip_special) for i in ids).decode("utf-8", errors="replace")
 
