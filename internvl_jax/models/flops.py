@@ -1,0 +1,41 @@
+"""Floating-point operations of the model, for model flops utilisation."""
+
+from internvl_jax.models.config import InternVLConfig
+
+# Dense bfloat16 peak of one device, flops a second, by jax's device_kind (vendors' data sheets).
+PEAK = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def tile_flops(config: InternVLConfig) -> float:
+    """Forward flops of one tile through tower and projector: two a weight a patch, and attention to every patch."""
+    vision, P = config.vision, config.vision.grid**2 + 1
+    layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp
+    tower = vision.layers * (2 * P * layer + 4 * P * P * vision.width) + 2 * P * 3 * vision.patch_size**2 * vision.width
+    inputs = vision.width * config.shuffle**2
+    return tower + 2 * config.tokens_per_tile * config.text.width * (inputs + config.text.width)
+
+
+def token_flops(config: InternVLConfig, context: float) -> float:
+    """Forward flops of one token through the language model and its head.
+
+    Args:
+      context: tokens that it attends to, on average.
+    """
+    text = config.text
+    attention = 2 * text.width * text.head_width * (text.heads + text.kv_heads)
+    layer = 2 * (attention + 3 * text.width * text.mlp) + 4 * context * text.heads * text.head_width
+    return text.layers * layer + 2 * text.vocab * text.width
+
+
+def train_flops(config: InternVLConfig, tiles: float, tokens: float, context: float) -> float:
+    """Model flops of a training step (backward is twice forward; what remat recomputes does not count)."""
+    return 3 * (tiles * tile_flops(config) + tokens * token_flops(config, context))

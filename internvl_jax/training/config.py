@@ -1,0 +1,175 @@
+"""The configuration of a run: mutable dataclasses that flags may override, around a frozen model config.
+
+`resolve` checks it once, before anything is built; what it lets through needs no second look.
+"""
+
+import dataclasses
+from typing import Any
+
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternVLConfig
+from internvl_jax.models.stack import Remat
+
+
+@dataclasses.dataclass
+class Group:
+    """Parameters whose path matches `pattern` (re.search); the first group that matches a path has it.
+
+    Attributes:
+      learning_rate: multiplies the run's.
+      weight_decay: multiplies the run's.
+      frozen: neither a gradient nor optimizer state is kept.
+    """
+
+    pattern: str
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+    frozen: bool = False
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    learning_rate: float
+    warmup_ratio: float  # of the run's steps
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    clip_norm: float
+    # As the release (HF Trainer): no decay on biases and norms.
+    groups: tuple[Group, ...] = (Group(r"(\.bias|norm\w*\.scale)$", weight_decay=0.0), Group(".*"))
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """What is read and how it is packed (`data.pipeline` has the details).
+
+    Attributes:
+      meta: meta file in the released format.
+      tokenizer: directory with the tokenizer's files; not read where `run.init_from` brings its own.
+      template: name of the chat template.
+      min_tiles, max_tiles, thumbnail: how an image is tiled.
+      token_budget, tile_budget: of a packed row.
+      weighting: 'square', 'token' or 'sample' averaging of the loss.
+      max_open: packs that stay open while packing.
+      pack: False gives every sample a row of its own.
+      over_long: 'error' or 'drop', for a sample beyond the budget.
+      max_skipped: samples that may fail to load before the run stops.
+      workers, threads: processes, and threads in each, that load batches ahead.
+    """
+
+    meta: str
+    tokenizer: str
+    min_tiles: int
+    max_tiles: int
+    thumbnail: bool
+    token_budget: int
+    tile_budget: int
+    weighting: str
+    template: str = "internvl2_5"
+    max_open: int = 20
+    pack: bool = True
+    over_long: str = "error"
+    max_skipped: int = 0
+    workers: int = 0
+    threads: int = 2
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """How long, how large, where.
+
+    Attributes:
+      workdir: checkpoints, logs and the resolved config; a run resumes from it by itself.
+      init_from: model directory or workdir to start from; empty starts from random weights.
+      steps: optimizer steps.
+      rows: packed rows of a step, over all hosts.
+      micro_batches: parts that a step's rows are taken in; the gradient does not depend on it.
+      dtype: of the products; master weights stay float32.
+      mesh: sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.
+      rules: name of a sharding preset.
+      logprob_chunk: positions whose logits are held at once.
+      keep_last, keep_every: checkpoints kept: the last n, and each whose step this divides (0: none).
+      max_nonfinite: steps in a row with a non-finite gradient, which are not applied, before the run stops.
+    """
+
+    workdir: str
+    steps: int
+    rows: int
+    init_from: str = ""
+    micro_batches: int = 1
+    seed: int = 42
+    dtype: str = "bfloat16"
+    remat: Remat = "full"
+    mesh: str = "fsdp=-1"
+    rules: str = "fsdp"
+    logprob_chunk: int = 1024
+    save_every: int = 500
+    keep_last: int = 2
+    keep_every: int = 0
+    log_every: int = 10
+    max_nonfinite: int = 3
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    model: InternVLConfig
+    objective: str
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+
+
+# What may differ between a run and its resumption: it changes neither the parameters nor the order of the data.
+_FREE = {
+    "run": {"workdir", "mesh", "rules", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
+    "data": {"workers", "threads", "max_skipped"},
+    "optim": set(),
+}
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The part of the config that a resumed run must share with the one that it continues."""
+    values = dataclasses.asdict(config)
+    for section, free in _FREE.items():
+        values[section] = {name: value for name, value in values[section].items() if name not in free}
+    return values
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Fields in which two nested dicts differ, as 'optim.learning_rate: 1e-4 here, 2e-4 there'."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(ours.keys() | theirs.keys())
+        return [
+            line
+            for name in names
+            for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+        ]
+    return [] if ours == theirs else [f"{path}: {ours!r} here, {theirs!r} there"]
+
+
+def check(config: TrainConfig) -> None:
+    """Raises InputError for values that no run can have."""
+    run, data = config.run, config.data
+    for name in ("steps", "rows", "micro_batches", "logprob_chunk", "log_every", "save_every", "keep_last"):
+        if vars(run)[name] < 1:
+            raise InputError(f"run.{name} is {vars(run)[name]}; it must be at least 1")
+    given = {"run.workdir": run.workdir, "data.meta": data.meta, "data.tokenizer": data.tokenizer or run.init_from}
+    for name, value in given.items():
+        if not value:
+            raise InputError(f"{name} is empty; give it with --config.{name}=PATH")
+    if run.rows % run.micro_batches:
+        raise InputError(f"run.micro_batches {run.micro_batches} does not divide run.rows {run.rows}; make it")
+    if run.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"run.dtype is {run.dtype!r}; use float32 or bfloat16")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """'fsdp=16,tensor=4' -> {'fsdp': 16, 'tensor': 4}."""
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part]
+        return {axis.strip(): int(size) for axis, size in pairs}
+    except ValueError:
+        raise InputError(f"run.mesh is {text!r}; write it as 'fsdp=16,tensor=4'") from None

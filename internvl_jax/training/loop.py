@@ -1,0 +1,221 @@
+"""One loop for every stage.
+
+1. Config, processor and data are checked before anything is built; the resolved config goes into the workdir.
+2. The state is made on its devices: restored from the workdir, or read from `run.init_from`, or random.
+3. Every step, in this order: save the state if it is due, take the next batch, dispatch the step, then read the metrics
+   of the step before, so that the host works while the devices do. (A saved data position belongs to the saved state
+   because no batch is taken between the two.)
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax import sharding
+from internvl_jax.data.batch import Batch
+from internvl_jax.data.pipeline import Pipeline
+from internvl_jax.data.processor import Processor
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternVL, Runtime
+from internvl_jax.models.flops import PEAK, train_flops
+from internvl_jax.sharding import PRESETS, ParamSpec, Rules
+from internvl_jax.training import hooks, setup
+from internvl_jax.training.checkpoints import Checkpoints, abstract_like
+from internvl_jax.training.config import TrainConfig, parse_mesh
+from internvl_jax.training.objectives import OBJECTIVES
+from internvl_jax.training.optim import assign, optimizer, schedule
+from internvl_jax.training.state import TrainState, new_state, state_shardings
+from internvl_jax.training.step import make_step
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A stage, compiled on demand: what the loop calls, and what tests and benchmarks call without the loop.
+
+    Attributes:
+      step: jitted (state, batch) -> (state, metrics); the state is donated.
+      abstract: shapes, dtypes and shardings of the state.
+      place: a host's numpy batch onto the devices.
+      init: jitted seed -> state with random parameters, or params -> state.
+    """
+
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    specs: dict[str, ParamSpec]
+    abstract: TrainState
+    step: Any
+    place: Any
+    from_params: Any
+    random_params: Any
+
+
+def build(config: TrainConfig) -> Program:
+    """The program of a config on the devices that there are."""
+    run = config.run
+    if run.rules not in PRESETS:
+        raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
+    if config.objective not in OBJECTIVES:
+        raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
+    mesh, rules = sharding.make_mesh(parse_mesh(run.mesh)), PRESETS[run.rules]
+    make = functools.partial(InternVL, config.model, runtime=Runtime(np.dtype(run.dtype), run.remat))
+    graphdef, specs = sharding.abstract(lambda rngs: make(rngs=rngs))
+    where = sharding.shardings(specs, mesh, rules)
+    assigned = assign(specs, config.optim.groups)
+    tx = optimizer(config.optim, run.steps, assigned)
+
+    start = lambda params: new_state(params, tx, assigned)
+    shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
+    places = state_shardings(shapes, specs, where, mesh)
+    body = make_step(graphdef, OBJECTIVES[config.objective](run.logprob_chunk), tx, assigned, run.micro_batches, run.seed)
+
+    def step(state, batch):
+        with sharding.use(mesh, rules):
+            return body(state, batch)
+
+    return Program(
+        mesh=mesh,
+        graphdef=graphdef,
+        specs=specs,
+        abstract=abstract_like(shapes, places),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P()))),
+        place=functools.partial(_place, mesh=mesh, rules=rules, rows=run.rows, micro_batches=run.micro_batches),
+        from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
+        random_params=lambda: sharding.init(lambda rngs: make(rngs=rngs), run.seed, where),
+    )
+
+
+def _place(batch: Batch, *, mesh: Mesh, rules: Rules, rows: int, micro_batches: int) -> Batch:
+    spread = 1
+    for axis in rules.batch:
+        spread *= mesh.shape[axis]
+    if rows // micro_batches % spread:
+        raise InputError(
+            f"run.rows {rows} in {micro_batches} micro-batches can't be spread over {spread} devices; "
+            "make rows / micro_batches a multiple of that"
+        )
+    sharded = NamedSharding(mesh, rules.spec(("batch",)))
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharded, array), batch)
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Runs a stage to its last step, resuming from the workdir if it holds a checkpoint.
+
+    Returns:
+      a summary: steps, last loss, tokens, seconds, workdir.
+
+    Raises:
+      InputError: a config, data or workdir that can't be used; a loss that stays non-finite.
+    """
+    config, processor = setup.prepare(config)
+    program = build(config)
+    pipeline = Pipeline(setup.pipeline_config(config), processor)
+    workdir = setup.claim_workdir(config, processor)
+    with Checkpoints(config.run) as checkpoints:
+        return _loop(config, program, pipeline, checkpoints, workdir)
+
+
+def _loop(
+    config: TrainConfig, program: Program, pipeline: Pipeline, checkpoints: Checkpoints, workdir: pathlib.Path
+) -> dict[str, Any]:
+    run = config.run
+    state, position = _initial_state(config, program, checkpoints)
+    batches = pipeline.batches(run.rows, host=jax.process_index(), hosts=jax.process_count(), state=position)
+    first = saved = int(state.step)
+    meter = Meter(config, program.mesh, workdir, first)
+    started = time.perf_counter()
+    pending = None
+    try:
+        for step in range(first, run.steps):
+            if step > saved and step % run.save_every == 0:
+                checkpoints.save(step, state, batches.state())
+                saved = step
+            batch = program.place(next(batches))
+            state, metrics = program.step(state, batch)
+            if pending is not None:
+                meter.log(*pending)
+            pending = (step + 1, metrics, batches.skipped)
+        if pending is not None:
+            meter.log(*pending)
+        if run.steps > saved:
+            checkpoints.save(run.steps, state, batches.state())
+            checkpoints.wait()
+    finally:
+        batches.close()
+        meter.close()
+    hooks.plot_loss(workdir)
+    return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
+
+
+def _initial_state(config: TrainConfig, program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
+    if checkpoints.latest is not None:
+        return checkpoints.restore(program.abstract)
+    if config.run.init_from:
+        params = setup.read_initial(config.run.init_from, program.specs, program.abstract.params)
+    else:
+        params = program.random_params()
+    return program.from_params(params), None
+
+
+class Meter:
+    """Metrics of every step on the host: rates, utilisation, the guard against a run that no longer learns."""
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, workdir: pathlib.Path, step: int):
+        self._config, self._rate = config, schedule(config.optim, config.run.steps)
+        device = mesh.devices.flat[0]
+        self._peak = PEAK.get(device.device_kind, 0) * mesh.size
+        self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps)
+        self._clock, self._nonfinite = time.perf_counter(), 0
+        self._window: list[dict[str, float]] = []
+        self._last: dict[str, Any] = {"step": step, "loss": None}
+
+    def log(self, step: int, metrics: dict[str, jax.Array], skipped: int) -> None:
+        """Waits for the step's metrics; every `log_every` steps writes them, means over what was not yet written."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._guard(step, values)
+        self._window.append(values)
+        if step % self._config.run.log_every and step != self._config.run.steps:
+            return
+        now = time.perf_counter()
+        seconds, self._clock = (now - self._clock) / len(self._window), now
+        mean = {name: float(np.mean([line[name] for line in self._window])) for name in values}
+        self._window = []
+        flops = train_flops(self._config.model, mean["tiles"], mean["tokens"], self._config.data.token_budget / 2)
+        self._last = {
+            "step": step,
+            **mean,
+            "learning_rate": float(self._rate(step - 1)),
+            "step_seconds": seconds,
+            "tokens_per_second": mean["tokens"] / seconds,
+            "mfu": flops / seconds / self._peak if self._peak else None,
+            "skipped": skipped,
+        }
+        self._log.write(self._last)
+        self._progress.show(self._last)
+
+    def _guard(self, step: int, values: dict[str, float]) -> None:
+        self._nonfinite = 0 if values["finite"] else self._nonfinite + 1
+        if not values["finite"]:
+            _LOG.warning("step %d: loss %s, gradient norm %s; not applied", step, values["loss"], values["grad_norm"])
+        if self._nonfinite > self._config.run.max_nonfinite:
+            raise InputError(
+                f"step {step}: the gradient has not been finite for {self._nonfinite} steps in a row; lower the "
+                "learning rate or look at the data of these steps, and go on from the last checkpoint"
+            )
+
+    def summary(self) -> dict[str, Any]:
+        return {"step": self._last["step"], "loss": self._last["loss"]}
+
+    def close(self) -> None:
+        self._progress.close()
+        self._log.close()

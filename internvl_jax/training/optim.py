@@ -1,0 +1,68 @@
+"""The optimizer: groups by pattern, AdamW, warm-up and cosine."""
+
+import math
+import re
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import optax
+
+from internvl_jax.errors import InputError
+from internvl_jax.training.config import Group, OptimConfig
+
+
+def assign(paths: Iterable[str], groups: tuple[Group, ...]) -> dict[str, Group]:
+    """The group of every parameter.
+
+    Raises:
+      InputError: a parameter that no group covers, or a group that covers none (a typo would train or freeze the wrong
+        part without a word).
+    """
+    assigned, used = {}, set()
+    for path in paths:
+        for index, group in enumerate(groups):
+            if re.search(group.pattern, path):
+                assigned[path] = group
+                used.add(index)
+                break
+        else:
+            raise InputError(f"optim.groups: no pattern covers {path}; add one (frozen=True to leave it as it is)")
+    if idle := [groups[index].pattern for index in range(len(groups)) if index not in used]:
+        raise InputError(f"optim.groups: the patterns {idle} cover no parameter; correct or remove them")
+    return assigned
+
+
+def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear from 0 over the warm-up, then half a cosine to 0 at `steps` (transformers' cosine schedule)."""
+    warmup = math.ceil(config.warmup_ratio * steps)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
+        return config.learning_rate * jnp.where(
+            step < warmup, step / max(1, warmup), 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        )
+
+    return rate
+
+
+def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> optax.GradientTransformation:
+    """AdamW over the trainable parameters: clipping by their joint norm, then each group's rate and decay."""
+    trainable = {path: group for path, group in assigned.items() if not group.frozen}
+    decay = {path: group.weight_decay for path, group in trainable.items()}
+    rate = {path: group.learning_rate for path, group in trainable.items()}
+
+    def decayed(updates, state, params):
+        return {path: u + config.weight_decay * decay[path] * params[path] for path, u in updates.items()}, state
+
+    def scaled(updates, state, params):
+        return {path: u * rate[path] for path, u in updates.items()}, state
+
+    stateless = lambda params: optax.EmptyState()
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.GradientTransformation(stateless, decayed),
+        optax.GradientTransformation(stateless, scaled),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    )

@@ -1,0 +1,111 @@
+"""Before the first step: what a run is given, checked against each other, and its workdir."""
+
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from internvl_jax.data.chat import get_template
+from internvl_jax.data.pipeline import PipelineConfig
+from internvl_jax.data.processor import Processor
+from internvl_jax.data.tiling import DEFAULT_MAX_PIXELS, ImageConfig
+from internvl_jax.data.tokenizer import Tokenizer
+from internvl_jax.errors import InputError
+from internvl_jax.inference.load import read_params
+from internvl_jax.models import InternVLConfig
+from internvl_jax.sharding import ParamSpec
+from internvl_jax.sharding.state import Params
+from internvl_jax.training.config import TrainConfig, check, differences, identity
+
+RUN_CONFIG = "run.json"
+
+
+def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
+    """A checked copy of the config, its model fitted to the tokenizer, and the processor of the run."""
+    check(config)
+    config = copy.deepcopy(config)
+    data, model = config.data, config.model
+    tokenizer = Tokenizer.load(data.tokenizer or config.run.init_from)
+    if tokenizer.vocab_size > model.text.vocab:
+        raise InputError(
+            f"the tokenizer in {data.tokenizer} has {tokenizer.vocab_size} tokens but the model only "
+            f"{model.text.vocab} rows; give the tokenizer that belongs to the model"
+        )
+    # The id is the tokenizer's to say: it differs between families.
+    config.model = dataclasses.replace(model, image_token_id=tokenizer.image_context)
+    image = ImageConfig(
+        tile_size=model.vision.image_size,
+        tokens_per_tile=model.tokens_per_tile,
+        min_tiles=data.min_tiles,
+        max_tiles=data.max_tiles,
+        thumbnail=data.thumbnail,
+        apply_exif=False,
+        max_pixels=DEFAULT_MAX_PIXELS,
+    )
+    return config, Processor(image, tokenizer, get_template(data.template))
+
+
+def pipeline_config(config: TrainConfig) -> PipelineConfig:
+    data = config.data
+    return PipelineConfig(
+        meta=data.meta,
+        token_budget=data.token_budget,
+        tile_budget=data.tile_budget,
+        max_open=data.max_open,
+        pack=data.pack,
+        weighting=data.weighting,
+        seed=config.run.seed,
+        over_long=data.over_long,
+        max_skipped=data.max_skipped,
+        cache_dir=str(pathlib.Path(config.run.workdir) / "lengths"),
+        workers=data.workers,
+        threads=data.threads,
+    )
+
+
+def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
+    """Makes the workdir, or checks that the one found belongs to this config; writes what loading the model needs.
+
+    Raises:
+      InputError: the workdir holds a run of another config.
+    """
+    workdir = pathlib.Path(config.run.workdir)
+    ours = json.loads(json.dumps(identity(config)))
+    record = workdir / RUN_CONFIG
+    if record.exists():
+        if lines := differences(ours, json.loads(record.read_text())):
+            raise InputError(
+                f"{workdir} holds a run of another config ({'; '.join(lines[:5])}); give another run.workdir, or the "
+                "config of that run to resume it"
+            )
+        return workdir
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        processor.tokenizer.save(workdir)
+        model = {"format": 1, "model": config.model.to_dict(), "processor": processor.to_dict()}
+        _write(workdir / "config.json", model)
+        _write(record, ours)
+    return workdir
+
+
+def read_initial(directory: str, specs: dict[str, ParamSpec], where: dict[str, Any]) -> Params:
+    """float32 parameters of a model directory or workdir, in their places; a missing or misshaped one is an error."""
+    return read_params(directory, where)
+
+
+def check_initial(directory: str, model: InternVLConfig) -> None:
+    """Raises InputError where the directory's model is another one."""
+    path = pathlib.Path(directory) / "config.json"
+    theirs = json.loads(path.read_text())["model"]
+    if lines := differences(model.to_dict(), theirs):
+        raise InputError(f"run.init_from {directory} holds another model ({'; '.join(lines[:5])}); give its config")
+
+
+def _write(path: pathlib.Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
