@@ -99,7 +99,8 @@ def _measure_missing(index: LengthIndex, reader: samples.SampleReader) -> Length
 
 def _read(path: pathlib.Path) -> LengthIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # np.load leaves the file open when it is broken.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return LengthIndex(file["offsets"], file["tokens"], file["tiles"], str(file["digest"]), {})
     except FileNotFoundError:
         return None

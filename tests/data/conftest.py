@@ -10,7 +10,8 @@ from PIL import Image
 
 from internvl_jax import data
 
-WORDS = "one red square and two blue circles stand left of a small green triangle".split()
+TEXT = "one red square and two blue circles stand left of a small green triangle"
+WORDS = TEXT.split()
 
 
 def turns(*values):
@@ -53,7 +54,7 @@ def processor() -> data.Processor:
     image = data.ImageConfig(
         tile_size=8, tokens_per_tile=2, min_tiles=1, max_tiles=5, thumbnail=True, apply_exif=False, max_pixels=10_007
     )
-    return data.Processor(image, data.train_bpe([" ".join(WORDS)], 293), data.get_template("internvl2_5"))
+    return data.Processor(image, data.train_bpe([TEXT], 293), data.get_template("internvl2_5"))
 
 
 @pytest.fixture

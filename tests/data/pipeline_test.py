@@ -16,7 +16,7 @@ ROWS = 4
 
 
 def config_of(tiny, **options):
-    values = dict(
+    defaults = pipeline.PipelineConfig(
         meta=tiny.meta,
         token_budget=199,
         tile_budget=11,
@@ -30,7 +30,7 @@ def config_of(tiny, **options):
         workers=0,
         threads=0,
     )
-    return pipeline.PipelineConfig(**{**values, **options})
+    return dataclasses.replace(defaults, **options)
 
 
 def pipeline_of(tiny, processor, **options):
@@ -74,7 +74,7 @@ def test_repeat_time(tiny, processor):
 def test_repeat_time_that_leaves_nothing(tiny, processor):
     tiny.entries["pretrain"]["repeat_time"] = 0.1
     tiny.write_meta()
-    with pytest.raises(InputError, match="'pretrain' has 2 samples, of which repeat_time 0.1 leaves none"):
+    with pytest.raises(InputError, match=r"'pretrain' has 2 samples, of which repeat_time 0\.1 leaves none"):
         pipeline_of(tiny, processor)
 
 
@@ -142,7 +142,7 @@ def test_resume_with_other_data_is_refused(tiny, processor, change):
         processor = dataclasses.replace(processor, image_config=image)
     else:
         options = {"budget": {"token_budget": 211}, "seed": {"seed": 7}}[change]
-    with pytest.raises(InputError, match="row 0, seed 5.*belongs to another data order"):
+    with pytest.raises(InputError, match=r"row 0, seed 5.*belongs to another data order"):
         pipeline_of(tiny, processor, **options).batches(ROWS, state=state)
 
 
@@ -198,7 +198,7 @@ def test_broken_samples_leave_gaps_and_are_counted(tiny, processor, caplog):
     assert iterator.skipped == 4
     take(iterator, 23)
     assert iterator.skipped == 4  # the same ones
-    lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    lines = [line for line in caplog.messages if line.startswith("skipped ")]
     assert len(lines) == 4 and any("singles.jsonl:2: " in line and "p1.png does not exist" in line for line in lines)
     assert any("singles.jsonl:3: " in line and "p2.png" in line and "truncated" in line for line in lines)
 
