@@ -33,12 +33,14 @@ class SampleReader:
         line = sources.read_span(self.dataset.annotation, *self.offsets[index : index + 2])
         return sources.parse_record(line, self.name(index), self.dataset)
 
-    def measure(self, index: int) -> tuple[int, int]:
+    def measure(self, index: int, *, trust_notes: bool = True) -> tuple[int, int]:
         """(tokens, tiles) of a sample, from the noted sizes of its images or else from their headers."""
         record = self.record(index)
         config = self._image_config(record)
         try:
-            tiles = [tiling.num_tiles(*_size(record, k, config), config) for k in range(len(record.images))]
+            tiles = [
+                tiling.num_tiles(*_size(record, k, config, trust_notes), config) for k in range(len(record.images))
+            ]
             tokens_T, _ = self._encode(record, tiles)
         except InputError as error:
             raise InputError(f"{record.name}: {error}") from error
@@ -67,10 +69,13 @@ class SampleReader:
 
     def _encode(self, record: sources.Record, tiles: list[int]):
         counts = [self.processor.image_config.tokens_per_tile * number for number in tiles]
-        return self.processor.template.encode_training(record.conversations, counts, self.processor.tokenizer)
+        encoded = self.processor.template.encode_training(record.conversations, counts, self.processor.tokenizer)
+        if not len(encoded[0]):
+            raise InputError("the sample has no tokens; write something or remove the line.")
+        return encoded
 
 
-def _size(record: sources.Record, number: int, config: tiling.ImageConfig) -> tuple[int, int]:
+def _size(record: sources.Record, number: int, config: tiling.ImageConfig, trust_notes: bool) -> tuple[int, int]:
     # Noted sizes say nothing about EXIF orientation, so with apply_exif the header decides.
-    noted = None if config.apply_exif else record.sizes[number]
+    noted = record.sizes[number] if trust_notes and not config.apply_exif else None
     return noted or images.image_size(record.images[number], config)

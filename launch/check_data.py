@@ -1,0 +1,63 @@
+"""Checks a meta file before a run: images, placeholders, lengths, packing; shows samples as the model will see them.
+
+python -m launch.check_data --meta=my_data.json --checkpoint=DIR
+
+Prints a histogram of tokens, rendered samples (what the loss asks for stands between >>> and <<<) and all problems
+with file and line. The last line of stdout is a JSON summary. Exit code 1 if there is any problem.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from internvl_jax.data import check, packing, tiling
+from internvl_jax.data.chat import get_template
+from internvl_jax.data.processor import Processor
+from internvl_jax.data.tokenizer import Tokenizer
+from launch import main as launcher
+
+_META = flags.DEFINE_string("meta", None, "meta file (JSON) that lists the data sets", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model directory: its tokenizer, template and tile options")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "instead: directory of tokenizer files; tile options as released")
+flags.mark_flags_as_mutual_exclusive(["checkpoint", "tokenizer"], required=True)
+_TILE_OPTIONS = {
+    "tile_size": flags.DEFINE_integer("tile_size", None, "pixels per side of a tile, if not as in the model"),
+    "tokens_per_tile": flags.DEFINE_integer("tokens_per_tile", None, "image tokens of a tile, likewise"),
+    "max_tiles": flags.DEFINE_integer("max_tiles", None, "most tiles of an image, likewise"),
+    "thumbnail": flags.DEFINE_boolean("thumbnail", None, "whether several tiles get a thumbnail, likewise"),
+}
+_TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 32768, "tokens of a packed row")
+_TILE_BUDGET = flags.DEFINE_integer("tile_budget", 96, "tiles of a packed row")
+_MAX_OPEN = flags.DEFINE_integer("max_open", 20, "packs that stay open while packing")
+_DECODE = flags.DEFINE_boolean("decode", False, "decode every image: finds truncated ones, takes far longer")
+_RENDER = flags.DEFINE_integer("render", 5, "samples to show")
+_SHOW = flags.DEFINE_integer("show_problems", 100, "problems to list")
+
+
+def _processor() -> Processor:
+    if _TOKENIZER.value:
+        image = tiling.ImageConfig(448, 256, 1, 12, True, False, tiling.DEFAULT_MAX_PIXELS)
+        made = Processor(image, Tokenizer.load(_TOKENIZER.value), get_template("internvl2_5"))
+    else:
+        config = json.loads((pathlib.Path(_CHECKPOINT.value) / "config.json").read_text(encoding="utf-8"))
+        if "processor" in config:
+            made = Processor.from_dict(config["processor"], _CHECKPOINT.value)
+        else:
+            made = Processor.from_released(_CHECKPOINT.value)
+    given = {name: flag.value for name, flag in _TILE_OPTIONS.items() if flag.value is not None}
+    return dataclasses.replace(made, image_config=dataclasses.replace(made.image_config, **given))
+
+
+def main(argv):
+    del argv
+    budgets = packing.PackingConfig(_TOKEN_BUDGET.value, _TILE_BUDGET.value, _MAX_OPEN.value)
+    report = check.check(_META.value, _processor(), budgets, decode=_DECODE.value, render=_RENDER.value)
+    print(report.text(_SHOW.value))
+    print(json.dumps(report.summary()))
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    launcher.run(main)

@@ -1,0 +1,64 @@
+"""Every launcher's manners: one line on stderr and exit code 1 for bad input, tracebacks only for our own faults."""
+
+import subprocess
+import sys
+
+import pytest
+
+LAUNCHER = '''"""Helps."""
+from absl import flags
+from internvl_jax.errors import InputError
+from launch import main as launcher
+
+_DO = flags.DEFINE_enum("do", "nothing", ["nothing", "input", "file", "fault", "code"], "what to do")
+
+def main(argv):
+    match _DO.value:
+        case "input": raise InputError("two\\nlines")
+        case "file": open("/none/at/all")
+        case "fault": raise ZeroDivisionError
+        case "code": return 3
+    print("done")
+
+if __name__ == "__main__":
+    launcher.run(main)
+'''
+
+
+def launch(*arguments):
+    return subprocess.run([sys.executable, "-c", LAUNCHER, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--do=input", "error: two lines\n"),
+        ("--do=file", "error: [Errno 2] No such file or directory: '/none/at/all'\n"),
+        ("--dont=1", "error: Unknown command line flag 'dont'"),
+        ("--do=sing", "error: flag --do=sing: value should be one of"),
+        ("do", "error: argument 'do' is no flag"),
+    ],
+)
+def test_bad_input_is_one_line(argument, message):
+    done = launch(argument)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+
+
+def test_good_input():
+    done = launch()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_exit_code_is_passed_on():
+    assert launch("--do=code").returncode == 3
+
+
+def test_help_is_no_error():
+    done = launch("--help")
+    assert done.returncode == 0 and "Helps." in done.stdout and "--do" in done.stdout
+
+
+def test_fault_shows_its_traceback():
+    done = launch("--do=fault")
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr
