@@ -1,0 +1,240 @@
+"""Answers to batches of prompts.
+
+1. Tiles of all rows are encoded together, equal ones once; every row gathers the features of its own.
+2. Prompts are padded to a common length, run through the model whole, and their keys and values go into a fresh cache.
+3. One program call a token for all rows. The host reads tokens one step behind, so the device never waits for it.
+
+All sizes come from `Ladders`: after `warm_up` nothing compiles.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from internvl_jax.data import Processor
+from internvl_jax.errors import InputError
+from internvl_jax.inference.buckets import Ladders, fit
+from internvl_jax.inference.programs import Programs, State
+from internvl_jax.inference.sampling import SamplingParams, stack_params
+from internvl_jax.models import InternVL
+from internvl_jax.sharding import flatten
+
+STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What generation has to know of a tokenizer.
+
+    Attributes:
+      size: ids from here on are unused rows of the model's table.
+      banned: ids that a model must not write: they stand for pixels.
+      stops: ids that end an answer.
+    """
+
+    size: int
+    banned: tuple[int, ...]
+    stops: tuple[int, ...]
+
+    @classmethod
+    def of(cls, processor: Processor) -> "Vocabulary":
+        tokenizer = processor.tokenizer
+        banned = (tokenizer.image_context, tokenizer.image_start, tokenizer.image_end)
+        return cls(tokenizer.vocab_size, banned, processor.stop_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt: int32 tokens [T], its tiles [G, S, S, 3] (uint8, or normalised floats), and how to answer."""
+
+    tokens_T: np.ndarray
+    tiles_GHWC: np.ndarray
+    sampling: SamplingParams
+
+
+class Generator:
+    """A model, ready to answer.
+
+    `params` may be replaced by others of the same shapes (a training's newer ones) without compiling again.
+
+    Args:
+      model: layers stacked, or apart (`unstack`), which decodes faster on CPU.
+      vocabulary: see `Vocabulary`.
+      ladders: sizes that programs are compiled for.
+    """
+
+    def __init__(self, model: InternVL, vocabulary: Vocabulary, ladders: Ladders | None = None):
+        self.config, self.vocabulary, self.ladders = model.config, vocabulary, ladders or Ladders()
+        if vocabulary.size > self.config.text.vocab:
+            raise InputError(
+                f"the tokenizer has {vocabulary.size} tokens, the model's table only {self.config.text.vocab}; "
+                "use the tokenizer files of this model"
+            )
+        self.params = flatten(model)
+        graphdef, _ = nnx.split(model, nnx.Param)
+        dtype = model.runtime.dtype
+        # XLA on CPU converts a whole bfloat16 cache at every write (2026-11, jax 0.10.2).
+        on_cpu = all(d.platform == "cpu" for leaf in self.params.values() for d in leaf.devices())
+        stacked = not isinstance(model.lm.layers, nnx.List)
+        self.programs = Programs(
+            graphdef, vocabulary.size, vocabulary.banned, jnp.float32 if on_cpu else dtype, stacked
+        )
+        self._blank_GPD = np.zeros((1, self.config.tokens_per_tile, self.config.text.width), dtype)
+
+    def encode(self, tiles_GHWC: np.ndarray) -> jax.Array:
+        """Features `[G rounded up, P, D]` of tiles."""
+        if not len(tiles_GHWC):
+            return self._blank_GPD
+        size = fit("image tiles", len(tiles_GHWC), self.ladders.tiles)
+        return self.programs.encode(self.params, _pad(tiles_GHWC, size))
+
+    def prefill(self, requests: Sequence[Request], rows: int = 1) -> tuple[State, jax.Array]:
+        """Runs the prompts.
+
+        Args:
+          requests: at least one.
+          rows: compute at least so many rows, so that a last, smaller batch uses the programs of the others.
+
+        Returns:
+          the state for `decode`, and the first token of every answer, [B].
+
+        Raises:
+          InputError: a prompt's image tokens don't match its tiles, or the sizes exceed the ladders.
+        """
+        B = fit("rows", max(rows, len(requests)), self.ladders.rows)
+        lengths = [len(request.tokens_T) for request in requests]
+        for i, request in enumerate(requests):
+            self._check(i, request)
+        T = fit("prompt tokens", max(lengths), self.ladders.prompts)
+        longest = max(len(request.tokens_T) + request.sampling.max_new_tokens for request in requests)
+        S = fit("tokens of prompt and answer", max(T, longest), self.ladders.slots)
+
+        tiles_GHWC, which = _distinct([request.tiles_GHWC for request in requests])
+        tokens_BT = _pad(np.stack([_pad(np.asarray(r.tokens_T, np.int32), T) for r in requests]), B)
+        tiles_BJ = np.zeros((B, max(1, T // self.config.tokens_per_tile)), np.int32)
+        for b, tiles in enumerate(which):
+            tiles_BJ[b, : len(tiles)] = tiles
+        sampling = [request.sampling for request in requests]
+        stops_BK = np.stack([self._stops(i, row) for i, row in enumerate(sampling)])
+        lengths_B = _pad(np.array(lengths, np.int32), B)
+
+        features_BKD = self.programs.gather(self.encode(tiles_GHWC), tiles_BJ)
+        logits_BV, kv_LBMTH = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BKD)
+        return self.programs.start(
+            logits_BV,
+            kv_LBMTH,
+            tokens_BT,
+            lengths_B,
+            _pad(np.array([row.max_new_tokens for row in sampling], np.int32), B),
+            _pad(stops_BK, B),
+            stack_params(sampling + [SamplingParams()] * (B - len(sampling))),
+            slots=S,
+        )
+
+    def decode(self, state: State) -> tuple[State, jax.Array]:
+        """One token more; the given state is used up.
+
+        Returns:
+          the state, and the token of every row, -1 where the answer was complete before.
+        """
+        return self.programs.decode(self.params, state)
+
+    def stream(self, requests: Sequence[Request], rows: int = 1) -> Iterator[np.ndarray]:
+        """Tokens of all answers, step by step: [B], -1 where an answer is complete. Stop tokens are included.
+
+        Ends when all are complete; the caller may stop earlier (for stop strings, which tokens don't show).
+        """
+        state, tokens_B = self.prefill(requests, rows)
+        limits = np.array([request.sampling.max_new_tokens for request in requests])
+        stops_BK = np.stack([self._stops(i, request.sampling) for i, request in enumerate(requests)])
+        done = np.zeros(len(requests), bool)
+        for step in itertools.count(1):
+            # The next step runs while this one's tokens are read.
+            last = bool(np.all(done | (step >= limits)))
+            following = None if last else self.decode(state)
+            shown = np.asarray(tokens_B)[: len(requests)]
+            yield shown
+            done |= (shown[:, None] == stops_BK).any(axis=1)
+            if last or done.all():
+                return
+            state, tokens_B = following
+
+    def generate(self, requests: Sequence[Request], rows: int = 1) -> list[list[int]]:
+        """Tokens of every answer, its stop token included."""
+        steps = np.stack(list(self.stream(requests, rows)), axis=1)
+        return [[int(token) for token in row if token >= 0] for row in steps]
+
+    def warm_up(self, rows: Sequence[int], prompts: Sequence[int], tiles: Sequence[int], slots: Sequence[int]) -> int:
+        """Compiles all programs that requests of these sizes need; returns how many programs there are.
+
+        Args:
+          rows, prompts, tiles, slots: sizes, rounded up to those of the ladders; tiles may be empty (text only).
+        """
+        sizes = {
+            name: sorted({fit(name, size, getattr(self.ladders, name)) for size in given})
+            for name, given in (("rows", rows), ("prompts", prompts), ("tiles", tiles), ("slots", slots))
+        }
+        side = self.config.vision.image_size
+        features = {1: self._blank_GPD}
+        for G in sizes["tiles"]:
+            features[G] = self.encode(np.zeros((G, side, side, 3), np.uint8))
+        for B in sizes["rows"]:
+            limits_B, stops_BK = np.ones(B, np.int32), np.full((B, STOPS), -1, np.int32)
+            lengths_B, sampling = np.ones(B, np.int32), stack_params([SamplingParams()] * B)
+            states = {}
+            for T in sizes["prompts"]:
+                tiles_BJ = np.zeros((B, max(1, T // self.config.tokens_per_tile)), np.int32)
+                rows_BKD = [self.programs.gather(array_GPD, tiles_BJ) for array_GPD in features.values()]
+                tokens_BT = np.zeros((B, T), np.int32)
+                logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BKD[0])
+                for S in (S for S in sizes["slots"] if S >= T):
+                    states[S], _ = self.programs.start(
+                        logits_BV, kv, tokens_BT, lengths_B, limits_B, stops_BK, sampling, slots=S
+                    )
+            for state in states.values():
+                self.decode(state)
+        return self.programs.num_compiled
+
+    def _check(self, i: int, request: Request) -> None:
+        if not len(request.tokens_T):
+            raise InputError(f"request {i} has no tokens; give a prompt")
+        found = int(np.sum(np.asarray(request.tokens_T) == self.config.image_token_id))
+        needed = self.config.tokens_per_tile * len(request.tiles_GHWC)
+        if found != needed:
+            raise InputError(
+                f"request {i} has {found} image tokens, its {len(request.tiles_GHWC)} tiles need {needed}; "
+                "make prompts with the model's own processor"
+            )
+
+    def _stops(self, i: int, sampling: SamplingParams) -> np.ndarray:
+        stops = tuple(dict.fromkeys((*self.vocabulary.stops, *sampling.stop_token_ids)))
+        if len(stops) > STOPS:
+            raise InputError(f"request {i} has {len(stops)} stop tokens; at most {STOPS} are possible")
+        return np.array(stops + (-2,) * (STOPS - len(stops)), np.int32)  # -1 marks complete answers
+
+
+def _pad(array: np.ndarray, size: int) -> np.ndarray:
+    """Zeros after the first dimension, up to `size`."""
+    return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _distinct(tiles: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]:
+    """All different tiles, and for every row the numbers of its own."""
+    numbers: dict[bytes, int] = {}
+    found, which = [], []
+    for tiles_GHWC in tiles:
+        row = []
+        for tile_HWC in tiles_GHWC:
+            digest = hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=16).digest()
+            if digest not in numbers:
+                numbers[digest] = len(found)
+                found.append(tile_HWC)
+            row.append(numbers[digest])
+        which.append(row)
+    return np.stack(found) if found else np.zeros((0,)), which

@@ -1,0 +1,136 @@
+"""From logits to the next token of every row, each row with its own parameters.
+
+1. Tokens that nobody may write (image tokens, rows beyond the vocabulary) get no chance.
+2. Repetition penalty, temperature, top-k, top-p, in this order, as Hugging Face's `generate` applies them.
+3. A draw from the row's own random stream, or the best token at temperature 0.
+
+Parameters are arrays over rows, so one compiled program serves mixed requests.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvl_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How one answer is written.
+
+    Attributes:
+      max_new_tokens: the answer ends after so many tokens, the stop token included.
+      temperature: 0 takes the best token each time.
+      top_k: draw from the k best tokens only; 0 for all.
+      top_p: draw from the smallest set of best tokens that holds this probability; 1 for all.
+      repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or answer; 1 for none.
+      seed: of the row's random stream.
+      stop_token_ids: end the answer, besides the model's own.
+      stop_strings: end the answer where one of them begins; it isn't part of the answer.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or a positive number"),
+            "top_k": (self.top_k >= 0, "0 (off) or a positive integer"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "a positive number, 1 for none"),
+            "seed": (0 <= self.seed < 2**32, "between 0 and 2**32 - 1"),
+            "stop_strings": (all(self.stop_strings), "strings that are not empty"),
+        }
+        for name, (good, wanted) in rules.items():
+            if not good:
+                raise InputError(f"sampling: {name} is {getattr(self, name)!r}; use {wanted}")
+
+
+class Sampling(NamedTuple):
+    """`SamplingParams` of B rows, what the device needs of them."""
+
+    temperature_B: jax.Array
+    top_k_B: jax.Array
+    top_p_B: jax.Array
+    penalty_B: jax.Array
+    seed_B: jax.Array
+
+
+def stack_params(rows: Sequence[SamplingParams]) -> Sampling:
+    """Host arrays of the rows' parameters."""
+    return Sampling(
+        np.array([row.temperature for row in rows], np.float32),
+        np.array([row.top_k for row in rows], np.int32),
+        np.array([row.top_p for row in rows], np.float32),
+        np.array([row.repetition_penalty for row in rows], np.float32),
+        np.array([row.seed for row in rows], np.uint32),
+    )
+
+
+def ban(logits_BV: jax.Array, vocab_size: int, banned: Sequence[int]) -> jax.Array:
+    """Logits with -inf at ids from `vocab_size` on (unused rows of the table) and at `banned`."""
+    ids_V = jnp.arange(logits_BV.shape[-1])
+    bad_V = ids_V >= vocab_size
+    for token in banned:
+        bad_V |= ids_V == token
+    return jnp.where(bad_V[None], -jnp.inf, logits_BV)
+
+
+def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> jax.Array:
+    """Repetition penalty (Keskar et al. 2019, as in Hugging Face): every seen token once, however often seen."""
+    penalty_B1 = penalty_B[:, None]
+    weaker_BV = jnp.where(logits_BV < 0, logits_BV * penalty_B1, logits_BV / penalty_B1)
+    return jnp.where(seen_BV, weaker_BV, logits_BV)
+
+
+def keep_best(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+    """Logits with -inf outside the row's top-k and, among those, outside its top-p; equal logits stay together."""
+    V = logits_BV.shape[-1]
+    best_BV = -jnp.sort(-logits_BV, axis=-1)
+    k_B1 = jnp.where(top_k_B == 0, V, jnp.minimum(top_k_B, V))[:, None]
+    best_BV = jnp.where(jnp.arange(V)[None] < k_B1, best_BV, -jnp.inf)
+    chance_BV = jax.nn.softmax(best_BV, axis=-1)
+    before_BV = jnp.cumsum(chance_BV, axis=-1) - chance_BV
+    # At top_p 1 the sum of a long tail rounds to 1 before its end: such a row keeps all.
+    inside_BV = (before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1)
+    inside_BV &= best_BV > -jnp.inf
+    least_B1 = jnp.min(jnp.where(inside_BV, best_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+
+def sample(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, step_B: jax.Array) -> jax.Array:
+    """The next token of every row, int32 [B].
+
+    Args:
+      logits_BV: float32, -inf where banned.
+      sampling: the rows' parameters.
+      seen_BV: tokens in the row so far.
+      step_B: tokens that the row has generated: a row's draw depends on its seed and this only, not on its neighbours.
+    """
+    logits_BV = penalise(logits_BV, seen_BV, sampling.penalty_B)
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    drawn_B = sampling.temperature_B > 0
+
+    def draw(logits_BV):
+        logits_BV = logits_BV / jnp.where(drawn_B, sampling.temperature_B, 1)[:, None]
+        # Sorting a vocabulary costs more than all else here; most requests don't ask for it.
+        cuts = jnp.any(drawn_B & ((sampling.top_k_B > 0) | (sampling.top_p_B < 1)))
+        logits_BV = jax.lax.cond(
+            cuts, keep_best, lambda logits_BV, *_: logits_BV, logits_BV, sampling.top_k_B, sampling.top_p_B
+        )
+        key_B = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step))(sampling.seed_B, step_B)
+        chosen_B = jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
+        return jnp.where(drawn_B, chosen_B, greedy_B)
+
+    return jax.lax.cond(jnp.any(drawn_B), draw, lambda _: greedy_B, logits_BV)
