@@ -4,6 +4,6 @@
 `internvl_jax.load` reads.
 """
 
-from checkpoint_convert.convert import load_model, load_vision_tower
+from checkpoint_convert.convert import convert_to_orbax, load_model, load_released, load_vision_tower
 
-__all__ = ["load_model", "load_vision_tower"]
+__all__ = ["convert_to_orbax", "load_model", "load_released", "load_vision_tower"]

@@ -1,10 +1,11 @@
-"""The strict account: every tensor of a checkpoint is read by exactly one row, every parameter is written exactly once."""
+"""The strict account: every tensor of a checkpoint is read by one row, every parameter is written exactly once."""
 
 import dataclasses
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from absl import logging
 
 from checkpoint_convert.rows import Row
 from checkpoint_convert.source import Tensor
@@ -38,7 +39,8 @@ def match(
     A second output matrix beside tied embeddings is accepted where it equals the embeddings.
 
     Raises:
-      InputError: one sentence that lists what is missing, not expected, of another shape or given twice.
+      InputError: one sentence that lists what is missing, not expected, of another shape or given twice; or a second
+        output matrix that differs.
       ValueError: the table has no row, or more than one, for a parameter (a fault of the table).
     """
     rows = [row for row in table.rows if row.target in specs]
@@ -65,7 +67,7 @@ def match(
             leaf.names[position] = found
         leaves.append(leaf)
     extra = [name for names in spelled.values() for name in names]
-    extra = [name for name in extra if not _repeats_embedding(name, tensors, table, leaves)]
+    extra = [name for name in extra if not _repeats_embedding(directory, name, tensors, table, leaves)]
     refuse(directory, {"missing": missing, "not expected": extra, "of another shape": misshaped, **problems})
     return leaves
 
@@ -80,14 +82,24 @@ def refuse(directory: pathlib.Path, problems: Mapping[str, list[str]]) -> None:
         )
 
 
-def _repeats_embedding(name: str, tensors: Mapping[str, Tensor], table: Table, leaves: list[Leaf]) -> bool:
-    """Is this the output matrix of a model with tied embeddings, equal to the embeddings?"""
+def _repeats_embedding(
+    directory: pathlib.Path, name: str, tensors: Mapping[str, Tensor], table: Table, leaves: list[Leaf]
+) -> bool:
+    """Is this the output matrix of a model with tied embeddings? Then it has to equal them."""
     head = next((row for row in table.rows if row.target == _HEAD), None)
     embedding = next((leaf for leaf in leaves if leaf.row.target == _EMBEDDING), None)
     if head is None or embedding is None or table.canonical(name) != head.source:
         return False
     (original,) = embedding.names[()]
-    return original in tensors and np.array_equal(tensors[name].array(), tensors[original].array())
+    if original not in tensors:
+        return False
+    if not np.array_equal(tensors[name].array(), tensors[original].array()):
+        raise InputError(
+            f"config.json of {directory} ties the embeddings but {name} differs from {original}; set "
+            "tie_word_embeddings to false there if the model has an output matrix of its own"
+        )
+    logging.warning("%s: %s repeats the tied embeddings %s and is left out", directory, name, original)
+    return True
 
 
 def _listing(names: list[str]) -> str:

@@ -5,8 +5,10 @@
 3. Every parameter is read straight into its (sharded) array: a shard reads its slice of the mapped files only.
 """
 
+import dataclasses
 import itertools
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 
 import jax
@@ -18,12 +20,35 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from checkpoint_convert.account import Leaf, match, refuse
 from checkpoint_convert.hf_config import ReleasedConfig, read_config
-from checkpoint_convert.source import Tensor, open_directory
+from checkpoint_convert.report import Report
+from checkpoint_convert.sink import whole_or_nothing, write_model_directory
+from checkpoint_convert.source import Tensor, open_directory, read_json
 from checkpoint_convert.tables import TABLES, Table
-from internvl_jax.models import InternVL, InternViT, Runtime
+from internvl_jax.data.processor import Processor
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig, store
 from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, shardings
 
 Params = dict[str, jax.Array]
+
+# Stands for the id of <IMG_CONTEXT> where a GitHub-format checkpoint came without tokenizer files: no token has it.
+UNKNOWN_TOKEN = -1
+
+
+def load_released(
+    directory: str | pathlib.Path, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | None = None
+) -> tuple[InternVL, Processor]:
+    """Model and processor of a released checkpoint.
+
+    Args:
+      directory: config.json, safetensors and tokenizer files, GitHub or HF format.
+      dtype: of parameters and activations.
+      mesh, rules: where the parameters live; one device without a mesh, the fsdp preset without rules.
+
+    Raises:
+      InputError: see `load_model`; or tokenizer files that are missing.
+    """
+    processor = Processor.from_released(directory)
+    return load_model(directory, dtype, mesh, rules, processor.tokenizer.image_context), processor
 
 
 def load_model(
@@ -42,7 +67,7 @@ def load_model(
       image_token_id: the id of <IMG_CONTEXT>; needed for GitHub-format checkpoints.
 
     Raises:
-      FileNotFoundError, InputError: see `read_config`, `open_directory` and `account.match`.
+      InputError: see `read_config`, `open_directory` and `account.match`.
     """
     released = read_config(directory)
     config = released.model(image_token_id)
@@ -54,6 +79,70 @@ def load_vision_tower(directory: str | pathlib.Path, dtype: str = "bfloat16") ->
     released = read_config(directory)
     config = released.vision()
     return _load(released, lambda rngs: InternViT(config, rngs, _runtime(dtype)), dtype, None, None)
+
+
+def convert_to_orbax(source: str | pathlib.Path, destination: str | pathlib.Path) -> Report:
+    """Writes a released checkpoint as a model directory of this project: config.json, params/ and tokenizer files.
+
+    Parameters keep the type in which they are stored. A GitHub-format checkpoint without tokenizer files, and a vision
+    tower alone, become a directory without a processor. Killed, it leaves nothing under the name `destination`.
+
+    Raises:
+      InputError: see `load_model` and `sink.whole_or_nothing`.
+    """
+    start = time.perf_counter()
+    source, destination = pathlib.Path(source), pathlib.Path(destination)
+    released = read_config(source)
+    tensors = open_directory(source)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with whole_or_nothing(destination, size) as directory:
+        if released.format == "vit":
+            config, processor = released.vision(), None
+            make, described = (lambda rngs: InternViT(config, rngs, Runtime())), {"vision": dataclasses.asdict(config)}
+        else:
+            processor = Processor.from_released(source) if has_tokenizer(source) else None
+            config = released.model(_image_token_id(released, processor))
+            make = lambda rngs: InternVL(config, rngs, Runtime())
+            described = {"model": config.to_dict(), "processor": processor.to_dict() if processor else None}
+        params = read_params(source, released_table(released), abstract(make)[1], dtype=None)
+        write_model_directory(directory, {"format": 1, **described}, params)
+        if processor is not None:
+            processor.tokenizer.save(directory)
+        elif released.format != "vit":
+            logging.warning("%s has no tokenizer files, so %s can't be used for chat", source, destination)
+    return Report.since(start, len(tensors), size)
+
+
+def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | None) -> InternVL | InternViT:
+    """A model or a vision tower alone, from a released checkpoint or a model directory of this project, without the
+    processor.
+
+    Args:
+      image_token_id: the id of <IMG_CONTEXT>, for checkpoints without tokenizer files.
+
+    Raises:
+      InputError: see `load_model` and `models.store.read_params`.
+    """
+    directory = pathlib.Path(directory)
+    values = read_json(directory / "config.json")
+    if "format" not in values:
+        if read_config(directory).format == "vit":
+            return load_vision_tower(directory, dtype)
+        return load_model(directory, dtype, image_token_id=image_token_id)
+    runtime = _runtime(dtype)
+    if "vision" in values:
+        make = lambda rngs: InternViT(VisionConfig(**values["vision"]), rngs, runtime)
+    else:
+        config = InternVLConfig.from_dict(values.get("model"))
+        if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
+            config = dataclasses.replace(config, image_token_id=image_token_id)
+        make = lambda rngs: InternVL(config, rngs, runtime)
+    graphdef, specs = abstract(make)
+    return bind(graphdef, store.read_params(directory / "params", specs, dtype))
+
+
+def has_tokenizer(directory: pathlib.Path) -> bool:
+    return any((directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
 
 
 def read_params(
@@ -72,7 +161,7 @@ def read_params(
       where: sharding of every parameter; None puts all on the first device.
 
     Raises:
-      FileNotFoundError, InputError: see `open_directory` and `account.match`; or values that are not finite.
+      InputError: see `open_directory` and `account.match`; or values that are not finite.
     """
     directory = pathlib.Path(directory)
     tensors = open_directory(directory)
@@ -122,6 +211,12 @@ def _all_finite(array: np.ndarray) -> bool:
     infinity = bits.dtype.type(_INFINITY_BITS[array.dtype.name])
     sign_off = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
     return bool(np.max(bits & sign_off, initial=0) < infinity)
+
+
+def _image_token_id(released: ReleasedConfig, processor: Processor | None) -> int | None:
+    if processor is not None:
+        return processor.tokenizer.image_context
+    return UNKNOWN_TOKEN if released.format == "github" else None
 
 
 def _runtime(dtype: str) -> Runtime:

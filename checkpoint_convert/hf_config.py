@@ -1,8 +1,8 @@
 """config.json of a released checkpoint -> the model config of this project.
 
-Formats: 'github' is the public repository's InternVLChatModel, 'hf' is transformers' InternVLForConditionalGeneration (as
-written by 4.5x and by 5.x, which renames a few keys), 'vit' is a vision tower alone (InternVisionModel). Every value that
-would change the computation is either translated or checked against the one that this project computes.
+Formats: 'github' is the public repository's InternVLChatModel, 'hf' is transformers' InternVLForConditionalGeneration
+(as written by 4.5x and by 5.x, which renames a few keys), 'vit' is a vision tower alone (InternVisionModel). Every
+value that would change the computation is either translated or checked against the one that this project computes.
 """
 
 import dataclasses
@@ -85,8 +85,7 @@ def read_config(directory: str | pathlib.Path) -> ReleasedConfig:
     """Reads config.json of a released checkpoint.
 
     Raises:
-      FileNotFoundError: there is none.
-      InputError: not JSON, or an unknown architecture.
+      InputError: there is none, it isn't JSON, or its architecture is unknown.
     """
     file = pathlib.Path(directory) / "config.json"
     values = read_json(file)
@@ -207,10 +206,8 @@ def _rope_theta(part: _Part) -> float:
 
 
 def _tied(part: _Part, whole: _Part) -> bool:
-    """The language model's own word comes first: the GitHub format copies it to the top, and transformers 4.5x obeys
-    it while its top level says whatever the base class defaults to. Qwen3's config leaves the flag out where it is False,
-    so with the flag at the top only, the top decides; with neither, False."""
-    for place in (part, whole):
-        if "tie_word_embeddings" in place.values:
-            return place.get("tie_word_embeddings", bool)
-    return False
+    """True where either level says so: the GitHub code and transformers 4.5x obey the language model's flag, which is
+    left out where False; transformers 5 obeys the top level's. Should the file then hold an output matrix of its own,
+    the account of tensors settles it."""
+    places = [place for place in (part, whole) if "tie_word_embeddings" in place.values]
+    return any(place.get("tie_word_embeddings", bool) for place in places)

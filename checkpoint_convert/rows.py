@@ -1,7 +1,7 @@
 """A row says where the tensors of a released checkpoint go: source name, target parameter, einops pattern.
 
-A row reads forwards (released -> ours) and, with its pattern turned round, backwards (ours -> released). Placeholders such
-as `{i}` count the leading axes of the target: `{i}` alone is the layer axis, `{i}` and `{e}` layer and expert.
+A row reads forwards (released -> ours) and, with its pattern turned round, backwards (ours -> released). Placeholders
+such as `{i}` count the leading axes of the target: `{i}` alone is the layer axis, `{i}` and `{e}` layer and expert.
 """
 
 import dataclasses

@@ -31,7 +31,7 @@ class Tensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def array(self) -> np.ndarray:
-        """Maps the tensor read-only. Slices of it read only their own pages; dropping it gives all of them back, which
+        """Maps the tensor read-only. Slices of it read only their own pages; dropping it gives them back, which
         is why the file isn't kept open: the mapping of a whole file would count as memory of this process."""
         if self.nbytes == 0:  # an empty range can't be mapped
             return np.zeros(self.shape, self.dtype)
@@ -42,24 +42,24 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
     """Every tensor of a released checkpoint, by name: one file, or the files that an index names.
 
     Raises:
-      FileNotFoundError: no such directory, or no weights in it, or the index names a file that is not there.
-      InputError: a file that is damaged or truncated, or an index that disagrees with its files.
+      InputError: no such directory or no weights in it; a file that is damaged or truncated; an index that names a file
+        that is not there or disagrees with its files.
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is not a directory; give the folder of a released checkpoint")
+        raise InputError(f"{directory} is not a directory; give the folder of a released checkpoint")
     if not (directory / INDEX).exists():
         files = sorted(directory.glob("*.safetensors"))
         if not files:
-            raise FileNotFoundError(f"{directory} holds no .safetensors file; give the folder of a released checkpoint")
+            raise InputError(f"{directory} holds no .safetensors file; give the folder of a released checkpoint")
         return _merge(files)
 
     weight_map = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{directory / INDEX} has no weight_map; download it again")
     files = sorted({directory / name for name in weight_map.values()})
     if absent := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{directory / INDEX} names files that are not there: {absent}; download them")
+        raise InputError(f"{directory / INDEX} names files that are not there: {absent}; download them")
     tensors = _merge(files)
     wrong = sorted(
         name for name in tensors.keys() | weight_map.keys() if _file_name(tensors, name) != weight_map.get(name)
@@ -73,11 +73,10 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-      FileNotFoundError: no such file.
-      InputError: not JSON, or not an object.
+      InputError: no such file, not JSON, or not an object.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; give the folder of a released checkpoint")
+        raise InputError(f"{file} is not there; give the folder of a released checkpoint")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or not JSON
