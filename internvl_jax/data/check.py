@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from internvl_jax.data import packing, pipeline, plan, samples, sources
+from internvl_jax.data import packing, plan, samples, sources
 from internvl_jax.data.batch import Sample
 from internvl_jax.data.processor import Processor
 from internvl_jax.errors import InputError
@@ -84,7 +84,7 @@ def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, de
     sound = np.flatnonzero(tokens_N)
     rows, rendered = None, []
     if len(sound):
-        corpus = pipeline.Corpus(readers)
+        corpus = samples.Corpus(readers)
         rows = _row_statistics(corpus, tokens_N, tiles_N, budgets, problems)
         shown = sound[np.unique(np.linspace(0, len(sound) - 1, render).astype(int))] if render else []
         rendered = _rendered(corpus, shown, processor, problems)

@@ -3,8 +3,8 @@
 1. The length index of every data set is read or computed, samples that fit no row are refused or left out.
 2. An epoch is a seeded permutation of the mixture (every sample `repeat_time` times), packed into rows from lengths
    alone (`plan.RowPlan`). Row r of the run is a pure function of (seed, r), random JPEG included.
-3. A global batch of B rows is rows step x B ... ; host h of n loads its block of B / n rows, through grain, in worker
-   processes and threads if asked, none of which can change the stream.
+3. A global batch is the next B rows; host h of n loads block h of B / n of them, through grain, in worker processes and
+   threads if asked, none of which can change the stream.
 4. The position is the number of rows consumed. It names no host, so a run resumes on another number of hosts.
 5. A sample that cannot be loaded leaves a gap of padding in its row; it is logged with its reason and counted, and more
    than `max_skipped` of them stop the run.
@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import grain
 import numpy as np
@@ -77,13 +77,16 @@ class Pipeline:
         )
         datasets = sources.read_meta(config.meta)
         indices = [lengths.length_index(dataset, processor, config.cache_dir) for dataset in datasets]
-        self.corpus = Corpus(
+        self.corpus = samples.Corpus(
             [samples.SampleReader(d, i.offsets, processor) for d, i in zip(datasets, indices, strict=True)]
         )
         self.tokens_N = np.concatenate([index.tokens for index in indices])
         self.tiles_N = np.concatenate([index.tiles for index in indices])
-        self.broken = [reason for index in indices for reason in index.broken.values()]
-        _Skipped(config.max_skipped).extend(self.broken)
+        self.skipped = Skipped(config.max_skipped)
+        for dataset, index in zip(datasets, indices, strict=True):
+            if dataset.length not in (None, len(index.tokens)):
+                _LOG.warning("%s has %d samples, not %d", dataset.annotation, len(index.tokens), dataset.length)
+            self.skipped.extend(index.broken.values())
         self.dropped = self._over_long()  # sample numbers
         usable_N = self.tokens_N > 0
         usable_N[self.dropped] = False
@@ -158,55 +161,20 @@ class Pipeline:
         return state["rows"]
 
     def _fingerprint(self, digests: list[str]) -> str:
-        """A digest of what decides which samples stand in which row and what they say, independent of the machine."""
+        """A digest of what decides which samples stand in which row and what they say, independent of the machine.
+
+        It takes in the rows of the first epoch as planned, since another release of numpy may shuffle otherwise.
+        """
         config = self.config
-        parts = [digests, config.token_budget, config.tile_budget, config.max_open, config.pack, config.over_long]
+        parts = [digests, config.token_budget, config.tile_budget, config.max_open, config.pack]
         parts += [reader.dataset.data_augment for reader in self.corpus.readers]
         digest = hashlib.sha256(json.dumps(parts).encode())
-        for array in (self.plan.mixture, self.tokens_N, self.tiles_N):
+        packs = self.plan.packs(0)
+        for array in (packs.samples, packs.starts, self.tokens_N, self.tiles_N):
             digest.update(array.tobytes())
         processor = self.corpus.readers[0].processor
         digest.update(json.dumps([processor.tokenizer.digest, processor.to_dict()], sort_keys=True).encode())
         return digest.hexdigest()[:32]
-
-
-class Corpus:
-    """The samples of all data sets under one numbering: those of the first, then those of the second, ..."""
-
-    def __init__(self, readers: list[samples.SampleReader]):
-        self.readers = readers
-        self._firsts = np.cumsum([0, *(len(reader) for reader in readers)])
-
-    def name(self, number: int) -> str:
-        """FILE:LINE of a sample."""
-        reader, index = self._locate(number)
-        return reader.name(index)
-
-    def load(self, number: int, rng: np.random.Generator):
-        """The sample with its pixels."""
-        reader, index = self._locate(number)
-        return reader.load(index, rng)
-
-    def mixture(self) -> np.ndarray:
-        """Sample numbers int64 of an epoch before shuffling: each `repeat_time` times.
-
-        As in the release a fraction takes samples from the start of the file; there 2.5 means 2, here it means twice
-        all and once the first half.
-        """
-        parts = []
-        for reader, first in zip(self.readers, self._firsts, strict=False):
-            count = int(len(reader) * reader.dataset.repeat_time)
-            if not count:
-                raise InputError(
-                    f"data set {reader.dataset.name!r} has {len(reader)} samples, of which repeat_time "
-                    f"{reader.dataset.repeat_time} leaves none; raise it or remove the data set."
-                )
-            parts.append(first + np.arange(count) % len(reader))
-        return np.concatenate(parts)
-
-    def _locate(self, number: int) -> tuple[samples.SampleReader, int]:
-        which = int(np.searchsorted(self._firsts, number, side="right")) - 1
-        return self.readers[which], int(number - self._firsts[which])
 
 
 class BatchIterator(Iterator[Batch]):
@@ -215,8 +183,6 @@ class BatchIterator(Iterator[Batch]):
     def __init__(self, pipeline: Pipeline, rows: int, host: int, hosts: int, start_row: int):
         config = pipeline.config
         self._rows_per_batch, self._pipeline, self._row = rows, pipeline, start_row
-        self._skipped = _Skipped(config.max_skipped)
-        self._skipped.extend(pipeline.broken)
         source = _HostBatches(pipeline, rows, host, hosts, start_row)
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
         dataset = grain.MapDataset.source(source).to_iter_dataset(options)
@@ -226,14 +192,14 @@ class BatchIterator(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         batch, skipped = next(self._iterator)
-        self._skipped.extend(skipped)
+        self._pipeline.skipped.extend(skipped)
         self._row += self._rows_per_batch
         return batch
 
     @property
     def skipped(self) -> int:
-        """Different broken samples met so far, those without a length included."""
-        return len(self._skipped.reasons)
+        """Different broken samples that this pipeline has met so far, those without a length included."""
+        return len(self._pipeline.skipped.reasons)
 
     def state(self) -> dict:
         """The position after the last batch taken, the same on every host; JSON-able."""
@@ -262,14 +228,15 @@ class _HostBatches:
         return stack_rows(rows), [reason for reasons in skipped for reason in reasons]
 
 
-class _Skipped:
+class Skipped:
     """Reasons of broken samples, each once; too many are an error."""
 
     def __init__(self, limit: int):
         self._limit = limit
         self.reasons: set[str] = set()
 
-    def extend(self, reasons: list[str]) -> None:
+    def extend(self, reasons: Iterable[str]) -> None:
+        """Takes note of `reasons`; InputError if there are too many now."""
         for reason in reasons:
             if reason not in self.reasons:
                 self.reasons.add(reason)

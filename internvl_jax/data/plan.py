@@ -34,7 +34,7 @@ class RowPlan:
         """mixture: sample numbers of an epoch, int64; tokens_N, tiles_N: lengths by sample number."""
         if not len(mixture):
             raise InputError("no sample is left to train on; see the samples that the log names as broken or dropped.")
-        self.mixture, self._tokens_N, self._tiles_N = mixture, tokens_N, tiles_N
+        self._mixture, self._tokens_N, self._tiles_N = mixture, tokens_N, tiles_N
         self._config, self._pack, self._seed = config, pack, seed
         self._packs: dict[int, packing.Packs] = {}  # of the epochs used last
         self._rows: dict[int, int] = {}  # rows of every epoch planned so far
@@ -75,7 +75,7 @@ class RowPlan:
         return packing.fill_statistics(self.packs(epoch), self._tokens_N, self._tiles_N, self._config)
 
     def _plan(self, epoch: int) -> packing.Packs:
-        order = np.random.default_rng((self._seed, _EPOCH_STREAM, epoch)).permutation(self.mixture)
+        order = np.random.default_rng((self._seed, _EPOCH_STREAM, epoch)).permutation(self._mixture)
         if not self._pack:
             return packing.Packs(order, np.arange(len(order) + 1))
         return packing.pack_lengths(order, self._tokens_N, self._tiles_N, self._config)

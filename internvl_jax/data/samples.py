@@ -1,4 +1,4 @@
-"""Samples of one data set, read by line number: how long they are, and what they hold.
+"""Samples read by number: how long they are, and what they hold.
 
 `measure` and `load` count tokens by the same functions, so what was planned from lengths is what is loaded.
 """
@@ -73,6 +73,45 @@ class SampleReader:
         if not len(encoded[0]):
             raise InputError("the sample has no tokens; write something or remove the line.")
         return encoded
+
+
+class Corpus:
+    """The samples of all data sets under one numbering: those of the first, then those of the second, ..."""
+
+    def __init__(self, readers: list[SampleReader]):
+        self.readers = readers
+        self._firsts = np.cumsum([0, *(len(reader) for reader in readers)])
+
+    def name(self, number: int) -> str:
+        """FILE:LINE of a sample."""
+        reader, index = self._locate(number)
+        return reader.name(index)
+
+    def load(self, number: int, rng: np.random.Generator) -> Sample:
+        """The sample with its pixels."""
+        reader, index = self._locate(number)
+        return reader.load(index, rng)
+
+    def mixture(self) -> np.ndarray:
+        """Sample numbers int64 of an epoch before shuffling: each `repeat_time` times.
+
+        As in the release a fraction takes samples from the start of the file; there 2.5 means 2, here it means twice
+        all and once the first half.
+        """
+        parts = []
+        for reader, first in zip(self.readers, self._firsts, strict=False):
+            count = int(len(reader) * reader.dataset.repeat_time)
+            if not count:
+                raise InputError(
+                    f"data set {reader.dataset.name!r} has {len(reader)} samples, of which repeat_time "
+                    f"{reader.dataset.repeat_time} leaves none; raise it or remove the data set."
+                )
+            parts.append(first + np.arange(count) % len(reader))
+        return np.concatenate(parts)
+
+    def _locate(self, number: int) -> tuple[SampleReader, int]:
+        which = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return self.readers[which], int(number - self._firsts[which])
 
 
 def _size(record: sources.Record, number: int, config: tiling.ImageConfig, trust_notes: bool) -> tuple[int, int]:

@@ -109,6 +109,14 @@ def test_all_batches_have_one_shape(tiny, processor, kinds):
     assert batch.tile_mask_G.any() == (kinds not in (["texts"], ["pretrain"]))
 
 
+def test_text_alone_needs_no_tiles(tiny, processor):
+    tiny.write_meta(texts=tiny.entries["texts"])
+    iterator = pipeline_of(tiny, processor, tile_budget=0).batches(ROWS)
+    batch = next(iterator)
+    iterator.close()
+    assert batch.tiles_GHWC.shape == (0, 8, 8, 3) and batch.segments_BT.max() > 1
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_stream_does_not_depend_on_hosts(tiny, processor, hosts):
     made = pipeline_of(tiny, processor)
@@ -237,6 +245,13 @@ def test_over_long_sample(tiny, processor, caplog):
     assert any(
         "dropped" in record.getMessage() and "singles.jsonl:1" in record.getMessage() for record in caplog.records
     )
+
+
+def test_noted_length_that_is_wrong_is_told(tiny, processor, caplog):
+    tiny.entries["texts"]["length"] = 12
+    tiny.write_meta()
+    pipeline_of(tiny, processor)
+    assert [line.split("/")[-1] for line in caplog.messages] == ["texts.jsonl has 11 samples, not 12"]
 
 
 def test_nothing_left(tiny, processor):
