@@ -86,15 +86,17 @@ class Processor:
         """The processor of a released checkpoint directory, GitHub or HF format."""
         directory = pathlib.Path(directory)
         config = _read_json(directory / "config.json")
-        if config.get("model_type") == "internvl_chat":
-            image_config, template = _github_image_config(config, directory), config.get("template", "internvl2_5")
-        elif config.get("model_type") == "internvl":
-            image_config, template = _hf_image_config(config, directory), "internvl2_5"
-        else:
+        readers = {"internvl_chat": _github_image_config, "internvl": _hf_image_config}
+        if config.get("model_type") not in readers:
             raise InputError(
                 f"{directory}/config.json has model_type {config.get('model_type')!r}; released checkpoints of this "
                 "family have 'internvl_chat' (GitHub format) or 'internvl' (HF format)."
             )
+        try:
+            image_config = readers[config["model_type"]](config, directory)
+        except KeyError as error:
+            raise InputError(f"{directory}/config.json lacks {error}; copy the released file again.") from None
+        template = config.get("template", chat.INTERNVL2_5.name)  # the HF format does not name one
         return cls(image_config, Tokenizer.load(directory), chat.get_template(template))
 
 

@@ -236,6 +236,7 @@ def test_released_directories_that_cannot_be_read(released):
         (GITHUB | {"pad2square": True}, "pad2square"),
         (GITHUB | {"template": "Hermes-2"}, "template 'Hermes-2' is unknown"),
         (HF | {"vision_config": {"image_size": [448, 336]}}, "must be square"),
+        (GITHUB | {"vision_config": {"image_size": 448}}, "lacks 'patch_size'"),
     ]:
         with pytest.raises(InputError, match=message):
             processor.Processor.from_released(released(config))

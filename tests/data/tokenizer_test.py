@@ -161,6 +161,15 @@ def test_too_small_a_vocabulary_is_refused():
         tokenizers.train_bpe(TEXTS, 100)
 
 
+def test_nothing_is_cut_even_if_the_file_says_so(trained, tmp_path):
+    trained.save(tmp_path)
+    fields = json.loads((tmp_path / "tokenizer.json").read_text())
+    fields["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    assert tokenizers.Tokenizer.load(tmp_path).encode("0123456789") == trained.encode("0123456789")
+    assert len(trained.encode("0123456789")) > 3
+
+
 def test_missing_token_and_missing_or_broken_files(trained, tmp_path):
     with pytest.raises(InputError, match="no token '<audio>'"):
         trained.token_id("<audio>")
