@@ -1,0 +1,132 @@
+"""Model directories: config.json, tokenizer files and parameters.
+
+`load` reads what `save_model` or a conversion wrote (`params/`), or the last step of a training workdir
+(`checkpoints/STEP`). How parameters lie on disk is `sharding.params_io`'s business.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from internvl_jax.data import Processor
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternVL, InternVLConfig, Runtime
+from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, shardings
+from internvl_jax.sharding.params_io import locate, read_params, write_params
+from internvl_jax.sharding.state import Params
+
+FORMAT = 1
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def load(
+    directory: str | os.PathLike, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | None = None
+) -> tuple[InternVL, Processor]:
+    """Model and processor of a model directory, or of the last step of a training workdir.
+
+    Every parameter is read straight in `dtype` and into its place; no device or host holds more than its share.
+
+    Args:
+      directory: with config.json, tokenizer files and `params/` or `checkpoints/`.
+      dtype: of parameters and activations.
+      mesh, rules: where the parameters live; the first device without a mesh, the fsdp preset without rules.
+
+    Raises:
+      InputError: files that are missing or broken, or parameters other than those of the config.
+    """
+    directory = pathlib.Path(directory)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
+    config, processor = read_config(directory)
+    graphdef, specs = _structure(config, Runtime(dtype=jnp.dtype(dtype)))
+    here = SingleDeviceSharding(jax.devices()[0])
+    where = dict.fromkeys(specs, here) if mesh is None else shardings(specs, mesh, rules or PRESETS["fsdp"])
+    wanted = {
+        path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=where[path]) for path, spec in specs.items()
+    }
+    return bind(graphdef, read_params(locate(directory), wanted)), processor
+
+
+def read_config(directory: str | os.PathLike) -> tuple[InternVLConfig, Processor]:
+    """Model config and processor of a model directory or workdir, checked against each other.
+
+    Raises:
+      InputError: missing or broken files, or tokenizer and model that don't belong together.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give the directory of a model or a training run") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read ({error}); copy or convert the model again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is not a config of format {FORMAT}; released checkpoints go through checkpoint_convert first"
+        )
+    if not values.get("processor"):
+        raise InputError(f"{directory} was converted without tokenizer files; convert it again with them beside it")
+    config = InternVLConfig.from_dict(values.get("model"))
+    processor = Processor.from_dict(values["processor"], directory)
+    _check_match(directory, config, processor)
+    return config, processor
+
+
+def save_model(directory: str | os.PathLike, params: Params, config: InternVLConfig, processor: Processor) -> None:
+    """Writes a model directory: all of it appears under its name, or nothing does.
+
+    Args:
+      directory: must not exist.
+      params: stacked, of any dtype.
+      config, processor: of the model.
+
+    Raises:
+      InputError: the directory exists, parameters don't fit the config, or the disk is full.
+    """
+    directory = pathlib.Path(directory)
+    if directory.exists():
+        raise InputError(f"{directory} already exists; remove it or give another name")
+    specs = _structure(config, Runtime())[1]
+    if wrong := sorted(path for path in specs.keys() | params.keys() if not _fits(params, specs, path)):
+        raise InputError(f"can't save {directory}: {', '.join(wrong[:5])} are not as the config has them; give both")
+    _check_match(directory, config, processor)
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        partial.mkdir(parents=True)
+        write_params(partial / "params", params)
+        processor.tokenizer.save(partial)
+        values: dict[str, Any] = {"format": FORMAT, "model": config.to_dict(), "processor": processor.to_dict()}
+        (partial / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _structure(config: InternVLConfig, runtime: Runtime) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
+    return abstract(lambda rngs: InternVL(config, rngs, runtime))
+
+
+def _fits(params: Params, specs: dict[str, ParamSpec], path: str) -> bool:
+    return path in params and path in specs and tuple(params[path].shape) == specs[path].shape
+
+
+def _check_match(directory: pathlib.Path, config: InternVLConfig, processor: Processor) -> None:
+    pairs = {
+        "the id of <IMG_CONTEXT>": (config.image_token_id, processor.tokenizer.image_context),
+        "tokens of a tile": (config.tokens_per_tile, processor.image_config.tokens_per_tile),
+        "pixels of a tile's side": (config.vision.image_size, processor.image_config.tile_size),
+    }
+    for what, (model, files) in pairs.items():
+        if model != files:
+            raise InputError(
+                f"{directory}: {what} is {model} in the model and {files} in the processor; use one model's files"
+            )
