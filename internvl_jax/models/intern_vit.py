@@ -11,7 +11,7 @@ from flax import nnx
 
 from internvl_jax.models.attention import attend
 from internvl_jax.models.config import VisionConfig
-from internvl_jax.models.nn import NORMS, Linear, RmsNorm, drop_path, gelu, normal, zeros
+from internvl_jax.models.nn import NORMS, Linear, RmsNorm, along, drop_path, gelu, normal, zeros
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
 from internvl_jax.sharding import param, shard
 
@@ -59,9 +59,9 @@ class VisionLayer(nnx.Module):
 
     def __call__(self, x_GPD: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
         keys = (None, None) if key is None else jax.random.split(key)
-        branch = self.attn(self.norm1(x_GPD)) * self.ls1[...].astype(x_GPD.dtype)
+        branch = self.attn(self.norm1(x_GPD)) * along(self.ls1[...].astype(x_GPD.dtype), x_GPD)
         x_GPD = x_GPD + drop_path(branch, rate, keys[0])
-        branch = self.mlp(self.norm2(x_GPD)) * self.ls2[...].astype(x_GPD.dtype)
+        branch = self.mlp(self.norm2(x_GPD)) * along(self.ls2[...].astype(x_GPD.dtype), x_GPD)
         return shard(x_GPD + drop_path(branch, rate, keys[1]), "batch", None, None)
 
 
@@ -96,7 +96,7 @@ class InternViT(nnx.Module):
         x = self.patch(patches.reshape(G, rows * columns, size, size, 3).astype(self.runtime.dtype))
         cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (G, 1, config.width))
         table = _position_table(self.positions[...], config.grid, (rows, columns))
-        x = shard(jnp.concatenate([cls, x], axis=1) + table.astype(x.dtype), "batch", None, None)
+        x = shard(jnp.concatenate([cls, x], axis=1) + table[None].astype(x.dtype), "batch", None, None)
 
         rates = jnp.asarray(np.linspace(0, config.drop_path, config.layers), jnp.float32)
         keys = None if key is None else jax.random.split(key, config.layers)

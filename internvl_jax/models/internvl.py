@@ -14,6 +14,7 @@ from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import InternVLConfig
 from internvl_jax.models.decoder import Decoder
 from internvl_jax.models.intern_vit import InternViT
+from internvl_jax.models.nn import along
 from internvl_jax.models.projector import Projector, pixel_shuffle
 from internvl_jax.models.stack import Runtime
 from internvl_jax.sharding import shard
@@ -116,7 +117,8 @@ def normalise(tiles_GHWC: jax.Array, dtype: jnp.dtype) -> jax.Array:
     if tiles_GHWC.dtype != jnp.uint8:
         return tiles_GHWC.astype(dtype)
     pixels = tiles_GHWC.astype(jnp.float32) / 255
-    return ((pixels - jnp.array(_MEAN)) / jnp.array(_STD)).astype(dtype)
+    mean, std = (along(jnp.array(part), pixels) for part in (_MEAN, _STD))
+    return ((pixels - mean) / std).astype(dtype)
 
 
 def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> jax.Array:

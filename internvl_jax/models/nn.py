@@ -24,6 +24,11 @@ def normal(stddev: float) -> Callable:
 zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
 
 
+def along(value: jax.Array, x: jax.Array) -> jax.Array:
+    """`value` with leading dimensions of 1, to meet the last dimensions of x: broadcasting is never silent here."""
+    return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+
+
 @jax.custom_vjp
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     """`x[..., I] . w[O, I] -> [..., O]` in x's dtype, accumulated in float32.
@@ -75,7 +80,7 @@ class Linear(nnx.Module):
         lead = x.shape[: x.ndim - self.num_inputs]
         y = dot(x.reshape(*lead, -1), weight.reshape(-1, math.prod(inputs)))
         if self.bias is not None:
-            y = y + self.bias[...].reshape(-1).astype(y.dtype)
+            y = y + along(self.bias[...].reshape(-1).astype(y.dtype), y)
         return y.reshape(*lead, *outputs)
 
 
@@ -90,7 +95,7 @@ class RmsNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         dims = tuple(range(-self.scale.ndim, 0))
         x32 = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), axis=dims, keepdims=True) + self.eps)
-        return (x32 * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        return (x32 * along(self.scale[...].astype(jnp.float32), x)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -105,7 +110,8 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
-        return (x32 * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        scale, bias = (along(part[...].astype(jnp.float32), x) for part in (self.scale, self.bias))
+        return (x32 * scale + bias).astype(x.dtype)
 
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": RmsNorm}

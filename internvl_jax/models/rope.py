@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def rope_table(positions_BT: jax.Array, head_width: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines, float32 `[B, 1, T, H/2]`: bfloat16 rounds 257 to 256, and sin of the two differs widely."""
     inverse_H = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-    angles = positions_BT.astype(jnp.float32)[:, None, :, None] * inverse_H
+    angles = positions_BT.astype(jnp.float32)[:, None, :, None] * inverse_H[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -16,6 +16,22 @@ from internvl_jax.sharding.state import Params
 ITEM = "params"
 
 
+def locate(directory: str | os.PathLike) -> pathlib.Path:
+    """The checkpoint in a model directory, or the last one of a training workdir.
+
+    Raises:
+      InputError: there is neither.
+    """
+    directory = pathlib.Path(directory)
+    if (directory / "params").is_dir():
+        return directory / "params"
+    # A step under its final name is whole; one being written has a longer name.
+    steps = [path for path in (directory / "checkpoints").glob("*") if path.name.isdigit()]
+    if not steps:
+        raise InputError(f"{directory} holds neither params/ nor checkpoints/STEP; give a model directory or a workdir")
+    return max(steps, key=lambda path: int(path.name))
+
+
 def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     """Writes a new checkpoint; it is there under its name only when whole.
 

@@ -47,7 +47,8 @@ class Program:
       step: jitted (state, batch) -> (state, metrics); the state is donated.
       abstract: shapes, dtypes and shardings of the state.
       place: a host's numpy batch onto the devices.
-      init: jitted seed -> state with random parameters, or params -> state.
+      from_params: jitted parameters -> state; they are donated.
+      random_params: fresh parameters of the run's seed.
     """
 
     mesh: Mesh
@@ -141,7 +142,8 @@ def _loop(
                 checkpoints.save(step, state, batches.state())
                 saved = step
             batch = program.place(next(batches))
-            state, metrics = program.step(state, batch)
+            with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
+                state, metrics = program.step(state, batch)
             if pending is not None:
                 meter.log(*pending)
             pending = (step + 1, metrics, batches.skipped)
@@ -161,7 +163,7 @@ def _initial_state(config: TrainConfig, program: Program, checkpoints: Checkpoin
     if checkpoints.latest is not None:
         return checkpoints.restore(program.abstract)
     if config.run.init_from:
-        params = setup.read_initial(config.run.init_from, program.specs, program.abstract.params)
+        params = setup.read_initial(config, program.abstract.params)
     else:
         params = program.random_params()
     return program.from_params(params), None
@@ -190,7 +192,8 @@ class Meter:
         seconds, self._clock = (now - self._clock) / len(self._window), now
         mean = {name: float(np.mean([line[name] for line in self._window])) for name in values}
         self._window = []
-        flops = train_flops(self._config.model, mean["tiles"], mean["tokens"], self._config.data.token_budget / 2)
+        context = mean["tokens"] / max(1, mean["samples"]) / 2
+        flops = train_flops(self._config.model, mean["tiles"], mean["tokens"], context)
         self._last = {
             "step": step,
             **mean,

@@ -15,9 +15,7 @@ from internvl_jax.data.processor import Processor
 from internvl_jax.data.tiling import DEFAULT_MAX_PIXELS, ImageConfig
 from internvl_jax.data.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
-from internvl_jax.inference.load import read_params
-from internvl_jax.models import InternVLConfig
-from internvl_jax.sharding import ParamSpec
+from internvl_jax.sharding.params_io import locate, read_params
 from internvl_jax.sharding.state import Params
 from internvl_jax.training.config import TrainConfig, check, differences, identity
 
@@ -92,17 +90,26 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
     return workdir
 
 
-def read_initial(directory: str, specs: dict[str, ParamSpec], where: dict[str, Any]) -> Params:
-    """float32 parameters of a model directory or workdir, in their places; a missing or misshaped one is an error."""
-    return read_params(directory, where)
+def read_initial(config: TrainConfig, abstract: Params) -> Params:
+    """The parameters in `run.init_from`, as float32 in their places.
 
+    Args:
+      abstract: shape structs with shardings.
 
-def check_initial(directory: str, model: InternVLConfig) -> None:
-    """Raises InputError where the directory's model is another one."""
-    path = pathlib.Path(directory) / "config.json"
-    theirs = json.loads(path.read_text())["model"]
-    if lines := differences(model.to_dict(), theirs):
+    Raises:
+      InputError: it holds another model, or not exactly its parameters.
+    """
+    directory = pathlib.Path(config.run.init_from)
+    path = directory / "config.json"
+    try:
+        theirs = json.loads(path.read_text())["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} can't be read ({error}); run.init_from takes a model directory or a workdir") from error
+    ours = config.model.to_dict()
+    theirs["vision"]["drop_path"] = ours["vision"]["drop_path"]  # a setting of the stage, not of the weights
+    if lines := differences(ours, theirs):
         raise InputError(f"run.init_from {directory} holds another model ({'; '.join(lines[:5])}); give its config")
+    return read_params(locate(directory), abstract)
 
 
 def _write(path: pathlib.Path, value: Any) -> None:

@@ -57,7 +57,7 @@ def make_step(
             parts = (split_rows(batch, micro_batches), jnp.arange(micro_batches))
             (grads, values), _ = jax.lax.scan(accumulate, zeros, parts)
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
         updated = ({**optax.apply_updates(trainable, updates), **frozen}, opt_state)
@@ -69,6 +69,7 @@ def make_step(
             **values,
             "grad_norm": norm,
             "finite": finite,
+            "samples": jnp.sum(jnp.max(batch.segments_BT, axis=1)),
             "tokens": jnp.sum(batch.segments_BT > 0),
             "supervised": jnp.sum(batch.weights_BT > 0),
             "tiles": jnp.sum(batch.tile_mask_G),

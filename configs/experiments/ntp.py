@@ -1,0 +1,46 @@
+"""The next-token stages: what CPT and SFT share, and what the tiny model differs in."""
+
+import dataclasses
+
+from configs.models import sizes
+from internvl_jax.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+
+# Released scripts: 0 for 1B, 2B and 4B.
+DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4}
+
+
+def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
+    """Released CPT / SFT hyperparameters (FACTS: batch 512 packed rows of 32,768 tokens and 96 tiles)."""
+    model = sizes.get(size)
+    vision = dataclasses.replace(model.vision, drop_path=DROP_PATH.get(size, 0.0))
+    tiny = size == "tiny"
+    return TrainConfig(
+        model=dataclasses.replace(model, vision=vision),
+        objective="ntp",
+        data=DataConfig(
+            meta="",
+            tokenizer="",
+            min_tiles=1,
+            max_tiles=1 if tiny else 12,
+            thumbnail=not tiny,
+            token_budget=512 if tiny else 32768,
+            tile_budget=16 if tiny else 96,
+            weighting="square",
+        ),
+        optim=OptimConfig(
+            learning_rate=learning_rate,
+            warmup_ratio=0.03,
+            weight_decay=0.05,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            clip_norm=1.0,
+        ),
+        run=RunConfig(
+            workdir="",
+            steps=steps,
+            rows=8 if tiny else 512,
+            dtype="float32" if tiny else "bfloat16",
+            remat="none" if tiny else "full",
+        ),
+    )

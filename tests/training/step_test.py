@@ -1,0 +1,104 @@
+"""One step: the same on any mesh and in any number of micro-batches; frozen stays, non-finite is not applied."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from internvl_jax.data.pipeline import Pipeline
+from internvl_jax.training import Group, build, setup
+from tests.training import toy
+
+
+def run_steps(data, steps=3, **run):
+    """Parameters and losses after a few steps from the same start."""
+    config, processor = setup.prepare(toy.config(data, data / "unused", **run))
+    program = build(config)
+    batches = Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows)
+    state = program.from_params(program.random_params())
+    losses = []
+    for _ in range(steps):
+        state, metrics = program.step(state, program.place(next(batches)))
+        losses.append(float(metrics["loss"]))
+    return program, state, np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def reference(data):
+    """Every parameter whole on every device: the arithmetic of one device."""
+    _, state, losses = run_steps(data, mesh="data=8")
+    return jax.device_get(state.params), losses
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rules"), [("fsdp=8", "fsdp"), ("fsdp=4,tensor=2", "fsdp_tp"), ("data=2,fsdp=2,tensor=2", "fsdp_tp")]
+)
+def test_any_mesh_equals_replicated_parameters(data, reference, mesh, rules):
+    program, state, losses = run_steps(data, mesh=mesh, rules=rules)
+    np.testing.assert_allclose(losses, reference[1], rtol=1e-5)
+    for path, value in state.params.items():
+        np.testing.assert_allclose(value, reference[0][path], atol=1e-5, err_msg=path)
+    # Nothing moved, and one program served all steps.
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b.sharding, placed, program.abstract))
+    assert program.step._cache_size() == 1
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1]
+    assert all(leaf.addressable_shards[0].data.size < leaf.size for leaf in moments)
+
+
+def test_micro_batches_equal_the_big_batch(data):
+    # 32 rows over 8 devices, as one batch and as four; the rows hold 0 to 30 supervised tokens.
+    _, big, losses = run_steps(data, rows=32, mesh="fsdp=8")
+    _, small, parts = run_steps(data, rows=32, mesh="fsdp=8", micro_batches=4)
+    np.testing.assert_allclose(parts, losses, rtol=1e-5)
+    for path, value in big.params.items():
+        np.testing.assert_allclose(small.params[path], value, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_nothing(data, reference, remat):
+    _, state, losses = run_steps(data, mesh="data=8", remat=remat)
+    np.testing.assert_allclose(losses, reference[1], rtol=1e-6)
+    np.testing.assert_allclose(state.params["vit.cls"], reference[0]["vit.cls"], atol=1e-6)
+
+
+def test_frozen_parameters_stay_and_have_no_moments(data):
+    config, processor = setup.prepare(toy.config(data, data / "unused"))
+    groups = (Group(r"^vit\.", frozen=True), Group(r"^projector\.", learning_rate=0.0), Group("^lm"))
+    config.optim = dataclasses.replace(config.optim, groups=groups, weight_decay=0.0)
+    program = build(config)
+    batch = program.place(next(Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows)))
+    state = program.from_params(program.random_params())
+    before = jax.device_get(state.params)
+    for _ in range(2):
+        state, _ = program.step(state, batch)
+    for path, value in jax.device_get(state.params).items():
+        assert (value == before[path]).all() == (not path.startswith("lm")), path
+    moments = state.opt_state[1].mu
+    assert set(moments) == {path for path in before if not path.startswith("vit.")}
+
+
+def test_a_step_that_is_not_finite_is_counted_and_not_applied(data):
+    config, processor = setup.prepare(toy.config(data, data / "unused"))
+    program = build(config)
+    batch = next(Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows))
+    broken = batch._replace(weights_BT=batch.weights_BT * np.float32("inf"))
+    state = program.from_params(program.random_params())
+    before = jax.device_get(state)
+    state, metrics = program.step(state, program.place(broken))
+    assert not metrics["finite"] and state.nonfinite == 1 and state.step == 1
+    after = jax.device_get(state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before.params, after.params))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before.opt_state, after.opt_state))
+    state, metrics = program.step(state, program.place(batch))
+    assert metrics["finite"] and state.nonfinite == 0
+
+
+def test_a_batch_without_supervision_has_loss_zero(data):
+    config, processor = setup.prepare(toy.config(data, data / "unused"))
+    program = build(config)
+    batch = next(Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows))
+    silent = batch._replace(weights_BT=batch.weights_BT * 0)
+    _, metrics = program.step(program.from_params(program.random_params()), program.place(silent))
+    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["finite"]

@@ -1,0 +1,106 @@
+"""A toy run for the tests of this folder: a few colours to name, and a model whose sizes are pairwise different."""
+
+import dataclasses
+import json
+import pathlib
+import random
+
+from PIL import Image
+
+from internvl_jax.data.tokenizer import train_bpe
+from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+
+# Divisible by the meshes of the tests (fsdp 8, tensor 2), otherwise different from each other.
+MODEL = InternVLConfig(
+    vision=VisionConfig(
+        image_size=12,
+        patch_size=3,
+        width=24,
+        layers=2,
+        heads=3,
+        mlp=40,
+        norm="layer_norm",
+        norm_eps=1e-6,
+        qkv_bias=True,
+        qk_norm=False,
+        drop_path=0.0,
+        layer_scale_init=1.0,
+        init_std=0.05,
+    ),
+    text=TextConfig(
+        family="qwen3",
+        vocab=328,
+        width=32,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_width=10,
+        mlp=56,
+        rope_theta=1e4,
+        norm_eps=1e-6,
+        tie_embeddings=False,
+        init_std=0.05,
+    ),
+    downsample_ratio=0.5,
+    image_token_id=-1,
+)
+
+
+def write_data(folder: pathlib.Path) -> None:
+    """Pictures, JSONL, meta file and tokenizer: 40 samples with one picture, 5 with two, 15 without."""
+    rng = random.Random(0)
+    images = folder / "images"
+    images.mkdir(parents=True)
+    lines, texts = [], []
+    for number in range(60):
+        count = 0 if number % 4 == 3 else 2 if number % 8 == 0 else 1
+        names = [f"{number}_{part}.png" for part in range(count)]
+        answers = [rng.choice(list(COLOURS)) for _ in names]
+        for name, answer in zip(names, answers, strict=True):
+            pixels = tuple(min(255, max(0, value + rng.randint(-20, 20))) for value in COLOURS[answer])
+            Image.new("RGB", (12, 12), pixels).save(images / name)
+        question = "<image>\n" * count + ("what colours?" if count else "say something")
+        answer = " ".join(answers) if count else "hello " * rng.randint(1, 7)
+        turns = [("system", "Name colours."), ("human", question), ("gpt", answer)]
+        line = {"id": number, "conversations": [{"from": role, "value": value} for role, value in turns]}
+        if count == 1:
+            line |= {"image": names[0], "width": 12, "height": 12}
+        elif count:
+            line |= {"image": names, "width_list": [12, 12], "height_list": [12, 12]}
+        lines.append(json.dumps(line))
+        texts += [question, answer]
+    (folder / "toy.jsonl").write_text("\n".join(lines) + "\n")
+    entry = {"root": str(images), "annotation": str(folder / "toy.jsonl"), "data_augment": True, "repeat_time": 1}
+    (folder / "meta.json").write_text(json.dumps({"toy": {**entry, "length": len(lines)}}))
+    (folder / "tokenizer").mkdir()
+    train_bpe(texts, 320).save(folder / "tokenizer")
+
+
+def config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> TrainConfig:
+    """A run over `write_data(folder)`; `run` overrides fields of its RunConfig."""
+    defaults = {"steps": 6, "rows": 8, "dtype": "float32", "remat": "none", "save_every": 2, "log_every": 1, "seed": 5}
+    return TrainConfig(
+        model=MODEL,
+        objective="ntp",
+        data=DataConfig(
+            meta=str(folder / "meta.json"),
+            tokenizer=str(folder / "tokenizer"),
+            min_tiles=1,
+            max_tiles=1,
+            thumbnail=False,
+            token_budget=173,
+            tile_budget=5,
+            weighting="square",
+        ),
+        optim=OptimConfig(
+            learning_rate=3e-3, warmup_ratio=0.1, weight_decay=0.05, beta1=0.9, beta2=0.99, eps=1e-8, clip_norm=1.0
+        ),
+        run=RunConfig(workdir=str(workdir), **{**defaults, **run}),
+    )
+
+
+def with_run(config: TrainConfig, **run) -> TrainConfig:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
