@@ -25,10 +25,9 @@ from checkpoint_convert.sink import whole_or_nothing, write_model_directory
 from checkpoint_convert.source import Tensor, open_directory, read_json
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data.processor import Processor
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig, store
-from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, shardings
-
-Params = dict[str, jax.Array]
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
+from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, params_io, shardings
+from internvl_jax.sharding.state import Params
 
 # Stands for the id of <IMG_CONTEXT> where a GitHub-format checkpoint came without tokenizer files: no token has it.
 UNKNOWN_TOKEN = -1
@@ -121,7 +120,7 @@ def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | N
       image_token_id: the id of <IMG_CONTEXT>, for checkpoints without tokenizer files.
 
     Raises:
-      InputError: see `load_model` and `models.store.read_params`.
+      InputError: see `load_model` and `params_io.read_params`.
     """
     directory = pathlib.Path(directory)
     values = read_json(directory / "config.json")
@@ -138,7 +137,8 @@ def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | N
             config = dataclasses.replace(config, image_token_id=image_token_id)
         make = lambda rngs: InternVL(config, rngs, runtime)
     graphdef, specs = abstract(make)
-    return bind(graphdef, store.read_params(directory / "params", specs, dtype))
+    wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_first_device()) for path, spec in specs.items()}
+    return bind(graphdef, params_io.read_params(params_io.locate(directory), wanted))
 
 
 def has_tokenizer(directory: pathlib.Path) -> bool:
@@ -166,11 +166,10 @@ def read_params(
     directory = pathlib.Path(directory)
     tensors = open_directory(directory)
     leaves = match(directory, tensors, table, specs)
-    here = SingleDeviceSharding(jax.devices()[0])
     params: Params = {}
     not_finite: list[str] = []
     for leaf in leaves:
-        sharding = here if where is None else where[leaf.row.target]
+        sharding = _first_device() if where is None else where[leaf.row.target]
         array = jax.make_array_from_callback(leaf.shape, sharding, _reader(leaf, tensors, not_finite))
         # Cast by XLA: numpy converts between bfloat16 and float32 twenty times slower than it copies.
         params[leaf.row.target] = array if dtype is None else array.astype(dtype)
@@ -217,6 +216,10 @@ def _image_token_id(released: ReleasedConfig, processor: Processor | None) -> in
     if processor is not None:
         return processor.tokenizer.image_context
     return UNKNOWN_TOKEN if released.format == "github" else None
+
+
+def _first_device() -> SingleDeviceSharding:
+    return SingleDeviceSharding(jax.devices()[0])
 
 
 def _runtime(dtype: str) -> Runtime:

@@ -1,8 +1,7 @@
 """A model beside a recorded reference: runs `inputs.npz` of a golden case, compares with its `outputs.npz`.
 
 Cases are a vision tower alone, a GitHub-format model or an HF-format model; the arrays that `outputs.npz` holds say
-which comparisons are made. Positions of padding are left out. Greedy tokens are the best ones after the recorded tokens
-before them, so a single pass over prompt and answer shows whether all of them would have been chosen.
+which comparisons are made. Positions of padding are left out. Answers come from the engine that chat uses.
 """
 
 import json
@@ -16,7 +15,9 @@ import numpy as np
 
 from internvl_jax.data.weights import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternViT, InternVL, Out, token_logprobs
+from internvl_jax.inference.generate import Generator, Request, Vocabulary
+from internvl_jax.inference.sampling import SamplingParams
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out, token_logprobs
 
 Arrays = dict[str, np.ndarray]
 Report = dict[str, float | bool]
@@ -93,7 +94,7 @@ def compare_model(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
     return report | _compare_greedy(model, inputs, outputs, tiles)
 
 
-def blocks(tokens_BT: np.ndarray, tiles: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
+def blocks(tokens_BT: np.ndarray, tiles: np.ndarray, config: InternVLConfig) -> tuple[np.ndarray, np.ndarray]:
     """Tiles in the order of their tokens over all rows -> equal blocks per row, filled up with tiles that are masked.
 
     Returns:
@@ -102,7 +103,7 @@ def blocks(tokens_BT: np.ndarray, tiles: np.ndarray, config) -> tuple[np.ndarray
     Raises:
       InputError: there are more or fewer tiles than the tokens need.
     """
-    counts_B = np.sum(tokens_BT == config.image_token_id, axis=1) // config.tokens_per_tile
+    counts_B = _tiles_per_row(tokens_BT, config)
     if counts_B.sum() != len(tiles):
         raise InputError(
             f"the reference has {len(tiles)} tiles but tokens for {counts_B.sum()}; check its image token id"
@@ -129,31 +130,45 @@ def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.
 
 
 def _compare_greedy(model: InternVL, inputs: Arrays, outputs: Arrays, tiles: np.ndarray) -> Report:
+    """The engine's answers, and the logits of one pass over prompts and recorded answers."""
+    prompts_BT, prompt_mask_BT = inputs["prompt_input_ids"], inputs["prompt_attention_mask"].astype(bool)
     wanted_BT = outputs["greedy_tokens"]
-    prompt, answer = inputs["prompt_input_ids"].shape[1], wanted_BT.shape[1]
-    tokens_BT = np.concatenate([inputs["prompt_input_ids"], wanted_BT], axis=1)
-    mask_BT = np.concatenate([inputs["prompt_attention_mask"], np.ones_like(wanted_BT)], axis=1).astype(bool)
+    prompt, answer = prompts_BT.shape[1], wanted_BT.shape[1]
+    stop = int(inputs["eos_for_greedy_tokens_eos"])
+    requests = (prompts_BT, prompt_mask_BT, tiles)
+    report: Report = {
+        "greedy_tokens_equal": bool(np.array_equal(_answers(model, *requests, answer, ()), wanted_BT)),
+        "greedy_tokens_eos_equal": bool(
+            np.array_equal(_answers(model, *requests, answer, (stop,)), outputs["greedy_tokens_eos"])
+        ),
+    }
+    tokens_BT = np.concatenate([prompts_BT, wanted_BT], axis=1)
+    mask_BT = np.concatenate([prompt_mask_BT, np.ones_like(wanted_BT, bool)], axis=1)
     logits_BTV = np.asarray(model.logits(_run(model, tokens_BT, mask_BT, tiles).hidden_BTD))
     scores_BTV = logits_BTV[:, prompt - 1 : prompt + answer - 1]
-    found_BT = np.argmax(scores_BTV, axis=-1)
-    stop = int(inputs["eos_for_greedy_tokens_eos"])
-    report: Report = {
-        "greedy_scores": _error(scores_BTV.swapaxes(0, 1), outputs["greedy_scores"]),
-        "greedy_tokens_equal": bool(np.array_equal(found_BT, wanted_BT)),
-        "greedy_tokens_eos_equal": bool(np.array_equal(_cut(found_BT, stop), outputs["greedy_tokens_eos"])),
-    }
+    report["greedy_scores"] = _error(scores_BTV.swapaxes(0, 1), outputs["greedy_scores"])
     if "prompt_logits_left_padded" in outputs:
-        real_BT = mask_BT[:, :prompt]
-        report["prompt_logits_left_padded"] = _error(
-            logits_BTV[:, :prompt][real_BT], outputs["prompt_logits_left_padded"][real_BT]
-        )
+        wanted_BTV = outputs["prompt_logits_left_padded"]
+        found_BTV = logits_BTV[:, :prompt]
+        report["prompt_logits_left_padded"] = _error(found_BTV[prompt_mask_BT], wanted_BTV[prompt_mask_BT])
     return report
 
 
-def _cut(tokens_BT: np.ndarray, stop: int) -> np.ndarray:
-    """Answers up to and with their first stop token, then zeros; as long as the longest."""
-    after_BT = np.cumsum(tokens_BT == stop, axis=1) - (tokens_BT == stop) > 0
-    return np.where(after_BT, 0, tokens_BT)[:, : int(np.max(np.sum(~after_BT, axis=1)))]
+def _answers(
+    model: InternVL, prompts_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.ndarray, length: int, stops: tuple[int, ...]
+) -> np.ndarray:
+    """Greedy answers, zeros after a stop token; as long as the longest."""
+    sampling = SamplingParams(max_new_tokens=length, stop_token_ids=stops)
+    row_tiles = np.split(tiles, np.cumsum(_tiles_per_row(prompts_BT, model.config))[:-1])
+    prompts = [row[real] for row, real in zip(prompts_BT, mask_BT, strict=True)]
+    requests = [Request(tokens, own, sampling) for tokens, own in zip(prompts, row_tiles, strict=True)]
+    rows = Generator(model, Vocabulary(model.config.text.vocab, (), ())).generate(requests)
+    longest = max(map(len, rows))
+    return np.array([row + [0] * (longest - len(row)) for row in rows])
+
+
+def _tiles_per_row(tokens_BT: np.ndarray, config: InternVLConfig) -> np.ndarray:
+    return np.sum(tokens_BT == config.image_token_id, axis=1) // config.tokens_per_tile
 
 
 def _loss(model: InternVL, out: Out, labels_BT: np.ndarray, weighting: str) -> float:
