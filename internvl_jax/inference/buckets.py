@@ -26,9 +26,9 @@ class Ladders:
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    prompts: tuple[int, ...] = _steps(64, 1 << 15, 8)
+    prompts: tuple[int, ...] = _steps(32, 1 << 15, 8)
     tiles: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 16, 20, 26, 32, 40, 52, 64, 96, 128, 192, 256)
-    slots: tuple[int, ...] = _steps(128, 1 << 15, 4)
+    slots: tuple[int, ...] = _steps(64, 1 << 15, 8)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

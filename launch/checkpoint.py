@@ -1,0 +1,42 @@
+"""--checkpoint and --dtype of the launchers that answer questions."""
+
+import json
+import pathlib
+
+import jax
+from absl import flags
+
+import internvl_jax as ivl
+from checkpoint_convert import load_released
+from internvl_jax.data import Processor
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternVL
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "auto", ["auto", "float32", "bfloat16", "float16"], "auto: float32 on CPU, else bfloat16"
+)
+flags.mark_flag_as_required("checkpoint")
+
+
+def load() -> tuple[InternVL, Processor]:
+    """The model and processor that --checkpoint names.
+
+    Raises:
+      InputError: there is no model.
+    """
+    directory = pathlib.Path(_CHECKPOINT.value)
+    dtype = _DTYPE.value
+    if dtype == "auto":
+        # One-row products in bfloat16 are several times slower than in float32 on CPU (2026-11, jax 0.10.2).
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--checkpoint={directory} is no model directory: config.json can't be read ({error})"
+        ) from None
+    ours = isinstance(config, dict) and "format" in config
+    return (ivl.load if ours else load_released)(directory, dtype=dtype)

@@ -1,0 +1,209 @@
+"""Generation: cached = full, batch = single, padding and layout change nothing, nothing compiles after warm-up."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoint_convert.convert import load_model
+from internvl_jax.errors import InputError
+from internvl_jax.inference import Generator, Ladders, Request, SamplingParams, Vocabulary, unstack
+from internvl_jax.inference.unstack import unstack_params
+from internvl_jax.sharding import bind
+
+LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(48, 64))
+GREEDY = SamplingParams(max_new_tokens=7)
+
+
+def request(processor, seed, tiles, words, sampling=GREEDY):
+    rng = np.random.default_rng(seed)
+    context = [processor.tokenizer.image_context] * (4 * tiles)
+    tokens = np.array([*context, *rng.integers(0, 250, words)], np.int32)
+    return Request(tokens, rng.integers(0, 255, (tiles, 28, 28, 3), dtype=np.uint8), sampling)
+
+
+@pytest.fixture(scope="module")
+def mixed(processor):
+    sampled = SamplingParams(max_new_tokens=9, temperature=1.0, seed=11, top_k=50, top_p=0.95, repetition_penalty=1.2)
+    return [
+        request(processor, 0, 2, 11),
+        request(processor, 1, 0, 5, sampled),
+        request(processor, 2, 3, 17, dataclasses.replace(sampled, seed=12, top_p=1.0)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(processor):
+    return Vocabulary.of(processor)
+
+
+@pytest.fixture(scope="module")
+def generator(structure, params, vocabulary):
+    return Generator(bind(structure[0], params), vocabulary, LADDERS)
+
+
+@pytest.fixture(scope="module")
+def answers(generator, mixed):
+    return generator.generate(mixed)
+
+
+def test_greedy_tokens_equal_the_reference(golden):
+    case = golden / "chat_qwen3_github"
+    meta = json.loads((case / "meta.json").read_text())
+    inputs, outputs = np.load(case / "inputs.npz"), np.load(case / "outputs.npz")
+    image = meta["img_context_token_id"]
+    model = load_model(case, "float32", image_token_id=image)
+    vocabulary = Vocabulary(320, (image, meta["img_start_token_id"], meta["img_end_token_id"]), ())
+    generator = Generator(model, vocabulary, Ladders((2,), (32,), (5,), (64,)))
+    tiles = np.split(inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"].ravel() == 1], [2])
+    rows = zip(inputs["prompt_input_ids"], inputs["prompt_attention_mask"], strict=True)
+    prompts = [tokens[mask == 1] for tokens, mask in rows]  # the reference pads on the left
+
+    def answer(stops):
+        sampling = SamplingParams(max_new_tokens=24, stop_token_ids=stops)
+        return generator.generate([Request(*pair, sampling) for pair in zip(prompts, tiles, strict=True)])
+
+    assert answer(()) == outputs["greedy_tokens"].tolist()
+    stop = meta["eos_for_greedy_tokens_eos"]
+    wanted = [row[: row.index(stop) + 1] for row in outputs["greedy_tokens_eos"].tolist()]
+    assert answer((stop,)) == wanted
+
+
+def test_cache_after_decoding_equals_a_full_pass(generator, model, processor, config):
+    prompt = request(processor, 7, 3, 11)
+    state, token_B = generator.prefill([prompt])
+    tokens = [int(token_B[0])]
+    for _ in range(6):
+        state, token_B = generator.decode(state)
+        tokens.append(int(token_B[0]))
+    row_BT = np.concatenate([prompt.tokens_T, tokens])[None]
+    ones, positions = np.ones_like(row_BT), np.arange(row_BT.shape[1])[None]
+    out = model(row_BT, prompt.tiles_GHWC, np.ones(3, bool), ones, positions, collect=("kv",))
+    T = row_BT.shape[1] - 1  # the last token is not in the cache yet
+    for ours, full in zip((state.cache.k, state.cache.v), out.aux["kv"], strict=True):
+        np.testing.assert_allclose(ours[:, 0, :, :T], full[:, 0, :, :T], atol=1e-5, rtol=1e-5)
+    assert state.cache.segments_BS[0].tolist() == [1] * T + [0] * (48 - T)
+    logits_TV = np.array(model.logits(out.hidden_BTD)[0, len(prompt.tokens_T) - 1 : -1])
+    logits_TV[
+        :, [processor.tokenizer.image_context, processor.tokenizer.image_start, processor.tokenizer.image_end]
+    ] = -99
+    assert logits_TV[:, : processor.tokenizer.vocab_size].argmax(axis=1).tolist() == tokens
+
+
+def test_a_batch_equals_single_runs(generator, mixed, answers):
+    assert [generator.generate([row])[0] for row in mixed] == answers
+    assert [len(answer) for answer in answers] == [7, 9, 9]
+
+
+def test_more_padding_changes_nothing(generator, mixed, answers, structure, params, vocabulary):
+    generator_64 = Generator(bind(structure[0], params), vocabulary, Ladders((4,), (64,), (7,), (96,)))
+    assert generator_64.generate(mixed) == answers
+
+
+def test_left_padding_changes_nothing(model, processor):
+    tokens = request(processor, 3, 0, 13).tokens_T
+    x_BTD = model.embed(tokens[None], None)
+    positions = np.arange(13)[None]
+    plain = model.lm(x_BTD, np.ones((1, 13), int), positions).hidden_BTD
+    wide = np.concatenate([np.full((1, 5, x_BTD.shape[-1]), 9.0, np.float32), x_BTD], axis=1)
+    segments = np.array([[0] * 5 + [1] * 13])
+    padded = model.lm(wide, segments, np.concatenate([np.zeros((1, 5), int), positions], axis=1)).hidden_BTD
+    np.testing.assert_allclose(padded[:, 5:], plain, atol=1e-5)
+
+
+def test_layers_apart_answer_the_same(structure, params, vocabulary, mixed, answers, model):
+    other = bind(structure[0], dict(params))
+    inputs = (mixed[0].tokens_T[None], mixed[0].tiles_GHWC, np.ones(2, bool))
+    inputs += (np.ones((1, 19), np.int32), np.arange(19)[None])
+    before = model(*inputs).hidden_BTD
+    unstack(other)
+    unstack(other)  # twice is once
+    np.testing.assert_allclose(other(*inputs).hidden_BTD, before, atol=1e-5)
+    apart = Generator(other, vocabulary, Ladders((4,), (48,), (5,), (64,)))
+    assert "lm.layers.2.mlp.up.weight" in apart.params
+    assert apart.generate(mixed) == answers
+
+
+def test_unstacking_empties_the_dict(params):
+    given = dict(params)
+    apart = unstack_params(given, 3)
+    assert not given
+    np.testing.assert_array_equal(apart["lm.layers.1.attn.o.weight"], params["lm.layers.attn.o.weight"][1])
+    assert sum(leaf.size for leaf in apart.values()) == sum(leaf.size for leaf in params.values())
+
+
+def test_the_state_is_donated(generator, mixed):
+    state, _ = generator.prefill(mixed)
+    generator.decode(state)
+    assert state.cache.k.is_deleted() and state.seen_BV.is_deleted()
+
+
+def test_stops(generator, mixed, answers):
+    stop = answers[2][4]
+    rows = [
+        dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, stop_token_ids=(stop,))) for row in mixed
+    ]
+    wanted = [answer[: answer.index(stop) + 1] if stop in answer else answer for answer in answers]
+    assert generator.generate(rows) == wanted
+    assert len(wanted[2]) <= 5
+
+
+def test_image_tokens_and_unused_rows_are_never_written(generator, processor):
+    hot = SamplingParams(max_new_tokens=40, temperature=100.0)
+    rows = [request(processor, i, 0, 3, dataclasses.replace(hot, seed=i)) for i in range(4)]
+    tokens = {token for answer in generator.generate(rows) for token in answer}
+    tokenizer = processor.tokenizer
+    assert not tokens & {tokenizer.image_context, tokenizer.image_start, tokenizer.image_end}
+    assert max(tokens) < tokenizer.vocab_size and len(tokens) > 60
+
+
+def test_the_picture_matters_and_equal_pictures_are_encoded_once(generator, processor, monkeypatch):
+    first = request(processor, 20, 2, 9)
+    other = dataclasses.replace(first, tiles_GHWC=request(processor, 21, 2, 9).tiles_GHWC)
+    encoded = []
+    encode = generator.encode
+    monkeypatch.setattr(generator, "encode", lambda tiles: encoded.append(len(tiles)) or encode(tiles))
+    a, b, c = generator.generate([first, other, first])
+    assert a == c != b
+    assert encoded == [4]
+
+
+def test_nothing_compiles_after_warm_up(structure, params, vocabulary, processor):
+    ladders = Ladders(rows=(1, 2), prompts=(16, 32), tiles=(1, 4), slots=(40,))
+    generator = Generator(bind(structure[0], params), vocabulary, ladders)
+    programs = generator.warm_up(rows=(1, 2), prompts=(16, 32), tiles=(1, 4), slots=(40,))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    rng = np.random.default_rng(0)
+    for i in range(50):
+        sampling = SamplingParams(max_new_tokens=3, temperature=float(i % 3), seed=i, top_k=i % 4)
+        rows = [
+            request(processor, i, int(rng.integers(0, 3)), int(rng.integers(1, 20)), sampling) for _ in range(1 + i % 2)
+        ]
+        generator.generate(rows)
+    assert generator.programs.num_compiled == programs and not compiled
+    jax.jit(lambda x: x * 17.3)(1.0)
+    assert compiled  # the listener would have seen it
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens_T": np.arange(5, dtype=np.int32)}, "0 image tokens, its 2 tiles need 8"),
+        ({"tokens_T": np.zeros(0, np.int32)}, "no tokens"),
+        ({"sampling": SamplingParams(max_new_tokens=500)}, "64"),
+        ({"sampling": SamplingParams(stop_token_ids=tuple(range(20)))}, "stop tokens"),
+    ],
+)
+def test_bad_requests(generator, processor, change, message):
+    with pytest.raises(InputError, match=message):
+        generator.generate([dataclasses.replace(request(processor, 0, 2, 9), **change)])
+
+
+def test_a_foreign_tokenizer(model):
+    with pytest.raises(InputError, match="999"):
+        Generator(model, Vocabulary(999, (), ()))
