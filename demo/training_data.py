@@ -1,0 +1,107 @@
+"""Training data of the demo, in the released formats, from the training split alone.
+
+    FOLDER/images/VARIANT/IMAGE.png   pictures moved, mirrored and recoloured
+    FOLDER/cpt.jsonl, cpt.json        pretraining text: pictures whose shape and colour the answers tell, with a caption
+    FOLDER/sft.jsonl, sft.json        conversations: a picture and some of its questions, one a turn
+    FOLDER/tokenizer                  a byte-level BPE of these texts
+    FOLDER/recipe.json                what all of this was made for
+
+The folder appears under its name once it is whole, and the same seed always gives the same files.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from demo import easy_vqa
+from demo.recipe import Recipe
+from internvl_jax.data import Tokenizer, train_bpe
+from internvl_jax.data.chat import INTERNVL2_5
+from internvl_jax.errors import InputError
+
+
+def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) -> None:
+    """Writes all files, unless the folder is there already; `progress` is called after every variant.
+
+    Raises:
+      InputError: the folder was written for another recipe.
+    """
+    ours = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if folder.exists():
+        if json.loads((folder / "recipe.json").read_text()) != ours:
+            raise InputError(f"{folder} was made for another recipe; give another workdir or delete this one")
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    asked = collections.defaultdict(list)
+    for question in easy_vqa.questions("train"):
+        asked[question.image].append(question)
+    pictures = {number: _read(path) for number, path in easy_vqa.image_paths("train").items()}
+    with (partial / "cpt.jsonl").open("w") as cpt, (partial / "sft.jsonl").open("w") as sft:
+        for variant in range(recipe.variants):
+            (partial / "images" / str(variant)).mkdir(parents=True)
+            for number, picture_HWC in pictures.items():
+                rng = np.random.default_rng((recipe.seed, variant, number))
+                repainted = easy_vqa.repaint(picture_HWC, rng)
+                name = f"{variant}/{number}.png"
+                Image.fromarray(repainted.picture_HWC).save(partial / "images" / name, compress_level=1)
+                known = easy_vqa.facts(asked[number])
+                if None not in known:
+                    cpt.write(_line(name, repainted, caption_turns(known, repainted.renamed)))
+                if variant < recipe.sft_variants:
+                    chosen = [asked[number][i] for i in rng.permutation(len(asked[number]))[: recipe.turns]]
+                    sft.write(_line(name, repainted, question_turns(chosen, repainted.renamed)))
+            progress()
+    for stage in ("cpt", "sft"):
+        root, annotation = folder / "images", folder / f"{stage}.jsonl"
+        meta = {"easy_vqa": {"root": str(root), "annotation": str(annotation), "data_augment": False}}
+        (partial / f"{stage}.json").write_text(json.dumps(meta, indent=2) + "\n")
+    (partial / "tokenizer").mkdir()
+    train_tokenizer(asked, recipe.vocab).save(partial / "tokenizer")
+    (partial / "recipe.json").write_text(json.dumps(ours, indent=2) + "\n")
+    os.replace(partial, folder)
+
+
+def caption_turns(known: easy_vqa.Facts, renamed: dict[str, str]) -> list[dict[str, str]]:
+    """A picture and its caption as pretraining text."""
+    return [{"from": "pretrain", "value": f"<image>\n{easy_vqa.rename(easy_vqa.caption(known), renamed)}"}]
+
+
+def question_turns(chosen: Sequence[easy_vqa.Question], renamed: dict[str, str]) -> list[dict[str, str]]:
+    """A conversation that asks these questions; the picture stands before the first."""
+    turns = []
+    for question in chosen:
+        image = "" if turns else "<image>\n"
+        turns.append({"from": "human", "value": image + easy_vqa.rename(question.text, renamed)})
+        turns.append({"from": "gpt", "value": easy_vqa.rename(question.answer, renamed)})
+    return turns
+
+
+def train_tokenizer(asked: dict[int, list[easy_vqa.Question]], vocab: int) -> Tokenizer:
+    """A vocabulary in which the words of the questions, and the parts of the template's system text, are one token."""
+
+    def texts() -> Iterator[str]:
+        for about in asked.values():
+            yield f"system\n{INTERNVL2_5.default_system}\nuser\nassistant\n"
+            for question in about:
+                yield f"{question.text}\n{question.answer}\na {question.answer}"
+
+    return train_bpe(texts(), vocab)
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _line(name: str, repainted: easy_vqa.Repainted, turns: list[dict[str, str]]) -> str:
+    height, width, _ = repainted.picture_HWC.shape
+    return json.dumps({"id": name, "image": name, "width": width, "height": height, "conversations": turns}) + "\n"
