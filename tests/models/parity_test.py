@@ -1,0 +1,118 @@
+"""Equality with the recorded outputs and gradients of the released PyTorch code, in float32 with exact products.
+
+Tolerances: 1e-4 absolute for hidden states and logits, 1e-5 for single modules, 1e-4 relative for losses and gradients.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from checkpoint_convert.convert import load_bare
+from checkpoint_convert.rows import to_released
+from checkpoint_convert.tables import TABLES
+from internvl_jax.inference.compare import blocks, compare, image_token_id, read_case
+from internvl_jax.losses import next_token
+from internvl_jax.models import token_logprobs
+from internvl_jax.sharding import bind, flatten
+
+CASES = ["vit300m_github", "vit6b_github", "chat_qwen3_github", "hf_qwen3"]
+
+
+def load(directory):
+    inputs, outputs, meta = read_case(directory)
+    return load_bare(directory, "float32", image_token_id(meta)), inputs, outputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs(golden, case):
+    model, inputs, outputs = load(golden / case)
+    report = compare(model, inputs, outputs)
+    tokens = {name for name in outputs if name.startswith("greedy_tokens")}
+    assert report.keys() == (outputs.keys() - tokens) | {f"{name}_equal" for name in tokens}
+    assert all(report[f"{name}_equal"] for name in tokens)
+    errors = {name: error for name, error in report.items() if not name.endswith("_equal")}
+    modules = ("hidden_state_0", "vit_embeds", "image_features", "llm_hidden_0", "loss")
+    limits = {name: 1e-5 if name.startswith(modules) else 1e-4 for name in errors}
+    assert not {name: error for name, error in errors.items() if not error <= limits[name]}
+
+
+def close(found, norms, grads):
+    """Gradients beside recorded norms of all and recorded values of the small ones; names are the checkpoint's."""
+    assert found.keys() == norms.keys()
+    largest = max(float(norm) for norm in norms.values())
+    for name, norm in norms.items():
+        # A gradient that is mathematically zero (a bias before a softmax) is noise on both sides.
+        assert np.linalg.norm(found[name]) == pytest.approx(float(norm), rel=1e-4, abs=1e-7 * largest), name
+    for name, grad in grads.items():
+        assert np.max(np.abs(found[name] - grad)) <= 1e-4 * np.max(np.abs(grad)) + 1e-7 * largest, name
+
+
+def recorded(directory):
+    with np.load(directory / "grad_norms.npz") as norms, np.load(directory / "grads.npz") as grads:
+        return dict(norms), dict(grads)
+
+
+@pytest.mark.parametrize("case", ["vit300m_github", "vit6b_github"])
+def test_gradients_of_the_towers(golden, case):
+    tower, inputs, _ = load(golden / case)
+    graphdef, params = nnx.split(tower, nnx.Param)[0], flatten(tower)
+    tiles = jnp.asarray(inputs["pixel_values"].transpose(0, 2, 3, 1))
+
+    def loss(params):
+        return jnp.sum(bind(graphdef, params)(tiles) * inputs["grad_weight"])
+
+    grads = jax.device_get(jax.jit(jax.grad(loss))(params))
+    close(dict(to_released(TABLES["github", "vit"].rows, grads)), *recorded(golden / case))
+
+
+def test_loss_and_gradients_of_the_whole_model(golden):
+    directory = golden / "chat_qwen3_github"
+    model, inputs, outputs = load(directory)
+    graphdef, params = nnx.split(model, nnx.Param)[0], flatten(model)
+    tokens_BT, mask_BT = inputs["input_ids"].astype(np.int32), inputs["attention_mask"].astype(np.int32)
+    real = inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"] == 1]
+    tiles_GHWC, tile_mask_G = blocks(tokens_BT, real, model.config)
+    supervised_BT = inputs["labels"] != -100
+    weights_BT = supervised_BT / np.sqrt(supervised_BT.sum(axis=1, keepdims=True))
+    targets_BT = np.where(supervised_BT, inputs["labels"], 0)[:, 1:].astype(np.int32)
+    positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+
+    def loss(params):
+        model = bind(graphdef, params)
+        out = model(tokens_BT, jnp.asarray(tiles_GHWC), jnp.asarray(tile_mask_G), mask_BT, positions_BT)
+        logprobs_BT = token_logprobs(out.hidden_BTD[:, :-1], model.lm.head_VD, targets_BT, chunk=11)
+        total, weight = next_token(logprobs_BT, jnp.asarray(weights_BT[:, 1:], jnp.float32))
+        return total / weight
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    assert float(value) == pytest.approx(float(outputs["loss"]), rel=1e-5)
+    grads = jax.device_get(grads)
+    close(dict(to_released(TABLES["github", "qwen3"].rows, grads)), *recorded(directory))
+
+    # The HF format splits what the GitHub one fuses; everything else is the same gradient under another name.
+    hf = dict(to_released(TABLES["hf", "qwen3"].rows, grads))
+    names = json.loads((golden / "hf_qwen3" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert hf.keys() == names.keys()
+    norms, _ = recorded(directory)
+    parts = [hf[f"vision_tower.encoder.layer.1.attention.{part}_proj.weight"] for part in "qkv"]
+    fused = float(norms["vision_model.encoder.layers.1.attn.qkv.weight"])
+    assert np.linalg.norm(parts) == pytest.approx(fused, rel=1e-4)
+
+
+def test_a_wrong_weight_is_noticed(golden, tmp_path):
+    """The comparison itself: one transposed projection must show."""
+    from safetensors.numpy import save_file
+
+    directory = golden / "vit300m_github"
+    tensors = load_file(directory / "model.safetensors")
+    name = "encoder.layers.1.attn.proj.weight"
+    save_file(tensors | {name: np.ascontiguousarray(tensors[name].T)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    _, inputs, outputs = load(directory)
+    report = compare(load_bare(tmp_path, "float32", None), inputs, outputs)
+    assert report["hidden_state_1"] < 1e-5 and report["hidden_state_2"] > 1e-2
