@@ -1,0 +1,100 @@
+"""The JAX process: the same generator and train step that `launch.chat` and `launch.train` run."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import workload
+from benchmarks.answering import seconds, serve
+from checkpoint_convert import load_model
+from internvl_jax.data.batch import Batch
+from internvl_jax.inference import Generator, Request, SamplingParams, Vocabulary, unstack
+from internvl_jax.inference.buckets import fit
+from internvl_jax.sharding import flatten
+from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
+
+
+def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The actions of a task; see `inference` and `train` for their arguments."""
+    return {"inference": _inference, "train": _train}[arguments.pop("task")](**arguments)
+
+
+def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int):
+    model = load_model(directory, dtype)
+    unstack(model)
+    vocab = model.config.text.vocab
+    generator = Generator(model, Vocabulary(size=vocab, banned=(), stops=()))
+    del model
+    programs, params = generator.programs, generator.params
+    tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
+    T = fit("prompt tokens", prompt, generator.ladders.prompts)
+    tokens_BT = np.zeros((1, T), np.int32)
+    tokens_BT[0, :prompt] = tokens_T
+    features_BKD = np.zeros((1, tiles * generator.config.tokens_per_tile, generator.config.text.width), np.float32)
+    features_BKD = jax.device_put(features_BKD.astype(dtype))
+    request = Request(tokens_T, tiles_GHWC, SamplingParams(max_new_tokens=new, temperature=0.0))
+
+    def prefill():
+        jax.block_until_ready(programs.prefill(params, tokens_BT, np.array([prompt], np.int32), features_BKD))
+
+    def generate():
+        tokens, times = [], []
+        for tokens_B in generator.stream([request]):
+            tokens.append(int(tokens_B[0]))
+            times.append(time.perf_counter())
+        return {"seconds": (times[-1] - times[0]) / (new - 1), "tokens": tokens}
+
+    return {
+        "vision": lambda: seconds(lambda: jax.block_until_ready(generator.encode(tiles_GHWC))),
+        "prefill": lambda: seconds(prefill),
+        "decode": generate,
+    }
+
+
+def _train(directory: str, config: dict, tokens: int, tiles: int, optim: dict):
+    model = load_model(directory, "float32")
+    program = build(
+        TrainConfig(
+            model=model.config,
+            objective="ntp",
+            data=DataConfig("", "", 1, tiles, False, tokens, tiles, "token"),
+            optim=OptimConfig(**optim, warmup_ratio=0.0),
+            run=RunConfig(workdir="", steps=1_000_000, rows=1, dtype="float32", remat="none"),
+        )
+    )
+    state = program.from_params(flatten(model))
+    del model
+    tokens_T, tiles_GHWC = workload.prompt(config, tokens, tiles)
+    targets_T = np.append(tokens_T[1:], 0).astype(np.int32)
+    weights_T = (targets_T != workload.IMAGE_TOKEN).astype(np.float32)
+    weights_T[-1] = 0
+    batch = program.place(
+        Batch(
+            tokens_BT=tokens_T[None],
+            targets_BT=targets_T[None],
+            weights_BT=weights_T[None],
+            segments_BT=np.ones((1, tokens), np.int32),
+            positions_BT=np.arange(tokens, dtype=np.int32)[None],
+            tiles_GHWC=tiles_GHWC,
+            tile_mask_G=np.ones(tiles, bool),
+        )
+    )
+
+    def step():
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = program.step(state, batch)
+        loss = float(metrics["loss"])
+        jax.block_until_ready(state)
+        return {"seconds": time.perf_counter() - start, "loss": loss}
+
+    return {"step": step}
+
+
+if __name__ == "__main__":
+    serve(lambda: load(json.loads(sys.argv[1])))

@@ -1,0 +1,128 @@
+"""The PyTorch process: transformers' InternVLForConditionalGeneration. Imports nothing of JAX."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import workload
+from benchmarks.answering import seconds, serve
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The actions of a task; see `inference` and `train` for their arguments."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"the comparison needs PyTorch and transformers ({error}); install them with "
+            "`pip install '.[bench]'`, or give an interpreter that has them with --torch_python"
+        ) from None
+    make = {"make": _make, "inference": _inference, "train": _train}[arguments.pop("task")]
+    return make(torch, transformers, **arguments)
+
+
+def _make(torch, transformers, directory: str, config: dict):
+    """Writes a random checkpoint."""
+    torch.manual_seed(0)
+    model = transformers.InternVLForConditionalGeneration(transformers.InternVLConfig(**config))
+    with torch.no_grad():  # transformers starts these at 0, which would leave them untested
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bias", "cls_token", "position_embeddings")):
+                parameter.normal_(0, 0.02)
+    model.save_pretrained(directory)
+    return {}
+
+
+def _read(torch, transformers, directory: str, dtype: str):
+    return transformers.InternVLForConditionalGeneration.from_pretrained(
+        directory, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
+
+
+def _pixels(torch, tiles_GHWC: np.ndarray, dtype):
+    pixels = (tiles_GHWC.astype(np.float32) / 255 - np.float32(_MEAN)) / np.float32(_STD)
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(dtype)
+
+
+def _inference(torch, transformers, directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int):
+    model = _read(torch, transformers, directory, dtype).eval()
+    tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
+    pixels = _pixels(torch, tiles_GHWC, model.dtype)
+    tokens = torch.from_numpy(tokens_T.astype(np.int64))[None]
+    embeddings = model.get_input_embeddings()(tokens).detach()
+
+    class Clock:
+        """A streamer of `generate` that notes when every token came."""
+
+        def __init__(self):
+            self.times = []
+
+        def put(self, value):
+            self.times.append(time.perf_counter())
+
+        def end(self):
+            pass
+
+    @torch.inference_mode()
+    def prefill():
+        out = model.model.language_model(inputs_embeds=embeddings, use_cache=True)
+        return model.lm_head(out.last_hidden_state[:, -1:])
+
+    @torch.inference_mode()
+    def generate():
+        clock = Clock()
+        out = model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            pixel_values=pixels,
+            do_sample=False,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            pad_token_id=0,
+            streamer=clock,
+        )
+        first, last = clock.times[-new], clock.times[-1]
+        return {"seconds": (last - first) / (new - 1), "tokens": out[0, -new:].tolist()}
+
+    @torch.inference_mode()
+    def vision():
+        return model.get_image_features(pixel_values=pixels)
+
+    return {"vision": lambda: seconds(vision), "prefill": lambda: seconds(prefill), "decode": generate}
+
+
+def _train(torch, transformers, directory: str, config: dict, tokens: int, tiles: int, optim: dict):
+    model = _read(torch, transformers, directory, "float32").train()
+    tokens_T, tiles_GHWC = workload.prompt(config, tokens, tiles)
+    pixels = _pixels(torch, tiles_GHWC, torch.float32)
+    ids = torch.from_numpy(tokens_T.astype(np.int64))[None]
+    labels = ids.masked_fill(ids == workload.IMAGE_TOKEN, -100)
+    adam = torch.optim.AdamW(
+        model.parameters(),
+        lr=optim["learning_rate"],
+        betas=(optim["beta1"], optim["beta2"]),
+        eps=optim["eps"],
+        weight_decay=optim["weight_decay"],
+    )
+
+    def step():
+        start = time.perf_counter()
+        loss = model(input_ids=ids, pixel_values=pixels, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim["clip_norm"])
+        adam.step()
+        adam.zero_grad()
+        return {"seconds": time.perf_counter() - start, "loss": loss.item()}
+
+    return {"step": step}
+
+
+if __name__ == "__main__":
+    serve(lambda: load(json.loads(sys.argv[1])))

@@ -1,0 +1,71 @@
+"""What both frameworks are given: equal configs, prompts and batches, from numbers alone."""
+
+import numpy as np
+
+IMAGE_TOKEN = 151  # any id does; prompts draw their other tokens above it
+
+
+def released_config(vision: dict, text: dict, image_size: int) -> dict:
+    """Keyword arguments of transformers' InternVLConfig.
+
+    Args:
+      vision, text: width, layers, heads, mlp; text also kv_heads, head_width and vocab.
+    """
+    return {
+        "vision_config": {
+            "model_type": "internvl_vision",
+            "image_size": [image_size, image_size],
+            "patch_size": [14, 14],
+            "hidden_size": vision["width"],
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["heads"],
+            "intermediate_size": vision["mlp"],
+            "attention_bias": True,
+            "norm_type": "layer_norm",
+            "layer_norm_eps": 1e-6,
+            "use_qk_norm": False,
+        },
+        "text_config": {
+            "model_type": "qwen3",
+            "architectures": ["Qwen3ForCausalLM"],
+            "hidden_size": text["width"],
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "num_key_value_heads": text["kv_heads"],
+            "head_dim": text["head_width"],
+            "intermediate_size": text["mlp"],
+            "vocab_size": text["vocab"],
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": False,
+            "max_position_embeddings": 40960,
+        },
+        "image_token_id": IMAGE_TOKEN,
+        "image_seq_length": (image_size // 28) ** 2,
+        "downsample_ratio": 0.5,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+    }
+
+
+INFERENCE = released_config(  # InternVL3.5-1B
+    {"width": 1024, "layers": 24, "heads": 16, "mlp": 4096},
+    {"width": 1024, "layers": 28, "heads": 16, "kv_heads": 8, "head_width": 128, "mlp": 3072, "vocab": 151936},
+    image_size=448,
+)
+TRAIN = released_config(  # 111M parameters
+    {"width": 512, "layers": 12, "heads": 8, "mlp": 2048},
+    {"width": 512, "layers": 12, "heads": 8, "kv_heads": 4, "head_width": 64, "mlp": 1536, "vocab": 32000},
+    image_size=224,
+)
+
+
+def prompt(config: dict, tokens: int, tiles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [T], image tokens from the fourth on, and uint8 tiles [G, S, S, 3]."""
+    random = np.random.default_rng(0)
+    image = config["image_seq_length"] * tiles
+    tokens_T = random.integers(IMAGE_TOKEN + 1, config["text_config"]["vocab_size"], tokens, dtype=np.int32)
+    tokens_T[4 : 4 + image] = IMAGE_TOKEN
+    size = config["vision_config"]["image_size"][0]
+    return tokens_T, random.integers(0, 256, (tiles, size, size, 3), dtype=np.uint8)
