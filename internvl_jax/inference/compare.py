@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from internvl_jax.data.weights import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
 from internvl_jax.inference.generate import Generator, Request, Vocabulary
 from internvl_jax.inference.sampling import SamplingParams
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out, token_logprobs
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out
+from internvl_jax.sharding import bind, flatten
 
 Arrays = dict[str, np.ndarray]
 Report = dict[str, float | bool]
@@ -59,11 +60,14 @@ def compare(model: InternVL | InternViT, inputs: Arrays, outputs: Arrays) -> Rep
 
 
 def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
+    graphdef, _ = nnx.split(tower, nnx.Param)
+    run = jax.jit(lambda params, tiles: bind(graphdef, params)(tiles, collect=True))
     report: Report = {}
     for name in outputs:
         if name.endswith("last_hidden_state"):
             prefix = name.removesuffix("last_hidden_state")
-            last, hidden = tower(_channels_last(inputs[f"{prefix}pixel_values"]), collect=True)
+            tiles = _channels_last(inputs[f"{prefix}pixel_values"])
+            last, hidden = jax.device_get(run(flatten(tower), tiles))
             report[name] = _error(last, outputs[name])
             if not prefix:
                 report["pooler_output"] = _error(last[:, 0], outputs["pooler_output"])
@@ -73,24 +77,25 @@ def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
 
 def compare_model(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
     tiles = _channels_last(inputs["pixel_values"])
-    features = model.encode(jnp.asarray(tiles))
+    graphdef, _ = nnx.split(model, nnx.Param)
+    features = jax.jit(lambda params, tiles: bind(graphdef, params).encode(tiles))(flatten(model), tiles)
     report: Report = {
         name: _error(features, outputs[name]) for name in ("vit_embeds", "image_features") if name in outputs
     }
     tiles = tiles[inputs["image_flags"].astype(bool)] if "image_flags" in inputs else tiles
 
     mask_BT = inputs["attention_mask"].astype(bool)
-    out = _run(model, inputs["input_ids"], mask_BT, tiles)
-    report["logits"] = _error(model.logits(out.hidden_BTD)[mask_BT], outputs["logits"][mask_BT])
+    out, logits_BTV = _run(model, inputs["input_ids"], mask_BT, tiles)
+    report["logits"] = _error(logits_BTV[mask_BT], outputs["logits"][mask_BT])
     if "llm_hidden_0" in outputs:
-        hidden = [*out.aux["hidden"], out.hidden_BTD]
+        hidden = np.asarray([*out.aux["hidden"], out.hidden_BTD])
         report |= {
             f"llm_hidden_{i}": _error(x[mask_BT], outputs[f"llm_hidden_{i}"][mask_BT]) for i, x in enumerate(hidden)
         }
     if "labels" in inputs:
         losses = {f"loss_weighted_{weighting}": weighting for weighting in WEIGHTINGS} | {"loss": "square"}
         for name, weighting in losses.items():
-            report[name] = abs(_loss(model, out, inputs["labels"], weighting) - float(outputs[name]))
+            report[name] = abs(_loss(logits_BTV, inputs["labels"], weighting) - float(outputs[name]))
     return report | _compare_greedy(model, inputs, outputs, tiles)
 
 
@@ -114,19 +119,21 @@ def blocks(tokens_BT: np.ndarray, tiles: np.ndarray, config: InternVLConfig) -> 
     return blocks_GHWC, mask_BG.reshape(-1)
 
 
-def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.ndarray) -> Out:
-    """A pass over rows that are padded left or right."""
+def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.ndarray) -> tuple[Out, np.ndarray]:
+    """A pass over rows that are padded left or right, and its logits."""
     positions_BT = np.maximum(np.cumsum(mask_BT, axis=1) - 1, 0)
     tiles_GHWC, tile_mask_G = blocks(tokens_BT, tiles, model.config)
-    as_int = lambda array: jnp.asarray(array, jnp.int32)
-    return model(
-        as_int(tokens_BT),
-        jnp.asarray(tiles_GHWC),
-        jnp.asarray(tile_mask_G),
-        as_int(mask_BT),
-        as_int(positions_BT),
-        collect=("hidden",),
-    )
+    tokens_BT, segments_BT, positions_BT = (array.astype(np.int32) for array in (tokens_BT, mask_BT, positions_BT))
+    graphdef, _ = nnx.split(model, nnx.Param)
+
+    @jax.jit
+    def run(params, *arguments):
+        model = bind(graphdef, params)
+        out = model(*arguments, collect=("hidden",))
+        return out, model.logits(out.hidden_BTD)
+
+    out, logits_BTV = run(flatten(model), tokens_BT, tiles_GHWC, tile_mask_G, segments_BT, positions_BT)
+    return out, np.asarray(logits_BTV)
 
 
 def _compare_greedy(model: InternVL, inputs: Arrays, outputs: Arrays, tiles: np.ndarray) -> Report:
@@ -135,16 +142,24 @@ def _compare_greedy(model: InternVL, inputs: Arrays, outputs: Arrays, tiles: np.
     wanted_BT = outputs["greedy_tokens"]
     prompt, answer = prompts_BT.shape[1], wanted_BT.shape[1]
     stop = int(inputs["eos_for_greedy_tokens_eos"])
-    requests = (prompts_BT, prompt_mask_BT, tiles)
+    generator = Generator(model, Vocabulary(model.config.text.vocab, (), ()))
+    prompts = [row[real] for row, real in zip(prompts_BT, prompt_mask_BT, strict=True)]
+    row_tiles = np.split(tiles, np.cumsum(_tiles_per_row(prompts_BT, model.config))[:-1])
+
+    def answers(*stops: int) -> np.ndarray:
+        """Zeros after a stop token; as long as the longest answer."""
+        sampling = SamplingParams(max_new_tokens=answer, stop_token_ids=stops)
+        rows = generator.generate([Request(*row, sampling) for row in zip(prompts, row_tiles, strict=True)])
+        longest = max(map(len, rows))
+        return np.array([row + [0] * (longest - len(row)) for row in rows])
+
     report: Report = {
-        "greedy_tokens_equal": bool(np.array_equal(_answers(model, *requests, answer, ()), wanted_BT)),
-        "greedy_tokens_eos_equal": bool(
-            np.array_equal(_answers(model, *requests, answer, (stop,)), outputs["greedy_tokens_eos"])
-        ),
+        "greedy_tokens_equal": np.array_equal(answers(), wanted_BT),
+        "greedy_tokens_eos_equal": np.array_equal(answers(stop), outputs["greedy_tokens_eos"]),
     }
     tokens_BT = np.concatenate([prompts_BT, wanted_BT], axis=1)
     mask_BT = np.concatenate([prompt_mask_BT, np.ones_like(wanted_BT, bool)], axis=1)
-    logits_BTV = np.asarray(model.logits(_run(model, tokens_BT, mask_BT, tiles).hidden_BTD))
+    _, logits_BTV = _run(model, tokens_BT, mask_BT, tiles)
     scores_BTV = logits_BTV[:, prompt - 1 : prompt + answer - 1]
     report["greedy_scores"] = _error(scores_BTV.swapaxes(0, 1), outputs["greedy_scores"])
     if "prompt_logits_left_padded" in outputs:
@@ -154,33 +169,19 @@ def _compare_greedy(model: InternVL, inputs: Arrays, outputs: Arrays, tiles: np.
     return report
 
 
-def _answers(
-    model: InternVL, prompts_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.ndarray, length: int, stops: tuple[int, ...]
-) -> np.ndarray:
-    """Greedy answers, zeros after a stop token; as long as the longest."""
-    sampling = SamplingParams(max_new_tokens=length, stop_token_ids=stops)
-    row_tiles = np.split(tiles, np.cumsum(_tiles_per_row(prompts_BT, model.config))[:-1])
-    prompts = [row[real] for row, real in zip(prompts_BT, mask_BT, strict=True)]
-    requests = [Request(tokens, own, sampling) for tokens, own in zip(prompts, row_tiles, strict=True)]
-    rows = Generator(model, Vocabulary(model.config.text.vocab, (), ())).generate(requests)
-    longest = max(map(len, rows))
-    return np.array([row + [0] * (longest - len(row)) for row in rows])
-
-
 def _tiles_per_row(tokens_BT: np.ndarray, config: InternVLConfig) -> np.ndarray:
     return np.sum(tokens_BT == config.image_token_id, axis=1) // config.tokens_per_tile
 
 
-def _loss(model: InternVL, out: Out, labels_BT: np.ndarray, weighting: str) -> float:
+def _loss(logits_BTV: np.ndarray, labels_BT: np.ndarray, weighting: str) -> float:
     """The released loss: sum(weight * cross-entropy) / sum(weight), the weights counted before the shift by one."""
     supervised_BT = labels_BT != _IGNORED_LABEL
     weight_B1 = np.array([[token_weight(int(row.sum()), weighting)] for row in supervised_BT])
     weights_BT = (weight_B1 * supervised_BT)[:, 1:]
-    targets_BT = np.where(supervised_BT, labels_BT, 0)[:, 1:]
-    logprobs_BT = token_logprobs(
-        out.hidden_BTD[:, :-1], model.lm.head_VD, jnp.asarray(targets_BT, jnp.int32), chunk=1024
-    )
-    return float(-np.sum(weights_BT * np.asarray(logprobs_BT)) / np.sum(weights_BT))
+    targets_BT1 = np.where(supervised_BT, labels_BT, 0)[:, 1:, None]
+    logits_BTV = logits_BTV[:, :-1].astype(np.float64)
+    losses_BT = np.log(np.exp(logits_BTV).sum(-1)) - np.take_along_axis(logits_BTV, targets_BT1, -1)[..., 0]
+    return float(np.sum(weights_BT * losses_BT) / np.sum(weights_BT))
 
 
 def _channels_last(pixels_GCHW: np.ndarray) -> np.ndarray:
