@@ -83,9 +83,14 @@ class Generator:
         on_cpu = all(d.platform == "cpu" for leaf in self.params.values() for d in leaf.devices())
         stacked = not isinstance(model.lm.layers, nnx.List)
         self.programs = Programs(
-            graphdef, vocabulary.size, vocabulary.banned, jnp.float32 if on_cpu else dtype, stacked
+            graphdef,
+            self.config.text.vocab,
+            vocabulary.size,
+            vocabulary.banned,
+            jnp.float32 if on_cpu else dtype,
+            stacked,
         )
-        self._blank_GPD = np.zeros((1, self.config.tokens_per_tile, self.config.text.width), dtype)
+        self._blank_GPD = jnp.zeros((1, self.config.tokens_per_tile, self.config.text.width), dtype)
 
     def encode(self, tiles_GHWC: np.ndarray) -> jax.Array:
         """Features `[G rounded up, P, D]` of tiles."""
@@ -126,8 +131,7 @@ class Generator:
 
         features_BKD = self.programs.gather(self.encode(tiles_GHWC), tiles_BJ)
         logits_BV, kv_LBMTH = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BKD)
-        return self.programs.start(
-            logits_BV,
+        state = self.programs.start(
             kv_LBMTH,
             tokens_BT,
             lengths_B,
@@ -136,6 +140,7 @@ class Generator:
             stack_params(sampling + [SamplingParams()] * (B - len(sampling))),
             slots=S,
         )
+        return self.programs.first(state, logits_BV)
 
     def decode(self, state: State) -> tuple[State, jax.Array]:
         """One token more; the given state is used up.
@@ -181,24 +186,20 @@ class Generator:
             for name, given in (("rows", rows), ("prompts", prompts), ("tiles", tiles), ("slots", slots))
         }
         side = self.config.vision.image_size
-        features = {1: self._blank_GPD}
-        for G in sizes["tiles"]:
-            features[G] = self.encode(np.zeros((G, side, side, 3), np.uint8))
+        features = [self.encode(np.zeros((G, side, side, 3), np.uint8)) for G in (0, *sizes["tiles"])]
         for B in sizes["rows"]:
             limits_B, stops_BK = np.ones(B, np.int32), np.full((B, STOPS), -1, np.int32)
             lengths_B, sampling = np.ones(B, np.int32), stack_params([SamplingParams()] * B)
             states = {}
             for T in sizes["prompts"]:
                 tiles_BJ = np.zeros((B, max(1, T // self.config.tokens_per_tile)), np.int32)
-                rows_BKD = [self.programs.gather(array_GPD, tiles_BJ) for array_GPD in features.values()]
+                rows_BKD = [self.programs.gather(array_GPD, tiles_BJ) for array_GPD in features]
                 tokens_BT = np.zeros((B, T), np.int32)
                 logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BKD[0])
                 for S in (S for S in sizes["slots"] if S >= T):
-                    states[S], _ = self.programs.start(
-                        logits_BV, kv, tokens_BT, lengths_B, limits_B, stops_BK, sampling, slots=S
-                    )
+                    states[S] = self.programs.start(kv, tokens_BT, lengths_B, limits_B, stops_BK, sampling, slots=S)
             for state in states.values():
-                self.decode(state)
+                self.decode(self.programs.first(state, logits_BV)[0])
         return self.programs.num_compiled
 
     def _check(self, i: int, request: Request) -> None:

@@ -1,9 +1,10 @@
-"""The five device programs of generation, pure functions that `Generator` compiles.
+"""The six device programs of generation, pure functions that `Generator` compiles.
 
     encode(tiles) -> features            one program per number of tiles
     gather(features, which) -> rows      image features in the order of every row's image tokens
     prefill(tokens, features) -> logits, keys and values of whole prompts
-    start(...) -> state                  keys and values into a fresh cache, first token
+    start(keys and values) -> state      a fresh cache that holds them
+    first(state, logits) -> state, tokens
     decode(state) -> state, tokens       one token per row
 
 Prompts are padded on the right. Padding has segment 0: nothing attends to it, and the answer overwrites its slots,
@@ -53,29 +54,37 @@ class Programs:
 
     Args:
       graphdef: of an InternVL.
-      vocab_size: ids from here on are unused rows of the embedding table.
+      table_size: rows of the embedding table.
+      vocab_size: ids from here on are unused rows of it.
       banned: ids that the model must not write.
       cache_dtype: of keys and values.
       stacked: whether layers are stacked; the cache then is too.
     """
 
     def __init__(
-        self, graphdef: nnx.GraphDef, vocab_size: int, banned: tuple[int, ...], cache_dtype: jnp.dtype, stacked: bool
+        self,
+        graphdef: nnx.GraphDef,
+        table_size: int,
+        vocab_size: int,
+        banned: tuple[int, ...],
+        cache_dtype: jnp.dtype,
+        stacked: bool,
     ):
-        self._graphdef, self._vocab_size, self._banned = graphdef, vocab_size, banned
+        self._graphdef, self._table_size = graphdef, table_size
+        self._vocab_size, self._banned = vocab_size, banned
         self._cache_dtype, self._stacked = cache_dtype, stacked
         self.encode = jax.jit(self._encode)
         self.gather = jax.jit(self._gather)
         self.prefill = jax.jit(self._prefill)
         self.start = jax.jit(self._start, static_argnames="slots")
+        self.first = jax.jit(self._choose, donate_argnames="state")
         self.decode = jax.jit(self._decode, donate_argnames="state")
 
     @property
     def num_compiled(self) -> int:
         """Programs compiled so far."""
-        return sum(
-            program._cache_size() for program in (self.encode, self.gather, self.prefill, self.start, self.decode)
-        )
+        programs = (self.encode, self.gather, self.prefill, self.start, self.first, self.decode)
+        return sum(program._cache_size() for program in programs)
 
     def _model(self, params: Params) -> InternVL:
         return bind(self._graphdef, params)
@@ -105,7 +114,6 @@ class Programs:
 
     def _start(
         self,
-        logits_BV: jax.Array,
         kv_LBMTH: tuple[jax.Array, jax.Array],
         tokens_BT: jax.Array,
         lengths_B: jax.Array,
@@ -113,8 +121,8 @@ class Programs:
         stops_BK: jax.Array,
         sampling: Sampling,
         slots: int,
-    ) -> tuple[State, jax.Array]:
-        """The state after the first token of every answer, and these tokens; a row with limit 0 is padding."""
+    ) -> State:
+        """The state before the first token of every answer; a row with limit 0 is padding."""
         B, T = tokens_BT.shape
         places_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         real_BT = places_BT < lengths_B[:, None]
@@ -124,11 +132,12 @@ class Programs:
         cache = cache._replace(k=_fill(cache.k, k_LBMTH), v=_fill(cache.v, v_LBMTH))
         cache = cache.place(places_BT, real_BT.astype(jnp.int32), places_BT)
         rows_B1 = jnp.arange(B)[:, None]
-        V = logits_BV.shape[-1]
+        V = self._table_size
         seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(real_BT, tokens_BT, V)].set(True, mode="drop")
         zeros_B = jnp.zeros((B,), jnp.int32)
-        state = State(cache, zeros_B, lengths_B, seen_BV, zeros_B, limits_B, stops_BK, limits_B == 0, sampling)
-        return self._choose(state, logits_BV)
+        # The last token of an answer needs no slot.
+        limits_B = jnp.minimum(limits_B, slots - lengths_B + 1)
+        return State(cache, zeros_B, lengths_B, seen_BV, zeros_B, limits_B, stops_BK, limits_B == 0, sampling)
 
     def _decode(self, params: Params, state: State) -> tuple[State, jax.Array]:
         """One step of all rows.
@@ -150,8 +159,7 @@ class Programs:
         logits_BV = ban(logits_BV, self._vocab_size, self._banned)
         tokens_B = sample(logits_BV, state.sampling, state.seen_BV, state.steps_B)
         steps_B = state.steps_B + ~state.done_B
-        ends_B = jnp.any(tokens_B[:, None] == state.stops_BK, axis=1)
-        ends_B |= (steps_B >= state.limits_B) | (state.lengths_B >= state.cache.num_slots)
+        ends_B = jnp.any(tokens_B[:, None] == state.stops_BK, axis=1) | (steps_B >= state.limits_B)
         shown_B = jnp.where(state.done_B, -1, tokens_B)
         seen_BV = state.seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
         state = state._replace(tokens_B=tokens_B, steps_B=steps_B, done_B=state.done_B | ends_B, seen_BV=seen_BV)

@@ -13,7 +13,7 @@ from internvl_jax.inference import Generator, Ladders, Request, SamplingParams, 
 from internvl_jax.inference.unstack import unstack_params
 from internvl_jax.sharding import bind
 
-LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(48, 64))
+LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(64,))
 GREEDY = SamplingParams(max_new_tokens=7)
 
 
@@ -41,7 +41,10 @@ def vocabulary(processor):
 
 @pytest.fixture(scope="module")
 def generator(structure, params, vocabulary):
-    return Generator(bind(structure[0], params), vocabulary, LADDERS)
+    generator = Generator(bind(structure[0], params), vocabulary, LADDERS)
+    made = generator.warm_up(**dataclasses.asdict(LADDERS))
+    assert made == 2 + 4 * 2 + 4 + 4 + 2 + 2  # encode, gather, prefill, start, first, decode
+    return generator
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +74,29 @@ def test_greedy_tokens_equal_the_reference(golden):
     assert answer((stop,)) == wanted
 
 
-def test_cache_after_decoding_equals_a_full_pass(generator, model, processor, config):
+def test_cache_after_decoding_equals_a_full_pass(generator, processor):
     prompt = request(processor, 7, 3, 11)
     state, token_B = generator.prefill([prompt])
     tokens = [int(token_B[0])]
     for _ in range(6):
         state, token_B = generator.decode(state)
         tokens.append(int(token_B[0]))
-    row_BT = np.concatenate([prompt.tokens_T, tokens])[None]
-    ones, positions = np.ones_like(row_BT), np.arange(row_BT.shape[1])[None]
-    out = model(row_BT, prompt.tiles_GHWC, np.ones(3, bool), ones, positions, collect=("kv",))
-    T = row_BT.shape[1] - 1  # the last token is not in the cache yet
-    for ours, full in zip((state.cache.k, state.cache.v), out.aux["kv"], strict=True):
+    T = len(prompt.tokens_T) + 6  # the last token is not in the cache yet
+    tokens_BT = np.zeros((4, 32), np.int32)  # four times the whole row, seen up to different places
+    tokens_BT[:, :T] = np.concatenate([prompt.tokens_T, tokens[:-1]])
+    lengths_B = np.array([T, T - 1, T - 4, T - 6], np.int32)
+    features = generator.programs.gather(
+        generator.encode(prompt.tiles_GHWC), np.tile(np.arange(8, dtype=np.int32) % 3, (4, 1))
+    )
+    logits_BV, kv = generator.programs.prefill(generator.params, tokens_BT, lengths_B, features)
+    for ours, full in zip((state.cache.k, state.cache.v), kv, strict=True):
         np.testing.assert_allclose(ours[:, 0, :, :T], full[:, 0, :, :T], atol=1e-5, rtol=1e-5)
-    assert state.cache.segments_BS[0].tolist() == [1] * T + [0] * (48 - T)
-    logits_TV = np.array(model.logits(out.hidden_BTD)[0, len(prompt.tokens_T) - 1 : -1])
-    logits_TV[
-        :, [processor.tokenizer.image_context, processor.tokenizer.image_start, processor.tokenizer.image_end]
-    ] = -99
-    assert logits_TV[:, : processor.tokenizer.vocab_size].argmax(axis=1).tolist() == tokens
+    assert state.cache.segments_BS[0].tolist() == [1] * T + [0] * (64 - T)
+    logits_BV = np.array(logits_BV)
+    tokenizer = processor.tokenizer
+    logits_BV[:, [tokenizer.image_context, tokenizer.image_start, tokenizer.image_end]] = -np.inf
+    best = logits_BV[:, : tokenizer.vocab_size].argmax(axis=1)
+    assert best.tolist() == [tokens[6], tokens[5], tokens[2], tokens[0]]
 
 
 def test_a_batch_equals_single_runs(generator, mixed, answers):
@@ -97,33 +104,32 @@ def test_a_batch_equals_single_runs(generator, mixed, answers):
     assert [len(answer) for answer in answers] == [7, 9, 9]
 
 
-def test_more_padding_changes_nothing(generator, mixed, answers, structure, params, vocabulary):
-    generator_64 = Generator(bind(structure[0], params), vocabulary, Ladders((4,), (64,), (7,), (96,)))
-    assert generator_64.generate(mixed) == answers
+def test_more_padding_changes_nothing(generator, processor, mixed, answers):
+    longer = request(processor, 4, 0, 39)
+    assert generator.generate([longer, *mixed])[1:] == answers
 
 
-def test_left_padding_changes_nothing(model, processor):
+def test_left_padding_changes_nothing(structure, params, processor):
     tokens = request(processor, 3, 0, 13).tokens_T
-    x_BTD = model.embed(tokens[None], None)
-    positions = np.arange(13)[None]
-    plain = model.lm(x_BTD, np.ones((1, 13), int), positions).hidden_BTD
-    wide = np.concatenate([np.full((1, 5, x_BTD.shape[-1]), 9.0, np.float32), x_BTD], axis=1)
-    segments = np.array([[0] * 5 + [1] * 13])
-    padded = model.lm(wide, segments, np.concatenate([np.zeros((1, 5), int), positions], axis=1)).hidden_BTD
-    np.testing.assert_allclose(padded[:, 5:], plain, atol=1e-5)
+
+    @jax.jit
+    def run(tokens_BT, segments_BT, positions_BT):
+        model = bind(structure[0], params)
+        return model.lm(model.embed(tokens_BT, None), segments_BT, positions_BT).hidden_BTD
+
+    def padded(*sides):
+        pad = lambda row, fill: np.pad(row, sides, constant_values=fill)[None]
+        return run(pad(tokens, 9), pad(np.ones(13, int), 0), pad(np.arange(13), 0))
+
+    np.testing.assert_allclose(padded(5, 0)[:, 5:], padded(0, 5)[:, :13], atol=1e-5)
 
 
-def test_layers_apart_answer_the_same(structure, params, vocabulary, mixed, answers, model):
-    other = bind(structure[0], dict(params))
-    inputs = (mixed[0].tokens_T[None], mixed[0].tiles_GHWC, np.ones(2, bool))
-    inputs += (np.ones((1, 19), np.int32), np.arange(19)[None])
-    before = model(*inputs).hidden_BTD
-    unstack(other)
-    unstack(other)  # twice is once
-    np.testing.assert_allclose(other(*inputs).hidden_BTD, before, atol=1e-5)
-    apart = Generator(other, vocabulary, Ladders((4,), (48,), (5,), (64,)))
-    assert "lm.layers.2.mlp.up.weight" in apart.params
-    assert apart.generate(mixed) == answers
+def test_layers_apart_answer_the_same(model, vocabulary, mixed, answers):
+    unstack(model)
+    unstack(model)  # twice is once
+    apart = Generator(model, vocabulary, Ladders((1,), (32,), (1,), (64,)))
+    assert "lm.layers.2.mlp.up.weight" in apart.params and "lm.layers.mlp.up.weight" not in apart.params
+    assert apart.generate(mixed[1:2]) == answers[1:2]
 
 
 def test_unstacking_empties_the_dict(params):
@@ -170,10 +176,8 @@ def test_the_picture_matters_and_equal_pictures_are_encoded_once(generator, proc
     assert encoded == [4]
 
 
-def test_nothing_compiles_after_warm_up(structure, params, vocabulary, processor):
-    ladders = Ladders(rows=(1, 2), prompts=(16, 32), tiles=(1, 4), slots=(40,))
-    generator = Generator(bind(structure[0], params), vocabulary, ladders)
-    programs = generator.warm_up(rows=(1, 2), prompts=(16, 32), tiles=(1, 4), slots=(40,))
+def test_nothing_compiles_after_warm_up(generator, processor):
+    programs = generator.programs.num_compiled
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
@@ -181,10 +185,8 @@ def test_nothing_compiles_after_warm_up(structure, params, vocabulary, processor
     rng = np.random.default_rng(0)
     for i in range(50):
         sampling = SamplingParams(max_new_tokens=3, temperature=float(i % 3), seed=i, top_k=i % 4)
-        rows = [
-            request(processor, i, int(rng.integers(0, 3)), int(rng.integers(1, 20)), sampling) for _ in range(1 + i % 2)
-        ]
-        generator.generate(rows)
+        tiles, words = rng.integers(0, 3, 2), rng.integers(1, 30, 2)
+        generator.generate([request(processor, i, *map(int, row), sampling) for row in zip(tiles, words)][: 1 + i % 2])
     assert generator.programs.num_compiled == programs and not compiled
     jax.jit(lambda x: x * 17.3)(1.0)
     assert compiled  # the listener would have seen it
@@ -196,7 +198,7 @@ def test_nothing_compiles_after_warm_up(structure, params, vocabulary, processor
         ({"tokens_T": np.arange(5, dtype=np.int32)}, "0 image tokens, its 2 tiles need 8"),
         ({"tokens_T": np.zeros(0, np.int32)}, "no tokens"),
         ({"sampling": SamplingParams(max_new_tokens=500)}, "64"),
-        ({"sampling": SamplingParams(stop_token_ids=tuple(range(20)))}, "stop tokens"),
+        ({"sampling": SamplingParams(max_new_tokens=5, stop_token_ids=tuple(range(20)))}, "stop tokens"),
     ],
 )
 def test_bad_requests(generator, processor, change, message):

@@ -1,0 +1,118 @@
+"""Chat, batched answers and accuracy on a benchmark file."""
+
+import gc
+import json
+import sys
+import weakref
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from internvl_jax.errors import InputError
+from internvl_jax.inference import SamplingParams, answer_many, chat, complete_many, get_generator, stream_chat
+from internvl_jax.inference.evaluate import evaluate, read_questions
+from internvl_jax.sharding import bind
+
+
+@pytest.fixture(scope="module")
+def shared(structure, params):
+    """One model for the module: its programs stay compiled."""
+    return bind(structure[0], params)
+
+
+def picture(seed):
+    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 255, (28, 28, 3), dtype=np.uint8))
+
+
+def ask(text, *seeds):
+    parts = [{"type": "image", "image": picture(seed)} for seed in seeds]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def test_streamed_pieces_are_the_answer(shared, processor):
+    messages = ask("what is it?", 3)
+    answer = chat(shared, processor, messages, max_new_tokens=6)
+    assert answer and "".join(stream_chat(shared, processor, messages, max_new_tokens=6)) == answer
+    assert chat(shared, processor, ask("what is it?", 4), max_new_tokens=6) != answer
+
+
+def test_sampling_is_repeatable_by_seed(shared, processor):
+    def answer(seed):
+        return chat(shared, processor, ask("what?", 3), max_new_tokens=6, temperature=1.0, seed=seed)
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+def test_a_conversation_goes_on(shared, processor):
+    messages = ask("what is it?", 3)
+    history = [*messages, {"role": "assistant", "content": "a red square"}, *ask("and now?")]
+    assert chat(shared, processor, history, max_new_tokens=6) != chat(shared, processor, messages, max_new_tokens=6)
+
+
+def test_a_stop_string_ends_the_answer(shared, processor):
+    messages = ask("what is it?", 3)
+    answer = chat(shared, processor, messages, max_new_tokens=6)
+    stop = answer[2:4]
+    wanted = answer[: answer.index(stop)]
+    assert chat(shared, processor, messages, max_new_tokens=6, stop_strings=(stop,)) == wanted
+    sampling = SamplingParams(max_new_tokens=6, stop_strings=(stop,))
+    assert answer_many(shared, processor, [messages], 4, sampling) == [wanted]
+
+
+def test_many_answers_equal_single_ones_in_order(shared, processor, monkeypatch):
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.chat"], "WINDOW_BYTES", 5000)  # several windows
+    questions = [ask("what is it?" * (1 + i % 3), *range(i % 3)) for i in range(9)]
+    done = []
+    answers = complete_many(shared, processor, iter(questions), 4, SamplingParams(max_new_tokens=6), done.append)
+    assert [answer.text for answer in answers] == [chat(shared, processor, q, max_new_tokens=6) for q in questions]
+    assert all(1 <= answer.num_tokens <= 6 for answer in answers)
+    assert done[-1] == 9 and done == sorted(done) and len(done) >= 3
+
+
+def test_new_parameters_are_used_without_compiling(structure, params, processor):
+    model = bind(structure[0], params)
+    before = chat(model, processor, ask("what?"), max_new_tokens=6)
+    generator = get_generator(model, processor)
+    programs = generator.programs.num_compiled
+    model.lm.embed.weight.set_value(model.lm.embed.weight[...] * -1)
+    assert chat(model, processor, ask("what?"), max_new_tokens=6) != before
+    assert get_generator(model, processor) is generator and generator.programs.num_compiled == programs
+    gone = weakref.ref(generator)
+    del model, generator
+    gc.collect()
+    assert gone() is None  # nothing keeps a model alive
+
+
+def test_errors_name_the_conversation(shared, processor):
+    with pytest.raises(InputError, match=r"conversation 1: .*nowhere\.png"):
+        bad = [{"role": "user", "content": [{"type": "image", "image": "nowhere.png"}]}]
+        answer_many(shared, processor, [ask("what?"), bad])
+    with pytest.raises(InputError, match="rows"):
+        answer_many(shared, processor, [ask("what?")], batch_size=100_000)
+
+
+def test_accuracy(shared, processor, tmp_path):
+    picture(3).save(tmp_path / "a.png")
+    right = chat(shared, processor, ask("what is it?", 3), max_new_tokens=6)
+    lines = [
+        {"image": "a.png", "question": "what is it?", "answer": f" {right.upper()} \n"},
+        {"image": "a.png", "question": "what is it?", "answer": "something else"},
+        {"image": None, "question": "what is it?", "answer": right},
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    report = evaluate(shared, processor, read_questions(tmp_path / "data.jsonl"), 4, 6)
+    assert report["accuracy"] == pytest.approx(1 / 3) and report["n"] == 3 and 3 <= report["tokens"] <= 18
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"question": "a", "answer": "b"}', '{"image": 1, "question": "a", "answer": "b"}']
+)
+def test_bad_benchmark_lines(tmp_path, line):
+    good = '{"image": null, "question": "a", "answer": "b"}'
+    (tmp_path / "data.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(InputError, match=r"data\.jsonl:2 must be"):
+        read_questions(tmp_path / "data.jsonl")
+    (tmp_path / "data.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="no questions"):
+        read_questions(tmp_path / "data.jsonl")

@@ -1,0 +1,117 @@
+"""Model directories: what is saved is loaded, wholly or not at all, and never something else."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvl_jax.errors import InputError
+from internvl_jax.inference import load, save_model
+from internvl_jax.sharding import PRESETS, flatten, make_mesh
+from internvl_jax.sharding.params_io import write_params
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, params, config, processor):
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    save_model(directory, params, config, processor)
+    return directory
+
+
+def test_what_is_saved_is_loaded(saved, params, config, processor):
+    model, loaded = load(saved, "float32")
+    got = flatten(model)
+    assert got.keys() == params.keys() and model.config == config
+    assert all(np.array_equal(got[path], params[path]) for path in params)
+    assert loaded.to_dict() == processor.to_dict() and loaded.tokenizer.digest == processor.tokenizer.digest
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["model"]
+
+
+def test_loading_casts_and_places(saved, params):
+    mesh = make_mesh({"fsdp": 4, "data": 2})
+    model, _ = load(saved, "bfloat16", mesh=mesh, rules=PRESETS["fsdp"])
+    up = flatten(model)["lm.layers.mlp.up.weight"]
+    assert up.dtype == jnp.bfloat16 and up.addressable_shards[0].data.shape == (3, 53, 10)
+    np.testing.assert_array_equal(up, params["lm.layers.mlp.up.weight"].astype(jnp.bfloat16))
+    assert model.runtime.dtype == jnp.bfloat16
+
+
+def test_the_model_is_callable(saved):
+    model, processor = load(saved, "float32")
+    inputs = processor([{"role": "user", "content": "hello"}])
+    tokens_BT = inputs.tokens_T[None]
+    T = tokens_BT.shape[1]
+    ones_BT, positions_BT = np.ones((1, T), np.int32), np.arange(T)[None]
+    out = jax.jit(model)(tokens_BT, inputs.tiles_GHWC, np.ones(0, bool), ones_BT, positions_BT)
+    assert model.logits(out.hidden_BTD).shape == (1, T, model.config.text.vocab)
+
+
+def test_a_workdir_gives_its_last_whole_step(saved, params, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((saved / name).read_bytes())
+    for step, shift in ((9, 1.0), (10, 2.0)):
+        shifted = {path: leaf + shift if path == "vit.cls" else leaf for path, leaf in params.items()}
+        write_params(tmp_path / "checkpoints" / str(step), shifted)
+    (tmp_path / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()
+    model, _ = load(tmp_path, "float32")
+    np.testing.assert_array_equal(flatten(model)["vit.cls"], params["vit.cls"] + 2)
+
+
+def broken(saved, tmp_path, change):
+    """A copy of the files with another config."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((saved / name).read_bytes())
+    (tmp_path / "params").symlink_to(saved / "params")
+    values = json.loads((saved / "config.json").read_text())
+    change(values)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["model"]["text"].update(layers=5), r"lm\.layers\.attn\.k\.weight is \(3, .*, not \(5, "),
+        (lambda v: v["model"]["text"].update(tie_embeddings=True), "lm.head.weight is not of this model"),
+        (lambda v: v["model"]["vision"].update(qk_norm=True), "vit.layers.attn.k_norm.scale is missing"),
+        (lambda v: v["model"].update(image_token_id=3), "IMG_CONTEXT"),
+        (lambda v: v["processor"]["image"].update(tokens_per_tile=9), "tokens of a tile"),
+        (lambda v: v["model"]["text"].pop("mlp"), "mlp"),
+        (lambda v: v.update(format=7), "format 1"),
+        (lambda v: v.update(processor=None), "tokenizer files"),
+    ],
+)
+def test_a_directory_that_does_not_fit(saved, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        load(broken(saved, tmp_path, change), "float32")
+
+
+def test_missing_directories_and_types(saved, tmp_path):
+    with pytest.raises(InputError, match=r"config\.json does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="float8"):
+        load(saved, "float8")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="can't be read"):
+        load(tmp_path)
+
+
+def test_nothing_is_left_of_a_save_that_fails(saved, params, config, processor, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="already exists"):
+        save_model(saved, params, config, processor)
+    fewer = {path: leaf for path, leaf in params.items() if path != "vit.cls"}
+    with pytest.raises(InputError, match=r"vit\.cls"):
+        save_model(tmp_path / "a", fewer, config, processor)
+    with pytest.raises(InputError, match="IMG_CONTEXT"):
+        save_model(tmp_path / "b", params, dataclasses.replace(config, image_token_id=1), processor)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(processor.tokenizer), "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_model(tmp_path / "c", params, config, processor)
+    assert list(tmp_path.iterdir()) == []
