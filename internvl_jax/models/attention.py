@@ -3,6 +3,8 @@
 Heads stand before time (`q_BNTH`, `k_BMSH`): each head's keys are contiguous, which the products and the cache want.
 """
 
+import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,6 +12,10 @@ import jax.numpy as jnp
 
 # Queries a block: bounds the scores held at once to B x N x QUERY_BLOCK x S.
 QUERY_BLOCK = 512
+# On CPU scores beyond this many bytes (about its cache) are computed one key/value head at a time.
+CACHED_BYTES = 1 << 23
+# There, queries a block: fewer where later keys are left out, so that more are.
+ORDERED_BLOCK, UNORDERED_BLOCK = 256, 2048
 _MASKED = -1e30  # finite: a row with nothing to attend to gives a mean, not NaN
 
 
@@ -70,27 +76,83 @@ def attend(
     Returns:
       `[B, N, T, H]` in q's dtype.
     """
-    T, S = q_BNTH.shape[2], k_BMSH.shape[2]
-    blocks = []
-    for start in range(0, T, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, T)
-        keys = stop if mask is not None and mask.ordered else S
-        block_mask = None if mask is None else mask.block(start, stop, keys)
-        blocks.append(
-            _attend_block(q_BNTH[:, :, start:stop], k_BMSH[:, :, :keys], v_BMSH[:, :, :keys], block_mask, window)
-        )
-    return jnp.concatenate(blocks, axis=2)
-
-
-def _attend_block(q_BNTH, k_BMSH, v_BMSH, mask, window):
     B, N, T, H = q_BNTH.shape
-    M = k_BMSH.shape[1]
-    q_BMGTH = (q_BNTH * H**-0.5).reshape(B, M, N // M, T, H)
-    scores = jnp.einsum("bmgth,bmsh->bmgts", q_BMGTH, k_BMSH, preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask.allowed(window)[:, None, None], scores, _MASKED)
-    # exp, product, then division: one pass less over the scores than a softmax before the product.
+    M, S = k_BMSH.shape[1:3]
+    q_BMRTH = (q_BNTH * H**-0.5).reshape(B, M, N // M, T, H)
+    if T == 1 or B * N * T * S * 4 > CACHED_BYTES:
+        each = functools.partial(_head_by_head, mask=mask, window=window)
+        together = functools.partial(_together, mask=mask, window=window)
+        out_BMRTH = jax.lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=each, default=together)
+    else:
+        out_BMRTH = _together(q_BMRTH, k_BMSH, v_BMSH, mask, window)
+    return out_BMRTH.reshape(B, N, T, H)
+
+
+def _together(q_BMRTH, k_BMSH, v_BMSH, mask, window):
+    """All heads of a block of queries at a time."""
+    blocks = []
+    for start, stop, keys in _blocks(q_BMRTH.shape[3], k_BMSH.shape[2], mask, QUERY_BLOCK):
+        scores = jnp.einsum(
+            "bmrth,bmsh->bmrts", q_BMRTH[:, :, :, start:stop], k_BMSH[:, :, :keys], preferred_element_type=jnp.float32
+        )
+        if mask is not None:
+            scores = jnp.where(mask.block(start, stop, keys).allowed(window)[:, None, None], scores, _MASKED)
+        weights, total = _exponentials(scores)
+        product = "bmrts,bmsh->bmrth"
+        weights = weights.astype(q_BMRTH.dtype)
+        out = jnp.einsum(product, weights, v_BMSH[:, :, :keys], preferred_element_type=jnp.float32)
+        blocks.append((out / total).astype(q_BMRTH.dtype))
+    return jnp.concatenate(blocks, axis=3)
+
+
+def _head_by_head(q_BMRTH, k_BMSH, v_BMSH, mask, window):
+    """One key/value head of one row at a time, whose scores stay in the CPU's cache.
+
+    On two cores 3 to 5 times as fast as `_together` at the vision tower's 1,025 patches (2026-11, jax 0.10.2).
+    """
+    T, S = q_BMRTH.shape[3], k_BMSH.shape[2]
+    blocks = list(_blocks(T, S, mask, ORDERED_BLOCK if mask is not None and mask.ordered else UNORDERED_BLOCK))
+    row = _one_query if T == 1 else _queries
+
+    def one_row(inputs):
+        q_MRTH, k_MSH, v_MSH, allowed = inputs
+
+        def one_head(inputs):
+            q_RTH, k_SH, v_SH = inputs
+            outs = [
+                row(q_RTH[:, start:stop], k_SH[:keys], v_SH[:keys], part)
+                for (start, stop, keys), part in zip(blocks, allowed, strict=True)
+            ]
+            return jnp.concatenate(outs, axis=1)
+
+        return jax.lax.map(one_head, (q_MRTH, k_MSH, v_MSH))
+
+    allowed = [None if mask is None else mask.block(*block).allowed(window) for block in blocks]
+    return jax.lax.map(one_row, (q_BMRTH, k_BMSH, v_BMSH, allowed))
+
+
+def _queries(q_RTH, k_SH, v_SH, allowed_TS):
+    scores_RTS = jnp.einsum("rth,sh->rts", q_RTH, k_SH, preferred_element_type=jnp.float32)
+    if allowed_TS is not None:
+        scores_RTS = jnp.where(allowed_TS[None], scores_RTS, _MASKED)
+    weights, total = _exponentials(scores_RTS)
+    out_RTH = jnp.einsum("rts,sh->rth", weights.astype(q_RTH.dtype), v_SH, preferred_element_type=jnp.float32)
+    return (out_RTH / total).astype(q_RTH.dtype)
+
+
+def _one_query(q_R1H, k_SH, v_SH, allowed_1S):
+    """Products of a matrix and a vector, one per query head: XLA's path for those reads the keys at full speed."""
+    return jnp.stack([_queries(q_1H[None], k_SH, v_SH, allowed_1S)[0] for q_1H in q_R1H])
+
+
+def _blocks(T: int, S: int, mask: Mask | None, size: int) -> Iterator[tuple[int, int, int]]:
+    """(first query, end, number of keys that these queries may see)."""
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        yield start, stop, stop if mask is not None and mask.ordered else S
+
+
+def _exponentials(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Softmax's numerator and denominator: dividing after the product with the values saves a pass over the scores."""
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bmgts,bmsh->bmgth", weights.astype(q_BNTH.dtype), v_BMSH, preferred_element_type=jnp.float32)
-    return (out / total).astype(q_BNTH.dtype).reshape(B, N, T, H)
+    return weights, jnp.sum(weights, axis=-1, keepdims=True)
