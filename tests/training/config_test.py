@@ -1,0 +1,73 @@
+"""What no run can have is refused before anything is built; a workdir belongs to one config."""
+
+import dataclasses
+
+import pytest
+
+from internvl_jax.errors import InputError
+from internvl_jax.training import build, setup
+from internvl_jax.training.config import check, differences, identity, parse_mesh
+from tests.training import toy
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"steps": 0}, "run.steps is 0"),
+        ({"workdir": ""}, "run.workdir is empty"),
+        ({"micro_batches": 3}, "run.micro_batches 3 does not divide run.rows 8"),
+        ({"dtype": "float16"}, "run.dtype is 'float16'"),
+    ],
+)
+def test_impossible_values_are_refused(data, change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        check(toy.with_run(toy.config(data, data / "w"), **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rules": "fdsp"}, "run.rules is 'fdsp'; the presets are fsdp"),
+        ({"mesh": "fsdp=3"}, "does not use the 8 devices"),
+        ({"mesh": "fsdp:8"}, "write it as 'fsdp=16,tensor=4'"),
+        ({"mesh": "pipeline=8"}, r"unknown axes \['pipeline'\]"),
+        ({"remat": "some"}, "remat is 'some'"),
+    ],
+)
+def test_a_mesh_or_preset_that_does_not_exist_is_refused(data, change, sentence):
+    config, _ = setup.prepare(toy.with_run(toy.config(data, data / "w"), **change))
+    with pytest.raises(InputError, match=sentence):
+        build(config)
+
+
+def test_mesh_text():
+    assert parse_mesh("fsdp=16, tensor=4") == {"fsdp": 16, "tensor": 4}
+
+
+def test_the_image_token_is_the_tokenizers(data):
+    config, processor = setup.prepare(toy.config(data, data / "w"))
+    assert config.model.image_token_id == processor.tokenizer.token_id("<IMG_CONTEXT>") != toy.MODEL.image_token_id
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(data):
+    config = toy.config(data, data / "w")
+    config.model = dataclasses.replace(toy.MODEL, text=dataclasses.replace(toy.MODEL.text, vocab=64))
+    with pytest.raises(InputError, match="but the model only 64 rows"):
+        setup.prepare(config)
+
+
+def test_a_workdir_takes_its_own_config_and_no_other(data, tmp_path):
+    config, processor = setup.prepare(toy.config(data, tmp_path / "w"))
+    setup.claim_workdir(config, processor)
+    # What changes neither the parameters nor the order of the data may differ.
+    setup.claim_workdir(toy.with_run(config, save_every=99, mesh="data=8"), processor)
+    other = toy.with_run(config, seed=6)
+    other.optim = dataclasses.replace(config.optim, learning_rate=1.0)
+    with pytest.raises(InputError, match=r"optim.learning_rate: 1.0 here, 0.003 there; run.seed: 6 here, 5 there"):
+        setup.claim_workdir(other, processor)
+
+
+def test_identity_holds_every_field_that_matters(data):
+    config = toy.config(data, data / "w")
+    assert differences(identity(config), identity(toy.with_run(config, workdir="elsewhere"))) == []
+    assert differences(identity(config), identity(toy.with_run(config, steps=7))) == ["run.steps: 6 here, 7 there"]

@@ -1,0 +1,168 @@
+"""Whole runs: learning, resuming after kills and on other devices, what is written, what is refused."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from internvl_jax.errors import InputError
+from internvl_jax.sharding.params_io import locate
+from internvl_jax.training import hooks, train
+from tests.training import toy
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+RUN = """
+import sys
+from internvl_jax.training import train
+from tests.training import toy
+import pathlib
+data, workdir, steps = sys.argv[1:]
+print("started", flush=True)
+config = toy.config(pathlib.Path(data), pathlib.Path(workdir), steps=int(steps), mesh="fsdp=1", keep_every=4)
+train(config)
+"""
+
+
+def process(data, workdir, steps):
+    """A run in a process of its own, on one device."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    command = [sys.executable, "-c", RUN, str(data), str(workdir), str(steps)]
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in hooks.read_metrics(pathlib.Path(workdir))}
+
+
+def stored(workdir):
+    """Every array of the last checkpoint, whatever its layout on disk."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    loaded = ocp.load_checkpointables(locate(workdir).absolute())
+    return jax.tree_util.tree_leaves_with_path({name: loaded[name] for name in ("params", "optimizer")})
+
+
+def test_sigkill_at_random_moments_changes_nothing(data, tmp_path):
+    """Parameters, optimizer and the loss of every step are bit-identical to a run that nobody killed."""
+    steps, kills = 24, int(os.environ.get("INTERNVL_JAX_KILLS", "3"))
+    whole = process(data, tmp_path / "whole", steps)
+    started = time.monotonic()
+    assert whole.wait(300) == 0, whole.stderr.read()
+    length = time.monotonic() - started
+    rng = random.Random(7)
+    killed = 0
+    for _ in range(kills):
+        run = process(data, tmp_path / "killed", steps)
+        run.stdout.readline()
+        try:
+            run.wait(rng.uniform(0.2, 1.0) * length)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            killed += 1
+    last = process(data, tmp_path / "killed", steps)
+    assert last.wait(300) == 0, last.stderr.read()
+    assert killed
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == steps
+    for (path, ours), (_, theirs) in zip(stored(tmp_path / "killed"), stored(tmp_path / "whole"), strict=True):
+        assert np.array_equal(ours, theirs), path
+    names = {path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()}
+    assert {"22", "24"} <= names and "10" not in names  # the last two, and multiples of four as they came
+
+
+def test_a_resumed_run_on_other_devices_reads_the_same_data(data, tmp_path):
+    """Eight devices, then two meshes of eight: the losses of an uninterrupted run, to rounding."""
+    whole = toy.config(data, tmp_path / "whole", mesh="fsdp=8")
+    train(whole)
+    part = toy.config(data, tmp_path / "part", mesh="fsdp=8")
+    interrupt(part, after=3)
+    assert locate(tmp_path / "part").name == "2"
+    train(toy.with_run(part, mesh="data=2,fsdp=2,tensor=2", rules="fsdp_tp"))
+    ours, theirs = losses(tmp_path / "part"), losses(tmp_path / "whole")
+    assert list(ours) == list(theirs) == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+
+
+def interrupt(config, after):
+    """Trains until step `after` has been logged, then fails as a broken disk or driver would."""
+
+    class Stop(Exception):
+        pass
+
+    original = hooks.Progress.show
+
+    def show(self, metrics):
+        original(self, metrics)
+        if metrics["step"] == after:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(hooks.Progress, "show", show)
+        train(config)
+
+
+def test_a_run_learns_writes_its_logs_and_needs_no_second_start(data, tmp_path):
+    workdir = tmp_path / "w"
+    config = toy.config(data, workdir, steps=30, save_every=30, log_every=3)
+    summary = train(config)
+    metrics = hooks.read_metrics(workdir)
+    assert summary["step"] == 30 and summary["loss"] == metrics[-1]["loss"] < 0.6 * metrics[0]["loss"]
+    assert [line["step"] for line in metrics] == list(range(3, 31, 3))
+    assert {"grad_norm", "learning_rate", "tokens_per_second", "mfu", "skipped", "tiles"} <= metrics[0].keys()
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").iterdir())
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train(config)["step"] == 30
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_stage_starts_from_another_and_refuses_another_model(data, tmp_path):
+    first = toy.config(data, tmp_path / "first", steps=2)
+    train(first)
+    second = toy.config(data, tmp_path / "second", steps=1, init_from=str(tmp_path / "first"))
+    second.data.tokenizer = ""  # comes with the model
+    train(second)
+    # One warm-up step of rate 0 leaves the parameters as they came.
+    ours = {jax.tree_util.keystr(path): leaf for path, leaf in stored(tmp_path / "second")}
+    for path, leaf in stored(tmp_path / "first"):
+        if "params" in jax.tree_util.keystr(path):
+            assert np.array_equal(ours[jax.tree_util.keystr(path)], leaf), path
+    config = json.loads((tmp_path / "first" / "config.json").read_text())
+    config["model"]["text"]["rope_theta"] = 5e5
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config))
+    third = toy.config(data, tmp_path / "third", steps=1, init_from=str(tmp_path / "first"))
+    with pytest.raises(InputError, match="another model .text.rope_theta"):
+        train(third)
+
+
+def test_a_run_that_no_longer_learns_stops(data, tmp_path):
+    config = toy.config(data, tmp_path / "w", steps=9, max_nonfinite=2)
+    config.optim.learning_rate = float("inf")
+    with pytest.raises(InputError, match="has not been finite for 3 steps in a row"):
+        train(config)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_earlier_checkpoints(data, tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    script = RUN.replace("train(config)", "from launch import main; main.run(lambda argv: train(config))")
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": ""}
+    code = script.replace("sys.argv[1:]", "sys.argv[1:]; sys.argv = sys.argv[:1]")
+    command = ["sh", "-c", 'ulimit -f 100; exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(
+        [*command, str(data), str(tmp_path / "w"), "4"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: saving a checkpoint in "), done.stderr[-2000:]
+    assert not [path for path in (tmp_path / "w" / "checkpoints").iterdir() if path.name.isdigit()]
