@@ -7,6 +7,7 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -168,7 +169,8 @@ def read_params(
     leaves = match(directory, tensors, table, specs)
     params: Params = {}
     not_finite: list[str] = []
-    for leaf in leaves:
+    # Largest first: what reading a parameter takes besides itself comes on top of little else.
+    for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.shape)):
         sharding = _first_device() if where is None else where[leaf.row.target]
         array = jax.make_array_from_callback(leaf.shape, sharding, _reader(leaf, tensors, not_finite))
         # Cast by XLA: numpy converts between bfloat16 and float32 twenty times slower than it copies.
