@@ -5,6 +5,7 @@ temporary name and renames, so a step that is listed is whole. Everything here t
 still called experimental, stands in this file.
 """
 
+import contextlib
 import logging
 import pathlib
 from typing import Any
@@ -45,7 +46,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            with contextlib.suppress(OSError, ValueError):  # a failed save, which wait() has told
+                self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:

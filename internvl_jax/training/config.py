@@ -91,6 +91,7 @@ class RunConfig:
       mesh: sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.
       rules: name of a sharding preset.
       logprob_chunk: positions whose logits are held at once.
+      log_every: steps between lines on the terminal (metrics.jsonl has every step).
       keep_last, keep_every: checkpoints kept: the last n, and each whose step this divides (0: none).
       max_nonfinite: steps in a row with a non-finite gradient, which are not applied, before the run stops.
     """

@@ -1,6 +1,7 @@
 """What is done with metrics: metrics.jsonl, TensorBoard, a line or a bar for who watches, a picture of the loss."""
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -29,6 +30,8 @@ class MetricsLog:
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
+        # JSON knows no NaN.
+        metrics = {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -79,7 +82,7 @@ class Progress:
 
 def plot_loss(workdir: pathlib.Path) -> pathlib.Path:
     """Draws `workdir/loss.png` from the metrics, and returns its path."""
-    metrics = read_metrics(workdir)
+    metrics = [line for line in read_metrics(workdir) if line["loss"] is not None]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     steps = [line["step"] for line in metrics]

@@ -139,6 +139,8 @@ def _loop(
     try:
         for step in range(first, run.steps):
             if step > saved and step % run.save_every == 0:
+                meter.log(*pending)  # a kill after the save must not lose the metrics of a saved step
+                pending = None
                 checkpoints.save(step, state, batches.state())
                 saved = step
             batch = program.place(next(batches))
@@ -174,37 +176,31 @@ class Meter:
 
     def __init__(self, config: TrainConfig, mesh: Mesh, workdir: pathlib.Path, step: int):
         self._config, self._rate = config, schedule(config.optim, config.run.steps)
-        device = mesh.devices.flat[0]
-        self._peak = PEAK.get(device.device_kind, 0) * mesh.size
+        self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
         self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps)
         self._clock, self._nonfinite = time.perf_counter(), 0
-        self._window: list[dict[str, float]] = []
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
     def log(self, step: int, metrics: dict[str, jax.Array], skipped: int) -> None:
-        """Waits for the step's metrics; every `log_every` steps writes them, means over what was not yet written."""
+        """Waits for the step's metrics and writes them; every `log_every` steps shows them."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._guard(step, values)
-        self._window.append(values)
-        if step % self._config.run.log_every and step != self._config.run.steps:
-            return
         now = time.perf_counter()
-        seconds, self._clock = (now - self._clock) / len(self._window), now
-        mean = {name: float(np.mean([line[name] for line in self._window])) for name in values}
-        self._window = []
-        context = mean["tokens"] / max(1, mean["samples"]) / 2
-        flops = train_flops(self._config.model, mean["tiles"], mean["tokens"], context)
+        seconds, self._clock = now - self._clock, now
+        context = values["tokens"] / max(1, values["samples"]) / 2
+        flops = train_flops(self._config.model, values["tiles"], values["tokens"], context)
         self._last = {
             "step": step,
-            **mean,
+            **values,
             "learning_rate": float(self._rate(step - 1)),
             "step_seconds": seconds,
-            "tokens_per_second": mean["tokens"] / seconds,
+            "tokens_per_second": values["tokens"] / seconds,
             "mfu": flops / seconds / self._peak if self._peak else None,
             "skipped": skipped,
         }
         self._log.write(self._last)
-        self._progress.show(self._last)
+        if step % self._config.run.log_every == 0 or step == self._config.run.steps:
+            self._progress.show(self._last)
 
     def _guard(self, step: int, values: dict[str, float]) -> None:
         self._nonfinite = 0 if values["finite"] else self._nonfinite + 1
