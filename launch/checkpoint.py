@@ -4,7 +4,7 @@ import json
 import pathlib
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 import internvl_jax as ivl
 from checkpoint_convert import load_released
@@ -27,7 +27,6 @@ def load() -> tuple[InternVL, Processor]:
     Raises:
       InputError: there is no model.
     """
-    logging.set_verbosity(logging.WARNING)  # orbax tells every step
     directory = pathlib.Path(_CHECKPOINT.value)
     dtype = _DTYPE.value
     if dtype == "auto":

@@ -19,6 +19,7 @@ def run(main: Callable[[list[str]], object]) -> None:
     """
 
     def guarded(argv):
+        logging.set_verbosity(logging.WARNING)  # orbax tells every rename; what we say has its own level
         try:
             return main(argv)
         except (InputError, OSError) as error:

@@ -12,7 +12,6 @@ import logging
 
 import jax
 from absl import flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from internvl_jax import training
@@ -24,7 +23,6 @@ flags.mark_flag_as_required("config")
 
 
 def _main(argv: list[str]) -> None:
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax tells every rename
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
