@@ -39,9 +39,8 @@ def whole_or_nothing(destination: pathlib.Path, size: int) -> Iterator[pathlib.P
             )
         yield partial
         partial.rename(destination)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where it took its name
 
 
 def write_model_directory(directory: pathlib.Path, config: Mapping[str, Any], params: Params) -> None:

@@ -27,7 +27,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise InputError(f"mesh: unknown axes {unknown}; the axes are {', '.join(AXES)}")
     shape = [sizes.get(axis, 1) for axis in AXES]
     if shape.count(-1) == 1:
-        shape[shape.index(-1)] = max(1, len(devices) // math.prod(size for size in shape if size != -1))
+        shape[shape.index(-1)] = max(1, len(devices) // math.prod(size for size in shape if size > 0))
     if math.prod(shape) != len(devices) or min(shape) < 1:
         raise InputError(
             f"mesh {dict(sizes)} does not use the {len(devices)} devices; make the product of its sizes so"

@@ -36,9 +36,11 @@ def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     """Writes a new checkpoint; it is there under its name only when whole.
 
     Raises:
-      InputError: it could not be written (no room, no permission).
+      InputError: it exists, or could not be written (no room, no permission).
     """
     path = pathlib.Path(checkpoint).absolute()
+    if path.exists():
+        raise InputError(f"{path} already exists; remove it or give another path")
     try:
         ocp.save_checkpointables(path, {ITEM: params})
     except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError

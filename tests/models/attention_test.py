@@ -1,0 +1,173 @@
+"""Attention against a plain reference in numpy, values and gradients, along every path through the code."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvl_jax.models import attention
+from internvl_jax.models.attention import Mask, attend
+
+B, N, M, T, S, H = 2, 6, 3, 11, 13, 5
+
+
+@pytest.fixture(params=["together", "head_by_head"])
+def path(request, monkeypatch):
+    """One of the two ways to compute, with blocks so small that T takes several."""
+    monkeypatch.setattr(attention, "CACHED_BYTES", 0 if request.param == "head_by_head" else 1 << 40)
+    for name, size in {"QUERY_BLOCK": 7, "ORDERED_BLOCK": 6, "UNORDERED_BLOCK": 7}.items():
+        monkeypatch.setattr(attention, name, size)
+    return request.param
+
+
+def arrays(queries: int, keys: int):
+    rng = np.random.default_rng(queries + keys)
+    shapes = [(B, N, queries, H), (B, M, keys, H), (B, M, keys, H), (B, N, queries, H)]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def reference(q, k, v, g, allowed_BTS):
+    """Output, and the gradients of sum(output * g), in float64, a head at a time."""
+    repeats, scale = q.shape[1] // k.shape[1], q.shape[3] ** -0.5
+    q, k, v, g = (part.astype(np.float64) for part in (q, k, v, g))
+    out, dq, dk, dv = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for b, n in np.ndindex(q.shape[:2]):
+        m = n // repeats
+        scores = np.where(allowed_BTS[b], q[b, n] @ k[b, m].T * scale, -np.inf)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        out[b, n] = weights @ v[b, m]
+        dweights = g[b, n] @ v[b, m].T
+        dscores = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True)) * scale
+        dq[b, n] = dscores @ k[b, m]
+        dk[b, m] += dscores.T @ q[b, n]
+        dv[b, m] += weights.T @ g[b, n]
+    return out, dq, dk, dv
+
+
+# Two packed samples and, in the second row, padding.
+SEGMENTS = np.array([[1] * 4 + [2] * 7, [1] * 6 + [2] * 2 + [0] * 3], np.int32)
+POSITIONS = np.array([[*range(4), *range(7)], [*range(6), *range(2), *[0] * 3]], np.int32)
+CAUSAL = (np.ones((B, T), np.int32), np.tile(np.arange(T, dtype=np.int32), (B, 1)))
+
+
+def cached(queries: int) -> Mask:
+    """Queries that continue rows of different lengths in a cache of S slots; row 1 holds padding at its start."""
+    starts = np.array([[3], [S - queries - 1]])
+    slots_BS = np.tile(np.arange(S), (B, 1))
+    segments_BS = (slots_BS < starts + queries).astype(np.int32)
+    segments_BS[1, :2] = 0
+    positions_BS = (slots_BS - [[0], [2]]).astype(np.int32) * segments_BS
+    positions_BT = (np.arange(queries) + starts - [[0], [2]]).astype(np.int32)
+    return Mask(np.ones((B, queries), np.int32), positions_BT, segments_BS, positions_BS, ordered=False)
+
+
+CASES = {  # mask, window, queries, keys
+    "full": (None, None, T, T),
+    "packed": (Mask.within(SEGMENTS, POSITIONS), None, T, T),
+    "window": (Mask.within(SEGMENTS, POSITIONS), 3, T, T),
+    "cached": (cached(8), None, 8, S),
+    "one query": (cached(1), 4, 1, S),
+}
+
+
+def allowed(mask: Mask | None, window: int | None, queries: int, keys: int) -> np.ndarray:
+    """The mask by its words: same segment, not padding, not later, inside the window."""
+    if mask is None:
+        return np.ones((B, queries, keys), bool)
+    found = np.zeros((B, queries, keys), bool)
+    for b, t, s in np.ndindex(found.shape):
+        segment, other = mask.q_segments_BT[b, t], mask.k_segments_BS[b, s]
+        distance = mask.q_positions_BT[b, t] - mask.k_positions_BS[b, s]
+        found[b, t, s] = segment == other != 0 and 0 <= distance < (window or 10**6)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients(path, case):
+    mask, window, queries, keys = CASES[case]
+    q, k, v, g = arrays(queries, keys)
+    allowed_BTS = allowed(*CASES[case])
+    seen_BT = allowed_BTS.any(axis=2)
+    g *= seen_BT[:, None, :, None]  # nothing is promised for a query without keys, save that it is finite
+    allowed_BTS |= ~seen_BT[:, :, None]
+    if path == "together" and queries == 1:  # what accelerators run; on CPU one query always goes head by head
+        function = lambda q, k, v: attention._together(
+            q.reshape(B, M, N // M, 1, H) * H**-0.5, k, v, mask, window
+        ).reshape(B, N, 1, H)
+    else:
+        function = functools.partial(attend, mask=mask, window=None if window is None else jnp.int32(window))
+
+    def run(q, k, v):
+        out, back = jax.vjp(function, q, k, v)
+        return out, *back(g)
+
+    found, expected = jax.jit(run)(q, k, v), reference(q, k, v, g, allowed_BTS)
+    rows = np.broadcast_to(seen_BT[:, None, :, None], q.shape)
+    assert np.all(np.isfinite(found[0]))
+    np.testing.assert_allclose(found[0][rows], expected[0][rows], rtol=1e-4, atol=1e-5)
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_beyond_the_real_block_size():
+    """The sizes of the code as it is: several blocks of queries, all heads together and head by head."""
+    queries = attention.QUERY_BLOCK + 9
+    for heads, by_head in ((2, False), (8, True)):
+        assert (heads * queries**2 * 4 > attention.CACHED_BYTES) == by_head
+        rng = np.random.default_rng(0)
+        q, k, v = (rng.normal(size=(1, heads, queries, 2)).astype(np.float32) for _ in range(3))
+        mask = Mask.within(np.ones((1, queries), np.int32), np.arange(queries, dtype=np.int32)[None])
+        found = jax.jit(functools.partial(attend, mask=mask))(q, k, v)
+        expected = reference(q, k, v, q, np.tril(np.ones((1, queries, queries), bool)))[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_gradient_from_what_may_not_be_seen(path):
+    """Row 0's token 6 is the third of its segment: nothing reaches it from others, from later ones or from padding."""
+    q, k, v, _ = arrays(T, T)
+    mask, token = Mask.within(SEGMENTS, POSITIONS), 6
+
+    def one(k, v):
+        return jnp.sum(attend(q, k, v, mask)[0, :, token] ** 2)
+
+    for grad in jax.jit(jax.grad(one, argnums=(0, 1)))(k, v):
+        reached = np.abs(grad[0]).sum(axis=(0, 2)) > 0
+        np.testing.assert_array_equal(np.flatnonzero(reached), [4, 5, 6])
+        assert not np.any(grad[1])
+
+
+def test_padding_is_never_attended_to(path):
+    """Not by padding either: garbage in padded keys changes nothing that a real query gives."""
+    q, k, v, _ = arrays(T, T)
+    mask = Mask.within(SEGMENTS, POSITIONS)
+    run = jax.jit(functools.partial(attend, mask=mask))
+    padding = np.broadcast_to((SEGMENTS == 0)[:, None, :, None], k.shape)
+    before, after = (
+        np.asarray(run(q, *keys)) for keys in ((k, v), (np.where(padding, 1e4, k), np.where(padding, 1e4, v)))
+    )
+    real = np.broadcast_to((SEGMENTS > 0)[:, None, :, None], q.shape)
+    np.testing.assert_array_equal(before[real], after[real])
+    assert np.all(np.isfinite(after))
+    assert not np.asarray(mask.allowed(None))[1, 8:].any()
+
+
+def test_bfloat16(path):
+    q, k, v, g = (jnp.asarray(part, jnp.bfloat16) for part in arrays(T, T))
+    found = jax.jit(functools.partial(attend, mask=Mask.within(*CAUSAL)))(q, k, v)
+    exact = [np.asarray(part, np.float32) for part in (q, k, v, g)]
+    expected = reference(*exact, np.tile(np.tril(np.ones((T, T), bool)), (B, 1, 1)))[0]
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=0.03, atol=0.03)
+
+
+def test_scores_are_float32(path):
+    """300 and 301 are one number in bfloat16."""
+    q, k, v = np.zeros((3, 1, 1, 2, 16), np.float32)
+    q[..., :2] = 4  # scaled by a quarter
+    k[..., 0], k[:, :, 1, 1], v[:, :, 1] = 300, 1, 1
+    q, k, v = (jnp.asarray(part, jnp.bfloat16) for part in (q, k, v))
+    found = jax.jit(functools.partial(attend, mask=None))(q, k, v)
+    np.testing.assert_allclose(np.asarray(found, np.float32), 1 / (1 + np.exp(-1)), rtol=0.01)
