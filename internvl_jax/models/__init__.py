@@ -1,7 +1,8 @@
 """Models of the InternVL3.5 family and the bricks that they are built of.
 
-Shapes stand in names. The key, for the whole project: B batch, T query time, S key time, D model width, N query heads,
-M key/value heads, H head width, F feed-forward width, V vocabulary, E experts, L layers, G tiles, P patches, C channels.
+Shapes stand in names. The key, for the whole project: B batch, T query time, S key time, D model width, N query
+heads, M key/value heads, H head width, F feed-forward width, V vocabulary, E experts, L layers, G tiles, P patches,
+C channels.
 """
 
 from internvl_jax.models.cache import Cache, make_cache

@@ -1,6 +1,6 @@
 """The architecture of a model, as frozen dataclasses: every field is required and every field is read.
 
-Published sizes are instances in `configs/models`; a released `config.json` is translated by `checkpoint_convert.hf_config`.
+Published sizes are instances in `configs/models`; `checkpoint_convert.hf_config` translates a released `config.json`.
 """
 
 import dataclasses

@@ -51,7 +51,9 @@ class Decoder(nnx.Module):
         self.head = None if config.tie_embeddings else Embedding(config, rngs)
 
     def lookup(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTD = jnp.take(self.embed.weight[...], tokens_BT, axis=0).astype(self.runtime.dtype)
+        # Whole in width on every device, as the batch is spread over the axes that the table's width lies on.
+        table_VD = shard(self.embed.weight[...].astype(self.runtime.dtype), "act_vocab", None)
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
         return shard(x_BTD, "batch", "time", None)
 
     @property

@@ -11,7 +11,7 @@ from flax import nnx
 
 from internvl_jax.models.attention import attend
 from internvl_jax.models.config import VisionConfig
-from internvl_jax.models.nn import NORMS, Linear, RmsNorm, along, drop_path, gelu, normal, zeros
+from internvl_jax.models.nn import NORMS, Linear, RmsNorm, along, drop_path, gelu, normal
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
 from internvl_jax.sharding import param, shard
 
@@ -99,7 +99,8 @@ class InternViT(nnx.Module):
         x = shard(jnp.concatenate([cls, x], axis=1) + table[None].astype(x.dtype), "batch", None, None)
 
         rates = jnp.asarray(np.linspace(0, config.drop_path, config.layers), jnp.float32)
-        keys = None if key is None else jax.random.split(key, config.layers)
+        # Random numbers cost compile time, also where every rate is 0.
+        keys = jax.random.split(key, config.layers) if key is not None and config.drop_path else None
 
         def body(layer, x, index, extra):
             rate, key = extra

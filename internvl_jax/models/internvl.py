@@ -4,6 +4,7 @@ tokens; then the language model, causal over image tokens too.
 Source: InternVL3.5 paper (arXiv 2508.18265) section 2.1 and the released modeling_internvl_chat.py.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ class InternVL(nnx.Module):
         """
         x_GPD = self.vit(normalise(tiles_GHWC, self.runtime.dtype), key)[:, 1:]
         G, P, D = x_GPD.shape
-        side = self.config.vision.grid if P == self.config.vision.grid**2 else round(P**0.5)
+        side = math.isqrt(P)  # tiles are square
         x = pixel_shuffle(x_GPD.reshape(G, side, side, D), self.config.shuffle)
         return self.projector(x.reshape(G, -1, x.shape[-1]))
 

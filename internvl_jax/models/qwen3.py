@@ -31,7 +31,7 @@ class Qwen3Attention(nnx.Module):
         index: jax.Array | int,
         slots_BT: jax.Array | None,
     ):
-        heads_first = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
+        heads_first = lambda x: x.transpose(0, 2, 1, 3)
         q_BNTH = apply_rope(heads_first(self.q_norm(self.q(x_BTD))), table)
         k_BMTH = apply_rope(heads_first(self.k_norm(self.k(x_BTD))), table)
         v_BMTH = heads_first(self.v(x_BTD))

@@ -85,8 +85,8 @@ class Checkpoints:
             saving.result()
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             raise InputError(
-                f"saving a checkpoint in {self._directory} failed ({first_line(error)}); earlier checkpoints are whole: "
-                "make room and start the same command again"
+                f"saving a checkpoint in {self._directory} failed ({first_line(error)}); earlier checkpoints "
+                "are whole: make room and start the same command again"
             ) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -23,7 +23,6 @@ from jax.sharding import PartitionSpec as P
 from internvl_jax import sharding
 from internvl_jax.data.batch import Batch
 from internvl_jax.data.pipeline import Pipeline
-from internvl_jax.data.processor import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, Runtime
 from internvl_jax.models.flops import PEAK, train_flops
@@ -78,7 +77,8 @@ def build(config: TrainConfig) -> Program:
     start = lambda params: new_state(params, tx, assigned)
     shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
     places = state_shardings(shapes, specs, where, mesh)
-    body = make_step(graphdef, OBJECTIVES[config.objective](run.logprob_chunk), tx, assigned, run.micro_batches, run.seed)
+    objective = OBJECTIVES[config.objective](run.logprob_chunk)
+    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed)
 
     def step(state, batch):
         with sharding.use(mesh, rules):
@@ -164,10 +164,8 @@ def _loop(
 def _initial_state(config: TrainConfig, program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
     if checkpoints.latest is not None:
         return checkpoints.restore(program.abstract)
-    if config.run.init_from:
-        params = setup.read_initial(config, program.abstract.params)
-    else:
-        params = program.random_params()
+    given = config.run.init_from
+    params = setup.read_initial(config, program.abstract.params) if given else program.random_params()
     return program.from_params(params), None
 
 

@@ -26,9 +26,8 @@ class Objective(Protocol):
 class NextToken:
     """CPT and SFT."""
 
-    coefficients = {"ntp": 1.0}
-
     def __init__(self, logprob_chunk: int):
+        self.coefficients = {"ntp": 1.0}
         self.logprob_chunk = logprob_chunk
 
     def weights(self, batch: Any) -> dict[str, jax.Array]:

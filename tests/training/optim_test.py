@@ -15,7 +15,12 @@ from internvl_jax.training.optim import assign, optimizer, schedule
 CONFIG = OptimConfig(
     learning_rate=2e-3, warmup_ratio=0.1, weight_decay=0.05, beta1=0.9, beta2=0.99, eps=1e-8, clip_norm=1.0
 )
-PATHS = ("vit.layers.norm1.scale", "vit.layers.attn.qkv.bias", "vit.layers.attn.qkv.weight", "lm.layers.attn.q_norm.scale")
+PATHS = (
+    "vit.layers.norm1.scale",
+    "vit.layers.attn.qkv.bias",
+    "vit.layers.attn.qkv.weight",
+    "lm.layers.attn.q_norm.scale",
+)
 
 
 def test_biases_and_norms_are_not_decayed_and_the_rest_is():
