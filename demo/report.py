@@ -77,7 +77,12 @@ def plot_losses(stages: dict[str, pathlib.Path], path: pathlib.Path) -> None:
     figure = Figure(figsize=(5 * len(stages), 4), layout="constrained")
     for axes, (name, workdir) in zip(np.ravel(figure.subplots(1, len(stages))), stages.items()):
         metrics = hooks.read_metrics(workdir)
-        axes.plot([line["step"] for line in metrics], [line["loss"] for line in metrics], linewidth=1)
+        steps, losses = (np.array([line[key] for line in metrics]) for key in ("step", "loss"))
+        axes.plot(steps, losses, linewidth=0.5, alpha=0.3)
+        window = max(1, len(steps) // 50)
+        mean = np.convolve(losses, np.full(window, 1 / window), "valid")
+        axes.plot(steps[window - 1 :], mean, color="tab:blue", label=f"mean of {window}")
+        axes.legend()
         axes.set(title=name, xlabel="optimizer step", ylabel="loss per supervised token", yscale="log")
         axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=120)

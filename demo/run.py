@@ -25,7 +25,9 @@ from internvl_jax.inference.chat import answer_many
 from internvl_jax.inference.load import load
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.training import hooks
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.training.config import Group, TrainConfig
+
+ANSWER_TOKENS = 8  # answers are one token and a stop
 
 
 def run(workdir: str, recipe: Recipe = RECIPE) -> dict[str, Any]:
@@ -70,6 +72,11 @@ def _train(
     config.data.meta, config.data.tokenizer = str(data / f"{name}.json"), str(data / "tokenizer")
     config.data.token_budget, config.data.tile_budget = stage.token_budget, stage.tile_budget
     config.optim.learning_rate, config.optim.warmup_ratio, config.optim.beta2 = stage.learning_rate, 0.05, 0.99
+    config.optim.groups = (
+        Group(r"^lm\.layers\..*norm\.scale$", stage.lm_layers, weight_decay=0.0),
+        Group(r"^lm\.layers\.", stage.lm_layers),
+        *config.optim.groups,
+    )
     config.run.steps, config.run.rows, config.run.seed = stage.steps, stage.rows, seed
     config.run.workdir, config.run.init_from = str(workdir), init_from
     config.run.save_every, config.run.log_every = 250, 20
@@ -88,7 +95,7 @@ def _answer(workdir: pathlib.Path) -> list[Answered]:
             processor,
             conversations,
             batch_size=128,
-            sampling=SamplingParams(max_new_tokens=8),
+            sampling=SamplingParams(max_new_tokens=ANSWER_TOKENS),
             progress=lambda done: bar.update(done - bar.n),
         )
     return [Answered(question, text) for question, text in zip(questions, said, strict=True)]
@@ -102,6 +109,7 @@ def _message(question: easy_vqa.Question, pictures: dict[int, pathlib.Path]) -> 
 def _chat(workdir: pathlib.Path, question: easy_vqa.Question) -> None:
     """Asks through the command line, in a process of its own."""
     picture = easy_vqa.image_paths("test")[question.image]
-    flags = [f"--checkpoint={workdir}", "--dtype=float32", f"--image={picture}", f"--prompt={question.text}"]
+    flags = [f"--checkpoint={workdir}", f"--image={picture}", f"--prompt={question.text}"]
+    flags.append(f"--max_new_tokens={ANSWER_TOKENS}")
     print(f"$ python -m launch.chat {shlex.join(flags)}", flush=True)
     subprocess.run([sys.executable, "-m", "launch.chat", *flags], check=True)
