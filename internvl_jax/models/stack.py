@@ -41,6 +41,8 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.remat not in _POLICIES:
             raise InputError(f"remat is {self.remat!r}; use one of {', '.join(_POLICIES)}")
+        if self.remat != "none" and not self.stacked:
+            raise InputError(f"remat {self.remat!r} needs stacked layers; layers apart are for decoding")
 
 
 def make_layers(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs, runtime: Runtime) -> nnx.Module:

@@ -86,13 +86,16 @@ def test_sigkill_at_random_moments_changes_nothing(data, tmp_path):
 
 
 def test_a_resumed_run_on_other_devices_reads_the_same_data(data, tmp_path):
-    """Eight devices, then two meshes of eight: the losses of an uninterrupted run, to rounding."""
+    """Eight devices, then another mesh of them, then one: the losses of an uninterrupted run, to rounding."""
     whole = toy.config(data, tmp_path / "whole", mesh="fsdp=8")
     train(whole)
     part = toy.config(data, tmp_path / "part", mesh="fsdp=8")
     interrupt(part, after=3)
     assert locate(tmp_path / "part").name == "2"
-    train(toy.with_run(part, mesh="data=2,fsdp=2,tensor=2", rules="fsdp_tp"))
+    interrupt(toy.with_run(part, mesh="data=2,fsdp=2,tensor=2", rules="fsdp_tp"), after=5)
+    assert locate(tmp_path / "part").name == "4"
+    with process(data, tmp_path / "part", 6) as last:
+        assert last.wait(300) == 0
     ours, theirs = losses(tmp_path / "part"), losses(tmp_path / "whole")
     assert list(ours) == list(theirs) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
