@@ -113,7 +113,8 @@ def contact_sheet(
         with Image.open(pictures[question.image]) as image:
             axes.imshow(image.convert("RGB"))
         axes.set_title("\n".join(textwrap.wrap(question.text, 24)), fontsize=9)
-        said = said.strip().encode("ascii", "replace").decode()  # an untrained model says what no font can draw
+        # An untrained model says what no font can draw.
+        said = "".join(c if c.isascii() and c.isprintable() else "?" for c in said.strip())
         verdict = f"answer: {said}\ntruth: {question.answer}"
         axes.text(
             0.5,

@@ -131,7 +131,7 @@ def _head_by_head(q_BMRTH, k_BMSH, v_BMSH, mask, window):
     return jax.lax.map(one_row, (q_BMRTH, k_BMSH, v_BMSH, allowed))
 
 
-# The backward pass computes the scores again: keeping them, as remat "none" otherwise would, costs B x N x T x S floats.
+# The backward pass computes the scores again: keeping them would cost B x N x T x S floats a layer.
 @jax.checkpoint
 def _queries(q_RTH, k_SH, v_SH, allowed_TS):
     scores_RTS = jnp.einsum("rth,sh->rts", q_RTH, k_SH, preferred_element_type=jnp.float32)

@@ -31,7 +31,9 @@ class VisionAttention(nnx.Module):
             self.q_norm = self.k_norm = _identity
 
     def __call__(self, x_GPD: jax.Array) -> jax.Array:
-        q, k, v = (part[:, :, 0] for part in jnp.split(self.qkv(x_GPD), 3, axis=2))
+        # Tiles stay where they are: the compiler would move heads, on which the weights may lie.
+        qkv = shard(self.qkv(x_GPD), "batch", None, None, None, None)
+        q, k, v = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
         q, k, v = (part.transpose(0, 2, 1, 3) for part in (self.q_norm(q), self.k_norm(k), v))
         return self.proj(attend(q, k, v, mask=None).transpose(0, 2, 1, 3))
 
