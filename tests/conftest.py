@@ -6,9 +6,11 @@ import pathlib
 import socket
 import tempfile
 
-# In the environment, so that the processes that tests start run the same way. The cache serves one session: the same
-# small programs are compiled again and again, and compiling is most of the time of this suite.
-_CACHE = tempfile.TemporaryDirectory(prefix="internvl_jax_tests_")
+# In the environment, so that the processes that tests start run the same way. The cache serves one session and all its
+# workers: the same small programs are compiled again and again, and compiling is most of the time of this suite.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="internvl_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 # Least effort in the compiler: a training step compiles in 4 s instead of 27 (11 s with JAX 0.12, which has only the
 # newer emitters), and these programs are too small to gain from more.
 _FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
@@ -17,7 +19,6 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ |= {
     "XLA_FLAGS": " ".join(_FLAGS),
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
 }
 
