@@ -81,6 +81,14 @@ def kind(question: Question) -> str:
     return "what color" if question.answer in COLOURS else "what shape"
 
 
+def claim(question: Question) -> bool | None:
+    """Whether what a yes/no question names is in the picture; None for the other questions."""
+    if question.answer not in ("yes", "no"):
+        return None
+    negated = not {"no", "not"}.isdisjoint(re.findall(r"\w+", question.text))
+    return (question.answer == "yes") != negated
+
+
 def facts(about_one_image: Iterable[Question]) -> Facts:
     """What all questions about one image, with their answers, say of it together.
 
@@ -91,14 +99,10 @@ def facts(about_one_image: Iterable[Question]) -> Facts:
     for question in about_one_image:
         words = re.findall(r"\w+", question.text)
         named = {word for word in words if word in _NAMES}
-        if question.answer not in ("yes", "no"):
-            is_true = named | {question.answer}
-        elif (question.answer == "yes") != ("no" in words or "not" in words):
-            is_true = named
-        else:
+        if claim(question) is False:
             left -= named
             continue
-        for name in is_true:
+        for name in named | ({question.answer} & set(_NAMES)):
             left -= set(COLOURS if name in COLOURS else SHAPES) - {name}
     colours, shapes = left & COLOURS.keys(), left & set(SHAPES)
     return Facts(*(next(iter(names)) if len(names) == 1 else None for names in (colours, shapes)))

@@ -7,7 +7,7 @@ import dataclasses
 class Stage:
     """One training stage: rows of packed samples, how many of them, and how fast to learn.
 
-    `lm_layers` multiplies the learning rate of the language model's layers.
+    `vit` and `lm_layers` multiply the learning rate of the vision tower and of the language model's layers.
     """
 
     steps: int
@@ -15,7 +15,9 @@ class Stage:
     token_budget: int
     tile_budget: int
     learning_rate: float
+    vit: float
     lm_layers: float
+    beta2: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,28 @@ class Recipe:
 # on the middle of a shape, which tells its colour, while its edges tell what it is.
 RECIPE = Recipe(
     variants=10,
-    sft_variants=3,
+    sft_variants=5,
     turns=4,
     vocab=512,
     seed=0,
-    cpt=Stage(steps=3750, rows=8, token_budget=48, tile_budget=2, learning_rate=1.5e-3, lm_layers=0.1),
-    sft=Stage(steps=700, rows=8, token_budget=216, tile_budget=2, learning_rate=1e-3, lm_layers=1.0),
+    cpt=Stage(
+        steps=2500,
+        rows=8,
+        token_budget=48,
+        tile_budget=2,
+        learning_rate=1.5e-3,
+        vit=1.0,
+        lm_layers=0.1,
+        beta2=0.99,
+    ),
+    sft=Stage(
+        steps=1200,
+        rows=8,
+        token_budget=216,
+        tile_budget=2,
+        learning_rate=1.5e-3,
+        vit=0.1,
+        lm_layers=1.0,
+        beta2=0.95,
+    ),
 )

@@ -71,12 +71,11 @@ def _train(
     data, workdir = folder / "data", folder / name
     config.data.meta, config.data.tokenizer = str(data / f"{name}.json"), str(data / "tokenizer")
     config.data.token_budget, config.data.tile_budget = stage.token_budget, stage.tile_budget
-    config.optim.learning_rate, config.optim.warmup_ratio, config.optim.beta2 = stage.learning_rate, 0.05, 0.99
-    config.optim.groups = (
-        Group(r"^lm\.layers\..*norm\.scale$", stage.lm_layers, weight_decay=0.0),
-        Group(r"^lm\.layers\.", stage.lm_layers),
-        *config.optim.groups,
-    )
+    config.optim.learning_rate, config.optim.warmup_ratio, config.optim.beta2 = stage.learning_rate, 0.05, stage.beta2
+    groups = []
+    for part, rate in ((r"^vit\.", stage.vit), (r"^lm\.layers\.", stage.lm_layers)):
+        groups += [Group(rf"{part}.*(\.bias|norm\w*\.scale)$", rate, weight_decay=0.0), Group(part, rate)]
+    config.optim.groups = (*groups, *config.optim.groups)
     config.run.steps, config.run.rows, config.run.seed = stage.steps, stage.rows, seed
     config.run.workdir, config.run.init_from = str(workdir), init_from
     config.run.save_every, config.run.log_every = 250, 20

@@ -57,7 +57,7 @@ def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) 
                 if None not in known:
                     cpt.write(_line(name, repainted, caption_turns(known, repainted.renamed)))
                 if variant < recipe.sft_variants:
-                    chosen = [asked[number][i] for i in rng.permutation(len(asked[number]))[: recipe.turns]]
+                    chosen = choose(asked[number], recipe.turns, rng)
                     sft.write(_line(name, repainted, question_turns(chosen, repainted.renamed)))
             progress()
     for stage in ("cpt", "sft"):
@@ -73,6 +73,22 @@ def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) 
 def caption_turns(known: easy_vqa.Facts, renamed: dict[str, str]) -> list[dict[str, str]]:
     """A picture and its caption as pretraining text."""
     return [{"from": "pretrain", "value": f"<image>\n{easy_vqa.rename(easy_vqa.caption(known), renamed)}"}]
+
+
+def choose(about: Sequence[easy_vqa.Question], turns: int, rng: np.random.Generator) -> list[easy_vqa.Question]:
+    """At most `turns` of the questions, in random order.
+
+    Seven of eight yes/no questions about colour name one that is not there, so "no such color" is nearly always right,
+    and to compare the two is learned late. Therefore false claims are drawn as often as true ones; and questions for a
+    name less often, since captions taught most of that.
+    """
+    weights = []
+    for question in about:
+        wrong_names = 7 if easy_vqa.kind(question) == "yes/no color" else 2
+        weights.append({True: 1, False: 1 / wrong_names, None: 1 / 4}[easy_vqa.claim(question)])
+    # Exponential waiting times, shorter for greater weights: a draw without replacement.
+    order = np.argsort(rng.exponential(size=len(about)) / np.array(weights))
+    return [about[i] for i in rng.permutation(order[:turns])]
 
 
 def question_turns(chosen: Sequence[easy_vqa.Question], renamed: dict[str, str]) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -77,9 +78,20 @@ def test_answers_are_true_of_the_pictures(folder):
                 assert (said["value"] == "yes") == ((named[0] == colour) != negated)
 
 
-@pytest.mark.parametrize("stage, supervised", [("cpt", 4), ("sft", 4)])
-def test_the_pipeline_packs_them(folder, stage, supervised):
-    """Supervised: line break, "a", colour and shape of a caption; or two answers of one token, each with its stop."""
+def test_true_and_false_claims_are_chosen_equally_often():
+    """Of one true and seven false claims about colour, the true one comes first in half of the draws."""
+    about = [easy_vqa.Question(0, f"is there a {name} shape?", "no") for name in easy_vqa.COLOURS]
+    about[3] = about[3]._replace(answer="yes")
+    rng = np.random.default_rng(0)
+    draws = [training_data.choose(about, 1, rng) for _ in range(1000)]
+    assert sum(chosen == [about[3]] for chosen in draws) == pytest.approx(500, abs=60)
+    assert sorted(training_data.choose(about, 99, rng)) == sorted(about)
+    assert len(training_data.choose(about, 5, rng)) == 5
+
+
+@pytest.mark.parametrize("stage", ["cpt", "sft"])
+def test_the_pipeline_packs_them(folder, stage):
+    """Rows are full of pictures; supervised are a line break and a caption, or answers, each with its stop."""
     tokenizer = Tokenizer.load(folder / "tokenizer")
     budget = SMALL.cpt if stage == "cpt" else SMALL.sft
     image = ImageConfig(64, 16, 1, 1, thumbnail=False, apply_exif=False, max_pixels=64 * 64)
@@ -98,11 +110,13 @@ def test_the_pipeline_packs_them(folder, stage, supervised):
         threads=0,
     )
     batch, skipped = Pipeline(config, Processor(image, tokenizer, get_template("internvl2_5"))).row(0)
-    samples = batch.segments_BT.max()
     assert not skipped
-    assert samples == batch.tile_mask_G.sum() == budget.tile_budget
-    # A pretrain sample's first target follows </img>, so all four are predicted.
-    assert np.count_nonzero(batch.weights_BT) == supervised * samples
+    assert batch.segments_BT.max() == batch.tile_mask_G.sum() == budget.tile_budget
+    said = tokenizer.decode(batch.targets_BT[batch.weights_BT > 0], skip_special=False)
+    if stage == "cpt":
+        assert re.fullmatch(r"(\na [a-z]+ (circle|rectangle|triangle)){2}", said)
+    else:
+        assert re.fullmatch(r"([a-z]+<\|im_end\|>){4}", said)
 
 
 def test_same_files_each_time(folder, tmp_path):
