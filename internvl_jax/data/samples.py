@@ -99,7 +99,7 @@ class Corpus:
         all and once the first half.
         """
         parts = []
-        for reader, first in zip(self.readers, self._firsts, strict=False):
+        for reader, first in zip(self.readers, self._firsts[:-1], strict=True):
             count = int(len(reader) * reader.dataset.repeat_time)
             if not count:
                 raise InputError(
