@@ -42,7 +42,7 @@ def run(workdir: str, recipe: Recipe = RECIPE) -> dict[str, Any]:
     folder = pathlib.Path(workdir)
     if importlib.util.find_spec("easy_vqa") is None:
         raise InputError("the demo needs the package easy-vqa; install it with: pip install easy-vqa")
-    with tqdm(total=recipe.variants, desc="repainting pictures", file=sys.stderr) as bar:
+    with _bar("repainting pictures", recipe.variants) as bar:
         training_data.write(folder / "data", recipe, progress=bar.update)
     pretrained = _train(cpt.get_config("tiny"), recipe.cpt, folder, "cpt", init_from="", seed=recipe.seed)
     tuned = _train(sft.get_config("tiny"), recipe.sft, folder, "sft", init_from=str(pretrained), seed=recipe.seed)
@@ -88,7 +88,7 @@ def _answer(workdir: pathlib.Path) -> list[Answered]:
     model, processor = load(workdir, dtype="float32")
     questions, pictures = easy_vqa.questions("test"), easy_vqa.image_paths("test")
     conversations = ([_message(question, pictures)] for question in questions)
-    with tqdm(total=len(questions), desc="answering", file=sys.stderr) as bar:
+    with _bar("answering questions", len(questions)) as bar:
         said = answer_many(
             model,
             processor,
@@ -98,6 +98,13 @@ def _answer(workdir: pathlib.Path) -> list[Answered]:
             progress=lambda done: bar.update(done - bar.n),
         )
     return [Answered(question, text) for question, text in zip(questions, said, strict=True)]
+
+
+def _bar(what: str, total: int) -> tqdm:
+    """A progress bar on a terminal, one line elsewhere."""
+    if not sys.stderr.isatty():
+        print(f"{what}: {total}", file=sys.stderr, flush=True)
+    return tqdm(total=total, desc=what, file=sys.stderr, disable=None)
 
 
 def _message(question: easy_vqa.Question, pictures: dict[int, pathlib.Path]) -> dict[str, Any]:

@@ -93,11 +93,14 @@ class Generator:
         self._blank_GPD = jnp.zeros((1, self.config.tokens_per_tile, self.config.text.width), dtype)
 
     def encode(self, tiles_GHWC: np.ndarray) -> jax.Array:
-        """Features `[G rounded up, P, D]` of tiles."""
-        if not len(tiles_GHWC):
+        """Features `[G rounded up, P, D]` of tiles; more than the ladder's largest number go through in parts of that."""
+        G, largest = len(tiles_GHWC), self.ladders.tiles[-1]
+        if not G:
             return self._blank_GPD
-        size = fit("image tiles", len(tiles_GHWC), self.ladders.tiles)
-        return self.programs.encode(self.params, _pad(tiles_GHWC, size))
+        size = fit("image tiles", min(G, largest), self.ladders.tiles)
+        parts = [_pad(tiles_GHWC[start : start + size], size) for start in range(0, G, size)]
+        features = [self.programs.encode(self.params, part) for part in parts]
+        return features[0] if len(features) == 1 else jnp.concatenate(features)
 
     def prefill(self, requests: Sequence[Request], rows: int = 1) -> tuple[State, jax.Array]:
         """Runs the prompts.

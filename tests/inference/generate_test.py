@@ -176,6 +176,15 @@ def test_the_picture_matters_and_equal_pictures_are_encoded_once(generator, proc
     assert encoded == [4]
 
 
+def test_more_tiles_than_the_ladder_has_are_encoded_in_parts(generator, processor):
+    tiles_GHWC = request(processor, 22, 7, 1).tiles_GHWC
+    programs = generator.programs.num_compiled
+    together = np.asarray(generator.encode(tiles_GHWC))[:7]
+    alone = [np.asarray(generator.encode(tiles_GHWC[i : i + 1]))[0] for i in range(7)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+    assert generator.programs.num_compiled == programs
+
+
 def test_nothing_compiles_after_warm_up(generator, processor):
     programs = generator.programs.num_compiled
     compiled = []
