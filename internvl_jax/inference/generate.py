@@ -93,7 +93,7 @@ class Generator:
         self._blank_GPD = jnp.zeros((1, self.config.tokens_per_tile, self.config.text.width), dtype)
 
     def encode(self, tiles_GHWC: np.ndarray) -> jax.Array:
-        """Features `[G rounded up, P, D]` of tiles; more than the ladder's largest number go through in parts of that."""
+        """Features `[G rounded up, P, D]` of tiles; more than the ladder's largest number are encoded in parts."""
         G, largest = len(tiles_GHWC), self.ladders.tiles[-1]
         if not G:
             return self._blank_GPD
