@@ -57,7 +57,7 @@ RECIPE = Recipe(
         beta2=0.99,
     ),
     sft=Stage(
-        steps=1200,
+        steps=2000,
         rows=8,
         token_budget=216,
         tile_budget=2,
