@@ -37,9 +37,9 @@ class Recipe:
     sft: Stage
 
 
-# Found on a tenth of the training pictures held back; the test split was not looked at. In CPT the layers of the
-# language model learn slowly: at the full rate shapes came three times later (2026-11), presumably as attention settles
-# on the middle of a shape, which tells its colour, while its edges tell what it is.
+# Found on a tenth of the training pictures held back, but for the number of SFT steps: 1,200 were too few, which a test
+# score had shown as well as the training loss when it was raised. In CPT the layers of the language model learn slowly:
+# at the full rate shapes came later (2026-11; why was not tested).
 RECIPE = Recipe(
     variants=10,
     sft_variants=5,
