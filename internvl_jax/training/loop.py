@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 import time
 from typing import Any
@@ -29,7 +30,7 @@ from internvl_jax.models.flops import PEAK, train_flops
 from internvl_jax.sharding import PRESETS, ParamSpec, Rules
 from internvl_jax.training import hooks, setup
 from internvl_jax.training.checkpoints import Checkpoints, abstract_like
-from internvl_jax.training.config import TrainConfig, parse_mesh
+from internvl_jax.training.config import RunConfig, TrainConfig, parse_mesh
 from internvl_jax.training.objectives import OBJECTIVES
 from internvl_jax.training.optim import assign, optimizer, schedule
 from internvl_jax.training.state import TrainState, new_state, state_shardings
@@ -68,6 +69,7 @@ def build(config: TrainConfig) -> Program:
     if config.objective not in OBJECTIVES:
         raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
     mesh, rules = sharding.make_mesh(parse_mesh(run.mesh)), PRESETS[run.rules]
+    _check_rows(run, mesh, rules)
     make = functools.partial(InternVL, config.model, runtime=Runtime(np.dtype(run.dtype), run.remat))
     graphdef, specs = sharding.abstract(lambda rngs: make(rngs=rngs))
     where = sharding.shardings(specs, mesh, rules)
@@ -90,22 +92,22 @@ def build(config: TrainConfig) -> Program:
         specs=specs,
         abstract=abstract_like(shapes, places),
         step=jax.jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P()))),
-        place=functools.partial(_place, mesh=mesh, rules=rules, rows=run.rows, micro_batches=run.micro_batches),
+        place=functools.partial(_place, sharded=NamedSharding(mesh, rules.spec(("batch",)))),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
         random_params=lambda: sharding.init(lambda rngs: make(rngs=rngs), run.seed, where),
     )
 
 
-def _place(batch: Batch, *, mesh: Mesh, rules: Rules, rows: int, micro_batches: int) -> Batch:
-    spread = 1
-    for axis in rules.batch:
-        spread *= mesh.shape[axis]
-    if rows // micro_batches % spread:
+def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:
+    spread = math.prod(mesh.shape[axis] for axis in rules.batch)
+    if run.rows // run.micro_batches % spread:
         raise InputError(
-            f"run.rows {rows} in {micro_batches} micro-batches can't be spread over {spread} devices; "
+            f"run.rows {run.rows} in {run.micro_batches} micro-batches can't be spread over {spread} devices; "
             "make rows / micro_batches a multiple of that"
         )
-    sharded = NamedSharding(mesh, rules.spec(("batch",)))
+
+
+def _place(batch: Batch, *, sharded: NamedSharding) -> Batch:
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharded, array), batch)
 
 
@@ -176,7 +178,7 @@ class Meter:
         self._config, self._rate = config, schedule(config.optim, config.run.steps)
         self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
         self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps)
-        self._clock, self._nonfinite = time.perf_counter(), 0
+        self._clock = time.perf_counter()
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
     def log(self, step: int, metrics: dict[str, jax.Array], skipped: int) -> None:
@@ -201,13 +203,13 @@ class Meter:
             self._progress.show(self._last)
 
     def _guard(self, step: int, values: dict[str, float]) -> None:
-        self._nonfinite = 0 if values["finite"] else self._nonfinite + 1
-        if not values["finite"]:
+        count = int(values["nonfinite"])
+        if count:
             _LOG.warning("step %d: loss %s, gradient norm %s; not applied", step, values["loss"], values["grad_norm"])
-        if self._nonfinite > self._config.run.max_nonfinite:
+        if count > self._config.run.max_nonfinite:
             raise InputError(
-                f"step {step}: the gradient has not been finite for {self._nonfinite} steps in a row; lower the "
-                "learning rate or look at the data of these steps, and go on from the last checkpoint"
+                f"step {step}: the gradient has not been finite for {count} steps in a row; lower the learning rate or "
+                "look at the data of these steps, and go on from the last checkpoint"
             )
 
     def summary(self) -> dict[str, Any]:

@@ -64,17 +64,17 @@ def make_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
         )
+        nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         metrics = {
             "loss": sum(objective.coefficients[name] * value for name, value in values.items()),
             **values,
             "grad_norm": norm,
-            "finite": finite,
+            "nonfinite": nonfinite,
             "samples": jnp.sum(jnp.max(batch.segments_BT, axis=1)),
             "tokens": jnp.sum(batch.segments_BT > 0),
             "supervised": jnp.sum(batch.weights_BT > 0),
             "tiles": jnp.sum(batch.tile_mask_G),
         }
-        nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         return TrainState(state.step + 1, params, opt_state, nonfinite), metrics
 
     return step

@@ -32,6 +32,7 @@ def test_impossible_values_are_refused(data, change, sentence):
         ({"mesh": "fsdp:8"}, "write it as 'fsdp=16,tensor=4'"),
         ({"mesh": "pipeline=8"}, r"unknown axes \['pipeline'\]"),
         ({"remat": "some"}, "remat is 'some'"),
+        ({"rows": 12, "mesh": "fsdp=8"}, "12 in 1 micro-batches can't be spread over 8 devices"),
     ],
 )
 def test_a_mesh_or_preset_that_does_not_exist_is_refused(data, change, sentence):

@@ -89,12 +89,12 @@ def test_a_step_that_is_not_finite_is_counted_and_not_applied(data):
     state = program.from_params(program.random_params())
     before = jax.device_get(state)
     state, metrics = program.step(state, program.place(broken))
-    assert not metrics["finite"] and state.nonfinite == 1 and state.step == 1
+    assert metrics["nonfinite"] == state.nonfinite == 1 and state.step == 1
     after = jax.device_get(state)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before.params, after.params))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before.opt_state, after.opt_state))
     state, metrics = program.step(state, program.place(batch))
-    assert metrics["finite"] and state.nonfinite == 0
+    assert metrics["nonfinite"] == state.nonfinite == 0
 
 
 def test_a_batch_without_supervision_has_loss_zero(data):
@@ -103,4 +103,4 @@ def test_a_batch_without_supervision_has_loss_zero(data):
     batch = next(Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows))
     silent = batch._replace(weights_BT=batch.weights_BT * 0)
     _, metrics = program.step(program.from_params(program.random_params()), program.place(silent))
-    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["finite"]
+    assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["nonfinite"] == 0
