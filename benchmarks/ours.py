@@ -13,7 +13,7 @@ from benchmarks import workload
 from benchmarks.answering import seconds, serve
 from checkpoint_convert import load_model
 from internvl_jax.data.batch import Batch
-from internvl_jax.inference import Generator, Request, SamplingParams, Vocabulary, unstack
+from internvl_jax.inference import Generator, Request, SamplingParams, Vocabulary
 from internvl_jax.inference.buckets import fit
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
@@ -26,7 +26,6 @@ def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
 
 def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int):
     model = load_model(directory, dtype)
-    unstack(model)
     vocab = model.config.text.vocab
     generator = Generator(model, Vocabulary(size=vocab, banned=(), stops=()))
     del model

@@ -189,7 +189,7 @@ def _reader(leaf: Leaf, tensors: Mapping[str, Tensor], not_finite: list[str]) ->
         bounds = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
         key = tuple((bound.start, bound.stop) for bound in bounds)
         if key not in done:
-            done[key] = np.empty([len(bound) for bound in bounds], dtype)
+            done[key] = _aligned(tuple(len(bound) for bound in bounds), dtype)
             for position in itertools.product(*bounds[:lead]):
                 names = leaf.names[position]
                 piece = row.forwards([tensors[name].array() for name in names], leaf.shape)[index[lead:]]
@@ -202,6 +202,15 @@ def _reader(leaf: Leaf, tensors: Mapping[str, Tensor], not_finite: list[str]) ->
     return read
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory where XLA on CPU wants it: it takes the array over instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+_ALIGNMENT = 64  # bytes
 _INFINITY_BITS = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
 
 

@@ -9,7 +9,6 @@ from internvl_jax.inference.generate import Generator, Request, Vocabulary
 from internvl_jax.inference.load import load, read_config, save_model
 from internvl_jax.inference.programs import State
 from internvl_jax.inference.sampling import SamplingParams
-from internvl_jax.inference.unstack import unstack
 
 __all__ = [
     "Answer",
@@ -27,5 +26,4 @@ __all__ = [
     "read_config",
     "save_model",
     "stream_chat",
-    "unstack",
 ]

@@ -1,6 +1,6 @@
 """Messages in, text out: one conversation, streamed or not, or thousands of them.
 
-Programs stay compiled as long as the model lives. On CPU the first call sets the model's layers apart (`unstack`).
+Programs stay compiled as long as the model lives.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from internvl_jax.data import Processor
@@ -18,7 +17,6 @@ from internvl_jax.inference.buckets import fit
 from internvl_jax.inference.generate import Generator, Request, Vocabulary
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.inference.text import TextStream
-from internvl_jax.inference.unstack import unstack
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
@@ -136,8 +134,6 @@ def get_generator(model: InternVL, processor: Processor) -> Generator:
     generators = _GENERATORS.setdefault(model, {})
     vocabulary = Vocabulary.of(processor)
     if vocabulary not in generators:
-        if jax.default_backend() == "cpu":
-            unstack(model)
         generators[vocabulary] = Generator(model, vocabulary)
     generators[vocabulary].params = flatten(model)
     return generators[vocabulary]

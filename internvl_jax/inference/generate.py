@@ -22,8 +22,10 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference.buckets import Ladders, fit
 from internvl_jax.inference.programs import Programs, State
 from internvl_jax.inference.sampling import SamplingParams, stack_params
+from internvl_jax.inference.unstack import unstack, unstack_params
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
+from internvl_jax.sharding.state import Params
 
 STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
 
@@ -61,36 +63,49 @@ class Request:
 class Generator:
     """A model, ready to answer.
 
-    `params` may be replaced by others of the same shapes (a training's newer ones) without compiling again.
-
     Args:
-      model: layers stacked, or apart (`unstack`), which decodes faster on CPU.
+      model: any; its parameters may lie on several devices.
       vocabulary: see `Vocabulary`.
       ladders: sizes that programs are compiled for.
+      apart: decode with every layer's parameters apart (see `unstack`); by default on a single CPU device.
     """
 
-    def __init__(self, model: InternVL, vocabulary: Vocabulary, ladders: Ladders | None = None):
+    def __init__(
+        self, model: InternVL, vocabulary: Vocabulary, ladders: Ladders | None = None, apart: bool | None = None
+    ):
         self.config, self.vocabulary, self.ladders = model.config, vocabulary, ladders or Ladders()
         if vocabulary.size > self.config.text.vocab:
             raise InputError(
                 f"the tokenizer has {vocabulary.size} tokens, the model's table only {self.config.text.vocab}; "
                 "use the tokenizer files of this model"
             )
-        self.params = flatten(model)
-        graphdef, _ = nnx.split(model, nnx.Param)
+        params = flatten(model)
+        devices = {device for leaf in params.values() for device in leaf.devices()}
+        on_cpu = all(device.platform == "cpu" for device in devices)
+        self._apart = (on_cpu and len(devices) == 1) if apart is None else apart
+        self.params = params
+        graphdef = nnx.split(model, nnx.Param)[0]
         dtype = model.runtime.dtype
-        # XLA on CPU converts a whole bfloat16 cache at every write (2026-11, jax 0.10.2).
-        on_cpu = all(d.platform == "cpu" for leaf in self.params.values() for d in leaf.devices())
-        stacked = not isinstance(model.lm.layers, nnx.List)
         self.programs = Programs(
             graphdef,
+            unstack(model) if self._apart else graphdef,
             self.config.text.vocab,
             vocabulary.size,
             vocabulary.banned,
+            # XLA on CPU converts a whole bfloat16 cache at every write (2026-11, jax 0.10.2).
             jnp.float32 if on_cpu else dtype,
-            stacked,
         )
         self._blank_GPD = jnp.zeros((1, self.config.tokens_per_tile, self.config.text.width), dtype)
+
+    @property
+    def params(self) -> Params:
+        """The model's parameters; others of the same shapes (a training's newer ones) may take their place."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = params
+        self._decode_params = unstack_params(params) if self._apart else params
 
     def encode(self, tiles_GHWC: np.ndarray) -> jax.Array:
         """Features `[G rounded up, P, D]` of tiles; more than the ladder's largest number are encoded in parts."""
@@ -133,9 +148,9 @@ class Generator:
         lengths_B = _pad(np.array(lengths, np.int32), B)
 
         features_BKD = self.programs.gather(self.encode(tiles_GHWC), tiles_BJ)
-        logits_BV, kv_LBMTH = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BKD)
+        logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BKD)
+        kv = list(kv)
         state = self.programs.start(
-            kv_LBMTH,
             tokens_BT,
             lengths_B,
             _pad(np.array([row.max_new_tokens for row in sampling], np.int32), B),
@@ -143,7 +158,7 @@ class Generator:
             stack_params(sampling + [SamplingParams()] * (B - len(sampling))),
             slots=S,
         )
-        return self.programs.first(state, logits_BV)
+        return self.programs.first(self._with_cache(state, kv, S), logits_BV)
 
     def decode(self, state: State) -> tuple[State, jax.Array]:
         """One token more; the given state is used up.
@@ -151,7 +166,7 @@ class Generator:
         Returns:
           the state, and the token of every row, -1 where the answer was complete before.
         """
-        return self.programs.decode(self.params, state)
+        return self.programs.decode(self._decode_params, state)
 
     def stream(self, requests: Sequence[Request], rows: int = 1) -> Iterator[np.ndarray]:
         """Tokens of all answers, step by step: [B], -1 where an answer is complete. Stop tokens are included.
@@ -200,10 +215,16 @@ class Generator:
                 tokens_BT = np.zeros((B, T), np.int32)
                 logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BKD[0])
                 for S in (S for S in sizes["slots"] if S >= T):
-                    states[S] = self.programs.start(kv, tokens_BT, lengths_B, limits_B, stops_BK, sampling, slots=S)
+                    start = self.programs.start(tokens_BT, lengths_B, limits_B, stops_BK, sampling, slots=S)
+                    states[S] = self._with_cache(start, list(kv), S)
             for state in states.values():
                 self.decode(self.programs.first(state, logits_BV)[0])
         return self.programs.num_compiled
+
+    def _with_cache(self, state: State, kv: list[jax.Array], slots: int) -> State:
+        """The state with keys and values of the prompts, which are used up one after the other: never both twice."""
+        k = jax.block_until_ready(self.programs.store(kv.pop(0), slots=slots))
+        return state._replace(cache=state.cache._replace(k=k, v=self.programs.store(kv.pop(0), slots=slots)))
 
     def _check(self, i: int, request: Request) -> None:
         if not len(request.tokens_T):

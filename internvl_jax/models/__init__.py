@@ -5,7 +5,7 @@ heads, M key/value heads, H head width, F feed-forward width, V vocabulary, E ex
 C channels.
 """
 
-from internvl_jax.models.cache import Cache, make_cache
+from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.intern_vit import InternViT
 from internvl_jax.models.internvl import InternVL, Out
@@ -21,6 +21,5 @@ __all__ = [
     "Runtime",
     "TextConfig",
     "VisionConfig",
-    "make_cache",
     "token_logprobs",
 ]

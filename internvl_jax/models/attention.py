@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # Queries a block: bounds the scores held at once to B x N x QUERY_BLOCK x S.
 QUERY_BLOCK = 512
@@ -63,13 +64,18 @@ class Mask(NamedTuple):
 
 
 def attend(
-    q_BNTH: jax.Array, k_BMSH: jax.Array, v_BMSH: jax.Array, mask: Mask | None, window: jax.Array | None = None
+    q_BNTH: jax.Array,
+    k_BMSH: jax.Array,
+    v_BMSH: jax.Array,
+    mask: Mask | None,
+    window: jax.Array | None = None,
+    layer: jax.Array | int | None = None,
 ) -> jax.Array:
     """Softmax attention, scores and softmax in float32, scaled by H**-0.5.
 
     Args:
       q_BNTH: queries; N is a multiple of M, head n reads key/value head n // (N / M).
-      k_BMSH, v_BMSH: keys and values.
+      k_BMSH, v_BMSH: keys and values; with `layer`, `[L, B, M, S, H]` of which that layer is meant.
       mask: None attends to everything (the vision tower).
       window: see `Mask.allowed`.
 
@@ -77,14 +83,18 @@ def attend(
       `[B, N, T, H]` in q's dtype.
     """
     B, N, T, H = q_BNTH.shape
-    M, S = k_BMSH.shape[1:3]
+    M, S = k_BMSH.shape[-3:-1]
     q_BMRTH = (q_BNTH * H**-0.5).reshape(B, M, N // M, T, H)
-    if T == 1 or B * N * T * S * 4 > CACHED_BYTES:
+    together = functools.partial(_together, mask=mask, window=window)
+    if layer is not None:
+        slices = lambda q, k, v: together(q, k[layer], v[layer])
+        one = functools.partial(_one_query, mask=mask, window=window, layer=layer)
+        out_BMRTH = lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=one if T == 1 else slices, default=slices)
+    elif B * N * T * S * 4 > CACHED_BYTES:
         each = functools.partial(_head_by_head, mask=mask, window=window)
-        together = functools.partial(_together, mask=mask, window=window)
-        out_BMRTH = jax.lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=each, default=together)
+        out_BMRTH = lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=each, default=together)
     else:
-        out_BMRTH = _together(q_BMRTH, k_BMSH, v_BMSH, mask, window)
+        out_BMRTH = together(q_BMRTH, k_BMSH, v_BMSH)
     return out_BMRTH.reshape(B, N, T, H)
 
 
@@ -112,7 +122,6 @@ def _head_by_head(q_BMRTH, k_BMSH, v_BMSH, mask, window):
     """
     T, S = q_BMRTH.shape[3], k_BMSH.shape[2]
     blocks = list(_blocks(T, S, mask, ORDERED_BLOCK if mask is not None and mask.ordered else UNORDERED_BLOCK))
-    row = _one_query if T == 1 else _queries
 
     def one_row(inputs):
         q_MRTH, k_MSH, v_MSH, allowed = inputs
@@ -120,15 +129,15 @@ def _head_by_head(q_BMRTH, k_BMSH, v_BMSH, mask, window):
         def one_head(inputs):
             q_RTH, k_SH, v_SH = inputs
             outs = [
-                row(q_RTH[:, start:stop], k_SH[:keys], v_SH[:keys], part)
+                _queries(q_RTH[:, start:stop], k_SH[:keys], v_SH[:keys], part)
                 for (start, stop, keys), part in zip(blocks, allowed, strict=True)
             ]
             return jnp.concatenate(outs, axis=1)
 
-        return jax.lax.map(one_head, (q_MRTH, k_MSH, v_MSH))
+        return lax.map(one_head, (q_MRTH, k_MSH, v_MSH))
 
     allowed = [None if mask is None else mask.block(*block).allowed(window) for block in blocks]
-    return jax.lax.map(one_row, (q_BMRTH, k_BMSH, v_BMSH, allowed))
+    return lax.map(one_row, (q_BMRTH, k_BMSH, v_BMSH, allowed))
 
 
 # The backward pass computes the scores again: keeping them would cost B x N x T x S floats a layer.
@@ -142,9 +151,22 @@ def _queries(q_RTH, k_SH, v_SH, allowed_TS):
     return (out_RTH / total).astype(q_RTH.dtype)
 
 
-def _one_query(q_R1H, k_SH, v_SH, allowed_1S):
-    """Products of a matrix and a vector, one per query head: XLA's path for those reads the keys at full speed."""
-    return jnp.stack([_queries(q_1H[None], k_SH, v_SH, allowed_1S)[0] for q_1H in q_R1H])
+def _one_query(q_BMR1H, k_LBMSH, v_LBMSH, mask, window, layer):
+    """One query a row against a layer of stacked keys and values, which are read where they lie: a slice is a copy.
+
+    Products of a matrix and a vector, one per query head: XLA's path on CPU for those reads the keys at full speed.
+    """
+    B, M, R, _, H = q_BMR1H.shape
+    k, v = (stack.reshape(-1, *stack.shape[3:]) for stack in (k_LBMSH, v_LBMSH))
+    allowed_B1S = mask.allowed(window)
+
+    def one_head(inputs):
+        number, q_R1H = inputs
+        k_SH, v_SH = (lax.dynamic_index_in_dim(part, layer * B * M + number, keepdims=False) for part in (k, v))
+        allowed_1S = lax.dynamic_index_in_dim(allowed_B1S, number // M, keepdims=False)
+        return jnp.stack([_queries(q_1H[None], k_SH, v_SH, allowed_1S)[0] for q_1H in q_R1H])
+
+    return lax.map(one_head, (jnp.arange(B * M), q_BMR1H.reshape(B * M, R, 1, H))).reshape(B, M, R, 1, H)
 
 
 def _blocks(T: int, S: int, mask: Mask | None, size: int) -> Iterator[tuple[int, int, int]]:
@@ -156,5 +178,5 @@ def _blocks(T: int, S: int, mask: Mask | None, size: int) -> Iterator[tuple[int,
 
 def _exponentials(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Softmax's numerator and denominator: dividing after the product with the values saves a pass over the scores."""
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     return weights, jnp.sum(weights, axis=-1, keepdims=True)

@@ -46,7 +46,7 @@ class Decoder(nnx.Module):
         self.config, self.runtime = config, runtime
         self.embed = Embedding(config, rngs)
         layer = LAYERS[config.family]
-        self.layers = make_layers(lambda rngs: layer(config, rngs), config.layers, rngs, runtime)
+        self.layers = make_layers(lambda rngs: layer(config, rngs), config.layers, rngs)
         self.norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
         self.head = None if config.tie_embeddings else Embedding(config, rngs)
 

@@ -77,7 +77,7 @@ class InternViT(nnx.Module):
         self.patch = Linear(rngs, (width,), (patch, patch, 3), (("vit_embed",), (None, None, None)), init, bias=True)
         self.cls = param(rngs, (width,), ("vit_embed",), init)
         self.positions = param(rngs, (1 + config.grid**2, width), (None, "vit_embed"), init)
-        self.layers = make_layers(lambda rngs: VisionLayer(config, rngs), config.layers, rngs, runtime)
+        self.layers = make_layers(lambda rngs: VisionLayer(config, rngs), config.layers, rngs)
 
     def __call__(self, tiles_GHWC: jax.Array, key: jax.Array | None = None, collect: bool = False):
         """Patch features of normalised tiles.

@@ -15,7 +15,7 @@ from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import InternVLConfig
 from internvl_jax.models.decoder import Decoder
 from internvl_jax.models.intern_vit import InternViT
-from internvl_jax.models.nn import along
+from internvl_jax.models.nn import along, product
 from internvl_jax.models.projector import Projector, pixel_shuffle
 from internvl_jax.models.stack import Runtime
 from internvl_jax.sharding import shard
@@ -104,13 +104,7 @@ class InternVL(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[..., D] -> [..., V]`, float32."""
-        head_VD = self.lm.head_VD
-        return jax.lax.dot_general(
-            hidden,
-            head_VD.astype(hidden.dtype),
-            (((hidden.ndim - 1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        return product(hidden, self.lm.head_VD.astype(hidden.dtype))
 
 
 def normalise(tiles_GHWC: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -36,7 +36,21 @@ def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     The gradient is written out since differentiating an accumulate-in-float32 product makes products of float32 with
     bfloat16, which no platform has a fast path for. That of w is computed in float32 and has w's own dtype.
     """
-    return _contract(x, w.astype(x.dtype), x.ndim - 1, 1).astype(x.dtype)
+    return product(x, w.astype(x.dtype)).astype(x.dtype)
+
+
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`x[..., I] . w[O, I] -> [..., O]` in float32."""
+    contract = lambda x, w: _contract(x, w, x.ndim - 1, 1)
+    if x.dtype != jnp.bfloat16 or x.size > x.shape[-1]:
+        return contract(x, w)
+
+    def padded(x, w):
+        rows = lax.pad(x.reshape(1, -1), jnp.bfloat16(0), ((0, 3, 0), (0, 0, 0)))
+        return contract(rows, w)[:1].reshape(*x.shape[:-1], -1)
+
+    # XLA on CPU multiplies four rows of bfloat16 16 times as fast as one (2026-11, jax 0.10.2).
+    return lax.platform_dependent(x, w, cpu=padded, default=contract)
 
 
 def _contract(x: jax.Array, w: jax.Array, x_dim: int, w_dim: int) -> jax.Array:

@@ -36,11 +36,11 @@ class Qwen3Attention(nnx.Module):
         k_BMTH = apply_rope(heads_first(self.k_norm(self.k(x_BTD))), table)
         v_BMTH = heads_first(self.v(x_BTD))
         q_BNTH = shard(q_BNTH, "batch", "act_heads", "time", None)
-        keys, values = k_BMTH, v_BMTH
-        if cache is not None:
+        if cache is None:
+            out_BNTH = attend(q_BNTH, k_BMTH, v_BMTH, mask)
+        else:
             cache = cache.write(index, k_BMTH, v_BMTH, slots_BT)
-            keys, values = cache.read(index)
-        out_BNTH = attend(q_BNTH, keys, values, mask)
+            out_BNTH = attend(q_BNTH, cache.k, cache.v, mask, layer=index)
         return self.o(heads_first(out_BNTH)), cache, (k_BMTH, v_BMTH)
 
 

@@ -4,14 +4,17 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from checkpoint_convert.convert import load_model
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Generator, Ladders, Request, SamplingParams, Vocabulary, unstack
+from internvl_jax.inference import Generator, Ladders, Request, SamplingParams, Vocabulary
 from internvl_jax.inference.unstack import unstack_params
-from internvl_jax.sharding import bind
+from internvl_jax.models import InternVL
+from internvl_jax.sharding import PRESETS, abstract, bind, flatten, make_mesh, shardings
 
 LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(64,))
 GREEDY = SamplingParams(max_new_tokens=7)
@@ -43,7 +46,7 @@ def vocabulary(processor):
 def generator(structure, params, vocabulary):
     generator = Generator(bind(structure[0], params), vocabulary, LADDERS)
     made = generator.warm_up(**dataclasses.asdict(LADDERS))
-    assert made == 2 + 4 * 2 + 4 + 4 + 2 + 2  # encode, gather, prefill, start, first, decode
+    assert made == 2 + 4 * 2 + 4 + 4 + 4 + 2 + 2  # encode, gather, prefill, widen, start, first, decode
     return generator
 
 
@@ -124,20 +127,30 @@ def test_left_padding_changes_nothing(structure, params, processor):
     np.testing.assert_allclose(padded(5, 0)[:, 5:], padded(0, 5)[:, :13], atol=1e-5)
 
 
-def test_layers_apart_answer_the_same(model, vocabulary, mixed, answers):
-    unstack(model)
-    unstack(model)  # twice is once
-    apart = Generator(model, vocabulary, Ladders((1,), (32,), (1,), (64,)))
-    assert "lm.layers.2.mlp.up.weight" in apart.params and "lm.layers.mlp.up.weight" not in apart.params
-    assert apart.generate(mixed[1:2]) == answers[1:2]
+@pytest.mark.parametrize("apart", [True, False])
+def test_stacked_layers_and_layers_apart_answer_the_same(model, vocabulary, mixed, answers, apart):
+    generator = Generator(model, vocabulary, Ladders((1,), (32,), (1,), (64,)), apart=apart)
+    assert generator.generate(mixed[1:2]) == answers[1:2]
 
 
-def test_unstacking_empties_the_dict(params):
-    given = dict(params)
-    apart = unstack_params(given, 3)
-    assert not given
-    np.testing.assert_array_equal(apart["lm.layers.1.attn.o.weight"], params["lm.layers.attn.o.weight"][1])
-    assert sum(leaf.size for leaf in apart.values()) == sum(leaf.size for leaf in params.values())
+def test_layers_apart_share_the_memory_of_the_stack():
+    stacked = {"lm.layers.mlp.up.weight": jnp.arange(3 * 32 * 64.0).reshape(3, 32, 64), "vit.cls": jnp.ones(5)}
+    apart = unstack_params(stacked)
+    start = stacked["lm.layers.mlp.up.weight"].unsafe_buffer_pointer()
+    for index in range(3):
+        part = apart[f"lm.layers.{index}.mlp.up.weight"]
+        np.testing.assert_array_equal(part, stacked["lm.layers.mlp.up.weight"][index])
+        assert part.unsafe_buffer_pointer() == start + index * part.nbytes
+    assert apart["vit.cls"] is stacked["vit.cls"] and len(apart) == 4
+
+
+def test_layers_apart_of_a_mesh(model, vocabulary, mixed, answers):
+    mesh = make_mesh({"fsdp": 4}, jax.devices()[:4])
+    params, specs = flatten(model), abstract(lambda rngs: InternVL(model.config, rngs))[1]
+    params = jax.device_put(params, shardings(specs, mesh, PRESETS["fsdp"]))
+    graphdef = nnx.split(model, nnx.Param)[0]
+    generator = Generator(bind(graphdef, params), vocabulary, Ladders((1,), (32,), (1,), (64,)), apart=True)
+    assert generator.generate(mixed[1:2]) == answers[1:2]
 
 
 def test_the_state_is_donated(generator, mixed):

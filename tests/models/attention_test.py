@@ -93,12 +93,7 @@ def test_values_and_gradients(path, case):
     seen_BT = allowed_BTS.any(axis=2)
     g *= seen_BT[:, None, :, None]  # nothing is promised for a query without keys, save that it is finite
     allowed_BTS |= ~seen_BT[:, :, None]
-    if path == "together" and queries == 1:  # what accelerators run; on CPU one query always goes head by head
-        function = lambda q, k, v: attention._together(
-            q.reshape(B, M, N // M, 1, H) * H**-0.5, k, v, mask, window
-        ).reshape(B, N, 1, H)
-    else:
-        function = functools.partial(attend, mask=mask, window=None if window is None else jnp.int32(window))
+    function = functools.partial(attend, mask=mask, window=None if window is None else jnp.int32(window))
 
     def run(q, k, v):
         out, back = jax.vjp(function, q, k, v)
@@ -110,6 +105,19 @@ def test_values_and_gradients(path, case):
     np.testing.assert_allclose(found[0][rows], expected[0][rows], rtol=1e-4, atol=1e-5)
     for one, other in zip(found[1:], expected[1:], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["cached", "one query"])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_a_layer_of_a_stack(case, dtype):
+    """The same as with that layer's keys and values alone, whatever the other layers hold."""
+    mask, window, queries, keys = CASES[case]
+    q, k, v, _ = (jnp.asarray(part, dtype) for part in arrays(queries, keys))
+    stack = lambda part: jnp.full((3, *part.shape), jnp.nan, dtype).at[1].set(part)
+    run = jax.jit(lambda q, k, v, layer: attend(q, k, v, mask, window, layer=layer))
+    expected = jax.jit(lambda q, k, v: attend(q, k, v, mask, window))(q, k, v).astype(np.float32)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-2
+    np.testing.assert_allclose(run(q, stack(k), stack(v), 1).astype(np.float32), expected, atol=tolerance)
 
 
 def test_beyond_the_real_block_size():

@@ -221,16 +221,6 @@ def test_remat_changes_no_gradient(params, reference, remat):
     same_gradients(gradients(runtime=Runtime(remat=remat))(params, row(ONE, TEXT, TWO)), reference)
 
 
-def test_layers_apart_equal_the_stack(params, reference):
-    apart = {}
-    for path, value in params.items():
-        head, _, tail = path.partition("layers.")
-        apart |= {f"{head}layers.{i}.{tail}": value[i] for i in range(len(value))} if tail else {path: value}
-    runtime = Runtime(stacked=False)
-    assert apart.keys() == structure(CONFIG, runtime)[1].keys()
-    close(program(CONFIG, runtime)(apart, row(ONE, TEXT, TWO)), program()(params, row(ONE, TEXT, TWO)))
-
-
 def test_every_part_gets_a_gradient(reference):
     """Down to the first pixels: the features are not cut off from the tower."""
     nothing = [path for path, grad in reference[1].items() if not np.any(grad)]

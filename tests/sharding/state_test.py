@@ -33,13 +33,12 @@ class Layer(nnx.Module):
 
 class Toy(nnx.Module):
     def __init__(self, rngs, stacked=True):
-        self.runtime = Runtime(stacked=stacked)
-        self.layers = make_layers(Layer, 3, rngs, self.runtime)
+        self.layers = make_layers(Layer, 3, rngs) if stacked else nnx.List(Layer(rngs) for _ in range(3))
         self.head = param(rngs, (5, 16), ("vocab", "embed"), jax.nn.initializers.normal(0.1))
 
     def __call__(self, x_D):
         body = lambda layer, x, index, extra: (x + (layer.weight[...] @ x) @ layer.weight[...] * layer.scale[...], None)
-        return self.head[...] @ run_layers(self.layers, x_D, None, body, self.runtime)[0]
+        return self.head[...] @ run_layers(self.layers, x_D, None, body, Runtime())[0]
 
 
 NAMES = {True: {"head", "layers.weight", "layers.scale"}}
