@@ -70,7 +70,7 @@ def _train(directory: str, config: dict, tokens: int, tiles: int, optim: dict):
     del model
     tokens_T, tiles_GHWC = workload.prompt(config, tokens, tiles)
     targets_T = np.append(tokens_T[1:], 0).astype(np.int32)
-    weights_T = (targets_T != workload.IMAGE_TOKEN).astype(np.float32)
+    weights_T = (targets_T != config["image_token_id"]).astype(np.float32)
     weights_T[-1] = 0
     batch = program.place(
         Batch(

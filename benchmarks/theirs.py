@@ -103,7 +103,7 @@ def _train(torch, transformers, directory: str, config: dict, tokens: int, tiles
     tokens_T, tiles_GHWC = workload.prompt(config, tokens, tiles)
     pixels = _pixels(torch, tiles_GHWC, torch.float32)
     ids = torch.from_numpy(tokens_T.astype(np.int64))[None]
-    labels = ids.masked_fill(ids == workload.IMAGE_TOKEN, -100)
+    labels = ids.masked_fill(ids == config["image_token_id"], -100)
     adam = torch.optim.AdamW(
         model.parameters(),
         lr=optim["learning_rate"],

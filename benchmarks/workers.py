@@ -37,12 +37,15 @@ class Worker:
 
     def close(self) -> None:
         self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
 
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
-            raise InputError(f"{self._name} stopped with exit code {self._process.wait()}; its own words stand above")
+            self.close()
+            code = self._process.returncode
+            raise InputError(f"{self._name} stopped with exit code {code}; its own words stand above")
         return json.loads(line)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-IMAGE_TOKEN = 151  # any id does; prompts draw their other tokens above it
+IMAGE_TOKEN = 151  # any id does
 
 
 def released_config(vision: dict, text: dict, image_size: int) -> dict:
@@ -62,10 +62,10 @@ TRAIN = released_config(  # 111M parameters
 
 
 def prompt(config: dict, tokens: int, tiles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [T], image tokens from the fourth on, and uint8 tiles [G, S, S, 3]."""
+    """Token ids [T], those of images from the fourth on and the others above it, and uint8 tiles [G, S, S, 3]."""
     random = np.random.default_rng(0)
-    image = config["image_seq_length"] * tiles
-    tokens_T = random.integers(IMAGE_TOKEN + 1, config["text_config"]["vocab_size"], tokens, dtype=np.int32)
-    tokens_T[4 : 4 + image] = IMAGE_TOKEN
+    image, token = config["image_seq_length"] * tiles, config["image_token_id"]
+    tokens_T = random.integers(token + 1, config["text_config"]["vocab_size"], tokens, dtype=np.int32)
+    tokens_T[4 : 4 + image] = token
     size = config["vision_config"]["image_size"][0]
     return tokens_T, random.integers(0, 256, (tiles, size, size, 3), dtype=np.uint8)

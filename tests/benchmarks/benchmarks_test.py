@@ -1,0 +1,82 @@
+"""The benchmarks' own machinery, and our side of them on a small checkpoint; PyTorch's side needs its extra."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import ours, theirs
+from benchmarks.workers import Worker, in_turns, ratios
+from internvl_jax.errors import InputError
+
+OPTIM = {"learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
+ECHO = """
+import itertools, json, sys
+from benchmarks.answering import serve
+given = json.loads(sys.argv[1])
+turns = itertools.count()
+
+def load():
+    if given["name"] == "absent":
+        raise ImportError("install it first")
+    print("this goes to stderr")
+    return {"go": lambda: {"name": given["name"], "turn": next(turns)}, "stop": lambda: sys.exit(3)}
+
+serve(load)
+"""
+
+
+@pytest.fixture
+def echo(tmp_path, monkeypatch):
+    (tmp_path / "echo.py").write_text(ECHO)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda name: Worker(sys.executable, "echo", {"name": name})
+
+
+def test_workers_answer_in_turns_after_a_warm_up(echo):
+    workers = {name: echo(name) for name in ("first", "second")}
+    answers = in_turns(workers, "go", rounds=2)
+    for name, given in answers.items():
+        assert [(answer["name"], answer["turn"]) for answer in given] == [(name, 1), (name, 2)]
+        assert 0.005 < given[-1]["peak_gb"] < 50
+    with pytest.raises(InputError, match="exit code 3"):
+        workers["first"].ask("stop")
+    workers["second"].close()
+
+
+def test_a_worker_that_cannot_start_says_why(echo):
+    with pytest.raises(InputError, match="install it first"):
+        echo("absent")
+
+
+def test_without_pytorch_the_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"pip install '\.\[bench\]'.*--torch_python"):
+        theirs.load({"task": "make"})
+
+
+def test_ratios_are_of_medians():
+    answers = {"ours": [{"seconds": s} for s in (1, 2, 9)], "theirs": [{"seconds": s} for s in (3, 100, 1)]}
+    assert ratios(answers) == {"ours_s": 2, "theirs_s": 3, "ratio": 1.5}
+
+
+def test_our_side_of_inference(golden):
+    case = golden / "hf_qwen3"
+    config = json.loads((case / "config.json").read_text())
+    given = {"directory": str(case), "config": config, "dtype": "float32", "prompt": 21, "tiles": 3, "new": 5}
+    actions = ours.load({"task": "inference", **given})
+    assert actions["vision"]()["seconds"] > 0 and actions["prefill"]()["seconds"] > 0
+    first, second = actions["decode"](), actions["decode"]()
+    assert len(first["tokens"]) == 5 and first["tokens"] == second["tokens"]
+
+
+def test_our_side_of_training(golden, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, as users have
+    case = golden / "hf_qwen3"
+    config = json.loads((case / "config.json").read_text())
+    given = {"task": "train", "directory": str(case), "config": config, "tokens": 40, "tiles": 3, "optim": OPTIM}
+    worker = Worker(sys.executable, "benchmarks.ours", given)
+    losses = [worker.ask("step")["loss"] for _ in range(3)]
+    worker.close()
+    assert np.all(np.diff(losses) < 0)
