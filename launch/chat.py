@@ -6,12 +6,9 @@ prints the answer as the last line. Without --prompt it opens a conversation: ty
 adds a picture to the next message, `/clear` starts anew, `/quit` (or Ctrl-D) ends.
 """
 
-import sys
-
 from absl import flags
 
-from internvl_jax.errors import InputError
-from internvl_jax.inference import chat, stream_chat
+from internvl_jax.inference import chat, terminal
 from launch import checkpoint
 from launch import main as launcher
 
@@ -27,51 +24,14 @@ _SAMPLING = {
 }
 
 
-def _message(text: str, images: list[str]) -> dict:
-    parts = [{"type": "image", "image": image} for image in images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def _converse(model, processor, sampling: dict, images: list[str]) -> None:
-    """Reads messages from stdin until it ends; a bad message is reported and forgotten."""
-    messages = []
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
-            return
-        command, _, argument = line.partition(" ")
-        if command == "/quit":
-            return
-        if command == "/clear":
-            messages, images = [], []
-        elif command == "/image" and argument.strip():
-            images = [*images, argument.strip()]
-        elif line.startswith("/"):
-            print("commands: /image PATH, /clear, /quit", file=sys.stderr)
-        elif line:
-            asked, pieces = [*messages, _message(line, images)], []
-            try:
-                for piece in stream_chat(model, processor, asked, **sampling):
-                    pieces.append(piece)
-                    print(piece, end="", flush=True)
-                messages, images = [*asked, {"role": "assistant", "content": "".join(pieces)}], []
-            except KeyboardInterrupt:  # stops this answer only
-                pass
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
-                images = []
-            print(flush=True)
-
-
 def main(argv: list[str]) -> None:
     del argv
     sampling = {name: flag.value for name, flag in _SAMPLING.items()}
     model, processor = checkpoint.load()
     if _PROMPT.value is None:
-        _converse(model, processor, sampling, _IMAGE.value)
+        terminal.converse(model, processor, sampling, _IMAGE.value)
     else:
-        print(chat(model, processor, [_message(_PROMPT.value, _IMAGE.value)], **sampling))
+        print(chat(model, processor, [terminal.message(_PROMPT.value, _IMAGE.value)], **sampling))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4}
 
 
 def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
-    """Released CPT / SFT hyperparameters (FACTS: batch 512 packed rows of 32,768 tokens and 96 tiles)."""
+    """Released CPT / SFT hyperparameters (batch of 512 packed rows of 32,768 tokens and 96 tiles)."""
     model = sizes.get(size)
     vision = dataclasses.replace(model.vision, drop_path=DROP_PATH.get(size, 0.0))
     tiny = size == "tiny"

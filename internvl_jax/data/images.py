@@ -38,8 +38,8 @@ def load_image(source: Source, config: tiling.ImageConfig, *, allow_paths: bool 
 
     source: path, encoded bytes, `data:image/...;base64,...` URL or PIL picture. With allow_paths=False (servers)
     paths are refused. Remote URLs always are.
-    As released: `Image.convert("RGB")`, which drops alpha and clips 16-bit grey at 255 (it does not scale: Pillow 11 to
-    13, checked 2026-11-22); EXIF orientation is ignored unless config.apply_exif. Of an animation, the first frame.
+    As released: `Image.convert("RGB")`, which drops alpha and clips 16-bit grey at 255 (it does not scale); EXIF
+    orientation is ignored unless config.apply_exif. Of an animation, the first frame.
     Raises InputError for anything missing, broken, forbidden or larger than config.max_pixels (known from the header,
     before decoding).
     """

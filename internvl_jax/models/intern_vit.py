@@ -1,6 +1,6 @@
 """InternViT: patches and a class token through pre-norm layers with layer scale and drop path; no final norm.
 
-Source: released modeling_intern_vit.py (FACTS of both towers: 300M with LayerNorm and qkv bias; 6B with RMSNorm, q/k
+Source: released modeling_intern_vit.py (300M with LayerNorm and qkv bias; 6B with RMSNorm, q/k
 norm over the full width and no qkv bias).
 """
 
