@@ -248,4 +248,4 @@ def _load(
 def released_table(released: ReleasedConfig) -> Table:
     if released.format == "vit":
         return TABLES["github", "vit"]
-    return TABLES[released.format, "qwen3"]
+    return TABLES[released.format, released.family]

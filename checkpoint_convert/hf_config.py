@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from checkpoint_convert.source import read_json
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig
 
 Format = Literal["github", "hf", "vit"]
 
@@ -20,7 +20,7 @@ _FORMATS: dict[str, Format] = {
     "InternVLForConditionalGeneration": "hf",
     "InternVisionModel": "vit",
 }
-_FAMILIES = {"qwen3": "Qwen3ForCausalLM"}  # model_type -> architecture
+_FAMILIES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}  # model_type -> architecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,11 @@ class ReleasedConfig:
     file: pathlib.Path
     format: Format
     values: dict[str, Any]
+
+    @property
+    def family(self) -> str:
+        """The language model's model_type."""
+        return self._part("text_config" if self.format == "hf" else "llm_config").get("model_type", str)
 
     def vision(self) -> VisionConfig:
         return _vision(
@@ -181,20 +186,30 @@ def _text(part: _Part, whole: _Part) -> TextConfig:
     part.expect("attention_bias", False)
     part.expect("use_sliding_window", False)
     part.expect("rope_scaling", None)
+    moe = _moe(part) if family == "qwen3_moe" else None
     return TextConfig(
-        family=family,
+        family="qwen3",
         vocab=part.get("vocab_size", int),
         width=part.get("hidden_size", int),
         layers=part.get("num_hidden_layers", int),
         heads=part.get("num_attention_heads", int),
         kv_heads=part.get("num_key_value_heads", int),
         head_width=part.get("head_dim", int),
-        mlp=part.get("intermediate_size", int),
+        mlp=part.get("intermediate_size" if moe is None else "moe_intermediate_size", int),
+        moe=moe,
         rope_theta=_rope_theta(part),
         norm_eps=part.get("rms_norm_eps", float),
         tie_embeddings=_tied(part, whole),
         init_std=part.get("initializer_range", float),
     )
+
+
+def _moe(part: _Part) -> MoeConfig:
+    part.expect("decoder_sparse_step", 1)
+    part.expect("mlp_only_layers", [])
+    part.expect("norm_topk_prob", True)
+    experts = "num_local_experts" if "num_local_experts" in part.values else "num_experts"  # transformers >= 5
+    return MoeConfig(part.get(experts, int), part.get("num_experts_per_tok", int))
 
 
 def _rope_theta(part: _Part) -> float:

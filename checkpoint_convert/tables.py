@@ -35,24 +35,18 @@ _HF_ALIASES = (
     (r"^(vision_tower\.encoder\.layer\.\d+)\.attn\.([qk]_norm\.)", r"\1.attention.\2"),
 )
 
+_LANGUAGE_MODELS = {"qwen3": table_qwen3.dense, "qwen3_moe": table_qwen3.moe}
+
+_GITHUB_VISION = (
+    *table_intern_vit.github_tower("vision_model.", "vit."),
+    *table_intern_vit.projector("mlp1.0", "mlp1.1", "mlp1.3"),
+)
+_HF_VISION = (
+    *table_intern_vit.hf_tower(),
+    *table_intern_vit.projector(*(f"multi_modal_projector.{part}" for part in ("layer_norm", "linear_1", "linear_2"))),
+)
 TABLES = {
-    ("github", "qwen3"): Table(
-        (
-            *table_intern_vit.github_tower("vision_model.", "vit."),
-            *table_intern_vit.projector("mlp1.0", "mlp1.1", "mlp1.3"),
-            *table_qwen3.language_model(),
-        ),
-        _GITHUB_ALIASES,
-    ),
-    ("hf", "qwen3"): Table(
-        (
-            *table_intern_vit.hf_tower(),
-            *table_intern_vit.projector(
-                *(f"multi_modal_projector.{part}" for part in ("layer_norm", "linear_1", "linear_2"))
-            ),
-            *table_qwen3.language_model(),
-        ),
-        _HF_ALIASES,
-    ),
+    **{("github", name): Table((*_GITHUB_VISION, *rows()), _GITHUB_ALIASES) for name, rows in _LANGUAGE_MODELS.items()},
+    **{("hf", name): Table((*_HF_VISION, *rows()), _HF_ALIASES) for name, rows in _LANGUAGE_MODELS.items()},
     ("github", "vit"): Table(tuple(table_intern_vit.github_tower("", "")), ()),
 }

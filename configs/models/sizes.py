@@ -1,7 +1,7 @@
-"""Every size by name: the published ones (paper table 1; dense here) and a tiny one for tests and the demo."""
+"""Every size by name: the published ones (paper table 1; all but GPT-OSS) and a tiny one for tests and the demo."""
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig
 
 INTERN_VIT_300M = VisionConfig(
     image_size=448,
@@ -35,16 +35,19 @@ INTERN_VIT_6B = VisionConfig(
 )
 
 
-def _qwen3(vision: VisionConfig, width: int, layers: int, heads: int, mlp: int) -> InternVLConfig:
+def _qwen3(
+    vision: VisionConfig, width: int, layers: int, heads: int, mlp: int, kv_heads: int = 8, moe: MoeConfig | None = None
+) -> InternVLConfig:
     text = TextConfig(
         family="qwen3",
         vocab=151936,
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=8,
+        kv_heads=kv_heads,
         head_width=128,
         mlp=mlp,
+        moe=moe,
         rope_theta=1e6,
         norm_eps=1e-6,
         tie_embeddings=False,  # in every published size, also where the Qwen3 parent ties them
@@ -53,6 +56,8 @@ def _qwen3(vision: VisionConfig, width: int, layers: int, heads: int, mlp: int) 
     return InternVLConfig(vision, text, downsample_ratio=0.5, image_token_id=151671)
 
 
+_EXPERTS = MoeConfig(experts=128, per_token=8)
+
 SIZES = {
     "1b": _qwen3(INTERN_VIT_300M, width=1024, layers=28, heads=16, mlp=3072),
     "2b": _qwen3(INTERN_VIT_300M, width=2048, layers=28, heads=16, mlp=6144),
@@ -60,6 +65,8 @@ SIZES = {
     "8b": _qwen3(INTERN_VIT_300M, width=4096, layers=36, heads=32, mlp=12288),
     "14b": _qwen3(INTERN_VIT_300M, width=5120, layers=40, heads=40, mlp=17408),
     "38b": _qwen3(INTERN_VIT_6B, width=5120, layers=64, heads=64, mlp=25600),
+    "30b-a3b": _qwen3(INTERN_VIT_300M, width=2048, layers=48, heads=32, mlp=768, kv_heads=4, moe=_EXPERTS),
+    "241b-a28b": _qwen3(INTERN_VIT_6B, width=4096, layers=94, heads=64, mlp=1536, kv_heads=4, moe=_EXPERTS),
     # Learns easy-VQA from scratch on two cores; vocab and image token fit the tokenizer that the demo trains.
     "tiny": InternVLConfig(
         vision=VisionConfig(
@@ -86,6 +93,7 @@ SIZES = {
             kv_heads=2,
             head_width=24,
             mlp=256,
+            moe=None,
             rope_theta=1e4,
             norm_eps=1e-6,
             tie_embeddings=False,

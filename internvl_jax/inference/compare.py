@@ -92,6 +92,11 @@ def compare_model(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
         report |= {
             f"llm_hidden_{i}": _error(x[mask_BT], outputs[f"llm_hidden_{i}"][mask_BT]) for i, x in enumerate(hidden)
         }
+    if "router_logits_0" in outputs:
+        routers = (np.asarray(x)[mask_BT] for x in out.aux["router"])
+        report |= {
+            f"router_logits_{i}": _error(x, outputs[f"router_logits_{i}"][mask_BT]) for i, x in enumerate(routers)
+        }
     if "labels" in inputs:
         losses = {f"loss_weighted_{weighting}": weighting for weighting in WEIGHTINGS} | {"loss": "square"}
         for name, weighting in losses.items():
@@ -129,7 +134,7 @@ def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.
     @jax.jit
     def run(params, *arguments):
         model = bind(graphdef, params)
-        out = model(*arguments, collect=("hidden",))
+        out = model(*arguments, collect=("hidden", "router"))
         return out, model.logits(out.hidden_BTD)
 
     out, logits_BTV = run(flatten(model), tokens_BT, tiles_GHWC, tile_mask_G, segments_BT, positions_BT)

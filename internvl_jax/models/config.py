@@ -37,8 +37,16 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MoeConfig:
+    """Experts in place of every feed-forward layer."""
+
+    experts: int
+    per_token: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A decoder-only language model. Family 'qwen3': per-head q/k RMSNorm, SwiGLU, no attention bias."""
+    """A decoder-only language model. Family 'qwen3': per-head q/k RMSNorm, SwiGLU, no attention bias; dense or MoE."""
 
     family: Literal["qwen3"]
     vocab: int
@@ -47,7 +55,8 @@ class TextConfig:
     heads: int
     kv_heads: int
     head_width: int
-    mlp: int
+    mlp: int  # of one expert, where there are several
+    moe: MoeConfig | None
     rope_theta: float
     norm_eps: float
     tie_embeddings: bool
@@ -72,6 +81,8 @@ class InternVLConfig:
             raise InputError(
                 f"text config: {text.kv_heads} key/value heads do not divide {text.heads} heads; make them"
             )
+        if text.moe is not None and not 0 < text.moe.per_token <= text.moe.experts:
+            raise InputError(f"text config: {text.moe.per_token} of {text.moe.experts} experts a token; give fewer")
         if vision.grid % self.shuffle:
             raise InputError(
                 f"downsample_ratio {self.downsample_ratio} needs a patch grid divisible by {self.shuffle}, "
@@ -94,6 +105,9 @@ class InternVLConfig:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; an unknown or missing field raises InputError."""
         values = dict(values)
+        text = values.get("text")
+        if isinstance(text, dict) and text.get("moe") is not None:
+            values["text"] = {**text, "moe": _build(MoeConfig, text["moe"], "model.text.moe")}
         for name, part in (("vision", VisionConfig), ("text", TextConfig)):
             values[name] = _build(part, values.get(name), f"model.{name}")
         return _build(cls, values, "model")

@@ -26,12 +26,14 @@ class DecoderOut(NamedTuple):
       cache: with this call's keys and values, where one was given.
       kv_LBMTH: keys and values of this call, if collected.
       hidden_LBTD: the input of every layer, if collected.
+      router_LBTE: logits of the routers, if collected.
     """
 
     hidden_BTD: jax.Array
     cache: Cache | None
     kv_LBMTH: tuple[jax.Array, jax.Array] | None
     hidden_LBTD: jax.Array | None
+    router_LBTE: jax.Array | None
 
 
 class Embedding(nnx.Module):
@@ -78,7 +80,7 @@ class Decoder(nnx.Module):
           positions_BT: restart in every segment.
           cache: keys to attend to besides this call's own.
           slots_BT: with a cache, the slot that each token takes.
-          collect: 'kv' and 'hidden' add those fields to the result.
+          collect: 'kv', 'hidden' and 'router' add those fields to the result.
         """
         if cache is None:
             mask = Mask.within(segments_BT, positions_BT)
@@ -90,11 +92,12 @@ class Decoder(nnx.Module):
         def body(layer, carry, index, _):
             x_BTD, cache = carry
             before = x_BTD
-            x_BTD, cache, kv = layer(x_BTD, table, mask, cache, index, slots_BT)
+            x_BTD, cache, kv, router_BTE = layer(x_BTD, table, mask, cache, index, slots_BT)
             return (x_BTD, cache), {
                 "kv": kv if "kv" in collect else None,
                 "hidden": before if "hidden" in collect else None,
+                "router": router_BTE if "router" in collect else None,
             }
 
         (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), None, body, self.runtime)
-        return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"])
+        return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"])

@@ -32,7 +32,9 @@ def token_flops(config: InternVLConfig, context: float) -> float:
     """
     text = config.text
     attention = 2 * text.width * text.head_width * (text.heads + text.kv_heads)
-    layer = 2 * (attention + 3 * text.width * text.mlp) + 4 * context * text.heads * text.head_width
+    experts = 1 if text.moe is None else text.moe.per_token
+    router = 0 if text.moe is None else text.width * text.moe.experts
+    layer = 2 * (attention + router + 3 * experts * text.width * text.mlp) + 4 * context * text.heads * text.head_width
     return text.layers * layer + 2 * text.vocab * text.width
 
 

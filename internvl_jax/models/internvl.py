@@ -28,7 +28,7 @@ class Out(NamedTuple):
     """Attributes:
     hidden_BTD: after the final norm; `InternVL.logits` turns it into logits.
     cache: the given one with this call's keys and values, or None.
-    aux: named intermediates that were asked for ('kv', 'hidden').
+    aux: named intermediates that were asked for ('kv', 'hidden', 'router').
     """
 
     hidden_BTD: jax.Array
@@ -100,7 +100,8 @@ class InternVL(nnx.Module):
             features_GPD = self.encode(tiles_GHWC, key)
             features_BKD = _real_first(features_GPD, tile_mask_G, B)
         out = self.lm(self.embed(tokens_BT, features_BKD), segments_BT, positions_BT, collect=collect)
-        return Out(out.hidden_BTD, out.cache, {"kv": out.kv_LBMTH, "hidden": out.hidden_LBTD})
+        aux = {"kv": out.kv_LBMTH, "hidden": out.hidden_LBTD, "router": out.router_LBTE}
+        return Out(out.hidden_BTD, out.cache, aux)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[..., D] -> [..., V]`, float32."""

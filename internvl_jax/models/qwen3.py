@@ -1,4 +1,4 @@
-"""The Qwen3 dense layer: grouped heads with a per-head q/k norm and rotary positions, SwiGLU, no biases."""
+"""The Qwen3 layer: grouped heads with a per-head q/k norm and rotary positions, SwiGLU or experts, no biases."""
 
 import jax
 from flax import nnx
@@ -6,6 +6,7 @@ from flax import nnx
 from internvl_jax.models.attention import Mask, attend
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
+from internvl_jax.models.moe import Moe
 from internvl_jax.models.nn import Linear, RmsNorm, normal, silu
 from internvl_jax.models.rope import apply_rope
 from internvl_jax.sharding import shard
@@ -51,8 +52,8 @@ class SwiGlu(nnx.Module):
         self.up = Linear(rngs, F, D, (mlp, embed), init, bias=False)
         self.down = Linear(rngs, D, F, (embed, mlp), init, bias=False)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down(shard(silu(self.gate(x_BTD)) * self.up(x_BTD), "batch", "time", "act_mlp"))
+    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, None]:
+        return self.down(shard(silu(self.gate(x_BTD)) * self.up(x_BTD), "batch", "time", "act_mlp")), None
 
 
 class Qwen3Layer(nnx.Module):
@@ -60,11 +61,12 @@ class Qwen3Layer(nnx.Module):
         self.attn_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
         self.attn = Qwen3Attention(config, rngs)
         self.mlp_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
-        self.mlp = SwiGlu(config, rngs)
+        self.mlp = SwiGlu(config, rngs) if config.moe is None else Moe(config, rngs)
 
     def __call__(self, x_BTD, table, mask, cache, index, slots_BT):
-        """One layer; returns its output, the cache with this layer written, and this call's keys and values."""
+        """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
+        router's logits (None without experts)."""
         out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, cache, index, slots_BT)
         x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
-        x_BTD = shard(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "batch", "time", None)
-        return x_BTD, cache, kv
+        out_BTD, router_BTE = self.mlp(self.mlp_norm(x_BTD))
+        return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, router_BTE

@@ -30,6 +30,7 @@ class Rules:
     heads: MeshAxes
     kv_heads: MeshAxes
     mlp: MeshAxes
+    expert: MeshAxes
     vocab: MeshAxes
     vit_embed: MeshAxes
     vit_heads: MeshAxes  # 25 in the 6B tower, which no power of two divides
@@ -77,6 +78,7 @@ _FSDP = Rules(
     heads=(),
     kv_heads=(),
     mlp=(),
+    expert=("expert",),
     vocab=(),
     vit_embed=("fsdp",),
     vit_heads=(),

@@ -39,6 +39,7 @@ def make_config(qk_norm: bool = False, tied: bool = False) -> InternVLConfig:
         kv_heads=2,
         head_width=14,
         mlp=29,
+        moe=None,
         rope_theta=1e6,
         norm_eps=1e-6,
         tie_embeddings=tied,

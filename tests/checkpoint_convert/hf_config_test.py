@@ -59,14 +59,16 @@ def test_published_sizes(tmp_path, size):
     assert sum(math.prod(spec.shape) for spec in specs.values()) == count
 
 
-def test_both_writers_of_hf_configs_agree(golden, tmp_path):
-    new = (golden / "hf_qwen3" / "config_tf5.json").read_text()
-    assert read(tmp_path, new).model(None) == read_config(golden / "hf_qwen3").model(None)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe"])
+def test_both_writers_of_hf_configs_agree(golden, tmp_path, family):
+    new = (golden / f"hf_{family}" / "config_tf5.json").read_text()
+    assert read(tmp_path, new).model(None) == read_config(golden / f"hf_{family}").model(None)
 
 
-def test_both_formats_agree_where_both_speak(golden):
-    hf = read_config(golden / "hf_qwen3").model(None)
-    github = read_config(golden / "chat_qwen3_github").model(312)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe"])
+def test_both_formats_agree_where_both_speak(golden, family):
+    hf = read_config(golden / f"hf_{family}").model(None)
+    github = read_config(golden / f"chat_{family}_github").model(312)
     assert hf.text == github.text and hf.image_token_id == github.image_token_id
     only = {"layer_scale_init": hf.vision.layer_scale_init}  # the HF class names another default
     assert InternVLConfig.from_dict({**github.to_dict(), "vision": {**github.to_dict()["vision"], **only}}) == hf
@@ -91,7 +93,8 @@ def test_tied_embeddings_as_each_writer_says_it(factory, tmp_path, top, text, ti
         (["architectures"], ["LlavaForConditionalGeneration"], "unknown architecture 'LlavaForConditionalGeneration'"),
         (["architectures"], None, "unknown architecture None"),
         (["text_config", "model_type"], "qwen2", "language model is qwen2"),
-        (["text_config", "model_type"], "qwen3_moe", "supported families are qwen3"),
+        (["text_config", "model_type"], "gpt_oss", "supported families are qwen3"),
+        (["text_config", "architectures"], ["Qwen3MoeForCausalLM"], "language model is qwen3 .Qwen3Moe"),
         (["text_config", "architectures"], ["LlamaForCausalLM"], "LlamaForCausalLM"),
         (["text_config", "head_dim"], "128", "text_config.head_dim is '128'"),
         (["text_config", "hidden_act"], "relu", "text_config.hidden_act is 'relu'"),

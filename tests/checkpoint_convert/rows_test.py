@@ -80,5 +80,5 @@ def test_every_name_of_a_table_is_its_own_canonical_spelling():
     for table in TABLES.values():
         for row in table.rows:
             for template in row.templates:
-                name = template.format(i=0)
+                name = template.format(i=0, e=0)
                 assert table.canonical(name) == name

@@ -22,6 +22,8 @@ PUBLISHED = {  # vision tower, projector, language model
     "8b": (304_012_288, 33_570_816, 8_190_735_360),
     "14b": (304_012_288, 47_204_352, 14_768_307_200),
     "38b": (5_536_496_000, 91_786_240, 32_762_123_264),
+    "30b-a3b": (304_012_288, 12_595_200, 30_532_122_624),
+    "241b-a28b": (5_536_496_000, 69_239_808, 235_093_634_560),
 }
 FOLDER = pathlib.Path(configs.experiments.__file__).parent
 STAGES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())

@@ -36,6 +36,7 @@ CONFIG = InternVLConfig(
         kv_heads=2,
         head_width=14,
         mlp=53,
+        moe=None,
         rope_theta=1e4,
         norm_eps=1e-6,
         tie_embeddings=False,

@@ -39,6 +39,7 @@ CONFIG = InternVLConfig(
         kv_heads=3,
         head_width=8,
         mlp=17,
+        moe=None,
         rope_theta=1e4,
         norm_eps=1e-6,
         tie_embeddings=False,

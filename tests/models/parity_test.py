@@ -16,11 +16,11 @@ from checkpoint_convert.convert import load_bare
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
 from internvl_jax.inference.compare import blocks, compare, image_token_id, read_case
-from internvl_jax.losses import next_token
+from internvl_jax.losses import load_balancing, next_token
 from internvl_jax.models import token_logprobs
 from internvl_jax.sharding import bind, flatten
 
-CASES = ["vit300m_github", "vit6b_github", "chat_qwen3_github", "hf_qwen3"]
+CASES = ["vit300m_github", "vit6b_github", "chat_qwen3_github", "hf_qwen3", "chat_qwen3moe_github", "hf_qwen3moe"]
 
 
 def load(directory):
@@ -33,7 +33,8 @@ def test_outputs(golden, case):
     model, inputs, outputs = load(golden / case)
     report = compare(model, inputs, outputs)
     tokens = {name for name in outputs if name.startswith("greedy_tokens")}
-    assert report.keys() == (outputs.keys() - tokens) | {f"{name}_equal" for name in tokens}
+    elsewhere = {"aux_loss", "loss_with_aux"}  # in the test of gradients
+    assert report.keys() == (outputs.keys() - tokens - elsewhere) | {f"{name}_equal" for name in tokens}
     assert all(report[f"{name}_equal"] for name in tokens)
     errors = {name: error for name, error in report.items() if not name.endswith("_equal")}
     modules = ("hidden_state_0", "vit_embeds", "image_features", "llm_hidden_0", "loss")
@@ -70,8 +71,9 @@ def test_gradients_of_the_towers(golden, case):
     close(dict(to_released(TABLES["github", "vit"].rows, grads)), *recorded(golden / case))
 
 
-def test_loss_and_gradients_of_the_whole_model(golden):
-    directory = golden / "chat_qwen3_github"
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe"])
+def test_loss_and_gradients_of_the_whole_model(golden, family):
+    directory = golden / f"chat_{family}_github"
     model, inputs, outputs = load(directory)
     graphdef, params = nnx.split(model, nnx.Param)[0], flatten(model)
     tokens_BT, mask_BT = inputs["input_ids"].astype(np.int32), inputs["attention_mask"].astype(np.int32)
@@ -82,17 +84,30 @@ def test_loss_and_gradients_of_the_whole_model(golden):
     targets_BT = np.where(supervised_BT, inputs["labels"], 0)[:, 1:].astype(np.int32)
     positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
 
-    def loss(params):
+    def loss(params, coefficient):
         model = bind(graphdef, params)
-        out = model(tokens_BT, jnp.asarray(tiles_GHWC), jnp.asarray(tile_mask_G), mask_BT, positions_BT)
+        tiles = jnp.asarray(tiles_GHWC), jnp.asarray(tile_mask_G)
+        out = model(tokens_BT, *tiles, mask_BT, positions_BT, collect=("router",))
         logprobs_BT = token_logprobs(out.hidden_BTD[:, :-1], model.lm.head_VD, targets_BT, chunk=11)
         total, weight = next_token(logprobs_BT, jnp.asarray(weights_BT[:, 1:], jnp.float32))
-        return total / weight
+        moe = model.config.text.moe
+        aux = 0.0 if moe is None else load_balancing(out.aux["router"], mask_BT, moe.per_token)
+        return total / weight + coefficient * aux, aux
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, aux), grads = program(params, 0.0)
     assert float(value) == pytest.approx(float(outputs["loss"]), rel=1e-5)
     grads = jax.device_get(grads)
-    close(dict(to_released(TABLES["github", "qwen3"].rows, grads)), *recorded(directory))
+    rows = TABLES["github", {"qwen3": "qwen3", "qwen3moe": "qwen3_moe"}[family]].rows
+    close(dict(to_released(rows, grads)), *recorded(directory))
+    if family == "qwen3moe":
+        assert float(aux) == pytest.approx(float(outputs["aux_loss"]), rel=1e-5)
+        config = json.loads((directory / "config.json").read_text())["llm_config"]
+        (value, _), with_aux = program(params, config["router_aux_loss_coef"])
+        assert float(value) == pytest.approx(float(outputs["loss_with_aux"]), rel=1e-5)
+        with np.load(directory / "grad_norms_with_aux.npz") as norms:
+            close(dict(to_released(rows, jax.device_get(with_aux))), dict(norms), {})
+        return
 
     # The HF format splits what the GitHub one fuses; everything else is the same gradient under another name.
     hf = dict(to_released(TABLES["hf", "qwen3"].rows, grads))

@@ -39,6 +39,7 @@ MODEL = InternVLConfig(
         kv_heads=2,
         head_width=10,
         mlp=56,
+        moe=None,
         rope_theta=1e4,
         norm_eps=1e-6,
         tie_embeddings=False,
