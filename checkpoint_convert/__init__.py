@@ -5,5 +5,6 @@
 """
 
 from checkpoint_convert.convert import convert_to_orbax, load_model, load_released, load_vision_tower
+from checkpoint_convert.describe import describe
 
-__all__ = ["convert_to_orbax", "load_model", "load_released", "load_vision_tower"]
+__all__ = ["convert_to_orbax", "describe", "load_model", "load_released", "load_vision_tower"]

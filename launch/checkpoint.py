@@ -30,7 +30,7 @@ def load() -> tuple[InternVL, Processor]:
     directory = pathlib.Path(_CHECKPOINT.value)
     dtype = _DTYPE.value
     if dtype == "auto":
-        # One-row products in bfloat16 are several times slower than in float32 on CPU (2026-11, jax 0.10.2).
+        # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))

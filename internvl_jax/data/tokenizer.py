@@ -92,6 +92,11 @@ class Tokenizer:
         """The largest id plus one. A model's embedding table may have more rows."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens besides the vocabulary proper, string -> id."""
+        return {token: token_id for token_id, token in sorted(self._added.items())}
+
     def token_id(self, token: str) -> int:
         """The id of one token given as its string; InputError if the vocabulary lacks it."""
         token_id = self._tokenizer.token_to_id(token)

@@ -47,6 +47,20 @@ def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
         raise InputError(f"writing {path} failed ({first_line(error)}); make room and run it again") from error
 
 
+def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter, without reading any.
+
+    Raises:
+      InputError: no such checkpoint.
+    """
+    path = pathlib.Path(checkpoint).absolute()
+    try:
+        stored = ocp.checkpointables_metadata(path).metadata[ITEM]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no checkpoint with parameters ({first_line(error)}); give another path") from error
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()}
+
+
 def read_params(checkpoint: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
     """Reads every parameter of `abstract` in its dtype onto its sharding; each device reads only what it holds.
 
@@ -54,10 +68,7 @@ def read_params(checkpoint: str | os.PathLike, abstract: Mapping[str, jax.ShapeD
       InputError: no such checkpoint, or its parameters are not exactly those of `abstract`.
     """
     path = pathlib.Path(checkpoint).absolute()
-    try:
-        stored = ocp.checkpointables_metadata(path).metadata[ITEM]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no checkpoint with parameters ({first_line(error)}); give another path") from error
+    stored = read_specs(path)
     wrong = [f"{name} is missing" for name in sorted(abstract.keys() - stored.keys())]
     wrong += [f"{name} is not of this model" for name in sorted(stored.keys() - abstract.keys())]
     for name in sorted(abstract.keys() & stored.keys()):

@@ -1,0 +1,88 @@
+"""What a checkpoint holds, from config.json, the headers of its files and its tokenizer: no weight is read."""
+
+import collections
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from checkpoint_convert.account import match
+from checkpoint_convert.convert import UNKNOWN_TOKEN, has_tokenizer, released_table
+from checkpoint_convert.hf_config import read_config
+from checkpoint_convert.source import open_directory, read_json
+from internvl_jax.data import Processor
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
+from internvl_jax.sharding import abstract, params_io
+
+_STAGE = re.compile(r"(?i)-(pretrained|instruct|mpo)(?:-hf)?$")
+
+
+def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig]) -> dict[str, Any]:
+    """Describes a released checkpoint, a model directory of this project or a training workdir.
+
+    Names and shapes of all tensors are checked against config.json on the way.
+
+    Args:
+      directory: of the checkpoint.
+      sizes: the published sizes, to name the one that this is.
+
+    Returns:
+      format ('github', 'hf', 'vit' for a tower alone, 'orbax'), family, size (None where none fits), stage (as the
+      directory's name says, else None), parameters, bytes, dtypes {name: parameters}, tied_embeddings, tokens_per_tile,
+      tiles [least, most] of a picture, template, special_tokens {string: id}. What a directory doesn't say is None.
+
+    Raises:
+      InputError: see `read_config`, `open_directory`, `account.match` and `params_io.read_specs`.
+    """
+    directory = pathlib.Path(directory)
+    values = read_json(directory / "config.json")
+    if "format" in values:
+        form, tensors = "orbax", params_io.read_specs(params_io.locate(directory)).values()
+        processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
+        config = VisionConfig(**values["vision"]) if "vision" in values else InternVLConfig.from_dict(values["model"])
+    else:
+        released, tensors = read_config(directory), open_directory(directory)
+        form, processor = released.format, Processor.from_released(directory) if has_tokenizer(directory) else None
+        token = UNKNOWN_TOKEN if form == "github" else None
+        config = released.vision() if form == "vit" else released.model(token)
+        make = InternViT if form == "vit" else InternVL
+        match(directory, tensors, released_table(released), abstract(lambda rngs: make(config, rngs, Runtime()))[1])
+        tensors = tensors.values()
+    stage = _STAGE.search(directory.resolve().name)
+    return {
+        "format": form,
+        **_architecture(config, sizes),
+        "stage": stage.group(1).lower() if stage else None,
+        **_count(tensors),
+        "template": processor.template.name if processor else None,
+        "tiles": [processor.image_config.min_tiles, processor.image_config.max_tiles] if processor else None,
+        "special_tokens": processor.tokenizer.added_tokens if processor else None,
+    }
+
+
+def _architecture(config: InternVLConfig | VisionConfig, sizes: Mapping[str, InternVLConfig]) -> dict[str, Any]:
+    if isinstance(config, VisionConfig):
+        return {"family": "intern_vit", "size": None, "tied_embeddings": None, "tokens_per_tile": None}
+    family = config.text.family if config.text.moe is None else f"{config.text.family}_moe"
+    size = next((name for name, size in sizes.items() if _shape(size) == _shape(config)), None)
+    tied = config.text.tie_embeddings
+    return {"family": family, "size": size, "tied_embeddings": tied, "tokens_per_tile": config.tokens_per_tile}
+
+
+def _shape(config: InternVLConfig) -> InternVLConfig:
+    """The config without what checkpoints of one size differ in."""
+    vision = dataclasses.replace(config.vision, drop_path=0.0, layer_scale_init=0.0, init_std=0.0)
+    text = dataclasses.replace(config.text, tie_embeddings=False, init_std=0.0)
+    return dataclasses.replace(config, vision=vision, text=text, image_token_id=UNKNOWN_TOKEN)
+
+
+def _count(tensors: Iterable[Any]) -> dict[str, Any]:
+    """Parameters by dtype; `tensors` have a shape and a dtype."""
+    dtypes, size = collections.Counter(), 0
+    for tensor in tensors:
+        count = math.prod(tensor.shape)
+        dtypes[tensor.dtype.name] += count
+        size += count * tensor.dtype.itemsize
+    return {"parameters": dtypes.total(), "bytes": size, "dtypes": dict(dtypes)}

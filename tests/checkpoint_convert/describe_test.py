@@ -1,0 +1,78 @@
+"""A description reads headers only, and says what a load would have found."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from checkpoint_convert import convert_to_orbax, describe
+from checkpoint_convert.source import Tensor
+from configs.models.sizes import SIZES
+from internvl_jax.data import train_bpe
+from internvl_jax.errors import InputError
+
+CASES = {  # format, family, tokens of a tile, parameters
+    "chat_qwen3_github": ("github", "qwen3", 4, 306_960),
+    "hf_qwen3": ("hf", "qwen3", 4, 306_960),
+    "hf_qwen3moe": ("hf", "qwen3_moe", 4, 316_896),
+    "vit6b_github": ("vit", "intern_vit", None, None),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_reading(monkeypatch):
+    """Reading a released tensor is an error in these tests."""
+    monkeypatch.setattr(Tensor, "array", lambda self: pytest.fail("a weight was read"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_released(golden, case):
+    report = describe(golden / case, SIZES)
+    form, family, tokens, parameters = CASES[case]
+    assert (report["format"], report["family"], report["tokens_per_tile"]) == (form, family, tokens)
+    shards = [load_file(shard) for shard in (golden / case).glob("*.safetensors")]
+    assert report["parameters"] == sum(array.size for shard in shards for array in shard.values())
+    assert parameters in (None, report["parameters"])
+    assert report["bytes"] == 4 * report["parameters"] and report["dtypes"] == {"float32": report["parameters"]}
+    assert report["size"] is report["stage"] is report["template"] is report["special_tokens"] is None
+
+
+def test_converted_says_the_same(golden, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    convert_to_orbax(golden / "hf_qwen3moe", tmp_path / "ours")
+    ours, released = (describe(directory, SIZES) for directory in (tmp_path / "ours", golden / "hf_qwen3moe"))
+    assert ours == released | {"format": "orbax"}
+
+
+def test_size_stage_and_processor(factory, tmp_path):
+    config = factory.config()
+    values = factory.json("github", config) | {"min_dynamic_patch": 2, "max_dynamic_patch": 12, "use_thumbnail": True}
+    directory = factory.released("github", config)
+    tokenizer = train_bpe(["a b"], 280)
+    tokenizer.save(directory)
+    (directory / "config.json").write_text(json.dumps(values))
+    directory = directory.rename(directory.parent / "InternVL3_5-1B-Instruct")
+    named = {"mine": dataclasses.replace(config, image_token_id=5), "1b": SIZES["1b"]}
+    report = describe(directory, named)
+    assert (report["size"], report["stage"], report["tiles"]) == ("mine", "instruct", [2, 12])
+    assert report["template"] == "internvl2_5" and report["special_tokens"]["<IMG_CONTEXT>"] == tokenizer.image_context
+
+
+def test_a_missing_tensor_is_named(golden, tmp_path):
+    tensors = load_file(golden / "chat_qwen3_github" / "model.safetensors")
+    del tensors["mlp1.1.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((golden / "chat_qwen3_github" / "config.json").read_text())
+    with pytest.raises(InputError, match=r"missing: mlp1\.1\.bias"):
+        describe(tmp_path, SIZES)
+
+
+def test_the_launcher(golden, tmp_path):
+    command = [sys.executable, "-m", "launch.inspect"]
+    done = subprocess.run([*command, f"--checkpoint={golden / 'hf_qwen3'}"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == describe(golden / "hf_qwen3", SIZES)
+    done = subprocess.run([*command, f"--checkpoint={tmp_path}"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
