@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from checkpoint_convert.source import read_json
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
 
 Format = Literal["github", "hf", "vit"]
 
@@ -20,7 +20,11 @@ _FORMATS: dict[str, Format] = {
     "InternVLForConditionalGeneration": "hf",
     "InternVisionModel": "vit",
 }
-_FAMILIES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}  # model_type -> architecture
+_FAMILIES = {  # model_type -> architecture
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,21 +187,23 @@ def _text(part: _Part, whole: _Part) -> TextConfig:
             f"supported families are {', '.join(f'{name} ({cls})' for name, cls in _FAMILIES.items())}"
         )
     part.expect("hidden_act", "silu")
-    part.expect("attention_bias", False)
+    gpt_oss = family == "gpt_oss"
+    part.expect("attention_bias", gpt_oss)
     part.expect("use_sliding_window", False)
-    part.expect("rope_scaling", None)
-    moe = _moe(part) if family == "qwen3_moe" else None
+    theta, yarn = _yarn(part) if gpt_oss else (_rope_theta(part), None)
     return TextConfig(
-        family="qwen3",
+        family="gpt_oss" if gpt_oss else "qwen3",
         vocab=part.get("vocab_size", int),
         width=part.get("hidden_size", int),
         layers=part.get("num_hidden_layers", int),
         heads=part.get("num_attention_heads", int),
         kv_heads=part.get("num_key_value_heads", int),
         head_width=part.get("head_dim", int),
-        mlp=part.get("intermediate_size" if moe is None else "moe_intermediate_size", int),
-        moe=moe,
-        rope_theta=_rope_theta(part),
+        mlp=part.get("moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size", int),
+        moe=None if family == "qwen3" else _moe(part),
+        window=_window(part) if gpt_oss else None,
+        rope_theta=theta,
+        yarn=yarn,
         norm_eps=part.get("rms_norm_eps", float),
         tie_embeddings=_tied(part, whole),
         init_std=part.get("initializer_range", float),
@@ -208,16 +214,39 @@ def _moe(part: _Part) -> MoeConfig:
     part.expect("decoder_sparse_step", 1)
     part.expect("mlp_only_layers", [])
     part.expect("norm_topk_prob", True)
-    experts = "num_local_experts" if "num_local_experts" in part.values else "num_experts"  # transformers >= 5
+    part.expect("swiglu_limit", 7.0)
+    part.expect("swiglu_alpha", 1.702)
+    experts = "num_local_experts" if "num_local_experts" in part.values else "num_experts"
     return MoeConfig(part.get(experts, int), part.get("num_experts_per_tok", int))
+
+
+def _window(part: _Part) -> int:
+    """The window of GPT-OSS's first, third, ... layer."""
+    kinds = ["sliding_attention", "full_attention"] * part.get("num_hidden_layers", int)
+    part.expect("layer_types", kinds[: part.get("num_hidden_layers", int)])
+    return part.get("sliding_window", int)
 
 
 def _rope_theta(part: _Part) -> float:
     if "rope_parameters" not in part.values:
+        part.expect("rope_scaling", None)
         return part.get("rope_theta", float)
     rope = _Part(part.file, part.where("rope_parameters"), part.get("rope_parameters", dict))  # transformers >= 5
     rope.expect("rope_type", "default")
     return rope.get("rope_theta", float)
+
+
+def _yarn(part: _Part) -> tuple[float, YarnConfig]:
+    name = "rope_parameters" if "rope_parameters" in part.values else "rope_scaling"
+    rope = _Part(part.file, part.where(name), part.get(name, dict))
+    rope.expect("rope_type", "yarn")
+    rope.get("truncate", bool)  # absent it would mean True
+    rope.expect("truncate", False)
+    for key in ("attention_factor", "mscale", "mscale_all_dim"):
+        rope.expect(key, None)
+    theta = (rope if "rope_theta" in rope.values else part).get("rope_theta", float)
+    numbers = (rope.get(key, float) for key in ("factor", "beta_fast", "beta_slow"))
+    return theta, YarnConfig(*numbers, rope.get("original_max_position_embeddings", int))
 
 
 def _tied(part: _Part, whole: _Part) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from checkpoint_convert import table_intern_vit, table_qwen3
+from checkpoint_convert import table_intern_vit, table_language
 from checkpoint_convert.rows import Row
 
 
@@ -35,7 +35,11 @@ _HF_ALIASES = (
     (r"^(vision_tower\.encoder\.layer\.\d+)\.attn\.([qk]_norm\.)", r"\1.attention.\2"),
 )
 
-_LANGUAGE_MODELS = {"qwen3": table_qwen3.dense, "qwen3_moe": table_qwen3.moe}
+_LANGUAGE_MODELS = {
+    "qwen3": table_language.qwen3,
+    "qwen3_moe": table_language.qwen3_moe,
+    "gpt_oss": table_language.gpt_oss,
+}
 
 _GITHUB_VISION = (
     *table_intern_vit.github_tower("vision_model.", "vit."),

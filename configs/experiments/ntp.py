@@ -6,7 +6,7 @@ from configs.models import sizes
 from internvl_jax.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 
 # Released scripts: 0 for 1B, 2B and 4B.
-DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4, "30b-a3b": 0.1, "241b-a28b": 0.4}
+DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4, "20b-a4b": 0.1, "30b-a3b": 0.1, "241b-a28b": 0.4}
 
 
 def config(size: str, learning_rate: float, steps: int) -> TrainConfig:

@@ -1,7 +1,7 @@
-"""Every size by name: the published ones (paper table 1; all but GPT-OSS) and a tiny one for tests and the demo."""
+"""Every size by name: the published ones (paper table 1) and a tiny one for tests and the demo."""
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
 
 INTERN_VIT_300M = VisionConfig(
     image_size=448,
@@ -48,7 +48,9 @@ def _qwen3(
         head_width=128,
         mlp=mlp,
         moe=moe,
+        window=None,
         rope_theta=1e6,
+        yarn=None,
         norm_eps=1e-6,
         tie_embeddings=False,  # in every published size, also where the Qwen3 parent ties them
         init_std=0.02,
@@ -67,6 +69,28 @@ SIZES = {
     "38b": _qwen3(INTERN_VIT_6B, width=5120, layers=64, heads=64, mlp=25600),
     "30b-a3b": _qwen3(INTERN_VIT_300M, width=2048, layers=48, heads=32, mlp=768, kv_heads=4, moe=_EXPERTS),
     "241b-a28b": _qwen3(INTERN_VIT_6B, width=4096, layers=94, heads=64, mlp=1536, kv_heads=4, moe=_EXPERTS),
+    "20b-a4b": InternVLConfig(
+        INTERN_VIT_300M,
+        TextConfig(
+            family="gpt_oss",
+            vocab=201088,
+            width=2880,
+            layers=24,
+            heads=64,
+            kv_heads=8,
+            head_width=64,
+            mlp=2880,
+            moe=MoeConfig(experts=32, per_token=4),
+            window=128,
+            rope_theta=150000.0,
+            yarn=YarnConfig(factor=32.0, beta_fast=32.0, beta_slow=1.0, positions=4096),
+            norm_eps=1e-5,
+            tie_embeddings=False,
+            init_std=0.02,
+        ),
+        downsample_ratio=0.5,
+        image_token_id=200021,  # not published: the third token added after GPT-OSS's last, 200018
+    ),
     # Learns easy-VQA from scratch on two cores; vocab and image token fit the tokenizer that the demo trains.
     "tiny": InternVLConfig(
         vision=VisionConfig(
@@ -94,7 +118,9 @@ SIZES = {
             head_width=24,
             mlp=256,
             moe=None,
+            window=None,
             rope_theta=1e4,
+            yarn=None,
             norm_eps=1e-6,
             tie_embeddings=False,
             init_std=0.1,

@@ -45,10 +45,24 @@ class MoeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """A decoder-only language model. Family 'qwen3': per-head q/k RMSNorm, SwiGLU, no attention bias; dense or MoE."""
+class YarnConfig:
+    """Rotary positions stretched beyond the context of the first training (arXiv 2309.00071)."""
 
-    family: Literal["qwen3"]
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    positions: int  # of the first training's context
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """A decoder-only language model.
+
+    Family 'qwen3': per-head q/k RMSNorm, SwiGLU, no attention bias; dense or MoE. Family 'gpt_oss': biases, a sink per
+    head, clamped gated experts; every second layer, the first among them, sees a window.
+    """
+
+    family: Literal["qwen3", "gpt_oss"]
     vocab: int
     width: int
     layers: int
@@ -57,7 +71,9 @@ class TextConfig:
     head_width: int
     mlp: int  # of one expert, where there are several
     moe: MoeConfig | None
+    window: int | None  # tokens that the first, third, ... layer sees; None: all layers see all
     rope_theta: float
+    yarn: YarnConfig | None
     norm_eps: float
     tie_embeddings: bool
     init_std: float
@@ -106,8 +122,9 @@ class InternVLConfig:
         """The inverse of `to_dict`; an unknown or missing field raises InputError."""
         values = dict(values)
         text = values.get("text")
-        if isinstance(text, dict) and text.get("moe") is not None:
-            values["text"] = {**text, "moe": _build(MoeConfig, text["moe"], "model.text.moe")}
+        for name, part in (("moe", MoeConfig), ("yarn", YarnConfig)):
+            if isinstance(text, dict) and text.get(name) is not None:
+                values["text"] = text = {**text, name: _build(part, text[name], f"model.text.{name}")}
         for name, part in (("vision", VisionConfig), ("text", TextConfig)):
             values[name] = _build(part, values.get(name), f"model.{name}")
         return _build(cls, values, "model")

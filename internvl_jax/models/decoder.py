@@ -9,13 +9,11 @@ from flax import nnx
 from internvl_jax.models.attention import Mask
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
+from internvl_jax.models.layer import Layer
 from internvl_jax.models.nn import RmsNorm, normal
-from internvl_jax.models.qwen3 import Qwen3Layer
 from internvl_jax.models.rope import rope_table
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
 from internvl_jax.sharding import param, shard
-
-LAYERS = {"qwen3": Qwen3Layer}
 
 
 class DecoderOut(NamedTuple):
@@ -47,8 +45,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs, runtime: Runtime):
         self.config, self.runtime = config, runtime
         self.embed = Embedding(config, rngs)
-        layer = LAYERS[config.family]
-        self.layers = make_layers(lambda rngs: layer(config, rngs), config.layers, rngs)
+        self.layers = make_layers(lambda rngs: Layer(config, rngs), config.layers, rngs)
         self.norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
         self.head = None if config.tie_embeddings else Embedding(config, rngs)
 
@@ -87,17 +84,20 @@ class Decoder(nnx.Module):
         else:
             cache = cache.place(slots_BT, segments_BT, positions_BT)
             mask = Mask(segments_BT, positions_BT, cache.segments_BS, cache.positions_BS, ordered=False)
-        table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta)
+        table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta, self.config.yarn)
+        windows_L = None
+        if self.config.window is not None:  # every second layer, from the first on; the others see all
+            windows_L = jnp.where(jnp.arange(self.config.layers) % 2 == 0, self.config.window, jnp.iinfo(jnp.int32).max)
 
-        def body(layer, carry, index, _):
+        def body(layer, carry, index, window):
             x_BTD, cache = carry
             before = x_BTD
-            x_BTD, cache, kv, router_BTE = layer(x_BTD, table, mask, cache, index, slots_BT)
+            x_BTD, cache, kv, router_BTE = layer(x_BTD, table, mask, window, cache, index, slots_BT)
             return (x_BTD, cache), {
                 "kv": kv if "kv" in collect else None,
                 "hidden": before if "hidden" in collect else None,
                 "router": router_BTE if "router" in collect else None,
             }
 
-        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), None, body, self.runtime)
+        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), windows_L, body, self.runtime)
         return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"])

@@ -11,7 +11,7 @@ from flax import nnx
 
 from internvl_jax.models.attention import attend
 from internvl_jax.models.config import VisionConfig
-from internvl_jax.models.nn import NORMS, Linear, RmsNorm, along, drop_path, gelu, normal
+from internvl_jax.models.nn import NORMS, Linear, RmsNorm, along, drop_path, gelu, identity, normal
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
 from internvl_jax.sharding import param, shard
 
@@ -28,7 +28,7 @@ class VisionAttention(nnx.Module):
             self.q_norm = RmsNorm(rngs, (N, H), heads, config.norm_eps)
             self.k_norm = RmsNorm(rngs, (N, H), heads, config.norm_eps)
         else:
-            self.q_norm = self.k_norm = _identity
+            self.q_norm = self.k_norm = identity
 
     def __call__(self, x_GPD: jax.Array) -> jax.Array:
         # Tiles stay where they are: the compiler would move heads, on which the weights may lie.
@@ -111,10 +111,6 @@ class InternViT(nnx.Module):
 
         last, outs = run_layers(self.layers, x, (rates, keys), body, self.runtime)
         return (last, jnp.concatenate([x[None], outs])) if collect else last
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
 
 
 def _position_table(table: jax.Array, grid: int, wanted: tuple[int, int]) -> jax.Array:

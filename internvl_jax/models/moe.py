@@ -1,8 +1,9 @@
-"""Mixture of experts: a router gives every token a few experts, whose SwiGLUs are summed by the router's weights.
+"""Mixture of experts: a router gives every token a few experts, whose outputs are summed by the router's weights.
 
 Tokens are sorted by expert and multiplied group by group (`jax.lax.ragged_dot`): none is dropped.
 
-Source: Qwen3-MoE (softmax over all experts, the chosen ones renormalised, which is the softmax over the chosen logits).
+Source: Qwen3-MoE (softmax over all experts, the chosen ones renormalised, which is the softmax over the chosen
+logits) and GPT-OSS (softmax over the chosen logits), whose experts differ.
 """
 
 from collections.abc import Callable
@@ -13,48 +14,89 @@ from flax import nnx
 from jax import lax
 
 from internvl_jax.models.config import TextConfig
-from internvl_jax.models.nn import Linear, normal, product, silu
+from internvl_jax.models.nn import Linear, along, normal, product, silu, zeros
 from internvl_jax.sharding import param, shard
 
 # lhs[rows, in] . rhs[group, out, in], rows ragged.
 _BY_GROUP = lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
 )
+# The gate and the linear half of GPT-OSS's experts.
+_LIMIT, _STEEPNESS = 7.0, 1.702
 
 
 class Moe(nnx.Module):
     """`[B, T, D] -> [B, T, D]`, with the router's logits `[B, T, E]` in float32."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        D, F, E, init = config.width, config.mlp, config.moe.experts, normal(config.init_std)
+        gpt_oss, init = config.family == "gpt_oss", normal(config.init_std)
         self.per_token = config.moe.per_token
-        self.router = Linear(rngs, (E,), (D,), ((None,), ("embed",)), init, bias=False)
-        self.gate = _Experts(rngs, (E, F, D), ("expert", "mlp", "embed"), init)
-        self.up = _Experts(rngs, (E, F, D), ("expert", "mlp", "embed"), init)
-        self.down = _Experts(rngs, (E, D, F), ("expert", "embed", "mlp"), init)
+        self.router = Linear(rngs, (config.moe.experts,), (config.width,), ((None,), ("embed",)), init, bias=gpt_oss)
+        self.experts = (ClampedExperts if gpt_oss else SwiGluExperts)(config, rngs)
 
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         B, T, D = x_BTD.shape
-        router = self.router.weight[...].astype(jnp.float32)
-        logits_BTE = product(x_BTD.astype(jnp.float32), router)
+        router_ED = self.router.weight[...].astype(jnp.float32)
+        logits_BTE = product(x_BTD.astype(jnp.float32), router_ED)
+        if self.router.bias is not None:
+            logits_BTE = logits_BTE + along(self.router.bias[...].astype(jnp.float32), logits_BTE)
         chosen, experts = lax.top_k(logits_BTE.reshape(B * T, -1), self.per_token)
-        weights = jax.nn.softmax(chosen, axis=-1)
+        weights = jax.nn.softmax(chosen, axis=-1).reshape(-1)
 
-        order = jnp.argsort(experts.reshape(-1), stable=True)  # places (token, choice), by expert
+        experts = experts.reshape(-1)  # of every place, a place being a token's choice
+        order = jnp.argsort(experts, stable=True)
         tokens = order // self.per_token
-        sizes = jnp.bincount(experts.reshape(-1), length=router.shape[0]).astype(jnp.int32)
-        x = x_BTD.reshape(B * T, D)[tokens]
-        hidden = silu(self.gate(x, sizes)) * self.up(x, sizes)
-        y = self.down(hidden, sizes).astype(jnp.float32)
-        out = jnp.zeros((B * T, D), jnp.float32).at[tokens].add(y * weights.reshape(-1)[order][:, None])
+        sizes_E = jnp.bincount(experts, length=len(router_ED)).astype(jnp.int32)
+        y = self.experts(x_BTD.reshape(B * T, D)[tokens], sizes_E, experts[order]).astype(jnp.float32)
+        out = jnp.zeros((B * T, D), jnp.float32).at[tokens].add(y * weights[order][:, None])
         return shard(out.astype(x_BTD.dtype).reshape(B, T, D), "batch", "time", None), logits_BTE
 
 
-class _Experts(nnx.Module):
+class SwiGluExperts(nnx.Module):
+    """Qwen3's feed-forward layer, several times."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, F, E, init = config.width, config.mlp, config.moe.experts, normal(config.init_std)
+        self.gate = ExpertLinear(rngs, (E, F, D), ("expert", "mlp", "embed"), init, bias=False)
+        self.up = ExpertLinear(rngs, (E, F, D), ("expert", "mlp", "embed"), init, bias=False)
+        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "embed", "mlp"), init, bias=False)
+
+    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
+        hidden = silu(self.gate(x, sizes_E, experts)) * self.up(x, sizes_E, experts)
+        return self.down(hidden, sizes_E, experts)
+
+
+class ClampedExperts(nnx.Module):
+    """GPT-OSS's: a gate clamped from above, a linear half clamped on both sides and shifted by one, biases."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, F, E, init = config.width, config.mlp, config.moe.experts, normal(config.init_std)
+        self.gate_up = ExpertLinear(rngs, (E, 2, F, D), ("expert", None, "mlp", "embed"), init, bias=True)
+        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "embed", "mlp"), init, bias=True)
+
+    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
+        gate, up = jnp.split(self.gate_up(x, sizes_E, experts).astype(jnp.float32), 2, axis=-1)
+        gate, up = jnp.minimum(gate, _LIMIT), jnp.clip(up, -_LIMIT, _LIMIT)
+        hidden = (up + 1) * gate * jax.nn.sigmoid(_STEEPNESS * gate)
+        return self.down(hidden.astype(x.dtype), sizes_E, experts)
+
+
+class ExpertLinear(nnx.Module):
     """A linear layer per expert: `[rows, in] -> [rows, out]`, the rows of one expert after those of another."""
 
-    def __init__(self, rngs: nnx.Rngs, shape_EOI: tuple[int, int, int], axes: tuple[str, str, str], init: Callable):
-        self.weight = param(rngs, shape_EOI, axes, init)
+    def __init__(
+        self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable, bias: bool
+    ):
+        self.weight = param(rngs, shape, axes, init)
+        self.bias = param(rngs, shape[:-1], axes[:-1], zeros) if bias else None
 
-    def __call__(self, x: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        return lax.ragged_dot_general(x, self.weight[...].astype(x.dtype), sizes_E, _BY_GROUP)
+    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
+        """Args:
+        sizes_E: rows of every expert.
+        experts: the expert of every row.
+        """
+        weight = self.weight[...].astype(x.dtype)
+        y = lax.ragged_dot_general(x, weight.reshape(len(weight), -1, weight.shape[-1]), sizes_E, _BY_GROUP)
+        if self.bias is None:
+            return y
+        return y + self.bias[...].astype(y.dtype).reshape(len(weight), -1)[experts]

@@ -24,6 +24,11 @@ def normal(stddev: float) -> Callable:
 zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
 
 
+def identity(x: jax.Array) -> jax.Array:
+    """In place of a norm that a family lacks."""
+    return x
+
+
 def along(value: jax.Array, x: jax.Array) -> jax.Array:
     """`value` with leading dimensions of 1, to meet the last dimensions of x: broadcasting is never silent here."""
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)

@@ -34,7 +34,7 @@ def test_params_come_out_as_they_were_written(factory, form, qk_norm):
     assert equal(flatten(model), factory.params(config))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3moe"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe", "gptoss"])
 def test_both_formats_of_one_model_are_the_same_params(golden, family):
     github = load_model(golden / f"chat_{family}_github", "float32", image_token_id=312)
     assert equal(flatten(load_model(golden / f"hf_{family}", "float32")), flatten(github))
@@ -152,7 +152,7 @@ def test_sharded_reading_of_experts(golden):
     mesh = make_mesh({"fsdp": 4, "expert": 2})
     params = flatten(load_model(golden / "hf_qwen3moe", "float32", mesh, PRESETS["fsdp"]))
     assert equal({path: np.asarray(array) for path, array in params.items()}, whole)
-    assert params["lm.layers.mlp.down.weight"].addressable_shards[0].data.shape == (3, 6 // 2, 64 // 4, 32)
+    assert params["lm.layers.mlp.experts.down.weight"].addressable_shards[0].data.shape == (3, 6 // 2, 64 // 4, 32)
 
 
 @pytest.mark.parametrize("case", ["vit300m_github", "vit6b_github"])
@@ -178,10 +178,10 @@ def test_load_released_takes_the_image_token_from_the_tokenizer(factory):
     assert (directory.parent / "ours" / "tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("case", ["chat_qwen3_github", "hf_qwen3", "hf_qwen3moe", "vit6b_github"])
+@pytest.mark.parametrize("case", ["chat_qwen3_github", "hf_qwen3", "hf_qwen3moe", "hf_gptoss", "vit6b_github"])
 def test_orbax_holds_the_same_bits(golden, tmp_path, case):
     report = convert_to_orbax(golden / case, tmp_path / "a" / "ours")
-    count = {"chat_qwen3_github": 74, "hf_qwen3": 82, "hf_qwen3moe": 124, "vit6b_github": 43}[case]
+    count = {"chat_qwen3_github": 74, "hf_qwen3": 82, "hf_qwen3moe": 124, "hf_gptoss": 117, "vit6b_github": 43}[case]
     assert (report.tensors, report.peak_rss > report.bytes, report.seconds > 0) == (count, True, True)
     assert json.loads(report.to_json())["bytes"] == report.bytes
     ours = load_bare(tmp_path / "a" / "ours", "float32", 312)

@@ -59,13 +59,13 @@ def test_published_sizes(tmp_path, size):
     assert sum(math.prod(spec.shape) for spec in specs.values()) == count
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3moe"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe", "gptoss"])
 def test_both_writers_of_hf_configs_agree(golden, tmp_path, family):
     new = (golden / f"hf_{family}" / "config_tf5.json").read_text()
     assert read(tmp_path, new).model(None) == read_config(golden / f"hf_{family}").model(None)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3moe"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe", "gptoss"])
 def test_both_formats_agree_where_both_speak(golden, family):
     hf = read_config(golden / f"hf_{family}").model(None)
     github = read_config(golden / f"chat_{family}_github").model(312)
@@ -93,7 +93,7 @@ def test_tied_embeddings_as_each_writer_says_it(factory, tmp_path, top, text, ti
         (["architectures"], ["LlavaForConditionalGeneration"], "unknown architecture 'LlavaForConditionalGeneration'"),
         (["architectures"], None, "unknown architecture None"),
         (["text_config", "model_type"], "qwen2", "language model is qwen2"),
-        (["text_config", "model_type"], "gpt_oss", "supported families are qwen3"),
+        (["text_config", "model_type"], "llama", "supported families are qwen3"),
         (["text_config", "architectures"], ["Qwen3MoeForCausalLM"], "language model is qwen3 .Qwen3Moe"),
         (["text_config", "architectures"], ["LlamaForCausalLM"], "LlamaForCausalLM"),
         (["text_config", "head_dim"], "128", "text_config.head_dim is '128'"),
@@ -152,3 +152,20 @@ def test_a_file_that_is_no_config(tmp_path, text, message):
 def test_no_config(tmp_path):
     with pytest.raises(InputError, match=r"config\.json is not there"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("layer_types", ["full_attention"] * 4, "layer_types"),
+        ("swiglu_limit", 5.0, "swiglu_limit is 5.0"),
+        ("attention_bias", False, "attention_bias"),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0}, "rope_type is 'linear'"),
+        ("sliding_window", None, "sliding_window is None"),
+    ],
+)
+def test_another_gpt_oss_is_refused(golden, tmp_path, key, value, message):
+    values = json.loads((golden / "hf_gptoss" / "config.json").read_text())
+    values["text_config"][key] = value
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, json.dumps(values)).model(None)

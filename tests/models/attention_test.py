@@ -28,7 +28,7 @@ def arrays(queries: int, keys: int):
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
-def reference(q, k, v, g, allowed_BTS):
+def reference(q, k, v, g, allowed_BTS, sinks_N=None):
     """Output, and the gradients of sum(output * g), in float64, a head at a time."""
     repeats, scale = q.shape[1] // k.shape[1], q.shape[3] ** -0.5
     q, k, v, g = (part.astype(np.float64) for part in (q, k, v, g))
@@ -36,8 +36,9 @@ def reference(q, k, v, g, allowed_BTS):
     for b, n in np.ndindex(q.shape[:2]):
         m = n // repeats
         scores = np.where(allowed_BTS[b], q[b, n] @ k[b, m].T * scale, -np.inf)
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
+        largest = scores.max(axis=1, keepdims=True)
+        weights = np.exp(scores - largest)
+        weights /= weights.sum(axis=1, keepdims=True) + (0 if sinks_N is None else np.exp(sinks_N[n] - largest))
         out[b, n] = weights @ v[b, m]
         dweights = g[b, n] @ v[b, m].T
         dscores = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True)) * scale
@@ -107,17 +108,47 @@ def test_values_and_gradients(path, case):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_sinks(path, case):
+    """A logit without a value in every softmax: values, and gradients, the sinks' own among them."""
+    mask, window, queries, keys = CASES[case]
+    q, k, v, g = arrays(queries, keys)
+    sinks_N = np.linspace(-3, 4, N).astype(np.float32)
+    allowed_BTS = allowed(*CASES[case])
+    g *= allowed_BTS.any(axis=2)[:, None, :, None]
+    allowed_BTS |= ~allowed_BTS.any(axis=2, keepdims=True)
+
+    def run(q, k, v, sinks_N):
+        function = functools.partial(attend, mask=mask, window=None if window is None else jnp.int32(window))
+        out, back = jax.vjp(lambda q, k, v, sinks_N: function(q, k, v, sinks_N=sinks_N), q, k, v, sinks_N)
+        return out, *back(g)
+
+    found = jax.jit(run)(q, k, v, sinks_N)
+    expected = reference(q, k, v, g, allowed_BTS, sinks_N)
+    rows = np.broadcast_to(np.any(g, axis=3, keepdims=True), q.shape)
+    np.testing.assert_allclose(found[0][rows], expected[0][rows], rtol=1e-4, atol=1e-5)
+    for one, other in zip(found[1:4], expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    step = 1e-6
+    for n in (0, N - 1):
+        ends = [reference(q, k, v, g, allowed_BTS, sinks_N + d * np.eye(N)[n])[0] for d in (-step, step)]
+        slope = np.sum((ends[1] - ends[0]) * g) / (2 * step)
+        assert float(found[4][n]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize("case", ["cached", "one query"])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_a_layer_of_a_stack(case, dtype):
+@pytest.mark.parametrize("sinks_N", [None, np.linspace(-3, 4, N, dtype=np.float32)], ids=["plain", "sinks"])
+def test_a_layer_of_a_stack(case, dtype, sinks_N):
     """The same as with that layer's keys and values alone, whatever the other layers hold."""
     mask, window, queries, keys = CASES[case]
     q, k, v, _ = (jnp.asarray(part, dtype) for part in arrays(queries, keys))
     stack = lambda part: jnp.full((3, *part.shape), jnp.nan, dtype).at[1].set(part)
-    run = jax.jit(lambda q, k, v, layer: attend(q, k, v, mask, window, layer=layer))
-    expected = jax.jit(lambda q, k, v: attend(q, k, v, mask, window))(q, k, v).astype(np.float32)
+    run = jax.jit(lambda q, k, v, layer: attend(q, k, v, mask, window, layer, sinks_N))
+    expected = jax.jit(lambda q, k, v: attend(q, k, v, mask, window, sinks_N=sinks_N))(q, k, v)
+    found = run(q, stack(k), stack(v), 1)
     tolerance = 1e-5 if dtype == np.float32 else 1e-2
-    np.testing.assert_allclose(run(q, stack(k), stack(v), 1).astype(np.float32), expected, atol=tolerance)
+    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=tolerance)
 
 
 def test_beyond_the_real_block_size():

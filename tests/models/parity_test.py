@@ -20,7 +20,13 @@ from internvl_jax.losses import load_balancing, next_token
 from internvl_jax.models import token_logprobs
 from internvl_jax.sharding import bind, flatten
 
-CASES = ["vit300m_github", "vit6b_github", "chat_qwen3_github", "hf_qwen3", "chat_qwen3moe_github", "hf_qwen3moe"]
+FAMILIES = ["qwen3", "qwen3moe", "gptoss"]
+CASES = [
+    "vit300m_github",
+    "vit6b_github",
+    *(f"chat_{family}_github" for family in FAMILIES),
+    *(f"hf_{family}" for family in FAMILIES),
+]
 
 
 def load(directory):
@@ -33,12 +39,14 @@ def test_outputs(golden, case):
     model, inputs, outputs = load(golden / case)
     report = compare(model, inputs, outputs)
     tokens = {name for name in outputs if name.startswith("greedy_tokens")}
-    elsewhere = {"aux_loss", "loss_with_aux"}  # in the test of gradients
+    elsewhere = {"aux_loss", "aux_loss_raw_logits", "loss_with_aux"}  # in the test of gradients
     assert report.keys() == (outputs.keys() - tokens - elsewhere) | {f"{name}_equal" for name in tokens}
     assert all(report[f"{name}_equal"] for name in tokens)
     errors = {name: error for name, error in report.items() if not name.endswith("_equal")}
     modules = ("hidden_state_0", "vit_embeds", "image_features", "llm_hidden_0", "loss")
-    limits = {name: 1e-5 if name.startswith(modules) else 1e-4 for name in errors}
+    # GPT-OSS's weights are loud: float32 itself is 6e-5 from float64.
+    outputs_limit, modules_limit = (3e-4, 3e-5) if "gptoss" in case else (1e-4, 1e-5)
+    limits = {name: modules_limit if name.startswith(modules) else outputs_limit for name in errors}
     assert not {name: error for name, error in errors.items() if not error <= limits[name]}
 
 
@@ -71,7 +79,7 @@ def test_gradients_of_the_towers(golden, case):
     close(dict(to_released(TABLES["github", "vit"].rows, grads)), *recorded(golden / case))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3moe"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_of_the_whole_model(golden, family):
     directory = golden / f"chat_{family}_github"
     model, inputs, outputs = load(directory)
@@ -98,8 +106,12 @@ def test_loss_and_gradients_of_the_whole_model(golden, family):
     (value, aux), grads = program(params, 0.0)
     assert float(value) == pytest.approx(float(outputs["loss"]), rel=1e-5)
     grads = jax.device_get(grads)
-    rows = TABLES["github", {"qwen3": "qwen3", "qwen3moe": "qwen3_moe"}[family]].rows
+    rows = TABLES["github", {"qwen3": "qwen3", "qwen3moe": "qwen3_moe", "gptoss": "gpt_oss"}[family]].rows
     close(dict(to_released(rows, grads)), *recorded(directory))
+    if family == "gptoss":
+        # Its `aux_loss` is that of transformers 4.55, taken of probabilities instead of logits by mistake.
+        assert float(aux) == pytest.approx(float(outputs["aux_loss_raw_logits"]), rel=1e-5)
+        return
     if family == "qwen3moe":
         assert float(aux) == pytest.approx(float(outputs["aux_loss"]), rel=1e-5)
         config = json.loads((directory / "config.json").read_text())["llm_config"]

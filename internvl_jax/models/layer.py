@@ -1,4 +1,7 @@
-"""The Qwen3 layer: grouped heads with a per-head q/k norm and rotary positions, SwiGLU or experts, no biases."""
+"""The language model's layer: grouped heads with rotary positions, then a SwiGLU or experts.
+
+Qwen3 has a per-head q/k norm and no biases; GPT-OSS has biases and a sink per head.
+"""
 
 import jax
 from flax import nnx
@@ -7,27 +10,29 @@ from internvl_jax.models.attention import Mask, attend
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
 from internvl_jax.models.moe import Moe
-from internvl_jax.models.nn import Linear, RmsNorm, normal, silu
+from internvl_jax.models.nn import Linear, RmsNorm, identity, normal, silu, zeros
 from internvl_jax.models.rope import apply_rope
-from internvl_jax.sharding import shard
+from internvl_jax.sharding import param, shard
 
 
-class Qwen3Attention(nnx.Module):
+class Attention(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        D, H = (config.width,), config.head_width
+        D, H, gpt_oss = (config.width,), config.head_width, config.family == "gpt_oss"
         heads, kv_heads, embed, init = ("heads", None), ("kv_heads", None), ("embed",), normal(config.init_std)
-        self.q = Linear(rngs, (config.heads, H), D, (heads, embed), init, bias=False)
-        self.k = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=False)
-        self.v = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=False)
-        self.o = Linear(rngs, D, (config.heads, H), (embed, heads), init, bias=False)
-        self.q_norm = RmsNorm(rngs, (H,), (None,), config.norm_eps)
-        self.k_norm = RmsNorm(rngs, (H,), (None,), config.norm_eps)
+        self.q = Linear(rngs, (config.heads, H), D, (heads, embed), init, bias=gpt_oss)
+        self.k = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=gpt_oss)
+        self.v = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=gpt_oss)
+        self.o = Linear(rngs, D, (config.heads, H), (embed, heads), init, bias=gpt_oss)
+        self.q_norm = identity if gpt_oss else RmsNorm(rngs, (H,), (None,), config.norm_eps)
+        self.k_norm = identity if gpt_oss else RmsNorm(rngs, (H,), (None,), config.norm_eps)
+        self.sinks = param(rngs, (config.heads,), ("heads",), zeros) if gpt_oss else None
 
     def __call__(
         self,
         x_BTD: jax.Array,
         table: tuple[jax.Array, jax.Array],
         mask: Mask,
+        window: jax.Array | None,
         cache: Cache | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
@@ -37,11 +42,12 @@ class Qwen3Attention(nnx.Module):
         k_BMTH = apply_rope(heads_first(self.k_norm(self.k(x_BTD))), table)
         v_BMTH = heads_first(self.v(x_BTD))
         q_BNTH = shard(q_BNTH, "batch", "act_heads", "time", None)
+        sinks_N = None if self.sinks is None else self.sinks[...]
         if cache is None:
-            out_BNTH = attend(q_BNTH, k_BMTH, v_BMTH, mask)
+            out_BNTH = attend(q_BNTH, k_BMTH, v_BMTH, mask, window, sinks_N=sinks_N)
         else:
             cache = cache.write(index, k_BMTH, v_BMTH, slots_BT)
-            out_BNTH = attend(q_BNTH, cache.k, cache.v, mask, layer=index)
+            out_BNTH = attend(q_BNTH, cache.k, cache.v, mask, window, index, sinks_N)
         return self.o(heads_first(out_BNTH)), cache, (k_BMTH, v_BMTH)
 
 
@@ -56,17 +62,17 @@ class SwiGlu(nnx.Module):
         return self.down(shard(silu(self.gate(x_BTD)) * self.up(x_BTD), "batch", "time", "act_mlp")), None
 
 
-class Qwen3Layer(nnx.Module):
+class Layer(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         self.attn_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
-        self.attn = Qwen3Attention(config, rngs)
+        self.attn = Attention(config, rngs)
         self.mlp_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
         self.mlp = SwiGlu(config, rngs) if config.moe is None else Moe(config, rngs)
 
-    def __call__(self, x_BTD, table, mask, cache, index, slots_BT):
+    def __call__(self, x_BTD, table, mask, window, cache, index, slots_BT):
         """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
         router's logits (None without experts)."""
-        out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, cache, index, slots_BT)
+        out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)
         x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
         out_BTD, router_BTE = self.mlp(self.mlp_norm(x_BTD))
         return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, router_BTE
