@@ -31,7 +31,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "demo": ["easy-vqa>=1.0"],
-        "test": ["easy-vqa>=1.0", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.17.6,<0.18"],
+        "test": ["easy-vqa>=1.0", "jinja2>=3.1", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.17.6,<0.18"],
         "bench": ["torch>=2.8", "transformers>=4.56"],
     },
 )

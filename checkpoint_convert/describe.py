@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from checkpoint_convert.account import match
-from checkpoint_convert.convert import UNKNOWN_TOKEN, has_tokenizer, released_table
-from checkpoint_convert.hf_config import read_config
+from checkpoint_convert.hf_config import UNKNOWN_TOKEN, read_config
+from checkpoint_convert.load import released_table
+from checkpoint_convert.side_files import has_tokenizer
 from checkpoint_convert.source import open_directory, read_json
 from internvl_jax.data import Processor
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig

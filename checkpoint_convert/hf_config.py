@@ -15,16 +15,24 @@ from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, Vi
 
 Format = Literal["github", "hf", "vit"]
 
-_FORMATS: dict[str, Format] = {
+# Stands for the id of <IMG_CONTEXT> where a GitHub-format checkpoint came without tokenizer files: no token has it.
+UNKNOWN_TOKEN = -1
+
+ARCHITECTURES: dict[str, Format] = {
     "InternVLChatModel": "github",
     "InternVLForConditionalGeneration": "hf",
     "InternVisionModel": "vit",
 }
-_FAMILIES = {  # model_type -> architecture
+FAMILIES = {  # model_type -> architecture
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
 }
+
+
+def language_model(text: TextConfig) -> str:
+    """The released model_type of a language model."""
+    return "qwen3_moe" if text.family == "qwen3" and text.moe is not None else text.family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +71,8 @@ class ReleasedConfig:
             whole.expect("vision_feature_layer", -1)
             whole.expect("vision_feature_select_strategy", "default")
             written = whole.get("image_token_id", int)
+            if written == UNKNOWN_TOKEN and image_token_id is not None:
+                written = image_token_id
             if image_token_id not in (None, written):
                 raise InputError(
                     f"{self.file} has image_token_id {written} but the tokenizer or reference says {image_token_id}; "
@@ -100,9 +110,9 @@ def read_config(directory: str | pathlib.Path) -> ReleasedConfig:
     values = read_json(file)
     architectures = values.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in _FORMATS:
-        raise InputError(f"{file}: unknown architecture {name!r}; supported are {', '.join(_FORMATS)}")
-    return ReleasedConfig(file, _FORMATS[name], values)
+    if name not in ARCHITECTURES:
+        raise InputError(f"{file}: unknown architecture {name!r}; supported are {', '.join(ARCHITECTURES)}")
+    return ReleasedConfig(file, ARCHITECTURES[name], values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +190,11 @@ def _side(part: _Part, key: str) -> int:
 
 def _text(part: _Part, whole: _Part) -> TextConfig:
     family = part.get("model_type", str)
-    architectures = part.optional("architectures") or [_FAMILIES.get(family)]
-    if family not in _FAMILIES or architectures[0] != _FAMILIES[family]:
+    architectures = part.optional("architectures") or [FAMILIES.get(family)]
+    if family not in FAMILIES or architectures[0] != FAMILIES[family]:
         raise InputError(
             f"{part.file}: the language model is {family} ({architectures[0]}); "
-            f"supported families are {', '.join(f'{name} ({cls})' for name, cls in _FAMILIES.items())}"
+            f"supported families are {', '.join(f'{name} ({cls})' for name, cls in FAMILIES.items())}"
         )
     part.expect("hidden_act", "silu")
     gpt_oss = family == "gpt_oss"

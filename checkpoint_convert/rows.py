@@ -37,6 +37,12 @@ class Row:
         """Leading axes of the target that placeholders count."""
         return len(_PLACEHOLDER.findall(self.templates[0]))
 
+    @property
+    def keeps_first_axis(self) -> bool:
+        """Rows of the source tensor are rows of the target: a slice of one is made of that slice of the other."""
+        left, right = (side.split()[0] for side in self.pattern.split("->"))
+        return isinstance(self.source, str) and left == right
+
     def names(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
         """Position along the placeholder axes -> tensor names, for a target of this shape."""
         counters = _PLACEHOLDER.findall(self.templates[0])

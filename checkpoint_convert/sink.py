@@ -1,15 +1,22 @@
-"""Writing a model directory of this project: all of it appears under its name, or nothing does."""
+"""Writing a checkpoint: all of it appears under its name, or nothing does."""
 
 import contextlib
 import json
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
+from checkpoint_convert.source import INDEX, TYPE_NAMES
 from internvl_jax.errors import InputError
-from internvl_jax.sharding import params_io
-from internvl_jax.sharding.state import Params
+
+# Bytes of tensors in a file, at most; what the Hub recommends, and what the released checkpoints keep to.
+MAX_SHARD = 5_000_000_000
 
 
 @contextlib.contextmanager
@@ -43,7 +50,88 @@ def whole_or_nothing(destination: pathlib.Path, size: int) -> Iterator[pathlib.P
         shutil.rmtree(partial, ignore_errors=True)  # gone already where it took its name
 
 
-def write_model_directory(directory: pathlib.Path, config: Mapping[str, Any], params: Params) -> None:
-    """`config.json` and `params/`, an orbax checkpoint of the flat dict."""
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    params_io.write_params(directory / "params", params)
+class SafetensorsWriter:
+    """Safetensors files whose tensors are written in any order, by any thread, in pieces; use as a context manager.
+
+    The headers are written first, from names, shapes and dtypes, so nothing waits for a file to be complete.
+
+    Args:
+      directory: where `model.safetensors` goes, or several numbered files and their index.
+      specs: shape and dtype of every tensor, by name.
+    """
+
+    def __init__(self, directory: pathlib.Path, specs: Mapping[str, jax.ShapeDtypeStruct]):
+        self._places: dict[str, tuple[int, int, int]] = {}  # name -> file, offset, bytes of one row
+        self._files: list[int] = []
+        groups = _groups(specs)
+        weight_map = {}
+        for i, group in enumerate(groups):
+            name = "model.safetensors" if len(groups) == 1 else f"model-{i + 1:05}-of-{len(groups):05}.safetensors"
+            weight_map |= dict.fromkeys(group, name)
+            self._files.append(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            self._write_header(self._files[-1], {tensor: specs[tensor] for tensor in group})
+        if len(groups) > 1:
+            total = sum(_nbytes(spec) for spec in specs.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            write_json(directory / INDEX, index)
+
+    def __enter__(self) -> "SafetensorsWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        for file in self._files:
+            if kind is None:
+                os.fsync(file)
+            os.close(file)
+
+    def write(self, name: str, first_row: int, array: np.ndarray) -> None:
+        """Rows of a tensor from `first_row` on; a tensor without axes has one row."""
+        file, offset, row = self._places[name]
+        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        offset += first_row * row
+        while data:
+            written = os.pwrite(file, data, offset)
+            data, offset = data[written:], offset + written
+
+    def _write_header(self, file: int, specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to be told whose it is
+        end = 0
+        for name, spec in specs.items():
+            start, end = end, end + _nbytes(spec)
+            header[name] = {
+                "dtype": TYPE_NAMES[np.dtype(spec.dtype)],
+                "shape": list(spec.shape),
+                "data_offsets": [start, end],
+            }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        os.pwrite(file, len(text).to_bytes(8, "little") + text, 0)
+        os.ftruncate(file, 8 + len(text) + end)
+        for name, spec in specs.items():
+            rows = spec.shape[0] if spec.shape else 1
+            place = 8 + len(text) + header[name]["data_offsets"][0]
+            self._places[name] = (file, place, _nbytes(spec) // rows if rows else 0)
+
+
+def write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _groups(specs: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
+    """The tensors of each file: in the order of layers; in a file the widest types first, which keeps all aligned."""
+    groups, size = [[]], 0
+    for name in sorted(specs, key=_numbers_as_numbers):
+        if groups[-1] and size + _nbytes(specs[name]) > MAX_SHARD:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += _nbytes(specs[name])
+    return [sorted(group, key=lambda name: -specs[name].dtype.itemsize) for group in groups]
+
+
+def _numbers_as_numbers(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _nbytes(spec: jax.ShapeDtypeStruct) -> int:
+    return int(np.prod(spec.shape, dtype=np.int64)) * spec.dtype.itemsize

@@ -15,6 +15,7 @@ INDEX = "model.safetensors.index.json"
 
 # The floating-point types that released checkpoints of these families store.
 _DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 
 from absl import flags
 
-from checkpoint_convert.convert import load_bare
+from checkpoint_convert.load import load_bare
 from internvl_jax.inference.compare import compare, image_token_id, read_case
 from launch import main as launcher
 

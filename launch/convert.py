@@ -1,28 +1,41 @@
-"""Converts a released InternVL3.5 checkpoint into a model directory of this project.
+"""Converts a checkpoint: released in GitHub or Hugging Face format, or of this project, each into each.
 
     python -m launch.convert --src=InternVL3_5-1B --dst=models/1b --to=orbax
+    python -m launch.convert --src=runs/sft --dst=InternVL3_5-1B-mine --to=hf --dtype=bfloat16
 
-Reads both released formats (GitHub and Hugging Face). The last line of stdout is JSON: tensors, bytes, seconds and
-peak_rss.
+Memory stays small: slices are read and written at the same time, and nothing appears under --dst until all of it is
+there. The last line of stdout is JSON: tensors, bytes, seconds and peak_rss.
 """
 
 from absl import flags
 
-from checkpoint_convert import convert_to_orbax
-from internvl_jax.errors import InputError
+from checkpoint_convert import convert
 from launch import main as launcher
 
-_SRC = flags.DEFINE_string("src", None, "Folder of a released checkpoint: config.json, safetensors, tokenizer files.")
+_SRC = flags.DEFINE_string(
+    "src",
+    None,
+    "Folder of a released checkpoint (config.json, safetensors, tokenizer files), of a model of this "
+    "project, or of a training run, whose last step is taken.",
+)
 _DST = flags.DEFINE_string("dst", None, "Folder to write; it must not exist yet.")
-_TO = flags.DEFINE_string("to", "orbax", "Format to write; 'orbax' is the one that training and chat read.")
+_TO = flags.DEFINE_enum(
+    "to",
+    "orbax",
+    ["orbax", "github", "hf"],
+    "Format to write: 'orbax' is what training and chat read, 'hf' what transformers loads by itself, 'github' what "
+    "InternVL's own code, vLLM and LMDeploy load.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "stored", ["stored", "float32", "bfloat16", "float16"], "Of the parameters; 'stored' keeps their bits."
+)
 flags.mark_flags_as_required(["src", "dst"])
 
 
 def main(argv: list[str]) -> None:
     del argv
-    if _TO.value != "orbax":
-        raise InputError(f"--to={_TO.value} is not supported yet; use --to=orbax")
-    print(convert_to_orbax(_SRC.value, _DST.value).to_json())
+    dtype = None if _DTYPE.value == "stored" else _DTYPE.value
+    print(convert(_SRC.value, _DST.value, _TO.value, dtype).to_json())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding.params_io import ITEM, first_line
+from internvl_jax.sharding.params_io import ITEM, first_line, saving_options
 from internvl_jax.training.config import RunConfig
 from internvl_jax.training.state import TrainState
 
@@ -63,14 +63,15 @@ class Checkpoints:
           data: position of the data, JSON-able.
         """
         self.wait()
-        self._saving = self._checkpointer.save_checkpointables_async(
-            step,
-            {
-                ITEM: state.params,
-                "optimizer": {"state": state.opt_state, "nonfinite": state.nonfinite, "step": state.step},
-                "position": {"step": step, "data": data},
-            },
-        )
+        with saving_options():
+            self._saving = self._checkpointer.save_checkpointables_async(
+                step,
+                {
+                    ITEM: state.params,
+                    "optimizer": {"state": state.opt_state, "nonfinite": state.nonfinite, "step": state.step},
+                    "position": {"step": step, "data": data},
+                },
+            )
 
     def wait(self) -> None:
         """Waits until the save under way is whole.

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from checkpoint_convert import convert_to_orbax, load_model, load_released, load_vision_tower
-from checkpoint_convert.convert import load_bare
+from checkpoint_convert import convert, load_model, load_released, load_vision_tower
+from checkpoint_convert.load import load_bare
 from internvl_jax.data import train_bpe
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import PRESETS, flatten, make_mesh
@@ -172,7 +172,7 @@ def test_load_released_takes_the_image_token_from_the_tokenizer(factory):
     model, processor = load_released(directory, "float32")
     assert model.config.image_token_id == tokenizer.image_context == processor.tokenizer.image_context
 
-    convert_to_orbax(directory, directory.parent / "ours")
+    convert(directory, directory.parent / "ours")
     ours = json.loads((directory.parent / "ours" / "config.json").read_text())
     assert ours["model"] == model.config.to_dict() and ours["processor"] == processor.to_dict()
     assert (directory.parent / "ours" / "tokenizer.json").exists()
@@ -180,7 +180,7 @@ def test_load_released_takes_the_image_token_from_the_tokenizer(factory):
 
 @pytest.mark.parametrize("case", ["chat_qwen3_github", "hf_qwen3", "hf_qwen3moe", "hf_gptoss", "vit6b_github"])
 def test_orbax_holds_the_same_bits(golden, tmp_path, case):
-    report = convert_to_orbax(golden / case, tmp_path / "a" / "ours")
+    report = convert(golden / case, tmp_path / "a" / "ours")
     count = {"chat_qwen3_github": 74, "hf_qwen3": 82, "hf_qwen3moe": 124, "hf_gptoss": 117, "vit6b_github": 43}[case]
     assert (report.tensors, report.peak_rss > report.bytes, report.seconds > 0) == (count, True, True)
     assert json.loads(report.to_json())["bytes"] == report.bytes
@@ -193,7 +193,7 @@ def test_orbax_holds_the_same_bits(golden, tmp_path, case):
 
 def test_bfloat16_stays_bfloat16(factory, tmp_path):
     tensors = {name: a.astype(ml_dtypes.bfloat16) for name, a in factory.tensors("hf", factory.config()).items()}
-    convert_to_orbax(factory.released("hf", factory.config(), tensors), tmp_path / "ours")
+    convert(factory.released("hf", factory.config(), tensors), tmp_path / "ours")
     params = flatten(load_bare(tmp_path / "ours", "float32", None))
     wanted = {
         path: a.astype(ml_dtypes.bfloat16).astype(np.float32) for path, a in factory.params(factory.config()).items()
@@ -204,7 +204,7 @@ def test_bfloat16_stays_bfloat16(factory, tmp_path):
 def test_bad_input_leaves_nothing(factory, tmp_path):
     tensors, _ = broken(factory.tensors("hf", factory.config()), "not finite")
     with pytest.raises(InputError, match="not finite"):
-        convert_to_orbax(factory.released("hf", factory.config(), tensors), tmp_path / "ours")
+        convert(factory.released("hf", factory.config(), tensors), tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
@@ -212,7 +212,7 @@ def test_a_destination_in_use_is_kept(golden, tmp_path):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "notes").write_text("mine")
     with pytest.raises(InputError, match="already exists"):
-        convert_to_orbax(golden / "vit6b_github", tmp_path / "ours")
+        convert(golden / "vit6b_github", tmp_path / "ours")
     assert (tmp_path / "ours" / "notes").read_text() == "mine"
 
 
@@ -220,43 +220,42 @@ def test_a_disk_without_room_is_noticed_before_writing(golden, tmp_path, monkeyp
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="make room"):
-        convert_to_orbax(golden / "vit6b_github", tmp_path / "ours")
+        convert(golden / "vit6b_github", tmp_path / "ours")
     assert not list(tmp_path.iterdir())
 
 
+# The process is killed when it has written so many slices.
 KILLED = """
 import os, signal, sys
-from checkpoint_convert import convert, convert_to_orbax
+from checkpoint_convert import conversion, convert, reader
 
-def write(directory, *rest, original=convert.write_model_directory):
-    original(directory, *rest)
-    os.kill(os.getpid(), signal.SIGKILL)
+def all_finite(array, left=[int(sys.argv[1])], original=reader.all_finite):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(array)
 
-convert.write_model_directory = write
-convert_to_orbax(*sys.argv[1:])
+conversion.all_finite = all_finite
+convert(*sys.argv[2:])
 """
 
 
-def test_killed_it_leaves_nothing_under_the_name_and_can_run_again(golden, tmp_path):
-    command = [sys.executable, "-c", KILLED, str(golden / "vit6b_github"), str(tmp_path / "ours")]
+@pytest.mark.parametrize(("to", "slices"), [("orbax", 0), ("orbax", 17), ("hf", 0), ("hf", 40), ("hf", 73)])
+def test_killed_it_leaves_nothing_under_the_name_and_can_run_again(golden, tmp_path, to, slices):
+    arguments = [str(golden / "chat_qwen3_github"), str(tmp_path / "ours"), to]
+    command = [sys.executable, "-c", KILLED, str(slices), *arguments]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["ours.partial"]
-    convert_to_orbax(golden / "vit6b_github", tmp_path / "ours")
+    convert(*arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
-def test_a_disk_that_fills_up_while_writing(golden, tmp_path):
+@pytest.mark.parametrize("to", ["orbax", "github"])
+def test_a_disk_that_fills_up_while_writing(golden, tmp_path, to):
     """A limit on the size of files stands for the full disk; the launcher says so in one line."""
-    flags = f"--src={golden}/vit6b_github --dst={tmp_path}/ours"
+    flags = f"--src={golden}/vit6b_github --dst={tmp_path}/ours --to={to}"
     command = f"ulimit -f 100; exec {sys.executable} -m launch.convert {flags}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("error: writing ")
     assert not list(tmp_path.iterdir())
-
-
-def test_other_targets_are_refused(golden, tmp_path):
-    command = [sys.executable, "-m", "launch.convert", f"--src={golden / 'vit6b_github'}", f"--dst={tmp_path / 'ours'}"]
-    done = subprocess.run([*command, "--to=hf"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: --to=hf is not supported yet; use --to=orbax\n"

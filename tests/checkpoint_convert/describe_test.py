@@ -8,7 +8,7 @@ import sys
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoint_convert import convert_to_orbax, describe
+from checkpoint_convert import convert, describe
 from checkpoint_convert.source import Tensor
 from configs.models.sizes import SIZES
 from internvl_jax.data import train_bpe
@@ -42,7 +42,7 @@ def test_released(golden, case):
 
 def test_converted_says_the_same(golden, tmp_path, monkeypatch):
     monkeypatch.undo()
-    convert_to_orbax(golden / "hf_qwen3moe", tmp_path / "ours")
+    convert(golden / "hf_qwen3moe", tmp_path / "ours")
     ours, released = (describe(directory, SIZES) for directory in (tmp_path / "ours", golden / "hf_qwen3moe"))
     assert ours == released | {"format": "orbax"}
 

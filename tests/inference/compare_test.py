@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from checkpoint_convert.convert import load_bare
 from checkpoint_convert.hf_config import read_config
+from checkpoint_convert.load import load_bare
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compare import blocks, compare, read_case
 

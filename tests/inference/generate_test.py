@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from checkpoint_convert.convert import load_model
+from checkpoint_convert.load import load_model
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Generator, Ladders, Request, SamplingParams, Vocabulary
 from internvl_jax.inference.unstack import unstack_params

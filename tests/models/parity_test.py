@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from checkpoint_convert.convert import load_bare
+from checkpoint_convert.load import load_bare
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
 from internvl_jax.inference.compare import blocks, compare, image_token_id, read_case

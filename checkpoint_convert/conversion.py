@@ -1,0 +1,268 @@
+"""A checkpoint in any format -> the same checkpoint in another one.
+
+From and to: released in GitHub format, released in HF format, a model directory of this project (also from a training
+workdir). In between, everything is parameters of this project, in slices.
+
+1. The source is opened: its config, its processor and a reader of slices. Nothing is read but headers.
+2. The target is laid out whole: names, shapes, types and places of everything are known before the first byte.
+3. Slices of some tens of megabytes are read, checked, cast and written by a few threads, so that reading overlaps
+   writing and no parameter is ever held whole.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from absl import logging
+
+from checkpoint_convert import side_files
+from checkpoint_convert.account import refuse
+from checkpoint_convert.export_config import released_config
+from checkpoint_convert.hf_config import ARCHITECTURES, UNKNOWN_TOKEN, language_model, read_config
+from checkpoint_convert.load import released_table
+from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader, all_finite
+from checkpoint_convert.report import Report
+from checkpoint_convert.rows import Row
+from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
+from checkpoint_convert.source import read_json
+from checkpoint_convert.tables import TABLES
+from internvl_jax.data.processor import Processor
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
+from internvl_jax.sharding import abstract, params_io
+
+Format = Literal["orbax", "github", "hf"]
+
+_SLICE = 1 << 26  # bytes read and written at a time
+_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkpoint:
+    """What is converted.
+
+    Attributes:
+      config: of a model, or of a vision tower alone.
+      processor: None where there are no tokenizer files.
+      released: the config.json that it came or once came with; None for a model trained here from scratch.
+      reader: of its parameters.
+    """
+
+    directory: pathlib.Path
+    config: InternVLConfig | VisionConfig
+    processor: Processor | None
+    released: Mapping[str, Any] | None
+    reader: Reader
+
+
+def convert(
+    source: str | pathlib.Path, destination: str | pathlib.Path, to: Format = "orbax", dtype: str | None = None
+) -> Report:
+    """Writes a checkpoint in another format, with everything that it needs to be loaded at once.
+
+    Killed, it leaves nothing under the name `destination`. A checkpoint without tokenizer files becomes one without
+    processor.
+
+    Args:
+      source: a released checkpoint of either format, a model directory of this project, or a training workdir, whose
+        last step is taken.
+      destination: must not exist.
+      to: 'orbax' is the format that training and chat of this project read.
+      dtype: of the written parameters; None keeps each as it is stored.
+
+    Raises:
+      InputError: a source that is broken or of an unknown kind, parameters that are not finite or not those of the
+        config, a destination that exists or has no room, or a format that has no such model.
+    """
+    start = time.perf_counter()
+    source, destination = pathlib.Path(source), pathlib.Path(destination)
+    checkpoint = _open(source)
+    specs = checkpoint.reader.specs
+    if dtype is not None:
+        specs = {path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)) for path, spec in specs.items()}
+    with whole_or_nothing(destination, sum(_nbytes(spec) for spec in specs.values())) as directory:
+        try:
+            (_write_orbax if to == "orbax" else _write_released)(checkpoint, directory, specs, to)
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            if isinstance(error, InputError):
+                raise
+            message = params_io.first_line(error)
+            raise InputError(f"writing {destination} failed ({message}); make room and run it again") from error
+    return Report.since(start, checkpoint.reader.num_tensors, checkpoint.reader.nbytes)
+
+
+def _open(directory: pathlib.Path) -> _Checkpoint:
+    values = read_json(directory / "config.json")
+    if "format" in values:
+        return _open_ours(directory, values)
+    released = read_config(directory)
+    processor = Processor.from_released(directory) if side_files.has_tokenizer(directory) else None
+    if released.format == "vit":
+        config = released.vision()
+    else:
+        config = released.model(processor.tokenizer.image_context if processor else _unknown(released.format))
+    reader = ReleasedReader(directory, released_table(released), _specs(config))
+    return _Checkpoint(directory, config, processor, values, reader)
+
+
+def _open_ours(directory: pathlib.Path, values: Mapping[str, Any]) -> _Checkpoint:
+    config = VisionConfig(**values["vision"]) if "vision" in values else InternVLConfig.from_dict(values.get("model"))
+    processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
+    once = directory / side_files.RELEASED_CONFIG
+    reader, wanted = OrbaxReader(params_io.locate(directory)), _specs(config)
+    refuse(
+        directory,
+        {
+            "missing": sorted(wanted.keys() - reader.specs.keys()),
+            "not expected": sorted(reader.specs.keys() - wanted.keys()),
+            "of another shape": [
+                f"{path}: {list(spec.shape)} instead of {list(wanted[path].shape)}"
+                for path, spec in reader.specs.items()
+                if path in wanted and tuple(spec.shape) != tuple(wanted[path].shape)
+            ],
+        },
+    )
+    return _Checkpoint(directory, config, processor, read_json(once) if once.exists() else None, reader)
+
+
+def _write_orbax(
+    checkpoint: _Checkpoint, directory: pathlib.Path, specs: Mapping[str, jax.ShapeDtypeStruct], to: Format
+) -> None:
+    chunks = {path: _chunk(spec) for path, spec in specs.items()}
+    arrays = params_io.create_arrays(directory / "params", specs, chunks)
+
+    def copy(path: str, index: Index) -> list[str]:
+        piece = checkpoint.reader.read(path, index)
+        # A view of a file stays as it is: tensorstore need not copy it first.
+        arrays[path][index].write(_cast(piece, specs[path].dtype), can_reference_source_data_indefinitely=True).result()
+        return [] if all_finite(piece) else checkpoint.reader.names(path, index)
+
+    jobs = [(path, index) for path, spec in specs.items() for index in _grid(spec.shape, chunks[path])]
+    _run(copy, jobs, checkpoint.directory)
+    config, processor = checkpoint.config, checkpoint.processor
+    if isinstance(config, VisionConfig):
+        described = {"vision": dataclasses.asdict(config)}
+    else:
+        described = {"model": config.to_dict(), "processor": processor.to_dict() if processor else None}
+    write_json(directory / "config.json", {"format": 1, **described})
+    if checkpoint.released is not None:
+        write_json(directory / side_files.RELEASED_CONFIG, checkpoint.released)
+    side_files.carry(checkpoint.directory, directory, _released_form(checkpoint.released), to)
+    if isinstance(config, InternVLConfig) and processor is None:
+        logging.warning("%s has no tokenizer files, so the result can't be used for chat", checkpoint.directory)
+
+
+def _write_released(
+    checkpoint: _Checkpoint, directory: pathlib.Path, specs: Mapping[str, jax.ShapeDtypeStruct], to: Format
+) -> None:
+    config = checkpoint.config
+    main_dtype = max((_nbytes(spec), spec.dtype.name) for spec in specs.values())[1]
+    values = released_config(to, config, checkpoint.processor, main_dtype, checkpoint.released)
+    family = "vit" if isinstance(config, VisionConfig) else language_model(config.text)
+    rows = [row for row in TABLES[to, family].rows if row.target in specs]
+    tensors = {}
+    for row in rows:
+        spec = jax.ShapeDtypeStruct(row.source_shape(specs[row.target].shape), specs[row.target].dtype)
+        tensors |= {name: spec for _, names in row.names(specs[row.target].shape) for name in names}
+    with SafetensorsWriter(directory, tensors) as writer:
+
+        def copy(row: Row, position: tuple[int, ...], names: tuple[str, ...], part: slice) -> list[str]:
+            spec = specs[row.target]
+            rest = (part, *(slice(None) for _ in spec.shape))[: len(spec.shape) - len(position)]
+            index = (*(slice(i, i + 1) for i in position), *rest)
+            piece = checkpoint.reader.read(row.target, index)
+            piece = piece.reshape(piece.shape[len(position) :])
+            for name, tensor in zip(names, row.backwards(_cast(piece, spec.dtype)), strict=True):
+                writer.write(name, part.start or 0, tensor)
+            return [] if all_finite(piece) else checkpoint.reader.names(row.target, index)
+
+        jobs = [job for row in rows for job in _jobs(row, specs[row.target])]
+        _run(copy, jobs, checkpoint.directory)
+    write_json(directory / "config.json", values)
+    side_files.carry(checkpoint.directory, directory, _released_form(checkpoint.released), to)
+    if checkpoint.processor is not None:
+        side_files.complete(directory, to, checkpoint.processor)
+    elif isinstance(config, InternVLConfig):
+        logging.warning(
+            "%s has no tokenizer files: put them beside the result, which knows no id of <IMG_CONTEXT> otherwise",
+            checkpoint.directory,
+        )
+
+
+def _jobs(row: Row, spec: jax.ShapeDtypeStruct) -> Iterator[tuple[Row, tuple[int, ...], tuple[str, ...], slice]]:
+    """A row's tensors, in slices where its pattern leaves the first axis alone."""
+    shape = spec.shape[row.stacked_axes :]
+    count = math.ceil(math.prod(shape) * spec.dtype.itemsize / _SLICE) if row.keeps_first_axis else 1
+    step = math.ceil(shape[0] / count) if shape else 1
+    for position, names in row.names(spec.shape):
+        for start in range(0, shape[0], step) if count > 1 else [None]:
+            yield row, position, names, slice(start, None if start is None else min(start + step, shape[0]))
+
+
+def _run(job: Callable[..., list[str]], jobs: Sequence[tuple], source: pathlib.Path) -> None:
+    """All jobs, several at a time; each returns the names of tensors that are not finite."""
+    not_finite: set[str] = set()
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        futures = [pool.submit(job, *arguments) for arguments in jobs]
+        try:
+            # Shown where a terminal watches.
+            for future in tqdm.tqdm(concurrent.futures.as_completed(futures), "slices", len(jobs), disable=None):
+                not_finite.update(future.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+    refuse(source, {"not finite": sorted(not_finite)})
+
+
+def _chunk(spec: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    """The shape of slices: whole in the last axes, cut in the first ones until it is small enough."""
+    chunk = list(spec.shape)
+    for axis in range(len(chunk)):
+        rest = math.prod(chunk[axis + 1 :]) * spec.dtype.itemsize
+        if rest * chunk[axis] <= _SLICE:
+            break
+        count = math.ceil(chunk[axis] / max(1, _SLICE // rest))
+        chunk[axis] = math.ceil(chunk[axis] / count)
+    return tuple(chunk)
+
+
+def _grid(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Index]:
+    starts = (range(0, size, step) for size, step in zip(shape, chunk, strict=True))
+    for corner in itertools.product(*starts):
+        yield tuple(
+            slice(start, min(start + step, size)) for start, step, size in zip(corner, chunk, shape, strict=True)
+        )
+
+
+def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    # By XLA: numpy converts between bfloat16 and float32 twenty times slower than it copies.
+    with jax.default_device(jax.devices("cpu")[0]):
+        return np.asarray(jnp.asarray(array).astype(dtype))
+
+
+def _specs(config: InternVLConfig | VisionConfig) -> Mapping[str, Any]:
+    make = InternViT if isinstance(config, VisionConfig) else InternVL
+    return abstract(lambda rngs: make(config, rngs, Runtime()))[1]
+
+
+def _unknown(form: str) -> int | None:
+    return UNKNOWN_TOKEN if form == "github" else None
+
+
+def _released_form(values: Mapping[str, Any] | None) -> str | None:
+    form = ARCHITECTURES.get(values["architectures"][0]) if values else None
+    return "github" if form == "vit" else form
+
+
+def _nbytes(spec: jax.ShapeDtypeStruct) -> int:
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,249 @@
+"""The model config of this project -> config.json of a released format; the inverse of `hf_config`.
+
+A config.json holds more than this project computes with (ids of begin and end tokens, the longest position, dropout of
+other people's trainers). Where the checkpoint came with a config.json, those values are carried over from it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from checkpoint_convert.hf_config import ARCHITECTURES, FAMILIES, language_model
+from internvl_jax.data.processor import Processor
+from internvl_jax.errors import InputError
+from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+
+Values = dict[str, Any]
+
+# Of a released config.json: these would contradict what is written, or say how something was stored.
+_NOT_CARRIED = ("dtype", "quantization_config", "rope_parameters", "transformers_version", "_name_or_path")
+_AUTO_MAP = {
+    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+    "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+    "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+}
+_VISION_AUTO_MAP = {
+    "AutoConfig": "configuration_intern_vit.InternVisionConfig",
+    "AutoModel": "modeling_intern_vit.InternVisionModel",
+}
+
+
+def released_config(
+    form: Literal["github", "hf"],
+    config: InternVLConfig | VisionConfig,
+    processor: Processor | None,
+    dtype: str,
+    carried: Mapping[str, Any] | None,
+) -> Values:
+    """The values of config.json.
+
+    Args:
+      form: the format to write.
+      config: of a model, or of a vision tower alone.
+      processor: says the bounds of tiles, the template and the ends of an answer.
+      dtype: in which most parameters are stored.
+      carried: the config.json that the checkpoint once came with, of either format.
+
+    Raises:
+      InputError: the format has no such model.
+    """
+    carried = carried or {}
+    same_form = carried.get("architectures", [None])[0] in {
+        name for name, known in ARCHITECTURES.items() if known == form or known == "vit"
+    }
+    whole = _carry(carried) if same_form else {}
+    if isinstance(config, VisionConfig):
+        if form == "hf":
+            raise InputError("transformers has no format for a vision tower alone; use --to=github")
+        return {**whole, **_github_vision(config, dtype)}
+    text = {
+        **_text_defaults(config.text),
+        **_carry(carried.get("llm_config", carried.get("text_config", {}))),
+        **_text(config.text, dtype),
+    }
+    vision = _carry(carried.get("vision_config", {})) if same_form else {}
+    if processor is not None:
+        tokenizer = processor.tokenizer
+        text |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    if form == "hf":
+        vision |= _hf_vision(config.vision, dtype)
+        return {**whole, **_hf(config, dtype), "text_config": text, "vision_config": vision}
+    vision |= _github_vision(config.vision, dtype)
+    template = "internvl3_5_gpt_oss" if config.text.family == "gpt_oss" else "internvl2_5"
+    values = {
+        **_GITHUB_DEFAULTS,
+        "template": template,
+        **whole,
+        **_github(config, dtype),
+        "llm_config": text,
+        "vision_config": vision,
+    }
+    if processor is not None:
+        image = processor.image_config
+        values |= {
+            "dynamic_image_size": image.max_tiles > 1,
+            "max_dynamic_patch": image.max_tiles,
+            "min_dynamic_patch": image.min_tiles,
+            "template": processor.template.name,
+            "use_thumbnail": image.thumbnail,
+        }
+    return values
+
+
+def _text_defaults(text: TextConfig) -> Values:
+    """Released values that nothing here depends on."""
+    if text.family == "gpt_oss":
+        return {"max_position_embeddings": 131072}
+    # A dense layer's width, which the MoE configs name although no layer is dense.
+    return {"max_position_embeddings": 40960, "intermediate_size": text.mlp * (text.moe.per_token if text.moe else 1)}
+
+
+# What a GitHub-format config.json says of pictures, where no processor says it.
+_GITHUB_DEFAULTS = {
+    "dynamic_image_size": True,
+    "max_dynamic_patch": 12,
+    "min_dynamic_patch": 1,
+    "use_thumbnail": True,
+}
+
+
+def _carry(values: Mapping[str, Any]) -> Values:
+    return {key: value for key, value in values.items() if key not in _NOT_CARRIED}
+
+
+def _github(config: InternVLConfig, dtype: str) -> Values:
+    return {
+        "architectures": ["InternVLChatModel"],
+        "auto_map": _AUTO_MAP,
+        "downsample_ratio": config.downsample_ratio,
+        "force_image_size": config.vision.image_size,
+        "model_type": "internvl_chat",
+        "pad2square": False,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "tie_word_embeddings": config.text.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+    }
+
+
+def _github_vision(vision: VisionConfig, dtype: str) -> Values:
+    return {
+        "architectures": ["InternVisionModel"],
+        "attention_dropout": 0.0,
+        "auto_map": _VISION_AUTO_MAP,
+        "drop_path_rate": vision.drop_path,
+        "dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_size": vision.width,
+        "image_size": vision.image_size,
+        "initializer_factor": vision.layer_scale_init,
+        "initializer_range": vision.init_std,
+        "intermediate_size": vision.mlp,
+        "layer_norm_eps": vision.norm_eps,
+        "model_type": "intern_vit_6b",  # also of the 300M tower
+        "norm_type": vision.norm,
+        "num_attention_heads": vision.heads,
+        "num_channels": 3,
+        "num_hidden_layers": vision.layers,
+        "patch_size": vision.patch_size,
+        "qk_normalization": vision.qk_norm,
+        "qkv_bias": vision.qkv_bias,
+        "torch_dtype": dtype,
+        "use_flash_attn": False,
+    }
+
+
+def _hf(config: InternVLConfig, dtype: str) -> Values:
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "downsample_ratio": config.downsample_ratio,
+        "image_seq_length": config.tokens_per_tile,
+        "image_token_id": config.image_token_id,
+        "model_type": "internvl",
+        "projector_hidden_act": "gelu",
+        "tie_word_embeddings": config.text.tie_embeddings,
+        "torch_dtype": dtype,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _hf_vision(vision: VisionConfig, dtype: str) -> Values:
+    return {
+        "architectures": ["InternVLVisionModel"],
+        "attention_bias": vision.qkv_bias,
+        "attention_dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "hidden_size": vision.width,
+        "image_size": [vision.image_size] * 2,
+        "initializer_range": vision.init_std,
+        "intermediate_size": vision.mlp,
+        "layer_norm_eps": vision.norm_eps,
+        "layer_scale_init_value": vision.layer_scale_init,
+        "model_type": "internvl_vision",
+        "norm_type": vision.norm,
+        "num_attention_heads": vision.heads,
+        "num_channels": 3,
+        "num_hidden_layers": vision.layers,
+        "patch_size": [vision.patch_size] * 2,
+        "projection_dropout": 0.0,
+        "torch_dtype": dtype,
+        "use_absolute_position_embeddings": True,
+        "use_mask_token": False,
+        "use_mean_pooling": True,
+        "use_qk_norm": vision.qk_norm,
+    }
+
+
+def _text(text: TextConfig, dtype: str) -> Values:
+    family = language_model(text)
+    values = {
+        "architectures": [FAMILIES[family]],
+        "attention_bias": text.family == "gpt_oss",
+        "head_dim": text.head_width,
+        "hidden_act": "silu",
+        "hidden_size": text.width,
+        "initializer_range": text.init_std,
+        "model_type": family,
+        "num_attention_heads": text.heads,
+        "num_hidden_layers": text.layers,
+        "num_key_value_heads": text.kv_heads,
+        "rms_norm_eps": text.norm_eps,
+        "rope_scaling": None,
+        "rope_theta": text.rope_theta,
+        "tie_word_embeddings": text.tie_embeddings,
+        "torch_dtype": dtype,
+        "vocab_size": text.vocab,
+    }
+    match family:
+        case "qwen3":
+            return values | {"intermediate_size": text.mlp}
+        case "qwen3_moe":
+            return values | {
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+                "moe_intermediate_size": text.mlp,
+                "norm_topk_prob": True,
+                "num_experts": text.moe.experts,
+                "num_experts_per_tok": text.moe.per_token,
+            }
+        case "gpt_oss":
+            return values | {
+                "experts_per_token": text.moe.per_token,
+                "intermediate_size": text.mlp,
+                "layer_types": [("sliding_attention", "full_attention")[i % 2] for i in range(text.layers)],
+                "num_experts_per_tok": text.moe.per_token,
+                "num_local_experts": text.moe.experts,
+                "rope_scaling": {
+                    "beta_fast": text.yarn.beta_fast,
+                    "beta_slow": text.yarn.beta_slow,
+                    "factor": text.yarn.factor,
+                    "original_max_position_embeddings": text.yarn.positions,
+                    "rope_type": "yarn",
+                    "truncate": False,
+                },
+                "sliding_window": text.window,
+                "swiglu_limit": 7.0,
+            }

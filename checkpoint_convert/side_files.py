@@ -1,0 +1,135 @@
+"""The files beside the weights: what travels from a checkpoint to the next one, and what a format needs besides.
+
+Files travel as they are. The Hugging Face format needs files of a processor, which the GitHub format does not have:
+they are written from the processor of this project.
+"""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from absl import logging
+
+from checkpoint_convert.sink import write_json
+from checkpoint_convert.source import read_json
+from internvl_jax.data.chat import Template
+from internvl_jax.data.processor import Processor
+
+# The config.json that a checkpoint came with, kept beside the one of this project.
+RELEASED_CONFIG = "released_config.json"
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER += ("vocab.json", "merges.txt")
+_GENERATION = "generation_config.json"
+_OF_FORMAT = {
+    # The GitHub format is loaded by code that lies beside it. It is never run here.
+    "github": ("preprocessor_config.json", "*.py"),
+    "hf": ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.*"),
+}
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def has_tokenizer(directory: pathlib.Path) -> bool:
+    return any((directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
+
+
+def carry(source: pathlib.Path, directory: pathlib.Path, source_form: str | None, form: str) -> None:
+    """Copies what may travel.
+
+    Args:
+      source, directory: of the checkpoint that is read, and of the one that is written.
+      source_form: released format that the files of `source` belong to ('github', 'hf'), None if to neither.
+      form: 'github', 'hf' or 'orbax', which keeps the files of a released format for the way back.
+    """
+    patterns = [*_TOKENIZER, _GENERATION]
+    if source_form is not None and form in (source_form, "orbax"):
+        patterns += _OF_FORMAT[source_form]
+    for pattern in patterns:
+        for file in sorted(source.glob(pattern)):
+            shutil.copyfile(file, directory / file.name)
+
+
+def complete(directory: pathlib.Path, form: str, processor: Processor) -> None:
+    """Writes what a released format needs for its model to be used at once, and what did not travel.
+
+    Args:
+      directory: with the tokenizer files.
+      form: 'github' or 'hf'.
+    """
+    _unless_there(
+        directory / _GENERATION, {"eos_token_id": list(processor.stop_ids), "pad_token_id": processor.tokenizer.pad}
+    )
+    if form == "github":
+        if not (directory / _AUTO_CODE).exists():
+            logging.warning(
+                "%s has no %s: to load it with transformers' AutoModel, copy the *.py files of any released "
+                "InternVL3.5 checkpoint in GitHub format beside it",
+                directory,
+                _AUTO_CODE,
+            )
+        return
+    image = processor.image_config
+    tokens = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = read_json(directory / "tokenizer_config.json")
+    if not tokenizer.keys() & {"extra_special_tokens", *tokens}:
+        tokenizer |= {"extra_special_tokens": tokens, "processor_class": "InternVLProcessor"}
+        write_json(directory / "tokenizer_config.json", tokenizer)
+    preprocessor = {
+        "crop_to_patches": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        **_IMAGENET,
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "max_patches": image.max_tiles,
+        "min_patches": image.min_tiles,
+        "processor_class": "InternVLProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": image.tile_size, "width": image.tile_size},
+    }
+    _unless_there(directory / "preprocessor_config.json", preprocessor)
+    _unless_there(
+        directory / "processor_config.json",
+        {"image_seq_length": image.tokens_per_tile, "processor_class": "InternVLProcessor"},
+    )
+    if not any(directory.glob("chat_template.*")):
+        (directory / "chat_template.jinja").write_text(jinja(processor.template), encoding="utf-8")
+
+
+def jinja(template: Template) -> str:
+    """The template as transformers reads it.
+
+    A picture becomes <IMG_CONTEXT> and a newline, which the processor there turns into as many tokens as it takes.
+    """
+    end = template.stop + template.after_stop
+    heads = {"system": template.system_head, "user": template.user_head, "assistant": template.assistant_head}
+    text = "{%- set heads = " + json.dumps(heads) + " -%}"
+    if template.default_system is not None:
+        opening = json.dumps(template.system_head + template.default_system + end, ensure_ascii=False)
+        text += "{%- if messages[0]['role'] != 'system' -%}{{ " + opening + " }}{%- endif -%}"
+    return text + (
+        "{%- for message in messages -%}{{ heads[message['role']] }}"
+        "{%- if message['content'] is string -%}{{ message['content'] }}"
+        "{%- else -%}{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'text' -%}{{ part['text'] }}"
+        "{%- elif part['type'] == 'video' -%}{{ '<video>\\n' }}"
+        "{%- else -%}{{ '<IMG_CONTEXT>\\n' }}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{{ " + json.dumps(end) + " }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ heads['assistant'] }}{%- endif -%}"
+    )
+
+
+_AUTO_CODE = "modeling_internvl_chat.py"
+
+
+def _unless_there(file: pathlib.Path, values: dict[str, Any]) -> None:
+    if not file.exists():
+        write_json(file, values)
