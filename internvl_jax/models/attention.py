@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from internvl_jax import sharding
+from internvl_jax.models import kernels
+
 # Queries a block: bounds the scores held at once to B x N x QUERY_BLOCK x S.
 QUERY_BLOCK = 512
 # On CPU scores beyond this many bytes (about its cache) are computed one key/value head at a time.
@@ -18,6 +21,13 @@ CACHED_BYTES = 1 << 23
 # There, queries a block: fewer where later keys are left out, so that more are.
 ORDERED_BLOCK, UNORDERED_BLOCK = 256, 2048
 _MASKED = -1e30  # finite: a row with nothing to attend to gives a mean, not NaN
+
+
+class Window(NamedTuple):
+    """A query sees this many last positions, itself included, where `holds` (a bool scalar, a layer's own)."""
+
+    size: int
+    holds: jax.Array
 
 
 class Mask(NamedTuple):
@@ -51,16 +61,12 @@ class Mask(NamedTuple):
             self.ordered,
         )
 
-    def allowed(self, window: jax.Array | None) -> jax.Array:
-        """bool `[B, T, S]`.
-
-        Args:
-          window: a query sees this many last positions, itself included; None sees all.
-        """
+    def allowed(self, window: Window | None) -> jax.Array:
+        """bool `[B, T, S]`."""
         distance_BTS = self.q_positions_BT[:, :, None] - self.k_positions_BS[:, None, :]
         same_BTS = self.q_segments_BT[:, :, None] == self.k_segments_BS[:, None, :]
         allowed_BTS = same_BTS & (self.k_segments_BS[:, None, :] > 0) & (distance_BTS >= 0)
-        return allowed_BTS if window is None else allowed_BTS & (distance_BTS < window)
+        return allowed_BTS if window is None else allowed_BTS & ((distance_BTS < window.size) | ~window.holds)
 
 
 def attend(
@@ -68,7 +74,7 @@ def attend(
     k_BMSH: jax.Array,
     v_BMSH: jax.Array,
     mask: Mask | None,
-    window: jax.Array | None = None,
+    window: Window | None = None,
     layer: jax.Array | int | None = None,
     sinks_N: jax.Array | None = None,
 ) -> jax.Array:
@@ -78,7 +84,7 @@ def attend(
       q_BNTH: queries; N is a multiple of M, head n reads key/value head n // (N / M).
       k_BMSH, v_BMSH: keys and values; with `layer`, `[L, B, M, S, H]` of which that layer is meant.
       mask: None attends to everything (the vision tower).
-      window: see `Mask.allowed`.
+      window: None sees all.
       sinks_N: a logit per head that takes part in the softmax and has no value (GPT-OSS).
 
     Returns:
@@ -86,7 +92,13 @@ def attend(
     """
     B, N, T, H = q_BNTH.shape
     M, S = k_BMSH.shape[-3:-1]
-    q_BMRTH = (q_BNTH * H**-0.5).reshape(B, M, N // M, T, H)
+    q_BNTH = q_BNTH * H**-0.5
+    if layer is None and T == S >= kernels.LONG:
+        platform = sharding.platform()
+        plain = window is None and sinks_N is None
+        if platform == "tpu" or (platform == "gpu" and plain and kernels.suits_cudnn(q_BNTH)):
+            return _kernel(q_BNTH, k_BMSH, v_BMSH, mask, window, sinks_N, platform)
+    q_BMRTH = q_BNTH.reshape(B, M, N // M, T, H)
     sinks_MR = None if sinks_N is None else jnp.asarray(sinks_N, jnp.float32).reshape(M, N // M)
     together = functools.partial(_together, mask=mask, window=window, sinks_MR=sinks_MR)
     if layer is not None:
@@ -99,6 +111,28 @@ def attend(
     else:
         out_BMRTH = together(q_BMRTH, k_BMSH, v_BMSH)
     return out_BMRTH.reshape(B, N, T, H)
+
+
+def _kernel(q_BNTH, k_BMTH, v_BMTH, mask, window, sinks_N, platform):
+    """The platform's kernel on every device's rows and heads: the compiler can't partition it."""
+    # The vision tower's heads stay whole: 25 of them divide by no power of two.
+    rows, heads = ("tiles", None) if mask is None else ("batch", "act_heads")
+    size, holds = (None, None) if window is None else window
+    segments_BT = None if mask is None else mask.q_segments_BT
+    along_heads = (rows, heads, None, None)
+
+    def on_device(q, k, v, segments_BT, holds, sinks_N):
+        if platform == "gpu":
+            return kernels.cudnn(q, k, v, segments_BT)
+        return kernels.splash(q, k, v, segments_BT, size, holds, sinks_N)
+
+    run = sharding.per_device(
+        on_device,
+        inputs=(along_heads, along_heads, along_heads, ("batch", None), (), (heads,)),
+        output=along_heads,
+    )
+    sinks_N = None if sinks_N is None else sinks_N.astype(jnp.float32)
+    return run(q_BNTH, k_BMTH, v_BMTH, segments_BT, holds, sinks_N)
 
 
 def _together(q_BMRTH, k_BMSH, v_BMSH, mask, window, sinks_MR):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.models.attention import Mask
+from internvl_jax.models.attention import Mask, Window
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
 from internvl_jax.models.layer import Layer
@@ -85,12 +85,13 @@ class Decoder(nnx.Module):
             cache = cache.place(slots_BT, segments_BT, positions_BT)
             mask = Mask(segments_BT, positions_BT, cache.segments_BS, cache.positions_BS, ordered=False)
         table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta, self.config.yarn)
-        windows_L = None
+        windowed_L = None
         if self.config.window is not None:  # every second layer, from the first on; the others see all
-            windows_L = jnp.where(jnp.arange(self.config.layers) % 2 == 0, self.config.window, jnp.iinfo(jnp.int32).max)
+            windowed_L = jnp.arange(self.config.layers) % 2 == 0
 
-        def body(layer, carry, index, window):
+        def body(layer, carry, index, windowed):
             x_BTD, cache = carry
+            window = None if windowed is None else Window(self.config.window, windowed)
             before = x_BTD
             x_BTD, cache, kv, router_BTE = layer(x_BTD, table, mask, window, cache, index, slots_BT)
             return (x_BTD, cache), {
@@ -99,5 +100,5 @@ class Decoder(nnx.Module):
                 "router": router_BTE if "router" in collect else None,
             }
 
-        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), windows_L, body, self.runtime)
+        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), windowed_L, body, self.runtime)
         return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"])

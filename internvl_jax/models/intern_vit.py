@@ -32,7 +32,7 @@ class VisionAttention(nnx.Module):
 
     def __call__(self, x_GPD: jax.Array) -> jax.Array:
         # Tiles stay where they are: the compiler would move heads, on which the weights may lie.
-        qkv = shard(self.qkv(x_GPD), "batch", None, None, None, None)
+        qkv = shard(self.qkv(x_GPD), "tiles", None, None, None, None)
         q, k, v = (part[:, :, 0] for part in jnp.split(qkv, 3, axis=2))
         q, k, v = (part.transpose(0, 2, 1, 3) for part in (self.q_norm(q), self.k_norm(k), v))
         return self.proj(attend(q, k, v, mask=None).transpose(0, 2, 1, 3))
@@ -64,7 +64,7 @@ class VisionLayer(nnx.Module):
         branch = self.attn(self.norm1(x_GPD)) * along(self.ls1[...].astype(x_GPD.dtype), x_GPD)
         x_GPD = x_GPD + drop_path(branch, rate, keys[0])
         branch = self.mlp(self.norm2(x_GPD)) * along(self.ls2[...].astype(x_GPD.dtype), x_GPD)
-        return shard(x_GPD + drop_path(branch, rate, keys[1]), "batch", None, None)
+        return shard(x_GPD + drop_path(branch, rate, keys[1]), "tiles", None, None)
 
 
 class InternViT(nnx.Module):
@@ -98,7 +98,7 @@ class InternViT(nnx.Module):
         x = self.patch(patches.reshape(G, rows * columns, size, size, 3).astype(self.runtime.dtype))
         cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (G, 1, config.width))
         table = _position_table(self.positions[...], config.grid, (rows, columns))
-        x = shard(jnp.concatenate([cls, x], axis=1) + table[None].astype(x.dtype), "batch", None, None)
+        x = shard(jnp.concatenate([cls, x], axis=1) + table[None].astype(x.dtype), "tiles", None, None)
 
         rates = jnp.asarray(np.linspace(0, config.drop_path, config.layers), jnp.float32)
         # Random numbers cost compile time, also where every rate is 0.

@@ -5,10 +5,12 @@ Qwen3 has a per-head q/k norm and no biases; GPT-OSS has biases and a sink per h
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from internvl_jax.models.attention import Mask, attend
+from internvl_jax.models.attention import Mask, Window, attend
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
+from internvl_jax.models.kernels import GATE, QKV, UP
 from internvl_jax.models.moe import Moe
 from internvl_jax.models.nn import Linear, RmsNorm, identity, normal, silu, zeros
 from internvl_jax.models.rope import apply_rope
@@ -32,15 +34,16 @@ class Attention(nnx.Module):
         x_BTD: jax.Array,
         table: tuple[jax.Array, jax.Array],
         mask: Mask,
-        window: jax.Array | None,
+        window: Window | None,
         cache: Cache | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
     ):
         heads_first = lambda x: x.transpose(0, 2, 1, 3)
-        q_BNTH = apply_rope(heads_first(self.q_norm(self.q(x_BTD))), table)
-        k_BMTH = apply_rope(heads_first(self.k_norm(self.k(x_BTD))), table)
-        v_BMTH = heads_first(self.v(x_BTD))
+        q_BTNH, k_BTMH, v_BTMH = (checkpoint_name(part(x_BTD), QKV) for part in (self.q, self.k, self.v))
+        q_BNTH = apply_rope(heads_first(self.q_norm(q_BTNH)), table)
+        k_BMTH = apply_rope(heads_first(self.k_norm(k_BTMH)), table)
+        v_BMTH = heads_first(v_BTMH)
         q_BNTH = shard(q_BNTH, "batch", "act_heads", "time", None)
         sinks_N = None if self.sinks is None else self.sinks[...]
         if cache is None:
@@ -59,7 +62,8 @@ class SwiGlu(nnx.Module):
         self.down = Linear(rngs, D, F, (embed, mlp), init, bias=False)
 
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, None]:
-        return self.down(shard(silu(self.gate(x_BTD)) * self.up(x_BTD), "batch", "time", "act_mlp")), None
+        gate_BTF, up_BTF = checkpoint_name(self.gate(x_BTD), GATE), checkpoint_name(self.up(x_BTD), UP)
+        return self.down(shard(silu(gate_BTF) * up_BTF, "batch", "time", "act_mlp")), None
 
 
 class Layer(nnx.Module):

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.sharding import shard
+
 
 def token_logprobs(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, chunk: int) -> jax.Array:
     """float32 `[B, T]`: log p(target) at every position.
@@ -14,6 +16,8 @@ def token_logprobs(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Ar
       chunk: positions a step; B x chunk x V logits live at once, in the backward pass too (they are recomputed).
     """
     B, T, D = hidden_BTD.shape
+    # Gathered once, and its gradient summed over devices once: inside the loop that would be once a chunk.
+    head_VD = shard(head_VD, "act_vocab", None)
 
     def logprobs(hidden, targets):
         logits = jax.lax.dot_general(

@@ -12,13 +12,22 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.errors import InputError
+from internvl_jax.models import kernels
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
 
 _POLICIES = {
     "none": None,
     # Keeps the outputs of the weight products, recomputes norms, activations and attention.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Keeps what the causal kernel gives (the CPU's form keeps nothing), so that it runs forward once.
+    "attention": jax.checkpoint_policies.save_only_these_names(kernels.SAVED),
+    # And the language model's queries, keys and values.
+    "qkv": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV),
+    # And one of its two inner feed-forward products.
+    "gate": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV, kernels.GATE),
+    # And the other.
+    "mlp": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV, kernels.GATE, kernels.UP),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -5,7 +5,7 @@ Models name logical axes only; a `Rules` table maps these to the five mesh axes 
 
 from internvl_jax.sharding.mesh import AXES, make_mesh
 from internvl_jax.sharding.params import param
-from internvl_jax.sharding.rules import PRESETS, Rules, shard, use
+from internvl_jax.sharding.rules import PRESETS, Rules, per_device, platform, shard, use
 from internvl_jax.sharding.state import ParamSpec, abstract, bind, flatten, init, like_params, shardings
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "like_params",
     "make_mesh",
     "param",
+    "per_device",
+    "platform",
     "shard",
     "shardings",
     "use",

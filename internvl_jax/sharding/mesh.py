@@ -35,5 +35,6 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if devices[0].platform == "cpu":
         grid = np.array(devices).reshape(shape)
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
+        # An axis need not be a whole dimension of a TPU's torus.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -20,7 +20,8 @@ class Rules:
     """Mesh axes of every logical axis; an empty tuple keeps the dimension whole on each device."""
 
     # activations
-    batch: MeshAxes  # rows of a batch, and the tiles that belong to them
+    batch: MeshAxes  # rows of a batch
+    tiles: MeshAxes  # in training, those of a row lie where the row does: as batch
     time: MeshAxes  # positions of a row
     act_heads: MeshAxes
     act_mlp: MeshAxes
@@ -70,6 +71,7 @@ class Rules:
 
 _FSDP = Rules(
     batch=("data", "fsdp"),
+    tiles=("data", "fsdp"),
     time=(),
     act_heads=(),
     act_mlp=(),
@@ -88,7 +90,7 @@ _FSDP = Rules(
 
 PRESETS = {
     "fsdp": _FSDP,
-    # The vision tower stays fsdp in every preset: its heads need not divide by the tensor axis.
+    # The vision tower stays fsdp in training: its heads need not divide by the tensor axis.
     "fsdp_tp": dataclasses.replace(
         _FSDP,
         act_heads=("tensor",),
@@ -98,6 +100,22 @@ PRESETS = {
         kv_heads=("tensor",),
         mlp=("tensor",),
         vocab=("tensor",),
+    ),
+    # Serving: weights stay where they are and activations travel. The tower is the exception: a device takes its share
+    # of the tiles, and weights, which lie spread over all, come a layer at a time.
+    "serve_tp": dataclasses.replace(
+        _FSDP,
+        batch=("data",),
+        tiles=("data", "tensor"),
+        act_heads=("tensor",),
+        act_mlp=("tensor",),
+        act_vocab=("tensor",),
+        embed=(),
+        heads=("tensor",),
+        kv_heads=("tensor",),
+        mlp=("tensor",),
+        vocab=("tensor",),
+        vit_embed=("tensor",),
     ),
 }
 
@@ -121,3 +139,25 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     mesh, rules = context
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
+
+
+def per_device(function: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]):
+    """`function` run on each device's part of its arguments; the function itself outside `use`.
+
+    Args:
+      inputs, output: logical axes of every argument and of the result. An argument that is None may have any.
+    """
+    context = _CONTEXT.get()
+    if context is None:
+        return function
+    mesh, rules = context
+    specs = tuple(rules.spec(axes) for axes in inputs)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rules.spec(output), check_vma=False)
+
+
+def platform() -> str | None:
+    """What is traced for: the platform of the mesh in `use`; without one that of the only device, None if several."""
+    context = _CONTEXT.get()
+    if context is not None:
+        return context[0].devices.flat[0].platform
+    return jax.default_backend() if jax.device_count() == 1 else None

@@ -8,7 +8,6 @@ from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
-from internvl_jax.models.stack import Remat
 
 
 @dataclasses.dataclass
@@ -88,6 +87,7 @@ class RunConfig:
       rows: packed rows of a step, over all hosts.
       micro_batches: parts that a step's rows are taken in; the gradient does not depend on it.
       dtype: of the products; master weights stay float32.
+      remat: what the backward pass computes again (`models.stack.Runtime`).
       mesh: sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.
       rules: name of a sharding preset.
       logprob_chunk: positions whose logits are held at once.
@@ -103,7 +103,7 @@ class RunConfig:
     micro_batches: int = 1
     seed: int = 42
     dtype: str = "bfloat16"
-    remat: Remat = "full"
+    remat: str = "full"
     mesh: str = "fsdp=-1"
     rules: str = "fsdp"
     logprob_chunk: int = 1024

@@ -13,6 +13,7 @@ import logging
 import math
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,6 +39,11 @@ from internvl_jax.training.step import make_step
 
 _LOG = logging.getLogger(__name__)
 
+# XLA would gather a weight piece by piece and add up as many partial products in HBM. With rows this long the gather is
+# a small part of a product's time (2026-11, libtpu 0.0.42: by the compiler's estimate a step of the 8B takes 1.4 times
+# as long with the pieces).
+_COMPILER = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -61,14 +67,14 @@ class Program:
     random_params: Any
 
 
-def build(config: TrainConfig) -> Program:
-    """The program of a config on the devices that there are."""
+def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of a config on these devices, or on all that there are."""
     run = config.run
     if run.rules not in PRESETS:
         raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
     if config.objective not in OBJECTIVES:
         raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(OBJECTIVES)}")
-    mesh, rules = sharding.make_mesh(parse_mesh(run.mesh)), PRESETS[run.rules]
+    mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
     make = functools.partial(InternVL, config.model, runtime=Runtime(np.dtype(run.dtype), run.remat))
     graphdef, specs = sharding.abstract(lambda rngs: make(rngs=rngs))
@@ -91,7 +97,12 @@ def build(config: TrainConfig) -> Program:
         graphdef=graphdef,
         specs=specs,
         abstract=abstract_like(shapes, places),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P()))),
+        step=jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(places, NamedSharding(mesh, P())),
+            compiler_options=_COMPILER.get(mesh.devices.flat[0].platform),
+        ),
         place=functools.partial(_place, sharded=NamedSharding(mesh, rules.spec(("batch",)))),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
         random_params=lambda: sharding.init(lambda rngs: make(rngs=rngs), run.seed, where),

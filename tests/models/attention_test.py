@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from internvl_jax.models import attention
-from internvl_jax.models.attention import Mask, attend
+from internvl_jax.models.attention import Mask, Window, attend
 
 B, N, M, T, S, H = 2, 6, 3, 11, 13, 5
 
@@ -86,6 +86,10 @@ def allowed(mask: Mask | None, window: int | None, queries: int, keys: int) -> n
     return found
 
 
+def in_force(window: int | None) -> Window | None:
+    return None if window is None else Window(window, jnp.bool_(True))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients(path, case):
     mask, window, queries, keys = CASES[case]
@@ -94,7 +98,7 @@ def test_values_and_gradients(path, case):
     seen_BT = allowed_BTS.any(axis=2)
     g *= seen_BT[:, None, :, None]  # nothing is promised for a query without keys, save that it is finite
     allowed_BTS |= ~seen_BT[:, :, None]
-    function = functools.partial(attend, mask=mask, window=None if window is None else jnp.int32(window))
+    function = functools.partial(attend, mask=mask, window=in_force(window))
 
     def run(q, k, v):
         out, back = jax.vjp(function, q, k, v)
@@ -119,7 +123,7 @@ def test_sinks(path, case):
     allowed_BTS |= ~allowed_BTS.any(axis=2, keepdims=True)
 
     def run(q, k, v, sinks_N):
-        function = functools.partial(attend, mask=mask, window=None if window is None else jnp.int32(window))
+        function = functools.partial(attend, mask=mask, window=in_force(window))
         out, back = jax.vjp(lambda q, k, v, sinks_N: function(q, k, v, sinks_N=sinks_N), q, k, v, sinks_N)
         return out, *back(g)
 
@@ -144,8 +148,8 @@ def test_a_layer_of_a_stack(case, dtype, sinks_N):
     mask, window, queries, keys = CASES[case]
     q, k, v, _ = (jnp.asarray(part, dtype) for part in arrays(queries, keys))
     stack = lambda part: jnp.full((3, *part.shape), jnp.nan, dtype).at[1].set(part)
-    run = jax.jit(lambda q, k, v, layer: attend(q, k, v, mask, window, layer, sinks_N))
-    expected = jax.jit(lambda q, k, v: attend(q, k, v, mask, window, sinks_N=sinks_N))(q, k, v)
+    run = jax.jit(lambda q, k, v, layer: attend(q, k, v, mask, in_force(window), layer, sinks_N))
+    expected = jax.jit(lambda q, k, v: attend(q, k, v, mask, in_force(window), sinks_N=sinks_N))(q, k, v)
     found = run(q, stack(k), stack(v), 1)
     tolerance = 1e-5 if dtype == np.float32 else 1e-2
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=tolerance)

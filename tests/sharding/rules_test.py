@@ -69,10 +69,15 @@ def test_every_dimension_of_every_parameter_has_a_name(size):
         assert (spec.axes[0] == "layers") == (".layers." in path), path
 
 
-# The vision tower is spread over fsdp alone in every preset, hence the third column.
+# The vision tower is spread over one axis alone in every preset, hence the third column.
 @pytest.mark.parametrize(
     ("preset", "axes", "tower"),
-    [("fsdp", {"fsdp": 8}, 8), ("fsdp", {"data": 2, "fsdp": 4}, 4), ("fsdp_tp", {"fsdp": 2, "tensor": 4}, 2)],
+    [
+        ("fsdp", {"fsdp": 8}, 8),
+        ("fsdp", {"data": 2, "fsdp": 4}, 4),
+        ("fsdp_tp", {"fsdp": 2, "tensor": 4}, 2),
+        ("serve_tp", {"tensor": 8}, 8),
+    ],
 )
 @pytest.mark.parametrize("size", DENSE)
 def test_every_size_lands_on_a_mesh_and_nothing_large_is_replicated(size, preset, axes, tower):

@@ -1,0 +1,117 @@
+"""JAX's attention kernels, in which scores never leave the chip: splash attention on TPU, cuDNN's on GPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Below this many queries the scores of plain products are small.
+LONG = 1024
+# Names for remat policies: of the causal kernel's output and its softmax's statistics (the vision tower's are large and
+# cheap to compute again), and of products of the language model: queries, keys and values, and the two inner ones of
+# its feed-forward layers.
+SAVED, QKV, GATE, UP = "attention", "qkv", "gate", "up"
+_LANES = 128
+_PADDED = -1  # segment of what is filled up; no query of a token is in it
+
+
+def splash(q_BNTH, k_BMTH, v_BMTH, segments_BT, window, windowed, sinks_N, interpret=False) -> jax.Array:
+    """Softmax attention of rows to themselves; q comes scaled.
+
+    Padding (segment 0) attends to padding: what it gives is finite and nobody reads it.
+
+    Args:
+      segments_BT: tokens attend to themselves and earlier ones of their segment; None: all attend to all.
+      window: tokens that a query sees, itself included, where `windowed` (a bool scalar) holds; None: all.
+      sinks_N: float32, or None.
+
+    Returns:
+      `[B, N, T, H]`.
+    """
+    T = q_BNTH.shape[2]
+    unit = _LANES if T <= 2 * LONG else LONG
+    padding = -T % unit
+    causal = segments_BT is not None
+    if padding or causal:
+        segments_BT = jnp.zeros((q_BNTH.shape[0], T), jnp.int32) if segments_BT is None else segments_BT
+        segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padding)), constant_values=_PADDED)
+    q, k, v = (jnp.pad(part, ((0, 0), (0, 0), (0, padding), (0, 0))) for part in (q_BNTH, k_BMTH, v_BMTH))
+    run = functools.partial(_splash, causal=causal, interpret=interpret)
+    if window is None:
+        out = run(q, k, v, segments_BT, sinks_N, window=None)
+    else:
+        # Whether a layer has the window is known only inside the scan: both kernels are there, one of them runs.
+        branches = [functools.partial(run, window=size) for size in (window, None)]
+        out = jax.lax.cond(windowed, *branches, q, k, v, segments_BT, sinks_N)
+    return out[:, :, :T]
+
+
+def _splash(q, k, v, segments_BT, sinks_N, *, causal, window, interpret):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as sk
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
+
+    N, T = q.shape[1:3]
+    if window is not None:
+        mask, largest = sm.LocalMask((T, T), (window - 1, 0), 0), max(2 * window, _LANES)
+    else:
+        mask, largest = sm.CausalMask((T, T)) if causal else sm.FullMask((T, T)), LONG
+    block = _divisor(T, largest)
+    # One backward kernel computes the scores once instead of twice, but writes dq once per block of keys: wide blocks,
+    # and two kernels where a window wants small ones.
+    fused, wide = window is None, _divisor(T, 2 * largest)
+    sizes = sk.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=_divisor(block, 512),
+        block_q_dkv=block,
+        block_kv_dkv=wide if fused else block,
+        block_kv_dkv_compute=_divisor(wide if fused else block, 512),
+        block_q_dq=None if fused else block,
+        block_kv_dq=None if fused else block,
+        use_fused_bwd_kernel=fused,
+    )
+    attention = sk.make_splash_mha_single_device(
+        sm.MultiHeadMask([mask] * N),
+        block_sizes=sizes,
+        residual_checkpoint_name=SAVED if causal else None,
+        interpret=interpret,
+    )
+    keys = (T + block) // 2 if causal else T
+    if window is not None:
+        keys = block * (1 + -(-(window - 1) // block))
+    with jax.named_scope(f"{SAVED}_{min(keys, T)}_keys"):  # what a query costs: nothing else in the program tells
+        if segments_BT is None:
+            return jax.vmap(lambda q, k, v: attention(q, k, v, None, sinks_N))(q, k, v)
+        ids = lambda segments_T: sk.SegmentIds(segments_T, segments_T)
+        return jax.vmap(lambda q, k, v, s: attention(q, k, v, ids(s), sinks_N))(q, k, v, segments_BT)
+
+
+def suits_cudnn(q_BNTH: jax.Array) -> bool:
+    """Whether cuDNN takes such queries (jax 0.10: half precision, heads of at most 128 in eights)."""
+    H = q_BNTH.shape[3]
+    return q_BNTH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
+
+
+def cudnn(q_BNTH, k_BMTH, v_BMTH, segments_BT, implementation="cudnn") -> jax.Array:
+    """As `splash` without window and sinks, which cuDNN doesn't know.
+
+    Segments are a mask of `[B, 1, T, T]`: JAX's interface to cuDNN has no other way to say them.
+    """
+    B, _, T, _ = q_BNTH.shape
+    padding = -T % 64
+    q, k, v = (
+        jnp.pad(part.transpose(0, 2, 1, 3), ((0, 0), (0, padding), (0, 0), (0, 0))) for part in (q_BNTH, k_BMTH, v_BMTH)
+    )
+    if segments_BT is None:
+        lengths_B = jnp.full((B,), T, jnp.int32)
+        limits = {"query_seq_lengths": lengths_B, "key_value_seq_lengths": lengths_B}
+    else:
+        segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padding)), constant_values=_PADDED)
+        limits = {"mask": (segments_BT[:, :, None] == segments_BT[:, None])[:, None], "is_causal": True}
+    out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation=implementation, **limits)
+    return out[:, :T].transpose(0, 2, 1, 3)
+
+
+def _divisor(size: int, largest: int) -> int:
+    """The largest multiple of 128 that divides `size`, a multiple of 128, and is not larger than `largest`."""
+    return max(part for part in range(_LANES, max(_LANES, min(size, largest)) + 1, _LANES) if size % part == 0)
