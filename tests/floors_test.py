@@ -17,8 +17,9 @@ RANK = {
     "training": 3,
     "serving": 3,
     "checkpoint_convert": 2,
-    "launch": 4,
-    "configs": 4,
+    "planning": 4,
+    "launch": 5,
+    "configs": 5,
 }
 APART = [
     {"models", "losses"},

@@ -195,6 +195,10 @@ class _Program:
             _TRIM(0)
         return out
 
+    def lower(self, *args: Any) -> Any:
+        """Traced for arrays, or for structs of their shapes, and not compiled."""
+        return self._jitted.lower(*args)
+
     @property
     def num_compiled(self) -> int:
         return self._jitted._cache_size()

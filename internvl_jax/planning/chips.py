@@ -1,0 +1,131 @@
+"""Accelerators by name, with their vendors' figures, and the slices that they come in."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+from internvl_jax.errors import InputError
+from internvl_jax.models.flops import PEAK
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Attributes:
+    kind: jax's device_kind, or that of the GPU; '' for a CPU.
+    matrix: rows of a matrix unit.
+    clock: cycles a second in which the TPU compiler counts; 0 where no compiler says.
+    hbm, hbm_bandwidth: bytes, bytes a second.
+    link_bandwidth: bytes a second that a chip sends along one dimension of its torus, both ways together; on GPU over
+      NVLink.
+    slices: shapes, smallest first.
+    """
+
+    platform: str
+    kind: str
+    matrix: int
+    clock: float
+    hbm: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    slices: tuple[str, ...]
+
+    @property
+    def peak(self) -> float:
+        """Dense bfloat16 operations a second."""
+        return PEAK.get(self.kind, 0.0)
+
+
+_GIB = 2.0**30
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_BOXES = ("1", "2", "4", "8")
+
+# Google Cloud's pages on v5e, v5p and v6e (ICI a chip: 1,600, 4,800 and 3,584 Gbit/s, here over the dimensions of the
+# torus); NVIDIA's data sheets. Memory of TPUs is what their compiler lets a program take. The clock is what makes the
+# peak of the chip's matrix units.
+CHIPS = {
+    "v5e": Chip("tpu", "TPU v5 lite", 128, 1.5e9, 15.75 * _GIB, 0.819e12, 1.0e11, _SQUARES),
+    "v5p": Chip("tpu", "TPU v5p", 128, 1.75e9, 95.74 * _GIB, 2.765e12, 2.0e11, _CUBES),
+    "v6e": Chip("tpu", "TPU v6 lite", 256, 1.75e9, 31.25 * _GIB, 1.64e12, 2.24e11, _SQUARES),
+    "a100": Chip("gpu", "NVIDIA A100-SXM4-80GB", 1, 0.0, 80e9, 2.039e12, 3.0e11, _BOXES),
+    "h100": Chip("gpu", "NVIDIA H100 80GB HBM3", 1, 0.0, 80e9, 3.35e12, 4.5e11, _BOXES),
+    "h200": Chip("gpu", "NVIDIA H200", 1, 0.0, 141e9, 4.8e12, 4.5e11, _BOXES),
+    "cpu": Chip("cpu", "", 1, 0.0, math.inf, 0.0, 0.0, ()),
+}
+CHIPS["gpu"] = CHIPS["h100"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A named slice: `chip` and its shape, as 'v5p:4x4x4', 'h100:8' or 'cpu:8'."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Topology":
+        """Raises InputError where the text is no such name."""
+        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
+        if not found or found.group(1) not in CHIPS:
+            raise InputError(
+                f"topology is {text!r}; write a chip and its shape or number, as v5p:4x4x4, v6e:8x8, h100:8 or cpu:8 "
+                f"(chips: {', '.join(CHIPS)})"
+            )
+        name, shape = found.group(1), tuple(int(size) for size in found.group(2).split("x"))
+        known = CHIPS[name].slices
+        if CHIPS[name].platform == "tpu" and found.group(2) not in known:
+            raise InputError(f"topology {text!r} is no slice of {name}; there are {', '.join(known)}")
+        if (len(shape) > 1 and CHIPS[name].platform != "tpu") or min(shape) < 1:
+            raise InputError(f"topology {text!r}: give a number of devices, as {name}:8")
+        return cls(name, shape)
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.name]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{'x'.join(map(str, self.shape))}"
+
+    def devices(self) -> list[jax.Device]:
+        """Devices to compile for; no hardware is looked for.
+
+        TPU slices come from libtpu, as descriptions. Other platforms are stood in for by as many CPU devices.
+
+        Raises:
+          InputError: libtpu is not installed, or this process has fewer CPU devices and can't get more.
+        """
+        if self.chip.platform == "tpu":
+            return _tpu_devices(str(self), self.chips)
+        with contextlib.suppress(RuntimeError):  # JAX has made its devices already
+            jax.config.update("jax_num_cpu_devices", self.chips)
+        devices = jax.devices("cpu")
+        if len(devices) < self.chips:
+            raise InputError(f"this process has {len(devices)} CPU devices, {self} needs {self.chips}; start a new one")
+        return devices[: self.chips]
+
+
+def _tpu_devices(name: str, chips: int) -> list[jax.Device]:
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compiles beside other processes
+        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any: without one it complains
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        raise InputError(
+            f"no TPU compiler for {name} ({str(error).splitlines()[0][:200]}); pip install 'internvl_jax[tpu]'"
+        ) from error
+    if len(devices) != chips:
+        raise InputError(f"{name} has {len(devices)} devices on {chips} chips; only chips of one device are planned")
+    return list(devices)

@@ -1,0 +1,102 @@
+"""Step time of a compiled program: a roofline, loop by loop.
+
+1. The TPU compiler notes how many cycles it expects every fused operation to take. Products take that long. It is
+   pessimistic about operations that only move memory (a copy at a third of the bandwidth, a sum at a tenth): these take
+   the time of their bytes at `STREAM` of the bandwidth where that is less. Each loop counts as often as it runs.
+2. Attention kernels are opaque to it. Their operations are known from their shapes; they are taken to run at
+   `KERNEL` of the matrix units' peak, less where a head is narrower than these.
+3. A transfer takes the bytes that a device sends over the bandwidth of one dimension of its torus. One that starts and
+   ends apart hides behind the other work of its loop, the rest is added.
+
+This is an estimate: nothing has run. Known to lean: the kernels' share is an assumption, and rings over several
+dimensions of the torus may be faster than one.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+from internvl_jax.planning.chips import Chip
+from internvl_jax.planning.hlo import Instruction, Program, collectives, cycles
+
+KERNEL = 0.6  # share of the peak that splash attention is taken to reach where a head fills the matrix unit
+STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
+_KEYS = re.compile(r"attention_(\d+)_keys")
+_QUERIES = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
+# Operations a query, key and head width: of the forward kernel, and of the backward ones, two or one.
+_FORWARD, _BACKWARD_KV, _BACKWARD_Q, _BACKWARD = 4, 8, 6, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one device and one call.
+
+    Attributes:
+      flops: operations of products and kernels, recomputed ones too.
+      compiled_s, kernels_s, transfers_s: as above; transfers_s is what nothing hides.
+      cycles_s: compiled_s if every operation took the compiler's cycles.
+      sent: bytes that a device sends, by kind of collective.
+    """
+
+    flops: float
+    compiled_s: float
+    kernels_s: float
+    transfers_s: float
+    cycles_s: float
+    sent: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        return self.compiled_s + self.kernels_s + self.transfers_s
+
+
+def estimate(program: Program, chip: Chip, devices: int) -> Estimate:
+    """The estimate for a program compiled for one of `devices` chips."""
+    flops = compiled = counted = kernels = transfers = 0.0
+    sent: collections.Counter[str] = collections.Counter()
+    for body, times in program.bodies():
+        names = {one.name: one for one in body}
+        work = sum(_seconds(program, one, names, chip) for one in body)
+        attention, attention_s = 0.0, 0.0
+        for one in body:
+            operations, width = kernel_flops(one)
+            attention += operations
+            attention_s += operations / (chip.peak * KERNEL * min(1.0, width / chip.matrix))
+        shown = hidden = 0.0
+        for transfer in collectives(body, devices):
+            sent[transfer.kind] += times * transfer.bytes
+            seconds = transfer.bytes / chip.link_bandwidth
+            hidden, shown = (hidden + seconds, shown) if transfer.hidden else (hidden, shown + seconds)
+        flops += times * (program.product_flops(body) + attention)
+        compiled += times * work
+        counted += times * sum(map(cycles, body)) / chip.clock
+        kernels += times * attention_s
+        transfers += times * (shown + max(0.0, hidden - work - attention_s))
+    return Estimate(flops, compiled, kernels, transfers, counted, dict(sent))
+
+
+def _seconds(program: Program, one: Instruction, names: dict[str, Instruction], chip: Chip) -> float:
+    counted = cycles(one) / chip.clock
+    if not counted or program.product_flops([one]):
+        return counted
+    return min(counted, program.moved_bytes(one, names) / (chip.hbm_bandwidth * STREAM))
+
+
+def kernel_flops(one: Instruction) -> tuple[float, int]:
+    """Operations of an attention kernel and its heads' width; (0, 1) for anything else."""
+    keys = _KEYS.search(one.rest)
+    if one.opcode != "custom-call" or "tpu_custom_call" not in one.rest or not keys:
+        return 0.0, 1
+    operands = one.rest.split("operand_layout_constraints=", 1)[1]
+    shape = [int(size) for size in _QUERIES.search(operands).group(1).split(",")]  # of q: [B, N, T, H] or [N, T, H]
+    elements = math.prod(shape)
+    if "splash_mha_fwd" in one.name:
+        factor = _FORWARD
+    elif "splash_mha_dq" in one.name:
+        factor = _BACKWARD_Q
+    else:  # with dq's parts as a further result where it is fused
+        kind = _QUERIES.search(operands).group(0).split("[")[0]
+        parts = [part for part in re.findall(rf"{kind}\[([\d,]+)\]", one.shape) if len(part.split(",")) > len(shape)]
+        factor = _BACKWARD if parts else _BACKWARD_KV
+    return float(factor * elements * int(keys.group(1))), shape[-1]

@@ -1,0 +1,110 @@
+"""How a model is laid out on a slice: mesh, rules, remat and micro-batches, by arithmetic.
+
+Training: with rows of 32,768 tokens, gathering a layer's weights costs a few hundredths of its products, so weights are
+spread over many chips ('fsdp') and every chip takes one row at a time. Serving: heads, inner widths and vocabulary are
+spread over as many chips as there are key/value heads, copies beyond.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from internvl_jax import sharding
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternVL, InternVLConfig
+from internvl_jax.planning.chips import CHIPS, Topology
+from internvl_jax.planning.programs import Serving
+from internvl_jax.training.config import TrainConfig
+
+# float32 weights, their gradients and two moments.
+_STATE = 16
+REMATS = ("mlp", "gate", "qkv", "attention", "full")  # from what recomputes least to what needs least memory
+_HEADROOM = 0.97  # of the memory: what the runtime keeps, and what does not fit between two buffers
+
+
+def parameters(model: InternVLConfig) -> int:
+    specs = sharding.abstract(lambda rngs: InternVL(model, rngs))[1]
+    return sum(math.prod(spec.shape) for spec in specs.values())
+
+
+def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any]]:
+    """Fields of RunConfig, from what recomputes least to what needs least memory.
+
+    Raises:
+      InputError: the rows can't be spread over the chips.
+    """
+    rows = config.run.rows
+    if rows % where.chips:
+        raise InputError(f"{rows} rows can't be spread over the {where.chips} chips of {where}; give another run.rows")
+    # Over a whole torus the TPU compiler gathers weights by sums of padded shards, which send twice as much (2026-11):
+    # four copies of the state where there is room.
+    copies = 4 if where.chips >= 16 and _fixed(config, where.chips // 4) < where.chip.hbm / 4 else 1
+    mesh = f"data={copies},fsdp={where.chips // copies}" if copies > 1 else f"fsdp={where.chips}"
+    layout = {"mesh": mesh, "rules": "fsdp", "micro_batches": rows // where.chips}
+    free = where.chip.hbm * _HEADROOM - _fixed(config, where.chips // copies)
+    remats = [name for name in REMATS[:-1] if kept(config, name) <= free]
+    return [layout | {"remat": remat} for remat in (*remats, REMATS[-1])]
+
+
+def kept(config: TrainConfig, remat: str) -> float:
+    """Bytes that a row's forward pass leaves for the backward one, and the largest layer's work."""
+    model, tokens = config.model, config.data.token_budget
+    text, vision = model.text, model.vision
+    patches = config.data.tile_budget * (vision.grid**2 + 1)
+    level = REMATS[::-1].index(remat)
+    lanes = lambda width: -(-width // 128) * 128  # the last dimension is filled up to so many
+    row = text.width + (level >= 1) * text.heads * lanes(text.head_width)
+    row += (level >= 2) * (text.heads + 2 * text.kv_heads) * lanes(text.head_width)
+    if text.moe is None:
+        row += max(0, level - 2) * text.mlp
+    saved = 2 * (text.layers * tokens * row + vision.layers * patches * vision.width)
+    inner = text.mlp if text.moe is None else text.mlp * text.moe.per_token
+    work = 4 * tokens * (4 * inner + 4 * text.heads * text.head_width) + 16 * text.heads * tokens * 128 * 2
+    logits = 3 * 4 * (text.vocab * text.width + config.run.logprob_chunk * text.vocab)
+    return saved + max(work, 4 * patches * 3 * vision.mlp) + logits
+
+
+def _fixed(config: TrainConfig, chips: int) -> float:
+    """Bytes a chip of the state, and of its rows' pixels: as given, and split into micro-batches."""
+    pixels = config.run.rows * config.data.tile_budget * config.model.vision.image_size**2 * 3
+    return (parameters(config.model) * _STATE + 2 * pixels) / chips
+
+
+def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple[dict[str, int], str]:
+    """Mesh axes and rules.
+
+    Raises:
+      InputError: more groups of chips than rows.
+    """
+    tensor = math.gcd(where.chips, config.model.text.kv_heads)
+    data = where.chips // tensor
+    if size.rows % data:
+        raise InputError(f"{size.rows} rows can't be spread over {data} groups of {tensor} chips; give more rows")
+    return {"data": data, "tensor": tensor}, "serve_tp"
+
+
+def candidates(config: TrainConfig, task: str, size: Serving, chip: str) -> Iterator[Topology]:
+    """Slices of a kind that may hold it by arithmetic, smallest first.
+
+    Raises:
+      InputError: no such chip, or it comes in no slices.
+    """
+    if chip not in CHIPS or not CHIPS[chip].slices:
+        raise InputError(
+            f"topology is {chip!r}; write a chip with its shape, as v5p:4x4x4, or one of {', '.join(CHIPS)}"
+        )
+    for shape in CHIPS[chip].slices:
+        where = Topology.parse(f"{chip}:{shape}")
+        if _needs(config, task, size, where) <= CHIPS[chip].hbm * _HEADROOM:
+            yield where
+
+
+def _needs(config: TrainConfig, task: str, size: Serving, where: Topology) -> float:
+    model, text = config.model, config.model.text
+    if task == "train":
+        return math.inf if config.run.rows % where.chips else _fixed(config, where.chips) + kept(config, "full") * 0.9
+    tensor = math.gcd(where.chips, text.kv_heads)
+    if size.rows % (where.chips // tensor):
+        return math.inf
+    cache = 4 * text.layers * size.rows * size.slots * text.kv_heads * text.head_width / where.chips
+    return 2 * parameters(model) / tensor + (cache if task == "decode" else cache * size.prompt / size.slots)

@@ -1,0 +1,48 @@
+"""Compiles a config's real program for accelerators that are not attached, and says what it needs.
+
+  python -m launch.plan --config=configs/experiments/sft.py:8b --topology=v5p:4x4x4
+
+The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
+and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling. TPU slices need libtpu
+(pip install 'internvl_jax[tpu]'), no TPU. GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only.
+--table=docs/PLANS.md makes the table of all sizes instead (an hour or more).
+"""
+
+import json
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs on an accelerator, one that is there stays free
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs.experiments import sft
+from configs.models.sizes import SIZES
+from internvl_jax import planning
+from internvl_jax.errors import InputError
+from internvl_jax.planning import table
+from launch import main
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/experiments/STAGE.py:SIZE", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x4, v6e:8x8, h100:8, cpu:8; or v5p, for the smallest slice")
+_TASK = flags.DEFINE_enum("task", "train", ["train", "prefill", "decode"], "the program")
+_ROWS = flags.DEFINE_integer("rows", 8, "of serving: conversations at a time")
+_PROMPT = flags.DEFINE_integer("prompt", 8192, "of prefill: tokens of a prompt")
+_SLOTS = flags.DEFINE_integer("slots", 32768, "of decoding: tokens of prompt and answer")
+_AUTO = flags.DEFINE_bool("auto", True, "choose mesh, rules, remat and micro-batches; --noauto takes the config's")
+_TABLE = flags.DEFINE_string("table", None, "write the table of all sizes to this file")
+
+
+def _main(argv: list[str]) -> None:
+    if _TABLE.value:
+        configs = {name: sft.get_config(name) for name in SIZES if name != "tiny"}
+        print(json.dumps(table.write(_TABLE.value, configs)))
+        return
+    if not _CONFIG.value or not _TOPOLOGY.value:
+        raise InputError("give --config=configs/experiments/STAGE.py:SIZE and --topology=v5p:4x4x4, or --table=FILE")
+    size = planning.Serving(_ROWS.value, _PROMPT.value, _SLOTS.value)
+    print(json.dumps(planning.plan(_CONFIG.value, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))
+
+
+if __name__ == "__main__":
+    main.run(_main)

@@ -1,0 +1,29 @@
+"""launch.plan as a command."""
+
+import json
+import subprocess
+import sys
+
+
+def launch(*arguments):
+    command = [sys.executable, "-m", "launch.plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_plan_with_the_layout_of_the_config():
+    flags = ["--noauto", "--config.run.mesh=fsdp=4,tensor=2", "--config.run.rules=fsdp_tp", "--config.run.remat=full"]
+    done = launch("--config=configs/experiments/sft.py:tiny", "--topology=cpu:8", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and found["layout"]["mesh"] == "fsdp=4,tensor=2" and found["layout"]["remat"] == "full"
+
+
+def test_bad_input_is_one_line():
+    done = launch("--config=configs/experiments/sft.py:tiny", "--topology=v5p:3x3")
+    assert done.returncode == 1 and done.stdout == ""
+    assert (
+        done.stderr
+        == "error: topology 'v5p:3x3' is no slice of v5p; there are 2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, "
+        + ("4x4x8, 4x8x8, 8x8x8\n")
+    )
+    assert "give --config" in launch("--topology=v5p").stderr

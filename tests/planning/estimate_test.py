@@ -1,0 +1,60 @@
+"""The estimate of programs that can be reckoned by hand."""
+
+import dataclasses
+
+import pytest
+
+from internvl_jax.planning import hlo
+from internvl_jax.planning.chips import CHIPS
+from internvl_jax.planning.estimate import KERNEL, STREAM, estimate, kernel_flops
+
+CHIP = dataclasses.replace(CHIPS["v5p"], clock=1e3, hbm_bandwidth=1e4, link_bandwidth=1e3)
+# A copy whose cycles are less than its bytes, one whose bytes are less, and two transfers, one beside the work.
+PROGRAM = """ENTRY %main (x.0: f32[250]) -> f32[250] {
+  %x.0 = f32[250] parameter(0)
+  %fast = f32[250] copy(%x.0), b={"estimated_cycles":"100"}
+  %slow = f32[250] copy(%fast), b={"estimated_cycles":"9000"}
+  %start = f32[250] all-reduce-start(%x.0), replica_groups=[1,2]<=[2]
+  ROOT %ar = f32[250] all-reduce(%slow), replica_groups=[1,2]<=[2]
+}
+"""
+
+
+def test_by_hand():
+    found = estimate(hlo.Program(PROGRAM), CHIP, 2)
+    assert found.compiled_s == pytest.approx(0.1 + 2000 / (1e4 * STREAM))
+    assert found.cycles_s == pytest.approx(9.1)
+    # 1,000 bytes each; what started early is hidden as long as there is work.
+    assert found.transfers_s == pytest.approx(1 + (1 - found.compiled_s))
+    assert found.sent == {"all-reduce": 2000} and found.kernels_s == 0
+    assert found.seconds == pytest.approx(found.compiled_s + found.transfers_s)
+
+
+def kernel(name: str, result: str, width: int) -> hlo.Instruction:
+    rest = (
+        '%a), custom_call_target="tpu_custom_call", operand_layout_constraints='
+        f"{{s8[1,4]{{1,0}}, bf16[3,2,64,{width}]}}"
+        ', metadata={op_name="attention_40_keys/x"}'
+    )
+    return hlo.Instruction(name, result, "custom-call", rest, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "factor"),
+    [
+        ("splash_mha_fwd_segmented_residuals.1", "(bf16[3,2,64,128], f32[3,2,64])", 4),
+        ("splash_mha_dkv_segmented_no_residuals.2", "(bf16[3,5,2,64,128], bf16[3,2,64,128])", 10),  # with parts of dq
+        ("splash_mha_dkv_segmented_no_residuals.3", "(bf16[3,2,64,128], bf16[3,2,64,128])", 8),
+        ("splash_mha_dq_segmented.4", "bf16[3,2,64,128]", 6),
+    ],
+)
+def test_kernels(name, result, factor):
+    assert kernel_flops(kernel(name, result, 128)) == (factor * 3 * 2 * 64 * 128 * 40, 128)
+    assert kernel_flops(dataclasses.replace(kernel(name, result, 128), opcode="fusion")) == (0, 1)
+
+
+def test_a_narrow_head_takes_longer():
+    program = hlo.Program(PROGRAM)
+    program.computations["main"] = [kernel("splash_mha_fwd.1", "bf16[3,2,64,64]", 64)]
+    found = estimate(program, CHIP, 2)
+    assert found.kernels_s == pytest.approx(4 * 3 * 2 * 64 * 64 * 40 / (CHIP.peak * KERNEL / 2))

@@ -1,0 +1,107 @@
+"""Counts of loops, transfers and products, in programs small enough to count by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax.planning import hlo
+from internvl_jax.sharding import make_mesh
+
+# As libtpu writes it: no trip count, a kernel whose metadata has lines of its own, counting from 1 in twos.
+TPU = """HloModule m, is_scheduled=true
+
+%products (p.0: bf16[8,4], p.1: bf16[6,4]) -> bf16[8,6] {
+  %p.0 = bf16[8,4]{1,0:T(8,128)} parameter(0)
+  %p.1 = bf16[6,4]{1,0:T(8,128)} parameter(1)
+  ROOT %conv.1 = bf16[8,6]{1,0:T(8,128)} convolution(%p.0, %p.1), dim_labels=bf_oi->bf
+}
+
+%body.1 (arg.1: (s32[], bf16[8,4], bf16[6,4])) -> (s32[], bf16[8,4], bf16[6,4]) {
+  %arg.1 = (s32[], bf16[8,4], bf16[6,4]) parameter(0)
+  %two = s32[] constant(2)
+  %i.1 = s32[] get-tuple-element(%arg.1), index=0
+  %x.1 = bf16[8,4] get-tuple-element(%arg.1), index=1
+  %w.1 = bf16[6,4] get-tuple-element(%arg.1), index=2
+  %add.1 = s32[] add(%i.1, %two)
+  %copy.1 = s32[] copy(%add.1)
+  %fusion.1 = bf16[8,6]{1,0} fusion(%x.1, %w.1), kind=kOutput, calls=%products, b={"estimated_cycles":"100"}
+  %kernel.1 = bf16[8,6]{1,0} custom-call(%fusion.1), custom_call_target="tpu_custom_call", frontend_attributes={k={
+"x":"{\\"block\\": 1}"
+}}, metadata={op_name="kernel"}
+  %ag.1 = bf16[8,4] all-gather(%x.1), replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}
+  ROOT %tuple.1 = (s32[], bf16[8,4], bf16[6,4]) tuple(%copy.1, %ag.1, %w.1)
+}
+
+%cond.1 (arg.2: (s32[], bf16[8,4], bf16[6,4])) -> pred[] {
+  %arg.2 = (s32[], bf16[8,4], bf16[6,4]) parameter(0)
+  %ten = s32[] constant(10)
+  %i.2 = s32[] get-tuple-element(%arg.2), index=0
+  ROOT %lt.1 = pred[] compare(%i.2, %ten), direction=LT
+}
+
+ENTRY %main (x.0: bf16[8,4], w.0: bf16[6,4]) -> bf16[8,4] {
+  %x.0 = bf16[8,4] parameter(0)
+  %w.0 = bf16[6,4] parameter(1)
+  %one = s32[] constant(1)
+  %start = (s32[], bf16[8,4], bf16[6,4]) tuple(%one, %x.0, %w.0)
+  %while.1 = (s32[], bf16[8,4], bf16[6,4]) while(%start), condition=%cond.1, body=%body.1
+  %ar.1 = bf16[8,4] all-reduce-start(%x.0), replica_groups=[2,4]<=[8], to_apply=%products
+  ROOT %out = bf16[8,4] get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_a_tpu_program_by_hand():
+    program = hlo.Program(TPU)
+    (entry, once), (body, times) = program.bodies()
+    assert (once, times) == (1, 5)  # 1, 3, 5, 7, 9
+    assert program.product_flops(body) == pytest.approx(2 * 8 * 6 * 4)
+    assert sum(map(hlo.cycles, body)) == 100
+    assert "op_name" in next(one for one in body if one.opcode == "custom-call").rest
+    (gather,) = hlo.collectives(body, 8)
+    assert (gather.kind, gather.group, gather.bytes, gather.hidden) == ("all-gather", 4, 8 * 4 * 2 * 3 / 4, False)
+    (reduce,) = hlo.collectives(entry, 8)
+    assert (reduce.kind, reduce.group, reduce.bytes, reduce.hidden) == ("all-reduce", 4, 8 * 4 * 2 * 2 * 3 / 4, True)
+
+
+def test_a_loop_without_a_constant_end_is_refused():
+    with pytest.raises(ValueError, match=r"while\.1 does not count up"):
+        list(hlo.Program(TPU.replace("direction=LT", "direction=GT")).bodies())
+
+
+def test_a_scan_inside_a_scan_is_counted_as_often_as_it_runs():
+    """Layers in micro-batches: 3 x 5 sums over eight devices of 4 x 8 float32."""
+    mesh = make_mesh({"fsdp": 8})
+
+    def total(x):
+        def one(x):
+            return jax.lax.psum(jnp.sin(x), "fsdp") / 8
+
+        inner = lambda x: jax.lax.scan(lambda x, _: (one(x), None), x, length=5)[0]
+        return jax.lax.scan(lambda x, _: (inner(x), None), x, length=3)[0]
+
+    mapped = jax.shard_map(total, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    struct = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=NamedSharding(mesh, P()))
+    program = hlo.Program(jax.jit(mapped).lower(struct).compile().as_text())
+    sums = [(times, one) for body, times in program.bodies() for one in hlo.collectives(body, 8)]
+    assert sum(times for times, _ in sums) == 15
+    assert all(one.kind == "all-reduce" and one.bytes == 4 * 8 * 4 * 2 * 7 / 8 for _, one in sums)
+
+
+@pytest.mark.parametrize(
+    ("rest", "size"),
+    [
+        ("replica_groups=[2,4]<=[8]", 4),
+        ("replica_groups={{0,2},{1,3}}", 2),
+        ("replica_groups=mesh['a'=2,'b'=3] {'a','b'}", 6),
+        ("source_target_pairs={{0,1}}", 8),
+    ],
+)
+def test_sizes_of_groups(rest, size):
+    assert hlo.group_size(rest, 8) == size
+
+
+def test_bytes_of_shapes():
+    assert hlo.num_bytes("(bf16[2,3]{1,0:T(8,128)(2,1)}, s32[], pred[5])") == 12 + 4 + 5

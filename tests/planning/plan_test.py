@@ -1,0 +1,136 @@
+"""Plans of the tiny model: what they say, and that accidents show."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs.experiments import sft
+from internvl_jax.errors import InputError
+from internvl_jax.planning import Serving, plan, table
+from internvl_jax.planning.chips import CHIPS, Topology
+from internvl_jax.planning.plan import replicated
+from internvl_jax.planning.programs import Lowered, training
+from internvl_jax.sharding import make_mesh
+
+SIZE = Serving(rows=8, prompt=64, slots=96)
+
+
+@functools.cache
+def planned(task, topology="cpu:8"):
+    return plan(sft.get_config("tiny"), task, topology, SIZE, auto=True)
+
+
+def test_training_on_cpu_devices():
+    found = planned("train")
+    assert json.loads(json.dumps(found)) == found
+    assert (found["fits"], found["replicated"], found["mfu"], found["step_s"]) == (True, [], None, None)
+    assert found["layout"]["mesh"] == "fsdp=8" and found["layout"]["micro_batches"] == 1
+    kinds = found["bytes_per_device"]
+    assert kinds["optimizer"] == 2 * kinds["parameters"] + 2 * 4  # two moments, and two counters
+    assert kinds["total"] > kinds["activations"] > 0
+
+
+@pytest.mark.parametrize("task", ["prefill", "decode"])
+def test_serving_on_cpu_devices(task):
+    found = planned(task)
+    text = sft.get_config("tiny").model.text
+    assert found["layout"] == {"mesh": "data=4,tensor=2", "rules": "serve_tp", "rows": 8, "prompt": 64, "slots": 96}
+    assert found["replicated"] == []
+    if task == "decode":  # keys and values in bfloat16, spread over all devices, and what each slot holds
+        pair = 2 * 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width
+        assert found["bytes_per_device"]["cache"] == pair // 8 + 2 * 4 * 8 * 96 // 4
+
+
+def test_logits_are_nowhere_whole():
+    """The vocabulary meets no more tokens than a chunk, on any device."""
+    config = sft.get_config("tiny")
+    text = dataclasses.replace(config.model.text, vocab=1048)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+    config.run.logprob_chunk, config.run.mesh = 64, "fsdp=8"
+    compiled = training(config, Topology.parse("cpu:8").devices()).lowered.compile()
+    shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
+    tokens = {math.prod(map(int, shape.split(","))) // 1048 for shape in shapes if "1048" in shape.split(",")}
+    assert 64 in tokens and max(tokens) <= max(64, text.width)
+
+
+def test_replicated_parameters_are_named():
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    struct = lambda spec: jax.ShapeDtypeStruct((2048, 1024), jnp.float32, sharding=NamedSharding(mesh, spec))
+    tree = {"spread": struct(P("fsdp")), "whole": struct(P()), "half": struct(P("data"))}
+    (whole, half) = sorted(replicated(Lowered(mesh, {"parameters": tree, "batch": tree}, None)), reverse=True)
+    assert "whole" in whole and "8 copies" in whole
+    assert "half" in half and "4 copies" in half
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v5p", "topology is 'v5p'; write a chip and its shape"),
+        ("v9:2x2", "topology is 'v9:2x2'; write a chip and its shape"),
+        ("v5p:4x4", "'v5p:4x4' is no slice of v5p; there are 2x2x1"),
+        ("h100:2x2", "'h100:2x2': give a number of devices"),
+    ],
+)
+def test_a_topology_that_is_none(text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Topology.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_topologies():
+    assert Topology.parse("v5p:2x2x4").chips == 16 and str(Topology.parse("gpu:8")) == "gpu:8"
+    for name, chip in CHIPS.items():
+        assert all(Topology.parse(f"{name}:{shape}").chips >= 1 for shape in chip.slices)
+    with pytest.raises(InputError, match="8 CPU devices, cpu:9 needs 9"):
+        Topology.parse("cpu:9").devices()
+
+
+def test_rows_that_can_not_be_spread():
+    config = sft.get_config("tiny")
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, rows=6))
+    with pytest.raises(InputError, match="6 rows can't be spread over the 8 chips of cpu:8"):
+        plan(config, "train", "cpu:8", SIZE, auto=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu")
+def test_training_on_a_tpu_slice():
+    found = planned("train", "v5p:2x2x1")
+    assert found["fits"] and found["compiled_for"] == "tpu" and found["replicated"] == []
+    assert found["executed_flops_per_device"] > found["model_flops_per_device"] > 0
+    assert found["step_s"] >= found["compiled_s"] > 0 and 0 < found["mfu"] < 1
+    assert found["collective_bytes_per_device"]["all-gather"] > 0
+
+
+def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(config, task, chip, size, auto):
+        asked.append(task)
+        if task == "prefill":
+            raise InputError("too large")
+        times = dict.fromkeys(("step_s", "compiled_s", "kernels_s", "transfers_s"), 0.25)
+        return {
+            **planned(task),
+            **times,
+            "fits": True,
+            "mfu": 0.5,
+            "mfu_in_cycles": 0.4,
+            "collective_bytes_per_device": {"all-gather": 3},
+        }
+
+    monkeypatch.setattr(table, "plan", fake)
+    for _ in range(2):
+        summary = table.write(str(tmp_path / "PLANS.md"), {"tiny": sft.get_config("tiny")})
+    assert asked == ["train", "prefill", "decode"]
+    assert (summary["plans"], summary["fit"]) == (3, 2)
+    rows = [line for line in (tmp_path / "PLANS.md").read_text().splitlines() if line.startswith("| tiny")]
+    assert len(rows) == 3 and "too large" in rows[1] and "50.0%" in rows[0]
