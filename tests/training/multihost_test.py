@@ -1,0 +1,67 @@
+"""Two processes with four devices each do what one process does; what they save, one process restores."""
+
+import dataclasses
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+import internvl_jax as ivl
+from checkpoint_convert import convert
+from internvl_jax.data import Tokenizer
+from internvl_jax.inference.load import save_model
+from internvl_jax.sharding import flatten
+from internvl_jax.training import hooks, train
+from internvl_jax.training.loop import build
+from internvl_jax.training.setup import prepare
+from tests.training import toy
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+PROCESS = """
+import pathlib, sys
+import jax
+from checkpoint_convert import convert
+from internvl_jax.training import train
+from tests.training import toy
+port, process, data, folder = int(sys.argv[1]), int(sys.argv[2]), *map(pathlib.Path, sys.argv[3:])
+if process == 0:
+    convert(folder / "released", folder / "ours")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+assert (jax.local_device_count(), jax.device_count()) == (4, 8)
+train(toy.config(data, folder / "run", steps=3, mesh="data=2,fsdp=2,tensor=2", rules="fsdp_tp", init_from=str(folder / "ours")))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def test_two_processes_are_one(data, tmp_path):
+    config, processor = prepare(toy.config(data, tmp_path / "made", steps=1))
+    save_model(tmp_path / "made", build(config).random_params(), config.model, processor)
+    convert(tmp_path / "made", tmp_path / "released", "github")
+
+    port = free_port()
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env["XLA_FLAGS"] = env["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    command = [sys.executable, "-c", PROCESS, str(port)]
+    both = [subprocess.Popen([*command, str(i), str(data), str(tmp_path)], cwd=ROOT, env=env) for i in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+
+    alone = toy.config(data, tmp_path / "alone", steps=3, mesh="fsdp=8", init_from=str(tmp_path / "ours"))
+    train(alone)
+    losses = [[line["loss"] for line in hooks.read_metrics(tmp_path / name)] for name in ("run", "alone")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    ours, theirs = (flatten(ivl.load(tmp_path / name, "float32")[0]) for name in ("run", "alone"))
+    for path, array in ours.items():
+        np.testing.assert_allclose(array, theirs[path], atol=1e-5, err_msg=path)
+
+    # One process goes on where two stopped.
+    train(toy.with_run(dataclasses.replace(alone), workdir=str(tmp_path / "run"), mesh="fsdp=1", steps=3))
