@@ -39,8 +39,8 @@ def match(
     A second output matrix beside tied embeddings is accepted where it equals the embeddings.
 
     Raises:
-      InputError: one sentence that lists what is missing, not expected, of another shape or given twice; or a second
-        output matrix that differs.
+      InputError: one sentence that lists what is missing, not expected, of another shape or type or given twice; or a
+        second output matrix that differs.
       ValueError: the table has no row, or more than one, for a parameter (a fault of the table).
     """
     rows = [row for row in table.rows if row.target in specs]
@@ -52,23 +52,26 @@ def match(
     for name in tensors:
         spelled.setdefault(table.canonical(name), []).append(name)
     problems = {"given twice": [name for names in spelled.values() if len(names) > 1 for name in names]}
-    missing, misshaped, leaves = [], [], []
+    missing, misshaped, mistyped, leaves = [], [], [], []
     for row in rows:
         shape = tuple(specs[row.target].shape)
-        wanted = row.source_shape(shape)
+        shapes = row.source_shapes(shape)
         leaf = Leaf(row, shape, {})
         for position, names in row.names(shape):
             found = tuple(spelled.pop(name, [name])[0] for name in names)
-            for name in found:
+            for name, wanted in zip(found, shapes, strict=True):
                 if name not in tensors:
                     missing.append(name)
                 elif tensors[name].shape != wanted:
                     misshaped.append(f"{name}: {list(tensors[name].shape)} instead of {list(wanted)}")
+                elif (tensors[name].dtype == np.uint8) != row.in_bytes:
+                    mistyped.append(f"{name}: {tensors[name].dtype}")
             leaf.names[position] = found
         leaves.append(leaf)
     extra = [name for names in spelled.values() for name in names]
     extra = [name for name in extra if not _repeats_embedding(directory, name, tensors, table, leaves)]
-    refuse(directory, {"missing": missing, "not expected": extra, "of another shape": misshaped, **problems})
+    wrong = {"of another shape": misshaped, "of another type": mistyped}
+    refuse(directory, {"missing": missing, "not expected": extra, **wrong, **problems})
     return leaves
 
 

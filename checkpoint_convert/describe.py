@@ -38,7 +38,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
       InputError: see `read_config`, `open_directory`, `account.match` and `params_io.read_specs`.
     """
     directory = pathlib.Path(directory)
-    values = read_json(directory / "config.json")
+    values, packed = read_json(directory / "config.json"), 0
     if "format" in values:
         form, tensors = "orbax", params_io.read_specs(params_io.locate(directory)).values()
         processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
@@ -49,14 +49,16 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
         token = UNKNOWN_TOKEN if form == "github" else None
         config = released.vision() if form == "vit" else released.model(token)
         make = InternViT if form == "vit" else InternVL
-        match(directory, tensors, released_table(released), abstract(lambda rngs: make(config, rngs, Runtime()))[1])
+        specs = abstract(lambda rngs: make(config, rngs, Runtime()))[1]
+        leaves = match(directory, tensors, released_table(released), specs)
+        packed = sum(math.prod(leaf.shape) for leaf in leaves if leaf.row.in_bytes)
         tensors = tensors.values()
     stage = _STAGE.search(directory.resolve().name)
     return {
         "format": form,
         **_architecture(config, sizes),
         "stage": stage.group(1).lower() if stage else None,
-        **_count(tensors),
+        **_count(tensors, packed),
         "template": processor.template.name if processor else None,
         "tiles": [processor.image_config.min_tiles, processor.image_config.max_tiles] if processor else None,
         "special_tokens": processor.tokenizer.added_tokens if processor else None,
@@ -79,11 +81,12 @@ def _shape(config: InternVLConfig) -> InternVLConfig:
     return dataclasses.replace(config, vision=vision, text=text, image_token_id=UNKNOWN_TOKEN)
 
 
-def _count(tensors: Iterable[Any]) -> dict[str, Any]:
-    """Parameters by dtype; `tensors` have a shape and a dtype."""
-    dtypes, size = collections.Counter(), 0
+def _count(tensors: Iterable[Any], packed: int) -> dict[str, Any]:
+    """Parameters by dtype; `tensors` have a shape and a dtype, those in bytes hold `packed` parameters."""
+    dtypes, size = collections.Counter({"mxfp4": packed} if packed else {}), 0
     for tensor in tensors:
         count = math.prod(tensor.shape)
-        dtypes[tensor.dtype.name] += count
         size += count * tensor.dtype.itemsize
+        if tensor.dtype.name != "uint8":
+            dtypes[tensor.dtype.name] += count
     return {"parameters": dtypes.total(), "bytes": size, "dtypes": dict(dtypes)}

@@ -48,6 +48,23 @@ class ReleasedConfig:
         """The language model's model_type."""
         return self._part("text_config" if self.format == "hf" else "llm_config").get("model_type", str)
 
+    @property
+    def mxfp4(self) -> bool:
+        """Are the experts' weights stored in MXFP4?
+
+        Raises:
+          InputError: weights that are quantised in another way, or of another family.
+        """
+        text = self._part("text_config" if self.format == "hf" else "llm_config")
+        for part in (text, _Part(self.file, "", self.values)):
+            if part.optional("quantization_config") is not None:
+                quantized = _Part(self.file, part.where("quantization_config"), part.get("quantization_config", dict))
+                quantized.get("quant_method", str)
+                quantized.expect("quant_method", "mxfp4")
+                text.expect("model_type", "gpt_oss")
+                return True
+        return False
+
     def vision(self) -> VisionConfig:
         return _vision(
             self._part("vision_config") if self.format != "vit" else _Part(self.file, "", self.values), self.format

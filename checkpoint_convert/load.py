@@ -104,7 +104,9 @@ def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | N
 
 
 def released_table(released: ReleasedConfig) -> Table:
-    return TABLES["github", "vit"] if released.format == "vit" else TABLES[released.format, released.family]
+    if released.format == "vit":
+        return TABLES["github", "vit"]
+    return TABLES[released.format, f"{released.family}_mxfp4" if released.mxfp4 else released.family]
 
 
 def read_params(

@@ -49,26 +49,26 @@ class ReleasedReader:
         directory = pathlib.Path(directory)
         self._tensors = open_directory(directory)
         self._leaves = {leaf.row.target: leaf for leaf in match(directory, self._tensors, table, specs)}
-        self.specs = {
-            path: jax.ShapeDtypeStruct(leaf.shape, self._dtype(leaf.names.values()))
-            for path, leaf in self._leaves.items()
-        }
+        self.specs = {path: jax.ShapeDtypeStruct(leaf.shape, self._dtype(leaf)) for path, leaf in self._leaves.items()}
         self.num_tensors = len(self._tensors)
         self.nbytes = sum(tensor.nbytes for tensor in self._tensors.values())
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        positions = list(self._positions(path, index))
-        if len(positions) == 1:
-            return self._piece(path, positions[0], index).reshape(_extent(self.specs[path].shape, index))
-        return self.read_aligned(path, index)
+        positions, leaf = list(self._positions(path, index)), self._leaves[path]
+        if len(positions) > 1 or leaf.row.in_bytes:
+            return self.read_aligned(path, index)
+        piece = leaf.row.forwards(self._arrays(leaf, positions[0]), leaf.shape)[index[leaf.row.stacked_axes :]]
+        return piece.reshape(_extent(leaf.shape, index))
 
     def read_aligned(self, path: str, index: Index) -> np.ndarray:
         """A slice in memory of its own, aligned as XLA on CPU wants it to take it over without a copy."""
-        out = _aligned(_extent(self.specs[path].shape, index), self.specs[path].dtype)
-        lead = self._leaves[path].row.stacked_axes
-        starts = [part.indices(size)[0] for part, size in zip(index, self.specs[path].shape, strict=True)][:lead]
+        leaf = self._leaves[path]
+        out = _aligned(_extent(leaf.shape, index), self.specs[path].dtype)
+        lead = leaf.row.stacked_axes
+        starts = [part.indices(size)[0] for part, size in zip(index, leaf.shape, strict=True)][:lead]
         for position in self._positions(path, index):
-            out[tuple(np.subtract(position, starts))] = self._piece(path, position, index)
+            at = tuple(place - start for place, start in zip(position, starts, strict=True))
+            leaf.row.read(self._arrays(leaf, position), leaf.shape, index[lead:], out[(*at, ...)])
         return out
 
     def names(self, path: str, index: Index) -> list[str]:
@@ -76,20 +76,19 @@ class ReleasedReader:
 
     def not_finite(self, path: str, index: Index) -> list[str]:
         """Of `names`, the tensors that hold a NaN or an infinity."""
-        return [name for name in self.names(path, index) if not all_finite(self._tensors[name].array())]
+        in_bytes = self._leaves[path].row.in_bytes
+        return [name for name in self.names(path, index) if in_bytes or not all_finite(self._tensors[name].array())]
 
     def _positions(self, path, index):
         leaf = self._leaves[path]
         bounds = (range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
         return itertools.product(*itertools.islice(bounds, leaf.row.stacked_axes))
 
-    def _piece(self, path, position, index):
-        leaf = self._leaves[path]
-        tensors = [self._tensors[name].array() for name in leaf.names[position]]
-        return leaf.row.forwards(tensors, leaf.shape)[index[leaf.row.stacked_axes :]]
+    def _arrays(self, leaf, position):
+        return [self._tensors[name].array() for name in leaf.names[position]]
 
-    def _dtype(self, names):
-        return np.result_type(*{self._tensors[name].dtype for group in names for name in group})
+    def _dtype(self, leaf):
+        return leaf.row.dtype(list({self._tensors[name].dtype for names in leaf.names.values() for name in names}))
 
 
 class OrbaxReader:

@@ -33,6 +33,11 @@ class Row:
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
+    def in_bytes(self) -> bool:
+        """Are the source tensors bytes, not numbers?"""
+        return False
+
+    @property
     def stacked_axes(self) -> int:
         """Leading axes of the target that placeholders count."""
         return len(_PLACEHOLDER.findall(self.templates[0]))
@@ -54,6 +59,20 @@ class Row:
         """The shape that each source tensor must have, for a target of this shape."""
         nothing = np.broadcast_to(np.uint8(0), shape[self.stacked_axes :])
         return self.backwards(nothing)[0].shape
+
+    def source_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """`source_shape` for each of the templates."""
+        return [self.source_shape(shape)] * len(self.templates)
+
+    def dtype(self, stored: Sequence[np.dtype]) -> np.dtype:
+        """The type of the target, where its source tensors have these."""
+        return np.result_type(*stored)
+
+    def read(
+        self, tensors: Sequence[np.ndarray], shape: tuple[int, ...], index: tuple[slice, ...], out: np.ndarray
+    ) -> None:
+        """A slice of one position of a target of this shape -> `out`."""
+        out[...] = self.forwards(tensors, shape)[index]
 
     def forwards(self, tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         """Source tensors -> one position of a target of this shape; a view where there is one contiguous source."""

@@ -13,8 +13,13 @@ from internvl_jax.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 
-# The floating-point types that released checkpoints of these families store.
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+# What released checkpoints of these families store: floating-point numbers, and the bytes of MXFP4.
+_DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "U8": np.dtype(np.uint8),
+}
 TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 

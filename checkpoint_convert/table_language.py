@@ -1,8 +1,10 @@
 """Rows of the language models, Qwen3 dense and MoE and GPT-OSS; both released formats use these names."""
 
+from checkpoint_convert.mxfp4 import Mxfp4Row
 from checkpoint_convert.rows import Row
 
 _LAYER, _OURS = "language_model.model.layers.{i}", "lm.layers"
+_EXPERTS = f"{_LAYER}.mlp.experts"  # GPT-OSS's
 
 
 def qwen3() -> list[Row]:
@@ -16,24 +18,37 @@ def qwen3_moe() -> list[Row]:
 
 def gpt_oss() -> list[Row]:
     """Experts of a layer lie in one tensor, input-major; even columns are the gate's, odd ones the linear half's."""
-    theirs, ours = f"{_LAYER}.mlp", f"{_OURS}.mlp"
-    attention = f"{_LAYER}.self_attn"
-    biases = [
+    return [
+        *_gpt_oss(),
+        Row(f"{_EXPERTS}.gate_up_proj", f"{_OURS}.mlp.experts.gate_up.weight", "e d (f g) -> e g f d"),
+        Row(f"{_EXPERTS}.down_proj", f"{_OURS}.mlp.experts.down.weight", "e f d -> e d f"),
+    ]
+
+
+def gpt_oss_mxfp4() -> list[Row]:
+    """The experts' weights in MXFP4, output-major then."""
+    return [
+        *_gpt_oss(),
+        Mxfp4Row(f"{_EXPERTS}.gate_up_proj", f"{_OURS}.mlp.experts.gate_up.weight", "e (f g) d -> e g f d"),
+        Mxfp4Row(f"{_EXPERTS}.down_proj", f"{_OURS}.mlp.experts.down.weight", "e d f -> e d f"),
+    ]
+
+
+def _gpt_oss() -> list[Row]:
+    """All but the experts' weights."""
+    attention, ours = f"{_LAYER}.self_attn", f"{_OURS}.mlp"
+    return [
+        *_common(),
         Row(f"{attention}.q_proj.bias", f"{_OURS}.attn.q.bias", "(n h) -> n h"),
         Row(f"{attention}.k_proj.bias", f"{_OURS}.attn.k.bias", "(m h) -> m h"),
         Row(f"{attention}.v_proj.bias", f"{_OURS}.attn.v.bias", "(m h) -> m h"),
         Row(f"{attention}.o_proj.bias", f"{_OURS}.attn.o.bias"),
         Row(f"{attention}.sinks", f"{_OURS}.attn.sinks"),
+        Row(f"{_LAYER}.mlp.router.weight", f"{ours}.router.weight"),
+        Row(f"{_LAYER}.mlp.router.bias", f"{ours}.router.bias"),
+        Row(f"{_EXPERTS}.gate_up_proj_bias", f"{ours}.experts.gate_up.bias", "e (f g) -> e g f"),
+        Row(f"{_EXPERTS}.down_proj_bias", f"{ours}.experts.down.bias"),
     ]
-    experts = [
-        Row(f"{theirs}.router.weight", f"{ours}.router.weight"),
-        Row(f"{theirs}.router.bias", f"{ours}.router.bias"),
-        Row(f"{theirs}.experts.gate_up_proj", f"{ours}.experts.gate_up.weight", "e d (f g) -> e g f d"),
-        Row(f"{theirs}.experts.gate_up_proj_bias", f"{ours}.experts.gate_up.bias", "e (f g) -> e g f"),
-        Row(f"{theirs}.experts.down_proj", f"{ours}.experts.down.weight", "e f d -> e d f"),
-        Row(f"{theirs}.experts.down_proj_bias", f"{ours}.experts.down.bias"),
-    ]
-    return [*_common(), *biases, *experts]
 
 
 def _common() -> list[Row]:

@@ -39,6 +39,7 @@ _LANGUAGE_MODELS = {
     "qwen3": table_language.qwen3,
     "qwen3_moe": table_language.qwen3_moe,
     "gpt_oss": table_language.gpt_oss,
+    "gpt_oss_mxfp4": table_language.gpt_oss_mxfp4,  # for reading only
 }
 
 _GITHUB_VISION = (
