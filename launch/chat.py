@@ -14,7 +14,9 @@ from launch import main as launcher
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _IMAGE = flags.DEFINE_multi_string("image", [], "picture for the (first) question; may be given several times")
+_REASONING = flags.DEFINE_enum("reasoning", None, ["low", "medium", "high"], "effort of GPT-OSS models; low is theirs")
 _SAMPLING = {
+    "thinking": flags.DEFINE_boolean("thinking", False, "also show what the model thinks before it answers"),
     "max_new_tokens": flags.DEFINE_integer("max_new_tokens", 256, "longest answer, in tokens"),
     "temperature": flags.DEFINE_float("temperature", 0.0, "0 gives the likeliest answer, higher values vary it"),
     "top_p": flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens of this total probability"),
@@ -28,6 +30,7 @@ def main(argv: list[str]) -> None:
     del argv
     sampling = {name: flag.value for name, flag in _SAMPLING.items()}
     model, processor = checkpoint.load()
+    processor = processor.with_reasoning(_REASONING.value) if _REASONING.value else processor
     if _PROMPT.value is None:
         terminal.converse(model, processor, sampling, _IMAGE.value)
     else:

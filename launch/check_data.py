@@ -19,6 +19,7 @@ from internvl_jax.data.tokenizer import Tokenizer
 from launch import main as launcher
 
 _META = flags.DEFINE_string("meta", None, "meta file (JSON) that lists the data sets", required=True)
+_TEMPLATE = flags.DEFINE_string("template", "internvl2_5", "chat template, where only a tokenizer is given")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "model directory: its tokenizer, template and tile options")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "instead: directory of tokenizer files; tile options as released")
 flags.mark_flags_as_mutual_exclusive(["checkpoint", "tokenizer"], required=True)
@@ -39,7 +40,7 @@ _SHOW = flags.DEFINE_integer("show_problems", 100, "problems to list")
 def _processor() -> Processor:
     if _TOKENIZER.value:
         image = tiling.ImageConfig(448, 256, 1, 12, True, False, tiling.DEFAULT_MAX_PIXELS)
-        made = Processor(image, Tokenizer.load(_TOKENIZER.value), get_template("internvl2_5"))
+        made = Processor(image, Tokenizer.load(_TOKENIZER.value), get_template(_TEMPLATE.value))
     else:
         config = json.loads((pathlib.Path(_CHECKPOINT.value) / "config.json").read_text(encoding="utf-8"))
         if "processor" in config:

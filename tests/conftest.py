@@ -1,6 +1,7 @@
 """One test session: eight CPU devices, exact products, no network, no silent broadcasting."""
 
 import importlib.metadata
+import json
 import os
 import pathlib
 import socket
@@ -24,11 +25,22 @@ os.environ |= {
 
 import jax
 import pytest
+import tokenizers
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+# What may not merge across in o200k_harmony, GPT-OSS's vocabulary: words by case, three digits at most.
+_O200K_SPLIT = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ]
+)
+_HARMONY = ("endoftext", "return", "constrain", "channel", "start", "end", "message", "call")
+_PICTURES = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +60,22 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def golden() -> pathlib.Path:
     """The folder of recorded references."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def gpt_oss_files(tmp_path_factory) -> pathlib.Path:
+    """Tokenizer files as a GPT-OSS checkpoint has them: its pipeline and special tokens around a tiny vocabulary."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_O200K_SPLIT), behavior="isolated")
+    as_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, as_bytes])
+    tokenizer.decoder, tokenizer.post_processor = tokenizers.decoders.ByteLevel(), tokenizers.processors.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["You are InternVL, system user assistant analysis final", "1234 猫"] * 3, trainer)
+    tokenizer.add_special_tokens([*(f"<|{name}|>" for name in _HARMONY), *_PICTURES])
+    folder = tmp_path_factory.mktemp("gpt_oss")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder

@@ -26,6 +26,7 @@ def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
             token_budget=512 if tiny else 32768,
             tile_budget=16 if tiny else 96,
             weighting="square",
+            template="internvl3_5_gpt_oss" if model.text.family == "gpt_oss" else "internvl2_5",
         ),
         optim=OptimConfig(
             learning_rate=learning_rate,

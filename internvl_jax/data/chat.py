@@ -4,15 +4,17 @@
    where "<image>" in human turns stands for a picture.
 2. A `Template` writes every turn as markup and text; text is encoded as plain text, so nobody can write a control token
    into a message, and each IMAGE slot becomes `<img>` + context tokens + `</img>`.
-3. For training, the answer and the token that ends it are supervised; nothing is ever cut off.
+3. For training, the answer and the token that ends it are supervised; nothing is ever cut off. How thinking is told
+   from the answer is `thinking`'s business.
 """
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from internvl_jax.data.thinking import Channels, Tags
 from internvl_jax.data.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
 
@@ -40,18 +42,31 @@ class Message:
 class Template:
     """How a model family writes a conversation.
 
-    Each turn is head + text + end. The end of an assistant's turn splits: `stop` is the token that the model itself
-    writes, the rest of the end follows it. default_system: system text where a conversation has none; None for no
-    system turn at all.
+    Each turn is head + text + end; `speech` says how an assistant's text is written. The last turn, where it is an
+    assistant's, ends in `stop`, every other in `end`: tokens that the model itself writes. `after_end` follows either.
+    default_system: system text where a conversation has none; None for no system turn at all. efforts: system texts by
+    reasoning effort; empty where a family has no such choice.
     """
 
     name: str
     default_system: str | None
+    efforts: Mapping[str, str]
     system_head: str
     user_head: str
     assistant_head: str
+    speech: Tags | Channels
+    end: str
     stop: str
-    after_stop: str
+    after_end: str
+
+    def with_reasoning(self, effort: str) -> "Template":
+        """The template that asks for this much reasoning, where a conversation brings no system text of its own."""
+        if effort not in self.efforts:
+            raise InputError(
+                f"reasoning effort {effort!r} is unknown to the chat template {self.name!r}; "
+                + (f"use one of {', '.join(self.efforts)}." if self.efforts else "leave it out.")
+            )
+        return dataclasses.replace(self, default_system=self.efforts[effort])
 
     def encode_prompt(
         self,
@@ -64,14 +79,15 @@ class Template:
 
         image_token_counts: context tokens of each picture, in order. system: text for the system turn where messages
         have none; None for the template's own. Raises InputError for other roles or a wrong number of pictures.
-        Source: released `conversation.py` (internvl2_5), with its habit of leaving an empty user turn open.
+        Source: released `conversation.py`, with its habit of leaving an empty user turn open. Earlier answers of
+        GPT-OSS stand in their channel, as in training; the release writes them as its callers gave them.
         """
-        tokens = []
-        for message, parts in _fill(self._with_system(messages, system), image_token_counts, tokenizer):
+        tokens, turns = [], self._with_system(messages, system)
+        for i, (message, parts) in enumerate(_fill(turns, image_token_counts, tokenizer), 1):
             if message.role == "user" and message.parts in ((), ("",)):
                 tokens += tokenizer.encode_special(self.user_head)
             else:
-                tokens += self._turn(message.role, parts, tokenizer)[0]
+                tokens += self._turn(message.role, parts, tokenizer, last=i == len(turns))[0]
         if messages[-1].role != "assistant":
             tokens += tokenizer.encode_special(self.assistant_head)
         return np.asarray(tokens, np.int32)
@@ -87,8 +103,9 @@ class Template:
         """(int32 tokens [T], bool supervised [T]) of the `conversations` of one released JSONL record.
 
         A record that consists of one `pretrain` turn is supervised everywhere but on picture tokens. Otherwise each
-        answer is supervised with the stop token after it. More placeholders than pictures are an error, unless
-        extra_placeholders_are_text: then the ones left over stay text, as the release does it.
+        answer is supervised with the markup of its channels and the token that ends it. More placeholders than
+        pictures are an error, unless extra_placeholders_are_text: then the ones left over stay text, as the release
+        does it.
         """
         messages = from_released(conversations, len(image_token_counts), extra_placeholders_are_text)
         if messages[0].role == "pretrain":
@@ -96,11 +113,11 @@ class Template:
             tokens = np.asarray(tokenizer.encode_items(parts), np.int32)
             picture = (tokenizer.image_start, tokenizer.image_context, tokenizer.image_end)
             return tokens, ~np.isin(tokens, picture)
-        tokens, supervised = [], []
-        for message, parts in _fill(self._with_system(messages, None), image_token_counts, tokenizer):
-            turn, answer = self._turn(message.role, parts, tokenizer)
+        tokens, supervised, turns = [], [], self._with_system(messages, None)
+        for i, (message, parts) in enumerate(_fill(turns, image_token_counts, tokenizer), 1):
+            turn, answer = self._turn(message.role, parts, tokenizer, last=i == len(turns))
             tokens += turn
-            supervised += [message.role == "assistant" and i in answer for i in range(len(turn))]
+            supervised += [message.role == "assistant" and k in answer for k in range(len(turn))]
         return np.asarray(tokens, np.int32), np.asarray(supervised, bool)
 
     def _with_system(self, messages, system):
@@ -118,16 +135,18 @@ class Template:
             return list(messages)
         return [Message("system", (system,)), *messages]
 
-    def _turn(self, role, parts, tokenizer) -> tuple[list[int], range]:
-        """Tokens of a turn, and which of them the speaker wrote: all between the head and what follows the stop token.
+    def _turn(self, role, parts, tokenizer, last) -> tuple[list[int], range]:
+        """Tokens of a turn, and which of them the speaker wrote: all between the head and what follows the end.
 
-        The head ends in a newline that merges with newlines at the start of the text. The release encodes a turn as one
-        string and leaves out as many tokens as the head alone has; so does this.
+        A head may end in a newline that merges with newlines at the start of the text. The release encodes a turn as
+        one string and leaves out as many tokens as the head alone has; so does this.
         """
         heads = {"system": self.system_head, "user": self.user_head, "assistant": self.assistant_head}
-        head, end = tokenizer.split_special(heads[role]), tokenizer.split_special(self.stop + self.after_stop)
-        tokens = tokenizer.encode_items([*head, *parts, *end])
-        after = len(tokenizer.encode_special(self.after_stop))
+        end = self.stop if last and role == "assistant" else self.end
+        head, end = tokenizer.split_special(heads[role]), tokenizer.split_special(end + self.after_end)
+        body = self.speech.items(parts, tokenizer) if role == "assistant" else parts
+        tokens = tokenizer.encode_items([*head, *body, *end])
+        after = len(tokenizer.encode_special(self.after_end))
         return tokens, range(len(tokenizer.encode_items(head)), len(tokens) - after)
 
 
@@ -192,14 +211,51 @@ def _fill(messages, image_token_counts, tokenizer):
 INTERNVL2_5 = Template(
     name="internvl2_5",
     default_system="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+    efforts={},
     system_head="<|im_start|>system\n",
     user_head="<|im_start|>user\n",
     assistant_head="<|im_start|>assistant\n",
+    speech=Tags(),
+    end="<|im_end|>",
     stop="<|im_end|>",
-    after_stop="\n",
+    after_end="\n",
 )
 
-_TEMPLATES = {INTERNVL2_5.name: INTERNVL2_5}
+
+def _gpt_oss_system(effort: str, channels: str) -> str:
+    """The released text has this very date, low effort and one channel."""
+    return (
+        "You are InternVL, a large language model trained by Shanghai AI Laboratory.\nKnowledge cutoff: 2024-06\n"
+        f"Current date: 2025-08-06\n\nReasoning: {effort}\n\n# Valid channels: {channels}. "
+        "Channel must be included for every message."
+    )
+
+
+_GPT_OSS_EFFORTS = {
+    "low": _gpt_oss_system("low", "final"),
+    # Not released: who asks for more reasoning has to allow the channel where it goes.
+    "medium": _gpt_oss_system("medium", "analysis, final"),
+    "high": _gpt_oss_system("high", "analysis, final"),
+}
+
+INTERNVL3_5_GPT_OSS = Template(
+    name="internvl3_5_gpt_oss",
+    default_system=_GPT_OSS_EFFORTS["low"],
+    efforts=_GPT_OSS_EFFORTS,
+    system_head="<|start|>system<|message|>",
+    user_head="<|start|>user<|message|>",
+    assistant_head="<|start|>assistant",
+    speech=Channels(
+        thinking_head="<|channel|>analysis<|message|>",
+        thinking_end="<|end|><|start|>assistant",
+        answer_head="<|channel|>final<|message|>",
+    ),
+    end="<|end|>",
+    stop="<|return|>",
+    after_end="",
+)
+
+_TEMPLATES = {template.name: template for template in (INTERNVL2_5, INTERNVL3_5_GPT_OSS)}
 
 
 def get_template(name: str) -> Template:

@@ -35,6 +35,25 @@ class Processor:
     tokenizer: Tokenizer
     template: chat.Template
 
+    def __post_init__(self):
+        if self.template.stop not in self.tokenizer.added_tokens:
+            raise InputError(
+                f"the chat template {self.template.name!r} ends answers in {self.template.stop}, a token that the "
+                "tokenizer lacks; use the template and the tokenizer files of one model."
+            )
+
+    def with_reasoning(self, effort: str) -> "Processor":
+        """The same processor, asking for this much reasoning ('low', 'medium', 'high'; GPT-OSS alone has the choice).
+
+        The system message of a conversation that has one stands as it is.
+        Raises InputError where the template does not know the effort.
+        """
+        return dataclasses.replace(self, template=self.template.with_reasoning(effort))
+
+    def decode_stream(self):
+        """Decodes an answer token by token, thinking between <think> and </think>; a `DecodeStream` or its like."""
+        return self.template.speech.stream(self.tokenizer)
+
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer."""
@@ -96,7 +115,7 @@ class Processor:
             image_config = readers[config["model_type"]](config, directory)
         except KeyError as error:
             raise InputError(f"{directory}/config.json lacks {error}; copy the released file again.") from None
-        template = config.get("template", chat.INTERNVL2_5.name)  # the HF format does not name one
+        template = config.get("template") or _family_template(config)  # the HF format does not name one
         return cls(image_config, Tokenizer.load(directory), chat.get_template(template))
 
 
@@ -175,6 +194,11 @@ def _github_image_config(config, directory):
         apply_exif=False,
         max_pixels=tiling.DEFAULT_MAX_PIXELS,
     )
+
+
+def _family_template(config) -> str:
+    text = config.get("text_config") or config.get("llm_config") or {}
+    return (chat.INTERNVL3_5_GPT_OSS if text.get("model_type") == "gpt_oss" else chat.INTERNVL2_5).name
 
 
 def _hf_image_config(config, directory):

@@ -158,7 +158,13 @@ class Tokenizer:
 
 
 class DecodeStream:
-    """Text that is complete so far: `feed` each id, then `finish`; the joined parts equal `Tokenizer.decode`."""
+    """Text that is complete so far: `feed` each id, then `finish`; the joined parts equal `Tokenizer.decode`.
+
+    Attributes:
+      ended: never; other streams find out by themselves where an answer is over.
+    """
+
+    ended = False
 
     def __init__(self, token_bytes):
         self._token_bytes = token_bytes

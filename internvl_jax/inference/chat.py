@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from internvl_jax.data import Processor
+from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.buckets import fit
 from internvl_jax.inference.generate import Generator, Request, Vocabulary
 from internvl_jax.inference.sampling import SamplingParams
-from internvl_jax.inference.text import TextStream
+from internvl_jax.inference.text import AnswerStream, TextStream
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
@@ -30,7 +30,7 @@ _GENERATORS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, Generator]] = 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The text of an answer, and how many tokens the model wrote for it."""
+    """The text of an answer, after its thinking (see `split_thinking`), and how many tokens the model wrote for it."""
 
     text: str
     num_tokens: int
@@ -42,6 +42,7 @@ def chat(
     messages: Messages,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    thinking: bool = False,
     **sampling: Any,
 ) -> str:
     """The model's answer to a conversation.
@@ -50,11 +51,12 @@ def chat(
       model, processor: as `load` gives them.
       messages: OpenAI-style, see `Processor`; the last is the user's. Append the answer and the next question to go on.
       max_new_tokens, temperature, sampling: fields of `SamplingParams`.
+      thinking: also give what the model thought before it answered, between <think> and </think>.
 
     Raises:
       InputError: bad messages or sampling parameters, or a conversation that is too long.
     """
-    return "".join(stream_chat(model, processor, messages, max_new_tokens, temperature, **sampling))
+    return "".join(stream_chat(model, processor, messages, max_new_tokens, temperature, thinking, **sampling))
 
 
 def stream_chat(
@@ -63,12 +65,25 @@ def stream_chat(
     messages: Messages,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    thinking: bool = False,
     **sampling: Any,
 ) -> Iterator[str]:
     """As `chat`, piece by piece: whole characters, and never a part of a stop string."""
+    pieces = _stream_text(model, processor, messages, max_new_tokens, temperature, sampling)
+    if thinking:
+        yield from pieces
+        return
+    answer = AnswerStream()
+    yield from filter(None, map(answer.feed, pieces))
+    if piece := answer.finish():
+        yield piece
+
+
+def _stream_text(model, processor, messages, max_new_tokens, temperature, sampling) -> Iterator[str]:
+    """Thinking and answer, piece by piece."""
     inputs = processor(messages)
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
-    text = TextStream(processor.tokenizer, params.stop_strings)
+    text = TextStream(processor, params.stop_strings)
     stops = {*processor.stop_ids, *params.stop_token_ids}
     for tokens_B in get_generator(model, processor).stream([Request(inputs.tokens_T, inputs.tiles_GHWC, params)]):
         if int(tokens_B[0]) in stops:
@@ -89,8 +104,9 @@ def answer_many(
     sampling: SamplingParams | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """The texts of `complete_many`."""
-    return [answer.text for answer in complete_many(model, processor, conversations, batch_size, sampling, progress)]
+    """The texts of `complete_many`, without thinking."""
+    answers = complete_many(model, processor, conversations, batch_size, sampling, progress)
+    return [split_thinking(answer.text)[1] for answer in answers]
 
 
 def complete_many(
@@ -143,7 +159,7 @@ def _complete(generator: Generator, processor: Processor, requests: list[Request
     """One batch; it ends when all answers have, be it by a stop string."""
     sampling = requests[0].sampling
     stops = {*processor.stop_ids, *sampling.stop_token_ids}
-    streams = [TextStream(processor.tokenizer, sampling.stop_strings) for _ in requests]
+    streams = [TextStream(processor, sampling.stop_strings) for _ in requests]
     texts, counts, ended = [""] * len(requests), [0] * len(requests), [False] * len(requests)
     for tokens_B in generator.stream(requests, rows):
         for b, token in enumerate(tokens_B.tolist()):

@@ -1,7 +1,7 @@
 """Accuracy on a local benchmark file: one JSON object a line, `{"image": path or null, "question", "answer"}`.
 
-Image paths are relative to the file's folder. An answer counts if it equals the expected one, without surrounding space
-and regardless of case.
+Image paths are relative to the file's folder. An answer counts if it equals the expected one, without thinking and
+surrounding space and regardless of case.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 
-from internvl_jax.data import Processor
+from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.chat import complete_many
 from internvl_jax.inference.sampling import SamplingParams
@@ -65,7 +65,7 @@ def evaluate(
         SamplingParams(max_new_tokens=max_new_tokens),
         progress,
     )
-    right = [_plain(a.text) == _plain(q.answer) for a, q in zip(answers, questions, strict=True)]
+    right = [_plain(split_thinking(a.text)[1]) == _plain(q.answer) for a, q in zip(answers, questions, strict=True)]
     return {
         "accuracy": sum(right) / len(right),
         "n": len(right),

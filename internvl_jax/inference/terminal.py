@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from internvl_jax.data import Processor
+from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.chat import stream_chat
 from internvl_jax.models import InternVL
@@ -46,7 +46,8 @@ def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], im
                 for piece in stream_chat(model, processor, asked, **sampling):
                     pieces.append(piece)
                     print(piece, end="", flush=True)
-                messages, images = [*asked, {"role": "assistant", "content": "".join(pieces)}], []
+                answer = split_thinking("".join(pieces))[1]
+                messages, images = [*asked, {"role": "assistant", "content": answer}], []
             except KeyboardInterrupt:  # stops this answer only
                 pass
             except InputError as error:
