@@ -14,6 +14,7 @@ from checkpoint_convert import convert_to_orbax, describe, load_model
 from checkpoint_convert.convert import load_bare
 from checkpoint_convert.hf_config import read_config
 from checkpoint_convert.mxfp4 import Mxfp4Row, dequantize
+from checkpoint_convert.rows import Row, to_released
 from checkpoint_convert.tables import TABLES
 from configs.models.sizes import SIZES
 from internvl_jax.errors import InputError
@@ -135,6 +136,14 @@ def test_a_description_counts_parameters_not_bytes(twins):
     packed, plain = (describe(directory, SIZES) for directory in twins)
     assert packed["parameters"] == plain["parameters"]
     assert packed["dtypes"]["mxfp4"] == 4 * 4 * 3 * 64 * 96 and packed["bytes"] < plain["bytes"]
+
+
+def test_it_is_not_written():
+    """Plain rows write; these have no values for the two names."""
+    params = {WEIGHTS[1]: np.zeros((1, 4, 64, 96), np.float32)}
+    with pytest.raises(ValueError, match="shorter"):
+        dict(to_released([Mxfp4Row("{i}.w", WEIGHTS[1], "e d f -> e d f")], params))
+    assert [name for name, _ in to_released([Row("{i}.w", WEIGHTS[1], "e f d -> e d f")], params)] == ["0.w"]
 
 
 def test_moe_block_equals_the_recorded_one(case, golden):

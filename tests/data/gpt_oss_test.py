@@ -7,7 +7,18 @@ import pathlib
 import numpy as np
 import pytest
 
-from internvl_jax.data import ImageConfig, Message, Processor, Tokenizer, chat, check, get_template, split_thinking
+from internvl_jax.data import (
+    ImageConfig,
+    Message,
+    Processor,
+    Tokenizer,
+    chat,
+    check,
+    get_template,
+    packing,
+    pipeline,
+    split_thinking,
+)
 from internvl_jax.data.batch import Sample
 from internvl_jax.errors import InputError
 
@@ -230,6 +241,24 @@ def test_a_sample_is_shown_with_its_markup(process, tokenizer):
     shown = check.render_sample(sample, process)
     assert "user<|message|><img><IMG_CONTEXT> x 5</img>\nWhat?<|end|><|start|>assistant>>><|channel|>final" in shown
     assert shown.endswith("A cat.<|return|><<<")
+
+
+def test_checked_and_packed_as_any_other(tiny, processor, tokenizer):
+    """Every answer of the folder, and nothing else, is what the loss asks for."""
+    process = dataclasses.replace(processor, tokenizer=tokenizer, template=TEMPLATE)
+    budgets = packing.PackingConfig(token_budget=256, tile_budget=11, max_open=3)
+    assert check.check(tiny.meta, process, budgets, decode=True, render=1).problems == []
+    tiny.write_meta(texts=tiny.entries["texts"])
+    options = {"weighting": "square", "seed": 5, "over_long": "error", "max_skipped": 0, "cache_dir": None}
+    config = pipeline.PipelineConfig(
+        tiny.meta, **dataclasses.asdict(budgets), pack=True, workers=0, threads=0, **options
+    )
+    made, asked = pipeline.Pipeline(config, process), ""
+    for number in range(made.plan.rows(0)):
+        row, _ = made.row(number)
+        asked += text_of(tokenizer, row.targets_BT[row.weights_BT > 0])
+    assert asked.count("<|channel|>final<|message|>") == 22
+    assert asked.count("<|return|>") == asked.count("<|end|>") == 11 and "user" not in asked
 
 
 @pytest.mark.parametrize("named", [True, False])
