@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from checkpoint_convert.source import read_json
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
+from internvl_jax.models.config import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
 
 Format = Literal["github", "hf", "vit"]
 
@@ -111,7 +111,9 @@ class ReleasedConfig:
             raise InputError(
                 f"{self.file} does not say the id of <IMG_CONTEXT>; put the tokenizer files of the checkpoint beside it"
             )
-        return InternVLConfig(vision, text, whole.get("downsample_ratio", float), image_token_id)
+        return InternVLConfig(
+            vision, text, whole.get("downsample_ratio", float), image_token_id, _flash(whole, self.format)
+        )
 
     def _part(self, name: str) -> "_Part":
         return _Part(self.file, name, _Part(self.file, "", self.values).get(name, dict))
@@ -193,6 +195,16 @@ def _vision(part: _Part, form: Format) -> VisionConfig:
         layer_scale_init=part.get(keys["layer_scale_init"], float),
         init_std=part.get("initializer_range", float),
     )
+
+
+def _flash(whole: _Part, form: Format) -> FlashConfig | None:
+    if form == "hf":
+        whole.expect("flash_mode", False)  # only the GitHub format has a router
+    if "flash_mode" not in whole.values or not whole.get("flash_mode", bool):
+        return None
+    relative, absolute = (whole.get(f"flash_{kind}_threshold", float) for kind in ("relative", "absolute"))
+    # Both numbers stand in the released code, not in its config.
+    return FlashConfig(relative, absolute, heads=16, dropout=0.1)
 
 
 def _side(part: _Part, key: str) -> int:

@@ -6,11 +6,11 @@ Rows of parts that one style lacks (biases of LayerNorm, q/k norms) are simply u
 from checkpoint_convert.rows import Row
 
 
-def _norm(source: str, target: str) -> list[Row]:
+def norm(source: str, target: str) -> list[Row]:
     return [Row(f"{source}.weight", f"{target}.scale"), Row(f"{source}.bias", f"{target}.bias")]
 
 
-def _linear(source: str, target: str) -> list[Row]:
+def linear(source: str, target: str) -> list[Row]:
     return [Row(f"{source}.weight", f"{target}.weight"), Row(f"{source}.bias", f"{target}.bias")]
 
 
@@ -30,10 +30,10 @@ def github_tower(source: str, target: str) -> list[Row]:
         Row(f"{layer}.attn.proj.bias", f"{ours}.attn.proj.bias"),
         Row(f"{layer}.ls1", f"{ours}.ls1"),
         Row(f"{layer}.ls2", f"{ours}.ls2"),
-        *_norm(f"{layer}.norm1", f"{ours}.norm1"),
-        *_norm(f"{layer}.norm2", f"{ours}.norm2"),
-        *_linear(f"{layer}.mlp.fc1", f"{ours}.mlp.fc1"),
-        *_linear(f"{layer}.mlp.fc2", f"{ours}.mlp.fc2"),
+        *norm(f"{layer}.norm1", f"{ours}.norm1"),
+        *norm(f"{layer}.norm2", f"{ours}.norm2"),
+        *linear(f"{layer}.mlp.fc1", f"{ours}.mlp.fc1"),
+        *linear(f"{layer}.mlp.fc2", f"{ours}.mlp.fc2"),
     ]
 
 
@@ -57,13 +57,13 @@ def hf_tower() -> list[Row]:
         Row(f"{attention}.projection_layer.bias", f"{ours}.attn.proj.bias"),
         Row(f"{layer}.lambda_1", f"{ours}.ls1"),
         Row(f"{layer}.lambda_2", f"{ours}.ls2"),
-        *_norm(f"{layer}.layernorm_before", f"{ours}.norm1"),
-        *_norm(f"{layer}.layernorm_after", f"{ours}.norm2"),
-        *_linear(f"{layer}.mlp.fc1", f"{ours}.mlp.fc1"),
-        *_linear(f"{layer}.mlp.fc2", f"{ours}.mlp.fc2"),
+        *norm(f"{layer}.layernorm_before", f"{ours}.norm1"),
+        *norm(f"{layer}.layernorm_after", f"{ours}.norm2"),
+        *linear(f"{layer}.mlp.fc1", f"{ours}.mlp.fc1"),
+        *linear(f"{layer}.mlp.fc2", f"{ours}.mlp.fc2"),
     ]
 
 
-def projector(norm: str, fc1: str, fc2: str) -> list[Row]:
+def projector(first: str, fc1: str, fc2: str) -> list[Row]:
     """The projector, whose three parts the formats name differently."""
-    return [*_norm(norm, "projector.norm"), *_linear(fc1, "projector.fc1"), *_linear(fc2, "projector.fc2")]
+    return [*norm(first, "projector.norm"), *linear(fc1, "projector.fc1"), *linear(fc2, "projector.fc2")]

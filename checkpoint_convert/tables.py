@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from checkpoint_convert import table_intern_vit, table_language
+from checkpoint_convert import table_flash, table_intern_vit, table_language
 from checkpoint_convert.rows import Row
 
 
@@ -45,6 +45,7 @@ _LANGUAGE_MODELS = {
 _GITHUB_VISION = (
     *table_intern_vit.github_tower("vision_model.", "vit."),
     *table_intern_vit.projector("mlp1.0", "mlp1.1", "mlp1.3"),
+    *table_flash.rows(),
 )
 _HF_VISION = (
     *table_intern_vit.hf_tower(),

@@ -1,7 +1,9 @@
-"""Every size by name: the published ones (paper table 1) and a tiny one for tests and the demo."""
+"""Every size by name: the published ones (paper table 1), each also as Flash, and a tiny one for tests and the demo."""
+
+import dataclasses
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
+from internvl_jax.models.config import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
 
 INTERN_VIT_300M = VisionConfig(
     image_size=448,
@@ -55,7 +57,7 @@ def _qwen3(
         tie_embeddings=False,  # in every published size, also where the Qwen3 parent ties them
         init_std=0.02,
     )
-    return InternVLConfig(vision, text, downsample_ratio=0.5, image_token_id=151671)
+    return InternVLConfig(vision, text, downsample_ratio=0.5, image_token_id=151671, flash=None)
 
 
 _EXPERTS = MoeConfig(experts=128, per_token=8)
@@ -90,6 +92,7 @@ SIZES = {
         ),
         downsample_ratio=0.5,
         image_token_id=200021,  # not published: the third token added after GPT-OSS's last, 200018
+        flash=None,
     ),
     # Learns easy-VQA from scratch on two cores; vocab and image token fit the tokenizer that the demo trains.
     "tiny": InternVLConfig(
@@ -127,8 +130,15 @@ SIZES = {
         ),
         downsample_ratio=0.5,
         image_token_id=0,
+        flash=None,
     ),
 }
+
+# The thresholds of the releases are not published. These leave the choice to the router: a tile is compressed where it
+# finds that likelier than not, except a request's least likely one, which the released rule never compresses.
+FLASH = FlashConfig(relative_threshold=0.0, absolute_threshold=0.5, heads=16, dropout=0.1)
+
+SIZES |= {f"{name}-flash": dataclasses.replace(size, flash=FLASH) for name, size in SIZES.items() if name != "tiny"}
 
 
 def get(name: str) -> InternVLConfig:

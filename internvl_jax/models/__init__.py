@@ -6,14 +6,16 @@ C channels.
 """
 
 from internvl_jax.models.cache import Cache
-from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.intern_vit import InternViT
-from internvl_jax.models.internvl import InternVL, Out
+from internvl_jax.models.internvl import Encoded, InternVL, Out
 from internvl_jax.models.logprobs import token_logprobs
 from internvl_jax.models.stack import Runtime
 
 __all__ = [
     "Cache",
+    "Encoded",
+    "FlashConfig",
     "InternVL",
     "InternVLConfig",
     "InternViT",

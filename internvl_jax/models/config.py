@@ -80,6 +80,20 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FlashConfig:
+    """The Visual Resolution Router and the branch of compressed tiles, whose pixel shuffle joins twice as many patches
+    along each side.
+
+    The thresholds are those of a request that names none; `inference.thresholds` says what they do.
+    """
+
+    relative_threshold: float
+    absolute_threshold: float
+    heads: int  # of the router's attention pooling
+    dropout: float  # in router and compressed branch, in training
+
+
+@dataclasses.dataclass(frozen=True)
 class InternVLConfig:
     """Vision tower, pixel shuffle, projector and language model."""
 
@@ -87,6 +101,7 @@ class InternVLConfig:
     text: TextConfig
     downsample_ratio: float  # 0.5: four patches become one token
     image_token_id: int  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
+    flash: FlashConfig | None
 
     def __post_init__(self) -> None:
         vision, text = self.vision, self.text
@@ -104,6 +119,11 @@ class InternVLConfig:
                 f"downsample_ratio {self.downsample_ratio} needs a patch grid divisible by {self.shuffle}, "
                 f"but image_size / patch_size is {vision.grid}; change one of them"
             )
+        if self.flash is not None and (vision.grid % self.compressed_shuffle or vision.width % self.flash.heads):
+            raise InputError(
+                f"flash config: a patch grid of {vision.grid} has to be divisible by {self.compressed_shuffle} and the "
+                f"tower's width {vision.width} by {self.flash.heads} heads; change one of them"
+            )
 
     @property
     def shuffle(self) -> int:
@@ -113,6 +133,15 @@ class InternVLConfig:
     @property
     def tokens_per_tile(self) -> int:
         return (self.vision.grid // self.shuffle) ** 2
+
+    @property
+    def compressed_shuffle(self) -> int:
+        """As `shuffle`, for the compressed tiles of the Flash models."""
+        return 2 * self.shuffle
+
+    @property
+    def tokens_per_compressed_tile(self) -> int:
+        return (self.vision.grid // self.compressed_shuffle) ** 2
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -127,6 +156,8 @@ class InternVLConfig:
                 values["text"] = text = {**text, name: _build(part, text[name], f"model.text.{name}")}
         for name, part in (("vision", VisionConfig), ("text", TextConfig)):
             values[name] = _build(part, values.get(name), f"model.{name}")
+        if values.get("flash") is not None:
+            values["flash"] = _build(FlashConfig, values["flash"], "model.flash")
         return _build(cls, values, "model")
 
 

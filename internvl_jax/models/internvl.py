@@ -1,7 +1,9 @@
 """InternVL: tiles -> InternViT -> pixel shuffle -> projector; the features replace the <IMG_CONTEXT> embeddings of the
 tokens; then the language model, causal over image tokens too.
 
-Source: InternVL3.5 paper (arXiv 2508.18265) section 2.1 and the released modeling_internvl_chat.py.
+A Flash model has two branches for a tile, of 256 or 64 features, and a router that says which one is enough.
+
+Source: InternVL3.5 paper (arXiv 2508.18265) sections 2.1, 2.3 and the released modeling_internvl_chat.py.
 """
 
 import math
@@ -16,12 +18,34 @@ from internvl_jax.models.config import InternVLConfig
 from internvl_jax.models.decoder import Decoder
 from internvl_jax.models.intern_vit import InternViT
 from internvl_jax.models.nn import along, product
-from internvl_jax.models.projector import Projector, pixel_shuffle
+from internvl_jax.models.projector import CompressedProjector, Projector, pixel_shuffle
+from internvl_jax.models.router import Router
 from internvl_jax.models.stack import Runtime
 from internvl_jax.sharding import shard
 
 # ImageNet statistics, of pixels scaled to 0..1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Encoded(NamedTuple):
+    """Image features of tiles, in the language model's width; Q is the number of tokens of a compressed tile.
+
+    Attributes:
+      features_GPD: at full resolution.
+      compressed_GQD: of the compressed branch; None but for Flash models.
+      route_G2: the router's logits, float32: of compressing a tile, and of not doing so; None but for Flash models.
+    """
+
+    features_GPD: jax.Array
+    compressed_GQD: jax.Array | None
+    route_G2: jax.Array | None
+
+    @property
+    def pool_GKD(self) -> jax.Array:
+        """The features of both branches side by side, those at full resolution first."""
+        if self.compressed_GQD is None:
+            return self.features_GPD
+        return jnp.concatenate([self.features_GPD, self.compressed_GQD], axis=1)
 
 
 class Out(NamedTuple):
@@ -43,23 +67,33 @@ class InternVL(nnx.Module):
         self.vit = InternViT(config.vision, rngs, runtime)
         inputs = config.vision.width * config.shuffle**2
         self.projector = Projector(inputs, config.text.width, rngs, config.text.init_std)
+        if config.flash is None:
+            self.compressed = self.router = None
+        else:
+            inputs, width, init_std = 4 * inputs, config.text.width, config.text.init_std
+            self.compressed = CompressedProjector(inputs, width, config.flash.dropout, rngs, init_std)
+            self.router = Router(config.vision.width, config.flash, rngs, init_std, runtime)
         self.lm = Decoder(config.text, rngs, runtime)
 
-    def encode(self, tiles_GHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def encode(self, tiles_GHWC: jax.Array, key: jax.Array | None = None) -> Encoded:
         """Image features of tiles.
 
         Args:
           tiles_GHWC: uint8 RGB, or float already normalised with the ImageNet statistics.
-          key: drop-path randomness; None outside training.
-
-        Returns:
-          `[G, tokens per tile, D]` in the language model's width.
+          key: randomness of drop path and, in Flash models, dropout; None outside training.
         """
-        x_GPD = self.vit(normalise(tiles_GHWC, self.runtime.dtype), key)[:, 1:]
-        G, P, D = x_GPD.shape
-        side = math.isqrt(P)  # tiles are square
-        x = pixel_shuffle(x_GPD.reshape(G, side, side, D), self.config.shuffle)
-        return self.projector(x.reshape(G, -1, x.shape[-1]))
+        x_GPD = self.patches(tiles_GHWC, key)
+        features_GPD = self.projector(_join(x_GPD, self.config.shuffle))
+        if self.router is None:
+            return Encoded(features_GPD, None, None)
+        # The tower splits the key itself: its numbers are those of the model without these parts.
+        keys = [None if key is None else jax.random.fold_in(key, number) for number in (1, 2)]
+        compressed_GQD = self.compressed(_join(x_GPD, self.config.compressed_shuffle), keys[0])
+        return Encoded(features_GPD, compressed_GQD, self.router(x_GPD, keys[1]))
+
+    def patches(self, tiles_GHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """`[G, P, D]`: the tower's features of all patches, which the branches and the router start from."""
+        return self.vit(normalise(tiles_GHWC, self.runtime.dtype), key)[:, 1:]
 
     def embed(self, tokens_BT: jax.Array, features_BKD: jax.Array | None) -> jax.Array:
         """Token embeddings, the n-th <IMG_CONTEXT> of a row being the row's n-th image feature.
@@ -83,6 +117,7 @@ class InternVL(nnx.Module):
         positions_BT: jax.Array,
         key: jax.Array | None = None,
         collect: tuple[str, ...] = (),
+        compress_G: jax.Array | None = None,
     ) -> Out:
         """A pass over whole rows.
 
@@ -93,12 +128,17 @@ class InternVL(nnx.Module):
           segments_BT: 1.. per packed sample, 0 for padding.
           positions_BT: restart in every segment.
           key, collect: see `encode` and `Decoder`.
+          compress_G: True where a Flash model takes a tile's compressed features, which then feed as many image tokens
+            as there are of them; None takes those at full resolution everywhere.
         """
         B, G = tokens_BT.shape[0], tiles_GHWC.shape[0]
         features_BKD = None
         if G:
-            features_GPD = self.encode(tiles_GHWC, key)
-            features_BKD = _real_first(features_GPD, tile_mask_G, B)
+            encoded = self.encode(tiles_GHWC, key)
+            if compress_G is None:
+                features_BKD = _real_first(encoded.features_GPD, tile_mask_G, B)
+            else:
+                features_BKD = _chosen(encoded, tile_mask_G, compress_G, B)
         out = self.lm(self.embed(tokens_BT, features_BKD), segments_BT, positions_BT, collect=collect)
         aux = {"kv": out.kv_LBMTH, "hidden": out.hidden_LBTD, "router": out.router_LBTE}
         return Out(out.hidden_BTD, out.cache, aux)
@@ -117,9 +157,34 @@ def normalise(tiles_GHWC: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return ((pixels - mean) / std).astype(dtype)
 
 
+def _join(x_GPD: jax.Array, side: int) -> jax.Array:
+    """Pixel shuffle of square tiles: `[G, P, D] -> [G, P / side**2, side**2 * D]`."""
+    G, P, D = x_GPD.shape
+    rows = math.isqrt(P)
+    x = pixel_shuffle(x_GPD.reshape(G, rows, rows, D), side)
+    return x.reshape(G, -1, x.shape[-1])
+
+
 def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> jax.Array:
     """`[B, K, D]`: every row's features with those of real tiles first, in order."""
     G, P, D = features_GPD.shape
     order_BG = jnp.argsort(~tile_mask_G.reshape(rows, -1), axis=1, stable=True)
     features = jnp.take_along_axis(features_GPD.reshape(rows, G // rows, P, D), order_BG[:, :, None, None], axis=1)
     return features.reshape(rows, -1, D)
+
+
+def _chosen(encoded: Encoded, tile_mask_G: jax.Array, compress_G: jax.Array, rows: int) -> jax.Array:
+    """`[B, K, D]`: every row's features, those of real tiles in order, each from the branch that is chosen for it."""
+    (P, D), Q = encoded.features_GPD.shape[1:], encoded.compressed_GQD.shape[1]
+    pool_BKD = encoded.pool_GKD.reshape(rows, -1, D)
+    mask_BJ, compress_BJ = tile_mask_G.reshape(rows, -1), compress_G.reshape(rows, -1)
+    counts_BJ = jnp.where(mask_BJ, jnp.where(compress_BJ, Q, P), 0)
+    ends_BJ = jnp.cumsum(counts_BJ, axis=1)
+    J = mask_BJ.shape[1]
+    number_K = jnp.arange(J * P)
+    # Feature n of a row lies in the first tile that ends after it; beyond the last one anything will do.
+    tile_BK = jnp.minimum(jnp.sum(number_K[None, :, None] >= ends_BJ[:, None, :], axis=2), J - 1)
+    start_BJ = jnp.arange(J)[None] * (P + Q) + jnp.where(compress_BJ, P, 0) - (ends_BJ - counts_BJ)
+    index_BK = jnp.take_along_axis(start_BJ, tile_BK, axis=1) + number_K[None]
+    index_BK = jnp.clip(index_BK, 0, pool_BKD.shape[1] - 1)
+    return jnp.take_along_axis(pool_BKD, index_BK[:, :, None], axis=1)

@@ -145,6 +145,16 @@ def silu(x: jax.Array) -> jax.Array:
     return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
 
 
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Drops single values with probability `rate` and scales the others by 1 / (1 - rate); without a key the identity.
+
+    At rate 0 no random numbers are made: they cost compile time.
+    """
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
 def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
     """Drops the whole residual branch of a tile with probability `rate`, and scales what is kept by 1 / (1 - rate).
 

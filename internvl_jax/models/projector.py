@@ -1,9 +1,9 @@
-"""From patch features to the language model's width: pixel shuffle (v2) and `mlp1`."""
+"""From patch features to the language model's width: pixel shuffle (v2), `mlp1` and, for compressed tiles, `mlp2`."""
 
 import jax
 from flax import nnx
 
-from internvl_jax.models.nn import LayerNorm, Linear, gelu, normal
+from internvl_jax.models.nn import LayerNorm, Linear, dropout, gelu, normal
 
 
 def pixel_shuffle(x_GRCD: jax.Array, side: int) -> jax.Array:
@@ -24,3 +24,23 @@ class Projector(nnx.Module):
 
     def __call__(self, x_GPD: jax.Array) -> jax.Array:
         return self.fc2(gelu(self.fc1(self.norm(x_GPD))))
+
+
+class CompressedProjector(nnx.Module):
+    """`mlp2` of the Flash models: LayerNorm and three linear layers, GELU and dropout between. As `Projector` in shape."""
+
+    def __init__(self, inputs: int, width: int, rate: float, rngs: nnx.Rngs, init_std: float):
+        mlp, embed, init = ("mlp",), ("embed",), normal(init_std)
+        self.norm = LayerNorm(rngs, (inputs,), ("vit_embed",), eps=1e-5)
+        self.fc1 = Linear(rngs, (2 * width,), (inputs,), (mlp, embed), init, bias=True)
+        self.fc2 = Linear(rngs, (2 * width,), (2 * width,), (embed, mlp), init, bias=True)
+        self.fc3 = Linear(rngs, (width,), (2 * width,), (mlp, embed), init, bias=True)
+        self.rate = rate
+
+    def __call__(self, x_GPD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Args:
+        key: dropout randomness; None outside training.
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = dropout(gelu(self.fc1(self.norm(x_GPD))), self.rate, keys[0])
+        return self.fc3(dropout(gelu(self.fc2(x)), self.rate, keys[1]))

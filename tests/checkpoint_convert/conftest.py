@@ -47,7 +47,7 @@ def make_config(qk_norm: bool = False, tied: bool = False) -> InternVLConfig:
         tie_embeddings=tied,
         init_std=0.02,
     )
-    return InternVLConfig(vision, text, downsample_ratio=0.5, image_token_id=41)
+    return InternVLConfig(vision, text, downsample_ratio=0.5, image_token_id=41, flash=None)
 
 
 def make_specs(config: InternVLConfig):

@@ -46,6 +46,7 @@ CONFIG = InternVLConfig(
     ),
     downsample_ratio=0.5,
     image_token_id=0,
+    flash=None,
 )
 
 

@@ -49,6 +49,7 @@ CONFIG = InternVLConfig(
     ),
     downsample_ratio=0.5,
     image_token_id=23,
+    flash=None,
 )
 TIED = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, tie_embeddings=True))
 ROW = RowConfig(token_budget=31, tile_budget=3, tile_size=12, tokens_per_tile=4, image_token_id=23, weighting="square")

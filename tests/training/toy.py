@@ -49,6 +49,7 @@ MODEL = InternVLConfig(
     ),
     downsample_ratio=0.5,
     image_token_id=-1,
+    flash=None,
 )
 
 
