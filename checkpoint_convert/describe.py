@@ -32,6 +32,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
     Returns:
       format ('github', 'hf', 'vit' for a tower alone, 'orbax'), family, size (None where none fits), stage (as the
       directory's name says, else None), parameters, bytes, dtypes {name: parameters}, tied_embeddings, tokens_per_tile,
+      flash {tokens_per_compressed_tile, relative_threshold, absolute_threshold} (None but for Flash models),
       tiles [least, most] of a picture, template, special_tokens {string: id}. What a directory doesn't say is None.
 
     Raises:
@@ -67,18 +68,29 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
 
 def _architecture(config: InternVLConfig | VisionConfig, sizes: Mapping[str, InternVLConfig]) -> dict[str, Any]:
     if isinstance(config, VisionConfig):
-        return {"family": "intern_vit", "size": None, "tied_embeddings": None, "tokens_per_tile": None}
+        return {"family": "intern_vit", "size": None, "tied_embeddings": None, "tokens_per_tile": None, "flash": None}
     family = config.text.family if config.text.moe is None else f"{config.text.family}_moe"
     size = next((name for name, size in sizes.items() if _shape(size) == _shape(config)), None)
-    tied = config.text.tie_embeddings
-    return {"family": family, "size": size, "tied_embeddings": tied, "tokens_per_tile": config.tokens_per_tile}
+    flash = config.flash and {
+        "tokens_per_compressed_tile": config.tokens_per_compressed_tile,
+        "relative_threshold": config.flash.relative_threshold,
+        "absolute_threshold": config.flash.absolute_threshold,
+    }
+    return {
+        "family": family,
+        "size": size,
+        "tied_embeddings": config.text.tie_embeddings,
+        "tokens_per_tile": config.tokens_per_tile,
+        "flash": flash,
+    }
 
 
 def _shape(config: InternVLConfig) -> InternVLConfig:
     """The config without what checkpoints of one size differ in."""
     vision = dataclasses.replace(config.vision, drop_path=0.0, layer_scale_init=0.0, init_std=0.0)
     text = dataclasses.replace(config.text, tie_embeddings=False, init_std=0.0)
-    return dataclasses.replace(config, vision=vision, text=text, image_token_id=UNKNOWN_TOKEN)
+    flash = config.flash and dataclasses.replace(config.flash, relative_threshold=0.0, absolute_threshold=0.0)
+    return dataclasses.replace(config, vision=vision, text=text, image_token_id=UNKNOWN_TOKEN, flash=flash)
 
 
 def _count(tensors: Iterable[Any], packed: int) -> dict[str, Any]:

@@ -4,19 +4,25 @@
 
 prints the answer as the last line. Without --prompt it opens a conversation: type a message and Enter; `/image PATH`
 adds a picture to the next message, `/clear` starts anew, `/quit` (or Ctrl-D) ends.
+
+A Flash model shows tiles with a quarter of their tokens where its router finds that enough; two flags set how readily.
+With --prompt, stderr then says how many tokens each picture took.
 """
+
+import sys
 
 from absl import flags
 
-from internvl_jax.inference import chat, terminal
+from internvl_jax.data import split_thinking
+from internvl_jax.inference import SamplingParams, Thresholds, complete, terminal
 from launch import checkpoint
 from launch import main as launcher
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _IMAGE = flags.DEFINE_multi_string("image", [], "picture for the (first) question; may be given several times")
 _REASONING = flags.DEFINE_enum("reasoning", None, ["low", "medium", "high"], "effort of GPT-OSS models; low is theirs")
+_THINKING = flags.DEFINE_boolean("thinking", False, "also show what the model thinks before it answers")
 _SAMPLING = {
-    "thinking": flags.DEFINE_boolean("thinking", False, "also show what the model thinks before it answers"),
     "max_new_tokens": flags.DEFINE_integer("max_new_tokens", 256, "longest answer, in tokens"),
     "temperature": flags.DEFINE_float("temperature", 0.0, "0 gives the likeliest answer, higher values vary it"),
     "top_p": flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens of this total probability"),
@@ -24,17 +30,31 @@ _SAMPLING = {
     "repetition_penalty": flags.DEFINE_float("repetition_penalty", 1.0, "above 1 avoids repetition"),
     "seed": flags.DEFINE_integer("seed", 0, "of the random draws"),
 }
+_THRESHOLDS = {
+    "relative": flags.DEFINE_float(
+        "relative_threshold", None, "Flash: share of tiles never compressed, 0 to 1 (all); default: the model's"
+    ),
+    "absolute": flags.DEFINE_float(
+        "absolute_threshold", None, "Flash: compress a tile the router gives this probability; default: the model's"
+    ),
+}
 
 
 def main(argv: list[str]) -> None:
     del argv
     sampling = {name: flag.value for name, flag in _SAMPLING.items()}
+    thresholds = Thresholds(**{name: flag.value for name, flag in _THRESHOLDS.items()})
     model, processor = checkpoint.load()
     processor = processor.with_reasoning(_REASONING.value) if _REASONING.value else processor
     if _PROMPT.value is None:
-        terminal.converse(model, processor, sampling, _IMAGE.value)
-    else:
-        print(chat(model, processor, [terminal.message(_PROMPT.value, _IMAGE.value)], **sampling))
+        settings = {**sampling, "thinking": _THINKING.value, "thresholds": thresholds}
+        terminal.converse(model, processor, settings, _IMAGE.value)
+        return
+    messages, params = [terminal.message(_PROMPT.value, _IMAGE.value)], SamplingParams(**sampling)
+    answer = complete(model, processor, messages, params, thresholds)
+    if model.config.flash is not None:
+        print(f"tokens of the pictures: {list(answer.picture_tokens)}", file=sys.stderr)
+    print(answer.text if _THINKING.value else split_thinking(answer.text)[1])
 
 
 if __name__ == "__main__":

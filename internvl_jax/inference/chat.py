@@ -15,6 +15,7 @@ from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.buckets import fit
 from internvl_jax.inference.generate import Generator, Request, Vocabulary
+from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds, picture_tokens
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.inference.text import AnswerStream, TextStream
 from internvl_jax.models import InternVL
@@ -30,10 +31,17 @@ _GENERATORS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, Generator]] = 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The text of an answer, after its thinking (see `split_thinking`), and how many tokens the model wrote for it."""
+    """The text of an answer.
+
+    Attributes:
+      text: with its thinking, if there is any (see `split_thinking`).
+      num_tokens: that the model wrote for it.
+      picture_tokens: that each picture took in the prompt; fewer where a Flash model compressed tiles.
+    """
 
     text: str
     num_tokens: int
+    picture_tokens: tuple[int, ...]
 
 
 def chat(
@@ -43,6 +51,7 @@ def chat(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     thinking: bool = False,
+    thresholds: Thresholds = MODEL_THRESHOLDS,
     **sampling: Any,
 ) -> str:
     """The model's answer to a conversation.
@@ -52,11 +61,27 @@ def chat(
       messages: OpenAI-style, see `Processor`; the last is the user's. Append the answer and the next question to go on.
       max_new_tokens, temperature, sampling: fields of `SamplingParams`.
       thinking: also give what the model thought before it answered, between <think> and </think>.
+      thresholds: of a Flash model: how readily tiles are compressed.
 
     Raises:
       InputError: bad messages or sampling parameters, or a conversation that is too long.
     """
-    return "".join(stream_chat(model, processor, messages, max_new_tokens, temperature, thinking, **sampling))
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+    text = complete(model, processor, messages, params, thresholds).text
+    return text if thinking else split_thinking(text)[1]
+
+
+def complete(
+    model: InternVL,
+    processor: Processor,
+    messages: Messages,
+    sampling: SamplingParams,
+    thresholds: Thresholds = MODEL_THRESHOLDS,
+) -> Answer:
+    """The answer to a conversation, and what it and its pictures took; see `chat`."""
+    inputs = processor(messages)
+    request = Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, thresholds)
+    return _complete(get_generator(model, processor), processor, [request], 1)[0]
 
 
 def stream_chat(
@@ -66,10 +91,12 @@ def stream_chat(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     thinking: bool = False,
+    thresholds: Thresholds = MODEL_THRESHOLDS,
     **sampling: Any,
 ) -> Iterator[str]:
     """As `chat`, piece by piece: whole characters, and never a part of a stop string."""
-    pieces = _stream_text(model, processor, messages, max_new_tokens, temperature, sampling)
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+    pieces = _stream_text(model, processor, messages, params, thresholds)
     if thinking:
         yield from pieces
         return
@@ -79,13 +106,13 @@ def stream_chat(
         yield piece
 
 
-def _stream_text(model, processor, messages, max_new_tokens, temperature, sampling) -> Iterator[str]:
+def _stream_text(model, processor, messages, params, thresholds) -> Iterator[str]:
     """Thinking and answer, piece by piece."""
     inputs = processor(messages)
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
     text = TextStream(processor, params.stop_strings)
     stops = {*processor.stop_ids, *params.stop_token_ids}
-    for tokens_B in get_generator(model, processor).stream([Request(inputs.tokens_T, inputs.tiles_GHWC, params)]):
+    request = Request(inputs.tokens_T, inputs.tiles_GHWC, params, thresholds)
+    for tokens_B in get_generator(model, processor).stream([request]):
         if int(tokens_B[0]) in stops:
             break
         if piece := text.feed(tokens_B[0]):
@@ -116,6 +143,7 @@ def complete_many(
     batch_size: int = 128,
     sampling: SamplingParams | None = None,
     progress: Callable[[int], None] | None = None,
+    thresholds: Thresholds = MODEL_THRESHOLDS,
 ) -> list[Answer]:
     """Answers to many independent conversations, in their order.
 
@@ -125,6 +153,7 @@ def complete_many(
       batch_size: rows at a time, at most; less where prompts are long.
       sampling: for all; greedy without it.
       progress: called with the number of conversations answered so far, after every batch.
+      thresholds: for all, see `chat`.
 
     Raises:
       InputError: as in `chat`, with the number of the conversation.
@@ -133,7 +162,7 @@ def complete_many(
     sampling = sampling or SamplingParams()
     fit("rows", batch_size, generator.ladders.rows)
     answers: dict[int, Answer] = {}
-    for window in _windows(processor, conversations, batch_size, sampling):
+    for window in _windows(processor, conversations, batch_size, sampling, thresholds):
         window.sort(key=lambda item: _place(generator, item[1]))
         for batch in _batches(generator, window, batch_size):
             rows = batch_size if batch_size * _slots(batch[-1][1]) <= BATCH_TOKENS else 1
@@ -161,7 +190,8 @@ def _complete(generator: Generator, processor: Processor, requests: list[Request
     stops = {*processor.stop_ids, *sampling.stop_token_ids}
     streams = [TextStream(processor, sampling.stop_strings) for _ in requests]
     texts, counts, ended = [""] * len(requests), [0] * len(requests), [False] * len(requests)
-    for tokens_B in generator.stream(requests, rows):
+    seen = generator.look(requests)
+    for tokens_B in generator.stream(requests, rows, seen):
         for b, token in enumerate(tokens_B.tolist()):
             if ended[b]:
                 continue
@@ -171,11 +201,19 @@ def _complete(generator: Generator, processor: Processor, requests: list[Request
             ended[b] = token in stops or streams[b].stopped or counts[b] == sampling.max_new_tokens
         if all(ended):
             break
-    return [Answer(text + stream.finish(), count) for text, stream, count in zip(texts, streams, counts, strict=True)]
+    pictures = (picture_tokens(tokens_T, generator.config.image_token_id) for tokens_T in seen.tokens)
+    return [
+        Answer(text + stream.finish(), count, tokens)
+        for text, stream, count, tokens in zip(texts, streams, counts, pictures, strict=True)
+    ]
 
 
 def _windows(
-    processor: Processor, conversations: Iterable[Messages], batch_size: int, sampling: SamplingParams
+    processor: Processor,
+    conversations: Iterable[Messages],
+    batch_size: int,
+    sampling: SamplingParams,
+    thresholds: Thresholds,
 ) -> Iterator[list[tuple[int, Request]]]:
     """(number, request) of the conversations, as many at a time as fit the host, in whole batches."""
     window, size = [], 0
@@ -184,7 +222,7 @@ def _windows(
             inputs = processor(messages)
         except InputError as error:
             raise InputError(f"conversation {number}: {error}") from None
-        window.append((number, Request(inputs.tokens_T, inputs.tiles_GHWC, sampling)))
+        window.append((number, Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, thresholds)))
         size += inputs.tiles_GHWC.nbytes
         if size >= WINDOW_BYTES and len(window) % batch_size == 0:
             yield window

@@ -1,7 +1,7 @@
 """A model beside a recorded reference: runs `inputs.npz` of a golden case, compares with its `outputs.npz`.
 
-Cases are a vision tower alone, a GitHub-format model or an HF-format model; the arrays that `outputs.npz` holds say
-which comparisons are made. Positions of padding are left out. Answers come from the engine that chat uses.
+Cases are a vision tower alone, a GitHub-format model, Flash or not, or an HF-format model; the arrays that `outputs.npz`
+holds say which comparisons are made. Positions of padding are left out. Answers come from the engine that chat uses.
 """
 
 import json
@@ -16,6 +16,7 @@ from flax import nnx
 from internvl_jax.data.weights import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
 from internvl_jax.inference.generate import Generator, Request, Vocabulary
+from internvl_jax.inference.resolution import Thresholds, kept, quantile
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out
 from internvl_jax.sharding import bind, flatten
@@ -52,11 +53,9 @@ def image_token_id(meta: Mapping[str, Any]) -> int | None:
 def compare(model: InternVL | InternViT, inputs: Arrays, outputs: Arrays) -> Report:
     """Largest absolute error of every recorded array, and whether recorded tokens are the model's own."""
     with jax.default_matmul_precision("highest"):
-        return (
-            compare_tower(model, inputs, outputs)
-            if isinstance(model, InternViT)
-            else compare_model(model, inputs, outputs)
-        )
+        if isinstance(model, InternViT):
+            return compare_tower(model, inputs, outputs)
+        return (compare_flash if "gate_probs" in outputs else compare_model)(model, inputs, outputs)
 
 
 def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
@@ -78,7 +77,7 @@ def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
 def compare_model(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
     tiles = _channels_last(inputs["pixel_values"])
     graphdef, _ = nnx.split(model, nnx.Param)
-    features = jax.jit(lambda params, tiles: bind(graphdef, params).encode(tiles))(flatten(model), tiles)
+    features = jax.jit(lambda params, tiles: bind(graphdef, params).encode(tiles).features_GPD)(flatten(model), tiles)
     report: Report = {
         name: _error(features, outputs[name]) for name in ("vit_embeds", "image_features") if name in outputs
     }
@@ -102,6 +101,63 @@ def compare_model(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
         for name, weighting in losses.items():
             report[name] = abs(_loss(logits_BTV, inputs["labels"], weighting) - float(outputs[name]))
     return report | _compare_greedy(model, inputs, outputs, tiles)
+
+
+def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
+    """A Flash model's router, decisions and answer for the one conversation that was recorded."""
+    config = model.config
+    if config.flash is None:
+        raise InputError(
+            "the reference is of a Flash model and the checkpoint is none; give the checkpoint of its case"
+        )
+    tiles, tokens_T = _channels_last(inputs["pixel_values"]), inputs["input_ids"][0]
+    graphdef, params = nnx.split(model, nnx.Param)[0], flatten(model)
+
+    @jax.jit
+    def run(params, tiles):
+        model = bind(graphdef, params)
+        return model.router.pooling(model.patches(tiles)), model.encode(tiles)
+
+    pooled_GD, encoded = run(params, tiles)
+    probability_GK = np.asarray(jax.nn.softmax(encoded.route_G2))
+    probability_G = probability_GK[:, 0]
+    pairs = [Thresholds(*pair) for pair in inputs["thresholds64"].tolist()]
+    decisions = np.stack([pair.decide(probability_G, config.flash) for pair in pairs])
+    masks = [kept(tokens_T, compress_G, config) for compress_G in decisions]
+    short_T = tokens_T[masks[0]].astype(np.int32)
+    report: Report = {
+        "pooled": _error(pooled_GD, outputs["pooled"]),
+        "gate_probs": _error(probability_GK, outputs["gate_probs"]),
+        "vit_embeds_64": _error(encoded.compressed_GQD, outputs["vit_embeds_64"]),
+        "vit_embeds_256": _error(encoded.features_GPD, outputs["vit_embeds_256"]),
+        "quantiles": _error(np.stack([quantile(probability_G, p.relative) for p in pairs]), outputs["quantiles"]),
+        "decisions_equal": np.array_equal(decisions, outputs["decisions"]),
+        "compress_equal": np.array_equal(decisions[0], outputs["compress"]),
+        "keep_mask_equal": np.array_equal(masks[0], outputs["keep_mask"]),
+        **{f"keep_mask_{k}_equal": np.array_equal(mask, outputs[f"keep_mask_{k}"]) for k, mask in enumerate(masks)},
+        "compressed_input_ids_equal": np.array_equal(short_T, outputs["compressed_input_ids"]),
+    }
+
+    # One pass over the recorded prompt and answer, and the engine's own answer from the whole prompt.
+    wanted_T = outputs["greedy_tokens"][0]
+    prompt, answer = len(outputs["compressed_input_ids"]), len(wanted_T)
+    row_BT = np.concatenate([outputs["compressed_input_ids"], wanted_T])[None].astype(np.int32)
+
+    @jax.jit
+    def run_row(params, tokens_BT, tiles, compress_G):
+        model = bind(graphdef, params)
+        positions_BT = np.arange(tokens_BT.shape[1], dtype=np.int32)[None]
+        mask_G, segments_BT = np.ones(len(tiles), bool), np.ones_like(positions_BT)
+        out = model(tokens_BT, tiles, mask_G, segments_BT, positions_BT, compress_G=compress_G)
+        return model.logits(out.hidden_BTD)[0]
+
+    logits_TV = np.asarray(run_row(params, row_BT, tiles, outputs["compress"]))
+    report["logits"] = _error(logits_TV[outputs["logits_positions"]], outputs["logits"])
+    report["greedy_scores"] = _error(logits_TV[prompt - 1 : prompt + answer - 1], outputs["greedy_scores"])
+    request = Request(tokens_T, tiles, SamplingParams(max_new_tokens=answer), pairs[0])
+    generator = Generator(model, Vocabulary(config.text.vocab, (), ()))
+    report["greedy_tokens_equal"] = generator.generate([request]) == outputs["greedy_tokens"].tolist()
+    return report
 
 
 def blocks(tokens_BT: np.ndarray, tiles: np.ndarray, config: InternVLConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Answers to batches of prompts.
 
-1. Tiles of all rows are encoded together, equal ones once; every row gathers the features of its own.
+1. Tiles of all rows are encoded together, equal ones once; every row gathers the features of its own. Where a Flash
+   model compresses tiles, prompts grow shorter by their tokens: the host decides, before prompts are padded.
 2. Prompts are padded to a common length, run through the model whole, and their keys and values go into a fresh cache.
 3. One program call a token for all rows. The host reads tokens one step behind, so the device never waits for it.
 
@@ -11,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,8 @@ from flax import nnx
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference.buckets import Ladders, fit
-from internvl_jax.inference.programs import Programs, State
+from internvl_jax.inference.programs import Features, Programs, State
+from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds, feature_index, kept
 from internvl_jax.inference.sampling import SamplingParams, stack_params
 from internvl_jax.inference.unstack import unstack, unstack_params
 from internvl_jax.models import InternVL
@@ -53,11 +56,29 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt: int32 tokens [T], its tiles [G, S, S, 3] (uint8, or normalised floats), and how to answer."""
+    """A prompt: int32 tokens [T], its tiles [G, S, S, 3] (uint8, or normalised floats), and how to answer.
+
+    The tokens are those of all tiles at full resolution; thresholds are for Flash models, which may leave some out.
+    """
 
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     sampling: SamplingParams
+    thresholds: Thresholds = MODEL_THRESHOLDS
+
+
+class Seen(NamedTuple):
+    """Requests after the vision tower, one entry each.
+
+    Attributes:
+      tokens: [T] without the image tokens that compressing saves.
+      features: [K, int32], for every image token its place in the pool.
+      pool_GKD: see `Features`; on the device.
+    """
+
+    tokens: list[np.ndarray]
+    features: list[np.ndarray]
+    pool_GKD: jax.Array
 
 
 class Generator:
@@ -95,7 +116,11 @@ class Generator:
             # XLA on CPU converts a whole bfloat16 cache at every write (2026-11, jax 0.10.2).
             jnp.float32 if on_cpu else dtype,
         )
-        self._blank_GPD = jnp.zeros((1, self.config.tokens_per_tile, self.config.text.width), dtype)
+        full, compressed = self.config.tokens_per_tile, self.config.tokens_per_compressed_tile
+        plain = self.config.flash is None
+        blank_GKD = jnp.zeros((1, full if plain else full + compressed, self.config.text.width), dtype)
+        self._blank = Features(blank_GKD, None if plain else jnp.zeros(1))
+        self._fewest = full if plain else compressed  # image tokens of a tile
 
     @property
     def params(self) -> Params:
@@ -107,47 +132,66 @@ class Generator:
         self._params = params
         self._decode_params = unstack_params(params) if self._apart else params
 
-    def encode(self, tiles_GHWC: np.ndarray) -> jax.Array:
-        """Features `[G rounded up, P, D]` of tiles; more than the ladder's largest number are encoded in parts."""
+    def encode(self, tiles_GHWC: np.ndarray) -> Features:
+        """Features of tiles, their number rounded up; more than the ladder's largest number are encoded in parts."""
         G, largest = len(tiles_GHWC), self.ladders.tiles[-1]
         if not G:
-            return self._blank_GPD
+            return self._blank
         size = fit("image tiles", min(G, largest), self.ladders.tiles)
         parts = [_pad(tiles_GHWC[start : start + size], size) for start in range(0, G, size)]
         features = [self.programs.encode(self.params, part) for part in parts]
-        return features[0] if len(features) == 1 else jnp.concatenate(features)
+        return features[0] if len(features) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *features)
 
-    def prefill(self, requests: Sequence[Request], rows: int = 1) -> tuple[State, jax.Array]:
+    def look(self, requests: Sequence[Request]) -> Seen:
+        """Encodes the tiles of requests and decides which of them are compressed, each request by itself.
+
+        Raises:
+          InputError: a prompt's image tokens don't match its tiles, or thresholds for a model that has no router.
+        """
+        for i, request in enumerate(requests):
+            self._check(i, request)
+        tiles_GHWC, which = _distinct([request.tiles_GHWC for request in requests])
+        features = self.encode(tiles_GHWC)
+        # A Flash model's prompts have no length before the router has spoken: here the host waits for it.
+        probability_G = None if features.probability_G is None else np.asarray(features.probability_G)
+        seen = Seen([], [], features.pool_GKD)
+        for request, tiles_J in zip(requests, which, strict=True):
+            compress_J = np.zeros(len(tiles_J), bool)
+            if probability_G is not None:
+                compress_J = request.thresholds.decide(probability_G[tiles_J], self.config.flash)
+            tokens_T = np.asarray(request.tokens_T, np.int32)
+            seen.tokens.append(tokens_T[kept(tokens_T, compress_J, self.config)])
+            seen.features.append(feature_index(tiles_J, compress_J, self.config))
+        return seen
+
+    def prefill(self, requests: Sequence[Request], rows: int = 1, seen: Seen | None = None) -> tuple[State, jax.Array]:
         """Runs the prompts.
 
         Args:
           requests: at least one.
           rows: compute at least so many rows, so that a last, smaller batch uses the programs of the others.
+          seen: what `look` returned for these requests.
 
         Returns:
           the state for `decode`, and the first token of every answer, [B].
 
         Raises:
-          InputError: a prompt's image tokens don't match its tiles, or the sizes exceed the ladders.
+          InputError: see `look`; or sizes that exceed the ladders.
         """
         B = fit("rows", max(rows, len(requests)), self.ladders.rows)
-        lengths = [len(request.tokens_T) for request in requests]
-        for i, request in enumerate(requests):
-            self._check(i, request)
+        seen = self.look(requests) if seen is None else seen
+        sampling = [request.sampling for request in requests]
+        lengths = [len(tokens_T) for tokens_T in seen.tokens]
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
-        longest = max(len(request.tokens_T) + request.sampling.max_new_tokens for request in requests)
+        longest = max(length + row.max_new_tokens for length, row in zip(lengths, sampling, strict=True))
         S = fit("tokens of prompt and answer", max(T, longest), self.ladders.slots)
 
-        tiles_GHWC, which = _distinct([request.tiles_GHWC for request in requests])
-        tokens_BT = _pad(np.stack([_pad(np.asarray(r.tokens_T, np.int32), T) for r in requests]), B)
-        tiles_BJ = np.zeros((B, max(1, T // self.config.tokens_per_tile)), np.int32)
-        for b, tiles in enumerate(which):
-            tiles_BJ[b, : len(tiles)] = tiles
-        sampling = [request.sampling for request in requests]
+        tokens_BT = _pad(np.stack([_pad(tokens_T, T) for tokens_T in seen.tokens]), B)
+        index_BK = _pad(np.stack([_pad(index_K, self._image_slots(T)) for index_K in seen.features]), B)
         stops_BK = np.stack([self._stops(i, row) for i, row in enumerate(sampling)])
         lengths_B = _pad(np.array(lengths, np.int32), B)
 
-        features_BKD = self.programs.gather(self.encode(tiles_GHWC), tiles_BJ)
+        features_BKD = self.programs.gather(seen.pool_GKD, index_BK)
         logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BKD)
         kv = list(kv)
         state = self.programs.start(
@@ -168,12 +212,12 @@ class Generator:
         """
         return self.programs.decode(self._decode_params, state)
 
-    def stream(self, requests: Sequence[Request], rows: int = 1) -> Iterator[np.ndarray]:
+    def stream(self, requests: Sequence[Request], rows: int = 1, seen: Seen | None = None) -> Iterator[np.ndarray]:
         """Tokens of all answers, step by step: [B], -1 where an answer is complete. Stop tokens are included.
 
         Ends when all are complete; the caller may stop earlier (for stop strings, which tokens don't show).
         """
-        state, tokens_B = self.prefill(requests, rows)
+        state, tokens_B = self.prefill(requests, rows, seen)
         limits = np.array([request.sampling.max_new_tokens for request in requests])
         stops_BK = np.stack([self._stops(i, request.sampling) for i, request in enumerate(requests)])
         done = np.zeros(len(requests), bool)
@@ -204,14 +248,14 @@ class Generator:
             for name, given in (("rows", rows), ("prompts", prompts), ("tiles", tiles), ("slots", slots))
         }
         side = self.config.vision.image_size
-        features = [self.encode(np.zeros((G, side, side, 3), np.uint8)) for G in (0, *sizes["tiles"])]
+        pools = [self.encode(np.zeros((G, side, side, 3), np.uint8)).pool_GKD for G in (0, *sizes["tiles"])]
         for B in sizes["rows"]:
             limits_B, stops_BK = np.ones(B, np.int32), np.full((B, STOPS), -1, np.int32)
             lengths_B, sampling = np.ones(B, np.int32), stack_params([SamplingParams()] * B)
             states = {}
             for T in sizes["prompts"]:
-                tiles_BJ = np.zeros((B, max(1, T // self.config.tokens_per_tile)), np.int32)
-                rows_BKD = [self.programs.gather(array_GPD, tiles_BJ) for array_GPD in features]
+                index_BK = np.zeros((B, self._image_slots(T)), np.int32)
+                rows_BKD = [self.programs.gather(pool_GKD, index_BK) for pool_GKD in pools]
                 tokens_BT = np.zeros((B, T), np.int32)
                 logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BKD[0])
                 for S in (S for S in sizes["slots"] if S >= T):
@@ -221,6 +265,10 @@ class Generator:
                 self.decode(self.programs.first(state, logits_BV)[0])
         return self.programs.num_compiled
 
+    def _image_slots(self, prompt: int) -> int:
+        """Image tokens that a prompt of so many tokens may have: as many as whole tiles fill."""
+        return self._fewest * max(1, prompt // self._fewest)
+
     def _with_cache(self, state: State, kv: list[jax.Array], slots: int) -> State:
         """The state with keys and values of the prompts, which are used up one after the other: never both twice."""
         k = jax.block_until_ready(self.programs.store(kv.pop(0), slots=slots))
@@ -229,6 +277,8 @@ class Generator:
     def _check(self, i: int, request: Request) -> None:
         if not len(request.tokens_T):
             raise InputError(f"request {i} has no tokens; give a prompt")
+        if self.config.flash is None and request.thresholds != MODEL_THRESHOLDS:
+            raise InputError(f"request {i} has thresholds but this model has no router; leave them out")
         found = int(np.sum(np.asarray(request.tokens_T) == self.config.image_token_id))
         needed = self.config.tokens_per_tile * len(request.tiles_GHWC)
         if found != needed:

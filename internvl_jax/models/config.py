@@ -84,7 +84,7 @@ class FlashConfig:
     """The Visual Resolution Router and the branch of compressed tiles, whose pixel shuffle joins twice as many patches
     along each side.
 
-    The thresholds are those of a request that names none; `inference.thresholds` says what they do.
+    The thresholds are those of a request that names none; `inference.resolution` says what they do.
     """
 
     relative_threshold: float
@@ -124,6 +124,8 @@ class InternVLConfig:
                 f"flash config: a patch grid of {vision.grid} has to be divisible by {self.compressed_shuffle} and the "
                 f"tower's width {vision.width} by {self.flash.heads} heads; change one of them"
             )
+        if self.flash is not None and not 0 <= self.flash.relative_threshold <= 1:
+            raise InputError(f"flash config: relative_threshold {self.flash.relative_threshold} is not from 0 to 1")
 
     @property
     def shuffle(self) -> int:

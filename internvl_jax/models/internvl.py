@@ -47,6 +47,11 @@ class Encoded(NamedTuple):
             return self.features_GPD
         return jnp.concatenate([self.features_GPD, self.compressed_GQD], axis=1)
 
+    @property
+    def probability_G(self) -> jax.Array | None:
+        """Of "compress", float32; None without a router."""
+        return None if self.route_G2 is None else jax.nn.softmax(self.route_G2)[:, 0]
+
 
 class Out(NamedTuple):
     """Attributes:

@@ -27,7 +27,7 @@ class Projector(nnx.Module):
 
 
 class CompressedProjector(nnx.Module):
-    """`mlp2` of the Flash models: LayerNorm and three linear layers, GELU and dropout between. As `Projector` in shape."""
+    """`mlp2` of the Flash models: LayerNorm and three linear layers, GELU and dropout between them."""
 
     def __init__(self, inputs: int, width: int, rate: float, rngs: nnx.Rngs, init_std: float):
         mlp, embed, init = ("mlp",), ("embed",), normal(init_std)

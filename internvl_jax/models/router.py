@@ -3,7 +3,7 @@
 1. One learned query gathers a tile's patch features by cross-attention.
 2. A small feed-forward network turns the result into two logits; softmax's first is the probability of "compress".
 
-Source: InternVL3.5 paper (arXiv 2508.18265) section 2.3 and modeling_internvl_chat.py as released with the Flash models.
+Source: InternVL3.5 paper (arXiv 2508.18265) section 2.3 and the modeling_internvl_chat.py of the Flash models.
 """
 
 import jax

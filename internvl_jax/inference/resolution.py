@@ -1,0 +1,92 @@
+"""Which tiles of a request a Flash model compresses, and what that does to its prompt.
+
+Over all tiles of a request, p being the router's probability that a tile may be compressed:
+
+    compress = p > quantile(p, relative threshold)  and  p >= absolute threshold
+
+So a request's tile with the least p is never compressed, nor is a single one. A compressed tile keeps the first of its
+<IMG_CONTEXT> tokens; positions count the tokens that are left.
+
+Source: modeling_internvl_chat.py as released with the Flash models.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from internvl_jax.errors import InputError
+from internvl_jax.models import FlashConfig, InternVLConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """A request's own thresholds; None stands for the model's.
+
+    Attributes:
+      relative: 0 to 1, the share of tiles that are spared whatever the router says; 1 compresses nothing.
+      absolute: a tile is compressed if the router's probability is at least this.
+    """
+
+    relative: float | None = None
+    absolute: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("relative", "absolute"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"the {name} threshold is {value}; use a number from 0 to 1")
+
+    def decide(self, probability_G: np.ndarray, config: FlashConfig) -> np.ndarray:
+        """True where a tile is compressed.
+
+        Args:
+          probability_G: float32, of all tiles of one request.
+        """
+        if not len(probability_G):
+            return np.zeros(0, bool)
+        relative = config.relative_threshold if self.relative is None else self.relative
+        absolute = config.absolute_threshold if self.absolute is None else self.absolute
+        return (probability_G > quantile(probability_G, relative)) & (probability_G >= np.float32(absolute))
+
+
+MODEL_THRESHOLDS = Thresholds()  # of a request that names none
+
+
+def quantile(probability_G: np.ndarray, share: float) -> np.float32:
+    """With linear interpolation, in float32 as the release computes it: a value that is met exactly isn't exceeded."""
+    return np.quantile(probability_G, np.float32(share))
+
+
+def kept(tokens_T: np.ndarray, compress_G: np.ndarray, config: InternVLConfig) -> np.ndarray:
+    """bool [T]: the tokens of a prompt that stay.
+
+    Args:
+      tokens_T: with as many image tokens as all tiles have at full resolution.
+      compress_G: decision for every tile, in the order of the image tokens.
+    """
+    image_T = tokens_T == config.image_token_id
+    tile, place = np.divmod(np.cumsum(image_T)[image_T] - 1, config.tokens_per_tile)
+    kept_T = np.ones(len(tokens_T), bool)
+    kept_T[image_T] = ~compress_G[tile] | (place < config.tokens_per_compressed_tile)
+    return kept_T
+
+
+def feature_index(tiles_J: np.ndarray, compress_J: np.ndarray, config: InternVLConfig) -> np.ndarray:
+    """int32: for every image token of a row its place in a flat pool of features (`Features.pool_GKD`).
+
+    Args:
+      tiles_J: places of the row's tiles in the pool.
+      compress_J: decision for each of them.
+    """
+    full, compressed = config.tokens_per_tile, 0 if config.flash is None else config.tokens_per_compressed_tile
+    starts_J = np.asarray(tiles_J, np.int32) * (full + compressed) + full * compress_J
+    counts_J = np.where(compress_J, compressed, full)
+    parts = [np.arange(start, start + count) for start, count in zip(starts_J, counts_J, strict=True)]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+
+
+def picture_tokens(tokens_T: np.ndarray, image_token_id: int) -> tuple[int, ...]:
+    """Image tokens of every picture of a prompt: other tokens stand between any two pictures."""
+    image_T = np.concatenate([[0], tokens_T == image_token_id, [0]])
+    starts, ends = (np.flatnonzero(np.diff(image_T) == step) for step in (1, -1))
+    return tuple((ends - starts).tolist())
