@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models import FlashConfig, InternVLConfig, TextConfig, VisionConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("internvl_jax", "checkpoint_convert", "launch", "configs", "demo", "benchmarks")
@@ -121,7 +121,9 @@ def read_attributes() -> set[str]:
 def test_every_field_of_a_config_is_read():
     read = read_attributes()
     fields = {
-        field.name for config in (VisionConfig, TextConfig, InternVLConfig) for field in dataclasses.fields(config)
+        field.name
+        for config in (VisionConfig, TextConfig, FlashConfig, InternVLConfig)
+        for field in dataclasses.fields(config)
     }
     assert fields - read == set()
     assert "no_such_field" not in read

@@ -1,6 +1,6 @@
 """A model beside a recorded reference: runs `inputs.npz` of a golden case, compares with its `outputs.npz`.
 
-Cases are a vision tower alone, a GitHub-format model, Flash or not, or an HF-format model; the arrays that `outputs.npz`
+Cases are a vision tower alone, a GitHub-format model (also Flash) or an HF-format model; the arrays that `outputs.npz`
 holds say which comparisons are made. Positions of padding are left out. Answers come from the engine that chat uses.
 """
 

@@ -6,13 +6,14 @@
 Source: InternVL3.5 paper (arXiv 2508.18265) section 2.3 and the modeling_internvl_chat.py of the Flash models.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.models.attention import attend
 from internvl_jax.models.config import FlashConfig
-from internvl_jax.models.nn import LayerNorm, Linear, along, dot, dropout, gelu, normal
+from internvl_jax.models.nn import LayerNorm, Linear, dropout, gelu, normal
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
 from internvl_jax.sharding import param
 
@@ -21,7 +22,7 @@ _EPS = 1e-5  # torch's default; the release sets no other
 
 
 class CrossAttention(nnx.Module):
-    """One query a tile attends to the tile's patches; torch's MultiheadAttention."""
+    """One query a tile attends to the tile's patches, `[G, D], [G, P, D] -> [G, D]`; torch's MultiheadAttention."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs, init_std: float):
         N, H = heads, width // heads
@@ -29,19 +30,20 @@ class CrossAttention(nnx.Module):
         self.qkv = Linear(rngs, (3, N, H), (width,), ((None, *head_axes), width_axes), init, bias=True)
         self.proj = Linear(rngs, (width,), (N, H), (width_axes, head_axes), init, bias=True)
 
-    def keys_values(self, x_GPD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[G, N, P, H]` each."""
-        return self._project(x_GPD, 1), self._project(x_GPD, 2)
-
-    def __call__(self, q_GD: jax.Array, keys_values: tuple[jax.Array, jax.Array]) -> jax.Array:
-        out_GN1H = attend(self._project(q_GD[:, None], 0), *keys_values, mask=None)
-        return self.proj(out_GN1H[:, :, 0])
-
-    def _project(self, x_GTD: jax.Array, part: int) -> jax.Array:
-        weight_NHD, bias_NH = self.qkv.weight[...][part], self.qkv.bias[...][part]
-        y = dot(x_GTD, weight_NHD.reshape(-1, weight_NHD.shape[-1]))
-        y = y + along(bias_NH.reshape(-1).astype(y.dtype), y)
-        return y.reshape(*y.shape[:2], *bias_NH.shape).transpose(0, 2, 1, 3)
+    def __call__(self, q_GD: jax.Array, x_GPD: jax.Array) -> jax.Array:
+        """With one query the weights of keys and values may stand on its side of either product: 2D / N times fewer
+        operations than projecting every patch, and less to round. The bias of keys adds the same to all scores.
+        """
+        q_NHD, k_NHD, v_NHD = self.qkv.weight[...].astype(x_GPD.dtype)
+        q_bias_NH, _, v_bias_NH = self.qkv.bias[...].astype(jnp.float32)
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        q_GNH = product("gd,nhd->gnh", q_GD, q_NHD) + q_bias_NH[None]
+        q_GNH = (q_GNH * q_GNH.shape[-1] ** -0.5).astype(x_GPD.dtype)
+        q_GND = product("gnh,nhd->gnd", q_GNH, k_NHD).astype(x_GPD.dtype)
+        weights_GNP = jax.nn.softmax(product("gnd,gpd->gnp", q_GND, x_GPD))
+        mean_GND = product("gnp,gpd->gnd", weights_GNP.astype(x_GPD.dtype), x_GPD).astype(x_GPD.dtype)
+        out_GNH = product("gnd,nhd->gnh", mean_GND, v_NHD) + v_bias_NH[None]
+        return self.proj(out_GNH.astype(q_GD.dtype))
 
 
 class CrossAttentionPooling(nnx.Module):
@@ -58,10 +60,9 @@ class CrossAttentionPooling(nnx.Module):
     def __call__(self, x_GPD: jax.Array) -> jax.Array:
         query_D = self.query[...].astype(x_GPD.dtype)
         q_GD = jnp.broadcast_to(query_D, (x_GPD.shape[0], *query_D.shape))
-        q_GD = self.norm1(self.attn1(q_GD, self.attn1.keys_values(x_GPD)))
-        keys_values = self.attn2.keys_values(x_GPD)
+        q_GD = self.norm1(self.attn1(q_GD, x_GPD))
         for _ in range(3):
-            q_GD = self.norm2(self.attn2(q_GD, keys_values))
+            q_GD = self.norm2(self.attn2(q_GD, x_GPD))
         return q_GD
 
 

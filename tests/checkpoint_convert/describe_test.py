@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from checkpoint_convert import convert, describe
+from checkpoint_convert.hf_config import read_config
 from checkpoint_convert.source import Tensor
 from configs.models.sizes import SIZES
 from internvl_jax.data import train_bpe
@@ -18,6 +19,7 @@ CASES = {  # format, family, tokens of a tile, parameters
     "chat_qwen3_github": ("github", "qwen3", 4, 306_960),
     "hf_qwen3": ("hf", "qwen3", 4, 306_960),
     "hf_qwen3moe": ("hf", "qwen3_moe", 4, 316_896),
+    "flash_qwen3_github": ("github", "qwen3", 256, None),
     "vit6b_github": ("vit", "intern_vit", None, None),
 }
 
@@ -37,6 +39,8 @@ def test_released(golden, case):
     assert report["parameters"] == sum(array.size for shard in shards for array in shard.values())
     assert parameters in (None, report["parameters"])
     assert report["bytes"] == 4 * report["parameters"] and report["dtypes"] == {"float32": report["parameters"]}
+    wanted = {"tokens_per_compressed_tile": 64, "relative_threshold": 0.25, "absolute_threshold": 0.35}
+    assert report["flash"] == (wanted if case.startswith("flash") else None)
     assert report["size"] is report["stage"] is report["template"] is report["special_tokens"] is None
 
 
@@ -59,6 +63,13 @@ def test_size_stage_and_processor(factory, tmp_path):
     report = describe(directory, named)
     assert (report["size"], report["stage"], report["tiles"]) == ("mine", "instruct", [2, 12])
     assert report["template"] == "internvl2_5" and report["special_tokens"]["<IMG_CONTEXT>"] == tokenizer.image_context
+
+
+def test_a_flash_size_is_named_whatever_its_thresholds(golden):
+    config = read_config(golden / "flash_qwen3_github").model(312)
+    plain = dataclasses.replace(config, flash=None)
+    other = dataclasses.replace(config, flash=SIZES["1b-flash"].flash)
+    assert describe(golden / "flash_qwen3_github", {"plain": plain, "flash": other})["size"] == "flash"
 
 
 def test_a_missing_tensor_is_named(golden, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from checkpoint_convert.hf_config import read_config
 from configs.models.sizes import SIZES
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL, InternVLConfig
+from internvl_jax.models import FlashConfig, InternVL, InternVLConfig
 from internvl_jax.sharding import abstract
 
 VIT_300M = """{"architectures": ["InternVisionModel"], "drop_path_rate": 0.1, "hidden_act": "gelu", "hidden_size": 1024,
@@ -119,6 +119,20 @@ def test_what_is_not_computed_here_is_refused(factory, tmp_path, path, value, me
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path, values).model(None)
     assert "config.json" in str(error.value)
+
+
+def test_flash(factory, tmp_path):
+    values = factory.json("github", factory.config())
+    keys = {"flash_mode": True, "flash_relative_threshold": 0.5, "flash_absolute_threshold": 0}
+    vision = values["vision_config"] | {"hidden_size": 32, "num_attention_heads": 4}
+    config = read(tmp_path, values | keys | {"vision_config": vision}).model(41)
+    assert config.flash == FlashConfig(relative_threshold=0.5, absolute_threshold=0.0, heads=16, dropout=0.1)
+    assert read(tmp_path, values | keys | {"flash_mode": False}).model(41).flash is None
+    for key in ("flash_relative_threshold", "flash_absolute_threshold"):
+        with pytest.raises(InputError, match=f"lacks {key}"):
+            read(tmp_path, {name: value for name, value in (values | keys).items() if name != key}).model(41)
+    with pytest.raises(InputError, match="flash_mode is True, but only False"):
+        read(tmp_path, factory.json("hf", factory.config()) | keys).model(41)
 
 
 @pytest.mark.parametrize("form", ["hf", "github"])

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from checkpoint_convert import load_model
 from checkpoint_convert.rows import Row, to_released
 from checkpoint_convert.tables import TABLES
+from internvl_jax.sharding import flatten
 
 VIT = "vision_tower.encoder.layer"
 
@@ -33,6 +35,16 @@ def test_backwards_gives_exactly_the_names_of_a_released_file(factory, golden):
     assert set(factory.tensors("github", config)) == names
     shards = sorted((golden / "hf_qwen3").glob("*.safetensors"))
     assert set(factory.tensors("hf", config)) == {name for shard in shards for name in load_file(shard)}
+
+
+def test_a_flash_checkpoint_comes_back_bit_by_bit(golden):
+    """Also what its forward pass never uses."""
+    tensors = load_file(golden / "flash_qwen3_github" / "model.safetensors")
+    params = flatten(load_model(golden / "flash_qwen3_github", "float32", image_token_id=312))
+    again = dict(to_released(TABLES["github", "qwen3"].rows, {path: np.asarray(leaf) for path, leaf in params.items()}))
+    assert again.keys() == tensors.keys()
+    assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
+    assert "pooling_before_gating.attn4.in_proj_bias" in tensors
 
 
 def test_fused_qkv_is_q_then_k_then_v_and_heads_are_outermost():

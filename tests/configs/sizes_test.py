@@ -1,5 +1,6 @@
 """The published sizes to the last parameter, and every stage for every size."""
 
+import collections
 import importlib
 import math
 import pathlib
@@ -26,30 +27,56 @@ PUBLISHED = {  # vision tower, projector, language model
     "30b-a3b": (304_012_288, 12_595_200, 30_532_122_624),
     "241b-a28b": (5_536_496_000, 69_239_808, 235_093_634_560),
 }
+# Pooling, gating and mlp2 besides; 2B-Flash is half the bytes that its listing gives. No count of 20B is published.
+FLASH = {  # router, compressed branch, whole model
+    "1b": (50_390_018, 39_883_776, 1_151_171_586),
+    "2b": (50_390_018, 92_317_696, 2_491_055_106),
+    "4b": (50_390_018, 123_253_248, 4_906_132_482),
+    "8b": (50_390_018, 234_934_272, 8_813_642_754),
+    "14b": (50_390_018, 325_116_928, 15_495_030_786),
+    "38b": (491_702_402, 681_702_400, 39_563_810_306),
+    "20b-a4b": (50_390_018, 144_185_408, 21_433_449_730),
+    "30b-a3b": (50_390_018, 92_317_696, 30_991_437_826),
+    "241b-a28b": (491_702_402, 520_216_576, 241_711_289_346),
+}
+NAMES = [*PUBLISHED, *(f"{size}-flash" for size in FLASH), "tiny"]
 FOLDER = pathlib.Path(configs.experiments.__file__).parent
 STAGES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
 
+def count(size):
+    """Parameters by the first part of their path."""
+    counts = collections.Counter()
+    for path, spec in abstract(lambda rngs: InternVL(sizes.get(size), rngs))[1].items():
+        counts[path.split(".")[0]] += math.prod(spec.shape)
+    return counts
+
+
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_parameter_counts(size):
-    _, specs = abstract(lambda rngs: InternVL(sizes.get(size), rngs))
-    counts = dict.fromkeys(("vit", "projector", "lm"), 0)
-    for path, spec in specs.items():
-        counts[path.split(".")[0]] += math.prod(spec.shape)
-    assert tuple(counts.values()) == PUBLISHED[size]
+    assert count(size) == dict(zip(("vit", "projector", "lm"), PUBLISHED[size], strict=True))
+
+
+@pytest.mark.parametrize("size", FLASH)
+def test_parameter_counts_of_flash(size):
+    counts = count(f"{size}-flash")
+    assert (counts["router"], counts["compressed"], counts.total()) == FLASH[size]
+    assert tuple(counts[part] for part in ("vit", "projector", "lm")) == PUBLISHED[size]
 
 
 def test_every_published_size_is_counted():
-    assert set(sizes.SIZES) == {*PUBLISHED, "tiny"}
+    assert set(sizes.SIZES) == set(NAMES)
     assert sum(PUBLISHED["8b"]) * 2 == 17_056_636_928
 
 
-@pytest.mark.parametrize("size", [*PUBLISHED, "tiny"])
-def test_a_tile_becomes_256_tokens(size):
-    assert sizes.get(size).tokens_per_tile == (256 if size in PUBLISHED else 16)
+@pytest.mark.parametrize("size", NAMES)
+def test_a_tile_becomes_256_tokens_or_64(size):
+    config = sizes.get(size)
+    assert config.tokens_per_tile == (16 if size == "tiny" else 256)
+    assert config.flash is None or config.tokens_per_compressed_tile == 64
 
 
-@pytest.mark.parametrize("size", [*PUBLISHED, "tiny"])
+@pytest.mark.parametrize("size", NAMES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_builds_for_every_size(stage, size):
     config = importlib.import_module(f"configs.experiments.{stage}").get_config(size)

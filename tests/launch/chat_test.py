@@ -64,6 +64,7 @@ def test_errors_are_one_sentence(checkpoint, tmp_path):
     for arguments in (
         ("chat", f"--checkpoint={tmp_path}", "--prompt=a"),
         ("chat", f"--checkpoint={checkpoint}", "--top_p=2", "--prompt=a"),
+        ("chat", f"--checkpoint={checkpoint}", "--absolute_threshold=0.5", "--prompt=a"),
     ):
         done = launch(*arguments)
         assert (done.returncode, done.stdout) == (1, "")

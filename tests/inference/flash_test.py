@@ -1,0 +1,121 @@
+"""Flash models in the engine: every request decides for itself, and batches answer as single requests do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from internvl_jax.errors import InputError
+from internvl_jax.inference import Generator, Ladders, SamplingParams, Thresholds, Vocabulary, chat, complete
+from internvl_jax.models import FlashConfig, InternVL, Runtime
+from internvl_jax.sharding import abstract, bind
+from tests.inference.generate_test import request
+
+LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(64,))
+FLASH = FlashConfig(relative_threshold=0.0, absolute_threshold=0.0, heads=4, dropout=0.1)
+SPARED = Thresholds(relative=1.0)
+
+
+@pytest.fixture(scope="module")
+def flash(config):
+    return dataclasses.replace(config, flash=FLASH)
+
+
+@pytest.fixture(scope="module")
+def flash_model(flash, params):
+    """The plain model of the other tests, with a random router and compressed branch."""
+    graphdef, specs = abstract(lambda rngs: InternVL(flash, rngs, Runtime(dtype=jnp.float32)))
+    rng = np.random.default_rng(6)
+    more = {
+        path: jnp.asarray(rng.normal(float(path.endswith("scale")), 0.3, spec.shape), jnp.float32)
+        for path, spec in specs.items()
+        if path not in params
+    }
+    return bind(graphdef, params | more)
+
+
+@pytest.fixture(scope="module")
+def generator(flash_model, processor):
+    generator = Generator(flash_model, Vocabulary.of(processor), LADDERS)
+    generator.warm_up(**dataclasses.asdict(LADDERS))
+    return generator
+
+
+@pytest.fixture(scope="module")
+def mixed(processor):
+    """All but one tile compressed, none, no tile at all, and by the model's absolute threshold alone."""
+    rows = [
+        request(processor, seed, tiles, words) for seed, tiles, words in ((0, 3, 11), (1, 2, 23), (2, 0, 5), (3, 3, 7))
+    ]
+    thresholds = [Thresholds(), SPARED, Thresholds(), Thresholds(relative=0.5)]
+    return [dataclasses.replace(row, thresholds=each) for row, each in zip(rows, thresholds, strict=True)]
+
+
+def test_a_batch_of_different_decisions_equals_single_runs(generator, mixed):
+    seen = generator.look(mixed)
+    assert [len(row.tokens_T) - len(tokens_T) for row, tokens_T in zip(mixed, seen.tokens, strict=True)] == [6, 0, 0, 3]
+    together = generator.generate(mixed)
+    assert [generator.generate([row])[0] for row in mixed] == together
+    assert len(set(map(tuple, together))) == 4
+
+
+def test_nothing_compressed_is_the_base_model(generator, structure, params, processor, mixed):
+    base = Generator(bind(structure[0], params), Vocabulary.of(processor), LADDERS)
+    spared = [dataclasses.replace(row, thresholds=SPARED) for row in mixed]
+    plain = [dataclasses.replace(row, thresholds=Thresholds()) for row in mixed]
+    assert generator.generate(spared) == base.generate(plain)
+    assert generator.generate(mixed[:1]) != base.generate(plain[:1])
+    with pytest.raises(InputError, match="request 0 has thresholds but this model has no router"):
+        base.generate(spared)
+
+
+def test_the_engine_equals_a_pass_over_the_shortened_row(generator, flash_model, mixed):
+    (row, *_) = mixed
+    tokens_T = generator.look([row]).tokens[0]
+    tokens_BT, positions_BT = tokens_T[None], np.arange(len(tokens_T), dtype=np.int32)[None]
+    probability_G = np.asarray(generator.encode(row.tiles_GHWC).probability_G)[:3]
+    compress_G = row.thresholds.decide(probability_G, FLASH)
+    mask_G, segments_BT = np.ones(3, bool), np.ones_like(positions_BT)
+    out = flash_model(tokens_BT, row.tiles_GHWC, mask_G, segments_BT, positions_BT, compress_G=compress_G)
+    logits_V = np.array(flash_model.logits(out.hidden_BTD)[0, -1])
+    logits_V[[*generator.vocabulary.banned, *range(generator.vocabulary.size, len(logits_V))]] = -np.inf
+    assert compress_G.sum() == 2 and int(np.argmax(logits_V)) == generator.generate([row])[0][0]
+
+
+def test_nothing_compiles_after_warm_up(generator, processor):
+    programs, compiled = generator.programs.num_compiled, []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    rng, lengths = np.random.default_rng(0), set()
+    for i in range(20):
+        rows = [
+            dataclasses.replace(
+                request(
+                    processor, i, int(rng.integers(0, 3)), int(rng.integers(1, 30)), SamplingParams(max_new_tokens=2)
+                ),
+                thresholds=Thresholds(float(rng.random()), float(rng.random())),
+            )
+            for _ in range(1 + i % 2)
+        ]
+        lengths |= {(len(row.tokens_T), len(seen)) for row, seen in zip(rows, generator.look(rows).tokens, strict=True)}
+        generator.generate(rows)
+    assert generator.programs.num_compiled == programs and not compiled
+    assert {full - short for full, short in lengths} == {0, 3}
+
+
+def test_chat_says_what_pictures_took(flash_model, processor):
+    rng = np.random.default_rng(0)
+    pictures = [PIL.Image.fromarray(rng.integers(0, 255, (28, 28 * n, 3), dtype=np.uint8)) for n in (3, 1)]
+    parts = [{"type": "image", "image": picture} for picture in pictures]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "what is it?"}]}]
+    params = SamplingParams(max_new_tokens=5)
+    whole = complete(flash_model, processor, messages, params, SPARED)
+    assert whole.picture_tokens == (4 * 4, 4)  # three tiles and their thumbnail, one tile
+    less = complete(flash_model, processor, messages, params)
+    assert sum(less.picture_tokens) == 4 + 4 * 1  # all but one
+    assert chat(flash_model, processor, messages, 5) == less.text != whole.text
+    assert chat(flash_model, processor, messages, 5, thresholds=SPARED) == whole.text
