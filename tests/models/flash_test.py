@@ -92,13 +92,10 @@ def test_packed_samples_equal_single_ones(params, tiles):
     """The tiles of a packed row are chosen one by one; padding among them takes no image token."""
     decisions = [(1,), (0, 1), ()]
     samples = [prompt(each, seed) for seed, each in enumerate(decisions)]
-    packed = logits(params, *row(*samples), tiles, [True, True, True, False], [True, False, True, True])[0]
-    close(
-        packed,
-        logits(params, *row(*samples), tiles[[0, 3, 1, 2]], [1 > 0, 1 < 0, 1 > 0, 1 > 0], [1 > 0] * 2 + [1 < 0, 1 > 0])[
-            0
-        ],
-    )
+    mask, compress = np.array([True, True, True, False]), np.array([True, False, True, True])
+    packed = logits(params, *row(*samples), tiles, mask, compress)[0]
+    moved = [0, 3, 1, 2]
+    close(packed, logits(params, *row(*samples), tiles[moved], mask[moved], compress[moved])[0])
     start = first = 0
     for sample, each in zip(samples, decisions, strict=True):
         own = np.resize(tiles[first : first + len(each)] if each else tiles, tiles.shape)
@@ -155,7 +152,7 @@ def test_dropout_is_only_for_training(params, tiles):
     plain, one, two = encode(None), encode(jax.random.key(1)), encode(jax.random.key(2))
     close(one.features_GPD, plain.features_GPD)  # the tower has no drop path here, mlp1 no dropout
     for name in ("compressed_GQD", "route_G2"):
-        draws = [np.asarray(vars_[name]) for vars_ in (plain._asdict(), one._asdict(), two._asdict())]
+        draws = [np.asarray(getattr(encoded, name)) for encoded in (plain, one, two)]
         assert all(np.max(np.abs(draws[i] - draws[i - 1])) > 1e-3 for i in range(3))
     np.testing.assert_array_equal(encode(jax.random.key(1)).route_G2, one.route_G2)
 
