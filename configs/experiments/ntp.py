@@ -7,6 +7,8 @@ from internvl_jax.training.config import DataConfig, OptimConfig, RunConfig, Tra
 
 # Released scripts: 0 for 1B, 2B and 4B.
 DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4, "20b-a4b": 0.1, "30b-a3b": 0.1, "241b-a28b": 0.4}
+# Coefficient of the load-balancing loss: router_aux_loss_coef of the released configs.
+BALANCE = {"20b-a4b": 0.9, "30b-a3b": 0.001, "241b-a28b": 0.001}
 
 
 def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
@@ -43,5 +45,6 @@ def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
             rows=8 if tiny else 512,
             dtype="float32" if tiny else "bfloat16",
             remat="none" if tiny else "full",
+            balance=BALANCE.get(size, 0.0),
         ),
     )

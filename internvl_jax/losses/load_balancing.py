@@ -3,23 +3,24 @@
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.losses.base import LossSum
 
-def load_balancing(router_LBTE: jax.Array, mask_BT: jax.Array, per_token: int) -> jax.Array:
-    """E times the sum over experts of (share of choices) x (mean probability); per_token when all are used evenly.
+
+def load_balancing(choices_LBE: jax.Array, probabilities_LBE: jax.Array, tokens_B: jax.Array) -> LossSum:
+    """A row's loss is E times the sum over experts of (share of choices) x (mean probability), over its tokens in all
+    layers; the experts that a token takes when all are used evenly. The total is the sum over rows.
 
     Source: Switch Transformer (arXiv 2101.03961) equations 4 to 6, over all layers together as transformers'
-    `load_balancing_loss_func` (4.55 to 5.23).
+    `load_balancing_loss_func` (4.55 to 5.23). There a product of means over whatever a device holds at once, which
+    in the released training is one packed row. Taken row by row it depends on no mesh and on no number of
+    micro-batches.
 
     Args:
-      router_LBTE: the routers' logits.
-      mask_BT: tokens that count; without any the loss is 0.
-      per_token: experts that a token takes.
+      choices_LBE: tokens of a row that took the expert.
+      probabilities_LBE: sum of the router's probabilities over the row's tokens.
+      tokens_B: tokens of the row; a row without any has loss and weight 0.
     """
-    L, _, _, E = router_LBTE.shape
-    probabilities = jax.nn.softmax(router_LBTE.astype(jnp.float32), axis=-1)
-    _, experts = jax.lax.top_k(probabilities, per_token)
-    mask = mask_BT.astype(jnp.float32)[None, :, :, None]
-    count = jnp.maximum(L * jnp.sum(mask), 1)
-    chosen_E = jnp.sum(jax.nn.one_hot(experts, E) * mask[..., None], axis=(0, 1, 2, 3)) / count
-    probability_E = jnp.sum(probabilities * mask, axis=(0, 1, 2)) / count
-    return E * jnp.sum(chosen_E * probability_E)
+    L, _, E = choices_LBE.shape
+    count_B1 = jnp.maximum(L * tokens_B, 1)[:, None]
+    loss_B = E * jnp.sum(jnp.sum(choices_LBE, axis=0) * jnp.sum(probabilities_LBE, axis=0) / count_B1**2, axis=1)
+    return LossSum(jnp.sum(loss_B), jnp.sum(tokens_B > 0).astype(jnp.float32))

@@ -10,6 +10,7 @@ from internvl_jax.models.attention import Mask, Window
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
 from internvl_jax.models.layer import Layer
+from internvl_jax.models.moe import Load, expert_load
 from internvl_jax.models.nn import RmsNorm, normal
 from internvl_jax.models.rope import rope_table
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
@@ -25,6 +26,7 @@ class DecoderOut(NamedTuple):
       kv_LBMTH: keys and values of this call, if collected.
       hidden_LBTD: the input of every layer, if collected.
       router_LBTE: logits of the routers, if collected.
+      load: use of the experts, fields `[L, B, E]`, if collected.
     """
 
     hidden_BTD: jax.Array
@@ -32,6 +34,7 @@ class DecoderOut(NamedTuple):
     kv_LBMTH: tuple[jax.Array, jax.Array] | None
     hidden_LBTD: jax.Array | None
     router_LBTE: jax.Array | None
+    load: Load | None
 
 
 class Embedding(nnx.Module):
@@ -77,7 +80,7 @@ class Decoder(nnx.Module):
           positions_BT: restart in every segment.
           cache: keys to attend to besides this call's own.
           slots_BT: with a cache, the slot that each token takes.
-          collect: 'kv', 'hidden' and 'router' add those fields to the result.
+          collect: 'kv', 'hidden', 'router' and 'load' add those fields to the result.
         """
         if cache is None:
             mask = Mask.within(segments_BT, positions_BT)
@@ -93,12 +96,14 @@ class Decoder(nnx.Module):
             x_BTD, cache = carry
             window = None if windowed is None else Window(self.config.window, windowed)
             before = x_BTD
-            x_BTD, cache, kv, router_BTE = layer(x_BTD, table, mask, window, cache, index, slots_BT)
+            x_BTD, cache, kv, routing = layer(x_BTD, table, mask, window, cache, index, slots_BT)
             return (x_BTD, cache), {
                 "kv": kv if "kv" in collect else None,
                 "hidden": before if "hidden" in collect else None,
-                "router": router_BTE if "router" in collect else None,
+                "router": None if routing is None or "router" not in collect else routing.logits_BTE,
+                # Summed here: the logits of 94 layers and 128 experts are 1.6 GB for a row of 32,768 tokens.
+                "load": None if routing is None or "load" not in collect else expert_load(routing, segments_BT > 0),
             }
 
         (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), windowed_L, body, self.runtime)
-        return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"])
+        return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"], outs["load"])

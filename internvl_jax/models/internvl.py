@@ -57,7 +57,7 @@ class Out(NamedTuple):
     """Attributes:
     hidden_BTD: after the final norm; `InternVL.logits` turns it into logits.
     cache: the given one with this call's keys and values, or None.
-    aux: named intermediates that were asked for ('kv', 'hidden', 'router').
+    aux: named intermediates that were asked for ('kv', 'hidden', 'router', 'load').
     """
 
     hidden_BTD: jax.Array
@@ -145,7 +145,7 @@ class InternVL(nnx.Module):
             else:
                 features_BKD = _chosen(encoded, tile_mask_G, compress_G, B)
         out = self.lm(self.embed(tokens_BT, features_BKD), segments_BT, positions_BT, collect=collect)
-        aux = {"kv": out.kv_LBMTH, "hidden": out.hidden_LBTD, "router": out.router_LBTE}
+        aux = {"kv": out.kv_LBMTH, "hidden": out.hidden_LBTD, "router": out.router_LBTE, "load": out.load}
         return Out(out.hidden_BTD, out.cache, aux)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

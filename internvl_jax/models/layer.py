@@ -75,8 +75,8 @@ class Layer(nnx.Module):
 
     def __call__(self, x_BTD, table, mask, window, cache, index, slots_BT):
         """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
-        router's logits (None without experts)."""
+        routing (None without experts)."""
         out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)
         x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
-        out_BTD, router_BTE = self.mlp(self.mlp_norm(x_BTD))
-        return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, router_BTE
+        out_BTD, routing = self.mlp(self.mlp_norm(x_BTD))
+        return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, routing

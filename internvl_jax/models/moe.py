@@ -7,6 +7,7 @@ logits) and GPT-OSS (softmax over the chosen logits), whose experts differ.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,31 +26,81 @@ _BY_GROUP = lax.RaggedDotDimensionNumbers(
 _LIMIT, _STEEPNESS = 7.0, 1.702
 
 
+class Routing(NamedTuple):
+    """What a router decided.
+
+    Attributes:
+      logits_BTE: float32.
+      experts_BTK: the chosen experts, best first.
+      balanced_BTE: logits of the probabilities that the load-balancing loss is taken of.
+    """
+
+    logits_BTE: jax.Array
+    experts_BTK: jax.Array
+    balanced_BTE: jax.Array
+
+
+class Load(NamedTuple):
+    """How the tokens of a row used the experts: sums, from which a load-balancing loss is made.
+
+    Attributes:
+      choices_BE: tokens that took the expert.
+      probabilities_BE: sum of the tokens' probabilities.
+    """
+
+    choices_BE: jax.Array
+    probabilities_BE: jax.Array
+
+
+def expert_load(routing: Routing, mask_BT: jax.Array) -> Load:
+    """The load of one layer; only tokens under the mask count."""
+    probabilities_BTE = jax.nn.softmax(routing.balanced_BTE, axis=-1)
+    choices_BTE = jnp.sum(jax.nn.one_hot(routing.experts_BTK, probabilities_BTE.shape[-1]), axis=2)
+    return Load(*(jnp.sum(part * mask_BT[:, :, None], axis=1) for part in (choices_BTE, probabilities_BTE)))
+
+
+def _router_logits(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+    return logits_BTE
+
+
+def _chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+    """The weights of the chosen experts, 0 elsewhere.
+
+    The release trained GPT-OSS with transformers 4.55, whose balance loss takes these for logits: its coefficient of
+    0.9 belongs to so flat a loss.
+    """
+    chosen_BTKE = jax.nn.one_hot(experts_BTK, logits_BTE.shape[-1])
+    return jnp.sum(chosen_BTKE * weights_BTK[..., None], axis=2)
+
+
 class Moe(nnx.Module):
-    """`[B, T, D] -> [B, T, D]`, with the router's logits `[B, T, E]` in float32."""
+    """`[B, T, D] -> [B, T, D]`, with the routing that led there."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         gpt_oss, init = config.family == "gpt_oss", normal(config.init_std)
         self.per_token = config.moe.per_token
         self.router = Linear(rngs, (config.moe.experts,), (config.width,), ((None,), ("embed",)), init, bias=gpt_oss)
         self.experts = (ClampedExperts if gpt_oss else SwiGluExperts)(config, rngs)
+        self.balanced = _chosen_weights if gpt_oss else _router_logits
 
-    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Routing]:
         B, T, D = x_BTD.shape
         router_ED = self.router.weight[...].astype(jnp.float32)
         logits_BTE = product(x_BTD.astype(jnp.float32), router_ED)
         if self.router.bias is not None:
             logits_BTE = logits_BTE + along(self.router.bias[...].astype(jnp.float32), logits_BTE)
-        chosen, experts = lax.top_k(logits_BTE.reshape(B * T, -1), self.per_token)
-        weights = jax.nn.softmax(chosen, axis=-1).reshape(-1)
+        chosen_BTK, experts_BTK = lax.top_k(logits_BTE, self.per_token)
+        weights_BTK = jax.nn.softmax(chosen_BTK, axis=-1)
 
-        experts = experts.reshape(-1)  # of every place, a place being a token's choice
+        # Of every place, a place being a token's choice.
+        weights, experts = weights_BTK.reshape(-1), experts_BTK.reshape(-1)
         order = jnp.argsort(experts, stable=True)
         tokens = order // self.per_token
         sizes_E = jnp.bincount(experts, length=len(router_ED)).astype(jnp.int32)
         y = self.experts(x_BTD.reshape(B * T, D)[tokens], sizes_E, experts[order]).astype(jnp.float32)
         out = jnp.zeros((B * T, D), jnp.float32).at[tokens].add(y * weights[order][:, None])
-        return shard(out.astype(x_BTD.dtype).reshape(B, T, D), "batch", "time", None), logits_BTE
+        routing = Routing(logits_BTE, experts_BTK, self.balanced(logits_BTE, experts_BTK, weights_BTK))
+        return shard(out.astype(x_BTD.dtype).reshape(B, T, D), "batch", "time", None), routing
 
 
 class SwiGluExperts(nnx.Module):

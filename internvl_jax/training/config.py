@@ -90,6 +90,7 @@ class RunConfig:
       remat: what the backward pass computes again (`models.stack.Runtime`).
       mesh: sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.
       rules: name of a sharding preset.
+      balance: coefficient of the experts' load-balancing loss, a mean over packed rows; 0 in models without experts.
       logprob_chunk: positions whose logits are held at once.
       log_every: steps between lines on the terminal (metrics.jsonl has every step).
       keep_last, keep_every: checkpoints kept: the last n, and each whose step this divides (0: none).
@@ -106,6 +107,7 @@ class RunConfig:
     remat: str = "full"
     mesh: str = "fsdp=-1"
     rules: str = "fsdp"
+    balance: float = 0.0
     logprob_chunk: int = 1024
     save_every: int = 500
     keep_last: int = 2
@@ -163,6 +165,10 @@ def check(config: TrainConfig) -> None:
             raise InputError(f"{name} is empty; give it with --config.{name}=PATH")
     if run.rows % run.micro_batches:
         raise InputError(f"run.micro_batches {run.micro_batches} does not divide run.rows {run.rows}; make it")
+    if not run.balance >= 0:
+        raise InputError(f"run.balance is {run.balance}; it must be 0 or more")
+    if run.balance and config.model.text.moe is None:
+        raise InputError(f"run.balance is {run.balance} but the model has no experts; set it to 0")
     if run.dtype not in ("float32", "bfloat16"):
         raise InputError(f"run.dtype is {run.dtype!r}; use float32 or bfloat16")
 

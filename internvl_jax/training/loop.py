@@ -85,7 +85,7 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
     start = lambda params: new_state(params, tx, assigned)
     shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
     places = state_shardings(shapes, specs, where, mesh)
-    objective = OBJECTIVES[config.objective](run.logprob_chunk)
+    objective = OBJECTIVES[config.objective](config)
     body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed)
 
     def step(state, batch):

@@ -33,29 +33,30 @@ def make_step(
 
     def loss(trainable, frozen, batch, key, weights):
         model = sharding.bind(graphdef, {**trainable, **frozen})
-        terms = objective(model, batch, key)
+        terms, sums = objective(model, batch, key)
         # A batch without a supervised token has loss 0, not 0/0.
         values = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in terms.items()}
-        return sum(objective.coefficients[name] * value for name, value in values.items()), values
+        return sum(objective.coefficients[name] * value for name, value in values.items()), (values, sums)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         weights = objective.weights(batch)
         trainable, frozen = split_trainable(state.params, assigned)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def accumulate(carry, inputs):
+        def accumulate(grads, inputs):
             micro, index = inputs
-            (_, values), grads = jax.value_and_grad(loss, has_aux=True)(
+            (_, sums), new = jax.value_and_grad(loss, has_aux=True)(
                 trainable, frozen, micro, jax.random.fold_in(key, index), weights
             )
-            return jax.tree.map(jnp.add, carry, (grads, values)), None
+            return jax.tree.map(jnp.add, grads, new), sums
 
-        zeros = (jax.tree.map(jnp.zeros_like, trainable), {name: jnp.float32(0) for name in objective.coefficients})
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
         if micro_batches == 1:
-            (grads, values), _ = accumulate(zeros, (batch, 0))
+            grads, (values, sums) = accumulate(zeros, (batch, 0))
         else:
             parts = (split_rows(batch, micro_batches), jnp.arange(micro_batches))
-            (grads, values), _ = jax.lax.scan(accumulate, zeros, parts)
+            grads, stacked = jax.lax.scan(accumulate, zeros, parts)
+            values, sums = jax.tree.map(lambda part: jnp.sum(part, axis=0), stacked)
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
@@ -68,6 +69,7 @@ def make_step(
         metrics = {
             "loss": sum(objective.coefficients[name] * value for name, value in values.items()),
             **values,
+            **objective.metrics(sums),
             "grad_norm": norm,
             "nonfinite": nonfinite,
             "samples": jnp.sum(jnp.max(batch.segments_BT, axis=1)),
