@@ -1,6 +1,6 @@
 """Mixture of experts: a router gives every token a few experts, whose outputs are summed by the router's weights.
 
-Tokens are sorted by expert and multiplied group by group (`jax.lax.ragged_dot`): none is dropped.
+`dispatch` brings tokens to their experts, which multiply them group by group (`grouped_product`).
 
 Source: Qwen3-MoE (softmax over all experts, the chosen ones renormalised, which is the softmax over the chosen
 logits) and GPT-OSS (softmax over the chosen logits), whose experts differ.
@@ -12,16 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from internvl_jax.models.config import TextConfig
+from internvl_jax.models.dispatch import choose, dispatch
+from internvl_jax.models.grouped import grouped_product
 from internvl_jax.models.nn import Linear, along, normal, product, silu, zeros
 from internvl_jax.sharding import param, shard
 
-# lhs[rows, in] . rhs[group, out, in], rows ragged.
-_BY_GROUP = lax.RaggedDotDimensionNumbers(
-    dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
-)
 # The gate and the linear half of GPT-OSS's experts.
 _LIMIT, _STEEPNESS = 7.0, 1.702
 
@@ -84,46 +81,49 @@ class Moe(nnx.Module):
         self.balanced = _chosen_weights if gpt_oss else _router_logits
 
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Routing]:
-        B, T, D = x_BTD.shape
         router_ED = self.router.weight[...].astype(jnp.float32)
         logits_BTE = product(x_BTD.astype(jnp.float32), router_ED)
         if self.router.bias is not None:
             logits_BTE = logits_BTE + along(self.router.bias[...].astype(jnp.float32), logits_BTE)
-        chosen_BTK, experts_BTK = lax.top_k(logits_BTE, self.per_token)
+        chosen_BTK, experts_BTK = choose(logits_BTE, self.per_token)
         weights_BTK = jax.nn.softmax(chosen_BTK, axis=-1)
 
-        # Of every place, a place being a token's choice.
-        weights, experts = weights_BTK.reshape(-1), experts_BTK.reshape(-1)
-        order = jnp.argsort(experts, stable=True)
-        tokens = order // self.per_token
-        sizes_E = jnp.bincount(experts, length=len(router_ED)).astype(jnp.int32)
-        y = self.experts(x_BTD.reshape(B * T, D)[tokens], sizes_E, experts[order]).astype(jnp.float32)
-        out = jnp.zeros((B * T, D), jnp.float32).at[tokens].add(y * weights[order][:, None])
         routing = Routing(logits_BTE, experts_BTK, self.balanced(logits_BTE, experts_BTK, weights_BTK))
-        return shard(out.astype(x_BTD.dtype).reshape(B, T, D), "batch", "time", None), routing
+        out_BTD = dispatch(self.experts, x_BTD, experts_BTK, weights_BTK)
+        return shard(out_BTD, "batch", "time", None), routing
 
 
-class SwiGluExperts(nnx.Module):
+class Experts(nnx.Module):
+    """Feed-forward layers; subclasses hold `ExpertLinear`s and call each with the same sizes and experts."""
+
+    def axes(self, path: str) -> tuple[str | None, ...]:
+        """Logical axes of a parameter."""
+        name, part = path.split(".")
+        axes = vars(self)[name].axes
+        return axes if part == "weight" else axes[:-1]
+
+
+class SwiGluExperts(Experts):
     """Qwen3's feed-forward layer, several times."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         D, F, E, init = config.width, config.mlp, config.moe.experts, normal(config.init_std)
-        self.gate = ExpertLinear(rngs, (E, F, D), ("expert", "mlp", "embed"), init, bias=False)
-        self.up = ExpertLinear(rngs, (E, F, D), ("expert", "mlp", "embed"), init, bias=False)
-        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "embed", "mlp"), init, bias=False)
+        self.gate = ExpertLinear(rngs, (E, F, D), ("expert", None, "expert_embed"), init, bias=False)
+        self.up = ExpertLinear(rngs, (E, F, D), ("expert", None, "expert_embed"), init, bias=False)
+        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "expert_embed", None), init, bias=False)
 
     def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
         hidden = silu(self.gate(x, sizes_E, experts)) * self.up(x, sizes_E, experts)
         return self.down(hidden, sizes_E, experts)
 
 
-class ClampedExperts(nnx.Module):
+class ClampedExperts(Experts):
     """GPT-OSS's: a gate clamped from above, a linear half clamped on both sides and shifted by one, biases."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         D, F, E, init = config.width, config.mlp, config.moe.experts, normal(config.init_std)
-        self.gate_up = ExpertLinear(rngs, (E, 2, F, D), ("expert", None, "mlp", "embed"), init, bias=True)
-        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "embed", "mlp"), init, bias=True)
+        self.gate_up = ExpertLinear(rngs, (E, 2, F, D), ("expert", None, None, "expert_embed"), init, bias=True)
+        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "expert_embed", None), init, bias=True)
 
     def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
         gate, up = jnp.split(self.gate_up(x, sizes_E, experts).astype(jnp.float32), 2, axis=-1)
@@ -138,6 +138,7 @@ class ExpertLinear(nnx.Module):
     def __init__(
         self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable, bias: bool
     ):
+        self.axes = axes
         self.weight = param(rngs, shape, axes, init)
         self.bias = param(rngs, shape[:-1], axes[:-1], zeros) if bias else None
 
@@ -146,8 +147,8 @@ class ExpertLinear(nnx.Module):
         sizes_E: rows of every expert.
         experts: the expert of every row.
         """
-        weight = self.weight[...].astype(x.dtype)
-        y = lax.ragged_dot_general(x, weight.reshape(len(weight), -1, weight.shape[-1]), sizes_E, _BY_GROUP)
+        weight = self.weight[...]
+        y = grouped_product(x, weight.reshape(len(weight), -1, weight.shape[-1]), sizes_E)
         if self.bias is None:
             return y
         return y + self.bias[...].astype(y.dtype).reshape(len(weight), -1)[experts]

@@ -4,8 +4,9 @@ Models name logical axes only; a `Rules` table maps these to the five mesh axes 
 """
 
 from internvl_jax.sharding.mesh import AXES, make_mesh
+from internvl_jax.sharding.owners import Share, by_owner, by_token
 from internvl_jax.sharding.params import param
-from internvl_jax.sharding.rules import PRESETS, Rules, per_device, platform, shard, use
+from internvl_jax.sharding.rules import PRESETS, Rules, meshed, per_device, platform, shard, use
 from internvl_jax.sharding.state import ParamSpec, abstract, bind, flatten, init, like_params, shardings
 
 __all__ = [
@@ -13,12 +14,16 @@ __all__ = [
     "PRESETS",
     "ParamSpec",
     "Rules",
+    "Share",
     "abstract",
     "bind",
+    "by_owner",
+    "by_token",
     "flatten",
     "init",
     "like_params",
     "make_mesh",
+    "meshed",
     "param",
     "per_device",
     "platform",

@@ -31,12 +31,18 @@ class Rules:
     heads: MeshAxes
     kv_heads: MeshAxes
     mlp: MeshAxes
-    expert: MeshAxes
+    expert: MeshAxes  # experts are never split in their width: the tensor axis takes whole ones
+    expert_embed: MeshAxes  # model width in an expert's weights
     vocab: MeshAxes
     vit_embed: MeshAxes
     vit_heads: MeshAxes  # 25 in the 6B tower, which no power of two divides
     vit_mlp: MeshAxes
     layers: MeshAxes
+
+    def parts(self, axes: tuple[str | None, ...]) -> list[MeshAxes]:
+        """Mesh axes of every dimension."""
+        table = dataclasses.asdict(self)
+        return [table[axis] if axis is not None else () for axis in axes]
 
     def spec(self, axes: tuple[str | None, ...]) -> P:
         """The partition of an array whose dimensions carry these logical names.
@@ -44,8 +50,7 @@ class Rules:
         Raises:
           InputError: two dimensions would land on one mesh axis.
         """
-        table = dataclasses.asdict(self)
-        parts = [table[axis] if axis is not None else () for axis in axes]
+        parts = self.parts(axes)
         used = [mesh_axis for part in parts for mesh_axis in part]
         if len(used) != len(set(used)):
             raise InputError(f"sharding rules: {axes} -> {parts} use one mesh axis twice; give the axes different ones")
@@ -58,8 +63,7 @@ class Rules:
           InputError: a dimension is not divisible by the devices it is spread over (nothing is replicated silently).
         """
         spec = self.spec(axes)
-        for size, axis in zip(shape, axes, strict=True):
-            part = () if axis is None else dataclasses.asdict(self)[axis]
+        for size, axis, part in zip(shape, axes, self.parts(axes), strict=True):
             count = math.prod(mesh.shape[name] for name in part)
             if size % count:
                 raise InputError(
@@ -81,6 +85,7 @@ _FSDP = Rules(
     kv_heads=(),
     mlp=(),
     expert=("expert",),
+    expert_embed=("fsdp",),
     vocab=(),
     vit_embed=("fsdp",),
     vit_heads=(),
@@ -88,33 +93,37 @@ _FSDP = Rules(
     layers=(),
 )
 
+# The vision tower stays fsdp in every preset: its heads need not divide by the tensor axis.
+_FSDP_TP = dataclasses.replace(
+    _FSDP,
+    act_heads=("tensor",),
+    act_mlp=("tensor",),
+    act_vocab=("tensor",),
+    heads=("tensor",),
+    kv_heads=("tensor",),
+    mlp=("tensor",),
+    expert=("expert", "tensor"),
+    vocab=("tensor",),
+)
+
 PRESETS = {
     "fsdp": _FSDP,
-    # The vision tower stays fsdp in training: its heads need not divide by the tensor axis.
-    "fsdp_tp": dataclasses.replace(
-        _FSDP,
-        act_heads=("tensor",),
-        act_mlp=("tensor",),
-        act_vocab=("tensor",),
-        heads=("tensor",),
-        kv_heads=("tensor",),
-        mlp=("tensor",),
-        vocab=("tensor",),
+    "fsdp_tp": _FSDP_TP,
+    # The expert axis spreads rows as well, and what is not an expert lies on it as on fsdp. At best it has as many
+    # devices as a token has experts (see `by_owner`).
+    "moe": dataclasses.replace(
+        _FSDP_TP,
+        batch=("data", "fsdp", "expert"),
+        tiles=("data", "fsdp", "expert"),
+        embed=("fsdp", "expert"),
     ),
     # Serving: weights stay where they are and activations travel. The tower is the exception: a device takes its share
     # of the tiles, and weights, which lie spread over all, come a layer at a time.
     "serve_tp": dataclasses.replace(
-        _FSDP,
+        _FSDP_TP,
         batch=("data",),
         tiles=("data", "tensor"),
-        act_heads=("tensor",),
-        act_mlp=("tensor",),
-        act_vocab=("tensor",),
         embed=(),
-        heads=("tensor",),
-        kv_heads=("tensor",),
-        mlp=("tensor",),
-        vocab=("tensor",),
         vit_embed=("tensor",),
     ),
 }
@@ -132,12 +141,32 @@ def use(mesh: Mesh | None, rules: Rules | None) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
+def context() -> tuple[Mesh, Rules] | None:
+    """Mesh and rules inside `use`, None outside."""
+    return _CONTEXT.get()
+
+
+def platform() -> str | None:
+    """Of the devices that traced code is for: those of the mesh in use, which may be described only; else JAX's default.
+
+    None where nobody says how an accelerator's devices share the work: no kernel may be chosen then.
+    """
+    if meshed():
+        return context()[0].devices.flat[0].platform
+    default = jax.default_backend()
+    return default if default == "cpu" or jax.device_count() == 1 else None
+
+
+def meshed() -> bool:
+    """Whether mesh and rules are stated: inside `use`."""
+    return context() is not None
+
+
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     """States the logical axes of an activation; the identity outside `use`."""
-    context = _CONTEXT.get()
-    if context is None:
+    if context() is None:
         return x
-    mesh, rules = context
+    mesh, rules = context()
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
 
 
@@ -147,17 +176,8 @@ def per_device(function: Callable, inputs: tuple[tuple[str | None, ...], ...], o
     Args:
       inputs, output: logical axes of every argument and of the result. An argument that is None may have any.
     """
-    context = _CONTEXT.get()
-    if context is None:
+    if not meshed():
         return function
-    mesh, rules = context
+    mesh, rules = context()
     specs = tuple(rules.spec(axes) for axes in inputs)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rules.spec(output), check_vma=False)
-
-
-def platform() -> str | None:
-    """What is traced for: the platform of the mesh in `use`; without one that of the only device, None if several."""
-    context = _CONTEXT.get()
-    if context is not None:
-        return context[0].devices.flat[0].platform
-    return jax.default_backend() if jax.device_count() == 1 else None

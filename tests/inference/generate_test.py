@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference import Generator, Ladders, Request, SamplingParams, Vocabulary
 from internvl_jax.inference.unstack import unstack_params
 from internvl_jax.models import InternVL
+from internvl_jax.models.config import MoeConfig, YarnConfig
 from internvl_jax.sharding import PRESETS, abstract, bind, flatten, make_mesh, shardings
 
 LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(64,))
@@ -150,6 +152,29 @@ def test_layers_apart_of_a_mesh(model, vocabulary, mixed, answers):
     graphdef = nnx.split(model, nnx.Param)[0]
     generator = Generator(bind(graphdef, params), vocabulary, Ladders((1,), (32,), (1,), (64,)), apart=True)
     assert generator.generate(mixed[1:2]) == answers[1:2]
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh", "preset"), [("qwen3", {"tensor": 2}, "fsdp_tp"), ("gpt_oss", {"expert": 2, "tensor": 2}, "moe")]
+)
+def test_experts_on_a_mesh_answer_as_on_one_device(config, vocabulary, mixed, family, mesh, preset):
+    experts = {"moe": MoeConfig(experts=8, per_token=3), "vocab": 312, "mlp": 20}
+    if family == "gpt_oss":
+        experts |= {"family": "gpt_oss", "window": 7, "yarn": YarnConfig(4.0, 32.0, 1.0, positions=64)}
+    model = dataclasses.replace(config, text=dataclasses.replace(config.text, **experts))
+    graphdef, specs = abstract(lambda rngs: InternVL(model, rngs))
+    rng = np.random.default_rng(5)
+    normal = lambda path, shape: rng.normal(float(path.endswith("scale")), 0.3, shape).astype(np.float32)
+    params = {path: normal(path, spec.shape) for path, spec in specs.items()}
+    mesh = make_mesh(mesh, jax.devices()[: math.prod(mesh.values())])
+
+    def answer(where):
+        placed = bind(graphdef, jax.device_put(params, where))
+        return Generator(placed, vocabulary, Ladders((4,), (32,), (5,), (64,))).generate(mixed)
+
+    expected = answer(jax.devices()[0])
+    assert answer(shardings(specs, mesh, PRESETS[preset])) == expected
+    assert len({token for row in expected for token in row}) > 10
 
 
 def test_the_state_is_donated(generator, mixed):

@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from configs.models import sizes
 from internvl_jax.models.config import MoeConfig
@@ -84,21 +87,68 @@ def test_a_token_is_computed_as_if_alone(structure, given):
     np.testing.assert_allclose(alone[0, 0], whole[2, 3], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt_oss"])
-@pytest.mark.parametrize("mesh", [{"expert": 8}, {"fsdp": 4, "expert": 2}])
-def test_any_mesh_equals_one_device(given, mesh, family):
-    _, x, g = given
-    graphdef, specs = abstract(lambda rngs: Moe(dataclasses.replace(CONFIG, family=family), rngs))
+MESHES = [
+    ({"expert": 8}, "fsdp"),
+    ({"fsdp": 4, "tensor": 2}, "fsdp_tp"),
+    ({"fsdp": 4, "expert": 2}, "moe"),
+    ({"data": 2, "expert": 2, "tensor": 2}, "moe"),
+]
+ROWS = (8, 64, D)  # enough for several chunks of rows on every one of these meshes
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gpt_oss"])
+def wide(request):
+    """A family's structure, parameters, inputs and what one device makes of them; also when all want one expert."""
+    graphdef, specs = abstract(lambda rngs: Moe(dataclasses.replace(CONFIG, family=request.param), rngs))
     rng = np.random.default_rng(1)
     params = {path: rng.normal(size=spec.shape).astype(np.float32) for path, spec in specs.items()}
-    mesh, rules = make_mesh(mesh), PRESETS["fsdp"]
-    placed = jax.device_put(params, shardings(specs, mesh, rules))
-    down = placed["experts.down.weight"]
-    assert down.sharding.shard_shape(down.shape)[0] == E // mesh.shape["expert"]
-    ours = functools.partial(brick, graphdef)
+    x, g = (rng.normal(size=ROWS).astype(np.float32) for _ in range(2))
+    one_device = jax.jit(lambda *given: run(functools.partial(brick, graphdef), *given))
+    crowded = params | {"router.weight": np.zeros_like(params["router.weight"])}
+    crowded["router.weight"][:3] = np.array([3, 2, 1])[:, None]
+    cases = [(params, x, g), (crowded, np.abs(x), g)]
+    return graphdef, specs, [(case, jax.device_get(one_device(*case))) for case in cases]
+
+
+def on_mesh(graphdef, specs, mesh, rules):
+    """The brick with its gradients on a mesh, and where its inputs lie."""
 
     def sharded(*given):
         with use(mesh, rules):
-            return run(ours, *given)
+            return run(functools.partial(brick, graphdef), *given)
 
-    same(jax.jit(sharded)(placed, x, g), run(ours, params, x, g))
+    where, rows = shardings(specs, mesh, rules), NamedSharding(mesh, rules.spec(("batch", "time", None)))
+    return jax.jit(sharded, in_shardings=(where, rows, rows), out_shardings=(None, (where, rows)))
+
+
+@pytest.mark.parametrize(("mesh", "preset"), MESHES)
+def test_any_mesh_equals_one_device(wide, mesh, preset):
+    graphdef, specs, cases = wide
+    mesh, rules = make_mesh(mesh), PRESETS[preset]
+    program = on_mesh(graphdef, specs, mesh, rules)
+    for given, expected in cases:
+        same(program(*given), expected)
+    down = shardings(specs, mesh, rules)["experts.down.weight"].shard_shape(specs["experts.down.weight"].shape)
+    assert down[0] * mesh.shape["expert"] * mesh.shape["tensor"] == E
+
+
+def test_experts_stay_where_they_are(wide):
+    """What travels is tokens, and a device's own experts over fsdp; nothing waits for a device inside a branch."""
+    graphdef, specs, _ = wide
+    mesh, rules = make_mesh({"fsdp": 2, "expert": 2, "tensor": 2}), PRESETS["moe"]
+    params = {path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in specs.items()}
+    rows = jax.ShapeDtypeStruct(ROWS, jnp.float32)
+    text = on_mesh(graphdef, specs, mesh, rules).lower(params, rows, rows).compile().as_text()
+    moved = []
+    for types, kind, rest in re.findall(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)\((.*)", text):
+        assert "branch" not in rest and "cond" not in rest
+        moved += [(kind, tuple(map(int, shape.split(",")))) for shape in re.findall(r"\[([\d,]+)\]", types)]
+    experts = [(kind, shape) for kind, shape in moved if F in shape and {D, D // 2} & set(shape)]  # no biases
+    assert experts and all(shape[0] == E // 4 for _, shape in experts)
+    # Gradients are summed to a device's part; what more is summed (over axes of one device, on CPU) is that part.
+    assert {kind for kind, shape in experts if D in shape} == {"all-gather"}
+    assert "reduce-scatter" in {kind for kind, _ in experts}
+    # Tokens of the two devices of the expert axis, once per token, not once per choice.
+    tokens = ROWS[0] * ROWS[1] // 2
+    assert ("all-gather", (tokens, D)) in moved and ("reduce-scatter", (tokens // 2, D)) in moved
+    assert max(math.prod(shape) for _, shape in moved) == tokens * D

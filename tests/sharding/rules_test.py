@@ -15,6 +15,7 @@ from internvl_jax.models import InternVL
 from internvl_jax.sharding import PRESETS, abstract, make_mesh, shard, shardings, use
 
 DENSE = ["1b", "2b", "4b", "8b", "14b", "38b"]
+EXPERTS = ["20b-a4b", "30b-a3b", "241b-a28b"]
 
 
 def test_names_become_mesh_axes():
@@ -61,7 +62,7 @@ def specs(size):
     return abstract(lambda rngs: InternVL(sizes.get(size), rngs))[1]
 
 
-@pytest.mark.parametrize("size", DENSE)
+@pytest.mark.parametrize("size", DENSE + EXPERTS)
 def test_every_dimension_of_every_parameter_has_a_name(size):
     wrong = [path for path, spec in specs(size).items() if len(spec.shape) != len(spec.axes)]
     assert wrong == []
@@ -77,15 +78,17 @@ def test_every_dimension_of_every_parameter_has_a_name(size):
         ("fsdp", {"data": 2, "fsdp": 4}, 4),
         ("fsdp_tp", {"fsdp": 2, "tensor": 4}, 2),
         ("serve_tp", {"tensor": 8}, 8),
+        ("moe", {"fsdp": 2, "expert": 4}, 2),
+        ("moe", {"fsdp": 2, "expert": 2, "tensor": 2}, 2),
     ],
 )
-@pytest.mark.parametrize("size", DENSE)
+@pytest.mark.parametrize("size", DENSE + EXPERTS)
 def test_every_size_lands_on_a_mesh_and_nothing_large_is_replicated(size, preset, axes, tower):
     mesh = make_mesh(axes)
     where = shardings(specs(size), mesh, PRESETS[preset])
     whole = 8 // axes.get("data", 1)
     for path, spec in specs(size).items():
         copies = math.prod(spec.shape) // math.prod(where[path].shard_shape(spec.shape))
-        if math.prod(spec.shape) > 2**20 and len(spec.axes) > 1:
-            norm = path.endswith(("norm.scale", "norm1.scale", "norm2.scale"))
-            assert copies >= (tower if path.startswith("vit.") or norm else whole), path
+        if math.prod(spec.shape) > 2**20 and len(spec.axes) > 1 and not path.endswith(".experts.gate_up.bias"):
+            whole_on_tensor = ("norm.scale", "norm1.scale", "norm2.scale", ".router.weight")
+            assert copies >= (tower if path.startswith("vit.") or path.endswith(whole_on_tensor) else whole), path

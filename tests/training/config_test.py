@@ -17,6 +17,8 @@ from tests.training import toy
         ({"workdir": ""}, "run.workdir is empty"),
         ({"micro_batches": 3}, "run.micro_batches 3 does not divide run.rows 8"),
         ({"dtype": "float16"}, "run.dtype is 'float16'"),
+        ({"balance": 0.001}, "run.balance is 0.001 but the model has no experts"),
+        ({"balance": -1.0}, "run.balance is -1.0; it must be 0 or more"),
     ],
 )
 def test_impossible_values_are_refused(data, change, sentence):

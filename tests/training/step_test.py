@@ -11,17 +11,23 @@ from internvl_jax.training import Group, build, setup
 from tests.training import toy
 
 
-def run_steps(data, steps=3, **run):
+def run_steps(data, steps=3, **given):
     """Parameters and losses after a few steps from the same start."""
-    config, processor = setup.prepare(toy.config(data, data / "unused", **run))
+    program, state, metrics = run_metrics(data, steps, **given)
+    return program, state, np.array([line["loss"] for line in metrics])
+
+
+def run_metrics(data, steps=3, groups=None, **given):
+    config, processor = setup.prepare(toy.config(data, data / "unused", **given))
+    config.optim.groups = groups or config.optim.groups
     program = build(config)
     batches = Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows)
     state = program.from_params(program.random_params())
-    losses = []
+    metrics = []
     for _ in range(steps):
-        state, metrics = program.step(state, program.place(next(batches)))
-        losses.append(float(metrics["loss"]))
-    return program, state, np.array(losses)
+        state, line = program.step(state, program.place(next(batches)))
+        metrics.append(jax.device_get(line))
+    return program, state, metrics
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +110,40 @@ def test_a_batch_without_supervision_has_loss_zero(data):
     silent = batch._replace(weights_BT=batch.weights_BT * 0)
     _, metrics = program.step(program.from_params(program.random_params()), program.place(silent))
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["nonfinite"] == 0
+
+
+@pytest.fixture(scope="module", params=["moe", "gpt_oss"])
+def mixture(request, data):
+    """A family with experts, and three steps of it with every parameter whole on every device."""
+    given = {"model": {"moe": toy.MOE, "gpt_oss": toy.GPT_OSS}[request.param], "rows": 16, "balance": 0.5}
+    given["groups"] = (Group(r"^(vit|projector)\.", frozen=True), Group(".*"))  # a third less to compile
+    return given, run_metrics(data, mesh="data=8", **given)
+
+
+def test_experts_on_a_mesh_in_micro_batches_equal_one_batch_on_one_device(data, mixture):
+    """The balance loss is a mean over rows: it depends on neither."""
+    given, (_, whole, expected) = mixture
+    mesh = "fsdp=2,expert=2,tensor=2" if given["model"] is toy.MOE else "fsdp=4,expert=2"
+    _, state, metrics = run_metrics(data, mesh=mesh, rules="moe", micro_batches=2, **given)
+    for ours, theirs in zip(metrics, expected, strict=True):
+        for name in ("loss", "ntp", "balance", "expert_load", "grad_norm"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
+    for path, value in state.params.items():
+        np.testing.assert_allclose(value, whole.params[path], atol=1e-5, err_msg=path)
+
+
+def test_the_balance_loss_reaches_the_router_of_every_layer(data, mixture):
+    """Through the scan over layers, where intermediate values are easily lost, and without any other loss."""
+    _, (program, _, metrics) = mixture
+    per_token, experts = 3, 8
+    for line in metrics:
+        assert line["balance"] >= per_token * 0.999 and 1 <= line["expert_load"] <= experts / per_token
+        np.testing.assert_allclose(line["loss"], line["ntp"] + 0.5 * line["balance"], rtol=1e-6)
+    config, processor = setup.prepare(toy.config(data, data / "unused", rows=16))
+    batch = next(Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows))
+    silent = batch._replace(weights_BT=batch.weights_BT * 0)
+    state, metrics = program.step(program.from_params(program.random_params()), program.place(silent))
+    assert metrics["ntp"] == 0 < metrics["loss"] == 0.5 * metrics["balance"]
+    moments = jax.device_get(state.opt_state[1].mu)
+    assert np.all(np.any(moments["lm.layers.mlp.router.weight"] != 0, axis=(1, 2)))
+    assert not np.any(moments["lm.head.weight"])

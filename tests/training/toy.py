@@ -9,6 +9,7 @@ from PIL import Image
 
 from internvl_jax.data.tokenizer import train_bpe
 from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import MoeConfig, YarnConfig
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -51,6 +52,14 @@ MODEL = InternVLConfig(
     image_token_id=-1,
     flash=None,
 )
+_EXPERTS = {"moe": MoeConfig(experts=8, per_token=3), "mlp": 20}
+MOE = dataclasses.replace(MODEL, text=dataclasses.replace(MODEL.text, **_EXPERTS))
+GPT_OSS = dataclasses.replace(
+    MODEL,
+    text=dataclasses.replace(
+        MODEL.text, family="gpt_oss", window=7, yarn=YarnConfig(4.0, 32.0, 1.0, positions=64), **_EXPERTS
+    ),
+)
 
 
 def write_data(folder: pathlib.Path) -> None:
@@ -83,11 +92,11 @@ def write_data(folder: pathlib.Path) -> None:
     train_bpe(texts, 320).save(folder / "tokenizer")
 
 
-def config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> TrainConfig:
+def config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfig = MODEL, **run) -> TrainConfig:
     """A run over `write_data(folder)`; `run` overrides fields of its RunConfig."""
     defaults = {"steps": 6, "rows": 8, "dtype": "float32", "remat": "none", "save_every": 2, "log_every": 1, "seed": 5}
     return TrainConfig(
-        model=MODEL,
+        model=model,
         objective="ntp",
         data=DataConfig(
             meta=str(folder / "meta.json"),

@@ -1,0 +1,111 @@
+"""Products of rows with the weights of their groups: the rows of a group stand together, and groups are ragged.
+
+XLA's own product costs as many times too much as there are groups: on CPU always, on TPU in the gradient of the weights
+(2026-11, jax 0.10.2). So TPU has a library's kernels, and CPU a loop over blocks of rows.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
+
+from internvl_jax.sharding import meshed, platform
+
+# [rows, in] . [groups, out, in], [rows, out] . [groups, out, in] and [rows, out] . [rows, in] of every group.
+_FORWARD = lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
+_BACKWARD = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0])
+_WEIGHTS = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+# Rows, in, out that a kernel takes at once; rows must be a multiple of the first.
+_TILES = (512, 1024, 1024)
+ROWS = _TILES[0]
+# Rows that the loop takes at once. Of a group's last block, only some rows are the group's.
+_BLOCK = 64
+
+
+def grouped_product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`x[R, I] . w[group of the row, O, I] -> [R, O]` in x's dtype, accumulated in float32.
+
+    Args:
+      sizes: rows of every group, int32. What comes out for rows beyond the last group is not defined.
+    """
+    kind = platform()
+    # Outside of `use`, weights may be spread in ways that only XLA's own product knows to follow.
+    if kind == "tpu" and (not meshed() or len(x) % ROWS):
+        kind = "any"
+    return _product(x, w, sizes, kind)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _product(x, w, sizes, kind):
+    w = w.astype(x.dtype)
+    if kind == "tpu":
+        return gmm(x, w, sizes, x.dtype, _TILES, transpose_rhs=True)
+    if kind == "cpu":
+        return _loop_rows(x, w, sizes, 1)
+    return lax.ragged_dot_general(x, w, sizes, _FORWARD, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _forward(x, w, sizes, kind):
+    return _product(x, w, sizes, kind), (x, w, sizes)
+
+
+def _backward(kind, residuals, g):
+    x, w, sizes = residuals
+    if kind == "tpu":
+        dx = gmm(g, w.astype(x.dtype), sizes, x.dtype, _TILES)
+        dw = tgmm(g.swapaxes(0, 1), x, sizes, w.dtype, _TILES)
+    elif kind == "cpu":
+        dx = _loop_rows(g, w.astype(x.dtype), sizes, 0)
+        dw = _loop_weights(g, x, sizes)
+    else:
+        dx = lax.ragged_dot_general(g, w.astype(x.dtype), sizes, _BACKWARD, preferred_element_type=jnp.float32)
+        dw = lax.ragged_dot_general(g, x, sizes, _WEIGHTS, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dw.astype(w.dtype), None
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _loop_rows(x: jax.Array, w: jax.Array, sizes: jax.Array, dim: int) -> jax.Array:
+    """Every row of x times dimension 1 + dim of its group's weights."""
+    rows, size = len(x), min(_BLOCK, len(x))
+    x = jnp.pad(x, ((0, size), (0, 0)))
+
+    def block(out, group, start, end):
+        part = lax.dynamic_slice_in_dim(x, start, size)
+        weight = lax.dynamic_index_in_dim(w, group, keepdims=False)
+        y = lax.dot_general(part, weight, (((1,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
+        # Rows beyond the group's end are those of later groups, which write theirs afterwards.
+        return lax.dynamic_update_slice_in_dim(out, y.astype(x.dtype), start, 0)
+
+    return _blocks(block, jnp.zeros((rows + size, w.shape[2 - dim]), x.dtype), sizes, size)[:rows]
+
+
+def _loop_weights(g: jax.Array, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`[groups, O, I]` in float32: the sum over a group's rows of g `[R, O]` times x `[R, I]`."""
+    size = min(_BLOCK, len(x))
+    g, x = (jnp.pad(part, ((0, size), (0, 0))) for part in (g, x))
+
+    def block(dw, group, start, end):
+        own = (start + jnp.arange(size) < end)[:, None]
+        ours = (jnp.where(own, lax.dynamic_slice_in_dim(part, start, size), 0) for part in (g, x))
+        new = lax.dot_general(*ours, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return dw.at[group].add(new)
+
+    return _blocks(block, jnp.zeros((len(sizes), g.shape[1], x.shape[1]), jnp.float32), sizes, size)
+
+
+def _blocks(block, out: jax.Array, sizes: jax.Array, size: int) -> jax.Array:
+    """Folds `block(out, group, first row, end of the group)` over all blocks that have rows, in order."""
+    ends = jnp.cumsum(sizes)
+    last = jnp.cumsum((sizes + size - 1) // size)  # blocks up to the group's last
+
+    def step(index, out):
+        group = jnp.searchsorted(last, index, side="right", method="compare_all")
+        blocks = (sizes[group] + size - 1) // size
+        start = ends[group] - sizes[group] + (index - last[group] + blocks) * size
+        return block(out, group, start, ends[group])
+
+    return lax.fori_loop(0, last[-1], step, out)

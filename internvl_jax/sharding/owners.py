@@ -1,0 +1,126 @@
+"""Functions of tokens that run where a parameter lies: tokens travel to the owners of the experts, and results back.
+
+Left to the compiler, sorting gathers the tokens of all devices, and all of them sum the products of ragged groups.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax.sharding.rules import MeshAxes, context
+from internvl_jax.sharding.state import Params
+
+_TOKENS = ("batch", "time", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A device's part of the experts.
+
+    Attributes:
+      first: number of its first expert.
+      shards: parts that there are.
+    """
+
+    first: jax.Array | int
+    shards: int
+
+
+def by_token(function: Callable, x_BTD: jax.Array):
+    """`function(x_BTD)`, which treats tokens one by one, on every device's own tokens."""
+    if context() is None:
+        return function(x_BTD)
+    mesh, rules = context()
+    spec = rules.spec(_TOKENS)
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)(x_BTD)
+
+
+def by_owner(
+    function: Callable, params: Params, axes: dict[str, tuple[str | None, ...]], *rows: jax.Array
+) -> jax.Array:
+    """The sum over devices of `function(params, *rows, share)`, each with its own experts.
+
+    1. Rows are gathered over those axes of the experts that spread the batch too. (An all-to-all would send a token
+       once for each of its choices: over no more devices than a token has choices, gathering is no more traffic.)
+    2. Parameters are gathered over all axes but those of the experts, in the dtype of the first rows.
+    3. Results are summed over the axes of the experts, each device keeping its own rows.
+
+    Args:
+      function: given rows as `[N, ...]`, returns `[N, D]`.
+      params: the first dimension of each is 'expert'.
+      axes: logical axes of every parameter.
+      rows: `[B, T, ...]`; the result has the shape and dtype of the first.
+    """
+    if context() is None:
+        flat = (x.reshape(-1, x.shape[-1]) for x in rows)
+        return function(params, *flat, Share(0, 1)).reshape(rows[0].shape)
+    mesh, rules = context()
+    several = lambda names: [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in rules.parts(names)]
+    tokens, (experts,) = several(_TOKENS), several(("expert",))
+    spread = tuple(axis for part in tokens for axis in part)
+    # Over an axis that spreads neither experts nor rows, the compiler gathers a parameter before.
+    known = {*experts, *spread}
+    parts = {path: [tuple(axis for axis in part if axis in known) for part in several(axes[path])] for path in params}
+    shards = math.prod(mesh.shape[axis] for axis in experts)
+    local = functools.partial(_on_device, function, parts, experts, spread, shards)
+    specs = ({path: P(*part) for path, part in parts.items()}, *(P(*tokens) for _ in rows))
+    # Unchecked: JAX's types of what differs between devices know no kernels, and where they are left to cast, sums over
+    # devices end up in branches that one device takes and another does not.
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(*tokens), check_vma=False)(params, *rows)
+
+
+def _on_device(
+    function: Callable,
+    parts: dict[str, list[MeshAxes]],
+    experts: MeshAxes,
+    spread: MeshAxes,
+    shards: int,
+    params: Params,
+    *rows: jax.Array,
+) -> jax.Array:
+    both = tuple(axis for axis in experts if axis in spread)
+    only = tuple(axis for axis in experts if axis not in spread)
+    first = lax.axis_index(experts) * len(next(iter(params.values()))) if experts else 0
+
+    def of_group(x):
+        x = x.reshape(-1, x.shape[-1])
+        return lax.all_gather(x, both, axis=0, tiled=True) if both else x
+
+    whole = {path: _gather(value, tuple(parts[path]), rows[0].dtype) for path, value in params.items()}
+    out_ND = function(whole, *(of_group(x) for x in rows), Share(first, shards))
+    if only:
+        out_ND = lax.psum(out_ND, only)
+    if both:
+        out_ND = lax.psum_scatter(out_ND, both, scatter_dimension=0, tiled=True)
+    return out_ND.reshape(rows[0].shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(value, parts, dtype):
+    """Whole but for the first dimension; travels in `dtype`, while gradients are summed over devices in float32."""
+    value = value.astype(dtype)
+    for dim, axes in enumerate(parts):
+        if dim and axes:
+            value = lax.all_gather(value, axes, axis=dim, tiled=True)
+    return value
+
+
+def _gather_forward(value, parts, dtype):
+    return _gather(value, parts, dtype), value[:0]  # for its dtype
+
+
+def _gather_backward(parts, dtype, like, g):
+    g = g.astype(jnp.float32)
+    for dim, axes in enumerate(parts):
+        if dim and axes:
+            g = lax.psum_scatter(g, axes, scatter_dimension=dim, tiled=True)
+    return (g.astype(like.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
