@@ -12,4 +12,5 @@ from internvl_jax.training.config import TrainConfig
 
 
 def get_config(size: str) -> TrainConfig:
-    return ntp.config(size, learning_rate=2e-5 if size != "tiny" else 1e-3, steps=15000 if size != "tiny" else 1000)
+    tiny = size.startswith("tiny")
+    return ntp.config(size, learning_rate=1e-3 if tiny else 2e-5, steps=1000 if tiny else 15000)

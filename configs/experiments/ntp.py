@@ -1,4 +1,4 @@
-"""The next-token stages: what CPT and SFT share, and what the tiny model differs in."""
+"""The next-token stages: what CPT and SFT share, and what the tiny models differ in."""
 
 import dataclasses
 
@@ -8,14 +8,14 @@ from internvl_jax.training.config import DataConfig, OptimConfig, RunConfig, Tra
 # Released scripts: 0 for 1B, 2B and 4B.
 DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4, "20b-a4b": 0.1, "30b-a3b": 0.1, "241b-a28b": 0.4}
 # Coefficient of the load-balancing loss: router_aux_loss_coef of the released configs.
-BALANCE = {"20b-a4b": 0.9, "30b-a3b": 0.001, "241b-a28b": 0.001}
+BALANCE = {"20b-a4b": 0.9, "30b-a3b": 0.001, "241b-a28b": 0.001, "tiny-moe": 0.001}
 
 
 def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
     """Released CPT / SFT hyperparameters (batch of 512 packed rows of 32,768 tokens and 96 tiles)."""
     model = sizes.get(size)
     vision = dataclasses.replace(model.vision, drop_path=DROP_PATH.get(size, 0.0))
-    tiny = size == "tiny"
+    tiny = size.startswith("tiny")
     return TrainConfig(
         model=dataclasses.replace(model, vision=vision),
         objective="ntp",

@@ -11,4 +11,5 @@ from internvl_jax.training.config import TrainConfig
 
 
 def get_config(size: str) -> TrainConfig:
-    return ntp.config(size, learning_rate=8e-5 if size != "tiny" else 1e-3, steps=8000 if size != "tiny" else 1000)
+    tiny = size.startswith("tiny")
+    return ntp.config(size, learning_rate=1e-3 if tiny else 8e-5, steps=1000 if tiny else 8000)

@@ -1,4 +1,4 @@
-"""Every size by name: the published ones (paper table 1), each also as Flash, and a tiny one for tests and the demo."""
+"""Every size by name: the published ones (paper table 1), each also as Flash, and tiny ones for tests and the demo."""
 
 import dataclasses
 
@@ -133,12 +133,16 @@ SIZES = {
         flash=None,
     ),
 }
+_TINY = SIZES["tiny"]
+SIZES["tiny-moe"] = dataclasses.replace(
+    _TINY, text=dataclasses.replace(_TINY.text, mlp=64, moe=MoeConfig(experts=8, per_token=2))
+)
 
 # The thresholds of the releases are not published. These leave the choice to the router: a tile is compressed where it
 # finds that likelier than not, except a request's least likely one, which the released rule never compresses.
 FLASH = FlashConfig(relative_threshold=0.0, absolute_threshold=0.5, heads=16, dropout=0.1)
 
-SIZES |= {f"{name}-flash": dataclasses.replace(size, flash=FLASH) for name, size in SIZES.items() if name != "tiny"}
+SIZES |= {f"{name}-flash": dataclasses.replace(size, flash=FLASH) for name, size in SIZES.items() if "tiny" not in name}
 
 
 def get(name: str) -> InternVLConfig:

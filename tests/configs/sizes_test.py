@@ -39,7 +39,8 @@ FLASH = {  # router, compressed branch, whole model
     "30b-a3b": (50_390_018, 92_317_696, 30_991_437_826),
     "241b-a28b": (491_702_402, 520_216_576, 241_711_289_346),
 }
-NAMES = [*PUBLISHED, *(f"{size}-flash" for size in FLASH), "tiny"]
+TINY = ("tiny", "tiny-moe")
+NAMES = [*PUBLISHED, *(f"{size}-flash" for size in FLASH), *TINY]
 FOLDER = pathlib.Path(configs.experiments.__file__).parent
 STAGES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
@@ -72,7 +73,7 @@ def test_every_published_size_is_counted():
 @pytest.mark.parametrize("size", NAMES)
 def test_a_tile_becomes_256_tokens_or_64(size):
     config = sizes.get(size)
-    assert config.tokens_per_tile == (16 if size == "tiny" else 256)
+    assert config.tokens_per_tile == (16 if size in TINY else 256)
     assert config.flash is None or config.tokens_per_compressed_tile == 64
 
 
@@ -84,6 +85,7 @@ def test_every_stage_builds_for_every_size(stage, size):
     assert config.model.text == sizes.get(size).text
     config.run.workdir, config.data.meta, config.data.tokenizer = "w", "m", "t"
     check(config)
+    assert (config.run.balance > 0) == (config.model.text.moe is not None)
 
 
 def test_stages_are_found():
