@@ -109,8 +109,9 @@ def jinja(template: Template) -> str:
 
     A picture becomes <IMG_CONTEXT> and a newline, which the processor there turns into as many tokens as it takes.
     """
-    end = template.stop + template.after_stop
-    heads = {"system": template.system_head, "user": template.user_head, "assistant": template.assistant_head}
+    end = template.end + template.after_end
+    heads = {"system": template.system_head, "user": template.user_head}
+    heads["assistant"] = template.assistant_head + template.speech.answer_head
     text = "{%- set heads = " + json.dumps(heads) + " -%}"
     if template.default_system is not None:
         opening = json.dumps(template.system_head + template.default_system + end, ensure_ascii=False)
@@ -123,7 +124,7 @@ def jinja(template: Template) -> str:
         "{%- elif part['type'] == 'video' -%}{{ '<video>\\n' }}"
         "{%- else -%}{{ '<IMG_CONTEXT>\\n' }}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}{{ " + json.dumps(end) + " }}{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{ heads['assistant'] }}{%- endif -%}"
+        "{%- if add_generation_prompt -%}{{ " + json.dumps(template.assistant_head) + " }}{%- endif -%}"
     )
 
 

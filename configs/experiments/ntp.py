@@ -13,8 +13,8 @@ BALANCE = {"20b-a4b": 0.9, "30b-a3b": 0.001, "241b-a28b": 0.001, "tiny-moe": 0.0
 
 def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
     """Released CPT / SFT hyperparameters (batch of 512 packed rows of 32,768 tokens and 96 tiles)."""
-    model = sizes.get(size)
-    vision = dataclasses.replace(model.vision, drop_path=DROP_PATH.get(size, 0.0))
+    model, base = sizes.get(size), size.removesuffix("-flash")
+    vision = dataclasses.replace(model.vision, drop_path=DROP_PATH.get(base, 0.0))
     tiny = size.startswith("tiny")
     return TrainConfig(
         model=dataclasses.replace(model, vision=vision),
@@ -45,6 +45,6 @@ def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
             rows=8 if tiny else 512,
             dtype="float32" if tiny else "bfloat16",
             remat="none" if tiny else "full",
-            balance=BALANCE.get(size, 0.0),
+            balance=BALANCE.get(base, 0.0),
         ),
     )

@@ -28,6 +28,8 @@ def split_thinking(text: str) -> tuple[str, str]:
 class Tags:
     """Thinking and answer as one text."""
 
+    answer_head = ""
+
     def items(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[int | str]:
         """What stands between the head and the end of an assistant's turn: control tokens and strings."""
         del tokenizer

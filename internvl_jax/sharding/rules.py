@@ -147,7 +147,7 @@ def context() -> tuple[Mesh, Rules] | None:
 
 
 def platform() -> str | None:
-    """Of the devices that traced code is for: those of the mesh in use, which may be described only; else JAX's default.
+    """Of the devices that are traced for: those of the mesh in use, which may be described only; else JAX's default.
 
     None where nobody says how an accelerator's devices share the work: no kernel may be chosen then.
     """

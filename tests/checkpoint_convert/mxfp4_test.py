@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoint_convert import convert_to_orbax, describe, load_model
-from checkpoint_convert.convert import load_bare
+from checkpoint_convert import convert, describe, load_model
 from checkpoint_convert.hf_config import read_config
+from checkpoint_convert.load import load_bare
 from checkpoint_convert.mxfp4 import Mxfp4Row, dequantize
 from checkpoint_convert.rows import Row, to_released
 from checkpoint_convert.tables import TABLES
@@ -126,7 +126,7 @@ def test_a_slice_reads_only_the_blocks_it_touches(case):
 
 
 def test_converted_it_is_bfloat16(twins, tmp_path):
-    reports = [convert_to_orbax(directory, tmp_path / f"{directory.name}_ours") for directory in twins]
+    reports = [convert(directory, tmp_path / f"{directory.name}_ours") for directory in twins]
     assert reports[0].tensors == reports[1].tensors + 8 and reports[0].bytes < reports[1].bytes
     found, wanted = (flatten(load_bare(tmp_path / f"{d.name}_ours", "float32", None)) for d in twins)
     assert same(found, wanted)

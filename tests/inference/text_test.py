@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -85,7 +86,12 @@ class Script:
     def __init__(self, tokens):
         self.tokens = tokens
 
-    def stream(self, requests, rows=1):
+    config = types.SimpleNamespace(image_token_id=-1)
+
+    def look(self, requests):
+        return types.SimpleNamespace(tokens=[request.tokens_T for request in requests])
+
+    def stream(self, requests, rows=1, seen=None):
         for token in self.tokens:
             yield np.full(len(requests), token)
 

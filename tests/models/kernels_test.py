@@ -78,7 +78,9 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(as_on_tpu):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_short_rows_and_several_devices_without_a_mesh_take_plain_products():
+def test_short_rows_and_several_devices_without_a_mesh_take_plain_products(monkeypatch):
+    assert sharding.platform() == "cpu"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert sharding.platform() is None  # the eight devices of this session
     assert attention.kernels.LONG > 512
 

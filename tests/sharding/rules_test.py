@@ -91,4 +91,6 @@ def test_every_size_lands_on_a_mesh_and_nothing_large_is_replicated(size, preset
         copies = math.prod(spec.shape) // math.prod(where[path].shard_shape(spec.shape))
         if math.prod(spec.shape) > 2**20 and len(spec.axes) > 1 and not path.endswith(".experts.gate_up.bias"):
             whole_on_tensor = ("norm.scale", "norm1.scale", "norm2.scale", ".router.weight")
+            if path.endswith(".router.weight") and preset == "serve_tp":
+                continue  # every device chooses experts for all its tokens
             assert copies >= (tower if path.startswith("vit.") or path.endswith(whole_on_tensor) else whole), path
