@@ -81,9 +81,14 @@ def convert(
 
     Raises:
       InputError: a source that is broken or of an unknown kind, parameters that are not finite or not those of the
-        config, a destination that exists or has no room, or a format that has no such model.
+        config, a call from a process of a pod, a destination that exists or has no room, or a format without such a
+        model.
     """
     start = time.perf_counter()
+    if jax.process_count() > 1:  # orbax would wait for the others
+        raise InputError(
+            "convert can't be called by a process of a pod; run launch.convert once, before the pod starts"
+        )
     source, destination = pathlib.Path(source), pathlib.Path(destination)
     checkpoint = _open(source)
     specs = checkpoint.reader.specs

@@ -170,7 +170,8 @@ def _loop(
     finally:
         batches.close()
         meter.close()
-    hooks.plot_loss(workdir)
+    if jax.process_index() == 0:
+        hooks.plot_loss(workdir)
     return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
 
 
@@ -188,7 +189,9 @@ class Meter:
     def __init__(self, config: TrainConfig, mesh: Mesh, workdir: pathlib.Path, step: int):
         self._config, self._rate = config, schedule(config.optim, config.run.steps)
         self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
-        self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps)
+        self._writes = jax.process_index() == 0  # one process writes for all
+        if self._writes:
+            self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps)
         self._clock = time.perf_counter()
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
@@ -209,6 +212,8 @@ class Meter:
             "mfu": flops / seconds / self._peak if self._peak else None,
             "skipped": skipped,
         }
+        if not self._writes:
+            return
         self._log.write(self._last)
         if step % self._config.run.log_every == 0 or step == self._config.run.steps:
             self._progress.show(self._last)
@@ -227,5 +232,6 @@ class Meter:
         return {"step": self._last["step"], "loss": self._last["loss"]}
 
     def close(self) -> None:
-        self._progress.close()
-        self._log.close()
+        if self._writes:
+            self._progress.close()
+            self._log.close()

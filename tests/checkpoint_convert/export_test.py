@@ -11,6 +11,7 @@ from PIL import Image
 
 from checkpoint_convert import convert, load_model, load_released, sink
 from checkpoint_convert.hf_config import read_config
+from checkpoint_convert.load import load_bare
 from checkpoint_convert.side_files import jinja
 from checkpoint_convert.source import INDEX, open_directory
 from internvl_jax.data import train_bpe
@@ -101,6 +102,15 @@ def test_large_parameters_are_written_in_slices(factory, tmp_path, monkeypatch, 
     convert(tmp_path / "ours", tmp_path / "back", "hf")
     assert tensors_of(tmp_path / "back") == tensors_of(released)
     assert read_config(tmp_path / "back").model(None) == read_config(released).model(None)
+
+
+def test_parameters_that_are_zero(factory, tmp_path):
+    tensors = {name: np.zeros_like(array) for name, array in factory.tensors("hf", factory.config()).items()}
+    released = factory.released("hf", factory.config(), tensors)
+    convert(released, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back", "hf")
+    assert tensors_of(tmp_path / "back") == tensors_of(released)
+    assert not any(np.any(array) for array in flatten(load_bare(tmp_path / "ours", "float32", None)).values())
 
 
 def test_another_dtype(factory, tmp_path):
