@@ -149,7 +149,7 @@ def _write_orbax(
         piece = checkpoint.reader.read(path, index)
         # A view of a file stays as it is: tensorstore need not copy it first.
         arrays[path][index].write(_cast(piece, specs[path].dtype), can_reference_source_data_indefinitely=True).result()
-        return [] if all_finite(piece) else checkpoint.reader.names(path, index)
+        return [] if all_finite(piece) else checkpoint.reader.not_finite(path, index)
 
     jobs = [(path, index) for path, spec in specs.items() for index in _grid(spec.shape, chunks[path])]
     _run(copy, jobs, checkpoint.directory)
@@ -188,7 +188,7 @@ def _write_released(
             piece = piece.reshape(piece.shape[len(position) :])
             for name, tensor in zip(names, row.backwards(_cast(piece, spec.dtype)), strict=True):
                 writer.write(name, part.start or 0, tensor)
-            return [] if all_finite(piece) else checkpoint.reader.names(row.target, index)
+            return [] if all_finite(piece) else checkpoint.reader.not_finite(row.target, index)
 
         jobs = [job for row in rows for job in _jobs(row, specs[row.target])]
         _run(copy, jobs, checkpoint.directory)

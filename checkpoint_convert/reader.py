@@ -34,8 +34,8 @@ class Reader(Protocol):
     def read(self, path: str, index: Index) -> np.ndarray:
         """A slice of a parameter; it may be a view of a file."""
 
-    def names(self, path: str, index: Index) -> list[str]:
-        """What the checkpoint calls the tensors of a slice."""
+    def not_finite(self, path: str, index: Index) -> list[str]:
+        """What the checkpoint calls those tensors of a slice that hold a NaN or an infinity."""
 
 
 class ReleasedReader:
@@ -71,13 +71,14 @@ class ReleasedReader:
             leaf.row.read(self._arrays(leaf, position), leaf.shape, index[lead:], out[(*at, ...)])
         return out
 
-    def names(self, path: str, index: Index) -> list[str]:
-        return [name for position in self._positions(path, index) for name in self._leaves[path].names[position]]
-
     def not_finite(self, path: str, index: Index) -> list[str]:
-        """Of `names`, the tensors that hold a NaN or an infinity."""
-        in_bytes = self._leaves[path].row.in_bytes
-        return [name for name in self.names(path, index) if in_bytes or not all_finite(self._tensors[name].array())]
+        leaf, found = self._leaves[path], []
+        for position in self._positions(path, index):
+            here = (*(slice(i, i + 1) for i in position), *index[leaf.row.stacked_axes :])
+            if not all_finite(self.read(path, here)):
+                names = leaf.names[position]
+                found += [name for name in names if leaf.row.in_bytes or not all_finite(self._tensors[name].array())]
+        return found
 
     def _positions(self, path, index):
         leaf = self._leaves[path]
@@ -109,9 +110,8 @@ class OrbaxReader:
     def read(self, path: str, index: Index) -> np.ndarray:
         return self._arrays[path][index].read().result()
 
-    def names(self, path: str, index: Index) -> list[str]:
-        del index
-        return [path]
+    def not_finite(self, path: str, index: Index) -> list[str]:
+        return [] if all_finite(self.read(path, index)) else [path]
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -77,7 +77,7 @@ def test_every_dimension_of_every_parameter_has_a_name(size):
         ("fsdp", {"fsdp": 8}, 8),
         ("fsdp", {"data": 2, "fsdp": 4}, 4),
         ("fsdp_tp", {"fsdp": 2, "tensor": 4}, 2),
-        ("serve_tp", {"tensor": 8}, 8),
+        ("serve_tp", {"data": 2, "tensor": 4}, 4),
         ("moe", {"fsdp": 2, "expert": 4}, 2),
         ("moe", {"fsdp": 2, "expert": 2, "tensor": 2}, 2),
     ],
