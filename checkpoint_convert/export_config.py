@@ -65,6 +65,8 @@ def released_config(
         tokenizer = processor.tokenizer
         text |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     if form == "hf":
+        if config.flash is not None:
+            raise InputError("transformers has no format for Flash models; use --to=github")
         vision |= _hf_vision(config.vision, dtype)
         return {**whole, **_hf(config, dtype), "text_config": text, "vision_config": vision}
     vision |= _github_vision(config.vision, dtype)
@@ -111,7 +113,15 @@ def _carry(values: Mapping[str, Any]) -> Values:
 
 
 def _github(config: InternVLConfig, dtype: str) -> Values:
+    flash = {}
+    if config.flash is not None:
+        flash = {
+            "flash_absolute_threshold": config.flash.absolute_threshold,
+            "flash_mode": True,
+            "flash_relative_threshold": config.flash.relative_threshold,
+        }
     return {
+        **flash,
         "architectures": ["InternVLChatModel"],
         "auto_map": _AUTO_MAP,
         "downsample_ratio": config.downsample_ratio,

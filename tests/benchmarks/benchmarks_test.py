@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import ours, theirs
+from benchmarks import convert, ours, theirs
 from benchmarks.workers import Worker, in_turns, ratios
+from configs.models import sizes
 from internvl_jax.errors import InputError
 
 OPTIM = {"learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
@@ -80,3 +81,12 @@ def test_our_side_of_training(golden, monkeypatch):
     losses = [worker.ask("step")["loss"] for _ in range(3)]
     worker.close()
     assert np.all(np.diff(losses) < 0)
+
+
+def test_conversions_beside_a_copy(tmp_path):
+    result = convert.compare(sizes.get("tiny"), str(tmp_path), rounds=1)
+    assert result["equal"] and result["bytes"] > 1_000_000
+    for to in ("orbax", "hf", "github"):
+        assert result[to]["ratio"] == pytest.approx(result[to]["theirs_s"] / result[to]["ours_s"], abs=1e-3)
+        assert result[to]["peak_gb"] > 0.1
+    assert not list(tmp_path.iterdir())

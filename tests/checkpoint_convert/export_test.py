@@ -40,7 +40,10 @@ def settings(directory):
     return values
 
 
-@pytest.mark.parametrize("case", [f"chat_{name}_github" for name in FAMILIES] + [f"hf_{name}" for name in FAMILIES])
+CASES = [*(f"chat_{name}_github" for name in FAMILIES), *(f"hf_{name}" for name in FAMILIES), "flash_qwen3_github"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_there_and_back(golden, tmp_path, case):
     form = "hf" if case.startswith("hf") else "github"
     convert(golden / case, tmp_path / "ours")
@@ -68,6 +71,12 @@ def test_a_tower_alone(golden, tmp_path, case):
     with pytest.raises(InputError, match="no format for a vision tower alone"):
         convert(tmp_path / "ours", tmp_path / "hf", "hf")
     assert not (tmp_path / "hf").exists()
+
+
+def test_flash_has_no_hf_format(golden, tmp_path):
+    with pytest.raises(InputError, match="no format for Flash models; use --to=github"):
+        convert(golden / "flash_qwen3_github", tmp_path / "hf", "hf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_files_have_an_index(golden, tmp_path, monkeypatch):
