@@ -132,6 +132,41 @@ def test_loss_and_gradients_of_the_whole_model(golden, family):
     assert np.linalg.norm(parts) == pytest.approx(fused, rel=1e-4)
 
 
+@pytest.mark.parametrize(("family", "tolerance"), [("qwen3", 1e-4), ("gptoss", 3e-4)])
+def test_a_packed_row(golden, family, tolerance):
+    """Three samples and padding in one row, as the official collator packs and weights them."""
+    model, _, _ = load(golden / f"chat_{family}_github")
+    inputs, outputs, norms = (
+        dict(np.load(golden / "train_steps" / f"{family}_{part}.npz")) for part in ("inputs", "outputs", "grad_norms")
+    )
+    graphdef, params = nnx.split(model, nnx.Param)[0], flatten(model)
+    tokens_BT, positions_BT = (inputs[name].astype(np.int32) for name in ("input_ids", "position_ids"))
+    ends = inputs["cu_seqlens"][0, 1:-1]  # the last segment is padding
+    segments_BT = np.zeros_like(tokens_BT)
+    for segment, (start, end) in enumerate(zip([0, *ends], ends, strict=False), start=1):
+        segments_BT[0, start:end] = segment
+    real = inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"] == 1]
+    tiles = [jnp.asarray(part) for part in blocks(tokens_BT, real, model.config)]
+    targets_BT = np.maximum(inputs["labels"], 0)[:, 1:].astype(np.int32)
+
+    def losses(params):
+        model = bind(graphdef, params)
+        hidden_BTD = model(tokens_BT, *tiles, segments_BT, positions_BT).hidden_BTD
+        logprobs_BT = token_logprobs(hidden_BTD[:, :-1], model.lm.head_VD, targets_BT, chunk=11)
+        found = {}
+        for weighting in ("token", "sample", "square"):
+            total, weight = next_token(logprobs_BT, jnp.asarray(inputs[f"loss_weight_{weighting}"][:, 1:]))
+            found[weighting] = total / weight
+        return found["square"], (found, model.logits(hidden_BTD))
+
+    (_, (found, logits_BTV)), grads = jax.jit(jax.value_and_grad(losses, has_aux=True))(params)
+    assert np.max(np.abs(logits_BTV[:, : ends[-1]] - outputs["logits"])) < tolerance
+    for weighting, value in found.items():
+        assert float(value) == pytest.approx(float(outputs[f"loss_{weighting}"]), rel=1e-5)
+    rows = TABLES["github", {"qwen3": "qwen3", "gptoss": "gpt_oss"}[family]].rows
+    close(dict(to_released(rows, jax.device_get(grads))), norms, {})
+
+
 def test_a_wrong_weight_is_noticed(golden, tmp_path):
     """The comparison itself: one transposed projection must show."""
     from safetensors.numpy import save_file
