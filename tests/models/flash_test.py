@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from checkpoint_convert import load_model
+from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import Encoded, FlashConfig, InternVL, InternVLConfig, Runtime
 from internvl_jax.models.internvl import _chosen
@@ -192,3 +195,36 @@ def test_the_config_survives_json():
     broken = CONFIG.to_dict() | {"flash": {"heads": 16}}
     with pytest.raises(InputError, match=r"model\.flash of config\.json lacks"):
         InternVLConfig.from_dict(broken)
+
+
+def test_a_mesh_equals_one_device(golden):
+    """Two rows, tiles of both resolutions among them, on 2 x 2 x 2 devices."""
+    mesh, rules = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), sharding.PRESETS["fsdp_tp"]
+    found = []
+    for place in ((), (mesh, rules)):
+        model = load_model(golden / "flash_qwen3_github", "float32", *place, image_token_id=312)
+        config, rng = model.config, np.random.default_rng(5)
+        compress_G = np.arange(8) % 3 == 1
+        counts = np.where(compress_G, config.tokens_per_compressed_tile, config.tokens_per_tile).reshape(4, 2)
+        tokens_BT = np.zeros((4, int(counts.sum(axis=1).max()) + 7), np.int32)
+        segments_BT = np.zeros_like(tokens_BT)
+        for b, count in enumerate(counts.sum(axis=1)):
+            tokens_BT[b, : count + 7] = [*rng.integers(1, 300, 3), *[312] * count, *rng.integers(1, 300, 4)]
+            segments_BT[b, : count + 7] = 1
+        side = config.vision.image_size
+        tiles_GHWC = rng.integers(0, 256, (8, side, side, 3)).astype(np.uint8)
+        positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+        batch = tokens_BT, tiles_GHWC, np.ones(8, bool), segments_BT, positions_BT
+        graphdef = nnx.split(model, nnx.Param)[0]
+
+        def run(params, compress_G, *batch, graphdef=graphdef, place=place):
+            with sharding.use(*(place or (None, None))):
+                model = sharding.bind(graphdef, params)
+                out = model(*batch, compress_G=compress_G)
+                return model.logits(out.hidden_BTD), model.encode(batch[1]).route_G2
+
+        found.append(jax.device_get(jax.jit(run)(sharding.flatten(model), compress_G, *batch)))
+    (logits, gate), (logits_one, gate_one) = found[1], found[0]
+    real = segments_BT > 0
+    close(logits[real], logits_one[real])
+    close(gate, gate_one, 1e-4)
