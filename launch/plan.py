@@ -17,7 +17,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.experiments import sft
-from configs.models.sizes import SIZES
 from internvl_jax import planning
 from internvl_jax.errors import InputError
 from internvl_jax.planning import table
@@ -35,7 +34,7 @@ _TABLE = flags.DEFINE_string("table", None, "write the table of all sizes to thi
 
 def _main(argv: list[str]) -> None:
     if _TABLE.value:
-        configs = {name: sft.get_config(name) for name in SIZES if name != "tiny"}
+        configs = {name: sft.get_config(name) for name in table.TRAINING}
         print(json.dumps(table.write(_TABLE.value, configs)))
         return
     if not _CONFIG.value or not _TOPOLOGY.value:

@@ -68,10 +68,14 @@ def _multiply(
     if chunks == 1:
         return add(zeros_ND, 0, order).astype(x_ND.dtype)
 
+    # How many chunks have rows where experts have equal shares of the tokens: nothing else in the program tells.
+    scope = f"chunks_if_even_{math.ceil(places / share.shards / size)}_of_{chunks}"
+
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(out_ND, inputs):
         start, order_R = inputs
-        return lax.cond(start < ends_E[-1], add, lambda out_ND, *_: out_ND, out_ND, start, order_R), None
+        with jax.named_scope(scope):
+            return lax.cond(start < ends_E[-1], add, lambda out_ND, *_: out_ND, out_ND, start, order_R), None
 
     order = jnp.pad(order, (0, chunks * size - places)).reshape(chunks, size)
     return lax.scan(step, zeros_ND, (jnp.arange(chunks) * size, order))[0].astype(x_ND.dtype)

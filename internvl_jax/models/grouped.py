@@ -17,9 +17,8 @@ from internvl_jax.sharding import meshed, platform
 _FORWARD = lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 _BACKWARD = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0])
 _WEIGHTS = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-# Rows, in, out that a kernel takes at once; rows must be a multiple of the first.
-_TILES = (512, 1024, 1024)
-ROWS = _TILES[0]
+# Rows that a kernel takes at once: there must be a multiple of them.
+ROWS = 512
 # Rows that the loop takes at once. Of a group's last block, only some rows are the group's.
 _BLOCK = 64
 
@@ -37,11 +36,16 @@ def grouped_product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     return _product(x, w, sizes, kind)
 
 
+def _tiles(rows: int, contracted: int, out: int) -> tuple[int, int, int]:
+    """What a kernel takes at once of every dimension: up to 1,024, so that little is added to the last part."""
+    return ROWS, *(min(range(1024, 511, -128), key=lambda part: -size % part) for size in (contracted, out))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _product(x, w, sizes, kind):
     w = w.astype(x.dtype)
     if kind == "tpu":
-        return gmm(x, w, sizes, x.dtype, _TILES, transpose_rhs=True)
+        return gmm(x, w, sizes, x.dtype, _tiles, transpose_rhs=True)
     if kind == "cpu":
         return _loop_rows(x, w, sizes, 1)
     return lax.ragged_dot_general(x, w, sizes, _FORWARD, preferred_element_type=jnp.float32).astype(x.dtype)
@@ -54,8 +58,8 @@ def _forward(x, w, sizes, kind):
 def _backward(kind, residuals, g):
     x, w, sizes = residuals
     if kind == "tpu":
-        dx = gmm(g, w.astype(x.dtype), sizes, x.dtype, _TILES)
-        dw = tgmm(g.swapaxes(0, 1), x, sizes, w.dtype, _TILES)
+        dx = gmm(g, w.astype(x.dtype), sizes, x.dtype, _tiles)
+        dw = tgmm(g.swapaxes(0, 1), x, sizes, w.dtype, _tiles)
     elif kind == "cpu":
         dx = _loop_rows(g, w.astype(x.dtype), sizes, 0)
         dw = _loop_weights(g, x, sizes)

@@ -13,6 +13,7 @@ _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _ARRAY = re.compile(r"(?:pred|[suf]\d+|bf16)\[[\d,]*\](?:\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
+_CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)")  # as `dispatch` names them
 _COLLECTIVE = re.compile(
     r"^(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(-start)?$"
 )
@@ -80,7 +81,10 @@ class Program:
                 current[-1] = dataclasses.replace(current[-1], rest=current[-1].rest + line)
 
     def bodies(self, name: str | None = None, times: float = 1) -> Iterator[tuple[list[Instruction], float]]:
-        """(instructions, how often they run) of the entry, of loops and, in equal parts, of branches."""
+        """(instructions, how often they run) of the entry, of loops and of branches.
+
+        Branches run in equal parts, but for chunks of rows: the last runs where there are rows.
+        """
         body = self.computations[name or self.entry]
         yield body, times
         for one in body:
@@ -91,8 +95,12 @@ class Program:
             elif one.opcode == "conditional":
                 branches = re.findall(r"branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+", one.rest)
                 names = re.findall(r"%([\w.\-]+)", " ".join(branches))
-                for branch in names:
-                    yield from self.bodies(branch, times / len(names))
+                shares = [1 / len(names)] * len(names)
+                if found := _CHUNKS.search(one.rest):
+                    share = int(found.group(1)) / int(found.group(2))
+                    shares = [1 - share, share]
+                for branch, share in zip(names, shares, strict=True):
+                    yield from self.bodies(branch, times * share)
 
     def product_flops(self, body: list[Instruction]) -> float:
         """Floating-point operations of the matrix products of one pass through a computation, those in fusions too."""

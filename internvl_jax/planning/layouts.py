@@ -1,8 +1,9 @@
 """How a model is laid out on a slice: mesh, rules, remat and micro-batches, by arithmetic.
 
 Training: with rows of 32,768 tokens, gathering a layer's weights costs a few hundredths of its products, so weights are
-spread over many chips ('fsdp') and every chip takes one row at a time. Serving: heads, inner widths and vocabulary are
-spread over as many chips as there are key/value heads, copies beyond.
+spread over many chips ('fsdp') and every chip takes one row at a time; experts are spread over a few, between which
+tokens travel ('moe'). Serving: heads, inner widths and vocabulary are spread over as many chips as there are key/value
+heads; beyond, rows are, and whole experts.
 """
 
 import math
@@ -22,9 +23,12 @@ REMATS = ("mlp", "gate", "qkv", "attention", "full")  # from what recomputes lea
 _HEADROOM = 0.97  # of the memory: what the runtime keeps, and what does not fit between two buffers
 
 
+def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
+    return sharding.abstract(lambda rngs: InternVL(model, rngs))[1]
+
+
 def parameters(model: InternVLConfig) -> int:
-    specs = sharding.abstract(lambda rngs: InternVL(model, rngs))[1]
-    return sum(math.prod(spec.shape) for spec in specs.values())
+    return sum(math.prod(spec.shape) for spec in specs(model).values())
 
 
 def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any]]:
@@ -39,11 +43,24 @@ def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any
     # Over a whole torus the TPU compiler gathers weights by sums of padded shards, which send twice as much (2026-11):
     # four copies of the state where there is room.
     copies = 4 if where.chips >= 16 and _fixed(config, where.chips // 4) < where.chip.hbm / 4 else 1
-    mesh = f"data={copies},fsdp={where.chips // copies}" if copies > 1 else f"fsdp={where.chips}"
-    layout = {"mesh": mesh, "rules": "fsdp", "micro_batches": rows // where.chips}
+    expert = _expert(config.model, where.chips // copies)
+    axes = {"data": copies, "fsdp": where.chips // copies // expert, "expert": expert}
+    mesh = ",".join(f"{axis}={count}" for axis, count in axes.items() if count > 1 or axis == "fsdp")
+    rules = "fsdp" if config.model.text.moe is None else "moe"
+    layout = {"mesh": mesh, "rules": rules, "micro_batches": rows // where.chips}
     free = where.chip.hbm * _HEADROOM - _fixed(config, where.chips // copies)
-    remats = [name for name in REMATS[:-1] if kept(config, name) <= free]
+    # Experts keep nothing of their inner products.
+    several = REMATS if config.model.text.moe is None else REMATS[REMATS.index("qkv") :]
+    remats = [name for name in several[:-1] if kept(config, name) <= free]
     return [layout | {"remat": remat} for remat in (*remats, REMATS[-1])]
+
+
+def _expert(model: InternVLConfig, chips: int) -> int:
+    """Chips that share a layer's experts: no more than a token has experts (see `by_owner`), and at most eight."""
+    moe = model.text.moe
+    if moe is None:
+        return 1
+    return max(count for count in (1, 2, 4, 8) if count <= moe.per_token and chips % count == moe.experts % count == 0)
 
 
 def kept(config: TrainConfig, remat: str) -> float:
@@ -76,11 +93,14 @@ def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple
     Raises:
       InputError: more groups of chips than rows.
     """
-    tensor = math.gcd(where.chips, config.model.text.kv_heads)
-    data = where.chips // tensor
-    if size.rows % data:
-        raise InputError(f"{size.rows} rows can't be spread over {data} groups of {tensor} chips; give more rows")
-    return {"data": data, "tensor": tensor}, "serve_tp"
+    text = config.model.text
+    tensor = math.gcd(where.chips, text.kv_heads)
+    groups = where.chips // tensor
+    if size.rows % groups:
+        raise InputError(f"{size.rows} rows can't be spread over {groups} groups of {tensor} chips; give more rows")
+    expert = 1 if text.moe is None else math.gcd(groups, text.moe.experts // tensor)
+    axes = {"data": groups // expert, "tensor": tensor}
+    return axes | ({"expert": expert} if expert > 1 else {}), "serve_tp"
 
 
 def candidates(config: TrainConfig, task: str, size: Serving, chip: str) -> Iterator[Topology]:
@@ -103,8 +123,11 @@ def _needs(config: TrainConfig, task: str, size: Serving, where: Topology) -> fl
     model, text = config.model, config.model.text
     if task == "train":
         return math.inf if config.run.rows % where.chips else _fixed(config, where.chips) + kept(config, "full") * 0.9
-    tensor = math.gcd(where.chips, text.kv_heads)
-    if size.rows % (where.chips // tensor):
+    try:
+        axes, _ = serving_layout(config, where, size)
+    except InputError:
         return math.inf
     cache = 4 * text.layers * size.rows * size.slots * text.kv_heads * text.head_width / where.chips
-    return 2 * parameters(model) / tensor + (cache if task == "decode" else cache * size.prompt / size.slots)
+    experts = sum(math.prod(spec.shape) for path, spec in specs(model).items() if ".experts." in path)
+    weights = 2 * (parameters(model) - experts * (1 - 1 / axes.get("expert", 1))) / axes["tensor"]
+    return weights + (cache if task == "decode" else cache * size.prompt / size.slots)

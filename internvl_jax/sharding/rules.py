@@ -118,13 +118,14 @@ PRESETS = {
         embed=("fsdp", "expert"),
     ),
     # Serving: weights stay where they are and activations travel. The tower is the exception: a device takes its share
-    # of the tiles, and weights, which lie spread over all, come a layer at a time.
+    # of the tiles, and weights, which lie spread over all, come a layer at a time. The expert axis spreads rows, and of
+    # the weights experts alone.
     "serve_tp": dataclasses.replace(
         _FSDP_TP,
-        batch=("data",),
-        tiles=("data", "tensor"),
+        batch=("data", "expert"),
+        tiles=("data", "expert", "tensor"),
         embed=(),
-        vit_embed=("tensor",),
+        vit_embed=("expert", "tensor"),
     ),
 }
 
