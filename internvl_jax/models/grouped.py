@@ -5,6 +5,7 @@ XLA's own product costs as many times too much as there are groups: on CPU alway
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from internvl_jax.sharding import meshed, platform
 _FORWARD = lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 _BACKWARD = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0])
 _WEIGHTS = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-# Rows that a kernel takes at once: there must be a multiple of them.
-ROWS = 512
+# Rows that a kernel takes at once; few rows (decoding) are filled up to a multiple of the second.
+ROWS, _FEW = 512, 128
 # Rows that the loop takes at once. Of a group's last block, only some rows are the group's.
 _BLOCK = 64
 
@@ -31,14 +32,16 @@ def grouped_product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     """
     kind = platform()
     # Outside of `use`, weights may be spread in ways that only XLA's own product knows to follow.
-    if kind == "tpu" and (not meshed() or len(x) % ROWS):
-        kind = "any"
-    return _product(x, w, sizes, kind)
+    if kind != "tpu" or not meshed():
+        return _product(x, w, sizes, "any" if kind == "tpu" else kind)
+    filled = jnp.pad(x, ((0, -len(x) % (_FEW if len(x) < ROWS else ROWS)), (0, 0)))
+    return _product(filled, w, sizes, kind)[: len(x)]
 
 
 def _tiles(rows: int, contracted: int, out: int) -> tuple[int, int, int]:
     """What a kernel takes at once of every dimension: up to 1,024, so that little is added to the last part."""
-    return ROWS, *(min(range(1024, 511, -128), key=lambda part: -size % part) for size in (contracted, out))
+    fitting = lambda size: min(range(1024, 511, -128), key=lambda part: -size % part)
+    return math.gcd(rows, ROWS), fitting(contracted), fitting(out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

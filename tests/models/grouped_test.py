@@ -20,7 +20,7 @@ def test_a_product_for_every_group(monkeypatch, platform):
     monkeypatch.setattr(grouped, "_BLOCK", 4)
     for name in ("gmm", "tgmm"):
         monkeypatch.setattr(grouped, name, functools.partial(getattr(grouped, name), interpret=True))
-    monkeypatch.setattr(grouped, "ROWS", 8)
+    monkeypatch.setattr(grouped, "ROWS", 16)  # of which 24 rows are no multiple
     monkeypatch.setattr(grouped, "_tiles", lambda *sizes: (8, 8, 8))
     rng = np.random.default_rng(0)
     x, w, g = (rng.normal(size=shape).astype(np.float32) for shape in ((ROWS, IN), (len(SIZES), OUT, IN), (ROWS, OUT)))
