@@ -2,7 +2,8 @@
 
 1. The TPU compiler notes how many cycles it expects every fused operation to take. Products take that long. It is
    pessimistic about operations that only move memory (a copy at a third of the bandwidth, a sum at a tenth): these take
-   the time of their bytes at `STREAM` of the bandwidth where that is less. Each loop counts as often as it runs.
+   the time of their bytes at `STREAM` of the bandwidth where that is less. It notes none for gathering and scattering
+   rows: these take that time as well. Each loop counts as often as it runs.
 2. Kernels (attention, grouped products of experts) are opaque to it. Their operations are known from their shapes; they
    are taken to run at `KERNEL` of the matrix units' peak, less where a head is narrower than these, and no faster than
    their bytes at `STREAM` of the bandwidth. Experts are taken to have equal shares of the tokens.
@@ -24,7 +25,7 @@ from internvl_jax.planning.hlo import Instruction, Program, collectives, cycles
 KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
 _KEYS = re.compile(r"attention_(\d+)_keys")
-_GROUPED = re.compile(r"jit\(t?gmm\)/pallas_call")
+_GROUPED = re.compile(r"jit\(t?gmm\)+/pallas_call")
 _FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
 # Operations a query, key and head width: of the forward kernel, and of the backward ones, two or one.
 _FORWARD, _BACKWARD_KV, _BACKWARD_Q, _BACKWARD = 4, 8, 6, 10
@@ -74,7 +75,7 @@ def estimate(program: Program, chip: Chip, devices: int) -> Estimate:
             hidden, shown = (hidden + seconds, shown) if transfer.hidden else (hidden, shown + seconds)
         flops += times * (program.product_flops(body) + inside)
         compiled += times * work
-        counted += times * sum(map(cycles, body)) / chip.clock
+        counted += times * sum(cycles(one) / chip.clock or _seconds(program, one, names, chip) for one in body)
         kernels += times * inside_s
         transfers += times * (shown + max(0.0, hidden - work - inside_s))
     return Estimate(flops, compiled, kernels, transfers, counted, dict(sent))
@@ -82,7 +83,9 @@ def estimate(program: Program, chip: Chip, devices: int) -> Estimate:
 
 def _seconds(program: Program, one: Instruction, names: dict[str, Instruction], chip: Chip) -> float:
     counted = cycles(one) / chip.clock
-    if not counted or program.product_flops([one]):
+    if not counted:
+        return program.row_bytes(one, names) / (chip.hbm_bandwidth * STREAM)
+    if program.product_flops([one]):
         return counted
     return min(counted, program.moved_bytes(one, names) / (chip.hbm_bandwidth * STREAM))
 

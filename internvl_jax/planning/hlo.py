@@ -6,7 +6,7 @@ XLA's own cost analysis counts the body of a loop once, whatever its length, and
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
@@ -80,18 +80,23 @@ class Program:
             elif current:  # a kernel's metadata has lines of its own
                 current[-1] = dataclasses.replace(current[-1], rest=current[-1].rest + line)
 
-    def bodies(self, name: str | None = None, times: float = 1) -> Iterator[tuple[list[Instruction], float]]:
+    def bodies(
+        self, name: str | None = None, times: float = 1, trips: Callable | None = None
+    ) -> Iterator[tuple[list[Instruction], float]]:
         """(instructions, how often they run) of the entry, of loops and of branches.
 
         Branches run in equal parts, but for chunks of rows: the last runs where there are rows.
+
+        Args:
+          trips: gives how often a loop runs, if not `self.trips`.
         """
         body = self.computations[name or self.entry]
         yield body, times
         for one in body:
             if one.opcode == "while":
-                yield from self.bodies(one.attribute("body"), times * self.trips(one, body))
+                yield from self.bodies(one.attribute("body"), times * (trips or self.trips)(one, body), trips)
             elif one.opcode == "call":
-                yield from self.bodies(one.attribute("to_apply"), times)
+                yield from self.bodies(one.attribute("to_apply"), times, trips)
             elif one.opcode == "conditional":
                 branches = re.findall(r"branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+", one.rest)
                 names = re.findall(r"%([\w.\-]+)", " ".join(branches))
@@ -100,7 +105,7 @@ class Program:
                     share = int(found.group(1)) / int(found.group(2))
                     shares = [1 - share, share]
                 for branch, share in zip(names, shares, strict=True):
-                    yield from self.bodies(branch, times * share)
+                    yield from self.bodies(branch, times * share, trips)
 
     def product_flops(self, body: list[Instruction]) -> float:
         """Floating-point operations of the matrix products of one pass through a computation, those in fusions too."""
@@ -119,6 +124,16 @@ class Program:
         """Bytes that an instruction reads and writes in a device's main memory, at most (a slice counts whole)."""
         parts = [one.shape, *(names[name].shape for name in one.operands if name in names)]
         return sum(num_bytes(shape) for part in parts for shape in _ARRAY.findall(part) if "S(" not in shape)
+
+    def row_bytes(self, one: Instruction, names: dict[str, Instruction]) -> int:
+        """Bytes that a gather or scatter (adding to what is there), or those in a fusion, read and write."""
+        if one.opcode == "fusion":
+            inner = self.computations[one.attribute("calls")]
+            inside = {part.name: part for part in inner}
+            return sum(self.row_bytes(part, inside) for part in inner)
+        if one.opcode == "scatter":
+            return 3 * num_bytes(names[one.operands[2]].shape)
+        return 2 * num_bytes(one.shape) if one.opcode == "gather" else 0
 
     def trips(self, loop: Instruction, body: list[Instruction]) -> int:
         """How often a loop runs.

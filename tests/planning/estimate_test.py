@@ -1,6 +1,7 @@
 """The estimate of programs that can be reckoned by hand."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -53,8 +54,29 @@ def test_kernels(name, result, factor):
     assert kernel_flops(dataclasses.replace(kernel(name, result, 128), opcode="fusion")) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("call", "result", "operands"),
+    [
+        ("jvp(jit(gmm))", "bf16[512,96]", "s32[], bf16[512,64], bf16[5,96,64]"),
+        ("transpose(jvp(jit(tgmm)))", "bf16[5,96,64]", "s32[], bf16[96,512], bf16[512,64]"),
+    ],
+)
+def test_grouped_products(call, result, operands):
+    rest = f"custom_call_target=tpu_custom_call, operand_layout_constraints={{{operands}}}, op_name={call}/pallas_call"
+    found, _ = kernel_flops(hlo.Instruction("gmm", result, "custom-call", rest, False))
+    assert found == 2 * 512 * 64 * 96
+
+
+def test_a_kernel_of_few_rows_takes_as_long_as_reading_its_weights():
+    rest = '%w.0), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,64], bf16[5,96,64]}'
+    one = hlo.Instruction("gmm", "bf16[8,96]", "custom-call", rest + ", op_name=jit(gmm)/pallas_call", False)
+    program = hlo.Program(PROGRAM)
+    program.computations["main"] = [hlo.Instruction("w.0", "bf16[5,96,64]", "parameter", "0)", False), one]
+    assert estimate(program, CHIP, 2).kernels_s == pytest.approx(2 * (5 * 96 * 64 + 8 * 96) / (1e4 * STREAM))
+
+
 def test_a_narrow_head_takes_longer():
     program = hlo.Program(PROGRAM)
     program.computations["main"] = [kernel("splash_mha_fwd.1", "bf16[3,2,64,64]", 64)]
-    found = estimate(program, CHIP, 2)
+    found = estimate(program, dataclasses.replace(CHIP, hbm_bandwidth=math.inf), 2)
     assert found.kernels_s == pytest.approx(4 * 3 * 2 * 64 * 64 * 40 / (CHIP.peak * KERNEL / 2))

@@ -66,6 +66,46 @@ def test_a_tpu_program_by_hand():
     assert (reduce.kind, reduce.group, reduce.bytes, reduce.hidden) == ("all-reduce", 4, 8 * 4 * 2 * 2 * 3 / 4, True)
 
 
+def test_branches_of_chunks_run_where_experts_have_rows():
+    text = """%skip (p.0: f32[2]) -> f32[2] {
+  ROOT %p.0 = f32[2] parameter(0)
+}
+
+%add (p.1: f32[2]) -> f32[2] {
+  ROOT %p.1 = f32[2] parameter(0)
+}
+
+ENTRY %main (x.0: f32[2]) -> f32[2] {
+  %x.0 = f32[2] parameter(0)
+  %i.0 = s32[] constant(0)
+  ROOT %c = f32[2] conditional(%i.0, %x.0, %x.0), branch_computations={%skip, %add}, metadata={op_name="NAME/cond"}
+}
+"""
+    shares = lambda name: [times for _, times in hlo.Program(text.replace("NAME", name)).bodies()]
+    assert shares("other") == [1, 0.5, 0.5]
+    assert shares("chunks_if_even_4_of_32") == [1, 28 / 32, 4 / 32]
+
+
+def test_rows_that_are_gathered_and_scattered():
+    text = """%rows (p.0: f32[9,4], p.1: s32[3], p.2: f32[3,4]) -> f32[9,4] {
+  %p.0 = f32[9,4] parameter(0)
+  %p.1 = s32[3] parameter(1)
+  %p.2 = f32[3,4] parameter(2)
+  ROOT %s = f32[9,4] scatter(%p.0, %p.1, %p.2), to_apply=%add
+}
+
+ENTRY %main (x.0: f32[9,4], i.0: s32[3]) -> f32[9,4] {
+  %x.0 = f32[9,4] parameter(0)
+  %i.0 = s32[3] parameter(1)
+  %g = f32[3,4] gather(%x.0, %i.0), slice_sizes={1,4}
+  ROOT %f = f32[9,4] fusion(%x.0, %i.0, %g), kind=kCustom, calls=%rows
+}
+"""
+    program = hlo.Program(text)
+    ((body, _),) = program.bodies()
+    assert [program.row_bytes(one, {}) for one in body] == [0, 0, 2 * 48, 3 * 48]
+
+
 def test_a_loop_without_a_constant_end_is_refused():
     with pytest.raises(ValueError, match=r"while\.1 does not count up"):
         list(hlo.Program(TPU.replace("direction=LT", "direction=GT")).bodies())

@@ -17,6 +17,7 @@ from configs.experiments import sft
 from internvl_jax.errors import InputError
 from internvl_jax.planning import Serving, plan, table
 from internvl_jax.planning.chips import CHIPS, Topology
+from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
 from internvl_jax.planning.plan import replicated
 from internvl_jax.planning.programs import Lowered, training
 from internvl_jax.sharding import make_mesh
@@ -25,8 +26,8 @@ SIZE = Serving(rows=8, prompt=64, slots=96)
 
 
 @functools.cache
-def planned(task, topology="cpu:8"):
-    return plan(sft.get_config("tiny"), task, topology, SIZE, auto=True)
+def planned(task, topology="cpu:8", size="tiny"):
+    return plan(sft.get_config(size), task, topology, SIZE, auto=True)
 
 
 def test_training_on_cpu_devices():
@@ -48,6 +49,35 @@ def test_serving_on_cpu_devices(task):
     if task == "decode":  # keys and values in bfloat16, spread over all devices, and what each slot holds
         pair = 2 * 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width
         assert found["bytes_per_device"]["cache"] == pair // 8 + 2 * 4 * 8 * 96 // 4
+
+
+def test_experts_on_cpu_devices():
+    train, decode = planned("train", size="tiny-moe"), planned("decode", size="tiny-moe")
+    assert (train["layout"]["mesh"], train["layout"]["rules"]) == ("fsdp=4,expert=2", "moe")
+    assert decode["layout"]["mesh"] == "data=1,tensor=2,expert=4"
+    assert train["replicated"] == decode["replicated"] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "topology", "mesh"),
+    [
+        ("20b-a4b", "v5p:4x4x4", "data=4,fsdp=4,expert=4"),
+        ("30b-a3b", "v5p:4x4x8", "data=4,fsdp=4,expert=8"),
+        ("241b-a28b", "v5p:8x8x8", "fsdp=64,expert=8"),
+        ("8b", "v5p:4x4x4", "data=4,fsdp=16"),
+        ("1b", "v5p:2x2x2", "fsdp=8"),
+    ],
+)
+def test_layouts_of_training(size, topology, mesh):
+    layouts = training_layouts(sft.get_config(size), Topology.parse(topology))
+    assert {layout["mesh"] for layout in layouts} == {mesh} and layouts[-1]["remat"] == "full"
+
+
+def test_experts_are_spread_where_they_are_served():
+    (first, *_) = candidates(sft.get_config("241b-a28b"), "decode", table.SIZE, "v6e")
+    assert str(first) == "v6e:4x8"
+    axes, rules = serving_layout(sft.get_config("241b-a28b"), first, table.SIZE)
+    assert (axes, rules) == ({"data": 1, "tensor": 4, "expert": 8}, "serve_tp")
 
 
 def test_logits_are_nowhere_whole():
