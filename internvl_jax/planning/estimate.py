@@ -91,7 +91,7 @@ def _seconds(program: Program, one: Instruction, names: dict[str, Instruction], 
 
 
 def kernel_flops(one: Instruction) -> tuple[float, int]:
-    """Operations of a kernel and the width of what it multiplies (attention: of its heads); (0, 1) for anything else."""
+    """Operations of a kernel and the width of its products (attention: of a head); (0, 1) for anything else."""
     keys, grouped = _KEYS.search(one.rest), _GROUPED.search(one.rest)
     if one.opcode != "custom-call" or "tpu_custom_call" not in one.rest or not (keys or grouped):
         return 0.0, 1

@@ -108,10 +108,12 @@ How a time is estimated (`internvl_jax/planning/estimate.py`):
 - *compiled*: what the compiler made. A fused operation with a matrix product takes the cycles that the compiler notes
   for it (75 to 95 % of the peak at these sizes); one that only moves memory takes its bytes at 80 % of the bandwidth,
   or the compiler's cycles where these are fewer. The compiler is more pessimistic about the latter: the MFU in brackets
-  takes its cycles for all.
-- *kernels*: attention, opaque to the compiler. Its products are known from shapes (two forward, five backward, whole
-  blocks under the diagonal) and are **assumed** to run at 60 % of the peak, at half of that where a head is half as
-  wide as the matrix unit (the 300M tower and GPT-OSS on v5p, heads of 128 on v6e). No kernel of this page was timed.
+  takes its cycles for all. It notes none for gathered and scattered rows, which take their bytes.
+- *kernels*: attention and the grouped products of experts, opaque to the compiler. Their products are known from shapes
+  (attention: two forward, five backward, whole blocks under the diagonal) and are **assumed** to run at 60 % of the
+  peak, at half of that where a head is half as wide as the matrix unit (the 300M tower and GPT-OSS on v5p, heads of 128
+  on v6e), and no faster than their bytes. Experts are taken to have **equal shares** of the tokens: a step waits for
+  the busiest chip. No kernel of this page was timed.
 - *transfers*: bytes sent over one dimension of the torus (v5p: 200 GB/s), not hidden where the compiled program does
   not start them early.
 - MFU: operations that the model needs (backward twice forward, nothing recomputed, each row one sample from end to end,
@@ -131,14 +133,21 @@ What holds the dense sizes below or near 55 % (2026-11):
 - Transfers cost 1 to 2 %: a row a chip is enough work to gather a layer's weights for. Over a whole torus the compiler
   gathers by sums of padded shards, twice the bytes: hence four copies of the state (`data=4`) from 16 chips on.
 
-Mixtures of experts: `fsdp` leaves their grouped products to the compiler, which brings every token to every chip (1 TB
-a chip for a step of the 20B). They need a preset that spreads experts and sends tokens to them.
+What holds the mixtures (20B, 30B, 241B) near 35 % (2026-11): attention takes 23, 22 and 28 s of a step, 30 to 42 %, as
+few parameters are active beside it (and the heads of the 20B have half the width). Grouped products take 18, 7 and 14 s,
+a quarter of which is recomputing, and what else is done to the experts' rows (gathering, activating, adding up) 7, 5 and
+5 s. Tokens travel between the 4 or 8 chips that share a layer's experts, three times forth and twice back, which nothing
+hides: 3.9, 4.5 and 4.4 s. The 241B has a row a chip on 512 chips and keeps layer inputs alone (`full`): 1.42 times the
+model's operations are executed. If all kernels ran at 75 %, MFU would be 39 to 40 %.
 
 Decoding is bound by memory: every step reads weights and cache (`read_s` in the JSON). The dense sizes take 1.3 to 1.5
-times that; the mixtures 4 to 9 times, as the compiler reads every expert. In prefill the sums over chips after every
+times that, the mixtures 3 to 5 times: a layer's experts are copied out of the stack of layers before a kernel may read
+them, which costs 30 of 41 ms, 36 of 53 ms and 28 of 40 ms (20B, 30B, 241B). In prefill the sums over chips after every
 layer are not hidden: a sixth to a quarter of the dense sizes' time.
 
-No parameter, moment or cache of 4 MB or more is on more chips than there are data-parallel copies, but for the routers
-and expert biases of the mixtures in serving (`replicated` in the JSON, looked for in every plan), and the vocabulary
-meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B has 25 heads, which no slice divides: in
+No parameter, moment or cache of 4 MB or more is on more chips than there are data-parallel copies (`replicated` in the
+JSON, looked for in every plan), but for these. Training of mixtures: the tower, which is spread over `fsdp` alone (its
+width of 3,200 has no larger divisor): 0.9, 0.9 and 1.0 GB a chip with its moments; and 4 MB of biases of the 20B's
+experts. Serving of mixtures: routers (at most 98 MB), and what is not an expert in the 241B, once for every row: 4 GB a
+chip. The vocabulary meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B has 25 heads, which no slice divides: in
 every preset its weights are spread over their width and its work over tiles, a row's tiles lying where the row does."""
