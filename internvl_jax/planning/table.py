@@ -134,11 +134,11 @@ What holds the dense sizes below or near 55 % (2026-11):
   gathers by sums of padded shards, twice the bytes: hence four copies of the state (`data=4`) from 16 chips on.
 
 What holds the mixtures (20B, 30B, 241B) near 35 % (2026-11): attention takes 23, 22 and 28 s of a step, 30 to 42 %, as
-few parameters are active beside it (and the heads of the 20B have half the width). Grouped products take 18, 7 and 14 s,
-a quarter of which is recomputing, and what else is done to the experts' rows (gathering, activating, adding up) 7, 5 and
-5 s. Tokens travel between the 4 or 8 chips that share a layer's experts, three times forth and twice back, which nothing
-hides: 3.9, 4.5 and 4.4 s. The 241B has a row a chip on 512 chips and keeps layer inputs alone (`full`): 1.42 times the
-model's operations are executed. If all kernels ran at 75 %, MFU would be 39 to 40 %.
+few parameters are active beside it (and the heads of the 20B have half the width). Grouped products take 18, 7 and 14
+s, a quarter of which is recomputing, and what else is done to the experts' rows (gathering, activating, adding up) 7, 5
+and 5 s. Tokens travel between the 4 or 8 chips that share a layer's experts, three times forth and twice back, which
+nothing hides: 3.9, 4.5 and 4.4 s. The 241B has a row a chip on 512 chips and keeps layer inputs alone (`full`): 1.42
+times the model's operations are executed. If all kernels ran at 75 %, MFU would be 39 to 40 %.
 
 Decoding is bound by memory: every step reads weights and cache (`read_s` in the JSON). The dense sizes take 1.3 to 1.5
 times that, the mixtures 3 to 5 times: a layer's experts are copied out of the stack of layers before a kernel may read
@@ -149,5 +149,6 @@ No parameter, moment or cache of 4 MB or more is on more chips than there are da
 JSON, looked for in every plan), but for these. Training of mixtures: the tower, which is spread over `fsdp` alone (its
 width of 3,200 has no larger divisor): 0.9, 0.9 and 1.0 GB a chip with its moments; and 4 MB of biases of the 20B's
 experts. Serving of mixtures: routers (at most 98 MB), and what is not an expert in the 241B, once for every row: 4 GB a
-chip. The vocabulary meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B has 25 heads, which no slice divides: in
-every preset its weights are spread over their width and its work over tiles, a row's tiles lying where the row does."""
+chip. The vocabulary meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B has 25 heads, which no
+slice divides: in every preset its weights are spread over their width and its work over tiles, a row's tiles lying
+where the row does."""

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from configs.models import sizes
+from internvl_jax.models import grouped
 from internvl_jax.models.config import MoeConfig
 from internvl_jax.models.moe import Moe
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings, use
@@ -92,6 +93,7 @@ MESHES = [
     ({"fsdp": 4, "tensor": 2}, "fsdp_tp"),
     ({"fsdp": 4, "expert": 2}, "moe"),
     ({"data": 2, "expert": 2, "tensor": 2}, "moe"),
+    ({"expert": 4, "tensor": 2}, "serve_tp"),
 ]
 ROWS = (8, 64, D)  # enough for several chunks of rows on every one of these meshes
 
@@ -152,3 +154,6 @@ def test_experts_stay_where_they_are(wide):
     tokens = ROWS[0] * ROWS[1] // 2
     assert ("all-gather", (tokens, D)) in moved and ("reduce-scatter", (tokens // 2, D)) in moved
     assert max(math.prod(shape) for _, shape in moved) == tokens * D
+    # Neither does a skipped chunk make what the gradient would need of its rows.
+    chunks = re.findall(r" = (.*?) conditional\(", text)
+    assert chunks and not any(f"[{grouped.ROWS}," in types for types in chunks)
