@@ -59,18 +59,19 @@ def test_experts_on_cpu_devices():
 
 
 @pytest.mark.parametrize(
-    ("size", "topology", "mesh"),
+    ("size", "mesh", "remat"),
     [
-        ("20b-a4b", "v5p:4x4x4", "data=4,fsdp=4,expert=4"),
-        ("30b-a3b", "v5p:4x4x8", "data=4,fsdp=4,expert=8"),
-        ("241b-a28b", "v5p:8x8x8", "fsdp=64,expert=8"),
-        ("8b", "v5p:4x4x4", "data=4,fsdp=16"),
-        ("1b", "v5p:2x2x2", "fsdp=8"),
+        ("20b-a4b", "data=4,fsdp=4,expert=4", "qkv"),
+        ("30b-a3b", "data=4,fsdp=4,expert=8", "qkv"),
+        ("241b-a28b", "fsdp=64,expert=8", "full"),
+        ("8b", "data=4,fsdp=16", "gate"),
+        ("1b", "fsdp=8", "mlp"),
     ],
 )
-def test_layouts_of_training(size, topology, mesh):
-    layouts = training_layouts(sft.get_config(size), Topology.parse(topology))
-    assert {layout["mesh"] for layout in layouts} == {mesh} and layouts[-1]["remat"] == "full"
+def test_layouts_of_training(size, mesh, remat):
+    layouts = training_layouts(sft.get_config(size), Topology.parse(table.TRAINING[size]))
+    assert {layout["mesh"] for layout in layouts} == {mesh}
+    assert (layouts[0]["remat"], layouts[-1]["remat"]) == (remat, "full")
 
 
 def test_experts_are_spread_where_they_are_served():
