@@ -121,8 +121,7 @@ def create_arrays(
 ) -> dict[str, ts.TensorStore]:
     """A new checkpoint whose parameters wait to be written, slice by slice; whole chunks can be written side by side.
 
-    orbax writes everything that isn't an array. Values are not compressed: random bits, which weights nearly are, cost
-    four times the time and become a fifth smaller.
+    orbax writes everything that isn't an array. Values are not compressed: weights are nearly random bits.
 
     Args:
       checkpoint: must not exist.
