@@ -146,10 +146,10 @@ def _write_orbax(
     arrays = params_io.create_arrays(directory / "params", specs, chunks)
 
     def copy(path: str, index: Index) -> list[str]:
-        piece = checkpoint.reader.read(path, index)
+        piece = _cast(checkpoint.reader.read(path, index), specs[path].dtype)
         # A view of a file stays as it is: tensorstore need not copy it first.
-        arrays[path][index].write(_cast(piece, specs[path].dtype), can_reference_source_data_indefinitely=True).result()
-        return [] if all_finite(piece) else checkpoint.reader.not_finite(path, index)
+        arrays[path][index].write(piece, can_reference_source_data_indefinitely=True).result()
+        return _not_finite(checkpoint.reader, path, index, piece)
 
     jobs = [(path, index) for path, spec in specs.items() for index in _grid(spec.shape, chunks[path])]
     _run(copy, jobs, checkpoint.directory)
@@ -184,11 +184,11 @@ def _write_released(
             spec = specs[row.target]
             rest = (part, *(slice(None) for _ in spec.shape))[: len(spec.shape) - len(position)]
             index = (*(slice(i, i + 1) for i in position), *rest)
-            piece = checkpoint.reader.read(row.target, index)
+            piece = _cast(checkpoint.reader.read(row.target, index), spec.dtype)
             piece = piece.reshape(piece.shape[len(position) :])
-            for name, tensor in zip(names, row.backwards(_cast(piece, spec.dtype)), strict=True):
+            for name, tensor in zip(names, row.backwards(piece), strict=True):
                 writer.write(name, part.start or 0, tensor)
-            return [] if all_finite(piece) else checkpoint.reader.not_finite(row.target, index)
+            return _not_finite(checkpoint.reader, row.target, index, piece)
 
         jobs = [job for row in rows for job in _jobs(row, specs[row.target])]
         _run(copy, jobs, checkpoint.directory)
@@ -253,6 +253,13 @@ def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     # By XLA: numpy converts between bfloat16 and float32 twenty times slower than it copies.
     with jax.default_device(jax.devices("cpu")[0]):
         return np.asarray(jnp.asarray(array).astype(dtype))
+
+
+def _not_finite(reader: Reader, path: str, index: Index, piece: np.ndarray) -> list[str]:
+    """Names of what is wrong with a piece; where the checkpoint's numbers are finite, its dtype can't hold them."""
+    if all_finite(piece):
+        return []
+    return reader.not_finite(path, index) or [f"{path} as {piece.dtype.name}"]
 
 
 def _specs(config: InternVLConfig | VisionConfig) -> Mapping[str, Any]:

@@ -133,6 +133,16 @@ def test_another_dtype(factory, tmp_path):
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_numbers_that_another_dtype_can_not_hold(factory, tmp_path):
+    tensors = factory.tensors("hf", factory.config())
+    tensors["language_model.model.norm.weight"][3] = 1e6
+    released = factory.released("hf", factory.config(), tensors)
+    for to in ("orbax", "github"):
+        with pytest.raises(InputError, match=r"not finite: lm\.norm\.scale as float16"):
+            convert(released, tmp_path / "half", to, "float16")
+    assert not (tmp_path / "half").exists()
+
+
 @pytest.fixture
 def spoken(factory):
     """A released GitHub-format directory with a tokenizer, and code beside it."""

@@ -143,7 +143,7 @@ def test_a_packed_row(golden, family, tolerance):
     tokens_BT, positions_BT = (inputs[name].astype(np.int32) for name in ("input_ids", "position_ids"))
     ends = inputs["cu_seqlens"][0, 1:-1]  # the last segment is padding
     segments_BT = np.zeros_like(tokens_BT)
-    for segment, (start, end) in enumerate(zip([0, *ends], ends, strict=False), start=1):
+    for segment, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), start=1):
         segments_BT[0, start:end] = segment
     real = inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"] == 1]
     tiles = [jnp.asarray(part) for part in blocks(tokens_BT, real, model.config)]
