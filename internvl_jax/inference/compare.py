@@ -18,7 +18,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference.generate import Generator, Request, Vocabulary
 from internvl_jax.inference.resolution import Thresholds, kept, quantile
 from internvl_jax.inference.sampling import SamplingParams
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out, Slots
 from internvl_jax.sharding import bind, flatten
 
 Arrays = dict[str, np.ndarray]
@@ -148,7 +148,8 @@ def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
         model = bind(graphdef, params)
         positions_BT = np.arange(tokens_BT.shape[1], dtype=np.int32)[None]
         mask_G, segments_BT = np.ones(len(tiles), bool), np.ones_like(positions_BT)
-        out = model(tokens_BT, tiles, mask_G, segments_BT, positions_BT, compress_G=compress_G)
+        slots = Slots.in_order(mask_G, compress_G, 1)
+        out = model(tokens_BT, tiles, mask_G, segments_BT, positions_BT, slots=slots)
         return model.logits(out.hidden_BTD)[0]
 
     logits_TV = np.asarray(run_row(params, row_BT, tiles, outputs["compress"]))

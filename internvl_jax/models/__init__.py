@@ -8,7 +8,7 @@ C channels.
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.intern_vit import InternViT
-from internvl_jax.models.internvl import Encoded, InternVL, Out
+from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
 from internvl_jax.models.logprobs import token_logprobs
 from internvl_jax.models.stack import Runtime
 
@@ -21,6 +21,7 @@ __all__ = [
     "InternViT",
     "Out",
     "Runtime",
+    "Slots",
     "TextConfig",
     "VisionConfig",
     "token_logprobs",

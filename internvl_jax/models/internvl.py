@@ -53,6 +53,26 @@ class Encoded(NamedTuple):
         return None if self.route_G2 is None else jax.nn.softmax(self.route_G2)[:, 0]
 
 
+class Slots(NamedTuple):
+    """Which tiles feed the image tokens of rows, in the order of the tokens. Several slots may show one tile, so the
+    responses to one picture share its pass through the tower.
+
+    Attributes:
+      tile_BJ: int32, a tile's number among those of its row; -1 for a slot without tokens.
+      compress_BJ: bool, True for the compressed features of a Flash model; None takes none of these.
+    """
+
+    tile_BJ: jax.Array
+    compress_BJ: jax.Array | None
+
+    @classmethod
+    def in_order(cls, tile_mask_G: jax.Array, compress_G: jax.Array, rows: int) -> "Slots":
+        """Every real tile once."""
+        mask_BJ, compress_BJ = (jnp.asarray(part).reshape(rows, -1) for part in (tile_mask_G, compress_G))
+        numbers_BJ = jnp.broadcast_to(jnp.arange(mask_BJ.shape[1], dtype=jnp.int32)[None], mask_BJ.shape)
+        return cls(jnp.where(mask_BJ, numbers_BJ, -1), compress_BJ)
+
+
 class Out(NamedTuple):
     """Attributes:
     hidden_BTD: after the final norm; `InternVL.logits` turns it into logits.
@@ -122,7 +142,7 @@ class InternVL(nnx.Module):
         positions_BT: jax.Array,
         key: jax.Array | None = None,
         collect: tuple[str, ...] = (),
-        compress_G: jax.Array | None = None,
+        slots: Slots | None = None,
     ) -> Out:
         """A pass over whole rows.
 
@@ -133,17 +153,16 @@ class InternVL(nnx.Module):
           segments_BT: 1.. per packed sample, 0 for padding.
           positions_BT: restart in every segment.
           key, collect: see `encode` and `Decoder`.
-          compress_G: True where a Flash model takes a tile's compressed features, which then feed as many image tokens
-            as there are of them; None takes those at full resolution everywhere.
+          slots: see `Slots`; None shows every real tile once, at full resolution.
         """
         B, G = tokens_BT.shape[0], tiles_GHWC.shape[0]
         features_BKD = None
         if G:
             encoded = self.encode(tiles_GHWC, key)
-            if compress_G is None:
+            if slots is None:
                 features_BKD = _real_first(encoded.features_GPD, tile_mask_G, B)
             else:
-                features_BKD = _chosen(encoded, tile_mask_G, compress_G, B)
+                features_BKD = _chosen(encoded, slots)
         out = self.lm(self.embed(tokens_BT, features_BKD), segments_BT, positions_BT, collect=collect)
         aux = {"kv": out.kv_LBMTH, "hidden": out.hidden_LBTD, "router": out.router_LBTE, "load": out.load}
         return Out(out.hidden_BTD, out.cache, aux)
@@ -178,18 +197,18 @@ def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> j
     return features.reshape(rows, -1, D)
 
 
-def _chosen(encoded: Encoded, tile_mask_G: jax.Array, compress_G: jax.Array, rows: int) -> jax.Array:
-    """`[B, K, D]`: every row's features, those of real tiles in order, each from the branch that is chosen for it."""
-    (P, D), Q = encoded.features_GPD.shape[1:], encoded.compressed_GQD.shape[1]
-    pool_BKD = encoded.pool_GKD.reshape(rows, -1, D)
-    mask_BJ, compress_BJ = tile_mask_G.reshape(rows, -1), compress_G.reshape(rows, -1)
-    counts_BJ = jnp.where(mask_BJ, jnp.where(compress_BJ, Q, P), 0)
+def _chosen(encoded: Encoded, slots: Slots) -> jax.Array:
+    """`[B, K, D]`: the features of every row's slots one after the other, each from the branch that is chosen for it."""
+    B, J = slots.tile_BJ.shape
+    (P, D), width = encoded.features_GPD.shape[1:], encoded.pool_GKD.shape[1]
+    pool_BKD = encoded.pool_GKD.reshape(B, -1, D)
+    compress_BJ = jnp.zeros((B, J), bool) if slots.compress_BJ is None else slots.compress_BJ
+    counts_BJ = jnp.where(slots.tile_BJ >= 0, jnp.where(compress_BJ, width - P, P), 0)
     ends_BJ = jnp.cumsum(counts_BJ, axis=1)
-    J = mask_BJ.shape[1]
     number_K = jnp.arange(J * P)
-    # Feature n of a row lies in the first tile that ends after it; beyond the last one anything will do.
-    tile_BK = jnp.minimum(jnp.sum(number_K[None, :, None] >= ends_BJ[:, None, :], axis=2), J - 1)
-    start_BJ = jnp.arange(J)[None] * (P + Q) + jnp.where(compress_BJ, P, 0) - (ends_BJ - counts_BJ)
-    index_BK = jnp.take_along_axis(start_BJ, tile_BK, axis=1) + number_K[None]
+    # Feature n of a row lies in the first slot that ends after it; beyond the last one anything will do.
+    slot_BK = jnp.minimum(jnp.sum(number_K[None, :, None] >= ends_BJ[:, None, :], axis=2), J - 1)
+    start_BJ = slots.tile_BJ * width + jnp.where(compress_BJ, P, 0) - (ends_BJ - counts_BJ)
+    index_BK = jnp.take_along_axis(start_BJ, slot_BK, axis=1) + number_K[None]
     index_BK = jnp.clip(index_BK, 0, pool_BKD.shape[1] - 1)
     return jnp.take_along_axis(pool_BKD, index_BK[:, :, None], axis=1)

@@ -10,7 +10,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Generator, Ladders, SamplingParams, Thresholds, Vocabulary, chat, complete
-from internvl_jax.models import FlashConfig, InternVL, Runtime
+from internvl_jax.models import FlashConfig, InternVL, Runtime, Slots
 from internvl_jax.sharding import abstract, bind
 from tests.inference.generate_test import request
 
@@ -79,7 +79,8 @@ def test_the_engine_equals_a_pass_over_the_shortened_row(generator, flash_model,
     probability_G = np.asarray(generator.encode(row.tiles_GHWC).probability_G)[:3]
     compress_G = row.thresholds.decide(probability_G, FLASH)
     mask_G, segments_BT = np.ones(3, bool), np.ones_like(positions_BT)
-    out = flash_model(tokens_BT, row.tiles_GHWC, mask_G, segments_BT, positions_BT, compress_G=compress_G)
+    slots = Slots.in_order(mask_G, compress_G, 1)
+    out = flash_model(tokens_BT, row.tiles_GHWC, mask_G, segments_BT, positions_BT, slots=slots)
     logits_V = np.array(flash_model.logits(out.hidden_BTD)[0, -1])
     logits_V[[*generator.vocabulary.banned, *range(generator.vocabulary.size, len(logits_V))]] = -np.inf
     assert compress_G.sum() == 2 and int(np.argmax(logits_V)) == generator.generate([row])[0][0]

@@ -12,7 +12,7 @@ from flax import nnx
 from checkpoint_convert import load_model
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import Encoded, FlashConfig, InternVL, InternVLConfig, Runtime
+from internvl_jax.models import Encoded, FlashConfig, InternVL, InternVLConfig, Runtime, Slots
 from internvl_jax.models.internvl import _chosen
 from internvl_jax.models.nn import dropout
 from internvl_jax.sharding import abstract, bind
@@ -52,7 +52,8 @@ def program(config=CONFIG):
     @jax.jit
     def run(params, *batch, compress):
         model = bind(graphdef, params)
-        return model.logits(model(*batch, compress_G=compress).hidden_BTD)
+        slots = None if compress is None else Slots.in_order(batch[2], compress, len(batch[0]))
+        return model.logits(model(*batch, slots=slots).hidden_BTD)
 
     return lambda params, *batch, compress=None: jax.device_get(run(params, *batch, compress=compress))
 
@@ -123,12 +124,31 @@ def test_rows_take_their_features_in_order(seed):
     rows, per_row, P, Q, D = 3, 5, 7, 2, 4
     features, compressed = (rng.normal(size=(rows * per_row, count, D)).astype(np.float32) for count in (P, Q))
     mask, compress = rng.random((2, rows * per_row)) < 0.6
-    found = np.asarray(_chosen(Encoded(features, compressed, None), jnp.asarray(mask), jnp.asarray(compress), rows))
+    found = np.asarray(_chosen(Encoded(features, compressed, None), Slots.in_order(mask, compress, rows)))
     for b in range(rows):
         tiles = [g for g in range(b * per_row, (b + 1) * per_row) if mask[g]]
         wanted = [compressed[g] if compress[g] else features[g] for g in tiles]
         wanted = np.concatenate([np.zeros((0, D)), *wanted])
         np.testing.assert_array_equal(found[b, : len(wanted)], wanted)
+
+
+@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, flash=None)])
+def test_slots_that_share_a_tile_equal_copies_of_it(params, tiles, config):
+    """Two texts about the same two tiles, in one row; the second text's first tile is compressed in a Flash model."""
+    short = config.flash is not None
+    graphdef, specs = structure(config)
+    rows = row(prompt((0, 0), 0), prompt((int(short), 0), 1), length=96)
+    shared = Slots(np.array([[0, 1, 0, 1, -1]], np.int32), np.array([[False, False, short, False, False]]))
+    copies = Slots(np.array([[0, 1, 2, 3, -1]], np.int32), shared.compress_BJ)
+
+    @jax.jit
+    def run(params, tiles, slots):
+        model = bind(graphdef, params)
+        out = model(rows[0], tiles, np.ones(len(tiles), bool), *rows[1:], slots=slots)
+        return model.logits(out.hidden_BTD)
+
+    params = {path: params[path] for path in specs}
+    close(run(params, tiles[:2], shared), run(params, np.concatenate([tiles[:2]] * 2), copies))
 
 
 def test_gradients_reach_router_and_compressed_branch(params, tiles):
@@ -139,7 +159,8 @@ def test_gradients_reach_router_and_compressed_branch(params, tiles):
 
     def loss(params):
         model = bind(graphdef, params)
-        out = model(tokens, tiles, mask, segments, positions, compress_G=compress)
+        slots = Slots.in_order(mask, compress, 1)
+        out = model(tokens, tiles, mask, segments, positions, slots=slots)
         route_G2 = jax.nn.log_softmax(model.encode(tiles).route_G2)
         return -jnp.sum(route_G2[:, 1]) + jnp.sum(jax.nn.log_softmax(model.logits(out.hidden_BTD))[0, :, 3])
 
@@ -220,7 +241,7 @@ def test_a_mesh_equals_one_device(golden):
         def run(params, compress_G, *batch, graphdef=graphdef, place=place):
             with sharding.use(*(place or (None, None))):
                 model = sharding.bind(graphdef, params)
-                out = model(*batch, compress_G=compress_G)
+                out = model(*batch, slots=Slots.in_order(batch[2], compress_G, 4))
                 return model.logits(out.hidden_BTD), model.encode(batch[1]).route_G2
 
         found.append(jax.device_get(jax.jit(run)(sharding.flatten(model), compress_G, *batch)))
