@@ -1,7 +1,7 @@
 """What a training step takes: rows of packed samples, all of one static shape.
 
-1. A `Sample` is one conversation: its tokens, which of them are supervised, and its image tiles.
-2. `assemble_row` lays samples one after another into a row of `token_budget` tokens and `tile_budget` tiles, numbers
+1. A `Sample` is one text or several about the same pictures: tokens, which of them are supervised, image tiles.
+2. `assemble_row` lays texts one after another into a row of `token_budget` tokens and `tile_budget` tiles, numbers
    them as segments, restarts positions, shifts targets by one and sets loss weights. A row is a `Batch` with B = 1.
 3. `stack_rows` joins rows, so that the tiles of row b are block b of `tiles_GHWC`.
 """
@@ -20,21 +20,36 @@ class Sample(NamedTuple):
     """One encoded sample; `name` says where it came from and is used in messages only."""
 
     name: str
-    tokens_T: np.ndarray  # int32
+    tokens_T: np.ndarray  # int32, of all texts one after the other
     supervised_T: np.ndarray  # bool: the loss asks for this token
-    tiles_GHWC: np.ndarray  # uint8 [G, S, S, 3], in the order of the images in the text; G = 0 for text
+    tiles_GHWC: np.ndarray  # uint8 [G, S, S, 3], in the order of the images in each text; G = 0 without images
+    starts: tuple[int, ...] = (0,)  # where each text begins; every text shows all tiles
+    number: int = -1  # of the sample in its data
+
+
+MIN_TEXT = 4  # tokens of the shortest text: what a chat template puts around nothing is longer
 
 
 class Batch(NamedTuple):
-    """A training batch; with T the token budget and G = B x (tile budget)."""
+    """A training batch; with T the token budget and G = B x (tile budget).
+
+    Where samples have several texts (see `RowConfig.several`), S = T // MIN_TEXT texts and J slots a row.
+    """
 
     tokens_BT: np.ndarray  # int32, 0 in padding
     targets_BT: np.ndarray  # int32, the next token of the same sample, 0 at a sample's last token and in padding
     weights_BT: np.ndarray  # float32, loss weight of predicting targets_BT
-    segments_BT: np.ndarray  # int32, 1, 2, ... per sample of the row; 0 in padding
-    positions_BT: np.ndarray  # int32, restarts at 0 with every sample; 0 in padding
+    segments_BT: np.ndarray  # int32, 1, 2, ... per text of the row; 0 in padding
+    positions_BT: np.ndarray  # int32, restarts at 0 with every text; 0 in padding
     tiles_GHWC: np.ndarray  # uint8 RGB; row b owns block b, real tiles first
     tile_mask_G: np.ndarray  # bool, False in padding
+    slots_BJ: np.ndarray | None = None  # int32, the row's tile that feeds its n-th block of image tokens; -1: none
+    samples_BS: np.ndarray | None = None  # int32, for segment s of the row at s - 1 the sample's number; -1: none
+
+    @property
+    def rows(self) -> "Batch":
+        """Itself: batches that hold more have their rows under this name."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +62,7 @@ class RowConfig:
     tokens_per_tile: int
     image_token_id: int
     weighting: str  # one of weights.WEIGHTINGS
+    several: bool = False  # samples have several texts, which share their tiles
 
     def __post_init__(self):
         weights.token_weight(1, self.weighting)
@@ -69,8 +85,8 @@ def assemble_row(samples: Sequence[Sample], config: RowConfig) -> Batch:
         ValueError: if the samples exceed a budget (packing makes sure that they do not).
     """
     row = _empty_row(config)
-    start = tile_start = 0
-    for segment, sample in enumerate(samples, start=1):
+    start = tile_start = segment = slot = 0
+    for sample in samples:
         _check_sample(sample, config)
         end, tile_end = start + len(sample.tokens_T), tile_start + len(sample.tiles_GHWC)
         if end > config.token_budget or tile_end > config.tile_budget:
@@ -78,21 +94,33 @@ def assemble_row(samples: Sequence[Sample], config: RowConfig) -> Batch:
                 f"{sample.name} ends at token {end} and tile {tile_end} of a row of "
                 f"{config.token_budget} tokens and {config.tile_budget} tiles; pack fewer samples into the row"
             )
-        weight = weights.token_weight(int(sample.supervised_T.sum()), config.weighting)
-        row.tokens_BT[0, start:end] = sample.tokens_T
-        row.targets_BT[0, start : end - 1] = sample.tokens_T[1:]
-        row.weights_BT[0, start : end - 1] = weight * sample.supervised_T[1:]
-        row.segments_BT[0, start:end] = segment
-        row.positions_BT[0, start:end] = np.arange(end - start)
         row.tiles_GHWC[tile_start:tile_end] = sample.tiles_GHWC
+        for first, last in zip(sample.starts, (*sample.starts[1:], len(sample.tokens_T)), strict=True):
+            segment += 1
+            _lay(row, start + first, sample.tokens_T[first:last], sample.supervised_T[first:last], segment, config)
+            if config.several:
+                row.slots_BJ[0, slot : slot + tile_end - tile_start] = np.arange(tile_start, tile_end)
+                row.samples_BS[0, segment - 1] = sample.number
+                slot += tile_end - tile_start
         start, tile_start = end, tile_end
     row.tile_mask_G[:tile_start] = True
     return row
 
 
+def _lay(row: Batch, start: int, tokens_T: np.ndarray, supervised_T: np.ndarray, segment: int, config: RowConfig):
+    """Writes one text into the row."""
+    end = start + len(tokens_T)
+    weight = weights.token_weight(int(supervised_T.sum()), config.weighting)
+    row.tokens_BT[0, start:end] = tokens_T
+    row.targets_BT[0, start : end - 1] = tokens_T[1:]
+    row.weights_BT[0, start : end - 1] = weight * supervised_T[1:]
+    row.segments_BT[0, start:end] = segment
+    row.positions_BT[0, start:end] = np.arange(end - start)
+
+
 def stack_rows(rows: Sequence[Batch]) -> Batch:
     """Joins rows (or batches) along B; the tiles of row b become block b."""
-    return Batch(*(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+    return Batch(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
 
 
 def _empty_row(config: RowConfig) -> Batch:
@@ -105,14 +133,18 @@ def _empty_row(config: RowConfig) -> Batch:
         positions_BT=np.zeros(shape, np.int32),
         tiles_GHWC=np.zeros((config.tile_budget, side, side, 3), np.uint8),
         tile_mask_G=np.zeros(config.tile_budget, bool),
+        slots_BJ=np.full((1, config.token_budget // config.tokens_per_tile), -1, np.int32) if config.several else None,
+        samples_BS=np.full((1, config.token_budget // MIN_TEXT), -1, np.int32) if config.several else None,
     )
 
 
 def _check_sample(sample: Sample, config: RowConfig) -> None:
     found = int(np.count_nonzero(sample.tokens_T == config.image_token_id))
-    expected = config.tokens_per_tile * len(sample.tiles_GHWC)
+    expected = config.tokens_per_tile * len(sample.tiles_GHWC) * len(sample.starts)
     if found != expected:
         raise InputError(
             f"{sample.name} has {found} image tokens but {len(sample.tiles_GHWC)} tiles of {config.tokens_per_tile}, "
             f"which need {expected}; check its <image> placeholders and the tile options"
         )
+    if config.several and min(np.diff([*sample.starts, len(sample.tokens_T)])) < MIN_TEXT:
+        raise InputError(f"{sample.name} has a text of less than {MIN_TEXT} tokens; leave the sample out")

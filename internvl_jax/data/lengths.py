@@ -39,8 +39,12 @@ class LengthIndex:
     broken: dict[int, str]  # sample -> what is wrong with it
 
 
-def length_index(dataset: sources.Dataset, processor: Processor, cache_dir: str | None) -> LengthIndex:
+def length_index(
+    dataset: sources.Dataset, processor: Processor, cache_dir: str | None, parse=sources.parse_record
+) -> LengthIndex:
     """The length index of a data set, from `cache_dir` if it is there; with None nothing is kept.
+
+    parse: of a line, see `samples.SampleReader`.
 
     Raises:
         InputError: if the annotation cannot be read or the index cannot be written.
@@ -48,7 +52,7 @@ def length_index(dataset: sources.Dataset, processor: Processor, cache_dir: str 
     path = None
     index = None
     if cache_dir is not None:
-        path = pathlib.Path(cache_dir) / f"lengths-{_key(dataset, processor)}.npz"
+        path = pathlib.Path(cache_dir) / f"lengths-{_key(dataset, processor, parse)}.npz"
         index = _read(path)
     if index is None:
         offsets, digest = sources.scan_lines(dataset.annotation)
@@ -57,19 +61,20 @@ def length_index(dataset: sources.Dataset, processor: Processor, cache_dir: str 
     if index.tokens.all():
         return index
     before = np.count_nonzero(index.tokens)
-    index = _measure_missing(index, samples.SampleReader(dataset, index.offsets, processor))
+    index = _measure_missing(index, samples.SampleReader(dataset, index.offsets, processor, parse))
     if path is not None and np.count_nonzero(index.tokens) > before:
         _write(path, index)
     return index
 
 
-def _key(dataset: sources.Dataset, processor: Processor) -> str:
+def _key(dataset: sources.Dataset, processor: Processor, parse) -> str:
     try:
         status = os.stat(dataset.annotation)
     except OSError as error:
         raise InputError(f"annotation file {dataset.annotation} cannot be read: {error.strerror}.") from error
     parts = [
         _FORMAT,
+        parse.__name__,
         os.path.abspath(dataset.annotation),
         status.st_size,
         status.st_mtime_ns,

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 import grain
 import numpy as np
 
-from internvl_jax.data import lengths, packing, samples, sources
+from internvl_jax.data import lengths, packing, preferences, samples, sources
 from internvl_jax.data.batch import Batch, RowConfig, assemble_row, stack_rows
 from internvl_jax.data.plan import RowPlan
 from internvl_jax.data.processor import Processor
@@ -29,12 +29,16 @@ _LOG = logging.getLogger(__name__)
 _JPEG_STREAM = 1  # keeps the random numbers of rows apart from those of epochs
 _NAMES_LOGGED = 10
 
+# How a line is read, and whether it has several texts about the same images.
+KINDS = {"conversations": (sources.parse_record, False), "preferences": (preferences.parse_pair, True)}
+
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
     """What is read and how it is laid out. Released SFT: 32768 tokens, 96 tiles, 20 open packs, square weighting."""
 
     meta: str  # meta file
+    kind: str  # of the samples, one of KINDS
     token_budget: int  # of a row
     tile_budget: int  # of a row
     max_open: int  # packs that stay open while packing
@@ -48,6 +52,8 @@ class PipelineConfig:
     threads: int  # threads that load batches ahead, in each process; 0 loads when asked
 
     def __post_init__(self):
+        if self.kind not in KINDS:
+            raise InputError(f"the kind of the samples is {self.kind!r}; use one of {', '.join(KINDS)}.")
         if self.over_long not in ("error", "drop"):
             raise InputError(f"over_long is {self.over_long!r}; use 'error' or 'drop'.")
         leasts = {"token_budget": 1, "tile_budget": 0, "max_open": 1, "seed": 0, "workers": 0, "threads": 0}
@@ -67,6 +73,7 @@ class Pipeline:
         """
         self.config = config
         image = processor.image_config
+        parse, several = KINDS[config.kind]
         self.row_config = RowConfig(
             config.token_budget,
             config.tile_budget,
@@ -74,11 +81,12 @@ class Pipeline:
             image.tokens_per_tile,
             processor.tokenizer.image_context,
             config.weighting,
+            several,
         )
         datasets = sources.read_meta(config.meta)
-        indices = [lengths.length_index(dataset, processor, config.cache_dir) for dataset in datasets]
+        indices = [lengths.length_index(dataset, processor, config.cache_dir, parse) for dataset in datasets]
         self.corpus = samples.Corpus(
-            [samples.SampleReader(d, i.offsets, processor) for d, i in zip(datasets, indices, strict=True)]
+            [samples.SampleReader(d, i.offsets, processor, parse) for d, i in zip(datasets, indices, strict=True)]
         )
         self.tokens_N = np.concatenate([index.tokens for index in indices])
         self.tiles_N = np.concatenate([index.tiles for index in indices])
@@ -95,7 +103,8 @@ class Pipeline:
         self.plan = RowPlan(
             mixture[usable_N[mixture]], self.tokens_N, self.tiles_N, packs, pack=config.pack, seed=config.seed
         )
-        self.fingerprint = self._fingerprint([index.digest for index in indices])
+        self.data_digest = self._data_digest([index.digest for index in indices])
+        self.fingerprint = self._fingerprint()
 
     def row(self, number: int) -> tuple[Batch, list[str]]:
         """Row `number` of the run (B = 1), and why samples of it are missing, if any."""
@@ -160,20 +169,27 @@ class Pipeline:
             )
         return state["rows"]
 
-    def _fingerprint(self, digests: list[str]) -> str:
-        """A digest of what decides which samples stand in which row and what they say, independent of the machine.
+    def _data_digest(self, digests: list[str]) -> str:
+        """A digest of what samples say, independent of the machine."""
+        parts = [digests, [reader.dataset.data_augment for reader in self.corpus.readers], self.config.kind]
+        processor = self.corpus.readers[0].processor
+        parts += [processor.tokenizer.digest, processor.to_dict()]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+        for array in (self.tokens_N, self.tiles_N):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:32]
+
+    def _fingerprint(self) -> str:
+        """The same, and of what decides which samples stand in which row.
 
         It takes in the rows of the first epoch as planned, since another release of numpy may shuffle otherwise.
         """
         config = self.config
-        parts = [digests, config.token_budget, config.tile_budget, config.max_open, config.pack]
-        parts += [reader.dataset.data_augment for reader in self.corpus.readers]
+        parts = [self.data_digest, config.token_budget, config.tile_budget, config.max_open, config.pack]
         digest = hashlib.sha256(json.dumps(parts).encode())
         packs = self.plan.packs(0)
-        for array in (packs.samples, packs.starts, self.tokens_N, self.tiles_N):
+        for array in (packs.samples, packs.starts):
             digest.update(array.tobytes())
-        processor = self.corpus.readers[0].processor
-        digest.update(json.dumps([processor.tokenizer.digest, processor.to_dict()], sort_keys=True).encode())
         return digest.hexdigest()[:32]
 
 

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class SampleReader:
     dataset: sources.Dataset
     offsets: np.ndarray  # int64 [n + 1], from sources.scan_lines
     processor: Processor  # the data set's own tile limit overrides the processor's
+    parse: Callable[[bytes, str, sources.Dataset], sources.Record] = sources.parse_record
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -31,7 +33,7 @@ class SampleReader:
     def record(self, index: int) -> sources.Record:
         """The sample as written."""
         line = sources.read_span(self.dataset.annotation, *self.offsets[index : index + 2])
-        return sources.parse_record(line, self.name(index), self.dataset)
+        return self.parse(line, self.name(index), self.dataset)
 
     def measure(self, index: int, *, trust_notes: bool = True) -> tuple[int, int]:
         """(tokens, tiles) of a sample, from the noted sizes of its images or else from their headers."""
@@ -41,7 +43,7 @@ class SampleReader:
             tiles = [
                 tiling.num_tiles(*_size(record, k, config, trust_notes), config) for k in range(len(record.images))
             ]
-            tokens_T, _ = self._encode(record, tiles)
+            tokens_T, _, _ = self._encode(record, tiles)
         except InputError as error:
             raise InputError(f"{record.name}: {error}") from error
         return len(tokens_T), sum(tiles)
@@ -52,14 +54,14 @@ class SampleReader:
         config = self._image_config(record)
         try:
             tiles = [images.tile_image(images.load_image(path, config), config) for path in record.images]
-            tokens_T, supervised_T = self._encode(record, [len(t) for t in tiles])
+            tokens_T, supervised_T, starts = self._encode(record, [len(t) for t in tiles])
         except InputError as error:
             raise InputError(f"{record.name}: {error}") from error
         side = self.processor.image_config.tile_size
         tiles_GHWC = np.concatenate([np.zeros((0, side, side, 3), np.uint8), *tiles])
         if self.dataset.data_augment and len(tiles_GHWC):
             tiles_GHWC = images.random_jpeg(tiles_GHWC, rng)
-        return Sample(record.name, tokens_T, supervised_T, tiles_GHWC)
+        return Sample(record.name, tokens_T, supervised_T, tiles_GHWC, starts)
 
     def _image_config(self, record: sources.Record) -> tiling.ImageConfig:
         config, limit = self.processor.image_config, self.dataset.max_tiles
@@ -67,12 +69,17 @@ class SampleReader:
             config = tiling.limit_tiles(config, limit)
         return tiling.share_tiles(config, len(record.images))
 
-    def _encode(self, record: sources.Record, tiles: list[int]):
+    def _encode(self, record: sources.Record, tiles: list[int]) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+        """Tokens and supervision of all texts one after the other, and where each begins."""
         counts = [self.processor.image_config.tokens_per_tile * number for number in tiles]
-        encoded = self.processor.template.encode_training(record.conversations, counts, self.processor.tokenizer)
-        if not len(encoded[0]):
+        encode = self.processor.template.encode_training
+        texts = [encode(dialogue, counts, self.processor.tokenizer) for dialogue in record.dialogues]
+        lengths = [len(tokens_T) for tokens_T, _ in texts]
+        if not all(lengths):
             raise InputError("the sample has no tokens; write something or remove the line.")
-        return encoded
+        tokens, supervised = zip(*texts, strict=True)
+        starts = tuple(np.cumsum([0, *lengths[:-1]]).tolist())
+        return np.concatenate(tokens), np.concatenate(supervised), starts
 
 
 class Corpus:
@@ -90,7 +97,7 @@ class Corpus:
     def load(self, number: int, rng: np.random.Generator) -> Sample:
         """The sample with its pixels."""
         reader, index = self._locate(number)
-        return reader.load(index, rng)
+        return reader.load(index, rng)._replace(number=number)
 
     def mixture(self) -> np.ndarray:
         """Sample numbers int64 of an epoch before shuffling: each `repeat_time` times.

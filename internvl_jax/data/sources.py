@@ -47,7 +47,7 @@ class Record:
     """One sample as written in the annotation, checked for form; `name` is FILE:LINE."""
 
     name: str
-    conversations: list[dict[str, str]]  # {"from", "value"}
+    dialogues: tuple[list[dict[str, str]], ...]  # of {"from", "value"}; several are about the same images
     images: tuple[str, ...]  # paths
     sizes: tuple[tuple[int, int] | None, ...]  # noted (width, height) of each image
 
@@ -117,7 +117,7 @@ def parse_record(line: bytes, name: str, dataset: Dataset) -> Record:
     if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
         raise InputError(f'{name} has an "image" that is neither a path nor a list of paths.')
     sizes = _sizes(entry, image, name)
-    return Record(name, conversations, tuple(os.path.join(dataset.root, path) for path in images), sizes)
+    return Record(name, (conversations,), tuple(os.path.join(dataset.root, path) for path in images), sizes)
 
 
 def _dataset(path: str, name: str, entry) -> Dataset:

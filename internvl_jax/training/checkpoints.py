@@ -68,7 +68,7 @@ class Checkpoints:
                 step,
                 {
                     ITEM: state.params,
-                    "optimizer": {"state": state.opt_state, "nonfinite": state.nonfinite, "step": state.step},
+                    "optimizer": _optimizer(state),
                     "position": {"step": step, "data": data},
                 },
             )
@@ -102,11 +102,7 @@ class Checkpoints:
                 None,
                 {
                     ITEM: abstract.params,
-                    "optimizer": {
-                        "state": abstract.opt_state,
-                        "nonfinite": abstract.nonfinite,
-                        "step": abstract.step,
-                    },
+                    "optimizer": _optimizer(abstract),
                     "position": None,
                 },
             )
@@ -116,8 +112,15 @@ class Checkpoints:
                 "remove that step to go on from the one before"
             ) from error
         optimizer = loaded["optimizer"]
-        state = TrainState(optimizer["step"], loaded[ITEM], optimizer["state"], optimizer["nonfinite"])
+        carry = optimizer.get("carry", {})
+        state = TrainState(optimizer["step"], loaded[ITEM], optimizer["state"], optimizer["nonfinite"], carry)
         return state, loaded["position"]["data"]
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    """All of a state but the parameters; what an objective carries only where it does, as orbax stores no empty dict."""
+    carry = {"carry": state.carry} if state.carry else {}
+    return {"state": state.opt_state, "nonfinite": state.nonfinite, "step": state.step, **carry}
 
 
 def abstract_like(state: Any, where: Any) -> Any:

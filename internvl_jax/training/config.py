@@ -117,19 +117,50 @@ class RunConfig:
 
 
 @dataclasses.dataclass
+class MpoConfig:
+    """Mixed preference optimisation; the released values are 0.8, 0.2, 1.0 and 0.1.
+
+    Attributes:
+      preference: weight of DPO's loss.
+      quality: weight of BCO's loss.
+      generation: weight of the next-token loss on chosen responses.
+      beta: of DPO and BCO: how much a log-ratio to the reference is worth.
+      reference: model directory or workdir of the reference; empty takes `run.init_from`.
+      cache_dir: folder of the reference's log-probabilities; empty keeps them in the workdir.
+    """
+
+    preference: float = 0.8
+    quality: float = 0.2
+    generation: float = 1.0
+    beta: float = 0.1
+    reference: str = ""
+    cache_dir: str = ""
+
+
+@dataclasses.dataclass
 class TrainConfig:
+    """Attributes:
+    objective: name of the stage's objective.
+    stage: its settings; None where it has none.
+    """
+
     model: InternVLConfig
     objective: str
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
+    stage: MpoConfig | None = None
 
+
+# The settings that an objective takes.
+STAGES = {"ntp": type(None), "mpo": MpoConfig}
 
 # What may differ between a run and its resumption: it changes neither the parameters nor the order of the data.
 _FREE = {
     "run": {"workdir", "mesh", "rules", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
     "data": {"workers", "threads", "max_skipped"},
     "optim": set(),
+    "stage": {"cache_dir"},
 }
 
 
@@ -137,7 +168,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """The part of the config that a resumed run must share with the one that it continues."""
     values = dataclasses.asdict(config)
     for section, free in _FREE.items():
-        values[section] = {name: value for name, value in values[section].items() if name not in free}
+        if values[section] is not None:
+            values[section] = {name: value for name, value in values[section].items() if name not in free}
     return values
 
 
@@ -169,6 +201,13 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"run.balance is {run.balance}; it must be 0 or more")
     if run.balance and config.model.text.moe is None:
         raise InputError(f"run.balance is {run.balance} but the model has no experts; set it to 0")
+    wanted = STAGES.get(config.objective)
+    if config.objective not in STAGES:
+        raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(STAGES)}")
+    if not isinstance(config.stage, wanted):
+        raise InputError(f"objective {config.objective!r} takes a stage of {wanted.__name__}, not {config.stage!r}")
+    if config.objective != "ntp" and not run.init_from:
+        raise InputError(f"objective {config.objective!r} starts from a model; give it with --config.run.init_from=DIR")
     if run.dtype not in ("float32", "bfloat16"):
         raise InputError(f"run.dtype is {run.dtype!r}; use float32 or bfloat16")
 

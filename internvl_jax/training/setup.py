@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from internvl_jax.data.chat import get_template
 from internvl_jax.data.pipeline import PipelineConfig
@@ -47,10 +48,11 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
     return config, Processor(image, tokenizer, get_template(data.template))
 
 
-def pipeline_config(config: TrainConfig) -> PipelineConfig:
+def pipeline_config(config: TrainConfig, kind: str = "conversations") -> PipelineConfig:
     data = config.data
     return PipelineConfig(
         meta=data.meta,
+        kind=kind,
         token_budget=data.token_budget,
         tile_budget=data.tile_budget,
         max_open=data.max_open,
@@ -90,28 +92,38 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
     return workdir
 
 
-def read_initial(config: TrainConfig, abstract: Params) -> Params:
-    """The parameters in `run.init_from`, as float32 in their places.
+def read_initial(config: TrainConfig, source: str, abstract: Params) -> Params:
+    """The parameters of a model directory or workdir, in their places and with their dtypes.
 
     Args:
+      source: `run.init_from`, or a reference.
       abstract: shape structs with shardings.
 
     Raises:
       InputError: it holds another model, or not exactly its parameters.
     """
-    directory = pathlib.Path(config.run.init_from)
+    directory = pathlib.Path(source)
     path = directory / "config.json"
     try:
         theirs = json.loads(path.read_text())["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} can't be read ({error}); run.init_from takes a model directory or a workdir"
+            f"{path} can't be read ({error}); give a model directory or a workdir"
         ) from error
     ours = config.model.to_dict()
     theirs["vision"]["drop_path"] = ours["vision"]["drop_path"]  # a setting of the stage, not of the weights
     if lines := differences(ours, theirs):
-        raise InputError(f"run.init_from {directory} holds another model ({'; '.join(lines[:5])}); give its config")
+        raise InputError(f"{directory} holds another model ({'; '.join(lines[:5])}); give its config")
     return read_params(locate(directory), abstract)
+
+
+def read_reference(config: TrainConfig, abstract: Params) -> Params:
+    """The frozen reference of a stage, in the dtype of the run's products: it is never updated."""
+    dtype = jnp.dtype(config.run.dtype)
+    abstract = {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding) for path, leaf in abstract.items()
+    }
+    return read_initial(config, config.stage.reference or config.run.init_from, abstract)
 
 
 def _write(path: pathlib.Path, value: Any) -> None:

@@ -19,12 +19,14 @@ class TrainState(NamedTuple):
     params: float32, all of them.
     opt_state: of the trainable ones.
     nonfinite: int32 scalar, steps in a row that were not applied.
+    carry: what the objective carries from step to step; small, and the same on every device.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     nonfinite: jax.Array
+    carry: dict[str, jax.Array]
 
 
 def split_trainable(params: Params, assigned: dict[str, Group]) -> tuple[Params, Params]:
@@ -33,8 +35,10 @@ def split_trainable(params: Params, assigned: dict[str, Group]) -> tuple[Params,
     return trainable, {path: value for path, value in params.items() if path not in trainable}
 
 
-def new_state(params: Params, tx: optax.GradientTransformation, assigned: dict[str, Group]) -> TrainState:
-    return TrainState(jnp.int32(0), params, tx.init(split_trainable(params, assigned)[0]), jnp.int32(0))
+def new_state(
+    params: Params, tx: optax.GradientTransformation, assigned: dict[str, Group], carry: dict[str, jax.Array]
+) -> TrainState:
+    return TrainState(jnp.int32(0), params, tx.init(split_trainable(params, assigned)[0]), jnp.int32(0), carry)
 
 
 def state_shardings(
@@ -42,4 +46,5 @@ def state_shardings(
 ) -> TrainState:
     """Shardings of a state, leaf by leaf."""
     replicated = NamedSharding(mesh, P())
-    return TrainState(replicated, where, like_params(abstract.opt_state, specs, where, mesh), replicated)
+    opt_state = like_params(abstract.opt_state, specs, where, mesh)
+    return TrainState(replicated, where, opt_state, replicated, {name: replicated for name in abstract.carry})

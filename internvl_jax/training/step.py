@@ -1,11 +1,13 @@
 """One optimizer step, as a pure function of state and batch.
 
 1. The weight of every loss term over the whole batch, from data alone.
-2. A scan over micro-batches that sums gradients of sum_k coefficient_k * total_k / weight_k: equal to the big batch.
-3. Clip, update; a step whose gradient is not finite leaves parameters and optimizer as they were and is counted.
+2. What terms need to know of the whole batch (BCO's running mean), by a forward pass if there are micro-batches.
+3. A loop over micro-batches that sums gradients of sum_k coefficient_k * total_k / weight_k: equal to the big batch.
+4. Clip, update; a step whose gradient is not finite leaves parameters and optimizer as they were and is counted.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,9 @@ import optax
 from flax import nnx
 
 from internvl_jax import sharding
-from internvl_jax.data.batch import Batch
+from internvl_jax.sharding.state import Params
 from internvl_jax.training.config import Group
-from internvl_jax.training.objectives import Objective
+from internvl_jax.training.objectives.base import Objective, combine
 from internvl_jax.training.state import TrainState, split_trainable
 
 Metrics = dict[str, jax.Array]
@@ -28,63 +30,99 @@ def make_step(
     assigned: dict[str, Group],
     micro_batches: int,
     seed: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step function; trace it under `sharding.use`, jit it with the state donated."""
+) -> Callable[[TrainState, Any, Params | None], tuple[TrainState, Metrics]]:
+    """The step function; trace it under `sharding.use`, jit it with the state donated.
 
-    def loss(trainable, frozen, batch, key, weights):
-        model = sharding.bind(graphdef, {**trainable, **frozen})
-        terms, sums = objective(model, batch, key)
-        # A batch without a supervised token has loss 0, not 0/0.
-        values = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in terms.items()}
-        return sum(objective.coefficients[name] * value for name, value in values.items()), (values, sums)
+    Its last argument are the parameters of the frozen reference model, for objectives that refer to one.
+    """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
         weights = objective.weights(batch)
         trainable, frozen = split_trainable(state.params, assigned)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def accumulate(grads, inputs):
-            micro, index = inputs
-            (_, sums), new = jax.value_and_grad(loss, has_aux=True)(
-                trainable, frozen, micro, jax.random.fold_in(key, index), weights
-            )
-            return jax.tree.map(jnp.add, grads, new), sums
+        def forward(trainable, micro, index):
+            model = sharding.bind(graphdef, {**trainable, **frozen})
+            refers = None if reference is None else sharding.bind(graphdef, reference)
+            return objective.forward(model, micro, jax.random.fold_in(key, index), refers)
 
-        zeros = jax.tree.map(jnp.zeros_like, trainable)
+        def measure(micro, index):
+            return jax.lax.stop_gradient(objective.measure(forward(trainable, micro, index), micro))
+
+        def loss(trainable, micro, index, carry):
+            outs = forward(trainable, micro, index)
+            if carry is None:  # the only micro-batch: what it measures is known now
+                measured = jax.lax.stop_gradient(objective.measure(outs, micro))
+                carry = objective.advance(state.carry, jax.tree.map(lambda value: value[None], measured))
+            terms, sums = objective.terms(outs, micro, carry)
+            # A batch without a supervised token has loss 0, not 0/0.
+            values = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in terms.items()}
+            total = sum(objective.coefficients[name] * value for name, value in values.items())
+            return total, (values, sums, carry)
+
+        gradient = jax.value_and_grad(loss, has_aux=True)
         if micro_batches == 1:
-            grads, (values, sums) = accumulate(zeros, (batch, 0))
+            (_, (values, sums, carry)), grads = gradient(trainable, batch, 0, None)
         else:
-            parts = (split_rows(batch, micro_batches), jnp.arange(micro_batches))
-            grads, stacked = jax.lax.scan(accumulate, zeros, parts)
-            values, sums = jax.tree.map(lambda part: jnp.sum(part, axis=0), stacked)
+            parts = split_rows(batch, micro_batches)
+            carry = state.carry
+            if objective.measures:
+                _, measured = jax.lax.scan(
+                    lambda _, inputs: (None, measure(*inputs)), None, (parts, jnp.arange(micro_batches))
+                )
+                carry = objective.advance(carry, measured)
+
+            def accumulate(so_far, inputs):
+                (_, (values, sums, _)), grads = gradient(trainable, *inputs, carry)
+                return _add(so_far, (grads, values, sums)), None
+
+            first = (jax.tree.map(lambda part: part[0], parts), 0)
+            shapes = jax.eval_shape(lambda: accumulate(None, first)[0])
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            if objective.ragged:
+                take = lambda i: (jax.tree.map(lambda part: part[i], parts), i)
+                filled = jnp.sum(jnp.any(parts.rows.segments_BT > 0, axis=(1, 2)))
+                total = jax.lax.fori_loop(0, filled, lambda i, so_far: accumulate(so_far, take(i))[0], zeros)
+            else:
+                total, _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(micro_batches)))
+            grads, values, sums = total
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, trainable)
-        updated = ({**optax.apply_updates(trainable, updates), **frozen}, opt_state)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
+        updated = ({**optax.apply_updates(trainable, updates), **frozen}, opt_state, carry)
+        params, opt_state, carry = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state, state.carry)
         )
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        rows = batch.rows
         metrics = {
             "loss": sum(objective.coefficients[name] * value for name, value in values.items()),
             **values,
-            **objective.metrics(sums),
+            **objective.metrics(sums, carry),
             "grad_norm": norm,
             "nonfinite": nonfinite,
-            "samples": jnp.sum(jnp.max(batch.segments_BT, axis=1)),
-            "tokens": jnp.sum(batch.segments_BT > 0),
-            "supervised": jnp.sum(batch.weights_BT > 0),
-            "tiles": jnp.sum(batch.tile_mask_G),
+            "samples": jnp.sum(jnp.max(rows.segments_BT, axis=1)),
+            "tokens": jnp.sum(rows.segments_BT > 0),
+            "supervised": jnp.sum(rows.weights_BT > 0),
+            "tiles": jnp.sum(rows.tile_mask_G),
         }
-        return TrainState(state.step + 1, params, opt_state, nonfinite), metrics
+        return TrainState(state.step + 1, params, opt_state, nonfinite, carry), metrics
 
     return step
 
 
-def split_rows(batch: Batch, parts: int) -> Batch:
+def _add(so_far, new):
+    """(gradients, values, sums) of two parts of a batch together."""
+    if so_far is None:
+        return new
+    grads, values = jax.tree.map(jnp.add, so_far[:2], new[:2])
+    return grads, values, combine(so_far[2], new[2])
+
+
+def split_rows(batch: Any, parts: int) -> Any:
     """Every array as `[parts, ...]`; part j has rows j, j + parts, ...: each device keeps the rows that it holds."""
-    rows = batch.tokens_BT.shape[0]
+    rows = batch.rows.tokens_BT.shape[0]
 
     def split(x):
         per_row = x.shape[0] // rows

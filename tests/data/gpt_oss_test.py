@@ -251,7 +251,7 @@ def test_checked_and_packed_as_any_other(tiny, processor, tokenizer):
     tiny.write_meta(texts=tiny.entries["texts"])
     options = {"weighting": "square", "seed": 5, "over_long": "error", "max_skipped": 0, "cache_dir": None}
     config = pipeline.PipelineConfig(
-        tiny.meta, **dataclasses.asdict(budgets), pack=True, workers=0, threads=0, **options
+        tiny.meta, "conversations", **dataclasses.asdict(budgets), pack=True, workers=0, threads=0, **options
     )
     made, asked = pipeline.Pipeline(config, process), ""
     for number in range(made.plan.rows(0)):

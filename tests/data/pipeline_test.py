@@ -18,6 +18,7 @@ ROWS = 4
 def config_of(tiny, **options):
     defaults = pipeline.PipelineConfig(
         meta=tiny.meta,
+        kind="conversations",
         token_budget=199,
         tile_budget=11,
         max_open=3,

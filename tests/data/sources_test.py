@@ -100,7 +100,7 @@ def test_missing_annotation(tmp_path):
 def test_record(fields, images, sizes):
     line = json.dumps({"id": 1, "conversations": TURNS, **fields}).encode()
     record = sources.parse_record(line, "a.jsonl:1", DATASET)
-    assert record == sources.Record("a.jsonl:1", TURNS, images, sizes)
+    assert record == sources.Record("a.jsonl:1", (TURNS,), images, sizes)
 
 
 @pytest.mark.parametrize(

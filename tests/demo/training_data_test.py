@@ -97,6 +97,7 @@ def test_the_pipeline_packs_them(folder, stage):
     image = ImageConfig(64, 16, 1, 1, thumbnail=False, apply_exif=False, max_pixels=64 * 64)
     config = PipelineConfig(
         meta=str(folder / f"{stage}.json"),
+        kind="conversations",
         token_budget=budget.token_budget,
         tile_budget=budget.tile_budget,
         max_open=20,

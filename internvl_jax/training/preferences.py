@@ -1,0 +1,148 @@
+"""Batches of preference pairs, with the reference's log-probabilities, which are computed once and kept.
+
+1. Before the first step the reference model reads every pair of an epoch; log-probabilities of both responses go into a
+   table `[samples, 2]`, saved under a key of data and model, now and then while it grows.
+2. With the table whole the reference's weights are let go: a step holds one model.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from internvl_jax.data.batch import Batch
+from internvl_jax.data.pipeline import Pipeline
+from internvl_jax.data.processor import Processor
+from internvl_jax.sharding.params_io import locate
+from internvl_jax.training import setup
+from internvl_jax.training.config import TrainConfig
+from internvl_jax.training.objectives.mpo import Pairs
+from internvl_jax.training.program import Program
+from internvl_jax.training.score import make_scorer
+from internvl_jax.training.state import TrainState
+
+_LOG = logging.getLogger(__name__)
+_SAVE_SECONDS = 300.0
+
+
+class PreferenceRows:
+    """Packed rows of pairs, see `sources.Source`."""
+
+    def __init__(self, config: TrainConfig, program: Program, processor: Processor):
+        self._config, self._program = config, program
+        self._pipeline = Pipeline(setup.pipeline_config(config, "preferences"), processor)
+        self._batches: Any = None
+        self._table_N2 = np.zeros((0, 2), np.float32)
+
+    def start(self, position: Any) -> None:
+        self._table_N2 = reference_table(self._config, self._program, self._pipeline)
+        self._batches = _rows(self._config, self._pipeline, position)
+
+    def take(self, state: TrainState) -> Pairs:
+        rows = next(self._batches)
+        responses_BS = np.broadcast_to(np.arange(rows.samples_BS.shape[1]) % 2, rows.samples_BS.shape)
+        reference_BS = np.where(rows.samples_BS >= 0, self._table_N2[rows.samples_BS, responses_BS], 0)
+        return Pairs(rows, reference_BS.astype(np.float32))
+
+    def position(self) -> Any:
+        return self._batches.state()
+
+    @property
+    def skipped(self) -> int:
+        return self._batches.skipped
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+def reference_table(config: TrainConfig, program: Program, pipeline: Pipeline) -> np.ndarray:
+    """float32 [N, 2]: the reference's log-probability of the chosen and of the rejected response of every sample; NaN
+    where a sample could not be loaded. Read from the cache, or computed and put there.
+    """
+    source = config.stage.reference or config.run.init_from
+    folder = pathlib.Path(config.stage.cache_dir or pathlib.Path(config.run.workdir) / "reference")
+    path = folder / f"reference-{_key(source, pipeline, config.run.dtype)}.npz"
+    partial = path.with_suffix(".partial.npz")
+    table_N2, done = np.full((len(pipeline.tokens_N), 2), np.nan, np.float32), 0
+    if path.exists():
+        return np.load(path)["table"]
+    if partial.exists():
+        saved = np.load(partial)
+        # Rows that other seeds have planned, or batches of another size, begin again.
+        if str(saved["order"]) == pipeline.fingerprint and int(saved["rows"]) % config.run.rows == 0:
+            table_N2, done = saved["table"], int(saved["rows"]) // config.run.rows
+    score = make_scorer(program, config.run.micro_batches, config.run.logprob_chunk)
+    params = setup.read_initial(config, source, program.abstract.params)
+    total = -(-pipeline.plan.rows(0) // config.run.rows)
+    batches = _rows(
+        config,
+        pipeline,
+        {"rows": done * config.run.rows, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint},
+    )
+    saved_at = time.monotonic()
+    _LOG.info("reference log-probabilities: %d batches of %d rows", total - done, config.run.rows)
+    try:
+        for number in range(done, total):
+            rows = next(batches)
+            placed = program.place(rows)
+            logps_BT, whole = jax.device_get((score(params, placed), _gather(program, placed)))
+            _enter(table_N2, whole, logps_BT)
+            if time.monotonic() - saved_at > _SAVE_SECONDS:
+                _LOG.info("reference log-probabilities: %d of %d batches", number + 1, total)
+                order = {"order": pipeline.fingerprint, "rows": (number + 1) * config.run.rows}
+                _save(partial, table=table_N2, **order)
+                saved_at = time.monotonic()
+    finally:
+        batches.close()
+    _save(path, table=table_N2)
+    if jax.process_index() == 0:
+        partial.unlink(missing_ok=True)
+    return table_N2
+
+
+def _rows(config: TrainConfig, pipeline: Pipeline, position: Any):
+    return pipeline.batches(config.run.rows, host=jax.process_index(), hosts=jax.process_count(), state=position)
+
+
+def _gather(program: Program, rows: Batch) -> Batch:
+    """What `_enter` needs of the rows of all hosts, on every one of them."""
+    everywhere = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
+    needed = rows.weights_BT, rows.segments_BT, rows.samples_BS
+    weights_BT, segments_BT, samples_BS = jax.jit(lambda *x: x, out_shardings=everywhere)(*needed)
+    return rows._replace(
+        weights_BT=weights_BT, segments_BT=segments_BT, samples_BS=samples_BS, tiles_GHWC=None, tile_mask_G=None
+    )
+
+
+def _enter(table_N2: np.ndarray, rows: Batch, logps_BT: np.ndarray) -> None:
+    """Writes a batch's sums into the table."""
+    for b, samples_S in enumerate(rows.samples_BS):
+        real = int(np.sum(samples_S >= 0))
+        values_T = np.where(rows.weights_BT[b] > 0, logps_BT[b], 0)
+        sums_S = np.bincount(rows.segments_BT[b], values_T, minlength=real + 1)[1 : real + 1]
+        table_N2[samples_S[:real], np.arange(real) % 2] = sums_S
+
+
+def _key(source: str, pipeline: Pipeline, dtype: str) -> str:
+    """A digest of the data, and of the files of the model: a copy of the model counts as another one."""
+    checkpoint = locate(source)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(checkpoint)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    parts = [pipeline.data_digest, str(checkpoint.resolve()), stats, dtype]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _save(path: pathlib.Path, **arrays: Any) -> None:
+    if jax.process_index() != 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)

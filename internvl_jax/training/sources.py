@@ -1,0 +1,77 @@
+"""Where a stage's batches come from: packed rows of a data set, with what the objective needs besides."""
+
+from typing import Any, Protocol
+
+import jax
+
+from internvl_jax.data.pipeline import Pipeline
+from internvl_jax.data.processor import Processor
+from internvl_jax.training import setup
+from internvl_jax.training.config import TrainConfig
+from internvl_jax.training.preferences import PreferenceRows
+from internvl_jax.training.program import Program
+from internvl_jax.training.state import TrainState
+
+
+class Source(Protocol):
+    """A host's part of the global batches of a run, in an order that a position describes.
+
+    Attributes:
+      skipped: samples that could not be used so far.
+    """
+
+    skipped: int
+
+    def start(self, position: Any) -> None:
+        """Goes to a position; None is the beginning."""
+        ...
+
+    def take(self, state: TrainState) -> Any:
+        """The next batch, numpy; `state` is the one that it will change."""
+        ...
+
+    def position(self) -> Any:
+        """After the last batch taken, JSON-able and the same on every host."""
+        ...
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        ...
+
+
+class PackedRows:
+    """Conversations, for next-token prediction."""
+
+    def __init__(self, config: TrainConfig, processor: Processor):
+        self._rows = config.run.rows
+        self._pipeline = Pipeline(setup.pipeline_config(config), processor)
+        self._batches: Any = None
+
+    def start(self, position: Any) -> None:
+        host, hosts = jax.process_index(), jax.process_count()
+        self._batches = self._pipeline.batches(self._rows, host=host, hosts=hosts, state=position)
+
+    def take(self, state: TrainState) -> Any:
+        return next(self._batches)
+
+    def position(self) -> Any:
+        return self._batches.state()
+
+    @property
+    def skipped(self) -> int:
+        return self._batches.skipped
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+def open_source(config: TrainConfig, program: Program, processor: Processor) -> Source:
+    """The source of a stage; its data is checked here.
+
+    Raises:
+      InputError: data that can't be read.
+    """
+    return {
+        "ntp": lambda: PackedRows(config, processor),
+        "mpo": lambda: PreferenceRows(config, program, processor),
+    }[config.objective]()
