@@ -1,7 +1,6 @@
 """Next-token prediction, the loss of CPT and SFT."""
 
 import jax
-import jax.numpy as jnp
 
 from internvl_jax.losses.base import LossSum
 
@@ -16,6 +15,4 @@ def next_token(logprobs_BT: jax.Array, weights_BT: jax.Array) -> LossSum:
       logprobs_BT: float32, log p(target).
       weights_BT: float32, 0 where not supervised.
     """
-    # where before the product: an unsupervised log-probability of -inf must not become 0 * -inf = NaN.
-    supervised = weights_BT > 0
-    return LossSum(-jnp.sum(jnp.where(supervised, logprobs_BT, 0) * weights_BT), jnp.sum(weights_BT))
+    return LossSum.of(-logprobs_BT, weights_BT)

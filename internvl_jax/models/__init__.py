@@ -9,7 +9,7 @@ from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.intern_vit import InternViT
 from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
-from internvl_jax.models.logprobs import token_logprobs
+from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import Runtime
 
 __all__ = [
@@ -24,5 +24,7 @@ __all__ = [
     "Slots",
     "TextConfig",
     "VisionConfig",
+    "over_logits",
     "token_logprobs",
+    "token_statistics",
 ]

@@ -1,9 +1,52 @@
-"""Log-probabilities of given tokens from hidden states, in chunks of time: the logits are never stored whole."""
+"""What is computed from logits, as log-probabilities of given tokens, in chunks of time: they are never stored whole."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from internvl_jax.sharding import shard
+
+
+def over_logits(
+    function: Callable[..., Any],
+    states: Sequence[tuple[jax.Array, jax.Array]],
+    extras: Sequence[jax.Array],
+    chunk: int,
+) -> Any:
+    """`function(*logits, *extras)` over all positions, computed a chunk of them at a time.
+
+    Args:
+      function: takes float32 logits `[B, t, V]` of every model and the extras `[B, t, ...]`; returns arrays
+        `[B, t, ...]` in any tree. Positions are independent of each other.
+      states: of every model its hidden states `[B, T, D]` after the final norm, and its output matrix `[V, D]`.
+      extras: arrays `[B, T, ...]`.
+      chunk: positions a step; B x chunk x V logits of every model live at once, in the backward pass too (they are
+        recomputed).
+
+    Returns:
+      What `function` returns, each array `[B, T, ...]`.
+    """
+    hiddens = [hidden_BTD for hidden_BTD, _ in states]
+    # Gathered once, and its gradient summed over devices once: inside the loop that would be once a chunk.
+    heads = [shard(head_VD, "act_vocab", None) for _, head_VD in states]
+    B, T, _ = hiddens[0].shape
+
+    def part(hiddens, extras):
+        return function(*map(_logits, hiddens, heads), *extras)
+
+    def split(x):
+        padded = jnp.pad(x, ((0, 0), (0, -T % chunk), *((0, 0),) * (x.ndim - 2)))
+        return padded.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(B, -1, *x.shape[3:])[:, :T]
+
+    if T <= chunk:
+        return part(hiddens, extras)
+    parts = jax.tree.map(split, (hiddens, list(extras)))
+    return jax.tree.map(join, jax.lax.map(lambda inputs: jax.checkpoint(part)(*inputs), parts))
 
 
 def token_logprobs(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, chunk: int) -> jax.Array:
@@ -13,23 +56,34 @@ def token_logprobs(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Ar
       hidden_BTD: after the final norm.
       head_VD: output matrix.
       targets_BT: int32 ids.
-      chunk: positions a step; B x chunk x V logits live at once, in the backward pass too (they are recomputed).
+      chunk: as of `over_logits`.
     """
-    B, T, D = hidden_BTD.shape
-    # Gathered once, and its gradient summed over devices once: inside the loop that would be once a chunk.
-    head_VD = shard(head_VD, "act_vocab", None)
+    return over_logits(_logprobs, [(hidden_BTD, head_VD)], [targets_BT], chunk)
 
-    def logprobs(hidden, targets):
-        logits = jax.lax.dot_general(
-            hidden, head_VD.astype(hidden.dtype), (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        picked = jnp.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
-        return picked - jax.nn.logsumexp(logits, axis=2)
 
-    if T <= chunk:
-        return logprobs(hidden_BTD, targets_BT)
-    padding = -T % chunk
-    hidden = jnp.pad(hidden_BTD, ((0, 0), (0, padding), (0, 0))).reshape(B, -1, chunk, D).swapaxes(0, 1)
-    targets = jnp.pad(targets_BT, ((0, 0), (0, padding))).reshape(B, -1, chunk).swapaxes(0, 1)
-    out = jax.lax.map(lambda inputs: jax.checkpoint(logprobs)(*inputs), (hidden, targets))
-    return out.swapaxes(0, 1).reshape(B, -1)[:, :T]
+def token_statistics(
+    hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs`, and in the same pass the entropy of the distribution, float32 `[B, T]`, without gradient."""
+    return over_logits(
+        lambda logits, targets: (_logprobs(logits, targets), _entropy(jax.lax.stop_gradient(logits))),
+        [(hidden_BTD, head_VD)],
+        [targets_BT],
+        chunk,
+    )
+
+
+def _logits(hidden_BTD: jax.Array, head_VD: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(
+        hidden_BTD, head_VD.astype(hidden_BTD.dtype), (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _logprobs(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[:, :, None], axis=2)[:, :, 0]
+    return picked_BT - jax.nn.logsumexp(logits_BTV, axis=2)
+
+
+def _entropy(logits_BTV: jax.Array) -> jax.Array:
+    logprobs_BTV = jax.nn.log_softmax(logits_BTV)
+    return -jnp.sum(jnp.exp(logprobs_BTV) * logprobs_BTV, axis=2)

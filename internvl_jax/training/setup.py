@@ -107,9 +107,7 @@ def read_initial(config: TrainConfig, source: str, abstract: Params) -> Params:
     try:
         theirs = json.loads(path.read_text())["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} can't be read ({error}); give a model directory or a workdir"
-        ) from error
+        raise InputError(f"{path} can't be read ({error}); give a model directory or a workdir") from error
     ours = config.model.to_dict()
     theirs["vision"]["drop_path"] = ours["vision"]["drop_path"]  # a setting of the stage, not of the weights
     if lines := differences(ours, theirs):
