@@ -198,7 +198,7 @@ def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> j
 
 
 def _chosen(encoded: Encoded, slots: Slots) -> jax.Array:
-    """`[B, K, D]`: the features of every row's slots one after the other, each from the branch that is chosen for it."""
+    """`[B, K, D]`: the features of every row's slots one after the other, each from the branch chosen for it."""
     B, J = slots.tile_BJ.shape
     (P, D), width = encoded.features_GPD.shape[1:], encoded.pool_GKD.shape[1]
     pool_BKD = encoded.pool_GKD.reshape(B, -1, D)

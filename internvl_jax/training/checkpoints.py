@@ -118,7 +118,7 @@ class Checkpoints:
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
-    """All of a state but the parameters; what an objective carries only where it does, as orbax stores no empty dict."""
+    """All of a state but the parameters; what objectives carry only where one does: orbax stores no empty dict."""
     carry = {"carry": state.carry} if state.carry else {}
     return {"state": state.opt_state, "nonfinite": state.nonfinite, "step": state.step, **carry}
 

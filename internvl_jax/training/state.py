@@ -47,4 +47,4 @@ def state_shardings(
     """Shardings of a state, leaf by leaf."""
     replicated = NamedSharding(mesh, P())
     opt_state = like_params(abstract.opt_state, specs, where, mesh)
-    return TrainState(replicated, where, opt_state, replicated, {name: replicated for name in abstract.carry})
+    return TrainState(replicated, where, opt_state, replicated, dict.fromkeys(abstract.carry, replicated))

@@ -34,7 +34,8 @@ def test_row_is_the_samples_one_after_another():
     assert row.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, *padding]]
     assert row.tile_mask_G.tolist() == [True, False, False, False, False]
     assert row.tiles_GHWC[0].min() == 7 and row.tiles_GHWC[1:].max() == 0
-    assert [array.dtype for array in row] == ["int32", "int32", "float32", "int32", "int32", "uint8", "bool"]
+    dtypes = [None if array is None else array.dtype for array in row]
+    assert dtypes == ["int32", "int32", "float32", "int32", "int32", "uint8", "bool", None, None]
 
 
 def test_first_token_of_a_sample_is_never_a_target():

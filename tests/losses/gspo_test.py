@@ -144,7 +144,7 @@ def test_masked_is_dropped(recorded):
 def test_the_same_policy_has_ratio_one(recorded):
     inputs, outputs = recorded
     (_, old_BT, *others), _, _ = packed(inputs, outputs)
-    value, grad_BT, loss, sums = step(old_BT, old_BT, *others)
+    _, grad_BT, loss, sums = step(old_BT, old_BT, *others)
     assert float(loss.total) == pytest.approx(-others[2].sum(), abs=1e-6)
     assert sums["max_ratio"] == 1
     assert not any(float(sums[name]) for name in ("difference", "kl", "clipped", "clipped_tokens", "max_difference"))

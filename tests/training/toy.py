@@ -10,7 +10,7 @@ from PIL import Image
 from internvl_jax.data.tokenizer import train_bpe
 from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.config import MoeConfig, YarnConfig
-from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.training import DataConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
@@ -117,3 +117,34 @@ def config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfig = 
 
 def with_run(config: TrainConfig, **run) -> TrainConfig:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
+
+
+def write_pairs(folder: pathlib.Path) -> None:
+    """Preference pairs about pictures of one colour: that colour, or another; 20 with a picture, 4 without."""
+    rng = random.Random(1)
+    lines = []
+    for number in range(24):
+        right, wrong = rng.sample(list(COLOURS), 2)
+        line = {
+            "system_prompt": "Name colours.",
+            "question": "<image>\nwhat colours?",
+            "chosen": right,
+            "rejected": f"{wrong} {wrong}",
+        }
+        if number % 6 == 5:
+            line["question"] = "say something"
+        else:
+            line |= {"image": f"p{number}.png", "width": 12, "height": 12}
+            Image.new("RGB", (12, 12), COLOURS[right]).save(folder / "images" / f"p{number}.png")
+        lines.append(json.dumps(line))
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    entry = {"root": str(folder / "images"), "annotation": str(folder / "pairs.jsonl"), "length": len(lines)}
+    (folder / "pairs.json").write_text(json.dumps({"pairs": entry}))
+
+
+def mpo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfig = MODEL, **run) -> TrainConfig:
+    """Preference optimisation over `write_pairs(folder)`, from the model in `folder/start`."""
+    made = config(folder, workdir, model, **{"init_from": str(folder / "start"), **run})
+    made.objective, made.stage = "mpo", MpoConfig()
+    made.data.meta, made.data.weighting = str(folder / "pairs.json"), "token"
+    return made

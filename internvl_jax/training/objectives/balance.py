@@ -12,8 +12,10 @@ from internvl_jax.training.objectives.base import Sums
 class NoBalance:
     """Of dense models: nothing."""
 
-    coefficients: dict[str, float] = {}
     collect: tuple[str, ...] = ()
+
+    def __init__(self):
+        self.coefficients: dict[str, float] = {}
 
     def weights(self, batch: Any) -> dict[str, jax.Array]:
         return {}

@@ -1,4 +1,4 @@
-"""Mixed preference optimisation: which of two responses is better, how good each is, and how to write the better one."""
+"""Mixed preference optimisation: which of two responses is better, how good each is, how to write the better one."""
 
 from typing import Any, NamedTuple
 

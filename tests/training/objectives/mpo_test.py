@@ -1,0 +1,244 @@
+"""Preference optimisation: the recorded step of the released trainer, and what holds whatever the model."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from checkpoint_convert.load import load_bare
+from checkpoint_convert.rows import to_released
+from checkpoint_convert.tables import TABLES
+from internvl_jax.data.batch import RowConfig, Sample, assemble_row, stack_rows
+from internvl_jax.errors import InputError
+from internvl_jax.sharding import bind, flatten
+from internvl_jax.training import MpoConfig, build, hooks, setup, train
+from internvl_jax.training.objectives.balance import NoBalance
+from internvl_jax.training.objectives.mpo import Mpo, Pairs
+from internvl_jax.training.preferences import PreferenceRows
+from tests.training import toy
+
+
+@pytest.fixture(scope="module")
+def start(data):
+    """The folder of the toy data, with pairs, and a model to start from."""
+    toy.write_pairs(data)
+    train(toy.config(data, data / "start", steps=1))
+    return data
+
+
+def recorded_pairs(inputs, config):
+    """The recorded batch as one packed row: three pairs, each showing its tiles twice."""
+    samples, tiles = [], inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"] == 1]
+    first = 0
+    for number in range(3):
+        parts = {
+            name: inputs[f"{name}_input_ids"][number][inputs[f"{name}_attention_mask"][number] == 1]
+            for name in ("prompt", "chosen", "rejected")
+        }
+        texts = [np.concatenate([parts["prompt"], parts[name]]) for name in ("chosen", "rejected")]
+        asked = np.concatenate([np.arange(len(text)) >= len(parts["prompt"]) for text in texts])
+        count = int(np.sum(parts["prompt"] == config.image_token_id)) // config.tokens_per_tile
+        blank = np.zeros((count, *tiles.shape[1:]), np.uint8)
+        tokens = np.concatenate(texts).astype(np.int32)
+        samples.append(Sample(f"pair {number}", tokens, asked, blank, (0, len(texts[0])), number))
+        first += count
+    assert first == len(tiles)
+    layout = RowConfig(
+        191, len(tiles) + 1, tiles.shape[1], config.tokens_per_tile, config.image_token_id, "token", True
+    )
+    padded = np.concatenate([tiles, np.zeros_like(tiles[:1])])
+    rows = assemble_row(samples, layout)._replace(tiles_GHWC=padded)
+    reference = np.zeros(rows.samples_BS.shape, np.float32)
+    reference[0, 0:6:2], reference[0, 1:6:2] = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+    return Pairs(rows, reference)
+
+
+def test_the_recorded_step(golden):
+    folder = golden / "train_steps"
+    inputs, outputs, norms = (dict(np.load(folder / f"mpo_{part}.npz")) for part in ("inputs", "outputs", "grad_norms"))
+    logged = json.loads((folder / "mpo_metrics.json").read_text())
+    model = load_bare(golden / "chat_qwen3_github", "float32", 312)
+    graphdef, params = nnx.split(model, nnx.Param)[0], flatten(model)
+    batch, objective = recorded_pairs(inputs, model.config), Mpo(MpoConfig(), NoBalance(), 23)
+    before = {name: jnp.asarray(inputs[f"bco_running_{name}"]) for name in ("mean", "count")}
+    weights = objective.weights(batch)
+
+    def loss(params):
+        outs = objective.forward(bind(graphdef, params), batch, None, None)
+        measured = jax.tree.map(lambda value: value[None], objective.measure(outs, batch))
+        carry = objective.advance(before, measured)
+        terms, sums = objective.terms(outs, batch, carry)
+        values = {name: term.total / weights[name] for name, term in terms.items()}
+        total = sum(objective.coefficients[name] * value for name, value in values.items())
+        return total, (values, outs[1], objective.metrics(sums, carry), carry)
+
+    (total, (values, logps_BS, metrics, carry)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(logps_BS[0, 0:6:2], outputs["chosen_logps"], atol=1e-3)
+    np.testing.assert_allclose(logps_BS[0, 1:6:2], outputs["rejected_logps"], atol=1e-3)
+    assert float(total) == pytest.approx(float(outputs["loss"]), rel=1e-5)
+    assert float(values["generation"]) == pytest.approx(float(outputs["nll_loss"]), rel=1e-5)
+    assert float(carry["mean"]) == pytest.approx(float(outputs["bco_delta"]), rel=1e-5)
+    # The release logs rewards summed over its three weighted losses.
+    scale = sum((0.8, 0.2, 1.0))
+    assert scale * metrics["chosen_reward"] == pytest.approx(logged["rewards/chosen"], abs=1e-4)
+    assert scale * metrics["reward_margin"] == pytest.approx(logged["rewards/margins"], abs=1e-4)
+    assert metrics["accuracy"] == pytest.approx(logged["rewards/accuracies"])
+    assert metrics["chosen_logp"] == pytest.approx(logged["logps/chosen"], rel=1e-5)
+    released = dict(to_released(TABLES["github", "qwen3"].rows, jax.device_get(grads)))
+    largest = max(float(norm) for norm in norms.values())
+    assert released.keys() == norms.keys()
+    for name, norm in norms.items():
+        assert np.linalg.norm(released[name]) == pytest.approx(float(norm), rel=1e-3, abs=1e-7 * largest), name
+
+
+def first_batch(config):
+    """(program, placed batch, start parameters) of a preference run."""
+    config, processor = setup.prepare(config)
+    program = build(config)
+    source = PreferenceRows(config, program, processor)
+    source.start(None)
+    params = setup.read_initial(config, config.run.init_from, program.abstract.params)
+    batch = source.take(None)
+    source.close()
+    return program, batch, params
+
+
+MODELS = {"dense": toy.MODEL, "moe": toy.MOE, "gpt_oss": toy.GPT_OSS}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_policy_that_is_the_reference_has_ln_2(start, tmp_path, family):
+    folder, model = start, MODELS[family]
+    if family != "dense":
+        train(toy.config(start, tmp_path / "start", model, steps=1))
+    given = {"init_from": str(tmp_path / "start")} if family != "dense" else {}
+    program, batch, params = first_batch(toy.mpo_config(folder, tmp_path / "w", model, mesh="data=8", **given))
+    _, metrics = program.step(program.from_params(params), program.place(batch))
+    metrics = {name: float(value) for name, value in metrics.items()}
+    assert metrics["preference"] == pytest.approx(math.log(2), rel=1e-5)
+    assert metrics["quality"] == pytest.approx(2 * math.log(2), rel=1e-4)
+    assert abs(metrics["delta"]) < 1e-5 and abs(metrics["reward_margin"]) < 1e-5
+    expected = 0.8 * metrics["preference"] + 0.2 * metrics["quality"] + metrics["generation"]
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def steps(config, count=3):
+    """Metrics and parameters after some steps at a rate that moves the policy away from its reference."""
+    config.optim.learning_rate = 3e-2
+    config, processor = setup.prepare(config)
+    program = build(config)
+    source = PreferenceRows(config, program, processor)
+    source.start(None)
+    state = program.from_params(setup.read_initial(config, config.run.init_from, program.abstract.params))
+    lines = []
+    for _ in range(count):
+        state, metrics = program.step(state, program.place(source.take(state)))
+        lines.append({name: float(value) for name, value in metrics.items()})
+    source.close()
+    return lines, jax.device_get(state.params)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mesh": "fsdp=4,tensor=2", "rules": "fsdp_tp"},
+        {"mesh": "fsdp=8", "rows": 32, "micro_batches": 4},
+    ],
+)
+def test_any_mesh_and_micro_batches_equal_one_batch(start, tmp_path, given):
+    rows = {"rows": given["rows"]} if "rows" in given else {}
+    expected, params = steps(toy.mpo_config(start, tmp_path / "one", mesh="data=8", **rows))
+    found, others = steps(toy.mpo_config(start, tmp_path / "other", **given))
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("loss", "preference", "quality", "generation", "delta", "chosen_reward", "accuracy", "grad_norm"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-6, err_msg=name)
+    assert abs(expected[-1]["delta"]) > 1e-4  # the reference has been left
+    for path, value in params.items():
+        np.testing.assert_allclose(others[path], value, atol=1e-5, err_msg=path)
+
+
+def test_packed_pairs_equal_pairs_alone(start, tmp_path):
+    config = toy.mpo_config(start, tmp_path / "w", mesh="data=8")
+    program, packed, params = first_batch(config)
+    config.data.pack = False
+    config.run.rows = 8 * -(-int(np.sum(packed.rows.samples_BS[:, ::2] >= 0)) // 8)
+    config.run.workdir = str(tmp_path / "alone")
+    other, _, _ = first_batch(config)
+    pipeline = PreferenceRows(*(setup.prepare(config)[0], other, setup.prepare(config)[1]))._pipeline
+    wanted = packed.rows.samples_BS[:, ::2][packed.rows.samples_BS[:, ::2] >= 0]
+    place = {int(pipeline.plan.samples(r)[0]): r for r in range(pipeline.plan.rows(0))}
+    rows = [pipeline.row(place[int(number)])[0] for number in wanted]
+    rows += [rows[0]._replace(**blank(rows[0]))] * (config.run.rows - len(rows))
+    alone = Pairs(stack_rows(rows), np.zeros((config.run.rows, rows[0].samples_BS.shape[1]), np.float32))
+    zero = packed._replace(reference_BS=np.zeros_like(packed.reference_BS))
+    _, expected = program.step(program.from_params(params), program.place(zero))
+    params = setup.read_initial(config, config.run.init_from, other.abstract.params)
+    _, found = other.step(other.from_params(params), other.place(alone))
+    for name in ("loss", "preference", "quality", "generation", "chosen_logp", "rejected_logp", "grad_norm"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def blank(row):
+    """A row's fields without any text."""
+    return {
+        "weights_BT": row.weights_BT * 0,
+        "segments_BT": row.segments_BT * 0,
+        "samples_BS": row.samples_BS * 0 - 1,
+        "slots_BJ": row.slots_BJ * 0 - 1,
+        "tile_mask_G": row.tile_mask_G & False,
+    }
+
+
+def test_a_run_prefers_the_chosen_and_keeps_its_reference(start, tmp_path):
+    config = toy.mpo_config(start, tmp_path / "w", steps=12, save_every=5)
+    summary = train(config)
+    lines = hooks.read_metrics(tmp_path / "w")
+    assert summary["step"] == 12
+    assert lines[0]["preference"] == pytest.approx(math.log(2), rel=1e-5)
+    assert lines[-1]["preference"] < 0.9 * math.log(2) and lines[-1]["reward_margin"] > 0.3
+    (cached,) = (tmp_path / "w" / "reference").glob("reference-*.npz")
+    table, stamp = np.load(cached)["table"], cached.stat().st_mtime_ns
+    assert table.shape == (24, 2) and np.isfinite(table).all() and (table < 0).all()
+    # A run that was stopped at step 10 ends in the same bits, running mean included, without a second reference pass.
+    for folder in (tmp_path / "w" / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > 10:
+            shutil.rmtree(folder)
+    train(toy.mpo_config(start, tmp_path / "w", steps=12, save_every=5))
+    again = hooks.read_metrics(tmp_path / "w")
+    for ours, theirs in zip(again, lines, strict=True):
+        assert {k: v for k, v in ours.items() if "second" not in k} == {
+            k: v for k, v in theirs.items() if "second" not in k
+        }
+    assert cached.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"chosen": "red", "rejected": "red"}, r"pairs\.jsonl:2 has equal chosen and rejected responses"),
+        ({"chosen": " "}, r'pairs\.jsonl:2 has no text under "chosen"'),
+        ({"image": "nowhere.png", "width": None, "height": None}, r"pairs\.jsonl:2: .*nowhere\.png"),
+    ],
+)
+def test_a_bad_pair_is_named(start, tmp_path, change, sentence):
+    lines = (start / "pairs.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    meta = json.loads((start / "pairs.json").read_text())
+    meta["pairs"]["annotation"] = str(tmp_path / "pairs.jsonl")
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    config = toy.mpo_config(start, tmp_path / "w")
+    config.data = dataclasses.replace(config.data, meta=str(tmp_path / "meta.json"))
+    with pytest.raises(InputError, match=sentence):
+        train(config)
+
+
+def test_preference_optimisation_needs_a_model_to_start_from(start, tmp_path):
+    with pytest.raises(InputError, match="objective 'mpo' starts from a model"):
+        train(toy.mpo_config(start, tmp_path / "w", init_from=""))
