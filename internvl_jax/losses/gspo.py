@@ -76,7 +76,6 @@ def policy(
     difference_BT = _difference(logprobs_BT, old_BT, on_BT)
     mean_BS = segment_sums(difference_BT, segments_BT, S) / jnp.maximum(count_BS, 1)
     ratio_BS = jnp.exp(jnp.minimum(mean_BS, _MOST))
-    advantages_BS = jnp.where(kept_BS, advantages_BS, 0).astype(jnp.float32)
     free_BS = ratio_BS * advantages_BS
     clipped_BS = jnp.clip(ratio_BS, 1 - clip_low, 1 + clip_high) * advantages_BS
     loss = LossSum.of(-jnp.minimum(free_BS, clipped_BS), kept_BS)

@@ -67,7 +67,7 @@ class RunningMean(NamedTuple):
           weight: how many these are.
         """
         seen = weight > 0
-        observed = jax.lax.stop_gradient(total) / jnp.where(seen, weight, 1)
+        observed = total / jnp.where(seen, weight, 1)
         count = self.count + 1
         mean = self.mean + (observed - self.mean) / count
         return RunningMean(jnp.where(seen, mean, self.mean), jnp.where(seen, count, self.count))

@@ -1,4 +1,4 @@
-"""What is computed from logits, as log-probabilities of given tokens, in chunks of time: they are never stored whole."""
+"""What is computed from logits, as log-probabilities of given tokens are, in chunks of time: they are never whole."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

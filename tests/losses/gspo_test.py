@@ -9,6 +9,9 @@ from internvl_jax.losses import gspo
 
 CLIP = 0.2, 0.2
 
+advantages = jax.jit(gspo.advantages)
+kl_penalty = jax.jit(gspo.kl_penalty)
+
 
 @pytest.fixture
 def recorded(golden):
@@ -42,12 +45,12 @@ def test_recorded_advantages(recorded):
     rewards_PG, mask_PG = np.zeros((4, size), np.float32), np.zeros((4, size), bool)
     for group in range(4):
         of_group = index_R == group
-        alone = gspo.advantages(reward_R[of_group][None])
+        alone = advantages(reward_R[of_group][None])
         np.testing.assert_allclose(alone[0], expected_R[of_group], rtol=1e-5, atol=1e-6)
         rewards_PG[group, : of_group.sum()] = reward_R[of_group]
         mask_PG[group, : of_group.sum()] = True
     rewards_PG[~mask_PG] = np.nan
-    found_PG = np.asarray(gspo.advantages(rewards_PG, mask_PG))
+    found_PG = np.asarray(advantages(rewards_PG, mask_PG))
     np.testing.assert_allclose(found_PG[mask_PG], expected_R[np.argsort(index_R, kind="stable")], rtol=1e-5, atol=1e-6)
     assert not found_PG[~mask_PG].any()
 
@@ -57,7 +60,7 @@ def test_equal_rewards_give_exactly_nothing(reward):
     mask_PG = np.arange(7)[None] != 3
     for mask in (None, mask_PG, mask_PG & False):
         rewards_PG = np.where(mask_PG, np.float32(reward), 7 if mask is not None else np.float32(reward))
-        assert np.all(np.asarray(gspo.advantages(rewards_PG, mask)) == 0)
+        assert np.all(np.asarray(advantages(rewards_PG, mask)) == 0)
 
 
 @pytest.mark.parametrize("case", [0, 1, 2, "big"])
@@ -79,7 +82,7 @@ def test_recorded_losses_and_gradients(recorded, case):
 
 
 def packed(inputs, outputs):
-    """The eight responses in two rows of 61 tokens, the longer with room for more segments than it has."""
+    """The eight responses in two rows of 61 tokens with room for 6 segments, of which they use 5 and 3."""
     S, rows_R = 6, np.array([0, 1, 0, 0, 1, 0, 0, 1])
     columns_R = np.array([sum(rows_R[:r] == rows_R[r]) for r in range(8)])
     arrays = {name: np.full((2, 61), np.nan, np.float32) for name in ("log_prob", "old_log_prob")}
@@ -158,7 +161,7 @@ def test_nothing_to_learn_from_gives_zero(masked):
     segments_BT = np.full((2, 5), int(masked != "segments"), np.int32)
     value, grad_BT, loss, sums = step(values_BT, values_BT, mask_BT, segments_BT, np.ones((2, 3)), keep_BS, CLIP)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((value, grad_BT, loss, sums)))
-    penalty, grad_BT = jax.value_and_grad(lambda x: gspo.kl_penalty(x, values_BT, mask_BT, segments_BT, keep_BS).total)(
+    penalty, grad_BT = jax.value_and_grad(lambda x: kl_penalty(x, values_BT, mask_BT, segments_BT, keep_BS).total)(
         values_BT
     )
     assert penalty == 0 and not np.any(grad_BT)
@@ -186,7 +189,7 @@ def test_kl_penalty():
     ones_BT, keep_BS = np.ones((3, 11), np.int32), np.array([[True], [True], [False]])
 
     def loss(x):
-        return gspo.kl_penalty(x, reference_BT, mask_BT, ones_BT, keep_BS)
+        return kl_penalty(x, reference_BT, mask_BT, ones_BT, keep_BS)
 
     d_BT = reference_BT.astype(np.float64) - logprobs_BT
     expected_BT = np.exp(np.clip(d_BT, -20, 20)) - np.clip(d_BT, -20, 20) - 1

@@ -94,6 +94,17 @@ def test_what_is_no_pair_does_not_exist(recorded, real):
         assert np.all(np.isfinite(grad[:real])) and np.all(np.asarray(grad[real:]) == 0)
 
 
+@pytest.mark.parametrize("chosen", [-75366.0, 75366.0])
+def test_log_ratios_of_32768_tokens(chosen):
+    """Right or wrong as can be, value and gradient are finite."""
+    chosen, rejected, mask = np.full(1, chosen, np.float32), np.full(1, -chosen, np.float32), np.ones(1, bool)
+    (total, _), grads = jax.value_and_grad(both, argnums=(0, 1), has_aux=True)(chosen, rejected, mask)
+    expected = max(0, -0.2 * chosen[0]) + max(0, 0.3 - 0.1 * chosen[0]) + max(0, 0.1 * rejected[0] - 0.3)
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    right = 0.0 if chosen > 0 else 0.2
+    np.testing.assert_allclose(grads, [[-right], [right]], rtol=1e-5)
+
+
 def test_the_running_mean_is_a_constant_of_the_gradient():
     def loss(chosen):
         running = mpo.RunningMean.start().update(jnp.sum(chosen), 1)

@@ -87,7 +87,7 @@ def test_statistics_in_one_pass(expected, chunk):
     grad_BTD, (logprobs_BT, entropy_BT) = jax.jit(jax.grad(loss, has_aux=True))(hidden_BTD)
     np.testing.assert_allclose(logprobs_BT, expected[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(grad_BTD, expected[1], rtol=1e-5, atol=1e-5)
-    probabilities_BTV = jax.nn.softmax(jnp.einsum("btd,vd->btv", hidden_BTD, head_VD)).astype(np.float64)
+    probabilities_BTV = np.exp(jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden_BTD, head_VD)))
     np.testing.assert_allclose(entropy_BT, -np.sum(probabilities_BTV * np.log(probabilities_BTV), axis=2), rtol=1e-4)
 
 

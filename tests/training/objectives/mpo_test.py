@@ -15,6 +15,7 @@ from checkpoint_convert.load import load_bare
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
 from internvl_jax.data.batch import RowConfig, Sample, assemble_row, stack_rows
+from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
 from internvl_jax.training import MpoConfig, build, hooks, setup, train
@@ -164,24 +165,23 @@ def test_any_mesh_and_micro_batches_equal_one_batch(start, tmp_path, given):
 
 
 def test_packed_pairs_equal_pairs_alone(start, tmp_path):
-    config = toy.mpo_config(start, tmp_path / "w", mesh="data=8")
-    program, packed, params = first_batch(config)
-    config.data.pack = False
-    config.run.rows = 8 * -(-int(np.sum(packed.rows.samples_BS[:, ::2] >= 0)) // 8)
-    config.run.workdir = str(tmp_path / "alone")
-    other, _, _ = first_batch(config)
-    pipeline = PreferenceRows(*(setup.prepare(config)[0], other, setup.prepare(config)[1]))._pipeline
-    wanted = packed.rows.samples_BS[:, ::2][packed.rows.samples_BS[:, ::2] >= 0]
-    place = {int(pipeline.plan.samples(r)[0]): r for r in range(pipeline.plan.rows(0))}
-    rows = [pipeline.row(place[int(number)])[0] for number in wanted]
+    config, processor = setup.prepare(toy.mpo_config(start, tmp_path / "w", mesh="data=8"))
+    packed = next(Pipeline(setup.pipeline_config(config, "preferences"), processor).batches(config.run.rows))
+    numbers = packed.samples_BS[:, ::2][packed.samples_BS[:, ::2] >= 0]
+    config.data.pack, config.run.rows = False, 8 * -(-len(numbers) // 8)
+    pipeline = Pipeline(setup.pipeline_config(config, "preferences"), processor)
+    place = {int(pipeline.plan.samples(row)[0]): row for row in range(pipeline.plan.rows(0))}
+    rows = [pipeline.row(place[int(number)])[0] for number in numbers]
     rows += [rows[0]._replace(**blank(rows[0]))] * (config.run.rows - len(rows))
-    alone = Pairs(stack_rows(rows), np.zeros((config.run.rows, rows[0].samples_BS.shape[1]), np.float32))
-    zero = packed._replace(reference_BS=np.zeros_like(packed.reference_BS))
-    _, expected = program.step(program.from_params(params), program.place(zero))
-    params = setup.read_initial(config, config.run.init_from, other.abstract.params)
-    _, found = other.step(other.from_params(params), other.place(alone))
+    assert len(numbers) > packed.tokens_BT.shape[0]
+    found = []
+    for batch in (packed, stack_rows(rows)):
+        program = build(config)
+        params = setup.read_initial(config, config.run.init_from, program.abstract.params)
+        pairs = Pairs(batch, np.zeros(batch.samples_BS.shape, np.float32))
+        found.append(program.step(program.from_params(params), program.place(pairs))[1])
     for name in ("loss", "preference", "quality", "generation", "chosen_logp", "rejected_logp", "grad_norm"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-5, err_msg=name)
 
 
 def blank(row):
