@@ -146,5 +146,5 @@ def mpo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfi
     """Preference optimisation over `write_pairs(folder)`, from the model in `folder/start`."""
     made = config(folder, workdir, model, **{"init_from": str(folder / "start"), **run})
     made.objective, made.stage = "mpo", MpoConfig()
-    made.data.meta, made.data.weighting = str(folder / "pairs.json"), "token"
+    made.data.meta, made.data.weighting, made.data.token_budget = str(folder / "pairs.json"), "token", 347
     return made
