@@ -3,8 +3,9 @@
     python -m launch.evaluate --checkpoint=DIR --data=questions.jsonl
 
 The file has a line for every question: {"image": path relative to the file, or null, "question": text, "answer": text}.
-An answer is right if it equals the expected one but for case and surrounding space. The last line of stdout is JSON:
-accuracy, n, tokens, seconds.
+An answer is right if it equals the expected one but for case and surrounding space; --grader=answer reads boxed and
+announced answers, choices, numbers and formulas instead (extra `rl`). The last line of stdout is JSON: accuracy, n,
+tokens, seconds.
 """
 
 import json
@@ -20,6 +21,11 @@ from launch import main as launcher
 _DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "questions at a time, at most", lower_bound=1, upper_bound=256)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "longest answer, in tokens", lower_bound=1)
+_GRADER = flags.DEFINE_string(
+    "grader",
+    "exact",
+    "who says what is right: exact, answer, mmpr, or your own function as package.module:function",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +43,7 @@ def main(argv: list[str]) -> None:
     def show(done: int) -> None:
         bar.update(done - bar.n)
 
-    report = evaluate(model, processor, questions, _BATCH_SIZE.value, _MAX_NEW_TOKENS.value, show)
+    report = evaluate(model, processor, questions, _BATCH_SIZE.value, _MAX_NEW_TOKENS.value, show, _GRADER.value)
     bar.close()
     print(json.dumps(report))
 

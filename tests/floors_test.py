@@ -27,6 +27,9 @@ APART = [
     {"losses", "data"},
     {"losses", "sharding"},
     {"data", "sharding"},
+    {"grading", "data"},
+    {"grading", "losses"},
+    {"grading", "sharding"},
     {"inference", "losses"},
     {"serving", "losses"},
     {"training", "serving"},
@@ -72,6 +75,7 @@ def test_every_import_goes_down():
         ("models", "from internvl_jax.training import loop"),
         ("data", "import internvl_jax.models.config"),
         ("training", "from internvl_jax.serving import wire"),
+        ("grading", "from internvl_jax.data import split_thinking"),
         ("checkpoint_convert", "from internvl_jax.training import step"),
     ],
 )

@@ -103,6 +103,9 @@ def test_accuracy(shared, processor, tmp_path):
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     report = evaluate(shared, processor, read_questions(tmp_path / "data.jsonl"), 4, 6)
     assert report["accuracy"] == pytest.approx(1 / 3) and report["n"] == 3 and 3 <= report["tokens"] <= 18
+    assert evaluate(shared, processor, read_questions(tmp_path / "data.jsonl"), 4, 6, grader="mmpr")["accuracy"] == 0
+    with pytest.raises(InputError, match="no reward is called 'kind'"):
+        evaluate(shared, processor, read_questions(tmp_path / "data.jsonl"), 4, 6, grader="kind")
 
 
 @pytest.mark.parametrize(
