@@ -4,6 +4,7 @@ Parsing a formula takes milliseconds and simplifying one may take for ever: call
 `grading.pool` does. The library's own time-outs are signals, which only main threads may have; they are switched off.
 """
 
+import importlib
 import importlib.util
 import logging
 import re
@@ -40,13 +41,10 @@ def require() -> None:
 
 
 def load() -> None:
-    """Imports the library, which takes a second: before the clock of an answer runs."""
+    """Imports the library, which takes most of a second: before the clock of an answer runs."""
     require()
-    import math_verify
-
-    del math_verify
-    # It warns in every process that its time-outs are off.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns in every process that its time-outs are off
+    importlib.import_module("math_verify")
 
 
 def is_mathematical(text: str) -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _UNITS = {
-    "°": "degree degrees deg ^circ ^{circ}",
+    "°": "degree degrees deg",
     "mm": "millimeter millimeters millimetre millimetres",
     "cm": "centimeter centimeters centimetre centimetres",
     "m": "meter meters metre metres",
@@ -44,6 +44,10 @@ _UNITS = {
     "%": "percent pct",
 }
 _NAMES = {name: unit for unit, names in _UNITS.items() for name in (unit, *names.split())}
+_SIGNS = (
+    *((r"\!", ""), ("{,}", ","), ("−", "-"), (r"\%", "%"), (r"\$", "$")),
+    *((r"^{\circ}", "°"), (r"^\circ", "°"), ("° c", "°c"), ("° f", "°f")),
+)
 _CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
 _NUMBER = re.compile(
     r"(?P<currency>[$€£¥]?)\s*(?P<sign>[+-]?)\s*"
@@ -60,7 +64,7 @@ class Number(NamedTuple):
 
 def read(text: str) -> Number | None:
     """A number and its unit, if that is all there is in `text` (as `answers.Answer` has it)."""
-    for latex, sign in ((r"\!", ""), ("{,}", ","), ("−", "-"), (r"\%", "%"), (r"\$", "$"), (r"\circ", "circ")):
+    for latex, sign in _SIGNS:
         text = text.replace(latex, sign)
     match = _NUMBER.fullmatch(text)
     if match is None:

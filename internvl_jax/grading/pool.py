@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import math
 import multiprocessing.context
+import os
 import sys
 import threading
 import time
@@ -40,7 +41,9 @@ class Graders:
             raise InputError(f"graders need seconds above 0 and workers of at least 0, not {seconds} and {workers}")
         if workers and importlib.util.find_spec("pebble") is None:
             raise InputError("grading in worker processes needs the library pebble: pip install 'internvl_jax[rl]'")
-        self._reward, self._name = _load(reward), reward
+        if reward in MATHEMATICAL:
+            mathematics.require()
+        self._reward, self._name = get_reward(reward), reward
         self._seconds, self._workers = seconds, workers
         self._pool = None
         self._logged: set[str] = set()
@@ -50,9 +53,9 @@ class Graders:
 
     def __exit__(self, *_) -> None:
         if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+            pool, self._pool = self._pool, None
+            pool.stop()
+            pool.join()
 
     def grade(self, responses: Sequence[str], truths: Sequence[str]) -> list[Score]:
         """The score of every response against its truth, in order."""
@@ -83,14 +86,17 @@ class Graders:
         for start in range(0, len(pairs), size):
             submit(start, min(start + size, len(pairs)))
         while running:
-            for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+            done = concurrent.futures.wait(running, 1.0, return_when=concurrent.futures.FIRST_COMPLETED).done
+            if not done and not self._pool.active:  # what is left in a broken pool never ends
+                done = set(running)
+            for future in done:
                 start, stop = running.pop(future)
-                error = future.exception()
+                error = future.exception() if future.done() else concurrent.futures.BrokenExecutor("workers are gone")
                 if error is None:
-                    done = future.result()
-                    scores[start : start + len(done)] = done
-                    if start + len(done) < stop:
-                        submit(start + len(done), stop)
+                    graded = future.result()
+                    scores[start : start + len(graded)] = graded
+                    if start + len(graded) < stop:
+                        submit(start + len(graded), stop)
                 elif stop - start == 1:
                     scores[start] = _failed(self._reason(error))
                 else:  # one of them hung or ended the process: which one shows when they are graded one by one
@@ -101,7 +107,9 @@ class Graders:
     def _running_pool(self):
         import pebble
 
-        if self._pool is None or not self._pool.active:  # a worker killed from outside may break a pool
+        if self._pool is not None and not self._pool.active:  # an idle worker killed from outside breaks a pool
+            self.__exit__()
+        if self._pool is None:
             self._pool = pebble.ProcessPool(
                 self._workers, initializer=_start, initargs=(self._name,), context=_BareContext()
             )
@@ -139,21 +147,23 @@ class _BareContext(multiprocessing.context.SpawnContext):
     Process = _BareProcess
 
 
-def _load(name: str) -> Reward:
-    reward = get_reward(name)
-    if name in MATHEMATICAL:
-        mathematics.load()
-    return reward
-
-
 def _start(name: str) -> None:
     """In a new worker. What fails here fails every answer; a worker that ended would be replaced for ever."""
     global _reward
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _reward = _load(name)
+        _reward = get_reward(name)
+        if name in MATHEMATICAL:
+            mathematics.load()
     except Exception as error:
         reason = f"could not start: {_raised(error)}"
         _reward = lambda response, truth: _failed(reason)
+
+
+def _end_with_parent() -> None:
+    """Pebble's workers end with their parent when idle; one that hangs would outlive a parent that was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _grade_chunk(pairs: list[tuple[str, str]], seconds: float) -> list[Score]:

@@ -90,6 +90,8 @@ def test_the_final_answer(response, answer):
         ("60 km/h", "60 kilometers per hour", True),
         (r"30^\circ", "30 degrees", True),
         ("30°", "30", True),
+        (r"25 ^\circ\text{C}", "25 °C", True),
+        ("25 °C", "25 °F", False),
         ("3x", "3", None),
         ("3m", "3", None),  # three metres, or m three times
         ("3 dogs", "3", None),

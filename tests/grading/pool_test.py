@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import types
 
@@ -60,6 +61,13 @@ def test_what_goes_wrong_costs_one_answer(graders, caplog):
     logged = [record.getMessage() for record in caplog.records if record.name == "internvl_jax.grading.pool"]
     assert len(logged) == 5  # once a kind
     assert logged[0].startswith(f"answer 3 of 40 scores 0: the grader '{ACT}' raised RuntimeError: no idea")
+
+
+def test_workers_killed_from_outside_are_replaced(graders):
+    (score,) = graders.grade(["right"], ["right"])
+    os.kill(int(score.format), signal.SIGKILL)
+    scores = graders.grade(["right"] * 40, ["right"] * 40)
+    assert [score.reward for score in scores] == [1.0] * 40
 
 
 def test_without_workers(caplog):
