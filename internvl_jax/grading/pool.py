@@ -60,7 +60,7 @@ class Graders:
     def grade(self, responses: Sequence[str], truths: Sequence[str]) -> list[Score]:
         """The score of every response against its truth, in order."""
         pairs = list(zip(responses, truths, strict=True))
-        scores = self._graded(pairs) if self._workers else [_graded(self._reward, *pair) for pair in pairs]
+        scores = self._in_workers(pairs) if self._workers else [_graded(self._reward, *pair) for pair in pairs]
         for number, score in enumerate(scores):
             kind = score.error and score.error.partition(":")[0]
             if kind and kind not in self._logged:
@@ -71,15 +71,16 @@ class Graders:
                 )
         return scores
 
-    def _graded(self, pairs: list[tuple[str, str]]) -> list[Score]:
+    def _in_workers(self, pairs: list[tuple[str, str]]) -> list[Score]:
         scores = [_failed("did not answer")] * len(pairs)
-        running: dict[concurrent.futures.Future, tuple[int, int]] = {}
+        running = {}  # future: (its pool, first pair, last pair + 1)
 
         def submit(start: int, stop: int) -> None:
             # A worker hands a chunk back once `seconds` are over: one that takes twice that has an answer that hangs.
             limit = self._seconds * (1 if stop - start == 1 else 2)
-            future = self._running_pool().schedule(_grade_chunk, (pairs[start:stop], self._seconds), timeout=limit)
-            running[future] = start, stop
+            pool = self._running_pool()
+            future = pool.schedule(_grade_chunk, (pairs[start:stop], self._seconds), timeout=limit)
+            running[future] = pool, start, stop
 
         # Four chunks a worker: some take longer than others.
         size = min(CHUNK, max(1, math.ceil(len(pairs) / (4 * self._workers))))
@@ -87,10 +88,10 @@ class Graders:
             submit(start, min(start + size, len(pairs)))
         while running:
             done = concurrent.futures.wait(running, 1.0, return_when=concurrent.futures.FIRST_COMPLETED).done
-            if not done and not self._pool.active:  # what is left in a broken pool never ends
-                done = set(running)
+            if not done:  # what is left in a broken pool never ends
+                done = {future for future, (pool, *_) in running.items() if not pool.active}
             for future in done:
-                start, stop = running.pop(future)
+                _, start, stop = running.pop(future)
                 error = future.exception() if future.done() else concurrent.futures.BrokenExecutor("workers are gone")
                 if error is None:
                     graded = future.result()
