@@ -17,6 +17,7 @@ from internvl_jax.grading import math as mathematics
 from internvl_jax.grading.rewards import MATHEMATICAL, Reward, Score, get_reward
 
 CHUNK = 32  # answers a task: a task takes a tenth of a millisecond, a cheap answer a hundredth
+BROKEN_POOLS = 10  # a call lives through as many; a machine that starts no process any more must not stop it for ever
 _LOG = logging.getLogger(__name__)
 _reward: Reward  # of a worker process
 
@@ -74,6 +75,7 @@ class Graders:
     def _in_workers(self, pairs: list[tuple[str, str]]) -> list[Score]:
         scores = [_failed("did not answer")] * len(pairs)
         running = {}  # future: (its pool, first pair, last pair + 1)
+        broken = set()  # pools, by no fault of an answer: their answers get other ones
 
         def submit(start: int, stop: int) -> None:
             # A worker hands a chunk back once `seconds` are over: one that takes twice that has an answer that hangs.
@@ -91,13 +93,16 @@ class Graders:
             if not done:  # what is left in a broken pool never ends
                 done = {future for future, (pool, *_) in running.items() if not pool.active}
             for future in done:
-                _, start, stop = running.pop(future)
+                pool, start, stop = running.pop(future)
                 error = future.exception() if future.done() else concurrent.futures.BrokenExecutor("workers are gone")
                 if error is None:
                     graded = future.result()
                     scores[start : start + len(graded)] = graded
                     if start + len(graded) < stop:
                         submit(start + len(graded), stop)
+                elif isinstance(error, concurrent.futures.BrokenExecutor) and len(broken | {pool}) <= BROKEN_POOLS:
+                    broken.add(pool)
+                    submit(start, stop)
                 elif stop - start == 1:
                     scores[start] = _failed(self._reason(error))
                 else:  # one of them hung or ended the process: which one shows when they are graded one by one
