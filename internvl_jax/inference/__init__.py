@@ -5,10 +5,12 @@ A `Generator` turns token prompts into tokens; `chat`, `stream_chat` and `answer
 
 from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.chat import Answer, answer_many, chat, complete, complete_many, get_generator, stream_chat
-from internvl_jax.inference.generate import Generator, Request, Seen, Vocabulary
+from internvl_jax.inference.generate import Generator
 from internvl_jax.inference.load import load, read_config, save_model
 from internvl_jax.inference.programs import Features, State
+from internvl_jax.inference.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.resolution import Thresholds
+from internvl_jax.inference.rollouts import Response, Sampler
 from internvl_jax.inference.sampling import SamplingParams
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "Generator",
     "Ladders",
     "Request",
+    "Response",
+    "Sampler",
     "SamplingParams",
     "Seen",
     "State",

@@ -15,7 +15,8 @@ from flax import nnx
 
 from internvl_jax.data.weights import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
-from internvl_jax.inference.generate import Generator, Request, Vocabulary
+from internvl_jax.inference.generate import Generator
+from internvl_jax.inference.requests import Request, Vocabulary
 from internvl_jax.inference.resolution import Thresholds, kept, quantile
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out, Slots

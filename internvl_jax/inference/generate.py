@@ -8,77 +8,23 @@
 All sizes come from `Ladders`: after `warm_up` nothing compiles.
 """
 
-import dataclasses
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference.buckets import Ladders, fit
 from internvl_jax.inference.programs import Features, Programs, State
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds, feature_index, kept
+from internvl_jax.inference.requests import STOPS, Request, Seen, Sight, Vocabulary, pad, stop_ids
 from internvl_jax.inference.sampling import SamplingParams, stack_params
 from internvl_jax.inference.unstack import unstack, unstack_params
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 from internvl_jax.sharding.state import Params
-
-STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """What generation has to know of a tokenizer.
-
-    Attributes:
-      size: ids from here on are unused rows of the model's table.
-      banned: ids that a model must not write: they stand for pixels.
-      stops: ids that end an answer.
-    """
-
-    size: int
-    banned: tuple[int, ...]
-    stops: tuple[int, ...]
-
-    @classmethod
-    def of(cls, processor: Processor) -> "Vocabulary":
-        tokenizer = processor.tokenizer
-        banned = (tokenizer.image_context, tokenizer.image_start, tokenizer.image_end)
-        return cls(tokenizer.vocab_size, banned, processor.stop_ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt: int32 tokens [T], its tiles [G, S, S, 3] (uint8, or normalised floats), and how to answer.
-
-    The tokens are those of all tiles at full resolution; thresholds are for Flash models, which may leave some out.
-    """
-
-    tokens_T: np.ndarray
-    tiles_GHWC: np.ndarray
-    sampling: SamplingParams
-    thresholds: Thresholds = MODEL_THRESHOLDS
-
-
-class Seen(NamedTuple):
-    """Requests after the vision tower, one entry each.
-
-    Attributes:
-      tokens: [T] without the image tokens that compressing saves.
-      features: [K, int32], for every image token its place in the pool.
-      pool_GKD: see `Features`; on the device.
-    """
-
-    tokens: list[np.ndarray]
-    features: list[np.ndarray]
-    pool_GKD: jax.Array
 
 
 class Generator:
@@ -116,11 +62,7 @@ class Generator:
             # XLA on CPU converts a whole bfloat16 cache at every write (2026-11, jax 0.10.2).
             jnp.float32 if on_cpu else dtype,
         )
-        full, compressed = self.config.tokens_per_tile, self.config.tokens_per_compressed_tile
-        plain = self.config.flash is None
-        blank_GKD = jnp.zeros((1, full if plain else full + compressed, self.config.text.width), dtype)
-        self._blank = Features(blank_GKD, None if plain else jnp.zeros(1))
-        self._fewest = full if plain else compressed  # image tokens of a tile
+        self.sight = Sight(self.config, dtype, self.programs, self.ladders.tiles)
 
     @property
     def params(self) -> Params:
@@ -133,36 +75,12 @@ class Generator:
         self._decode_params = unstack_params(params) if self._apart else params
 
     def encode(self, tiles_GHWC: np.ndarray) -> Features:
-        """Features of tiles, their number rounded up; more than the ladder's largest number are encoded in parts."""
-        G, largest = len(tiles_GHWC), self.ladders.tiles[-1]
-        if not G:
-            return self._blank
-        size = fit("image tiles", min(G, largest), self.ladders.tiles)
-        parts = [_pad(tiles_GHWC[start : start + size], size) for start in range(0, G, size)]
-        features = [self.programs.encode(self.params, part) for part in parts]
-        return features[0] if len(features) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *features)
+        """Features of tiles; see `Sight.encode`."""
+        return self.sight.encode(self.params, tiles_GHWC)
 
     def look(self, requests: Sequence[Request]) -> Seen:
-        """Encodes the tiles of requests and decides which of them are compressed, each request by itself.
-
-        Raises:
-          InputError: a prompt's image tokens don't match its tiles, or thresholds for a model that has no router.
-        """
-        for i, request in enumerate(requests):
-            self._check(i, request)
-        tiles_GHWC, which = _distinct([request.tiles_GHWC for request in requests])
-        features = self.encode(tiles_GHWC)
-        # A Flash model's prompts have no length before the router has spoken: here the host waits for it.
-        probability_G = None if features.probability_G is None else np.asarray(features.probability_G)
-        seen = Seen([], [], features.pool_GKD)
-        for request, tiles_J in zip(requests, which, strict=True):
-            compress_J = np.zeros(len(tiles_J), bool)
-            if probability_G is not None:
-                compress_J = request.thresholds.decide(probability_G[tiles_J], self.config.flash)
-            tokens_T = np.asarray(request.tokens_T, np.int32)
-            seen.tokens.append(tokens_T[kept(tokens_T, compress_J, self.config)])
-            seen.features.append(feature_index(tiles_J, compress_J, self.config))
-        return seen
+        """Encodes the tiles of requests and decides which of them are compressed; see `Sight.look`."""
+        return self.sight.look(self.params, requests)
 
     def prefill(self, requests: Sequence[Request], rows: int = 1, seen: Seen | None = None) -> tuple[State, jax.Array]:
         """Runs the prompts.
@@ -186,10 +104,10 @@ class Generator:
         longest = max(length + row.max_new_tokens for length, row in zip(lengths, sampling, strict=True))
         S = fit("tokens of prompt and answer", max(T, longest), self.ladders.slots)
 
-        tokens_BT = _pad(np.stack([_pad(tokens_T, T) for tokens_T in seen.tokens]), B)
-        index_BK = _pad(np.stack([_pad(index_K, self._image_slots(T)) for index_K in seen.features]), B)
-        stops_BK = np.stack([self._stops(i, row) for i, row in enumerate(sampling)])
-        lengths_B = _pad(np.array(lengths, np.int32), B)
+        tokens_BT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), B)
+        index_BK = pad(np.stack([pad(index_K, self.sight.image_slots(T)) for index_K in seen.features]), B)
+        stops_BK = np.stack([stop_ids(i, self.vocabulary, row) for i, row in enumerate(sampling)])
+        lengths_B = pad(np.array(lengths, np.int32), B)
 
         features_BKD = self.programs.gather(seen.pool_GKD, index_BK)
         logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BKD)
@@ -197,8 +115,8 @@ class Generator:
         state = self.programs.start(
             tokens_BT,
             lengths_B,
-            _pad(np.array([row.max_new_tokens for row in sampling], np.int32), B),
-            _pad(stops_BK, B),
+            pad(np.array([row.max_new_tokens for row in sampling], np.int32), B),
+            pad(stops_BK, B),
             stack_params(sampling + [SamplingParams()] * (B - len(sampling))),
             slots=S,
         )
@@ -219,7 +137,7 @@ class Generator:
         """
         state, tokens_B = self.prefill(requests, rows, seen)
         limits = np.array([request.sampling.max_new_tokens for request in requests])
-        stops_BK = np.stack([self._stops(i, request.sampling) for i, request in enumerate(requests)])
+        stops_BK = np.stack([stop_ids(i, self.vocabulary, request.sampling) for i, request in enumerate(requests)])
         done = np.zeros(len(requests), bool)
         for step in itertools.count(1):
             # The next step runs while this one's tokens are read.
@@ -254,7 +172,7 @@ class Generator:
             lengths_B, sampling = np.ones(B, np.int32), stack_params([SamplingParams()] * B)
             states = {}
             for T in sizes["prompts"]:
-                index_BK = np.zeros((B, self._image_slots(T)), np.int32)
+                index_BK = np.zeros((B, self.sight.image_slots(T)), np.int32)
                 rows_BKD = [self.programs.gather(pool_GKD, index_BK) for pool_GKD in pools]
                 tokens_BT = np.zeros((B, T), np.int32)
                 logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BKD[0])
@@ -265,51 +183,7 @@ class Generator:
                 self.decode(self.programs.first(state, logits_BV)[0])
         return self.programs.num_compiled
 
-    def _image_slots(self, prompt: int) -> int:
-        """Image tokens that a prompt of so many tokens may have: as many as whole tiles fill."""
-        return self._fewest * max(1, prompt // self._fewest)
-
     def _with_cache(self, state: State, kv: list[jax.Array], slots: int) -> State:
         """The state with keys and values of the prompts, which are used up one after the other: never both twice."""
         k = jax.block_until_ready(self.programs.store(kv.pop(0), slots=slots))
         return state._replace(cache=state.cache._replace(k=k, v=self.programs.store(kv.pop(0), slots=slots)))
-
-    def _check(self, i: int, request: Request) -> None:
-        if not len(request.tokens_T):
-            raise InputError(f"request {i} has no tokens; give a prompt")
-        if self.config.flash is None and request.thresholds != MODEL_THRESHOLDS:
-            raise InputError(f"request {i} has thresholds but this model has no router; leave them out")
-        found = int(np.sum(np.asarray(request.tokens_T) == self.config.image_token_id))
-        needed = self.config.tokens_per_tile * len(request.tiles_GHWC)
-        if found != needed:
-            raise InputError(
-                f"request {i} has {found} image tokens, its {len(request.tiles_GHWC)} tiles need {needed}; "
-                "make prompts with the model's own processor"
-            )
-
-    def _stops(self, i: int, sampling: SamplingParams) -> np.ndarray:
-        stops = tuple(dict.fromkeys((*self.vocabulary.stops, *sampling.stop_token_ids)))
-        if len(stops) > STOPS:
-            raise InputError(f"request {i} has {len(stops)} stop tokens; at most {STOPS} are possible")
-        return np.array(stops + (-2,) * (STOPS - len(stops)), np.int32)  # -1 marks complete answers
-
-
-def _pad(array: np.ndarray, size: int) -> np.ndarray:
-    """Zeros after the first dimension, up to `size`."""
-    return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
-
-
-def _distinct(tiles: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]:
-    """All different tiles, and for every row the numbers of its own."""
-    numbers: dict[bytes, int] = {}
-    found, which = [], []
-    for tiles_GHWC in tiles:
-        row = []
-        for tile_HWC in tiles_GHWC:
-            digest = hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=16).digest()
-            if digest not in numbers:
-                numbers[digest] = len(found)
-                found.append(tile_HWC)
-            row.append(numbers[digest])
-        which.append(row)
-    return np.stack(found) if found else np.zeros((0,)), which

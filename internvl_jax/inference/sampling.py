@@ -8,6 +8,7 @@ Parameters are arrays over rows, so one compiled program serves mixed requests.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -107,6 +108,36 @@ def keep_best(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> j
     inside_BV &= best_BV > -jnp.inf
     least_B1 = jnp.min(jnp.where(inside_BV, best_BV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+
+def draw(logits_BV: jax.Array, temperature_B: jax.Array, uniform_B2: jax.Array) -> jax.Array:
+    """A token of every row from the whole distribution, int32 [B]; the best one at temperature 0.
+
+    Two uniform numbers a row choose a block of the vocabulary and a token in it, where `jax.random.categorical` makes
+    one for every logit.
+
+    Args:
+      logits_BV: float32, -inf where banned.
+      uniform_B2: in [0, 1).
+    """
+    B, V = logits_BV.shape
+    width = min((part for part in range(1, V + 1) if V % part == 0), key=lambda part: abs(part - math.sqrt(V)))
+    drawn_B = temperature_B > 0
+    largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+    weights_BV = jnp.exp((logits_BV - largest_B1) / jnp.where(drawn_B, temperature_B, 1)[:, None])
+    weights_BKW = weights_BV.reshape(B, V // width, width)
+    block_B = _pick(jnp.sum(weights_BKW, axis=2), uniform_B2[:, 0])
+    inside_BW = jnp.take_along_axis(weights_BKW, block_B[:, None, None], axis=1)[:, 0]
+    token_B = block_B * width + _pick(inside_BW, uniform_B2[:, 1])
+    return jnp.where(drawn_B, token_B, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
+
+
+def _pick(weights_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The index that a uniform number falls on, each being as wide as its weight; never one of weight 0."""
+    ends_BN = jnp.cumsum(weights_BN, axis=1)
+    index_B = jnp.sum(ends_BN <= uniform_B[:, None] * ends_BN[:, -1:], axis=1)
+    last_B = weights_BN.shape[1] - 1 - jnp.argmax(weights_BN[:, ::-1] > 0, axis=1)  # rounding may lead beyond it
+    return jnp.minimum(index_B, last_B)
 
 
 def sample(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, step_B: jax.Array) -> jax.Array:

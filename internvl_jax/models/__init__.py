@@ -5,6 +5,7 @@ heads, M key/value heads, H head width, F feed-forward width, V vocabulary, E ex
 C channels.
 """
 
+from internvl_jax.models.branches import Branches
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.intern_vit import InternViT
@@ -13,6 +14,7 @@ from internvl_jax.models.logprobs import over_logits, token_logprobs, token_stat
 from internvl_jax.models.stack import Runtime
 
 __all__ = [
+    "Branches",
     "Cache",
     "Encoded",
     "FlashConfig",

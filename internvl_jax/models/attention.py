@@ -20,7 +20,7 @@ QUERY_BLOCK = 512
 CACHED_BYTES = 1 << 23
 # There, queries a block: fewer where later keys are left out, so that more are.
 ORDERED_BLOCK, UNORDERED_BLOCK = 256, 2048
-_MASKED = -1e30  # finite: a row with nothing to attend to gives a mean, not NaN
+MASKED = -1e30  # finite: a row with nothing to attend to gives a mean, not NaN
 
 
 class Window(NamedTuple):
@@ -144,7 +144,7 @@ def _together(q_BMRTH, k_BMSH, v_BMSH, mask, window, sinks_MR):
             "bmrth,bmsh->bmrts", q_BMRTH[:, :, :, start:stop], k_BMSH[:, :, :keys], preferred_element_type=jnp.float32
         )
         if mask is not None:
-            scores = jnp.where(mask.block(start, stop, keys).allowed(window)[:, None, None], scores, _MASKED)
+            scores = jnp.where(mask.block(start, stop, keys).allowed(window)[:, None, None], scores, MASKED)
         weights, total = _exponentials(scores, sinks)
         product = "bmrts,bmsh->bmrth"
         weights = weights.astype(q_BMRTH.dtype)
@@ -183,7 +183,7 @@ def _head_by_head(q_BMRTH, k_BMSH, v_BMSH, mask, window, sinks_MR):
 def _queries(q_RTH, k_SH, v_SH, allowed_TS, sinks_R):
     scores_RTS = jnp.einsum("rth,sh->rts", q_RTH, k_SH, preferred_element_type=jnp.float32)
     if allowed_TS is not None:
-        scores_RTS = jnp.where(allowed_TS[None], scores_RTS, _MASKED)
+        scores_RTS = jnp.where(allowed_TS[None], scores_RTS, MASKED)
     weights, total = _exponentials(scores_RTS, None if sinks_R is None else sinks_R[:, None, None])
     out_RTH = jnp.einsum("rts,sh->rth", weights.astype(q_RTH.dtype), v_SH, preferred_element_type=jnp.float32)
     return (out_RTH / total).astype(q_RTH.dtype)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.models.attention import Mask, Window, attend
+
 
 class Cache(NamedTuple):
     """Keys and values of S slots per row, and what each slot holds.
@@ -19,6 +21,10 @@ class Cache(NamedTuple):
     v: jax.Array
     segments_BS: jax.Array
     positions_BS: jax.Array
+
+    def mask(self, segments_BT: jax.Array, positions_BT: jax.Array) -> Mask:
+        """What the tokens of a call see."""
+        return Mask(segments_BT, positions_BT, self.segments_BS, self.positions_BS, ordered=False)
 
     def place(self, slots_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> "Cache":
         """Marks the slots that the tokens of this call take; a slot number of S or more is dropped (padding)."""
@@ -36,6 +42,12 @@ class Cache(NamedTuple):
             k=self.k.at[place].set(k_BMTH.astype(self.k.dtype), mode="drop"),
             v=self.v.at[place].set(v_BMTH.astype(self.v.dtype), mode="drop"),
         )
+
+    def attend(
+        self, layer: jax.Array | int, q_BNTH: jax.Array, mask: Mask, window: Window | None, sinks_N: jax.Array | None
+    ) -> jax.Array:
+        """Attention to all that a layer has stored."""
+        return attend(q_BNTH, self.k, self.v, mask, window, layer, sinks_N)
 
     @property
     def num_slots(self) -> int:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.models.attention import Mask, Window
+from internvl_jax.models.branches import Branches
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
 from internvl_jax.models.layer import Layer
@@ -30,7 +31,7 @@ class DecoderOut(NamedTuple):
     """
 
     hidden_BTD: jax.Array
-    cache: Cache | None
+    cache: Cache | Branches | None
     kv_LBMTH: tuple[jax.Array, jax.Array] | None
     hidden_LBTD: jax.Array | None
     router_LBTE: jax.Array | None
@@ -68,7 +69,7 @@ class Decoder(nnx.Module):
         x_BTD: jax.Array,
         segments_BT: jax.Array,
         positions_BT: jax.Array,
-        cache: Cache | None = None,
+        cache: Cache | Branches | None = None,
         slots_BT: jax.Array | None = None,
         collect: tuple[str, ...] = (),
     ) -> DecoderOut:
@@ -86,7 +87,7 @@ class Decoder(nnx.Module):
             mask = Mask.within(segments_BT, positions_BT)
         else:
             cache = cache.place(slots_BT, segments_BT, positions_BT)
-            mask = Mask(segments_BT, positions_BT, cache.segments_BS, cache.positions_BS, ordered=False)
+            mask = cache.mask(segments_BT, positions_BT)
         table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta, self.config.yarn)
         windowed_L = None
         if self.config.window is not None:  # every second layer, from the first on; the others see all

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.models.attention import Mask, Window, attend
+from internvl_jax.models.branches import Branches
 from internvl_jax.models.cache import Cache
 from internvl_jax.models.config import TextConfig
 from internvl_jax.models.kernels import GATE, QKV, UP
@@ -35,7 +36,7 @@ class Attention(nnx.Module):
         table: tuple[jax.Array, jax.Array],
         mask: Mask,
         window: Window | None,
-        cache: Cache | None,
+        cache: Cache | Branches | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
     ):
@@ -50,7 +51,7 @@ class Attention(nnx.Module):
             out_BNTH = attend(q_BNTH, k_BMTH, v_BMTH, mask, window, sinks_N=sinks_N)
         else:
             cache = cache.write(index, k_BMTH, v_BMTH, slots_BT)
-            out_BNTH = attend(q_BNTH, cache.k, cache.v, mask, window, index, sinks_N)
+            out_BNTH = cache.attend(index, q_BNTH, mask, window, sinks_N)
         return self.o(heads_first(out_BNTH)), cache, (k_BMTH, v_BMTH)
 
 

@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from internvl_jax import sharding
 from internvl_jax.data.batch import Batch
 from internvl_jax.errors import InputError
-from internvl_jax.inference.generate import STOPS
 from internvl_jax.inference.programs import Programs, State
+from internvl_jax.inference.requests import STOPS
 from internvl_jax.inference.sampling import Sampling
 from internvl_jax.models import Cache, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import PRESETS

@@ -171,6 +171,11 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """The same on every device, so that every process can read it; the identity outside `use`."""
+    return shard(x, *(None,) * x.ndim)
+
+
 def per_device(function: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]):
     """`function` run on each device's part of its arguments; the function itself outside `use`.
 

@@ -1,0 +1,280 @@
+"""Rollouts: groups of answers to prompts, sampled from a policy's present parameters, with their log-probabilities.
+
+1. Tiles are encoded once and prompts run once; the answers of a group share the keys and values of their prompt.
+2. All answers are written by one loop on the device. It stops where rows can be saved: once half of them are complete,
+   the others go on as a smaller batch, down to the smallest that the ladder has.
+
+A row's draws depend on its own seed and length only: neither on its neighbours nor on when the batch shrinks.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from internvl_jax import sharding
+from internvl_jax.errors import InputError
+from internvl_jax.inference.buckets import Ladders, fit
+from internvl_jax.inference.programs import Programs
+from internvl_jax.inference.requests import Request, Sight, Vocabulary, pad, stop_ids
+from internvl_jax.inference.rollout_programs import Given, RolloutPrograms, Rows
+from internvl_jax.inference.sampling import SamplingParams
+from internvl_jax.inference.unstack import unstack, unstack_params
+from internvl_jax.models import InternVL, InternVLConfig, Runtime
+from internvl_jax.sharding import Rules
+from internvl_jax.sharding.state import Params
+
+# A call of the loop writes at most so many tokens, so that a long tail is seen to shrink.
+_PIECE = 256
+
+
+class Response(NamedTuple):
+    """An answer.
+
+    Attributes:
+      tokens: int32 [n], the stop token included.
+      logprobs: float32 [n], of each token under the policy itself: at temperature 1 and normalised over its whole
+        table, tokens that can't be drawn included, as `token_logprobs` computes them in training.
+      finished: False where the answer was cut at its `max_new_tokens`.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    finished: bool
+
+
+class _Layout(NamedTuple):
+    """Rows as `branches` copies of prompts with `width` answers each."""
+
+    branches: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        return self.branches * self.width
+
+
+class Sampler:
+    """Samples from a policy whose parameters change.
+
+    Args:
+      config: of the model.
+      dtype: of activations, as in training.
+      vocabulary: see `Vocabulary`.
+      ladders: sizes that programs are compiled for; `rows` are prompts, `slots` the longest answer's tokens.
+      mesh, rules: where the parameters lie; rows are spread over the rules' batch axes.
+      piece: the loop on the device returns after so many tokens at the latest.
+    """
+
+    def __init__(
+        self,
+        config: InternVLConfig,
+        dtype: jnp.dtype,
+        vocabulary: Vocabulary,
+        ladders: Ladders | None = None,
+        mesh: Mesh | None = None,
+        rules: Rules | None = None,
+        piece: int = _PIECE,
+    ):
+        if vocabulary.size > config.text.vocab:
+            raise InputError(
+                f"the tokenizer has {vocabulary.size} tokens, the model's table only {config.text.vocab}; "
+                "use the tokenizer files of this model"
+            )
+        self.vocabulary, self.ladders, self._piece = vocabulary, ladders or Ladders(), piece
+        self._mesh, self._rules = mesh, rules
+        on_cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+        self._apart = on_cpu and (mesh is None or mesh.size == 1)
+        model = nnx.eval_shape(lambda: InternVL(config, nnx.Rngs(0), Runtime(dtype)))
+        graphdef = nnx.split(model, nnx.Param)[0]
+        written = unstack(model) if self._apart else graphdef
+        # As in `Generator`: XLA on CPU converts a whole bfloat16 cache at every write.
+        cache_dtype = jnp.float32 if on_cpu else dtype
+        size, banned = vocabulary.size, vocabulary.banned
+        self._prompts = Programs(graphdef, graphdef, config.text.vocab, size, banned, cache_dtype)
+        self._answers = RolloutPrograms(written, self._apart, size, banned, cache_dtype)
+        self._sizes = self._divisible("rows", () if rules is None else rules.batch)
+        tiles = self._divisible("tiles", () if rules is None else rules.tiles)
+        self._sight = Sight(config, dtype, self._prompts, tiles)
+
+    @property
+    def num_compiled(self) -> int:
+        """Programs compiled so far."""
+        return self._prompts.num_compiled + self._answers.num_compiled
+
+    def sample(
+        self, params: Params, requests: Sequence[Request], group: int, seeds: int | np.ndarray
+    ) -> list[list[Response]]:
+        """`group` answers to every request.
+
+        No reference to the parameters is left behind: a training step may take their memory.
+
+        Args:
+          params: of the policy, as training holds them.
+          requests: prompts; all processes of a run give the same and get the same. The seed of their `sampling` is
+            not read.
+          seeds: of every answer's random stream, uint32 [requests, group]; or one number, from which these are made.
+
+        Raises:
+          InputError: see `Sight.look`; sizes beyond the ladders, or a way of sampling that biases a policy gradient.
+        """
+        if isinstance(seeds, int):
+            seeds = np.random.SeedSequence(seeds).generate_state(len(requests) * group).reshape(-1, group)
+        seeds = np.asarray(seeds, np.uint32)
+        if seeds.shape != (len(requests), group) or not seeds.size:
+            raise InputError(
+                f"seeds have the shape {seeds.shape}, the rollout {len(requests)} requests in groups of {group}; "
+                "give one for every answer, and at least one answer"
+            )
+        found: dict[int, Response] = {}
+        with sharding.use(self._mesh, self._rules):
+            for responses in self._pieces(params, requests, seeds):
+                found |= responses
+        return [[found[p * group + g] for g in range(group)] for p in range(len(requests))]
+
+    def warm_up(self, params: Params, requests: Sequence[Request], group: int) -> int:
+        """Compiles all that such requests need, however their answers end; returns how many programs there are."""
+        with sharding.use(self._mesh, self._rules):
+            rows, layout, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32))
+            params = unstack_params(params) if self._apart else params
+            while True:
+                rows = self._answers.write(params, rows, np.int32(0), np.int32(0))
+                if (layout := self._smaller(layout)) is None:
+                    return self.num_compiled
+                nothing_B = np.zeros(layout.rows, np.int32)
+                rows = self._answers.compact(rows, nothing_B[: layout.branches], nothing_B, nothing_B > 0)
+
+    def _pieces(self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray) -> Iterator[dict]:
+        """Answers by their number, as they are complete."""
+        group, longest = seeds_PG.shape[1], max(request.sampling.max_new_tokens for request in requests)
+        rows, layout, answer_B = self._begin(params, requests, seeds_PG)
+        params = unstack_params(params) if self._apart else params
+        while True:
+            left_B = (answer_B >= 0) & ~np.asarray(rows.done_B)
+            yield self._complete(rows, np.where(left_B, -1, answer_B), requests, group)
+            if not left_B.any():
+                return
+            answer_B = np.where(left_B, answer_B, -1)
+            while (smaller := self._smaller(layout)) is not None:
+                left = np.flatnonzero(answer_B >= 0)
+                if (packed := _pack(left, answer_B[left] // group, smaller)) is None:
+                    break
+                row_B, real_B = packed
+                branch_N = row_B[:: smaller.width] // layout.width
+                rows = self._answers.compact(rows, branch_N, row_B, real_B)
+                layout, answer_B = smaller, np.where(real_B, answer_B[row_B], -1)
+            # Back here as soon as those that are left may fit; if their prompts were too many, once half are complete.
+            few = 0 if smaller is None else min(smaller.rows, len(left) // 2)
+            stop = min(int(rows.count) + self._piece, longest)
+            rows = self._answers.write(params, rows, np.int32(stop), np.int32(few))
+
+    def _begin(
+        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray
+    ) -> tuple[Rows, _Layout, np.ndarray]:
+        """Runs the prompts; returns rows with their first tokens, and the number of every row's answer, -1 if none."""
+        sampling = [request.sampling for request in requests]
+        for i, row in enumerate(sampling):
+            _check(i, row)
+        seen = self._sight.look(params, requests)
+        lengths = [len(tokens_T) for tokens_T in seen.tokens]
+        P = fit("prompts", len(requests), self._sizes)
+        T = fit("prompt tokens", max(lengths), self.ladders.prompts)
+        S = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
+        tokens_PT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), P)
+        index_PK = pad(np.stack([pad(index_K, self._sight.image_slots(T)) for index_K in seen.features]), P)
+        lengths_P = pad(np.array(lengths, np.int32), P)
+        features_PKD = self._prompts.gather(seen.pool_GKD, index_PK)
+        logits_PV, kv = self._prompts.prefill(params, tokens_PT, lengths_P, features_PKD)
+
+        group = seeds_PG.shape[1]
+        layout = self._layout(len(requests), group)
+        answers = np.arange(seeds_PG.size)
+        row_B, real_B = _pack(answers, answers // group, layout)
+        prompt_B = row_B // group
+        given = Given(
+            np.where(real_B, np.array([row.max_new_tokens for row in sampling], np.int32)[prompt_B], 0),
+            np.stack([stop_ids(i, self.vocabulary, row) for i, row in enumerate(sampling)])[prompt_B],
+            np.array([row.temperature for row in sampling], np.float32)[prompt_B],
+            seeds_PG.reshape(-1)[row_B],
+        )
+        rows = self._answers.start(logits_PV, kv, lengths_P, prompt_B[:: layout.width], given, slots=S)
+        return rows, layout, np.where(real_B, row_B, -1)
+
+    def _complete(
+        self, rows: Rows, answer_B: np.ndarray, requests: Sequence[Request], group: int
+    ) -> dict[int, Response]:
+        """The answers of rows with a number."""
+        if (answer_B < 0).all():
+            return {}
+        counts_B, tokens_BS, logprobs_BS = jax.device_get((rows.counts_B, rows.tokens_BS, rows.logprobs_BS))
+        found = {}
+        for b in np.flatnonzero(answer_B >= 0):
+            tokens = tokens_BS[b, : counts_B[b]].copy()
+            stops = (*self.vocabulary.stops, *requests[answer_B[b] // group].sampling.stop_token_ids)
+            found[int(answer_B[b])] = Response(tokens, logprobs_BS[b, : counts_B[b]].copy(), int(tokens[-1]) in stops)
+        return found
+
+    def _divisible(self, dimension: str, axes: tuple[str, ...]) -> tuple[int, ...]:
+        """Sizes of a ladder that the devices along these axes can share."""
+        spread = 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in axes)
+        ladder = getattr(self.ladders, dimension)
+        sizes = tuple(size for size in ladder if size % spread == 0)
+        if not sizes:
+            raise InputError(f"no size of the ladder of {dimension} {ladder} divides by {spread} devices; give one")
+        return sizes
+
+    def _layout(self, prompts: int, group: int) -> _Layout:
+        """The fewest rows that hold all answers, with as few copies of prompts as they allow."""
+        layouts, width = [], group
+        while not layouts or width >= 1:
+            needed = prompts * -(-group // width)
+            layouts.append(_Layout(fit("prompts", needed, self._sizes), width))
+            if width == 1 or needed * 2 > self._sizes[-1]:
+                break
+            width = -(-width // 2)
+        return min(layouts, key=lambda layout: (layout.rows, layout.branches))
+
+    def _smaller(self, layout: _Layout) -> _Layout | None:
+        """What rows go on as once there are half as many."""
+        if layout.width > 1:
+            return _Layout(layout.branches, -(-layout.width // 2))
+        fewer = [size for size in self._sizes if size <= (layout.branches + 1) // 2 and size < layout.branches]
+        return _Layout(fewer[-1], 1) if fewer else None
+
+
+def _check(i: int, sampling: SamplingParams) -> None:
+    plain = SamplingParams()
+    for name in ("top_k", "top_p", "repetition_penalty", "stop_strings"):
+        if getattr(sampling, name) != getattr(plain, name):
+            raise InputError(
+                f"request {i} has {name} {getattr(sampling, name)!r}: answers would not be samples of the policy, "
+                f"and the ratios of its gradient biased; leave it at {getattr(plain, name)!r}"
+            )
+
+
+def _pack(rows: np.ndarray, prompts: np.ndarray, layout: _Layout) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows side by side under branches of their prompts.
+
+    Args:
+      rows: numbers.
+      prompts: of each of them.
+
+    Returns:
+      for every row of the layout, branch by branch, the number that it takes, and whether it does: a branch's padding
+      repeats its first one. None where the layout has too few branches.
+    """
+    branches = []
+    for prompt in dict.fromkeys(prompts.tolist()):
+        own = rows[prompts == prompt]
+        branches += [own[start : start + layout.width] for start in range(0, len(own), layout.width)]
+    if len(branches) > layout.branches:
+        return None
+    branches += [rows[:0]] * (layout.branches - len(branches))
+    filled = [np.append(own, np.repeat(own[:1] if len(own) else rows[:1], layout.width - len(own))) for own in branches]
+    real = [np.arange(layout.width) < len(own) for own in branches]
+    return np.concatenate(filled).astype(np.int32), np.concatenate(real)
