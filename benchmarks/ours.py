@@ -13,15 +13,15 @@ from benchmarks import workload
 from benchmarks.answering import seconds, serve
 from checkpoint_convert import load_model
 from internvl_jax.data.batch import Batch
-from internvl_jax.inference import Generator, Request, SamplingParams, Vocabulary
+from internvl_jax.inference import Generator, Request, Sampler, SamplingParams, Vocabulary
 from internvl_jax.inference.buckets import fit
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
 
 
 def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The actions of a task; see `inference` and `train` for their arguments."""
-    return {"inference": _inference, "train": _train}[arguments.pop("task")](**arguments)
+    """The actions of a task; see `inference`, `rollout` and `train` for their arguments."""
+    return {"inference": _inference, "rollout": _rollout, "train": _train}[arguments.pop("task")](**arguments)
 
 
 def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int):
@@ -52,6 +52,28 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
         "vision": lambda: seconds(lambda: jax.block_until_ready(generator.encode(tiles_GHWC))),
         "prefill": lambda: seconds(prefill),
         "decode": generate,
+    }
+
+
+def _rollout(directory: str, config: dict, prompt: int, tiles: int, group: int, new: int):
+    model = load_model(directory, "float32")
+    vocab, params = model.config.text.vocab, flatten(model)
+    sampler = Sampler(model.config, np.dtype("float32"), Vocabulary(size=vocab, banned=(), stops=()))
+    del model
+    pair = workload.prompt(config, prompt, tiles)
+
+    def sample(group: int, new: int, temperature: float):
+        request = Request(*pair, SamplingParams(max_new_tokens=new, temperature=temperature))
+        start = time.perf_counter()
+        (responses,) = sampler.sample(params, [request], group, 0)
+        wall = time.perf_counter() - start
+        assert all(len(response.tokens) == new for response in responses)
+        return {"seconds": wall, "tokens": responses[0].tokens.tolist()}
+
+    return {
+        "rollout": lambda: sample(group, new, 1.0),
+        "first": lambda: sample(group, 1, 1.0),
+        "greedy": lambda: sample(1, new, 0.0),
     }
 
 

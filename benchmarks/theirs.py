@@ -15,7 +15,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The actions of a task; see `inference` and `train` for their arguments."""
+    """The actions of a task; see `inference`, `rollout` and `train` for their arguments."""
     try:
         import torch
         import transformers
@@ -24,8 +24,8 @@ def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
             f"the comparison needs PyTorch and transformers ({error}); install them with "
             "`pip install '.[bench]'`, or give an interpreter that has them with --torch_python"
         ) from None
-    make = {"make": _make, "inference": _inference, "train": _train}[arguments.pop("task")]
-    return make(torch, transformers, **arguments)
+    tasks = {"make": _make, "inference": _inference, "rollout": _rollout, "train": _train}
+    return tasks[arguments.pop("task")](torch, transformers, **arguments)
 
 
 def _make(torch, transformers, directory: str, config: dict):
@@ -96,6 +96,37 @@ def _inference(torch, transformers, directory: str, config: dict, dtype: str, pr
         return model.get_image_features(pixel_values=pixels)
 
     return {"vision": lambda: seconds(vision), "prefill": lambda: seconds(prefill), "decode": generate}
+
+
+def _rollout(torch, transformers, directory: str, config: dict, prompt: int, tiles: int, group: int, new: int):
+    model = _read(torch, transformers, directory, "float32").eval()
+    tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
+    pixels = _pixels(torch, tiles_GHWC, torch.float32)
+    tokens = torch.from_numpy(tokens_T.astype(np.int64))[None]
+
+    @torch.inference_mode()
+    def sample(new: int, **how):
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        out = model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            pixel_values=pixels,
+            max_new_tokens=new,
+            eos_token_id=None,
+            pad_token_id=0,
+            **how,
+        )
+        wall = time.perf_counter() - start
+        assert out.shape[1] == prompt + new
+        return {"seconds": wall, "tokens": out[0, -new:].tolist()}
+
+    drawn = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "num_return_sequences": group}
+    return {
+        "rollout": lambda: sample(new, **drawn),
+        "first": lambda: sample(1, **drawn),
+        "greedy": lambda: sample(new, do_sample=False),
+    }
 
 
 def _train(torch, transformers, directory: str, config: dict, tokens: int, tiles: int, optim: dict):

@@ -5,7 +5,7 @@ import numpy as np
 IMAGE_TOKEN = 151  # any id does
 
 
-def released_config(vision: dict, text: dict, image_size: int) -> dict:
+def released_config(vision: dict, text: dict, image_size: int, patch_size: int = 14) -> dict:
     """Keyword arguments of transformers' InternVLConfig.
 
     Args:
@@ -15,7 +15,7 @@ def released_config(vision: dict, text: dict, image_size: int) -> dict:
         "vision_config": {
             "model_type": "internvl_vision",
             "image_size": [image_size, image_size],
-            "patch_size": [14, 14],
+            "patch_size": [patch_size, patch_size],
             "hidden_size": vision["width"],
             "num_hidden_layers": vision["layers"],
             "num_attention_heads": vision["heads"],
@@ -40,7 +40,7 @@ def released_config(vision: dict, text: dict, image_size: int) -> dict:
             "max_position_embeddings": 40960,
         },
         "image_token_id": IMAGE_TOKEN,
-        "image_seq_length": (image_size // 28) ** 2,
+        "image_seq_length": (image_size // patch_size // 2) ** 2,
         "downsample_ratio": 0.5,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": -1,
@@ -58,6 +58,12 @@ TRAIN = released_config(  # 111M parameters
     {"width": 512, "layers": 12, "heads": 8, "mlp": 2048},
     {"width": 512, "layers": 12, "heads": 8, "kv_heads": 4, "head_width": 64, "mlp": 1536, "vocab": 32000},
     image_size=224,
+)
+TINY = released_config(  # as the size of that name
+    {"width": 96, "layers": 4, "heads": 4, "mlp": 192},
+    {"width": 96, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 24, "mlp": 256, "vocab": 512},
+    image_size=64,
+    patch_size=8,
 )
 
 

@@ -129,7 +129,9 @@ def draw(logits_BV: jax.Array, temperature_B: jax.Array, uniform_B2: jax.Array) 
     block_B = _pick(jnp.sum(weights_BKW, axis=2), uniform_B2[:, 0])
     inside_BW = jnp.take_along_axis(weights_BKW, block_B[:, None, None], axis=1)[:, 0]
     token_B = block_B * width + _pick(inside_BW, uniform_B2[:, 1])
-    return jnp.where(drawn_B, token_B, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
+    # Slow on CPU, and rollouts rarely ask for it.
+    best = lambda logits_BV: jnp.where(drawn_B, token_B, jnp.argmax(logits_BV, axis=-1))
+    return jax.lax.cond(jnp.all(drawn_B), lambda _: token_B, best, logits_BV).astype(jnp.int32)
 
 
 def _pick(weights_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:

@@ -206,8 +206,9 @@ def test_the_picture_matters_and_equal_pictures_are_encoded_once(generator, proc
     first = request(processor, 20, 2, 9)
     other = dataclasses.replace(first, tiles_GHWC=request(processor, 21, 2, 9).tiles_GHWC)
     encoded = []
-    encode = generator.encode
-    monkeypatch.setattr(generator, "encode", lambda tiles: encoded.append(len(tiles)) or encode(tiles))
+    encode = generator.sight.encode
+    count = lambda params, tiles: encoded.append(len(tiles)) or encode(params, tiles)
+    monkeypatch.setattr(generator.sight, "encode", count)
     a, b, c = generator.generate([first, other, first])
     assert a == c != b
     assert encoded == [4]
