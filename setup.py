@@ -30,13 +30,14 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
-        "rl": ["math-verify>=0.9", "pebble>=5.2"],
+        "rl": ["math-verify>=0.9", "pebble>=5.2", "pyarrow>=21"],
         "demo": ["easy-vqa>=1.0"],
         "test": [
             "easy-vqa>=1.0",
             "jinja2>=3.1",
             "math-verify>=0.9",
             "pebble>=5.2",
+            "pyarrow>=21",
             "pytest>=8.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17.6,<0.18",

@@ -74,11 +74,13 @@ class Template:
         image_token_counts: Sequence[int],
         tokenizer: Tokenizer,
         system: str | None = None,
+        begun: str = "",
     ) -> np.ndarray:
         """int32 tokens [T] of a conversation, ready for the model to answer where the last turn is not its own.
 
         image_token_counts: context tokens of each picture, in order. system: text for the system turn where messages
-        have none; None for the template's own. Raises InputError for other roles or a wrong number of pictures.
+        have none; None for the template's own. begun: how the answer starts, for the model to go on from there.
+        Raises InputError for other roles or a wrong number of pictures.
         Source: released `conversation.py`, with its habit of leaving an empty user turn open. Earlier answers of
         GPT-OSS stand in their channel, as in training; the release writes them as its callers gave them.
         """
@@ -89,7 +91,8 @@ class Template:
             else:
                 tokens += self._turn(message.role, parts, tokenizer, last=i == len(turns))[0]
         if messages[-1].role != "assistant":
-            tokens += tokenizer.encode_special(self.assistant_head)
+            head = tokenizer.split_special(self.assistant_head)
+            tokens += tokenizer.encode_items([*head, *self.speech.begin(begun, tokenizer)])
         return np.asarray(tokens, np.int32)
 
     def encode_training(

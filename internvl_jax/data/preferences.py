@@ -1,40 +1,32 @@
-"""Preference pairs in the released MMPR format: `{"image", "question", "chosen", "rejected"}` a line.
+"""Preference pairs as released (MMPR): a line has a question, the chosen and the rejected response.
 
-The two responses become two dialogues about the same images. Source: released `internvl_chat_dpo.py`, which reads
-MMPR-v1.2, with `system_prompt` where a line has one.
+    {"image": path, list of paths or nothing, "question": text, "chosen": text, "rejected": text}
+
+with an optional "system_prompt" and noted sizes as other annotations have them; further keys are left alone. Both
+responses follow one prompt: they share its tokens and its pictures.
+Source: released `docs/internvl3.0/preference_optimization` and `internvl_chat_dpo.py`.
 """
 
-import dataclasses
-import json
+import os
 
 from internvl_jax.data import sources
 from internvl_jax.errors import InputError
 
 
 def parse_pair(line: bytes, name: str, dataset: sources.Dataset) -> sources.Record:
-    """Checks one line: the record's first dialogue ends in the chosen response, its second in the rejected one.
+    """Checks the form of one line and resolves its image paths, which nothing is read from yet.
+
+    Returns:
+        A record of two dialogues, the first of which ends in the chosen response, the second in the rejected one.
 
     Raises:
-        InputError: naming the line, if it is no pair.
+        InputError: naming the line, if a text is missing or empty, or both responses are the same.
     """
-    try:
-        entry = json.loads(line)
-    except ValueError as error:  # covers bytes that are not UTF-8
-        raise InputError(f"{name} is not valid JSON: {error}.") from error
-    if not isinstance(entry, dict):
-        raise InputError(f"{name} is a {type(entry).__name__}; a pair is a JSON object.")
-    for field in ("question", "chosen", "rejected"):
-        if not isinstance(entry.get(field), str) or not entry[field].strip():
-            raise InputError(f'{name} has no text under "{field}"; a pair has "question", "chosen" and "rejected".')
-    if entry["chosen"] == entry["rejected"]:
-        raise InputError(f"{name} has equal chosen and rejected responses, which prefer nothing; remove the line.")
-    system = entry.get("system_prompt")
-    if system is not None and not isinstance(system, str):
-        raise InputError(f'{name} has a "system_prompt" that is no text.')
-    before = [{"from": "system", "value": system}] if system else []
-    before.append({"from": "human", "value": entry["question"]})
-    # Images and their noted sizes are written as in a conversation.
-    asked = {**entry, "conversations": before}
-    record = sources.parse_record(json.dumps(asked).encode(), name, dataset)
-    answers = ([*before, {"from": "gpt", "value": entry[field]}] for field in ("chosen", "rejected"))
-    return dataclasses.replace(record, dialogues=tuple(answers))
+    entry = sources.parse_entry(line, name)
+    question, chosen, rejected = (sources.parse_text(entry, key, name) for key in ("question", "chosen", "rejected"))
+    if chosen.strip() == rejected.strip():
+        raise InputError(f"{name} has equal chosen and rejected responses, so it prefers nothing; remove the line.")
+    images, sizes = sources.parse_images(entry, name)
+    prompt = sources.question_turns(question, sources.parse_system(entry, name))
+    dialogues = tuple([*prompt, {"from": "gpt", "value": text}] for text in (chosen, rejected))
+    return sources.Record(name, dialogues, tuple(os.path.join(dataset.root, path) for path in images), sizes)

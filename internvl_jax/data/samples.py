@@ -100,21 +100,8 @@ class Corpus:
         return reader.load(index, rng)._replace(number=number)
 
     def mixture(self) -> np.ndarray:
-        """Sample numbers int64 of an epoch before shuffling: each `repeat_time` times.
-
-        As in the release a fraction takes samples from the start of the file; there 2.5 means 2, here it means twice
-        all and once the first half.
-        """
-        parts = []
-        for reader, first in zip(self.readers, self._firsts[:-1], strict=True):
-            count = int(len(reader) * reader.dataset.repeat_time)
-            if not count:
-                raise InputError(
-                    f"data set {reader.dataset.name!r} has {len(reader)} samples, of which repeat_time "
-                    f"{reader.dataset.repeat_time} leaves none; raise it or remove the data set."
-                )
-            parts.append(first + np.arange(count) % len(reader))
-        return np.concatenate(parts)
+        """Sample numbers int64 of an epoch before shuffling, see `sources.mixture`."""
+        return sources.mixture([reader.dataset for reader in self.readers], [len(reader) for reader in self.readers])
 
     def _locate(self, number: int) -> tuple[SampleReader, int]:
         which = int(np.searchsorted(self._firsts, number, side="right")) - 1

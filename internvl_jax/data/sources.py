@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -103,6 +104,18 @@ def parse_record(line: bytes, name: str, dataset: Dataset) -> Record:
     Raises:
         InputError: naming the line, if it is no sample of a known form.
     """
+    entry = parse_entry(line, name)
+    conversations = _conversations(entry, name)
+    images, sizes = parse_images(entry, name)
+    return Record(name, (conversations,), tuple(os.path.join(dataset.root, path) for path in images), sizes)
+
+
+def parse_entry(line: bytes, name: str) -> dict:
+    """The JSON object of one line, of whatever kind the sample is.
+
+    Raises:
+        InputError: naming the line, if it is none, or a video sample.
+    """
     try:
         entry = json.loads(line)
     except ValueError as error:  # covers bytes that are not UTF-8
@@ -111,13 +124,71 @@ def parse_record(line: bytes, name: str, dataset: Dataset) -> Record:
         raise InputError(f"{name} is a {type(entry).__name__}; a sample is a JSON object.")
     if entry.get("video"):
         raise InputError(f"{name} is a video sample, which this build does not read; leave it out of the annotation.")
-    conversations = _conversations(entry, name)
+    return entry
+
+
+def parse_images(entry: dict, name: str) -> tuple[tuple[str, ...], tuple[tuple[int, int] | None, ...]]:
+    """The image paths of a line as written, none to several, and the (width, height) noted for each.
+
+    Raises:
+        InputError: naming the line, if they are not of a known form.
+    """
     image = entry.get("image") or []
     images = [image] if isinstance(image, str) else image
     if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
         raise InputError(f'{name} has an "image" that is neither a path nor a list of paths.')
-    sizes = _sizes(entry, image, name)
-    return Record(name, (conversations,), tuple(os.path.join(dataset.root, path) for path in images), sizes)
+    return tuple(images), _sizes(entry, image, name)
+
+
+def parse_text(entry: dict, key: str, name: str) -> str:
+    """A text of a line that may not be missing or blank.
+
+    Raises:
+        InputError: naming the line.
+    """
+    text = entry.get(key)
+    if not isinstance(text, str):
+        raise InputError(f'{name} has no text "{key}"; write it or remove the line.')
+    if not text.strip():
+        raise InputError(f'{name} has an empty "{key}"; write it or remove the line.')
+    return text
+
+
+def parse_system(entry: dict, name: str) -> str | None:
+    """The system text of a line that has a question; None where the chat template's own holds.
+
+    Raises:
+        InputError: naming the line.
+    """
+    system = entry.get("system_prompt")
+    if system is not None and not isinstance(system, str):
+        raise InputError(f'{name} has a "system_prompt" that is no text; write one or leave it out.')
+    return system
+
+
+def question_turns(question: str, system: str | None) -> list[dict[str, str]]:
+    """A question as released turns; system is None where the chat template's own holds."""
+    turns = [] if system is None else [{"from": "system", "value": system}]
+    return [*turns, {"from": "human", "value": question}]
+
+
+def mixture(datasets: Sequence[Dataset], sizes: Sequence[int]) -> np.ndarray:
+    """Numbers int64 of an epoch before shuffling, over the samples of all data sets: each `repeat_time` times.
+
+    As in the release a fraction takes samples from the start of the file; there 2.5 means 2, here it means twice
+    all and once the first half.
+    """
+    parts, first = [], 0
+    for dataset, size in zip(datasets, sizes, strict=True):
+        count = int(size * dataset.repeat_time)
+        if not count:
+            raise InputError(
+                f"data set {dataset.name!r} has {size} samples, of which repeat_time {dataset.repeat_time} leaves "
+                "none; raise it or remove the data set."
+            )
+        parts.append(first + np.arange(count) % size)
+        first += size
+    return np.concatenate(parts)
 
 
 def _dataset(path: str, name: str, entry) -> Dataset:

@@ -35,6 +35,11 @@ class Tags:
         del tokenizer
         return [*texts]
 
+    def begin(self, text: str, tokenizer: Tokenizer) -> list[int | str]:
+        """The same for a turn that is not at its end: what the speaker says next goes on where the text stops."""
+        del tokenizer
+        return [text]
+
     def stream(self, tokenizer: Tokenizer) -> DecodeStream:
         """Reads a turn back, token by token."""
         return tokenizer.decode_stream()
@@ -55,6 +60,14 @@ class Channels:
         thinking, answer = split_thinking("".join(texts))
         before = [*markup(self.thinking_head), thinking, *markup(self.thinking_end)] if thinking else []
         return [*before, *markup(self.answer_head), answer]
+
+    def begin(self, text: str, tokenizer: Tokenizer) -> list[int | str]:
+        """As `Tags.begin`: thinking that does not end leaves its channel open."""
+        if not text:
+            return []
+        if text.lstrip().startswith(THINK) and THINK_END not in text:
+            return [*tokenizer.split_special(self.thinking_head), split_thinking(text)[0]]
+        return self.items([text], tokenizer)
 
     def stream(self, tokenizer: Tokenizer) -> "ChannelStream":
         """As `Tags.stream`."""

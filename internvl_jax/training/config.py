@@ -28,7 +28,7 @@ class Group:
 
 @dataclasses.dataclass
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """AdamW with linear warm-up; then the rate decays to zero along a cosine, or stays ('constant')."""
 
     learning_rate: float
     warmup_ratio: float  # of the run's steps
@@ -37,6 +37,7 @@ class OptimConfig:
     beta2: float
     eps: float
     clip_norm: float
+    schedule: str = "cosine"
     # As the release (HF Trainer): no decay on biases and norms.
     groups: tuple[Group, ...] = (Group(r"(\.bias|norm\w*\.scale)$", weight_decay=0.0), Group(".*"))
 
@@ -138,6 +139,54 @@ class MpoConfig:
 
 
 @dataclasses.dataclass
+class GspoConfig:
+    """Online reinforcement learning by GSPO; defaults as released, but for what the release leaves to verl's.
+
+    `data.meta` names prompts: a meta file, a JSONL file or the parquet file of MMPR-Tiny. A rollout batch is sampled
+    with the policy as it is, at temperature 1, and used up by prompts / mini_batch optimizer steps.
+
+    Attributes:
+      prompts: of a rollout batch.
+      group: responses to a prompt.
+      mini_batch: prompts of an optimizer step.
+      sample_prompts: prompts that are sampled at a time.
+      max_prompt_tokens: longer prompts are left out.
+      max_new_tokens: of a response, its stop token included.
+      clip_low, clip_high: range of the sequence's ratio, 1 - low to 1 + high. The GSPO paper has 3e-4 and 4e-4.
+      zero_variance: what becomes of a group whose rewards are all equal: 'keep' (advantage 0, as released), 'drop' (out
+        of the loss's denominator too) or 'resample' (other prompts take its place).
+      max_resamples: times that other prompts are drawn for a rollout batch before such groups stay.
+      mask_overlong: a response that was cut is left out of the loss, numerator and denominator.
+      kl: coefficient of the KL to the reference; 0 for none.
+      reference: model directory or workdir of the reference; empty takes `run.init_from`.
+      reward: name of a reward, or 'package.module:function' (`grading.rewards`).
+      grader_seconds, grader_workers: time limit of an answer, and processes that grade (0: in this one, no limit).
+      accuracies: file of known accuracies of prompts (`launch.make_pairs` writes it); empty keeps all prompts.
+      lowest_accuracy, highest_accuracy: of the prompts that are kept.
+    """
+
+    prompts: int = 512
+    group: int = 16
+    mini_batch: int = 32
+    sample_prompts: int = 64
+    max_prompt_tokens: int = 8192
+    max_new_tokens: int = 32768
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    zero_variance: str = "keep"
+    max_resamples: int = 3
+    mask_overlong: bool = False
+    kl: float = 0.0
+    reference: str = ""
+    reward: str = "mmpr"
+    grader_seconds: float = 10.0
+    grader_workers: int = 4
+    accuracies: str = ""
+    lowest_accuracy: float = 0.2
+    highest_accuracy: float = 0.8
+
+
+@dataclasses.dataclass
 class TrainConfig:
     """Attributes:
     objective: name of the stage's objective.
@@ -149,18 +198,18 @@ class TrainConfig:
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
-    stage: MpoConfig | None = None
+    stage: MpoConfig | GspoConfig | None = None
 
 
 # The settings that an objective takes.
-STAGES = {"ntp": type(None), "mpo": MpoConfig}
+STAGES = {"ntp": type(None), "mpo": MpoConfig, "gspo": GspoConfig}
 
 # What may differ between a run and its resumption: it changes neither the parameters nor the order of the data.
 _FREE = {
     "run": {"workdir", "mesh", "rules", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
     "data": {"workers", "threads", "max_skipped"},
     "optim": set(),
-    "stage": {"cache_dir"},
+    "stage": {"cache_dir", "sample_prompts", "grader_seconds", "grader_workers"},
 }
 
 
@@ -206,10 +255,46 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(STAGES)}")
     if not isinstance(config.stage, wanted):
         raise InputError(f"objective {config.objective!r} takes a stage of {wanted.__name__}, not {config.stage!r}")
+    if isinstance(config.stage, GspoConfig):
+        _check_gspo(config.stage, config)
+    if config.optim.schedule not in ("cosine", "constant"):
+        raise InputError(f"optim.schedule is {config.optim.schedule!r}; use 'cosine' or 'constant'")
     if config.objective != "ntp" and not run.init_from:
         raise InputError(f"objective {config.objective!r} starts from a model; give it with --config.run.init_from=DIR")
     if run.dtype not in ("float32", "bfloat16"):
         raise InputError(f"run.dtype is {run.dtype!r}; use float32 or bfloat16")
+
+
+def _check_gspo(stage: GspoConfig, config: TrainConfig) -> None:
+    least = {"prompts": 1, "group": 1, "mini_batch": 1, "sample_prompts": 1, "max_prompt_tokens": 1}
+    least |= {"max_new_tokens": 1, "max_resamples": 0, "kl": 0, "clip_low": 0, "clip_high": 0}
+    for name, value in least.items():
+        if vars(stage)[name] < value:
+            raise InputError(f"stage.{name} is {vars(stage)[name]}; it must be at least {value}")
+    if stage.prompts % stage.mini_batch:
+        raise InputError(
+            f"stage.mini_batch {stage.mini_batch} does not divide stage.prompts {stage.prompts}: a rollout batch is "
+            "used up by whole steps"
+        )
+    if stage.zero_variance not in ("keep", "drop", "resample"):
+        raise InputError(f"stage.zero_variance is {stage.zero_variance!r}; use 'keep', 'drop' or 'resample'")
+    if config.model.flash is not None:
+        raise InputError("objective 'gspo' takes a model without a router; train the router afterwards")
+    longest, data = stage.max_prompt_tokens + stage.max_new_tokens, config.data
+    if longest > data.token_budget:
+        raise InputError(
+            f"stage.max_prompt_tokens + max_new_tokens is {longest}, more than data.token_budget {data.token_budget}; "
+            "a row must hold a prompt and its longest response"
+        )
+    # Rows are filled one after the other, so each but the last holds at least so many responses.
+    fewest = data.token_budget // longest
+    needed = -(-stage.mini_batch * stage.group // fewest)
+    if config.run.rows < needed:
+        raise InputError(
+            f"run.rows is {config.run.rows}, but {stage.mini_batch} x {stage.group} responses of the longest kind fill "
+            f"{needed} rows of {data.token_budget} tokens; raise run.rows (rows that stay empty cost next to nothing "
+            "where run.micro_batches keeps them apart), or lower the mini-batch or the limits of tokens"
+        )
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -39,9 +39,8 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     def rate(step):
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
-        return config.learning_rate * jnp.where(
-            step < warmup, step / max(1, warmup), 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        )
+        after = 1.0 if config.schedule == "constant" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return config.learning_rate * jnp.where(step < warmup, step / max(1, warmup), after)
 
     return rate
 

@@ -222,6 +222,26 @@ def test_written_and_read_back_it_is_the_same_text(process, text):
 
 
 @pytest.mark.parametrize(
+    ("begun", "markup"),
+    [
+        ("", ""),
+        ("Par", "<|channel|>final<|message|>Par"),
+        ("<think>\n2+2 is", f"{ANALYSIS}2+2 is"),
+        ("<think>", ANALYSIS),
+        ("<think>\n2+2\n</think>\n\nIt is", f"{ANALYSIS}2+2<|end|>{ANSWER}It is"),
+    ],
+)
+def test_an_answer_goes_on_where_it_stops(process, begun, markup):
+    """In the channel that it stops in; read back, it starts as it was begun."""
+    user = [Message("user", ("What?",))]
+    head = TEMPLATE.encode_prompt(user, (), process.tokenizer).tolist()
+    tokens = TEMPLATE.encode_prompt(user, (), process.tokenizer, begun=begun).tolist()
+    assert tokens[: len(head)] == head and text_of(process.tokenizer, tokens[len(head) :]) == markup
+    stream = process.decode_stream()
+    assert "".join([*map(stream.feed, tokens[len(head) :]), stream.finish()]).strip() == begun
+
+
+@pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("answer <think>x</think>", ("", "answer <think>x</think>")),

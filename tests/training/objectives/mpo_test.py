@@ -222,7 +222,7 @@ def test_a_run_prefers_the_chosen_and_keeps_its_reference(start, tmp_path):
     ("change", "sentence"),
     [
         ({"chosen": "red", "rejected": "red"}, r"pairs\.jsonl:2 has equal chosen and rejected responses"),
-        ({"chosen": " "}, r'pairs\.jsonl:2 has no text under "chosen"'),
+        ({"chosen": " "}, r'pairs\.jsonl:2 has an empty "chosen"'),
         ({"image": "nowhere.png", "width": None, "height": None}, r"pairs\.jsonl:2: .*nowhere\.png"),
     ],
 )
