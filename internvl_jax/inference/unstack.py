@@ -41,5 +41,5 @@ def _apart(leaf: jax.Array) -> list[jax.Array]:
         return list(leaf)
     # device_put takes over memory that is aligned for XLA, as a layer's slice of any real weight is. What was bound to
     # its device stays so, and what was not, not: programs would compile twice.
-    device = devices.pop() if leaf.committed else None
+    device = next(iter(devices)) if leaf.committed else None
     return [jax.device_put(part, device) for part in np.asarray(leaf)]

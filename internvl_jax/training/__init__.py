@@ -1,7 +1,7 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
-from internvl_jax.training.config import DataConfig, Group, MpoConfig, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.training.config import DataConfig, Group, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig
 from internvl_jax.training.loop import train
 from internvl_jax.training.program import build
 
-__all__ = ["DataConfig", "Group", "MpoConfig", "OptimConfig", "RunConfig", "TrainConfig", "build", "train"]
+__all__ = ["DataConfig", "Group", "GspoConfig", "MpoConfig", "OptimConfig", "RunConfig", "TrainConfig", "build", "train"]

@@ -68,7 +68,7 @@ def _loop(
                 state, metrics = program.step(state, batch, reference)
             if pending is not None:
                 meter.log(*pending)
-            pending = (step + 1, metrics, source.skipped)
+            pending = (step + 1, metrics, source.notes())
         if pending is not None:
             meter.log(*pending)
         if run.steps > saved:
@@ -102,7 +102,7 @@ class Meter:
         self._clock = time.perf_counter()
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
-    def log(self, step: int, metrics: dict[str, jax.Array], skipped: int) -> None:
+    def log(self, step: int, metrics: dict[str, jax.Array], notes: dict[str, float]) -> None:
         """Waits for the step's metrics and writes them; every `log_every` steps shows them."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._guard(step, values)
@@ -117,7 +117,7 @@ class Meter:
             "step_seconds": seconds,
             "tokens_per_second": values["tokens"] / seconds,
             "mfu": flops / seconds / self._peak if self._peak else None,
-            "skipped": skipped,
+            **notes,
         }
         if not self._writes:
             return

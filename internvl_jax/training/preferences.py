@@ -53,9 +53,8 @@ class PreferenceRows:
     def position(self) -> Any:
         return self._batches.state()
 
-    @property
-    def skipped(self) -> int:
-        return self._batches.skipped
+    def notes(self) -> dict[str, float]:
+        return {"skipped": self._batches.skipped}
 
     def close(self) -> None:
         self._batches.close()

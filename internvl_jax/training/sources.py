@@ -10,17 +10,12 @@ from internvl_jax.training import setup
 from internvl_jax.training.config import TrainConfig
 from internvl_jax.training.preferences import PreferenceRows
 from internvl_jax.training.program import Program
+from internvl_jax.training.rollouts import Rollouts
 from internvl_jax.training.state import TrainState
 
 
 class Source(Protocol):
-    """A host's part of the global batches of a run, in an order that a position describes.
-
-    Attributes:
-      skipped: samples that could not be used so far.
-    """
-
-    skipped: int
+    """A host's part of the global batches of a run, in an order that a position describes."""
 
     def start(self, position: Any) -> None:
         """Goes to a position; None is the beginning."""
@@ -28,6 +23,12 @@ class Source(Protocol):
 
     def take(self, state: TrainState) -> Any:
         """The next batch, numpy; `state` is the one that it will change."""
+        ...
+
+    def notes(self) -> dict[str, float]:
+        """What is known of the last batch on the host, for the metrics; 'skipped' counts samples that could not be used
+        so far.
+        """
         ...
 
     def position(self) -> Any:
@@ -57,9 +58,8 @@ class PackedRows:
     def position(self) -> Any:
         return self._batches.state()
 
-    @property
-    def skipped(self) -> int:
-        return self._batches.skipped
+    def notes(self) -> dict[str, float]:
+        return {"skipped": self._batches.skipped}
 
     def close(self) -> None:
         self._batches.close()
@@ -73,5 +73,6 @@ def open_source(config: TrainConfig, program: Program, processor: Processor) -> 
     """
     return {
         "ntp": lambda: PackedRows(config, processor),
+        "gspo": lambda: Rollouts(config, program, processor),
         "mpo": lambda: PreferenceRows(config, program, processor),
     }[config.objective]()

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from internvl_jax import sharding
+from internvl_jax.data.batch import Batch
 from internvl_jax.sharding.state import Params
 from internvl_jax.training.config import Group
 from internvl_jax.training.objectives.base import Objective, combine
@@ -81,8 +82,9 @@ def make_step(
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             if objective.ragged:
                 take = lambda i: (jax.tree.map(lambda part: part[i], parts), i)
-                filled = jnp.sum(jnp.any(parts.rows.segments_BT > 0, axis=(1, 2)))
-                total = jax.lax.fori_loop(0, filled, lambda i, so_far: accumulate(so_far, take(i))[0], zeros)
+                total = jax.lax.fori_loop(
+                    0, num_filled(parts.rows), lambda i, so_far: accumulate(so_far, take(i))[0], zeros
+                )
             else:
                 total, _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(micro_batches)))
             grads, values, sums = total
@@ -118,6 +120,11 @@ def _add(so_far, new):
         return new
     grads, values = jax.tree.map(jnp.add, so_far[:2], new[:2])
     return grads, values, combine(so_far[2], new[2])
+
+
+def num_filled(parts: Batch) -> jax.Array:
+    """How many of the parts of `split_rows` hold anything; the empty ones are the last."""
+    return jnp.sum(jnp.any(parts.segments_BT > 0, axis=(1, 2)))
 
 
 def split_rows(batch: Any, parts: int) -> Any:

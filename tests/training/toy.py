@@ -8,9 +8,10 @@ import random
 from PIL import Image
 
 from internvl_jax.data.tokenizer import train_bpe
+from internvl_jax.grading import Score
 from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.config import MoeConfig, YarnConfig
-from internvl_jax.training import DataConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.training import DataConfig, Group, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
@@ -147,4 +148,47 @@ def mpo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfi
     made = config(folder, workdir, model, **{"init_from": str(folder / "start"), **run})
     made.objective, made.stage = "mpo", MpoConfig()
     made.data.meta, made.data.weighting, made.data.token_budget = str(folder / "pairs.json"), "token", 347
+    return made
+
+
+def write_prompts(folder: pathlib.Path) -> None:
+    """Questions about pictures of one colour, 10 with a picture and 2 without."""
+    lines = []
+    for number in range(12):
+        colour = list(COLOURS)[number % 3]
+        line = {"system_prompt": "Name colours.", "question": "<image>\nwhat colours?", "answer": colour}
+        if number % 6 == 5:
+            line["question"] = "say something"
+        else:
+            line["image"] = f"q{number}.png"
+            Image.new("RGB", (12, 12), COLOURS[colour]).save(folder / "images" / line["image"])
+        lines.append(json.dumps(line))
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    entry = {"root": str(folder / "images"), "annotation": str(folder / "prompts.jsonl")}
+    (folder / "prompts.json").write_text(json.dumps({"prompts": entry}))
+
+
+def vowels(response: str, truth: str) -> Score:
+    """A reward that a model without knowledge can learn: few of the characters that it writes are no vowels."""
+    share = sum(character in "aeiou" for character in response) / max(1, len(response))
+    return Score(share, float(share > 0.5), float(truth in response))
+
+
+def gspo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfig = MODEL, **run) -> TrainConfig:
+    """Reinforcement of `vowels` over `write_prompts(folder)`: 2 steps of 2 prompts x 4 responses a rollout batch."""
+    made = config(folder, workdir, model, **{"init_from": str(folder / "start"), "rows": 8, **run})
+    made.objective = "gspo"
+    made.stage = GspoConfig(
+        prompts=4,
+        group=4,
+        mini_batch=2,
+        sample_prompts=4,
+        max_prompt_tokens=60,
+        max_new_tokens=7,
+        reward="tests.training.toy:vowels",
+        grader_workers=0,
+    )
+    made.data.meta, made.data.weighting = str(folder / "prompts.json"), "token"
+    made.optim.groups = (Group(r"^vit\.", frozen=True), *made.optim.groups)
+    made.optim.schedule, made.optim.warmup_ratio = "constant", 0.0
     return made

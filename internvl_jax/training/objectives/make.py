@@ -3,6 +3,7 @@
 from internvl_jax.training.config import TrainConfig
 from internvl_jax.training.objectives.balance import Balance, NoBalance
 from internvl_jax.training.objectives.base import Objective
+from internvl_jax.training.objectives.gspo import Gspo
 from internvl_jax.training.objectives.mpo import Mpo
 from internvl_jax.training.objectives.ntp import NextToken
 
@@ -12,5 +13,6 @@ def make_objective(config: TrainConfig) -> Objective:
     balance = NoBalance() if config.model.text.moe is None else Balance(run.balance)
     return {
         "ntp": lambda: NextToken(balance, run.logprob_chunk),
+        "gspo": lambda: Gspo(config.stage, balance, run.logprob_chunk),
         "mpo": lambda: Mpo(config.stage, balance, run.logprob_chunk),
     }[config.objective]()

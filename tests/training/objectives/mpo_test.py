@@ -25,14 +25,6 @@ from internvl_jax.training.preferences import PreferenceRows
 from tests.training import toy
 
 
-@pytest.fixture(scope="module")
-def start(data):
-    """The folder of the toy data, with pairs, and a model to start from."""
-    toy.write_pairs(data)
-    train(toy.config(data, data / "start", steps=1))
-    return data
-
-
 def recorded_pairs(inputs, config):
     """The recorded batch as one packed row: three pairs, each showing its tiles twice."""
     samples, tiles = [], inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"] == 1]

@@ -1,0 +1,148 @@
+"""A rollout batch as data: groups of graded responses, their figures, and the files to go on from."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from internvl_jax.data.prompts import Prompt
+from internvl_jax.errors import InputError
+from internvl_jax.grading import Score
+
+
+@dataclasses.dataclass
+class Group:
+    """A prompt with its responses.
+
+    Attributes:
+      number: of the prompt in its data.
+      tokens: int32 of every response.
+      sampled: float32, the sampler's log-probabilities of them.
+      old: float32, the trainer's.
+      texts: of the responses, thinking included.
+      scores: of the responses.
+      finished: False where a response was cut.
+    """
+
+    number: int
+    tokens: list[np.ndarray]
+    sampled: list[np.ndarray]
+    texts: list[str]
+    scores: list[Score]
+    finished: list[bool]
+    old: list[np.ndarray] = dataclasses.field(default_factory=list)
+    reference: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @property
+    def varied(self) -> bool:
+        """Whether rewards differ: otherwise every advantage is 0."""
+        return len({score.reward for score in self.scores}) > 1
+
+
+@dataclasses.dataclass
+class Round:
+    """A rollout batch.
+
+    Attributes:
+      number: of the batch in the run.
+      consumed: prompts that the run has taken after this batch.
+      groups: one a prompt.
+      notes: figures of the whole batch, for the log.
+    """
+
+    number: int
+    consumed: int
+    groups: list[Group]
+    notes: dict[str, float]
+
+
+_LOGPROBS = (lambda group: group.sampled, lambda group: group.old)
+
+
+def figures(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the responses of a rollout batch."""
+    scores = [score for group in groups for score in group.scores]
+    lengths = [len(tokens) for group in groups for tokens in group.tokens]
+    sampled, old = (np.concatenate([part for group in groups for part in parts(group)]) for parts in _LOGPROBS)
+    difference = np.abs(sampled - old)
+    mean = lambda values: float(np.mean(list(values)))
+    return {
+        "reward": mean(score.reward for score in scores),
+        "accuracy": mean(score.accuracy for score in scores),
+        "format": mean(score.format for score in scores),
+        "response_tokens": mean(lengths),
+        "longest_response": float(max(lengths)),
+        "truncated": mean(not finished for group in groups for finished in group.finished),
+        "zero_advantage": mean(not group.varied for group in groups),
+        "grader_errors": float(sum(score.error is not None for score in scores)),
+        "sampler_difference": float(np.mean(difference)),
+        "max_sampler_difference": float(np.max(difference)),
+    }
+
+
+def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], keep: int) -> None:
+    """`NUMBER.npz` to go on from, of the last few batches, and `NUMBER.jsonl` to read, of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for group in made.groups:
+        prompt = prompts[group.number]
+        said = [
+            {"text": text, **score._asdict(), "finished": finished}
+            for text, score, finished in zip(group.texts, group.scores, group.finished, strict=True)
+        ]
+        lines.append(
+            json.dumps({"prompt": prompt.name, "answer": prompt.answer, "responses": said}, ensure_ascii=False)
+        )
+    _replace(folder / f"{made.number:06d}.jsonl", ("\n".join(lines) + "\n").encode())
+    temporary = folder / f"{made.number:06d}.tmp"
+    groups = made.groups
+    flat = lambda name, dtype: np.array([v for group in groups for part in getattr(group, name) for v in part], dtype)
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            consumed=made.consumed,
+            notes=json.dumps(made.notes),
+            numbers=[group.number for group in groups],
+            lengths=[[len(tokens) for tokens in group.tokens] for group in groups],
+            tokens=flat("tokens", np.int32),
+            old=flat("old", np.float32),
+            reference=flat("reference", np.float32),
+            scores=[[score[:3] for score in group.scores] for group in groups],
+            finished=[group.finished for group in groups],
+        )
+    os.replace(temporary, folder / f"{made.number:06d}.npz")
+    for path in folder.glob("*.npz"):
+        if int(path.stem) <= made.number - keep:
+            path.unlink()
+
+
+def read_round(folder: pathlib.Path, number: int) -> Round:
+    """A rollout batch that was written down, without its texts."""
+    path = folder / f"{number:06d}.npz"
+    try:
+        stored = np.load(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be read ({error}), but the checkpoint stands within this rollout batch; restore the file, "
+            "or remove the checkpoint to go on from the one before"
+        ) from error
+    groups = []
+    ends = np.cumsum(stored["lengths"].reshape(-1))[:-1]
+    split = lambda name: np.split(stored[name], ends) if len(stored[name]) else [stored[name]] * (len(ends) + 1)
+    tokens, old, reference = split("tokens"), split("old"), split("reference")
+    size = stored["lengths"].shape[1]
+    for p, prompt in enumerate(stored["numbers"].tolist()):
+        mine = slice(p * size, (p + 1) * size)
+        scores = [Score(*row.tolist()) for row in stored["scores"][p]]
+        finished = stored["finished"][p].tolist()
+        groups.append(Group(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine]))
+    return Round(number, int(stored["consumed"]), groups, json.loads(str(stored["notes"])))
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
