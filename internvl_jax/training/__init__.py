@@ -4,4 +4,14 @@ from internvl_jax.training.config import DataConfig, Group, GspoConfig, MpoConfi
 from internvl_jax.training.loop import train
 from internvl_jax.training.program import build
 
-__all__ = ["DataConfig", "Group", "GspoConfig", "MpoConfig", "OptimConfig", "RunConfig", "TrainConfig", "build", "train"]
+__all__ = [
+    "DataConfig",
+    "Group",
+    "GspoConfig",
+    "MpoConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+    "build",
+    "train",
+]

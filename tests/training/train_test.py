@@ -26,17 +26,17 @@ import sys
 from internvl_jax.training import train
 from tests.training import toy
 import pathlib
-data, workdir, steps = sys.argv[1:]
+data, workdir, steps, stage = sys.argv[1:]
 print("started", flush=True)
-config = toy.config(pathlib.Path(data), pathlib.Path(workdir), steps=int(steps), mesh="fsdp=1", keep_every=4)
-train(config)
+make = getattr(toy, stage)
+train(make(pathlib.Path(data), pathlib.Path(workdir), steps=int(steps), mesh="fsdp=1", keep_every=4))
 """
 
 
-def process(data, workdir, steps):
-    """A run in a process of its own, on one device."""
+def process(data, workdir, steps, stage="config"):
+    """A run in a process of its own, on one device; `stage` is the function of `toy` that configures it."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    command = [sys.executable, "-c", RUN, str(data), str(workdir), str(steps)]
+    command = [sys.executable, "-c", RUN, str(data), str(workdir), str(steps), stage]
     env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
 
@@ -57,24 +57,25 @@ def stored(workdir):
     return jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(path, abstract))
 
 
-def test_sigkill_at_random_moments_changes_nothing(data, tmp_path):
+@pytest.mark.parametrize("stage", ["config", "gspo_config"])
+def test_sigkill_at_random_moments_changes_nothing(start, tmp_path, stage):
     """Parameters, optimizer and the loss of every step are bit-identical to a run that nobody killed."""
-    steps, kills = 24, int(os.environ.get("INTERNVL_JAX_KILLS", "3"))
+    data, steps, kills = start, 24, int(os.environ.get("INTERNVL_JAX_KILLS", "3"))
     started = time.monotonic()
-    with process(data, tmp_path / "whole", steps) as whole:
+    with process(data, tmp_path / "whole", steps, stage) as whole:
         assert whole.wait(300) == 0
     length = time.monotonic() - started
     rng = random.Random(7)
     killed = 0
     for _ in range(kills):
-        with process(data, tmp_path / "killed", steps) as run:
+        with process(data, tmp_path / "killed", steps, stage) as run:
             run.stdout.readline()
             try:
                 run.wait(rng.uniform(0.2, 1.0) * length)
             except subprocess.TimeoutExpired:
                 run.send_signal(signal.SIGKILL)
                 killed += 1
-    with process(data, tmp_path / "killed", steps) as last:
+    with process(data, tmp_path / "killed", steps, stage) as last:
         assert last.wait(300) == 0
     assert killed
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
