@@ -7,7 +7,8 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -116,6 +117,43 @@ def _lay(row: Batch, start: int, tokens_T: np.ndarray, supervised_T: np.ndarray,
     row.weights_BT[0, start : end - 1] = weight * supervised_T[1:]
     row.segments_BT[0, start:end] = segment
     row.positions_BT[0, start:end] = np.arange(end - start)
+
+
+def fill_rows(samples: Sequence[Sample], config: RowConfig, rows: int, micro_batches: int) -> Batch:
+    """All samples in `rows` rows, filled one after the other; rows without any are those of the last micro-batches.
+
+    Raises:
+        InputError: as `assemble_row`, or if they fill more rows.
+    """
+    counts = next_fit([(len(sample.tokens_T), len(sample.tiles_GHWC)) for sample in samples], config)
+    if len(counts) > rows:
+        raise InputError(
+            f"{len(samples)} samples fill {len(counts)} rows of {config.token_budget} tokens and {config.tile_budget} "
+            f"tiles, but a batch has {rows}; give it more rows"
+        )
+    ends = np.cumsum([0, *counts])
+    contents = [samples[start:end] for start, end in itertools.pairwise(ends)]
+    contents += [[]] * (rows - len(contents))
+    return stack_rows([assemble_row(contents[place], config) for place in interleaved(rows, micro_batches)])
+
+
+def next_fit(sizes: Iterable[tuple[int, int]], config: RowConfig) -> list[int]:
+    """How many samples of these (tokens, tiles), in their order, each row takes."""
+    counts, tokens, tiles = [], config.token_budget, 0
+    for more_tokens, more_tiles in sizes:
+        tokens, tiles = tokens + more_tokens, tiles + more_tiles
+        if tokens > config.token_budget or tiles > config.tile_budget:
+            counts.append(0)
+            tokens, tiles = more_tokens, more_tiles
+        counts[-1] += 1
+    return counts
+
+
+def interleaved(rows: int, micro_batches: int) -> np.ndarray:
+    """For every row of a batch its place where the rows of one micro-batch stand together: micro-batch j has rows j,
+    j + micro_batches, ..., so that every device has its part of each.
+    """
+    return np.arange(rows).reshape(micro_batches, -1).T.reshape(-1)
 
 
 def stack_rows(rows: Sequence[Batch]) -> Batch:

@@ -14,13 +14,13 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import grain
 import numpy as np
 
 from internvl_jax.data import lengths, packing, preferences, samples, sources
-from internvl_jax.data.batch import Batch, RowConfig, assemble_row, stack_rows
+from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row, fill_rows, next_fit, stack_rows
 from internvl_jax.data.plan import RowPlan
 from internvl_jax.data.processor import Processor
 from internvl_jax.errors import InputError
@@ -108,14 +108,19 @@ class Pipeline:
 
     def row(self, number: int) -> tuple[Batch, list[str]]:
         """Row `number` of the run (B = 1), and why samples of it are missing, if any."""
+        loaded, skipped = self.samples(number)
+        return assemble_row(loaded, self.row_config), skipped
+
+    def samples(self, row: int) -> tuple[list[Sample], list[str]]:
+        """The samples of a row, and why some are missing, if any."""
         loaded, skipped = [], []
-        for place, sample in enumerate(self.plan.samples(number).tolist()):
-            rng = np.random.default_rng((self.config.seed, _JPEG_STREAM, number, place))
+        for place, sample in enumerate(self.plan.samples(row).tolist()):
+            rng = np.random.default_rng((self.config.seed, _JPEG_STREAM, row, place))
             try:
                 loaded.append(self._load(sample, rng))
             except InputError as error:
                 skipped.append(str(error))
-        return assemble_row(loaded, self.row_config), skipped
+        return loaded, skipped
 
     def batches(self, rows: int, *, host: int = 0, hosts: int = 1, state: dict | None = None) -> "BatchIterator":
         """An endless iterator over this host's part of global batches of `rows` rows.
@@ -125,9 +130,46 @@ class Pipeline:
         Raises:
             InputError: if rows do not divide among hosts, or the state belongs to other data.
         """
-        if rows < 1 or rows % hosts or not 0 <= host < hosts:
-            raise InputError(f"host {host} of {hosts} cannot take its part of {rows} rows; rows must divide evenly.")
-        return BatchIterator(self, rows, host, hosts, self._start_row(state))
+        share = _share(rows, "rows", host, hosts)
+
+        def load(first: int) -> tuple[Batch, list[str]]:
+            made, skipped = zip(*map(self.row, range(first, first + share)), strict=True)
+            return stack_rows(made), [reason for reasons in skipped for reason in reasons]
+
+        return BatchIterator(self, _Shares(load, rows, share, host, self._start_row(state)))
+
+    def groups(
+        self,
+        samples: int,
+        rows: int,
+        micro_batches: int,
+        *,
+        host: int = 0,
+        hosts: int = 1,
+        state: dict | None = None,
+    ) -> "BatchIterator":
+        """As `batches`, each of so many samples (of a plan that gives every sample a row), filling at most `rows` rows.
+
+        Raises:
+            InputError: as `batches`; or if samples do not divide among hosts.
+        """
+        share, count = _share(samples, "samples", host, hosts), _share(rows, "rows", host, hosts)
+
+        def load(first: int) -> tuple[Batch, list[str]]:
+            loaded, skipped = zip(*map(self.samples, range(first, first + share)), strict=True)
+            batch = fill_rows([each for part in loaded for each in part], self.row_config, count, micro_batches)
+            return batch, [reason for reasons in skipped for reason in reasons]
+
+        return BatchIterator(self, _Shares(load, samples, share, host, self._start_row(state)))
+
+    def rows_needed(self, samples: int, batches: int, hosts: int) -> int:
+        """The most rows that one of the first `batches` of `groups` fills, over all hosts."""
+        share, most = samples // hosts, 0
+        for start in range(0, samples * batches, share):
+            numbers = np.concatenate([self.plan.samples(row) for row in range(start, start + share)])
+            sizes = zip(self.tokens_N[numbers].tolist(), self.tiles_N[numbers].tolist(), strict=True)
+            most = max(most, len(next_fit(sizes, self.row_config)))
+        return most * hosts
 
     def _load(self, sample: int, rng: np.random.Generator):
         loaded = self.corpus.load(sample, rng)
@@ -196,10 +238,9 @@ class Pipeline:
 class BatchIterator(Iterator[Batch]):
     """One host's batches; `skipped` counts the samples that could not be loaded so far."""
 
-    def __init__(self, pipeline: Pipeline, rows: int, host: int, hosts: int, start_row: int):
+    def __init__(self, pipeline: Pipeline, source: "_Shares"):
         config = pipeline.config
-        self._rows_per_batch, self._pipeline, self._row = rows, pipeline, start_row
-        source = _HostBatches(pipeline, rows, host, hosts, start_row)
+        self._rows_per_batch, self._pipeline, self._row = source.rows, pipeline, source.start
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
         dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         if config.workers:
@@ -227,21 +268,27 @@ class BatchIterator(Iterator[Batch]):
         self._iterator.close()
 
 
-class _HostBatches:
+@dataclasses.dataclass(frozen=True)
+class _Shares:
     """Random access to a host's batches, as grain wants it."""
 
-    def __init__(self, pipeline: Pipeline, rows: int, host: int, hosts: int, start_row: int):
-        self._pipeline, self._rows = pipeline, rows
-        self._share = rows // hosts
-        self._first = start_row + host * self._share
+    load: Callable[[int], tuple[Batch, list[str]]]  # the host's part, from its first row of the plan on
+    rows: int  # of the plan that a global batch takes
+    share: int  # of these, the host's
+    host: int
+    start: int  # row that the first batch starts with
 
     def __len__(self) -> int:
         return 1 << 62  # the stream has no end
 
     def __getitem__(self, step: int) -> tuple[Batch, list[str]]:
-        first = self._first + step * self._rows
-        rows, skipped = zip(*map(self._pipeline.row, range(first, first + self._share)), strict=True)
-        return stack_rows(rows), [reason for reasons in skipped for reason in reasons]
+        return self.load(self.start + step * self.rows + self.host * self.share)
+
+
+def _share(count: int, what: str, host: int, hosts: int) -> int:
+    if count < 1 or count % hosts or not 0 <= host < hosts:
+        raise InputError(f"host {host} of {hosts} cannot take its part of {count} {what}; {what} must divide evenly.")
+    return count // hosts
 
 
 class Skipped:

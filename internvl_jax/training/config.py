@@ -119,9 +119,10 @@ class RunConfig:
 
 @dataclasses.dataclass
 class MpoConfig:
-    """Mixed preference optimisation; the released values are 0.8, 0.2, 1.0 and 0.1.
+    """Mixed preference optimisation; the released values are 256, 0.8, 0.2, 1.0 and 0.1.
 
     Attributes:
+      pairs: of an optimizer step; they are packed into `run.rows` rows, of which some may stay empty.
       preference: weight of DPO's loss.
       quality: weight of BCO's loss.
       generation: weight of the next-token loss on chosen responses.
@@ -130,6 +131,7 @@ class MpoConfig:
       cache_dir: folder of the reference's log-probabilities; empty keeps them in the workdir.
     """
 
+    pairs: int = 256
     preference: float = 0.8
     quality: float = 0.2
     generation: float = 1.0
@@ -255,6 +257,8 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(STAGES)}")
     if not isinstance(config.stage, wanted):
         raise InputError(f"objective {config.objective!r} takes a stage of {wanted.__name__}, not {config.stage!r}")
+    if isinstance(config.stage, MpoConfig) and config.stage.pairs < 1:
+        raise InputError(f"stage.pairs is {config.stage.pairs}; it must be at least 1")
     if isinstance(config.stage, GspoConfig):
         _check_gspo(config.stage, config)
     if config.optim.schedule not in ("cosine", "constant"):
@@ -278,8 +282,6 @@ def _check_gspo(stage: GspoConfig, config: TrainConfig) -> None:
         )
     if stage.zero_variance not in ("keep", "drop", "resample"):
         raise InputError(f"stage.zero_variance is {stage.zero_variance!r}; use 'keep', 'drop' or 'resample'")
-    if config.model.flash is not None:
-        raise InputError("objective 'gspo' takes a model without a router; train the router afterwards")
     longest, data = stage.max_prompt_tokens + stage.max_new_tokens, config.data
     if longest > data.token_budget:
         raise InputError(

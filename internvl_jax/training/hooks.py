@@ -1,17 +1,23 @@
-"""What is done with metrics: metrics.jsonl, TensorBoard, a line or a bar for who watches, a picture of the loss."""
+"""What is done with metrics: metrics.jsonl, TensorBoard, a table or a bar for who watches, a picture."""
 
 import json
 import math
 import os
 import pathlib
 import sys
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorboardX
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 JSONL = "metrics.jsonl"
+_WIDEST = 9  # characters of a number
+_HEADER_EVERY = 25  # lines
+_PICTURE_SECONDS = 60.0
 
 
 class MetricsLog:
@@ -57,41 +63,89 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A bar on a terminal, a plain line every so often elsewhere; both on stderr."""
+    """What matters, by step: a bar on a terminal; elsewhere a table, whose header comes again every so often.
 
-    def __init__(self, step: int, steps: int):
-        self._steps = steps
+    Args:
+      step: steps taken so far.
+      steps: of the run.
+      columns: metrics to show.
+    """
+
+    def __init__(self, step: int, steps: int, columns: Sequence[str]):
+        self._steps, self._columns, self._lines = steps, columns, 0
         self._bar = tqdm(total=steps, initial=step, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
 
     def show(self, metrics: dict[str, Any]) -> None:
         """`metrics` of the step just logged."""
-        shown = {name: f"{metrics[name]:.4g}" for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second")}
-        if metrics["mfu"] is not None:
-            shown["mfu"] = f"{metrics['mfu']:.1%}"
+        shown = {name: _brief(metrics[name]) for name in self._columns if metrics.get(name) is not None}
         if self._bar is not None:
             self._bar.set_postfix(shown)
             self._bar.update(metrics["step"] - self._bar.n)
-        else:
-            pairs = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"step {metrics['step']}/{self._steps}  {pairs}", file=sys.stderr, flush=True)
+            return
+        cells = {"step": f"{metrics['step']}/{self._steps}", **shown}
+        widths = [max(len(name), _WIDEST) for name in cells]
+        if self._lines % _HEADER_EVERY == 0:
+            _print_row(cells, widths)
+        self._lines += 1
+        _print_row(cells.values(), widths)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
-def plot_loss(workdir: pathlib.Path) -> pathlib.Path:
-    """Draws `workdir/loss.png` from the metrics, and returns its path."""
-    metrics = [line for line in read_metrics(workdir) if line["loss"] is not None]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    steps = [line["step"] for line in metrics]
-    loss.plot(steps, [line["loss"] for line in metrics], linewidth=1)
-    loss.set(ylabel="loss", yscale="log" if all(line["loss"] > 0 for line in metrics) else "linear")
-    loss.grid(alpha=0.3, which="both")
-    rate.plot(steps, [line["learning_rate"] for line in metrics], color="tab:orange", linewidth=1)
-    rate.set(ylabel="learning rate", xlabel="optimizer step")
-    rate.grid(alpha=0.3)
-    path = workdir / "loss.png"
+def _brief(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def _print_row(cells: Iterable[str], widths: Sequence[int]) -> None:
+    line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+    print(line, file=sys.stderr, flush=True)
+
+
+class Picture:
+    """`workdir/NAME.png`: a small plot of each metric by step; drawn anew at most once a minute, and at the end.
+
+    Args:
+      workdir: where metrics are read and the picture goes.
+      columns: metrics to draw.
+    """
+
+    def __init__(self, workdir: pathlib.Path, columns: Sequence[str]):
+        self._workdir, self._columns = workdir, columns
+        self._drawn = time.monotonic()
+
+    def update(self) -> None:
+        """Draws it if it is time."""
+        if time.monotonic() - self._drawn > _PICTURE_SECONDS:
+            self.draw()
+
+    def draw(self) -> pathlib.Path:
+        """Draws it now, and returns its path."""
+        path = plot_health(self._workdir, self._columns)
+        self._drawn = time.monotonic()
+        return path
+
+
+def plot_health(workdir: pathlib.Path, columns: Sequence[str]) -> pathlib.Path:
+    """Draws `workdir/health.png`: what every column did, step by step, its running mean on top; returns its path."""
+    metrics = read_metrics(workdir)
+    columns = [name for name in columns if any(line.get(name) is not None for line in metrics)]
+    across = min(4, max(1, len(columns)))
+    down = -(-max(1, len(columns)) // across)
+    figure = Figure(figsize=(3.4 * across, 2.2 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).reshape(-1)
+    for place in axes[len(columns) :]:
+        place.set_axis_off()
+    for place, name in zip(axes, columns):
+        points = np.array([(line["step"], line[name]) for line in metrics if line.get(name) is not None], float)
+        place.plot(points[:, 0], points[:, 1], linewidth=0.8, alpha=0.45, color="tab:blue")
+        window = max(1, len(points) // 20)
+        smooth = np.convolve(points[:, 1], np.ones(window) / window, mode="valid")
+        place.plot(points[window - 1 :, 0], smooth, linewidth=1.6, color="tab:blue")
+        place.set_title(name.replace("_", " "), fontsize=9)
+        place.tick_params(labelsize=7)
+        place.grid(alpha=0.3)
+    path = workdir / "health.png"
     figure.savefig(path, dpi=120)
     return path

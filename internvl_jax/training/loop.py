@@ -10,6 +10,7 @@
 import logging
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,6 +39,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
       InputError: a config, data or workdir that can't be used; a loss that stays non-finite.
     """
     config, processor = setup.prepare(config)
+    for line in setup.describe(config):
+        _LOG.info(line)
     program = build(config)
     source = open_source(config, program, processor)
     workdir = setup.claim_workdir(config, processor)
@@ -53,7 +56,7 @@ def _loop(
     reference = setup.read_reference(config, program.abstract.params) if program.objective.refers else None
     source.start(position)
     first = saved = int(state.step)
-    meter = Meter(config, program.mesh, workdir, first)
+    meter = Meter(config, program.mesh, workdir, first, program.objective.columns)
     started = time.perf_counter()
     pending = None
     try:
@@ -77,8 +80,6 @@ def _loop(
     finally:
         source.close()
         meter.close()
-    if jax.process_index() == 0:
-        hooks.plot_loss(workdir)
     return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
 
 
@@ -93,12 +94,14 @@ def _initial_state(config: TrainConfig, program: Program, checkpoints: Checkpoin
 class Meter:
     """Metrics of every step on the host: rates, utilisation, the guard against a run that no longer learns."""
 
-    def __init__(self, config: TrainConfig, mesh: Mesh, workdir: pathlib.Path, step: int):
+    def __init__(self, config: TrainConfig, mesh: Mesh, workdir: pathlib.Path, step: int, columns: Sequence[str]):
         self._config, self._rate = config, schedule(config.optim, config.run.steps)
         self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
         self._writes = jax.process_index() == 0  # one process writes for all
         if self._writes:
-            self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps)
+            shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
+            self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps, shown)
+            self._picture = hooks.Picture(workdir, shown)
         self._clock = time.perf_counter()
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
@@ -122,6 +125,7 @@ class Meter:
         if not self._writes:
             return
         self._log.write(self._last)
+        self._picture.update()
         if step % self._config.run.log_every == 0 or step == self._config.run.steps:
             self._progress.show(self._last)
 
@@ -142,3 +146,4 @@ class Meter:
         if self._writes:
             self._progress.close()
             self._log.close()
+            self._picture.draw()

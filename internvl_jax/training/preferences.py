@@ -5,6 +5,7 @@
 2. With the table whole the reference's weights are let go: a step holds one model.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ import numpy as np
 from internvl_jax.data.batch import Batch
 from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.data.processor import Processor
+from internvl_jax.errors import InputError
 from internvl_jax.sharding.params_io import locate
 from internvl_jax.training import setup
 from internvl_jax.training.config import TrainConfig
@@ -36,13 +38,22 @@ class PreferenceRows:
 
     def __init__(self, config: TrainConfig, program: Program, processor: Processor):
         self._config, self._program = config, program
-        self._pipeline = Pipeline(setup.pipeline_config(config, "preferences"), processor)
+        # Every pair a row of the plan: a step takes so many pairs, whatever rows they fill.
+        planned = dataclasses.replace(setup.pipeline_config(config, "preferences"), pack=False)
+        self._pipeline = Pipeline(planned, processor)
+        needed = self._pipeline.rows_needed(config.stage.pairs, config.run.steps, jax.process_count())
+        if needed > config.run.rows:
+            raise InputError(
+                f"{config.stage.pairs} pairs fill up to {needed} rows of {config.data.token_budget} tokens and "
+                f"{config.data.tile_budget} tiles, but run.rows is {config.run.rows}; raise it (rows that stay empty "
+                "cost next to nothing where run.micro_batches keeps them apart) or lower stage.pairs"
+            )
         self._batches: Any = None
         self._table_N2 = np.zeros((0, 2), np.float32)
 
     def start(self, position: Any) -> None:
         self._table_N2 = reference_table(self._config, self._program, self._pipeline)
-        self._batches = _rows(self._config, self._pipeline, position)
+        self._batches = _pairs(self._config, self._pipeline, position)
 
     def take(self, state: TrainState) -> Pairs:
         rows = next(self._batches)
@@ -73,29 +84,24 @@ def reference_table(config: TrainConfig, program: Program, pipeline: Pipeline) -
         return np.load(path)["table"]
     if partial.exists():
         saved = np.load(partial)
-        # Rows that other seeds have planned, or batches of another size, begin again.
-        if str(saved["order"]) == pipeline.fingerprint and int(saved["rows"]) % config.run.rows == 0:
-            table_N2, done = saved["table"], int(saved["rows"]) // config.run.rows
+        if str(saved["order"]) == pipeline.fingerprint:  # else the pairs were read in another order
+            table_N2, done = saved["table"], int(saved["done"])
     score = make_scorer(program, config.run.micro_batches, config.run.logprob_chunk)
     params = setup.read_initial(config, source, program.abstract.params)
-    total = -(-pipeline.plan.rows(0) // config.run.rows)
-    batches = _rows(
-        config,
-        pipeline,
-        {"rows": done * config.run.rows, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint},
-    )
+    pairs, size = pipeline.plan.rows(0), config.stage.pairs
+    position = {"rows": done, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint}
+    batches = _pairs(config, pipeline, position)
     saved_at = time.monotonic()
-    _LOG.info("reference log-probabilities: %d batches of %d rows", total - done, config.run.rows)
+    _LOG.info("reference log-probabilities: %d of %d pairs to go", pairs - done, pairs)
     try:
-        for number in range(done, total):
-            rows = next(batches)
-            placed = program.place(rows)
+        while done < pairs:
+            placed = program.place(next(batches))
             logps_BT, whole = jax.device_get((score(params, placed), _gather(program, placed)))
             _enter(table_N2, whole, logps_BT)
+            done += size
             if time.monotonic() - saved_at > _SAVE_SECONDS:
-                _LOG.info("reference log-probabilities: %d of %d batches", number + 1, total)
-                order = {"order": pipeline.fingerprint, "rows": (number + 1) * config.run.rows}
-                _save(partial, table=table_N2, **order)
+                _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
+                _save(partial, table=table_N2, order=pipeline.fingerprint, done=done)
                 saved_at = time.monotonic()
     finally:
         batches.close()
@@ -105,8 +111,9 @@ def reference_table(config: TrainConfig, program: Program, pipeline: Pipeline) -
     return table_N2
 
 
-def _rows(config: TrainConfig, pipeline: Pipeline, position: Any):
-    return pipeline.batches(config.run.rows, host=jax.process_index(), hosts=jax.process_count(), state=position)
+def _pairs(config: TrainConfig, pipeline: Pipeline, position: Any):
+    host = {"host": jax.process_index(), "hosts": jax.process_count()}
+    return pipeline.groups(config.stage.pairs, config.run.rows, config.run.micro_batches, **host, state=position)
 
 
 def _gather(program: Program, rows: Batch) -> Batch:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row, stack_rows
+from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row, interleaved, stack_rows
 from internvl_jax.data.processor import ChatInputs
 from internvl_jax.errors import InputError
 
@@ -72,9 +72,8 @@ def lay_out(
             f"{config.tile_budget} tiles, but run.rows is {rows}; raise data.tile_budget or run.rows"
         )
     firsts = np.cumsum([0, *map(len, responses)])
-    places = np.arange(rows).reshape(micro_batches, -1).T.reshape(-1)  # as `step.split_rows` takes rows apart
     made, numbers_BS = [], np.full((rows, config.token_budget), -1, np.int32)
-    for row, place in enumerate(places):
+    for row, place in enumerate(interleaved(rows, micro_batches)):
         content = packed[place] if place < len(packed) else []
         samples = [_sample(prompts[p], [responses[p][g] for g in members], p) for p, members in content]
         made.append(assemble_row(samples, config))

@@ -27,6 +27,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders, Score
 from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.requests import Request, Vocabulary
+from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
 from internvl_jax.inference.rollouts import Response, Sampler
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.inference.text import TextStream
@@ -79,6 +80,8 @@ class Rollouts:
             None if on_one else program.mesh,
             None if on_one else program.rules,
         )
+        # A Flash model's language is trained at full resolution; its router comes after.
+        self._thresholds = MODEL_THRESHOLDS if config.model.flash is None else Thresholds(relative=1.0)
         self._score = make_scorer(program, run.micro_batches, run.logprob_chunk)
         self._reference: Params | None = None
         self._folder = pathlib.Path(run.workdir) / FOLDER
@@ -191,7 +194,7 @@ class Rollouts:
                 except InputError as error:
                     self._skipped.extend([str(error)])
             sampling = SamplingParams(max_new_tokens=self._stage.max_new_tokens, temperature=1.0)
-            requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling) for *_, inputs in chunk]
+            requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, self._thresholds) for *_, inputs in chunk]
             seeds_PG = np.stack([self._seeds(place) for place, *_ in chunk])
             found = self._sampler.sample(params, requests, self._stage.group, seeds_PG)
             texts = [[self._text(response) for response in group] for group in found]

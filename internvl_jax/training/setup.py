@@ -48,6 +48,19 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
     return config, Processor(image, tokenizer, get_template(data.template))
 
 
+def describe(config: TrainConfig) -> list[str]:
+    """Every setting of a run as it was resolved, a section a line; of the model what decides its size."""
+    sections = {name: getattr(config, name) for name in ("stage", "data", "optim", "run")}
+    lines = [f"objective: {config.objective}"]
+    for name, section in sections.items():
+        if section is not None:
+            values = "  ".join(f"{field}={value!r}" for field, value in vars(section).items())
+            lines.append(f"{name}: {values}")
+    vision, text = config.model.vision, config.model.text
+    sizes = f"vision {vision.layers} x {vision.width}, language {text.layers} x {text.width}, {text.family}"
+    return [*lines, f"model: {sizes}; a step has {config.run.rows} rows of {config.data.token_budget} tokens"]
+
+
 def pipeline_config(config: TrainConfig, kind: str = "conversations") -> PipelineConfig:
     data = config.data
     return PipelineConfig(

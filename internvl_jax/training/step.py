@@ -66,28 +66,22 @@ def make_step(
             (_, (values, sums, carry)), grads = gradient(trainable, batch, 0, None)
         else:
             parts = split_rows(batch, micro_batches)
+            take = lambda i: jax.tree.map(lambda part: part[i], parts)
+            # Without a known number of rounds XLA's costs are guesses: only where rows may be missing.
+            rounds = num_filled(parts.rows) if objective.ragged else micro_batches
+            zeros = lambda shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             carry = state.carry
             if objective.measures:
-                _, measured = jax.lax.scan(
-                    lambda _, inputs: (None, measure(*inputs)), None, (parts, jnp.arange(micro_batches))
-                )
-                carry = objective.advance(carry, measured)
+                measured = jax.eval_shape(jax.vmap(measure), parts, jnp.arange(micro_batches))
+                enter = lambda i, found: jax.tree.map(lambda x, new: x.at[i].set(new), found, measure(take(i), i))
+                carry = objective.advance(carry, jax.lax.fori_loop(0, rounds, enter, zeros(measured)))
 
-            def accumulate(so_far, inputs):
-                (_, (values, sums, _)), grads = gradient(trainable, *inputs, carry)
-                return _add(so_far, (grads, values, sums)), None
+            def accumulate(i, so_far):
+                (_, (values, sums, _)), grads = gradient(trainable, take(i), i, carry)
+                return _add(so_far, (grads, values, sums))
 
-            first = (jax.tree.map(lambda part: part[0], parts), 0)
-            shapes = jax.eval_shape(lambda: accumulate(None, first)[0])
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            if objective.ragged:
-                take = lambda i: (jax.tree.map(lambda part: part[i], parts), i)
-                total = jax.lax.fori_loop(
-                    0, num_filled(parts.rows), lambda i, so_far: accumulate(so_far, take(i))[0], zeros
-                )
-            else:
-                total, _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(micro_batches)))
-            grads, values, sums = total
+            first = jax.eval_shape(lambda: accumulate(0, None))
+            grads, values, sums = jax.lax.fori_loop(0, rounds, accumulate, zeros(first))
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)

@@ -146,8 +146,9 @@ def write_pairs(folder: pathlib.Path) -> None:
 def mpo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfig = MODEL, **run) -> TrainConfig:
     """Preference optimisation over `write_pairs(folder)`, from the model in `folder/start`."""
     made = config(folder, workdir, model, **{"init_from": str(folder / "start"), **run})
-    made.objective, made.stage = "mpo", MpoConfig()
-    made.data.meta, made.data.weighting, made.data.token_budget = str(folder / "pairs.json"), "token", 347
+    # Three quarters of the rows take a pair each, the rest stay empty.
+    made.objective, made.stage = "mpo", MpoConfig(pairs=made.run.rows * 3 // 4)
+    made.data.meta, made.data.weighting, made.data.token_budget = str(folder / "pairs.json"), "token", 101
     return made
 
 

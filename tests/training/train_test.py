@@ -128,7 +128,7 @@ def test_a_run_learns_writes_its_logs_and_needs_no_second_start(data, tmp_path):
     assert summary["step"] == 30 and summary["loss"] == metrics[-1]["loss"] < 0.6 * metrics[0]["loss"]
     assert [line["step"] for line in metrics] == list(range(1, 31))
     assert {"grad_norm", "learning_rate", "tokens_per_second", "mfu", "skipped", "tiles"} <= metrics[0].keys()
-    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (workdir / "health.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").iterdir())
     before = (workdir / "metrics.jsonl").read_text()
     assert train(config)["step"] == 30

@@ -23,12 +23,14 @@ class Objective(Protocol):
       measures: `measure` returns something that `terms` needs; several micro-batches then take a forward pass before.
       ragged: the last micro-batches of a step may be empty; those are skipped.
       refers: `forward` needs the frozen reference model.
+      columns: metrics to show besides those of every stage.
     """
 
     coefficients: dict[str, float]
     measures: bool = False
     ragged: bool = False
     refers: bool = False
+    columns: tuple[str, ...] = ()
 
     def start(self) -> Carry:
         """What is carried from step to step, before the first."""

@@ -41,6 +41,22 @@ class Gspo(Objective):
     """
 
     ragged = True
+    columns = (
+        "kl",
+        "reward",
+        "accuracy",
+        "format",
+        "response_tokens",
+        "truncated",
+        "zero_advantage",
+        "clip_fraction",
+        "logprob_difference",
+        "max_logprob_difference",
+        "sampler_difference",
+        "max_sampler_difference",
+        "entropy",
+        "router_agreement",
+    )
 
     def __init__(self, config: GspoConfig, balance: Balance | NoBalance, logprob_chunk: int):
         kl = {"kl": config.kl} if config.kl else {}

@@ -48,6 +48,8 @@ class Mpo(Objective):
     """
 
     measures = True
+    ragged = True
+    columns = ("preference", "quality", "generation", "accuracy", "reward_margin", "delta")
 
     def __init__(self, config: MpoConfig, balance: Balance | NoBalance, logprob_chunk: int):
         weights = {"preference": config.preference, "quality": config.quality, "generation": config.generation}

@@ -14,8 +14,7 @@ from flax import nnx
 from checkpoint_convert.load import load_bare
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
-from internvl_jax.data.batch import RowConfig, Sample, assemble_row, stack_rows
-from internvl_jax.data.pipeline import Pipeline
+from internvl_jax.data.batch import RowConfig, Sample, assemble_row
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
 from internvl_jax.training import MpoConfig, build, hooks, setup, train
@@ -157,34 +156,23 @@ def test_any_mesh_and_micro_batches_equal_one_batch(start, tmp_path, given):
 
 
 def test_packed_pairs_equal_pairs_alone(start, tmp_path):
-    config, processor = setup.prepare(toy.mpo_config(start, tmp_path / "w", mesh="data=8"))
-    packed = next(Pipeline(setup.pipeline_config(config, "preferences"), processor).batches(config.run.rows))
-    numbers = packed.samples_BS[:, ::2][packed.samples_BS[:, ::2] >= 0]
-    config.data.pack, config.run.rows = False, 8 * -(-len(numbers) // 8)
-    pipeline = Pipeline(setup.pipeline_config(config, "preferences"), processor)
-    place = {int(pipeline.plan.samples(row)[0]): row for row in range(pipeline.plan.rows(0))}
-    rows = [pipeline.row(place[int(number)])[0] for number in numbers]
-    rows += [rows[0]._replace(**blank(rows[0]))] * (config.run.rows - len(rows))
-    assert len(numbers) > packed.tokens_BT.shape[0]
     found = []
-    for batch in (packed, stack_rows(rows)):
-        program = build(config)
-        params = setup.read_initial(config, config.run.init_from, program.abstract.params)
-        pairs = Pairs(batch, np.zeros(batch.samples_BS.shape, np.float32))
-        found.append(program.step(program.from_params(params), program.place(pairs))[1])
+    for rows, budget in ((16, 97), (8, 197)):
+        config = toy.mpo_config(start, tmp_path / str(rows), mesh="data=8", rows=rows)
+        config.stage.pairs, config.data.token_budget = 14, budget
+        program, batch, params = first_batch(config)
+        pairs = batch._replace(reference_BS=np.zeros_like(batch.reference_BS))
+        found.append((program.step(program.from_params(params), program.place(pairs))[1], batch.rows))
+    assert found[0][1].segments_BT.max() == 2 < 4 == found[1][1].segments_BT.max()
     for name in ("loss", "preference", "quality", "generation", "chosen_logp", "rejected_logp", "grad_norm"):
-        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found[1][0][name], found[0][0][name], rtol=1e-5, err_msg=name)
 
 
-def blank(row):
-    """A row's fields without any text."""
-    return {
-        "weights_BT": row.weights_BT * 0,
-        "segments_BT": row.segments_BT * 0,
-        "samples_BS": row.samples_BS * 0 - 1,
-        "slots_BJ": row.slots_BJ * 0 - 1,
-        "tile_mask_G": row.tile_mask_G & False,
-    }
+def test_pairs_that_fill_too_many_rows_are_refused_at_the_start(start, tmp_path):
+    config = toy.mpo_config(start, tmp_path / "w")
+    config.stage.pairs = 16
+    with pytest.raises(InputError, match=r"16 pairs fill up to 16 rows of 101 tokens and 5 tiles, but run\.rows is 8"):
+        train(config)
 
 
 def test_a_run_prefers_the_chosen_and_keeps_its_reference(start, tmp_path):
