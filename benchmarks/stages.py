@@ -1,0 +1,125 @@
+"""Steps of MPO and GSPO beside a step of SFT on as many tokens and tiles: what the losses cost."""
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row
+from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.training import DataConfig, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig, build
+from internvl_jax.training.objectives.gspo import RolloutBatch
+from internvl_jax.training.objectives.mpo import Pairs
+
+_OPTIM = {"learning_rate": 1e-6, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
+
+MODEL = InternVLConfig(  # 111M parameters
+    vision=VisionConfig(
+        image_size=224,
+        patch_size=14,
+        width=512,
+        layers=12,
+        heads=8,
+        mlp=2048,
+        norm="layer_norm",
+        norm_eps=1e-6,
+        qkv_bias=True,
+        qk_norm=False,
+        drop_path=0.0,
+        layer_scale_init=1.0,
+        init_std=0.02,
+    ),
+    text=TextConfig(
+        family="qwen3",
+        vocab=32000,
+        width=512,
+        layers=12,
+        heads=8,
+        kv_heads=4,
+        head_width=64,
+        mlp=1536,
+        moe=None,
+        window=None,
+        rope_theta=1e6,
+        yarn=None,
+        norm_eps=1e-6,
+        tie_embeddings=False,
+        init_std=0.02,
+    ),
+    downsample_ratio=0.5,
+    image_token_id=151,
+    flash=None,
+)
+
+
+def compare(config: InternVLConfig, texts: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Seconds of a step by stage, medians of steps taken in turns, and their ratios to SFT's.
+
+    Args:
+      config: of a model with random weights; all of it is trained.
+      texts: of the one row, an even number, with a tile each.
+      tokens: of a text, half of them supervised.
+      rounds: steps of each stage.
+    """
+    stages = {
+        "sft": ("ntp", None, _rows(config, texts, tokens, several=False)),
+        "mpo": ("mpo", MpoConfig(pairs=texts // 2), _pairs(config, texts, tokens)),
+        "gspo": ("gspo", GspoConfig(), _rollout(config, texts, tokens)),
+    }
+    runs = {}
+    for name, (objective, stage, batch) in stages.items():
+        program = build(_config(config, objective, stage, texts, tokens))
+        state = program.from_params(program.random_params())
+        runs[name] = [program, state, program.place(batch)]
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            program, state, batch = run
+            started = time.perf_counter()
+            run[1], metrics = program.step(state, batch)
+            jax.block_until_ready((run[1], metrics))
+            if turn:  # the first compiles
+                seconds[name].append(time.perf_counter() - started)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = {f"{name}_ratio": round(median[name] / median["sft"], 3) for name in ("mpo", "gspo")}
+    return {**{f"{name}_s": round(value, 4) for name, value in median.items()}, **ratios}
+
+
+def _config(config: InternVLConfig, objective: str, stage: Any, texts: int, tokens: int) -> TrainConfig:
+    return TrainConfig(
+        model=config,
+        objective=objective,
+        stage=stage,
+        data=DataConfig("", "", 1, 1, False, texts * tokens, texts, "token"),
+        optim=OptimConfig(**_OPTIM, warmup_ratio=0.0),
+        run=RunConfig(workdir="", steps=1_000_000, rows=1, dtype="float32", remat="none"),
+    )
+
+
+def _rows(config: InternVLConfig, texts: int, tokens: int, several: bool) -> Batch:
+    rng, side = np.random.default_rng(0), config.vision.image_size
+    layout = RowConfig(
+        texts * tokens, texts, side, config.tokens_per_tile, config.image_token_id, "token", several=several
+    )
+    samples = []
+    for number in range(texts):
+        tokens_T = rng.integers(config.image_token_id + 1, config.text.vocab, tokens, dtype=np.int32)
+        tokens_T[4 : 4 + config.tokens_per_tile] = config.image_token_id
+        tiles = rng.integers(0, 256, (1, side, side, 3)).astype(np.uint8)
+        samples.append(Sample("", tokens_T, np.arange(tokens) >= tokens // 2, tiles, number=number))
+    return assemble_row(samples, layout)
+
+
+def _pairs(config: InternVLConfig, texts: int, tokens: int) -> Pairs:
+    rows = _rows(config, texts, tokens, several=True)
+    return Pairs(rows, np.where(rows.samples_BS >= 0, np.float32(-tokens), np.float32(0)))
+
+
+def _rollout(config: InternVLConfig, texts: int, tokens: int) -> RolloutBatch:
+    rows = _rows(config, texts, tokens, several=True)
+    rng, there_BS = np.random.default_rng(1), rows.samples_BS >= 0
+    old_BT = np.where(rows.weights_BT > 0, -np.log(config.text.vocab), 0).astype(np.float32)
+    advantages_BS = np.where(there_BS, rng.normal(size=there_BS.shape), 0).astype(np.float32)
+    return RolloutBatch(rows, old_BT, advantages_BS, there_BS)
