@@ -1,4 +1,4 @@
-"""A group of answers to one picture beside transformers' `generate`: tokens a second from pixels to the last token."""
+"""A group of answers to one picture beside transformers' `generate`, timed from the pixels to the last token."""
 
 import contextlib
 import tempfile

@@ -102,7 +102,8 @@ class RolloutPrograms:
         L, _, M, _, H = kv_LPMTH[0].shape
         prompt_k, prompt_v = (part[:, prompt_N].astype(self._cache_dtype) for part in kv_LPMTH)
         layered = lambda part: tuple(part) if self._apart else part
-        k, v = (layered(jnp.zeros((L, B, M, slots, H), self._cache_dtype)) for _ in range(2))
+        shapes = (L, B, M, H, slots), (L, B, M, slots, H)
+        k, v = (layered(jnp.zeros(shape, self._cache_dtype)) for shape in shapes)
         cache = Branches(layered(prompt_k), layered(prompt_v), k, v, lengths_P[prompt_N], jnp.int32(0))
         zero_B = jnp.zeros(B, jnp.int32)
         written_BS = jnp.zeros((B, slots), jnp.int32)

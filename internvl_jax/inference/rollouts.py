@@ -108,7 +108,7 @@ class Sampler:
         return self._prompts.num_compiled + self._answers.num_compiled
 
     def sample(
-        self, params: Params, requests: Sequence[Request], group: int, seeds: int | np.ndarray
+        self, params: Params, requests: Sequence[Request], group: int, seeds: int | np.ndarray, prompts: int = 1
     ) -> list[list[Response]]:
         """`group` answers to every request.
 
@@ -119,6 +119,7 @@ class Sampler:
           requests: prompts; all processes of a run give the same and get the same. The seed of their `sampling` is
             not read.
           seeds: of every answer's random stream, uint32 [requests, group]; or one number, from which these are made.
+          prompts: compute at least so many, so that a last, smaller batch uses the programs of the others.
 
         Raises:
           InputError: see `Sight.look`; sizes beyond the ladders, or a way of sampling that biases a policy gradient.
@@ -133,14 +134,14 @@ class Sampler:
             )
         found: dict[int, Response] = {}
         with sharding.use(self._mesh, self._rules):
-            for responses in self._pieces(params, requests, seeds):
+            for responses in self._pieces(params, requests, seeds, prompts):
                 found |= responses
         return [[found[p * group + g] for g in range(group)] for p in range(len(requests))]
 
     def warm_up(self, params: Params, requests: Sequence[Request], group: int) -> int:
         """Compiles all that such requests need, however their answers end; returns how many programs there are."""
         with sharding.use(self._mesh, self._rules):
-            rows, layout, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32))
+            rows, layout, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
             params = unstack_params(params) if self._apart else params
             while True:
                 rows = self._answers.write(params, rows, np.int32(0), np.int32(0))
@@ -149,10 +150,12 @@ class Sampler:
                 nothing_B = np.zeros(layout.rows, np.int32)
                 rows = self._answers.compact(rows, nothing_B[: layout.branches], nothing_B, nothing_B > 0)
 
-    def _pieces(self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray) -> Iterator[dict]:
+    def _pieces(
+        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
+    ) -> Iterator[dict[int, Response]]:
         """Answers by their number, as they are complete."""
         group, longest = seeds_PG.shape[1], max(request.sampling.max_new_tokens for request in requests)
-        rows, layout, answer_B = self._begin(params, requests, seeds_PG)
+        rows, layout, answer_B = self._begin(params, requests, seeds_PG, prompts)
         params = unstack_params(params) if self._apart else params
         while True:
             left_B = (answer_B >= 0) & ~np.asarray(rows.done_B)
@@ -174,7 +177,7 @@ class Sampler:
             rows = self._answers.write(params, rows, np.int32(stop), np.int32(few))
 
     def _begin(
-        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray
+        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
     ) -> tuple[Rows, _Layout, np.ndarray]:
         """Runs the prompts; returns rows with their first tokens, and the number of every row's answer, -1 if none."""
         sampling = [request.sampling for request in requests]
@@ -182,7 +185,8 @@ class Sampler:
             _check(i, row)
         seen = self._sight.look(params, requests)
         lengths = [len(tokens_T) for tokens_T in seen.tokens]
-        P = fit("prompts", len(requests), self._sizes)
+        prompts = max(prompts, len(requests))
+        P = fit("prompts", prompts, self._sizes)
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
         S = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
         tokens_PT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), P)
@@ -192,7 +196,7 @@ class Sampler:
         logits_PV, kv = self._prompts.prefill(params, tokens_PT, lengths_P, features_PKD)
 
         group = seeds_PG.shape[1]
-        layout = self._layout(len(requests), group)
+        layout = self._layout(prompts, group)
         answers = np.arange(seeds_PG.size)
         row_B, real_B = _pack(answers, answers // group, layout)
         prompt_B = row_B // group
@@ -231,13 +235,12 @@ class Sampler:
     def _layout(self, prompts: int, group: int) -> _Layout:
         """The fewest rows that hold all answers, with as few copies of prompts as they allow."""
         layouts, width = [], group
-        while not layouts or width >= 1:
-            needed = prompts * -(-group // width)
-            layouts.append(_Layout(fit("prompts", needed, self._sizes), width))
-            if width == 1 or needed * 2 > self._sizes[-1]:
-                break
+        while True:
+            copies = prompts * -(-group // width)
+            if layouts and (copies > self._sizes[-1] or width == layouts[-1].width):
+                return min(layouts, key=lambda layout: (layout.rows, layout.branches))
+            layouts.append(_Layout(fit("prompts", copies, self._sizes), width))
             width = -(-width // 2)
-        return min(layouts, key=lambda layout: (layout.rows, layout.branches))
 
     def _smaller(self, layout: _Layout) -> _Layout | None:
         """What rows go on as once there are half as many."""

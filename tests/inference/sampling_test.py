@@ -115,3 +115,23 @@ def test_temperature_zero_is_the_best_token_after_the_penalty():
 def test_bad_values(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+def test_draw_gives_every_token_its_share_and_a_banned_one_none():
+    logits_V = np.random.default_rng(0).normal(0, 2, 12).astype(np.float32)
+    logits_V[[0, 5, 11]] = -np.inf
+    uniform_B2 = np.random.default_rng(1).random((40000, 2), np.float32)
+    uniform_B2[:2] = [[0, 0], [np.nextafter(np.float32(1), 0)] * 2]
+    B = len(uniform_B2)
+    tokens_B = np.asarray(sampling.draw(np.tile(logits_V, (B, 1)), np.full(B, 1.5, np.float32), uniform_B2))
+    share_V = np.exp(logits_V / 1.5) / np.exp(logits_V / 1.5).sum()
+    counts_V = np.bincount(tokens_B, minlength=12)
+    assert not counts_V[[0, 5, 11]].any()
+    np.testing.assert_allclose(counts_V / B, share_V, atol=5 * np.sqrt(0.25 / B))
+    assert tokens_B[0] == 1 and tokens_B[1] == 10
+
+
+def test_draw_at_temperature_zero_takes_the_best():
+    logits_BV = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    tokens_B = sampling.draw(logits_BV, np.array([0, 1, 0], np.float32), np.zeros((3, 2), np.float32))
+    assert tokens_B[::2].tolist() == logits_BV[::2].argmax(axis=1).tolist()
