@@ -9,9 +9,8 @@ import PIL.Image
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Generator, Ladders, SamplingParams, Thresholds, Vocabulary, chat, complete
 from internvl_jax.models import FlashConfig, InternVL, Runtime, Slots
-from internvl_jax.sharding import abstract, bind
+from internvl_jax.sharding import abstract, bind, flatten
 from tests.inference.generate_test import request
 
 LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(64,))
@@ -120,3 +119,9 @@ def test_chat_says_what_pictures_took(flash_model, processor):
     assert sum(less.picture_tokens) == 4 + 4 * 1  # all but one
     assert chat(flash_model, processor, messages, 5) == less.text != whole.text
     assert chat(flash_model, processor, messages, 5, thresholds=SPARED) == whole.text
+
+
+def test_rollouts_decide_as_requests_do(flash, flash_model, generator, processor, mixed):
+    sampler = Sampler(flash, jnp.float32, Vocabulary.of(processor), dataclasses.replace(LADDERS, rows=(4,)))
+    found = sampler.sample(flatten(flash_model), mixed, 1, 0)
+    assert [group[0].tokens.tolist() for group in found] == generator.generate(mixed)
