@@ -23,6 +23,7 @@ from flax import nnx
 from internvl_jax import sharding
 from internvl_jax.inference.sampling import Sampling, ban, sample
 from internvl_jax.models import Cache
+from internvl_jax.models.decoder import DecoderOut
 from internvl_jax.sharding import bind
 from internvl_jax.sharding.state import Params
 
@@ -132,15 +133,27 @@ class Programs:
         self, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, features_BKD: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Logits after the last token of every prompt, `[B, V]` float32, and keys and values `[L, B, M, T, H]`."""
+        logits_BV, out = self.run(params, tokens_BT, lengths_B, features_BKD, ("kv",))
+        return logits_BV, out.kv_LBMTH
+
+    def run(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        lengths_B: jax.Array,
+        features_BKD: jax.Array,
+        collect: tuple[str, ...],
+    ) -> tuple[jax.Array, DecoderOut]:
+        """Logits after the last token of every prompt, and what else is collected of them."""
         model = bind(self._graphdef, params)
         B, T = tokens_BT.shape
         positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
         x_BTD = model.embed(tokens_BT, features_BKD)
-        out = model.lm(x_BTD, segments_BT, positions_BT, collect=("kv",))
+        out = model.lm(x_BTD, segments_BT, positions_BT, collect=collect)
         last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
         hidden_BD = jnp.take_along_axis(out.hidden_BTD, last_B11, axis=1)[:, 0]
-        return model.logits(hidden_BD), out.kv_LBMTH
+        return model.logits(hidden_BD), out
 
     def store(self, new_LBMTH: jax.Array, slots: int) -> jax.Array:
         """Keys or values of prompts as those of a cache with so many slots, at least T."""

@@ -1,8 +1,11 @@
 """The device programs of rollouts, pure functions that `Sampler` compiles.
 
-start(logits, keys and values of prompts) -> rows    every answer's first token
-write(rows) -> rows                                  tokens until most answers are complete
-compact(rows) -> rows                                fewer rows, those that are not complete
+    prefill(tokens, features) -> logits, keys and values of whole prompts
+    start(logits, keys and values) -> rows    every answer's first token
+    write(rows) -> rows                       tokens until most answers are complete
+    compact(rows) -> rows                     fewer rows, those that are not complete
+
+Complete answers are written on until the batch shrinks; nobody reads what is.
 """
 
 from typing import NamedTuple
@@ -11,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.inference.programs import Program
+from internvl_jax.inference.programs import Program, Programs
 from internvl_jax.inference.sampling import ban, draw
 from internvl_jax.models import Branches
 from internvl_jax.sharding import bind, shard, whole
@@ -44,6 +47,7 @@ class Rows(NamedTuple):
       counts_B: tokens of every answer.
       count: tokens of an answer that is not complete.
       done_B: the answer is complete.
+      routes_LBSK: int16, the experts of every answer's tokens, its last one apart; None if not asked for.
     """
 
     cache: Branches
@@ -53,28 +57,35 @@ class Rows(NamedTuple):
     counts_B: jax.Array
     count: jax.Array
     done_B: jax.Array
+    routes_LBSK: jax.Array | None
 
 
 class RolloutPrograms:
     """The functions for one model structure.
 
     Args:
+      prompts: programs of the same model.
       graphdef: of an InternVL, as `write` takes its parameters.
       apart: its layers are apart, and so are those of the cache.
       vocab_size, banned: see `Vocabulary`.
       cache_dtype: of keys and values.
+      routes: note every token's experts.
     """
 
     def __init__(
         self,
+        prompts: Programs,
         graphdef: nnx.GraphDef,
         apart: bool,
         vocab_size: int,
         banned: tuple[int, ...],
         cache_dtype: jnp.dtype,
+        routes: bool,
     ):
+        self._run, self._collect = prompts.run, ("experts",) if routes else ()
         self._graphdef, self._apart = graphdef, apart
         self._vocab_size, self._banned, self._cache_dtype = vocab_size, banned, cache_dtype
+        self.prefill = Program(self._prefill)
         self.start = Program(self._start, static_argnames="slots")
         self.write = Program(self._write, donate_argnames="rows")
         self.compact = Program(self._compact)
@@ -82,12 +93,20 @@ class RolloutPrograms:
     @property
     def num_compiled(self) -> int:
         """Programs compiled so far."""
-        return sum(program.num_compiled for program in (self.start, self.write, self.compact))
+        return sum(program.num_compiled for program in (self.prefill, self.start, self.write, self.compact))
+
+    def _prefill(
+        self, params: Params, tokens_PT: jax.Array, lengths_P: jax.Array, features_PKD: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None]:
+        """As `Programs.prefill`, and the experts of the prompts' tokens, int16 [L, P, T, K], if they are noted."""
+        logits_PV, out = self._run(params, tokens_PT, lengths_P, features_PKD, ("kv", *self._collect))
+        return logits_PV, out.kv_LBMTH, _noted(out.experts_LBTK)
 
     def _start(
         self,
         logits_PV: jax.Array,
         kv_LPMTH: tuple[jax.Array, jax.Array],
+        routes_LPTK: jax.Array | None,
         lengths_P: jax.Array,
         prompt_N: jax.Array,
         given: Given,
@@ -107,8 +126,16 @@ class RolloutPrograms:
         cache = Branches(layered(prompt_k), layered(prompt_v), k, v, lengths_P[prompt_N], jnp.int32(0))
         zero_B = jnp.zeros(B, jnp.int32)
         written_BS = jnp.zeros((B, slots), jnp.int32)
+        routes_LBSK = None if routes_LPTK is None else jnp.zeros((L, B, slots, routes_LPTK.shape[3]), jnp.int16)
         rows = Rows(
-            cache, given, written_BS, written_BS.astype(jnp.float32), zero_B, jnp.int32(0), given.limit_B == zero_B
+            cache,
+            given,
+            tokens_BS=written_BS,
+            logprobs_BS=written_BS.astype(jnp.float32),
+            counts_B=zero_B,
+            count=jnp.int32(0),
+            done_B=given.limit_B == zero_B,
+            routes_LBSK=routes_LBSK,
         )
         return _laid(self._choose(rows, logits_PV[jnp.repeat(prompt_N, B // N)]))
 
@@ -124,8 +151,14 @@ class RolloutPrograms:
             B, N = len(last_B1), len(rows.cache.lengths_P)
             positions_B1 = (jnp.repeat(rows.cache.lengths_P, B // N) + rows.cache.step)[:, None]
             x_B1D = model.embed(last_B1, None)
-            out = model.lm(x_B1D, jnp.ones_like(positions_B1), positions_B1, rows.cache, positions_B1)
-            return self._choose(rows._replace(cache=out.cache), model.logits(out.hidden_BTD[:, 0]))
+            ones_B1 = jnp.ones_like(positions_B1)
+            out = model.lm(x_B1D, ones_B1, positions_B1, rows.cache, positions_B1, collect=self._collect)
+            routes_LBSK = rows.routes_LBSK
+            if routes_LBSK is not None:
+                place = (0, 0, rows.cache.step, 0)
+                routes_LBSK = jax.lax.dynamic_update_slice(routes_LBSK, _noted(out.experts_LBTK), place)
+            rows = rows._replace(cache=out.cache, routes_LBSK=routes_LBSK)
+            return self._choose(rows, model.logits(out.hidden_BTD[:, 0]))
 
         return _laid(jax.lax.while_loop(goes_on, step, rows))
 
@@ -171,8 +204,13 @@ class RolloutPrograms:
                 rows.counts_B[row_B],
                 rows.count,
                 rows.done_B[row_B] | ~real_B,
+                None if rows.routes_LBSK is None else rows.routes_LBSK[:, row_B],
             )
         )
+
+
+def _noted(experts_LBTK: jax.Array | None) -> jax.Array | None:
+    return None if experts_LBTK is None else whole(experts_LBTK.astype(jnp.int16))
 
 
 def _laid(rows: Rows) -> Rows:

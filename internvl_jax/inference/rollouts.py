@@ -41,11 +41,14 @@ class Response(NamedTuple):
       logprobs: float32 [n], of each token under the policy itself: at temperature 1 and normalised over its whole
         table, tokens that can't be drawn included, as `token_logprobs` computes them in training.
       finished: False where the answer was cut at its `max_new_tokens`.
+      routes: int16 [T + n - 1, L, K], the experts that every layer chose for the tokens of prompt and answer; the last
+        one was not looked at. None unless the sampler notes them.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     finished: bool
+    routes: np.ndarray | None
 
 
 class _Layout(NamedTuple):
@@ -69,6 +72,7 @@ class Sampler:
       ladders: sizes that programs are compiled for; `rows` are prompts, `slots` the longest answer's tokens.
       mesh, rules: where the parameters lie; rows are spread over the rules' batch axes.
       piece: the loop on the device returns after so many tokens at the latest.
+      routes: note the experts of every token, for a trainer that replays them.
     """
 
     def __init__(
@@ -80,7 +84,10 @@ class Sampler:
         mesh: Mesh | None = None,
         rules: Rules | None = None,
         piece: int = _PIECE,
+        routes: bool = False,
     ):
+        if routes and config.text.moe is None:
+            raise InputError("this model has no experts, so there are no routes to note; leave routes out")
         if vocabulary.size > config.text.vocab:
             raise InputError(
                 f"the tokenizer has {vocabulary.size} tokens, the model's table only {config.text.vocab}; "
@@ -97,7 +104,7 @@ class Sampler:
         cache_dtype = jnp.float32 if on_cpu else dtype
         size, banned = vocabulary.size, vocabulary.banned
         self._prompts = Programs(graphdef, graphdef, config.text.vocab, size, banned, cache_dtype)
-        self._answers = RolloutPrograms(written, self._apart, size, banned, cache_dtype)
+        self._answers = RolloutPrograms(self._prompts, written, self._apart, size, banned, cache_dtype, routes)
         self._sizes = self._divisible("rows", () if rules is None else rules.batch)
         tiles = self._divisible("tiles", () if rules is None else rules.tiles)
         self._sight = Sight(config, dtype, self._prompts, tiles)
@@ -124,8 +131,10 @@ class Sampler:
         Raises:
           InputError: see `Sight.look`; sizes beyond the ladders, or a way of sampling that biases a policy gradient.
         """
-        if isinstance(seeds, int):
-            seeds = np.random.SeedSequence(seeds).generate_state(len(requests) * group).reshape(-1, group)
+        if np.ndim(seeds) == 0:
+            seeds = (
+                np.random.SeedSequence(int(seeds)).generate_state(len(requests) * group).reshape(len(requests), group)
+            )
         seeds = np.asarray(seeds, np.uint32)
         if seeds.shape != (len(requests), group) or not seeds.size:
             raise InputError(
@@ -141,7 +150,7 @@ class Sampler:
     def warm_up(self, params: Params, requests: Sequence[Request], group: int) -> int:
         """Compiles all that such requests need, however their answers end; returns how many programs there are."""
         with sharding.use(self._mesh, self._rules):
-            rows, layout, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
+            rows, layout, _, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
             params = unstack_params(params) if self._apart else params
             while True:
                 rows = self._answers.write(params, rows, np.int32(0), np.int32(0))
@@ -155,11 +164,11 @@ class Sampler:
     ) -> Iterator[dict[int, Response]]:
         """Answers by their number, as they are complete."""
         group, longest = seeds_PG.shape[1], max(request.sampling.max_new_tokens for request in requests)
-        rows, layout, answer_B = self._begin(params, requests, seeds_PG, prompts)
+        rows, layout, answer_B, before = self._begin(params, requests, seeds_PG, prompts)
         params = unstack_params(params) if self._apart else params
         while True:
             left_B = (answer_B >= 0) & ~np.asarray(rows.done_B)
-            yield self._complete(rows, np.where(left_B, -1, answer_B), requests, group)
+            yield self._complete(rows, np.where(left_B, -1, answer_B), requests, group, before)
             if not left_B.any():
                 return
             answer_B = np.where(left_B, answer_B, -1)
@@ -178,8 +187,13 @@ class Sampler:
 
     def _begin(
         self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
-    ) -> tuple[Rows, _Layout, np.ndarray]:
-        """Runs the prompts; returns rows with their first tokens, and the number of every row's answer, -1 if none."""
+    ) -> tuple[Rows, _Layout, np.ndarray, list[np.ndarray] | None]:
+        """Runs the prompts.
+
+        Returns:
+          rows with their first tokens, their layout, the number of every row's answer (-1 if it has none), and the
+          routes of every prompt, [L, T, K], if they are noted.
+        """
         sampling = [request.sampling for request in requests]
         for i, row in enumerate(sampling):
             _check(i, row)
@@ -193,7 +207,7 @@ class Sampler:
         index_PK = pad(np.stack([pad(index_K, self._sight.image_slots(T)) for index_K in seen.features]), P)
         lengths_P = pad(np.array(lengths, np.int32), P)
         features_PKD = self._prompts.gather(seen.pool_GKD, index_PK)
-        logits_PV, kv = self._prompts.prefill(params, tokens_PT, lengths_P, features_PKD)
+        logits_PV, kv, routes_LPTK = self._answers.prefill(params, tokens_PT, lengths_P, features_PKD)
 
         group = seeds_PG.shape[1]
         layout = self._layout(prompts, group)
@@ -206,21 +220,35 @@ class Sampler:
             np.array([row.temperature for row in sampling], np.float32)[prompt_B],
             seeds_PG.reshape(-1)[row_B],
         )
-        rows = self._answers.start(logits_PV, kv, lengths_P, prompt_B[:: layout.width], given, slots=S)
-        return rows, layout, np.where(real_B, row_B, -1)
+        rows = self._answers.start(logits_PV, kv, routes_LPTK, lengths_P, prompt_B[:: layout.width], given, slots=S)
+        before = None
+        if routes_LPTK is not None:
+            routes_PLTK = np.asarray(routes_LPTK).swapaxes(0, 1)
+            before = [routes_PLTK[p, :, :length] for p, length in enumerate(lengths)]
+        return rows, layout, np.where(real_B, row_B, -1), before
 
     def _complete(
-        self, rows: Rows, answer_B: np.ndarray, requests: Sequence[Request], group: int
+        self,
+        rows: Rows,
+        answer_B: np.ndarray,
+        requests: Sequence[Request],
+        group: int,
+        before: list[np.ndarray] | None,
     ) -> dict[int, Response]:
         """The answers of rows with a number."""
         if (answer_B < 0).all():
             return {}
-        counts_B, tokens_BS, logprobs_BS = jax.device_get((rows.counts_B, rows.tokens_BS, rows.logprobs_BS))
+        written = rows.counts_B, rows.tokens_BS, rows.logprobs_BS, rows.routes_LBSK
+        counts_B, tokens_BS, logprobs_BS, routes_LBSK = jax.device_get(written)
         found = {}
         for b in np.flatnonzero(answer_B >= 0):
-            tokens = tokens_BS[b, : counts_B[b]].copy()
-            stops = (*self.vocabulary.stops, *requests[answer_B[b] // group].sampling.stop_token_ids)
-            found[int(answer_B[b])] = Response(tokens, logprobs_BS[b, : counts_B[b]].copy(), int(tokens[-1]) in stops)
+            number, n = int(answer_B[b]), counts_B[b]
+            tokens, routes = tokens_BS[b, :n].copy(), None
+            stops = (*self.vocabulary.stops, *requests[number // group].sampling.stop_token_ids)
+            if before is not None:
+                routes_LTK = np.concatenate([before[number // group], routes_LBSK[:, b, : n - 1]], axis=1)
+                routes = routes_LTK.swapaxes(0, 1)
+            found[number] = Response(tokens, logprobs_BS[b, :n].copy(), int(tokens[-1]) in stops, routes)
         return found
 
     def _divisible(self, dimension: str, axes: tuple[str, ...]) -> tuple[int, ...]:

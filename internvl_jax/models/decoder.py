@@ -27,6 +27,7 @@ class DecoderOut(NamedTuple):
       kv_LBMTH: keys and values of this call, if collected.
       hidden_LBTD: the input of every layer, if collected.
       router_LBTE: logits of the routers, if collected.
+      experts_LBTK: the chosen experts, if collected.
       load: use of the experts, fields `[L, B, E]`, if collected.
     """
 
@@ -35,6 +36,7 @@ class DecoderOut(NamedTuple):
     kv_LBMTH: tuple[jax.Array, jax.Array] | None
     hidden_LBTD: jax.Array | None
     router_LBTE: jax.Array | None
+    experts_LBTK: jax.Array | None
     load: Load | None
 
 
@@ -81,7 +83,7 @@ class Decoder(nnx.Module):
           positions_BT: restart in every segment.
           cache: keys to attend to besides this call's own.
           slots_BT: with a cache, the slot that each token takes.
-          collect: 'kv', 'hidden', 'router' and 'load' add those fields to the result.
+          collect: 'kv', 'hidden', 'router', 'experts' and 'load' add those fields to the result.
         """
         if cache is None:
             mask = Mask.within(segments_BT, positions_BT)
@@ -102,9 +104,12 @@ class Decoder(nnx.Module):
                 "kv": kv if "kv" in collect else None,
                 "hidden": before if "hidden" in collect else None,
                 "router": None if routing is None or "router" not in collect else routing.logits_BTE,
+                "experts": None if routing is None or "experts" not in collect else routing.experts_BTK,
                 # Summed here: the logits of 94 layers and 128 experts are 1.6 GB for a row of 32,768 tokens.
                 "load": None if routing is None or "load" not in collect else expert_load(routing, segments_BT > 0),
             }
 
         (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), windowed_L, body, self.runtime)
-        return DecoderOut(self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"], outs["load"])
+        return DecoderOut(
+            self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"], outs["experts"], outs["load"]
+        )

@@ -77,7 +77,7 @@ class Out(NamedTuple):
     """Attributes:
     hidden_BTD: after the final norm; `InternVL.logits` turns it into logits.
     cache: the given one with this call's keys and values, or None.
-    aux: named intermediates that were asked for ('kv', 'hidden', 'router', 'load').
+    aux: named intermediates that were asked for ('kv', 'hidden', 'router', 'experts', 'load').
     """
 
     hidden_BTD: jax.Array
@@ -164,7 +164,13 @@ class InternVL(nnx.Module):
             else:
                 features_BKD = _chosen(encoded, slots)
         out = self.lm(self.embed(tokens_BT, features_BKD), segments_BT, positions_BT, collect=collect)
-        aux = {"kv": out.kv_LBMTH, "hidden": out.hidden_LBTD, "router": out.router_LBTE, "load": out.load}
+        aux = {
+            "kv": out.kv_LBMTH,
+            "hidden": out.hidden_LBTD,
+            "router": out.router_LBTE,
+            "experts": out.experts_LBTK,
+            "load": out.load,
+        }
         return Out(out.hidden_BTD, out.cache, aux)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

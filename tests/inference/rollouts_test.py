@@ -72,7 +72,7 @@ def test_answers_end_at_their_own_stop_or_limit(rollout, requests):
     lengths = [len(response.tokens) for group in rollout for response in group]
     assert len(set(lengths)) > 4 and min(lengths) < 6  # or the tests below would see no batch shrink
     for group, given in zip(rollout, requests, strict=True):
-        for tokens, logprobs, finished in group:
+        for tokens, logprobs, finished, _ in group:
             stops = np.isin(tokens, given.sampling.stop_token_ids)
             assert not stops[:-1].any() and stops[-1] == finished
             assert finished or len(tokens) == given.sampling.max_new_tokens
@@ -104,7 +104,8 @@ def test_logprobs_are_those_of_training(config, vocabulary, processor, family):
     rng = np.random.default_rng(5)
     normal = lambda path, shape: rng.normal(float(path.endswith("scale")), 0.3, shape).astype(np.float32)
     params = {path: jnp.asarray(normal(path, spec.shape)) for path, spec in specs.items()}
-    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)))
+    moe = family != "dense"
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)), routes=moe)
     sampling = [SamplingParams(max_new_tokens=14, temperature=temperature) for temperature in (1.0, 0.7)]
     given = [request(processor, i, 2 - i, 11 - 4 * i, row) for i, row in enumerate(sampling)]
     rollout = sampler.sample(params, given, 2, 3)
@@ -113,8 +114,8 @@ def test_logprobs_are_those_of_training(config, vocabulary, processor, family):
     def score(params, tokens_BT, tiles_GHWC, mask_G, segments_BT, targets_BT):
         model = bind(graphdef, params)
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        hidden_BTD = model(tokens_BT, tiles_GHWC, mask_G, segments_BT, positions_BT).hidden_BTD
-        return token_logprobs(hidden_BTD, model.lm.head_VD, targets_BT, 512)
+        out = model(tokens_BT, tiles_GHWC, mask_G, segments_BT, positions_BT, collect=("experts",))
+        return token_logprobs(out.hidden_BTD, model.lm.head_VD, targets_BT, 512), out.aux["experts"]
 
     for row, group in zip(given, rollout, strict=True):
         for response in group:
@@ -125,9 +126,12 @@ def test_logprobs_are_those_of_training(config, vocabulary, processor, family):
             tiles_GHWC[: len(row.tiles_GHWC)] = row.tiles_GHWC
             real_G, segments_BT = np.arange(2) < len(row.tiles_GHWC), np.arange(40)[None] < len(whole)
             targets_BT = np.roll(tokens_BT, -1, axis=1)
-            scores = score(params, tokens_BT, tiles_GHWC, real_G, segments_BT.astype(np.int32), targets_BT)[0]
-            start = len(row.tokens_T) - 1
-            np.testing.assert_allclose(response.logprobs, scores[start : len(whole) - 1], atol=1e-4)
+            scores, experts = score(params, tokens_BT, tiles_GHWC, real_G, segments_BT.astype(np.int32), targets_BT)
+            last = len(whole) - 1
+            np.testing.assert_allclose(response.logprobs, scores[0, len(row.tokens_T) - 1 : last], atol=1e-4)
+            if moe:
+                assert response.routes.dtype == np.int16
+                np.testing.assert_array_equal(response.routes, experts[:, 0, :last].swapaxes(0, 1))
 
 
 def test_image_tokens_and_unused_rows_are_never_written(sampler, params, vocabulary, requests):
