@@ -132,9 +132,8 @@ class Sampler:
           InputError: see `Sight.look`; sizes beyond the ladders, or a way of sampling that biases a policy gradient.
         """
         if np.ndim(seeds) == 0:
-            seeds = (
-                np.random.SeedSequence(int(seeds)).generate_state(len(requests) * group).reshape(len(requests), group)
-            )
+            drawn = np.random.SeedSequence(int(seeds)).generate_state(len(requests) * group)
+            seeds = drawn.reshape(len(requests), group)
         seeds = np.asarray(seeds, np.uint32)
         if seeds.shape != (len(requests), group) or not seeds.size:
             raise InputError(
