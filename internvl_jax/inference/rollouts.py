@@ -94,9 +94,9 @@ class Sampler:
                 "use the tokenizer files of this model"
             )
         self.vocabulary, self.ladders, self._piece = vocabulary, ladders or Ladders(), piece
-        self._mesh, self._rules = mesh, rules
         on_cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
         self._apart = on_cpu and (mesh is None or mesh.size == 1)
+        self._mesh, self._rules = (None, None) if self._apart else (mesh, rules)
         model = nnx.eval_shape(lambda: InternVL(config, nnx.Rngs(0), Runtime(dtype)))
         graphdef = nnx.split(model, nnx.Param)[0]
         written = unstack(model) if self._apart else graphdef

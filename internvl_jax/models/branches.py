@@ -34,10 +34,6 @@ class Branches(NamedTuple):
     lengths_P: jax.Array
     step: jax.Array
 
-    @property
-    def num_slots(self) -> int:
-        return self.v[0].shape[-2]
-
     def mask(self, segments_B1: jax.Array, positions_B1: jax.Array) -> None:
         """Nothing: what an answer sees follows from its prompt's length and from the step."""
 

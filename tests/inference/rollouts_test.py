@@ -158,6 +158,16 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     assert sampler.num_compiled == made and not compiled
 
 
+def test_a_mesh_of_one_device_is_that_device(config, vocabulary, params, requests, rollout):
+    mesh, rules = make_mesh({}, jax.devices()[:1]), PRESETS["fsdp"]
+    specs = abstract(lambda rngs: InternVL(config, rngs))[1]
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)), mesh, rules)
+    placed = jax.device_put(params, shardings(specs, mesh, rules))
+    made = sampler.warm_up(placed, requests, GROUP)
+    assert tokens_of(sampler.sample(placed, requests, GROUP, SEEDS)) == tokens_of(rollout)
+    assert sampler.num_compiled == made
+
+
 def test_parameters_can_be_donated_afterwards(sampler, params, requests):
     copy = {path: leaf.copy() for path, leaf in params.items()}
     sampler.sample(copy, requests[:1], 1, 0)
