@@ -72,6 +72,16 @@ def test_our_side_of_inference(golden):
     assert len(first["tokens"]) == 5 and first["tokens"] == second["tokens"]
 
 
+def test_our_side_of_rollouts(golden):
+    case = golden / "hf_qwen3"
+    config = json.loads((case / "config.json").read_text())
+    given = {"directory": str(case), "config": config, "prompt": 21, "tiles": 3, "group": 2, "new": 5}
+    actions = ours.load({"task": "rollout", **given})
+    drawn, greedy = actions["rollout"](), actions["greedy"]()
+    assert drawn["seconds"] > 0 and len(drawn["tokens"]) == len(greedy["tokens"]) == 5
+    assert len(actions["first"]()["tokens"]) == 1
+
+
 def test_our_side_of_training(golden, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, as users have
     case = golden / "hf_qwen3"
