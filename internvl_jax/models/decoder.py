@@ -27,7 +27,7 @@ class DecoderOut(NamedTuple):
       kv_LBMTH: keys and values of this call, if collected.
       hidden_LBTD: the input of every layer, if collected.
       router_LBTE: logits of the routers, if collected.
-      experts_LBTK: the chosen experts, if collected.
+      experts_LBTK: the experts that the routers choose, if collected.
       load: use of the experts, fields `[L, B, E]`, if collected.
     """
 
@@ -74,6 +74,7 @@ class Decoder(nnx.Module):
         cache: Cache | Branches | None = None,
         slots_BT: jax.Array | None = None,
         collect: tuple[str, ...] = (),
+        replay_LBTK: jax.Array | None = None,
     ) -> DecoderOut:
         """Embeddings through all layers.
 
@@ -84,6 +85,7 @@ class Decoder(nnx.Module):
           cache: keys to attend to besides this call's own.
           slots_BT: with a cache, the slot that each token takes.
           collect: 'kv', 'hidden', 'router', 'experts' and 'load' add those fields to the result.
+          replay_LBTK: experts to take, see `Moe`.
         """
         if cache is None:
             mask = Mask.within(segments_BT, positions_BT)
@@ -95,21 +97,22 @@ class Decoder(nnx.Module):
         if self.config.window is not None:  # every second layer, from the first on; the others see all
             windowed_L = jnp.arange(self.config.layers) % 2 == 0
 
-        def body(layer, carry, index, windowed):
+        def body(layer, carry, index, extra):
             x_BTD, cache = carry
+            windowed, replay_BTK = extra
             window = None if windowed is None else Window(self.config.window, windowed)
             before = x_BTD
-            x_BTD, cache, kv, routing = layer(x_BTD, table, mask, window, cache, index, slots_BT)
+            x_BTD, cache, kv, routing = layer(x_BTD, table, mask, window, cache, index, slots_BT, replay_BTK)
             return (x_BTD, cache), {
                 "kv": kv if "kv" in collect else None,
                 "hidden": before if "hidden" in collect else None,
                 "router": None if routing is None or "router" not in collect else routing.logits_BTE,
-                "experts": None if routing is None or "experts" not in collect else routing.experts_BTK,
+                "experts": None if routing is None or "experts" not in collect else routing.own_BTK,
                 # Summed here: the logits of 94 layers and 128 experts are 1.6 GB for a row of 32,768 tokens.
                 "load": None if routing is None or "load" not in collect else expert_load(routing, segments_BT > 0),
             }
 
-        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), windowed_L, body, self.runtime)
+        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), (windowed_L, replay_LBTK), body, self.runtime)
         return DecoderOut(
             self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"], outs["experts"], outs["load"]
         )

@@ -143,6 +143,7 @@ class InternVL(nnx.Module):
         key: jax.Array | None = None,
         collect: tuple[str, ...] = (),
         slots: Slots | None = None,
+        replay_LBTK: jax.Array | None = None,
     ) -> Out:
         """A pass over whole rows.
 
@@ -154,6 +155,7 @@ class InternVL(nnx.Module):
           positions_BT: restart in every segment.
           key, collect: see `encode` and `Decoder`.
           slots: see `Slots`; None shows every real tile once, at full resolution.
+          replay_LBTK: see `Decoder`.
         """
         B, G = tokens_BT.shape[0], tiles_GHWC.shape[0]
         features_BKD = None
@@ -163,7 +165,8 @@ class InternVL(nnx.Module):
                 features_BKD = _real_first(encoded.features_GPD, tile_mask_G, B)
             else:
                 features_BKD = _chosen(encoded, slots)
-        out = self.lm(self.embed(tokens_BT, features_BKD), segments_BT, positions_BT, collect=collect)
+        x_BTD = self.embed(tokens_BT, features_BKD)
+        out = self.lm(x_BTD, segments_BT, positions_BT, collect=collect, replay_LBTK=replay_LBTK)
         aux = {
             "kv": out.kv_LBMTH,
             "hidden": out.hidden_LBTD,

@@ -28,12 +28,14 @@ class Routing(NamedTuple):
 
     Attributes:
       logits_BTE: float32.
-      experts_BTK: the chosen experts, best first.
+      experts_BTK: the experts that were taken.
+      own_BTK: those that the router would choose, best first; the same unless a choice was replayed.
       balanced_BTE: logits of the probabilities that the load-balancing loss is taken of.
     """
 
     logits_BTE: jax.Array
     experts_BTK: jax.Array
+    own_BTK: jax.Array
     balanced_BTE: jax.Array
 
 
@@ -80,15 +82,23 @@ class Moe(nnx.Module):
         self.experts = (ClampedExperts if gpt_oss else SwiGluExperts)(config, rngs)
         self.balanced = _chosen_weights if gpt_oss else _router_logits
 
-    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Routing]:
+    def __call__(self, x_BTD: jax.Array, replay_BTK: jax.Array | None = None) -> tuple[jax.Array, Routing]:
+        """Args:
+        replay_BTK: experts to take instead of the router's own, with the weights that it gives them now (the gradient
+          reaches the router); negative where none were noted.
+        """
         router_ED = self.router.weight[...].astype(jnp.float32)
         logits_BTE = product(x_BTD.astype(jnp.float32), router_ED)
         if self.router.bias is not None:
             logits_BTE = logits_BTE + along(self.router.bias[...].astype(jnp.float32), logits_BTE)
-        chosen_BTK, experts_BTK = choose(logits_BTE, self.per_token)
+        chosen_BTK, own_BTK = choose(logits_BTE, self.per_token)
+        experts_BTK = own_BTK
+        if replay_BTK is not None:
+            experts_BTK = jnp.where(replay_BTK >= 0, replay_BTK, own_BTK).astype(own_BTK.dtype)
+            chosen_BTK = jnp.take_along_axis(logits_BTE, experts_BTK, axis=-1)
         weights_BTK = jax.nn.softmax(chosen_BTK, axis=-1)
 
-        routing = Routing(logits_BTE, experts_BTK, self.balanced(logits_BTE, experts_BTK, weights_BTK))
+        routing = Routing(logits_BTE, experts_BTK, own_BTK, self.balanced(logits_BTE, experts_BTK, weights_BTK))
         out_BTD = dispatch(self.experts, x_BTD, experts_BTK, weights_BTK)
         return shard(out_BTD, "batch", "time", None), routing
 

@@ -159,6 +159,8 @@ class GspoConfig:
         of the loss's denominator too) or 'resample' (other prompts take its place).
       max_resamples: times that other prompts are drawn for a rollout batch before such groups stay.
       mask_overlong: a response that was cut is left out of the loss, numerator and denominator.
+      routes: of a mixture's experts: 'ignore', 'note' which ones the sampler took (the metric router_agreement), or
+        'replay' them in training too, with the weights that the router gives them now.
       kl: coefficient of the KL to the reference; 0 for none.
       reference: model directory or workdir of the reference; empty takes `run.init_from`.
       reward: name of a reward, or 'package.module:function' (`grading.rewards`).
@@ -178,6 +180,7 @@ class GspoConfig:
     zero_variance: str = "keep"
     max_resamples: int = 3
     mask_overlong: bool = False
+    routes: str = "ignore"
     kl: float = 0.0
     reference: str = ""
     reward: str = "mmpr"
@@ -282,6 +285,10 @@ def _check_gspo(stage: GspoConfig, config: TrainConfig) -> None:
         )
     if stage.zero_variance not in ("keep", "drop", "resample"):
         raise InputError(f"stage.zero_variance is {stage.zero_variance!r}; use 'keep', 'drop' or 'resample'")
+    if stage.routes not in ("ignore", "note", "replay"):
+        raise InputError(f"stage.routes is {stage.routes!r}; use 'ignore', 'note' or 'replay'")
+    if stage.routes != "ignore" and config.model.text.moe is None:
+        raise InputError(f"stage.routes is {stage.routes!r} but the model has no experts; set it to 'ignore'")
     longest, data = stage.max_prompt_tokens + stage.max_new_tokens, config.data
     if longest > data.token_budget:
         raise InputError(

@@ -29,6 +29,16 @@ class Layout:
             placed_BT[b, self.rows.weights_BT[b] > 0] = np.concatenate([values[number] for number in numbers])
         return placed_BT
 
+    def place_routes(self, routes: Sequence[np.ndarray]) -> np.ndarray:
+        """int16 [B, T, L, K]: the experts of every prompt's and response's tokens (`Response.routes`); -1 elsewhere."""
+        rows = self.rows
+        placed_BTLK = np.full((*rows.tokens_BT.shape, *routes[0].shape[1:]), -1, np.int16)
+        for b, numbers in self._filled():
+            for segment, number in enumerate(numbers, start=1):
+                start = int(np.argmax(rows.segments_BT[b] == segment))
+                placed_BTLK[b, start : start + len(routes[number])] = routes[number]
+        return placed_BTLK
+
     def pick(self, values_BT: np.ndarray) -> list[np.ndarray]:
         """The reverse of `place`: values of every response's tokens, by the number of the response."""
         found: dict[int, np.ndarray] = {}

@@ -79,6 +79,7 @@ class Rollouts:
             Ladders(),
             None if on_one else program.mesh,
             None if on_one else program.rules,
+            routes=stage.routes != "ignore",
         )
         # A Flash model's language is trained at full resolution; its router comes after.
         self._thresholds = MODEL_THRESHOLDS if config.model.flash is None else Thresholds(relative=1.0)
@@ -130,6 +131,7 @@ class Rollouts:
             layout.spread(advantages_PG.reshape(-1).astype(np.float32)),
             layout.spread(keep_PG.reshape(-1)),
             layout.place(flat("reference")) if stage.kl else None,
+            layout.place_routes(flat("routes")) if stage.routes != "ignore" else None,
         )
         share = run.rows // jax.process_count()
         return _rows(batch, run.rows, jax.process_index() * share, share)
@@ -203,7 +205,8 @@ class Rollouts:
             seconds["grading"] += time.perf_counter() - started
             for (_, number, *_), group, said, graded in zip(chunk, found, texts, scores, strict=True):
                 tokens, sampled = [each.tokens for each in group], [each.logprobs for each in group]
-                groups.append(Group(number, tokens, sampled, said, graded, [each.finished for each in group]))
+                finished, routes = [each.finished for each in group], [each.routes for each in group]
+                groups.append(Group(number, tokens, sampled, said, graded, finished, routes=routes))
         return groups, consumed
 
     def _seeds(self, place: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class Group:
       texts: of the responses, thinking included.
       scores: of the responses.
       finished: False where a response was cut.
+      reference: as `old`, under the frozen reference, if there is one.
+      routes: see `Response`, if they are noted.
     """
 
     number: int
@@ -35,6 +38,7 @@ class Group:
     finished: list[bool]
     old: list[np.ndarray] = dataclasses.field(default_factory=list)
     reference: list[np.ndarray] = dataclasses.field(default_factory=list)
+    routes: list[np.ndarray | None] = dataclasses.field(default_factory=list)
 
     @property
     def varied(self) -> bool:
@@ -112,11 +116,19 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
             reference=flat("reference", np.float32),
             scores=[[score[:3] for score in group.scores] for group in groups],
             finished=[group.finished for group in groups],
+            **_routes(groups),
         )
     os.replace(temporary, folder / f"{made.number:06d}.npz")
     for path in folder.glob("*.npz"):
         if int(path.stem) <= made.number - keep:
             path.unlink()
+
+
+def _routes(groups: Sequence[Group]) -> dict[str, Any]:
+    found = [routes for group in groups for routes in group.routes]
+    if found[0] is None:
+        return {}
+    return {"routes": np.concatenate(found), "route_lengths": [len(routes) for routes in found]}
 
 
 def read_round(folder: pathlib.Path, number: int) -> Round:
@@ -129,7 +141,9 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
             f"{path} can't be read ({error}), but the checkpoint stands within this rollout batch; restore the file, "
             "or remove the checkpoint to go on from the one before"
         ) from error
-    groups = []
+    groups, routes = [], [None] * stored["lengths"].size
+    if "routes" in stored:
+        routes = np.split(stored["routes"], np.cumsum(stored["route_lengths"])[:-1])
     ends = np.cumsum(stored["lengths"].reshape(-1))[:-1]
     split = lambda name: np.split(stored[name], ends) if len(stored[name]) else [stored[name]] * (len(ends) + 1)
     tokens, old, reference = split("tokens"), split("old"), split("reference")
@@ -138,7 +152,7 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
         mine = slice(p * size, (p + 1) * size)
         scores = [Score(*row.tolist()) for row in stored["scores"][p]]
         finished = stored["finished"][p].tolist()
-        groups.append(Group(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine]))
+        groups.append(Group(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine]))
     return Round(number, int(stored["consumed"]), groups, json.loads(str(stored["notes"])))
 
 

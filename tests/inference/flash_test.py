@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 from internvl_jax.errors import InputError
+from internvl_jax.inference import Generator, Ladders, Sampler, SamplingParams, Thresholds, Vocabulary, chat, complete
 from internvl_jax.models import FlashConfig, InternVL, Runtime, Slots
 from internvl_jax.sharding import abstract, bind, flatten
 from tests.inference.generate_test import request

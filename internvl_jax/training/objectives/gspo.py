@@ -23,6 +23,7 @@ class RolloutBatch(NamedTuple):
       advantages_BS: float32, of the response of segment s at s - 1.
       keep_BS: bool, responses that the loss counts.
       reference_BT: as `old_BT`, under the frozen reference; None without KL.
+      routes_BTLK: int16, the experts that the sampler took, -1 where none were noted; None where they are ignored.
     """
 
     rows: Batch
@@ -30,6 +31,7 @@ class RolloutBatch(NamedTuple):
     advantages_BS: np.ndarray
     keep_BS: np.ndarray
     reference_BT: np.ndarray | None = None
+    routes_BTLK: np.ndarray | None = None
 
 
 class Gspo(Objective):
@@ -61,6 +63,7 @@ class Gspo(Objective):
     def __init__(self, config: GspoConfig, balance: Balance | NoBalance, logprob_chunk: int):
         kl = {"kl": config.kl} if config.kl else {}
         self.coefficients = {"policy": 1.0, **kl, **balance.coefficients}
+        self.noted, self.replays = config.routes != "ignore", config.routes == "replay"
         self.clip, self.kl = (config.clip_low, config.clip_high), bool(config.kl)
         self.balance, self.logprob_chunk = balance, logprob_chunk
 
@@ -72,7 +75,9 @@ class Gspo(Objective):
     def forward(self, model: InternVL, batch: RolloutBatch, key: jax.Array | None, reference: InternVL | None) -> Any:
         rows = batch.rows
         inputs = rows.tokens_BT, rows.tiles_GHWC, rows.tile_mask_G, rows.segments_BT, rows.positions_BT
-        out = model(*inputs, collect=self.balance.collect, slots=Slots(rows.slots_BJ, None))
+        collect = (*self.balance.collect, "experts") if self.noted else self.balance.collect
+        replay_LBTK = _by_layer(batch.routes_BTLK) if self.replays else None
+        out = model(*inputs, collect=collect, slots=Slots(rows.slots_BJ, None), replay_LBTK=replay_LBTK)
         statistics = token_statistics(out.hidden_BTD, model.lm.head_VD, rows.targets_BT, self.logprob_chunk)
         return statistics, out.aux
 
@@ -86,13 +91,16 @@ class Gspo(Objective):
         )
         if self.kl:
             terms["kl"] = gspo.kl_penalty(logprobs_BT, batch.reference_BT, *at, batch.keep_BS)
+        if self.noted:
+            sums |= _agreement(aux["experts"], _by_layer(batch.routes_BTLK))
         entropy = jnp.sum(jnp.where(mask_BT, entropy_BT, 0))
         return terms, {**sums, **health, "entropy": entropy, "sampled": jnp.sum(mask_BT)}
 
     def metrics(self, sums: Sums, carry: Carry) -> dict[str, jax.Array]:
         """Over tokens of responses that count: `clip_fraction` (those of clipped responses, as released), `policy_kl`
         (of the policy that sampled to this one), mean and max of |difference of log-probabilities|; the largest ratio
-        of a response; and the mean entropy of all sampled tokens.
+        of a response; the mean entropy of all sampled tokens; and the share of experts that the routers would choose
+        now among those that the sampler took.
         """
         tokens = jnp.maximum(sums["tokens"], 1)
         return {
@@ -102,5 +110,16 @@ class Gspo(Objective):
             "max_logprob_difference": sums["max_difference"],
             "max_ratio": sums["max_ratio"],
             "entropy": sums["entropy"] / jnp.maximum(sums["sampled"], 1),
+            **({"router_agreement": sums["agreed"] / jnp.maximum(sums["noted"], 1)} if self.noted else {}),
             **self.balance.metrics(sums),
         }
+
+
+def _by_layer(routes_BTLK: jax.Array) -> jax.Array:
+    return jnp.moveaxis(routes_BTLK, 2, 0).astype(jnp.int32)
+
+
+def _agreement(own_LBTK: jax.Array, noted_LBTK: jax.Array) -> Sums:
+    real_LBTK = noted_LBTK >= 0
+    found_LBTK = jnp.any(own_LBTK[..., :, None] == noted_LBTK[..., None, :], axis=-1) & real_LBTK
+    return {"agreed": jnp.sum(found_LBTK, dtype=jnp.float32), "noted": jnp.sum(real_LBTK, dtype=jnp.float32)}

@@ -48,6 +48,31 @@ def test_at_the_first_step_of_a_rollout_batch_the_ratio_is_1(start, tmp_path, fa
     assert source.notes()["max_sampler_difference"] < 1e-4
 
 
+@pytest.mark.parametrize("choice", ["note", "replay"])
+def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
+    """They are the trainer's own at the first step; other ones are counted, or replayed with live weights."""
+    train(toy.config(start, tmp_path / "start", toy.MOE, steps=1))
+    config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", init_from=str(tmp_path / "start"))
+    config.stage.routes = choice
+    program, source, state = begin(config)
+    batch = source.take(state)
+    noted = batch.routes_BTLK[..., 0, 0] >= 0
+    # All tokens but the last of each response.
+    assert noted.sum() == (batch.rows.segments_BT > 0).sum() - batch.keep_BS.sum()
+    other = batch._replace(routes_BTLK=np.where(batch.routes_BTLK >= 0, (batch.routes_BTLK + 1) % 8, -1))
+    other = other._replace(routes_BTLK=other.routes_BTLK.astype(np.int16))
+    found = []
+    for each in (batch, other):
+        params = setup.read_initial(config, config.run.init_from, program.abstract.params)
+        after, metrics = program.step(program.from_params(params), program.place(each))
+        found.append(jax.device_get((metrics, after.params["lm.layers.mlp.router.weight"], after.opt_state[1].mu)))
+    (same, *_), (moved, _, moments) = found
+    assert same["router_agreement"] > 0.999 and same["max_logprob_difference"] < 1e-4
+    assert moved["router_agreement"] < 0.9
+    assert (moved["max_logprob_difference"] > 1e-3) == (choice == "replay")
+    assert np.any(moments["lm.layers.mlp.router.weight"])
+
+
 @pytest.fixture(scope="module")
 def sampled(start, tmp_path_factory):
     """Configs, responses of one rollout batch and what a step makes of them, on one row layout."""
