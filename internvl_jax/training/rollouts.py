@@ -8,6 +8,7 @@
 4. The batch is written down (`WORKDIR/rollouts`), so that a run stopped within it goes on with the same responses.
 """
 
+import dataclasses
 import logging
 import pathlib
 import time
@@ -76,7 +77,7 @@ class Rollouts:
             config.model,
             jnp.dtype(run.dtype),
             Vocabulary.of(processor),
-            Ladders(),
+            dataclasses.replace(Ladders(), slots=(stage.max_new_tokens,)),
             None if on_one else program.mesh,
             None if on_one else program.rules,
             routes=stage.routes != "ignore",
@@ -198,7 +199,9 @@ class Rollouts:
             sampling = SamplingParams(max_new_tokens=self._stage.max_new_tokens, temperature=1.0)
             requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, self._thresholds) for *_, inputs in chunk]
             seeds_PG = np.stack([self._seeds(place) for place, *_ in chunk])
-            found = self._sampler.sample(params, requests, self._stage.group, seeds_PG)
+            found = self._sampler.sample(
+                params, requests, self._stage.group, seeds_PG, prompts=self._stage.sample_prompts
+            )
             texts = [[self._text(response) for response in group] for group in found]
             started = time.perf_counter()
             scores = self._grade(texts, [prompt.answer for _, _, prompt, _ in chunk])
@@ -245,8 +248,11 @@ class Rollouts:
         for start in range(0, len(groups), self._stage.mini_batch):
             part = groups[start : start + self._stage.mini_batch]
             layout = self._lay_out(part)
-            rows = self._program.place(_rows(layout.rows, run.rows, jax.process_index() * share, share))
-            found = iter(layout.pick(np.asarray(self._score(params, rows))))
+            routes = None
+            if self._stage.routes == "replay":
+                routes = layout.place_routes([each for group in part for each in group.routes])
+            mine = _rows((layout.rows, routes), run.rows, jax.process_index() * share, share)
+            found = iter(layout.pick(np.asarray(self._score(params, *self._program.place(mine)))))
             for group in part:
                 setattr(group, name, [next(found) for _ in group.tokens])
 

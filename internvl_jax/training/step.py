@@ -123,7 +123,7 @@ def num_filled(parts: Batch) -> jax.Array:
 
 def split_rows(batch: Any, parts: int) -> Any:
     """Every array as `[parts, ...]`; part j has rows j, j + parts, ...: each device keeps the rows that it holds."""
-    rows = batch.rows.tokens_BT.shape[0]
+    rows = jax.tree.leaves(batch)[0].shape[0]  # tokens come first in every batch
 
     def split(x):
         per_row = x.shape[0] // rows

@@ -8,10 +8,11 @@ import numpy as np
 
 from internvl_jax.data.batch import Batch
 from internvl_jax.losses import LossSum, gspo
-from internvl_jax.models import InternVL, Slots, token_statistics
+from internvl_jax.models import InternVL, token_statistics
 from internvl_jax.training.config import GspoConfig
 from internvl_jax.training.objectives.balance import Balance, NoBalance
 from internvl_jax.training.objectives.base import Carry, Objective, Sums
+from internvl_jax.training.objectives.mpo import by_layer, read_rows
 
 
 class RolloutBatch(NamedTuple):
@@ -74,10 +75,8 @@ class Gspo(Objective):
 
     def forward(self, model: InternVL, batch: RolloutBatch, key: jax.Array | None, reference: InternVL | None) -> Any:
         rows = batch.rows
-        inputs = rows.tokens_BT, rows.tiles_GHWC, rows.tile_mask_G, rows.segments_BT, rows.positions_BT
         collect = (*self.balance.collect, "experts") if self.noted else self.balance.collect
-        replay_LBTK = _by_layer(batch.routes_BTLK) if self.replays else None
-        out = model(*inputs, collect=collect, slots=Slots(rows.slots_BJ, None), replay_LBTK=replay_LBTK)
+        out = read_rows(model, rows, collect=collect, routes_BTLK=batch.routes_BTLK if self.replays else None)
         statistics = token_statistics(out.hidden_BTD, model.lm.head_VD, rows.targets_BT, self.logprob_chunk)
         return statistics, out.aux
 
@@ -92,7 +91,7 @@ class Gspo(Objective):
         if self.kl:
             terms["kl"] = gspo.kl_penalty(logprobs_BT, batch.reference_BT, *at, batch.keep_BS)
         if self.noted:
-            sums |= _agreement(aux["experts"], _by_layer(batch.routes_BTLK))
+            sums |= _agreement(aux["experts"], by_layer(batch.routes_BTLK))
         entropy = jnp.sum(jnp.where(mask_BT, entropy_BT, 0))
         return terms, {**sums, **health, "entropy": entropy, "sampled": jnp.sum(mask_BT)}
 
@@ -113,10 +112,6 @@ class Gspo(Objective):
             **({"router_agreement": sums["agreed"] / jnp.maximum(sums["noted"], 1)} if self.noted else {}),
             **self.balance.metrics(sums),
         }
-
-
-def _by_layer(routes_BTLK: jax.Array) -> jax.Array:
-    return jnp.moveaxis(routes_BTLK, 2, 0).astype(jnp.int32)
 
 
 def _agreement(own_LBTK: jax.Array, noted_LBTK: jax.Array) -> Sums:

@@ -8,7 +8,7 @@ import numpy as np
 
 from internvl_jax.data.batch import Batch
 from internvl_jax.losses import LossSum, mpo, next_token, segment_sums
-from internvl_jax.models import InternVL, Slots, token_logprobs
+from internvl_jax.models import InternVL, Out, Slots, token_logprobs
 from internvl_jax.training.config import MpoConfig
 from internvl_jax.training.objectives.balance import Balance, NoBalance
 from internvl_jax.training.objectives.base import Carry, Objective, Sums
@@ -26,11 +26,22 @@ class Pairs(NamedTuple):
     reference_BS: np.ndarray
 
 
-def response_logprobs(model: InternVL, rows: Batch, key: jax.Array | None, collect: tuple[str, ...], chunk: int):
-    """float32 `[B, T]` log-probabilities of the targets of rows of several texts, and the model's intermediates."""
+def read_rows(
+    model: InternVL,
+    rows: Batch,
+    key: jax.Array | None = None,
+    collect: tuple[str, ...] = (),
+    routes_BTLK: jax.Array | None = None,
+) -> Out:
+    """The model's pass over rows of several texts, which may replay noted experts."""
     inputs = rows.tokens_BT, rows.tiles_GHWC, rows.tile_mask_G, rows.segments_BT, rows.positions_BT
-    out = model(*inputs, key=key, collect=collect, slots=Slots(rows.slots_BJ, None))
-    return token_logprobs(out.hidden_BTD, model.lm.head_VD, rows.targets_BT, chunk), out.aux
+    replay_LBTK = None if routes_BTLK is None else by_layer(routes_BTLK)
+    return model(*inputs, key=key, collect=collect, slots=Slots(rows.slots_BJ, None), replay_LBTK=replay_LBTK)
+
+
+def by_layer(routes_BTLK: jax.Array) -> jax.Array:
+    """Noted experts as the model takes them, int32 `[L, B, T, K]`."""
+    return jnp.moveaxis(routes_BTLK, 2, 0).astype(jnp.int32)
 
 
 def summed_logprobs(logprobs_BT: jax.Array, rows: Batch) -> jax.Array:
@@ -66,8 +77,9 @@ class Mpo(Objective):
         return {**weights, **self.balance.weights(batch.rows)}
 
     def forward(self, model: InternVL, batch: Pairs, key: jax.Array | None, reference: InternVL | None) -> Any:
-        logprobs_BT, aux = response_logprobs(model, batch.rows, key, self.balance.collect, self.logprob_chunk)
-        return logprobs_BT, summed_logprobs(logprobs_BT, batch.rows), aux
+        out = read_rows(model, batch.rows, key, self.balance.collect)
+        logprobs_BT = token_logprobs(out.hidden_BTD, model.lm.head_VD, batch.rows.targets_BT, self.logprob_chunk)
+        return logprobs_BT, summed_logprobs(logprobs_BT, batch.rows), out.aux
 
     def measure(self, outs: Any, batch: Pairs) -> Sums:
         chosen_BK, rejected_BK, real_BK = self._ratios(outs, batch)

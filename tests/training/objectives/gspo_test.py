@@ -55,6 +55,7 @@ def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
     config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", init_from=str(tmp_path / "start"))
     config.stage.routes = choice
     program, source, state = begin(config)
+    config, _ = setup.prepare(config)
     batch = source.take(state)
     noted = batch.routes_BTLK[..., 0, 0] >= 0
     # All tokens but the last of each response.
