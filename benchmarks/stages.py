@@ -70,7 +70,7 @@ def compare(config: InternVLConfig, texts: int, tokens: int, rounds: int) -> dic
     }
     runs = {}
     for name, (objective, stage, batch) in stages.items():
-        program = build(_config(config, objective, stage, texts, tokens))
+        program = build(_config(config, objective, stage, texts, tokens), jax.devices()[:1])
         state = program.from_params(program.random_params())
         runs[name] = [program, state, program.place(batch)]
     seconds: dict[str, list[float]] = {name: [] for name in runs}

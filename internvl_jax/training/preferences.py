@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from internvl_jax.data.batch import Batch
 from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.data.processor import Processor
 from internvl_jax.errors import InputError
@@ -86,6 +87,7 @@ def reference_table(config: TrainConfig, program: Program, pipeline: Pipeline) -
         saved = np.load(partial)
         if str(saved["order"]) == pipeline.fingerprint:  # else the pairs were read in another order
             table_N2, done = saved["table"], int(saved["done"])
+    everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
     score = make_scorer(program, config.run.micro_batches, config.run.logprob_chunk)
     params = setup.read_initial(config, source, program.abstract.params)
     pairs, size = pipeline.plan.rows(0), config.stage.pairs
@@ -95,9 +97,9 @@ def reference_table(config: TrainConfig, program: Program, pipeline: Pipeline) -
     _LOG.info("reference log-probabilities: %d of %d pairs to go", pairs - done, pairs)
     try:
         while done < pairs:
-            placed = program.place(next(batches))
-            logps_BT, whole = jax.device_get((score(params, placed), _gather(program, placed)))
-            _enter(table_N2, whole, logps_BT)
+            rows = program.place(next(batches))
+            needed = rows.weights_BT, rows.segments_BT, rows.samples_BS
+            _enter(table_N2, *jax.device_get((score(params, rows), everywhere(*needed))))
             done += size
             if time.monotonic() - saved_at > _SAVE_SECONDS:
                 _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
@@ -116,22 +118,12 @@ def _pairs(config: TrainConfig, pipeline: Pipeline, position: Any):
     return pipeline.groups(config.stage.pairs, config.run.rows, config.run.micro_batches, **host, state=position)
 
 
-def _gather(program: Program, rows: Batch) -> Batch:
-    """What `_enter` needs of the rows of all hosts, on every one of them."""
-    everywhere = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
-    needed = rows.weights_BT, rows.segments_BT, rows.samples_BS
-    weights_BT, segments_BT, samples_BS = jax.jit(lambda *x: x, out_shardings=everywhere)(*needed)
-    return rows._replace(
-        weights_BT=weights_BT, segments_BT=segments_BT, samples_BS=samples_BS, tiles_GHWC=None, tile_mask_G=None
-    )
-
-
-def _enter(table_N2: np.ndarray, rows: Batch, logps_BT: np.ndarray) -> None:
-    """Writes a batch's sums into the table."""
-    for b, samples_S in enumerate(rows.samples_BS):
+def _enter(table_N2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, ...]) -> None:
+    """Writes a batch's sums into the table; `rows` are its weights, segments and sample numbers."""
+    for logps_T, weights_T, segments_T, samples_S in zip(logps_BT, *rows, strict=True):
         real = int(np.sum(samples_S >= 0))
-        values_T = np.where(rows.weights_BT[b] > 0, logps_BT[b], 0)
-        sums_S = np.bincount(rows.segments_BT[b], values_T, minlength=real + 1)[1 : real + 1]
+        values_T = np.where(weights_T > 0, logps_T, 0)
+        sums_S = np.bincount(segments_T, values_T, minlength=real + 1)[1 : real + 1]
         table_N2[samples_S[:real], np.arange(real) % 2] = sums_S
 
 

@@ -1,12 +1,13 @@
 """The benchmarks' own machinery, and our side of them on a small checkpoint; PyTorch's side needs its extra."""
 
+import dataclasses
 import json
 import sys
 
 import numpy as np
 import pytest
 
-from benchmarks import convert, ours, theirs
+from benchmarks import convert, ours, stages, theirs
 from benchmarks.workers import Worker, in_turns, ratios
 from configs.models import sizes
 from internvl_jax.errors import InputError
@@ -100,3 +101,8 @@ def test_conversions_beside_a_copy(tmp_path):
         assert result[to]["ratio"] == pytest.approx(result[to]["theirs_s"] / result[to]["ours_s"], abs=1e-3)
         assert result[to]["peak_gb"] > 0.1
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_of_the_stages_side_by_side():
+    found = stages.compare(dataclasses.replace(sizes.get("tiny"), image_token_id=7), texts=2, tokens=40, rounds=1)
+    assert found["mpo_ratio"] == pytest.approx(found["mpo_s"] / found["sft_s"], rel=0.1) and found["gspo_ratio"] > 0

@@ -34,6 +34,8 @@ if process == 0:
 multihost_utils.sync_global_devices("converted")
 settings = {"mesh": "data=2,fsdp=2,tensor=2", "rules": "fsdp_tp", "init_from": str(folder / "ours")}
 train(toy.config(data, folder / "run", steps=3, **settings))
+train(toy.mpo_config(data, folder / "mpo", steps=2, **settings))
+train(toy.gspo_config(data, folder / "gspo", steps=3, **settings))
 """
 
 
@@ -43,7 +45,8 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
-def test_two_processes_are_one(data, tmp_path):
+def test_two_processes_are_one(start, tmp_path):
+    data = start
     config, processor = prepare(toy.config(data, tmp_path / "made", steps=1))
     save_model(tmp_path / "made", build(config).random_params(), config.model, processor)
     convert(tmp_path / "made", tmp_path / "released", "github")
@@ -54,7 +57,7 @@ def test_two_processes_are_one(data, tmp_path):
     command = [sys.executable, "-c", PROCESS, str(port)]
     both = [subprocess.Popen([*command, str(i), str(data), str(tmp_path)], cwd=ROOT, env=env) for i in range(2)]
     try:
-        assert [process.wait(120) for process in both] == [0, 0]
+        assert [process.wait(300) for process in both] == [0, 0]
     finally:
         for process in both:
             process.kill()
@@ -66,6 +69,14 @@ def test_two_processes_are_one(data, tmp_path):
     ours, theirs = (flatten(ivl.load(tmp_path / name, "float32")[0]) for name in ("run", "alone"))
     for path, array in ours.items():
         np.testing.assert_allclose(array, theirs[path], atol=1e-5, err_msg=path)
+
+    # So do pairs with their reference, and the policy's own responses: sampled, graded once, and scored by both.
+    for name, make, steps in (("mpo", toy.mpo_config, 2), ("gspo", toy.gspo_config, 3)):
+        train(make(data, tmp_path / f"{name}_alone", steps=steps, mesh="fsdp=8", init_from=str(tmp_path / "ours")))
+        lines = [hooks.read_metrics(tmp_path / folder) for folder in (name, f"{name}_alone")]
+        for metric in {"mpo": ("loss", "delta", "chosen_logp"), "gspo": ("reward", "entropy", "grad_norm")}[name]:
+            found = [[line[metric] for line in each] for each in lines]
+            np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6, err_msg=f"{name} {metric}")
 
     # One process restores what two have saved, optimizer and data position included, and finds nothing left to do.
     assert train(toy.with_run(alone, workdir=str(tmp_path / "run")))["step"] == 3
