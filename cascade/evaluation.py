@@ -1,0 +1,194 @@
+"""What a model can do: answers to a file of questions, greedy or sampled, graded by kind; and how well it reads.
+
+1. `answer` asks every question of a prompt file and writes the answers as JSONL; a file that is there is taken as it is.
+2. `score` grades them: accuracy by kind with 95 % intervals (Wilson), well-formed answers, reading mistakes.
+3. `reading` lets a pretrained model read pictures on: digits of single boxes, and whole boards.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cascade import boards, questions
+from cascade.boards import Layout, Split
+from internvl_jax.data import Processor
+from internvl_jax.data.images import tile_image
+from internvl_jax.inference.buckets import Ladders
+from internvl_jax.inference.generate import Generator, Request, Vocabulary
+from internvl_jax.inference.sampling import SamplingParams
+from internvl_jax.models import InternVL
+
+ANSWER_TOKENS = 48
+ROWS = 128
+_LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
+_BOXED = re.compile(r"\\boxed\{(.*?)\}", re.DOTALL)
+_FORM = re.compile(r"<think>.*</think>.*\\boxed\{.*\}.*", re.DOTALL)
+
+
+class Asked(NamedTuple):
+    """A question of a prompt file, by kind, and its answer."""
+
+    kind: str
+    image: pathlib.Path
+    text: str
+    answer: str
+
+
+class Said(NamedTuple):
+    """What a model said to a question, and in how many tokens."""
+
+    asked: Asked
+    text: str
+    tokens: int
+
+    @property
+    def right(self) -> bool:
+        found = _BOXED.findall(self.text)
+        return bool(found) and found[-1] == self.asked.answer
+
+    @property
+    def formed(self) -> bool:
+        return _FORM.fullmatch(self.text) is not None
+
+
+class Score(NamedTuple):
+    """Of n answers of a kind: the share that is right, with its 95 % interval, and the share that is well-formed."""
+
+    kind: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    formed: float
+
+
+def read_questions(path: pathlib.Path) -> list[Asked]:
+    """The questions of a prompt file."""
+    kinds = {kind.text: name for name, kind in questions.KINDS.items()}
+    entries = map(json.loads, path.read_text().splitlines())
+    return [Asked(kinds[e["question"]], path.parent / e["image"], e["question"], e["answer"]) for e in entries]
+
+
+def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    middle, spread = right + z * z / 2, z * math.sqrt(right * (n - right) / n + z * z / 4)
+    return (middle - spread) / (n + z * z), (middle + spread) / (n + z * z)
+
+
+def score(said: Sequence[Said]) -> list[Score]:
+    """A score for every kind, then one for all questions together."""
+    scores = []
+    for kind in (*questions.KINDS, "all"):
+        chosen = [one for one in said if kind in (one.asked.kind, "all")]
+        if chosen:
+            right, n = sum(one.right for one in chosen), len(chosen)
+            scores.append(Score(kind, n, right / n, *wilson(right, n), sum(one.formed for one in chosen) / n))
+    return scores
+
+
+def table(scores: Sequence[Score]) -> str:
+    """The scores as a Markdown table, which also reads well on a terminal."""
+    lines = [
+        "| kind of question | n | accuracy | 95 % interval | well-formed |",
+        "|:-----------------|-----:|---------:|----------------:|------------:|",
+    ]
+    lines += [
+        f"| {s.kind:16} | {s.n:4} | {s.accuracy:8.2%} | {s.low:6.2%} .. {s.high:6.2%} | {s.formed:11.2%} |" for s in scores
+    ]
+    return "\n".join(lines)
+
+
+class Answerer:
+    """A model, ready for many questions; its programs are compiled once."""
+
+    def __init__(self, model: InternVL, processor: Processor):
+        self._generator = Generator(model, Vocabulary.of(processor), _LADDERS)
+        self._processor = processor
+
+    def ask(
+        self,
+        asked: Sequence[Asked],
+        temperature: float = 0.0,
+        samples: int = 1,
+        seed: int = 0,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> list[Said]:
+        """Answers, the samples of a question one after another; `progress` gets the number of answers so far."""
+        requests = []
+        for number, one in enumerate(asked):
+            content = [{"type": "image", "image": str(one.image)}, {"type": "text", "text": one.text}]
+            inputs = self._processor([{"role": "user", "content": content}])
+            for sample in range(samples):
+                sampling = SamplingParams(ANSWER_TOKENS, temperature, seed=(seed * 1009 + number) * samples + sample)
+                requests.append(Request(inputs.tokens_T, inputs.tiles_GHWC, sampling))
+        said, stops = [], self._processor.stop_ids
+        for tokens in self._generate(requests, progress):
+            text = self._processor.tokenizer.decode(tokens)
+            said.append(Said(asked[len(said) // samples], text, len(tokens) + (tokens[-1] not in stops)))
+        return said
+
+    def read(self, pictures: Sequence[np.ndarray], lengths: Sequence[int]) -> list[str]:
+        """So many characters of what the model writes after each picture, as in pretraining."""
+        tokenizer, config = self._processor.tokenizer, self._processor.image_config
+        requests = []
+        for picture_HW, length in zip(pictures, lengths, strict=True):
+            tiles_GHWC = tile_image(Image.fromarray(picture_HW).convert("RGB"), config)
+            context = [tokenizer.image_context] * (config.tokens_per_tile * len(tiles_GHWC))
+            prompt = [tokenizer.image_start, *context, tokenizer.image_end, *tokenizer.encode("\n")]
+            requests.append(Request(np.array(prompt, np.int32), tiles_GHWC, SamplingParams(length)))
+        return [tokenizer.decode(tokens) for tokens in self._generate(requests, lambda done: None)]
+
+    def _generate(self, requests: Sequence[Request], progress: Callable[[int], object]) -> Iterator[list[int]]:
+        for start in range(0, len(requests), ROWS):
+            yield from self._generator.generate(requests[start : start + ROWS], rows=ROWS)
+            progress(min(start + ROWS, len(requests)))
+
+
+def pass_at(said: Sequence[Said], samples: int) -> float:
+    """The share of questions that any of their samples answers rightly."""
+    return float(np.mean(np.array([one.right for one in said]).reshape(-1, samples).any(axis=1)))
+
+
+def reading(answerer: Answerer, split: Split, count: int, seed: int) -> dict[str, float]:
+    """Shares read rightly: single large digits, small digits of full boxes, and whole boards to their stop."""
+    rng = np.random.default_rng((seed, len(split)))
+    large = [boards.draw(Layout(1, 1, (1,)), split, rng) for _ in range(count)]
+    small = [boards.draw(Layout(1, 1, (4,)), split, rng) for _ in range(count // 4)]
+    whole = [boards.draw(boards.random_layout(rng), split, rng) for _ in range(count // 4)]
+    said = [
+        answerer.read([b.picture_HW for b in group], [len(b.digits) + (group is whole) for b in group])
+        for group in (large, small, whole)
+    ]
+    truth = [["".join(map(str, b.digits)) for b in group] for group in (large, small, whole)]
+    return {
+        "large digits": float(np.mean([s == t for s, t in zip(said[0], truth[0])])),
+        "small digits": float(np.mean([a == b for s, t in zip(said[1], truth[1]) for a, b in zip(s.ljust(4), t)])),
+        "whole boards": float(np.mean([s == f"{t}." for s, t in zip(said[2], truth[2])])),
+    }
+
+
+def write_answers(said: Sequence[Said], path: pathlib.Path) -> None:
+    """One JSON object a line: kind, image, question, answer, said, tokens, right."""
+    temporary = path.with_suffix(".partial")
+    with temporary.open("w") as file:
+        for one in said:
+            kind, image, text, answer = one.asked
+            line = {"kind": kind, "image": str(image), "question": text, "answer": answer, "said": one.text}
+            file.write(json.dumps({**line, "tokens": one.tokens, "right": one.right}) + "\n")
+    os.replace(temporary, path)
+
+
+def read_answers(path: pathlib.Path) -> list[Said]:
+    """What `write_answers` wrote."""
+    entries = map(json.loads, path.read_text().splitlines())
+    return [
+        Said(Asked(e["kind"], pathlib.Path(e["image"]), e["question"], e["answer"]), e["said"], e["tokens"])
+        for e in entries
+    ]

@@ -1,0 +1,69 @@
+"""Questions about the digits of a board, their answers, and answers with a chain of thought before them.
+
+A chain first reads the digits that matter, then works on them, step by step; the answer stands in a box after it:
+`<think>357:3+5=8+7=15</think>\\boxed{15}`. `answer` works answers out on its own, without chains.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Question(NamedTuple):
+    """What is asked, its answer, and how it is found."""
+
+    kind: str
+    text: str
+    answer: str
+    chain: str
+
+    @property
+    def response(self) -> str:
+        return f"<think>{self.chain}</think>\\boxed{{{self.answer}}}"
+
+
+class Kind(NamedTuple):
+    """A kind of question: its text, and from the digits to chain and answer, both strings."""
+
+    text: str
+    solve: Callable[[Sequence[int]], tuple[str, str]]
+
+
+def _sum(digits: Sequence[int]) -> tuple[str, str]:
+    total, chain = digits[0], str(digits[0])
+    for digit in digits[1:]:
+        total += digit
+        chain += f"+{digit}={total}"
+    return chain, str(total)
+
+
+def _picked(rule: Callable[[int], bool]) -> Callable[[Sequence[int]], tuple[str, str]]:
+    def solve(digits: Sequence[int]) -> tuple[str, str]:
+        picked = [digit for digit in digits if rule(digit)]
+        return f"{_joined(digits)}:{_joined(picked)}", str(len(picked))
+
+    return solve
+
+
+def _difference(digits: Sequence[int]) -> tuple[str, str]:
+    high, low = max(digits), min(digits)
+    return f"{_joined(digits)}:{high}-{low}={high - low}", str(high - low)
+
+
+def _joined(digits: Sequence[int]) -> str:
+    return "".join(map(str, digits))
+
+
+KINDS = {
+    "sum": Kind("What is the sum of all digits?", _sum),
+    "largest": Kind("What is the largest digit?", lambda digits: (_joined(digits), str(max(digits)))),
+    "count even": Kind("How many digits are even?", _picked(lambda digit: digit % 2 == 0)),
+    "count above 5": Kind("How many digits are greater than 5?", _picked(lambda digit: digit > 5)),
+    "sort": Kind("Sort the digits.", lambda digits: (_joined(digits), _joined(sorted(digits)))),
+    "difference": Kind("What is the largest digit minus the smallest?", _difference),
+}
+
+
+def ask(kind: str, digits: Sequence[int]) -> Question:
+    """The question of this kind about a board's digits, in reading order."""
+    chain, answer = KINDS[kind].solve(digits)
+    return Question(kind, KINDS[kind].text, answer, chain)

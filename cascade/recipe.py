@@ -1,0 +1,115 @@
+"""The settings that decide the cascade's result."""
+
+import dataclasses
+
+from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of next-token training: rows of packed samples, how many of them, and how fast to learn.
+
+    `vit` and `lm_layers` multiply the learning rate of the vision tower and of the language model's layers.
+    """
+
+    steps: int
+    rows: int
+    token_budget: int
+    tile_budget: int
+    learning_rate: float
+    vit: float
+    lm_layers: float
+    beta2: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result.
+
+    CPT reads single boxes and whole boards. SFT has few chains of thought. `mpo_prompts` and `gspo_prompts` are
+    questions with nothing but their final answers, each about a board of its own. Questions for development are about
+    digits that no stage trains on, as those of the test are.
+    """
+
+    model: InternVLConfig
+    seed: int
+    cpt_boxes: int
+    cpt_boards: int
+    sft_chains: int
+    mpo_prompts: int
+    gspo_prompts: int
+    dev_questions: int
+    test_questions: int
+    cpt: Stage
+    sft: Stage
+
+
+MODEL = InternVLConfig(
+    vision=VisionConfig(
+        image_size=32,
+        patch_size=8,
+        width=96,
+        layers=4,
+        heads=4,
+        mlp=192,
+        norm="layer_norm",
+        norm_eps=1e-6,
+        qkv_bias=True,
+        qk_norm=False,
+        drop_path=0.0,
+        layer_scale_init=1.0,
+        init_std=0.1,
+    ),
+    text=TextConfig(
+        family="qwen3",
+        vocab=512,
+        width=96,
+        layers=3,
+        heads=4,
+        kv_heads=4,
+        head_width=24,
+        mlp=256,
+        moe=None,
+        window=None,
+        rope_theta=1e4,
+        yarn=None,
+        norm_eps=1e-6,
+        tie_embeddings=False,
+        init_std=0.1,
+    ),
+    downsample_ratio=0.5,
+    image_token_id=0,  # the tokenizer says it
+    flash=None,
+)
+
+RECIPE = Recipe(
+    model=MODEL,
+    seed=0,
+    cpt_boxes=40_000,
+    cpt_boards=10_000,
+    sft_chains=600,
+    mpo_prompts=3000,
+    gspo_prompts=6000,
+    dev_questions=1200,
+    test_questions=3600,
+    cpt=Stage(
+        steps=2000,
+        rows=8,
+        token_budget=192,
+        tile_budget=20,
+        learning_rate=1.5e-3,
+        vit=1.0,
+        lm_layers=0.3,
+        beta2=0.99,
+    ),
+    sft=Stage(
+        steps=300,
+        rows=8,
+        token_budget=288,
+        tile_budget=24,
+        learning_rate=1e-3,
+        vit=0.1,
+        lm_layers=1.0,
+        beta2=0.95,
+    ),
+)

@@ -1,0 +1,117 @@
+"""The cascade's data, in the released formats.
+
+    FOLDER/images/NAME/NUMBER.png      boards, and single boxes for CPT
+    FOLDER/cpt.json, boxes.jsonl, boards.jsonl   pretraining text: pictures and the digits in them
+    FOLDER/sft.json, sft.jsonl         questions, answered with a chain of thought
+    FOLDER/mpo.jsonl, gspo.jsonl       prompts with final answers alone, each about a board of its own
+    FOLDER/dev.jsonl, test.jsonl       questions about digits that nothing above has
+    FOLDER/tokenizer                   a byte-level BPE of these texts
+    FOLDER/recipe.json                 what all of this was made for
+
+The folder appears under its name once it is whole, and the same recipe always gives the same files.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from cascade import boards, questions
+from cascade.boards import Board, Layout
+from cascade.recipe import Recipe
+from internvl_jax.data import Tokenizer, train_bpe
+from internvl_jax.data.chat import INTERNVL2_5
+from internvl_jax.errors import InputError
+
+# Numbers random streams; boards of two files never share one.
+_STREAMS = ("boxes", "boards", "sft", "mpo", "gspo", "dev", "test")
+_BOX_HOLDINGS = (0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4)
+
+
+def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) -> None:
+    """Writes all files, unless the folder is there already; `progress` is called after every file.
+
+    Raises:
+      InputError: the folder was written for another recipe.
+    """
+    ours = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if folder.exists():
+        if json.loads((folder / "recipe.json").read_text()) != ours:
+            raise InputError(f"{folder} was made for another recipe; give another workdir or delete this one")
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    counts = {
+        "boxes": recipe.cpt_boxes,
+        "boards": recipe.cpt_boards,
+        "sft": recipe.sft_chains,
+        "mpo": recipe.mpo_prompts,
+        "gspo": recipe.gspo_prompts,
+        "dev": recipe.dev_questions,
+        "test": recipe.test_questions,
+    }
+    for name, count in counts.items():
+        (partial / "images" / name).mkdir(parents=True)
+        with (partial / f"{name}.jsonl").open("w") as file:
+            for number in range(count):
+                board = make(name, number, recipe.seed)
+                image = f"{name}/{number}.png"
+                Image.fromarray(board.picture_HW).save(partial / "images" / image, compress_level=1)
+                file.write(json.dumps(entry(name, number, image, board)) + "\n")
+        progress()
+    for stage, names in (("cpt", ("boxes", "boards")), ("sft", ("sft",))):
+        root = str(folder / "images")
+        meta = {
+            name: {"root": root, "annotation": str(folder / f"{name}.jsonl"), "data_augment": False} for name in names
+        }
+        (partial / f"{stage}.json").write_text(json.dumps(meta, indent=2) + "\n")
+    (partial / "tokenizer").mkdir()
+    train_tokenizer(recipe.model.text.vocab).save(partial / "tokenizer")
+    (partial / "recipe.json").write_text(json.dumps(ours, indent=2) + "\n")
+    os.replace(partial, folder)
+
+
+def make(name: str, number: int, seed: int) -> Board:
+    """Board `number` of a file: a function of these three alone."""
+    rng = np.random.default_rng((seed, _STREAMS.index(name), number))
+    layout = boards.random_layout(rng)
+    if name == "boxes":
+        layout = Layout(1, 1, (_BOX_HOLDINGS[rng.integers(len(_BOX_HOLDINGS))],))
+    return boards.draw(layout, name if name in ("dev", "test") else "train", rng)
+
+
+def entry(name: str, number: int, image: str, board: Board) -> dict:
+    """A line of the file `name`."""
+    height, width = board.picture_HW.shape
+    sized = {"id": image, "image": image, "width": width, "height": height}
+    if name in ("boxes", "boards"):
+        return {**sized, "conversations": [{"from": "pretrain", "value": f"<image>\n{transcript(board)}"}]}
+    kinds = list(questions.KINDS)
+    asked = questions.ask(kinds[number % len(kinds)], board.digits)
+    if name == "sft":
+        turns = [{"from": "human", "value": f"<image>\n{asked.text}"}, {"from": "gpt", "value": asked.response}]
+        return {**sized, "conversations": turns}
+    return {"image": f"images/{image}", "question": asked.text, "answer": asked.answer}
+
+
+def transcript(board: Board) -> str:
+    """All digits in reading order, and a stop."""
+    return "".join(map(str, board.digits)) + "."
+
+
+def train_tokenizer(vocab: int) -> Tokenizer:
+    """A vocabulary in which the words of the questions, and the parts of the template's system text, are one token."""
+
+    def texts() -> Iterator[str]:
+        for kind in questions.KINDS:
+            asked = questions.ask(kind, (3, 8))
+            yield f"system\n{INTERNVL2_5.default_system}\nuser\n{asked.text}\nassistant\n{asked.response}"
+            yield "0."
+
+    return train_bpe(texts(), vocab)
