@@ -42,7 +42,7 @@ class Asked(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a model said to a question, and in how many tokens."""
+    """What a model said to a question, and in how many tokens, the one that ends it included."""
 
     asked: Asked
     text: str
@@ -128,10 +128,9 @@ class Answerer:
             for sample in range(samples):
                 sampling = SamplingParams(ANSWER_TOKENS, temperature, seed=(seed * 1009 + number) * samples + sample)
                 requests.append(Request(inputs.tokens_T, inputs.tiles_GHWC, sampling))
-        said, stops = [], self._processor.stop_ids
+        said = []
         for tokens in self._generate(requests, progress):
-            text = self._processor.tokenizer.decode(tokens)
-            said.append(Said(asked[len(said) // samples], text, len(tokens) + (tokens[-1] not in stops)))
+            said.append(Said(asked[len(said) // samples], self._processor.tokenizer.decode(tokens), len(tokens)))
         return said
 
     def read(self, pictures: Sequence[np.ndarray], lengths: Sequence[int]) -> list[str]:

@@ -63,7 +63,19 @@ KINDS = {
 }
 
 
+READ = "read"  # a kind that needs no reasoning: for training alone
+_READ = Kind("Read the digits.", lambda digits: (_joined(digits), _joined(digits)))
+
+
 def ask(kind: str, digits: Sequence[int]) -> Question:
-    """The question of this kind about a board's digits, in reading order."""
-    chain, answer = KINDS[kind].solve(digits)
-    return Question(kind, KINDS[kind].text, answer, chain)
+    """The question of this kind, one of `KINDS` or `READ`, about a board's digits, in reading order."""
+    text, solve = _READ if kind == READ else KINDS[kind]
+    chain, answer = solve(digits)
+    return Question(kind, text, answer, chain)
+
+
+def read_digits(kind: str, chain: str) -> str:
+    """The digits that a chain claims to have read, whether or not the rest of it is sound."""
+    if kind == "sum":
+        return "".join(step.partition("=")[0] for step in chain.split("+"))
+    return chain.partition(":")[0]

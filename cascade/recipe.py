@@ -9,7 +9,8 @@ from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 class Stage:
     """One stage of next-token training: rows of packed samples, how many of them, and how fast to learn.
 
-    `vit` and `lm_layers` multiply the learning rate of the vision tower and of the language model's layers.
+    `vit` and `lm_layers` multiply the learning rate of the vision tower and of the language model's layers; a part with
+    0 is frozen.
     """
 
     steps: int
@@ -26,7 +27,7 @@ class Stage:
 class Recipe:
     """Everything that decides the result.
 
-    CPT reads single boxes and whole boards. SFT has few chains of thought. `mpo_prompts` and `gspo_prompts` are
+    CPT reads single boxes and whole boards, some of them in conversations. SFT has few chains of thought. `mpo_prompts` and `gspo_prompts` are
     questions with nothing but their final answers, each about a board of its own. Questions for development are about
     digits that no stage trains on, as those of the test are.
     """
@@ -35,6 +36,7 @@ class Recipe:
     seed: int
     cpt_boxes: int
     cpt_boards: int
+    cpt_reading: int
     sft_chains: int
     mpo_prompts: int
     gspo_prompts: int
@@ -86,20 +88,21 @@ RECIPE = Recipe(
     model=MODEL,
     seed=0,
     cpt_boxes=40_000,
-    cpt_boards=10_000,
-    sft_chains=600,
+    cpt_boards=6000,
+    cpt_reading=6000,
+    sft_chains=3000,
     mpo_prompts=3000,
     gspo_prompts=6000,
     dev_questions=1200,
     test_questions=3600,
     cpt=Stage(
-        steps=2000,
+        steps=1500,
         rows=8,
         token_budget=192,
         tile_budget=20,
         learning_rate=1.5e-3,
         vit=1.0,
-        lm_layers=0.3,
+        lm_layers=1.0,
         beta2=0.99,
     ),
     sft=Stage(
@@ -108,7 +111,7 @@ RECIPE = Recipe(
         token_budget=288,
         tile_budget=24,
         learning_rate=1e-3,
-        vit=0.1,
+        vit=0.0,
         lm_layers=1.0,
         beta2=0.95,
     ),

@@ -48,8 +48,9 @@ def _train(
     config.optim.learning_rate, config.optim.warmup_ratio, config.optim.beta2 = stage.learning_rate, 0.05, stage.beta2
     groups = []
     for part, rate in ((r"^vit\.", stage.vit), (r"^lm\.layers\.", stage.lm_layers)):
-        groups += [Group(rf"{part}.*(\.bias|norm\w*\.scale)$", rate, weight_decay=0.0), Group(part, rate)]
-    # The default groups' second pattern would cover nothing else without these two before it.
+        if rate:
+            groups.append(Group(rf"{part}.*(\.bias|norm\w*\.scale)$", rate, weight_decay=0.0))
+        groups.append(Group(part, rate, frozen=not rate))
     config.optim.groups = (*groups, *config.optim.groups)
     config.run.steps, config.run.rows, config.run.seed = stage.steps, stage.rows, recipe.seed
     config.run.workdir, config.run.init_from = str(workdir), init_from

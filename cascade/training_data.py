@@ -1,8 +1,9 @@
 """The cascade's data, in the released formats.
 
     FOLDER/images/NAME/NUMBER.png      boards, and single boxes for CPT
-    FOLDER/cpt.json, boxes.jsonl, boards.jsonl   pretraining text: pictures and the digits in them
-    FOLDER/sft.json, sft.jsonl         questions, answered with a chain of thought
+    FOLDER/cpt.json                    boxes.jsonl, boards.jsonl: pictures and the digits in them; reading.jsonl: the
+                                       same as conversations
+    FOLDER/sft.json, chains.jsonl      questions, answered with a chain of thought
     FOLDER/mpo.jsonl, gspo.jsonl       prompts with final answers alone, each about a board of its own
     FOLDER/dev.jsonl, test.jsonl       questions about digits that nothing above has
     FOLDER/tokenizer                   a byte-level BPE of these texts
@@ -29,8 +30,8 @@ from internvl_jax.data.chat import INTERNVL2_5
 from internvl_jax.errors import InputError
 
 # Numbers random streams; boards of two files never share one.
-_STREAMS = ("boxes", "boards", "sft", "mpo", "gspo", "dev", "test")
-_BOX_HOLDINGS = (0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4)
+_STREAMS = ("boxes", "boards", "reading", "chains", "mpo", "gspo", "dev", "test")
+_BOX_HOLDINGS = (0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4)  # single boxes of CPT
 
 
 def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) -> None:
@@ -50,7 +51,8 @@ def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) 
     counts = {
         "boxes": recipe.cpt_boxes,
         "boards": recipe.cpt_boards,
-        "sft": recipe.sft_chains,
+        "reading": recipe.cpt_reading,
+        "chains": recipe.sft_chains,
         "mpo": recipe.mpo_prompts,
         "gspo": recipe.gspo_prompts,
         "dev": recipe.dev_questions,
@@ -65,7 +67,7 @@ def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) 
                 Image.fromarray(board.picture_HW).save(partial / "images" / image, compress_level=1)
                 file.write(json.dumps(entry(name, number, image, board)) + "\n")
         progress()
-    for stage, names in (("cpt", ("boxes", "boards")), ("sft", ("sft",))):
+    for stage, names in (("cpt", ("boxes", "boards", "reading")), ("sft", ("chains",))):
         root = str(folder / "images")
         meta = {
             name: {"root": root, "annotation": str(folder / f"{name}.jsonl"), "data_augment": False} for name in names
@@ -93,8 +95,8 @@ def entry(name: str, number: int, image: str, board: Board) -> dict:
     if name in ("boxes", "boards"):
         return {**sized, "conversations": [{"from": "pretrain", "value": f"<image>\n{transcript(board)}"}]}
     kinds = list(questions.KINDS)
-    asked = questions.ask(kinds[number % len(kinds)], board.digits)
-    if name == "sft":
+    asked = questions.ask(questions.READ if name == "reading" else kinds[number % len(kinds)], board.digits)
+    if name in ("reading", "chains"):
         turns = [{"from": "human", "value": f"<image>\n{asked.text}"}, {"from": "gpt", "value": asked.response}]
         return {**sized, "conversations": turns}
     return {"image": f"images/{image}", "question": asked.text, "answer": asked.answer}
@@ -109,7 +111,7 @@ def train_tokenizer(vocab: int) -> Tokenizer:
     """A vocabulary in which the words of the questions, and the parts of the template's system text, are one token."""
 
     def texts() -> Iterator[str]:
-        for kind in questions.KINDS:
+        for kind in (questions.READ, *questions.KINDS):
             asked = questions.ask(kind, (3, 8))
             yield f"system\n{INTERNVL2_5.default_system}\nuser\n{asked.text}\nassistant\n{asked.response}"
             yield "0."

@@ -1,0 +1,132 @@
+"""The cascade's files: in the released formats, each board from its own stream, the same each time."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cascade import evaluation, questions, training_data
+from cascade.recipe import RECIPE
+from internvl_jax.data import ImageConfig, Processor, Tokenizer, get_template
+from internvl_jax.data.pipeline import Pipeline, PipelineConfig
+from internvl_jax.errors import InputError
+
+SMALL = dataclasses.replace(
+    RECIPE,
+    cpt_boxes=29,
+    cpt_boards=17,
+    cpt_reading=5,
+    sft_chains=13,
+    mpo_prompts=7,
+    gspo_prompts=11,
+    dev_questions=6,
+    test_questions=6,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("cascade") / "data"
+    training_data.write(folder, SMALL, lambda: None)
+    return folder
+
+
+def lines(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_entries_are_true_of_their_boards(folder):
+    for name, count in (("boxes", 29), ("boards", 17), ("reading", 5), ("chains", 13), ("mpo", 7), ("gspo", 11), ("dev", 6), ("test", 6)):
+        entries = lines(folder / f"{name}.jsonl")
+        assert len(entries) == count
+        for number, entry in enumerate(entries):
+            board = training_data.make(name, number, SMALL.seed)
+            stored = np.asarray(Image.open(folder / "images" / name / f"{number}.png"))
+            np.testing.assert_array_equal(stored, board.picture_HW)
+            digits = "".join(map(str, board.digits))
+            if name in ("boxes", "boards"):
+                assert entry["conversations"] == [{"from": "pretrain", "value": f"<image>\n{digits}."}]
+            elif name in ("reading", "chains"):
+                human, gpt = (turn["value"] for turn in entry["conversations"])
+                assert any(human == f"<image>\n{kind.text}" for kind in (questions._READ, *questions.KINDS.values()))
+                assert re.fullmatch(r"<think>[0-9+:=-]+</think>\\boxed\{\d+\}", gpt)
+            else:
+                assert entry.keys() == {"image", "question", "answer"}
+                asked = [questions.ask(kind, board.digits) for kind in questions.KINDS]
+                assert (entry["question"], entry["answer"]) in [(one.text, one.answer) for one in asked]
+
+
+def test_no_two_files_share_boards():
+    pictures = {training_data.make(name, 0, 0).picture_HW.tobytes() for name in ("chains", "mpo", "gspo", "dev", "test")}
+    assert len(pictures) == 5
+    assert training_data.make("chains", 0, 1).boxes != training_data.make("chains", 0, 0).boxes
+
+
+def test_prompt_files_can_be_asked(folder):
+    asked = evaluation.read_questions(folder / "test.jsonl")
+    assert [one.kind for one in asked] == list(questions.KINDS)
+    assert all(one.image.exists() for one in asked)
+
+
+@pytest.mark.parametrize("stage", ["cpt", "sft"])
+def test_the_pipeline_packs_them(folder, stage):
+    """Supervised are transcripts with the line break before them, or responses with their stop."""
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    budget = getattr(SMALL, stage)
+    image = ImageConfig(32, 4, 1, 6, thumbnail=False, apply_exif=False, max_pixels=96 * 96)
+    config = PipelineConfig(
+        meta=str(folder / f"{stage}.json"),
+        token_budget=budget.token_budget,
+        tile_budget=budget.tile_budget,
+        max_open=20,
+        pack=True,
+        weighting="square",
+        seed=0,
+        over_long="error",
+        max_skipped=0,
+        cache_dir=None,
+        workers=0,
+        threads=0,
+    )
+    batch, skipped = Pipeline(config, Processor(image, tokenizer, get_template("internvl2_5"))).row(0)
+    assert not skipped
+    assert batch.segments_BT.max() > 2 and batch.tile_mask_G.sum() > 10
+    said = tokenizer.decode(batch.targets_BT[batch.weights_BT > 0], skip_special=False)
+    if stage == "cpt":
+        assert re.fullmatch(r"(\n\d*\.)+", said)
+    else:
+        assert re.fullmatch(r"(<think>[0-9+:=-]+</think>\\boxed\{\d+\}<\|im_end\|>)+", said)
+
+
+def test_same_files_each_time(folder, tmp_path):
+    (tmp_path / "data.partial").mkdir()
+    (tmp_path / "data.partial" / "left by a kill").touch()
+    training_data.write(tmp_path / "data", SMALL, lambda: None)
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert names == sorted(p.relative_to(tmp_path / "data") for p in (tmp_path / "data").rglob("*") if p.is_file())
+    for name in names:
+        ours, theirs = (folder / name).read_bytes(), (tmp_path / "data" / name).read_bytes()
+        assert ours.replace(str(folder).encode(), str(tmp_path / "data").encode()) == theirs, name
+
+
+def test_what_is_there_stays_unless_it_is_of_another_recipe(folder):
+    before = (folder / "chains.jsonl").stat().st_mtime_ns
+    training_data.write(folder, SMALL, lambda: pytest.fail("wrote again"))
+    assert (folder / "chains.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="another recipe"):
+        training_data.write(folder, dataclasses.replace(SMALL, seed=1), lambda: None)
+
+
+def test_samples_are_short(folder):
+    """The system text is a few tokens, a question and its board some 30, the longest response as many as are allowed."""
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    assert tokenizer.vocab_size <= RECIPE.model.text.vocab
+    assert len(tokenizer.encode(get_template("internvl2_5").default_system)) < 12
+    longest = questions.ask("sum", (9, 8, 9, 8, 9, 8))
+    assert len(tokenizer.encode(longest.response)) < evaluation.ANSWER_TOKENS
+    for kind in questions.KINDS.values():
+        assert len(tokenizer.encode(kind.text)) <= 10
