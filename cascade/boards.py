@@ -1,10 +1,11 @@
 """Boards: pictures cut into boxes, in each nothing, one large or several small handwritten digits.
 
-1. The digits are scikit-learn's: 1,797 of them, 8 x 8 pixels. A fixed rule deals them out to three splits, and no picture
-   mixes two.
+1. The digits are scikit-learn's: 1,797 of them, 8 x 8 pixels. A fixed rule deals them out to three splits, and no
+   picture mixes two.
 2. A `Layout` says how many digits each box holds: 0, 1 (large), or up to 4 (small, one a quarter). A box is as large as
    a tile, so a tile is empty, easy or crowded, and a router has something to find.
-3. `draw` fills a layout with digits of a split and paints it: shapes, strokes, ink, paper and noise vary, shapes more so in training.
+3. `draw` fills a layout with digits of a split and paints it: shapes, strokes, ink, paper and noise vary, and shapes
+   and strokes more so in training.
 """
 
 import functools

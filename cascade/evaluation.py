@@ -1,8 +1,8 @@
 """What a model can do: answers to a file of questions, greedy or sampled, graded by kind; and how well it reads.
 
-1. `answer` asks every question of a prompt file and writes the answers as JSONL; a file that is there is taken as it is.
-2. `score` grades them: accuracy by kind with 95 % intervals (Wilson), well-formed answers, reading mistakes.
-3. `reading` lets a pretrained model read pictures on: digits of single boxes, and whole boards.
+1. An `Answerer` asks a model the questions of a prompt file; answers are kept as JSONL.
+2. `score` grades them: accuracy by kind with 95 % intervals (Wilson), and the share of well-formed answers.
+3. `reading` lets a pretrained model write on after pictures: digits of single boxes, and whole boards.
 """
 
 import json
@@ -27,7 +27,7 @@ from internvl_jax.models import InternVL
 
 ANSWER_TOKENS = 48
 ROWS = 128
-_LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
+LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
 _BOXED = re.compile(r"\\boxed\{(.*?)\}", re.DOTALL)
 _FORM = re.compile(r"<think>.*</think>.*\\boxed\{.*\}.*", re.DOTALL)
 
@@ -100,7 +100,8 @@ def table(scores: Sequence[Score]) -> str:
         "|:-----------------|-----:|---------:|----------------:|------------:|",
     ]
     lines += [
-        f"| {s.kind:16} | {s.n:4} | {s.accuracy:8.2%} | {s.low:6.2%} .. {s.high:6.2%} | {s.formed:11.2%} |" for s in scores
+        f"| {s.kind:16} | {s.n:4} | {s.accuracy:8.2%} | {s.low:6.2%} .. {s.high:6.2%} | {s.formed:11.2%} |"
+        for s in scores
     ]
     return "\n".join(lines)
 
@@ -109,7 +110,7 @@ class Answerer:
     """A model, ready for many questions; its programs are compiled once."""
 
     def __init__(self, model: InternVL, processor: Processor):
-        self._generator = Generator(model, Vocabulary.of(processor), _LADDERS)
+        self._generator = Generator(model, Vocabulary.of(processor), LADDERS)
         self._processor = processor
 
     def ask(
@@ -148,6 +149,12 @@ class Answerer:
         for start in range(0, len(requests), ROWS):
             yield from self._generator.generate(requests[start : start + ROWS], rows=ROWS)
             progress(min(start + ROWS, len(requests)))
+
+
+def reads(said: Said, digits: Sequence[int]) -> bool:
+    """Whether the chain of thought has read the board's digits rightly, whatever it made of them."""
+    chain = said.text.removeprefix("<think>").partition("</think>")[0]
+    return questions.read_digits(said.asked.kind, chain) == "".join(map(str, digits))
 
 
 def pass_at(said: Sequence[Said], samples: int) -> float:

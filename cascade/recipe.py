@@ -27,7 +27,8 @@ class Stage:
 class Recipe:
     """Everything that decides the result.
 
-    CPT reads single boxes and whole boards, some of them in conversations. SFT has few chains of thought. `mpo_prompts` and `gspo_prompts` are
+    CPT reads single boxes and whole boards, some of them in conversations, and
+    learns to add a digit to a number from text. SFT has few chains of thought. `mpo_prompts` and `gspo_prompts` are
     questions with nothing but their final answers, each about a board of its own. Questions for development are about
     digits that no stage trains on, as those of the test are.
     """
@@ -37,6 +38,7 @@ class Recipe:
     cpt_boxes: int
     cpt_boards: int
     cpt_reading: int
+    cpt_sums: int
     sft_chains: int
     mpo_prompts: int
     gspo_prompts: int
@@ -90,6 +92,7 @@ RECIPE = Recipe(
     cpt_boxes=40_000,
     cpt_boards=6000,
     cpt_reading=6000,
+    cpt_sums=4000,
     sft_chains=3000,
     mpo_prompts=3000,
     gspo_prompts=6000,

@@ -2,7 +2,7 @@
 
     FOLDER/images/NAME/NUMBER.png      boards, and single boxes for CPT
     FOLDER/cpt.json                    boxes.jsonl, boards.jsonl: pictures and the digits in them; reading.jsonl: the
-                                       same as conversations
+                                       same as conversations; sums.jsonl: text alone, `14+7=21.`
     FOLDER/sft.json, chains.jsonl      questions, answered with a chain of thought
     FOLDER/mpo.jsonl, gspo.jsonl       prompts with final answers alone, each about a board of its own
     FOLDER/dev.jsonl, test.jsonl       questions about digits that nothing above has
@@ -29,8 +29,8 @@ from internvl_jax.data import Tokenizer, train_bpe
 from internvl_jax.data.chat import INTERNVL2_5
 from internvl_jax.errors import InputError
 
-# Numbers random streams; boards of two files never share one.
-_STREAMS = ("boxes", "boards", "reading", "chains", "mpo", "gspo", "dev", "test")
+# Their places number random streams; boards of two files never share one.
+FILES = ("boxes", "boards", "reading", "chains", "mpo", "gspo", "dev", "test")
 _BOX_HOLDINGS = (0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4)  # single boxes of CPT
 
 
@@ -48,17 +48,9 @@ def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) 
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
-    counts = {
-        "boxes": recipe.cpt_boxes,
-        "boards": recipe.cpt_boards,
-        "reading": recipe.cpt_reading,
-        "chains": recipe.sft_chains,
-        "mpo": recipe.mpo_prompts,
-        "gspo": recipe.gspo_prompts,
-        "dev": recipe.dev_questions,
-        "test": recipe.test_questions,
-    }
-    for name, count in counts.items():
+    counts = (recipe.cpt_boxes, recipe.cpt_boards, recipe.cpt_reading, recipe.sft_chains, recipe.mpo_prompts)
+    counts += (recipe.gspo_prompts, recipe.dev_questions, recipe.test_questions)
+    for name, count in zip(FILES, counts, strict=True):
         (partial / "images" / name).mkdir(parents=True)
         with (partial / f"{name}.jsonl").open("w") as file:
             for number in range(count):
@@ -67,7 +59,10 @@ def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) 
                 Image.fromarray(board.picture_HW).save(partial / "images" / image, compress_level=1)
                 file.write(json.dumps(entry(name, number, image, board)) + "\n")
         progress()
-    for stage, names in (("cpt", ("boxes", "boards", "reading")), ("sft", ("chains",))):
+    with (partial / "sums.jsonl").open("w") as file:
+        for text in sums(recipe.cpt_sums, recipe.seed):
+            file.write(json.dumps({"conversations": [{"from": "pretrain", "value": text}]}) + "\n")
+    for stage, names in (("cpt", ("boxes", "boards", "reading", "sums")), ("sft", ("chains",))):
         root = str(folder / "images")
         meta = {
             name: {"root": root, "annotation": str(folder / f"{name}.jsonl"), "data_augment": False} for name in names
@@ -81,7 +76,7 @@ def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) 
 
 def make(name: str, number: int, seed: int) -> Board:
     """Board `number` of a file: a function of these three alone."""
-    rng = np.random.default_rng((seed, _STREAMS.index(name), number))
+    rng = np.random.default_rng((seed, FILES.index(name), number))
     layout = boards.random_layout(rng)
     if name == "boxes":
         layout = Layout(1, 1, (_BOX_HOLDINGS[rng.integers(len(_BOX_HOLDINGS))],))
@@ -100,6 +95,14 @@ def entry(name: str, number: int, image: str, board: Board) -> dict:
         turns = [{"from": "human", "value": f"<image>\n{asked.text}"}, {"from": "gpt", "value": asked.response}]
         return {**sized, "conversations": turns}
     return {"image": f"images/{image}", "question": asked.text, "answer": asked.answer}
+
+
+def sums(count: int, seed: int) -> list[str]:
+    """A running total, a digit more, and what that makes; totals up to the largest that a board can have."""
+    most = 9 * max(map(sum, boards.HOLDINGS))
+    rng = np.random.default_rng(seed)
+    totals, more = rng.integers(most - 8, size=count), rng.integers(10, size=count)
+    return [f"{total}+{digit}={total + digit}." for total, digit in zip(totals, more, strict=True)]
 
 
 def transcript(board: Board) -> str:

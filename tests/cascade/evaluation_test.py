@@ -56,3 +56,11 @@ def test_answers_are_kept(tmp_path):
     said = [Said(FIVE, "a “b”\n", 5), Said(NINE, r"\boxed{9}", 4)]
     evaluation.write_answers(said, tmp_path / "answers.jsonl")
     assert evaluation.read_answers(tmp_path / "answers.jsonl") == said
+
+
+def test_reads():
+    """Reading is judged apart from what follows from it."""
+    assert evaluation.reads(Said(NINE, r"<think>1397</think>\boxed{7}", 9), (1, 3, 9, 7))
+    assert not evaluation.reads(Said(NINE, r"<think>1297</think>\boxed{9}", 9), (1, 3, 9, 7))
+    assert evaluation.reads(Said(FIVE, r"<think>2+3=7+0=7</think>\boxed{7}", 9), (2, 3, 0))
+    assert not evaluation.reads(Said(FIVE, "", 0), (2, 3, 0))

@@ -51,7 +51,9 @@ def test_chains_arrive_at_the_answer(kind):
             assert steps[-1] == asked.answer
         elif kind in ("count even", "count above 5"):
             picked = asked.chain.split(":")[1]
-            assert picked == "".join(re.findall("[02468]" if kind == "count even" else "[6789]", asked.chain.split(":")[0]))
+            assert picked == "".join(
+                re.findall("[02468]" if kind == "count even" else "[6789]", asked.chain.split(":")[0])
+            )
             assert len(picked) == int(asked.answer)
         elif kind == "difference":
             high, low, difference = map(int, re.split("[-=]", asked.chain.split(":")[1]))

@@ -7,6 +7,7 @@ import pytest
 from cascade import evaluation, run
 from cascade.evaluation import Answerer
 from cascade.recipe import RECIPE
+from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.load import load
 
 MODEL = dataclasses.replace(
@@ -21,6 +22,7 @@ SMALL = dataclasses.replace(
     cpt_boxes=40,
     cpt_boards=20,
     cpt_reading=5,
+    cpt_sums=9,
     sft_chains=12,
     mpo_prompts=1,
     gspo_prompts=1,
@@ -31,29 +33,28 @@ SMALL = dataclasses.replace(
 )
 
 
-def test_from_nothing_to_answers(tmp_path, monkeypatch):
-    data = run.make_data(tmp_path, SMALL)
-    pretrained, tuned = run.run_cpt(tmp_path, SMALL), run.run_sft(tmp_path, SMALL)
-    said = run.evaluate(tuned, data / "dev.jsonl", tmp_path / "answers" / "sft.jsonl")
-    assert [one.asked for one in said] == evaluation.read_questions(data / "dev.jsonl")
+def test_from_nothing_to_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "READINGS", 8)
+    monkeypatch.setattr(evaluation, "ROWS", 8)
+    monkeypatch.setattr(evaluation, "LADDERS", Ladders(rows=(8,), prompts=(96,), tiles=(48,), slots=(144,)))
+    run.run(str(tmp_path), recipe=SMALL)
+    printed = capsys.readouterr().out
+    said = evaluation.read_answers(tmp_path / "answers" / "sft.jsonl")
+    assert [one.asked for one in said] == evaluation.read_questions(tmp_path / "data" / "test.jsonl")
     assert all(0 < one.tokens <= evaluation.ANSWER_TOKENS for one in said)
+    assert "large digits" in printed and evaluation.table(evaluation.score(said)) in printed
 
-    answerer = Answerer(*load(pretrained, dtype="float32"))
-    shares = evaluation.reading(answerer, "dev", count=8, seed=0)
-    assert shares.keys() == {"large digits", "small digits", "whole boards"}
-    assert all(0 <= share <= 1 for share in shares.values())
     # Samples of a question differ, and are the same whoever stands beside them.
+    answerer = Answerer(*load(tmp_path / "sft", dtype="float32"))
     sampled = answerer.ask([one.asked for one in said[:2]], temperature=1.0, samples=3)
     assert len(sampled) == 6 and len({one.text for one in sampled[:3]}) == 3
     assert answerer.ask([said[0].asked], temperature=1.0, samples=3) == sampled[:3]
 
-    # Started again, it takes everything as it is.
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
+    # Started again, whole or in parts, it takes everything as it is.
+    steps = [(tmp_path / stage / "metrics.jsonl").read_text() for stage in ("cpt", "sft")]
     monkeypatch.setattr(run, "load", lambda *_, **__: pytest.fail("asked again"))
-    assert run.make_data(tmp_path, SMALL) == data
-    assert run.run_cpt(tmp_path, SMALL) == pretrained and run.run_sft(tmp_path, SMALL) == tuned
-    assert run.evaluate(tuned, data / "dev.jsonl", tmp_path / "answers" / "sft.jsonl") == said
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
-    assert {path for path in before if before[path] != after[path]} <= {
-        stage / "metrics.jsonl" for stage in (pretrained, tuned)
-    }
+    run.run(str(tmp_path), recipe=SMALL)
+    assert capsys.readouterr().out == printed
+    run.run(str(tmp_path), parts=["test"], recipe=SMALL)
+    assert printed.endswith(capsys.readouterr().out)
+    assert steps == [(tmp_path / stage / "metrics.jsonl").read_text() for stage in ("cpt", "sft")]

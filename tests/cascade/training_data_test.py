@@ -20,6 +20,7 @@ SMALL = dataclasses.replace(
     cpt_boxes=29,
     cpt_boards=17,
     cpt_reading=5,
+    cpt_sums=9,
     sft_chains=13,
     mpo_prompts=7,
     gspo_prompts=11,
@@ -40,7 +41,16 @@ def lines(path: pathlib.Path) -> list[dict]:
 
 
 def test_entries_are_true_of_their_boards(folder):
-    for name, count in (("boxes", 29), ("boards", 17), ("reading", 5), ("chains", 13), ("mpo", 7), ("gspo", 11), ("dev", 6), ("test", 6)):
+    for name, count in (
+        ("boxes", 29),
+        ("boards", 17),
+        ("reading", 5),
+        ("chains", 13),
+        ("mpo", 7),
+        ("gspo", 11),
+        ("dev", 6),
+        ("test", 6),
+    ):
         entries = lines(folder / f"{name}.jsonl")
         assert len(entries) == count
         for number, entry in enumerate(entries):
@@ -60,8 +70,18 @@ def test_entries_are_true_of_their_boards(folder):
                 assert (entry["question"], entry["answer"]) in [(one.text, one.answer) for one in asked]
 
 
+def test_sums_are_true(folder):
+    texts = [entry["conversations"][0]["value"] for entry in lines(folder / "sums.jsonl")]
+    assert len(texts) == 9
+    for text in (*texts, *training_data.sums(2000, seed=1)):
+        total, more, result = map(int, re.fullmatch(r"(\d+)\+(\d)=(\d+)\.", text).groups())
+        assert total + more == result <= 54
+
+
 def test_no_two_files_share_boards():
-    pictures = {training_data.make(name, 0, 0).picture_HW.tobytes() for name in ("chains", "mpo", "gspo", "dev", "test")}
+    pictures = {
+        training_data.make(name, 0, 0).picture_HW.tobytes() for name in ("chains", "mpo", "gspo", "dev", "test")
+    }
     assert len(pictures) == 5
     assert training_data.make("chains", 0, 1).boxes != training_data.make("chains", 0, 0).boxes
 
@@ -97,7 +117,7 @@ def test_the_pipeline_packs_them(folder, stage):
     assert batch.segments_BT.max() > 2 and batch.tile_mask_G.sum() > 10
     said = tokenizer.decode(batch.targets_BT[batch.weights_BT > 0], skip_special=False)
     if stage == "cpt":
-        assert re.fullmatch(r"(\n\d*\.)+", said)
+        assert re.fullmatch(r"((\n\d*\.)|(\d*\+\d=\d+\.)|(<think>\d+</think>\\boxed\{\d+\}<\|im_end\|>))+", said)
     else:
         assert re.fullmatch(r"(<think>[0-9+:=-]+</think>\\boxed\{\d+\}<\|im_end\|>)+", said)
 
@@ -122,7 +142,7 @@ def test_what_is_there_stays_unless_it_is_of_another_recipe(folder):
 
 
 def test_samples_are_short(folder):
-    """The system text is a few tokens, a question and its board some 30, the longest response as many as are allowed."""
+    """System text and question take a few tokens, and the longest response fits what an answer may take."""
     tokenizer = Tokenizer.load(folder / "tokenizer")
     assert tokenizer.vocab_size <= RECIPE.model.text.vocab
     assert len(tokenizer.encode(get_template("internvl2_5").default_system)) < 12
