@@ -31,6 +31,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "rl": ["math-verify>=0.9", "pebble>=5.2", "pyarrow>=21"],
+        "cascade": ["scikit-learn>=1.5"],
         "demo": ["easy-vqa>=1.0"],
         "test": [
             "easy-vqa>=1.0",
@@ -41,6 +42,10 @@ setup(
             "pytest>=8.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17.6,<0.18",
+            "pytest>=8.4",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17.6,<0.18",
+            "scikit-learn>=1.5",
         ],
         "bench": ["torch>=2.8", "transformers>=4.56"],
     },
