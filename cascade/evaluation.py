@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -154,7 +154,7 @@ class Answerer:
 def reads(said: Said, digits: Sequence[int]) -> bool:
     """Whether the chain of thought has read the board's digits rightly, whatever it made of them."""
     chain = said.text.removeprefix("<think>").partition("</think>")[0]
-    return questions.read_digits(said.asked.kind, chain) == "".join(map(str, digits))
+    return questions.read_digits(said.asked.kind, chain) == questions.joined(digits)
 
 
 def pass_at(said: Sequence[Said], samples: int) -> float:
@@ -164,7 +164,7 @@ def pass_at(said: Sequence[Said], samples: int) -> float:
 
 def reading(answerer: Answerer, split: Split, count: int, seed: int) -> dict[str, float]:
     """Shares read rightly: single large digits, small digits of full boxes, and whole boards to their stop."""
-    rng = np.random.default_rng((seed, len(split)))
+    rng = np.random.default_rng((seed, get_args(Split).index(split)))
     large = [boards.draw(Layout(1, 1, (1,)), split, rng) for _ in range(count)]
     small = [boards.draw(Layout(1, 1, (4,)), split, rng) for _ in range(count // 4)]
     whole = [boards.draw(boards.random_layout(rng), split, rng) for _ in range(count // 4)]
@@ -172,7 +172,7 @@ def reading(answerer: Answerer, split: Split, count: int, seed: int) -> dict[str
         answerer.read([b.picture_HW for b in group], [len(b.digits) + (group is whole) for b in group])
         for group in (large, small, whole)
     ]
-    truth = [["".join(map(str, b.digits)) for b in group] for group in (large, small, whole)]
+    truth = [[questions.joined(b.digits) for b in group] for group in (large, small, whole)]
     return {
         "large digits": float(np.mean([s == t for s, t in zip(said[0], truth[0])])),
         "small digits": float(np.mean([a == b for s, t in zip(said[1], truth[1]) for a, b in zip(s.ljust(4), t)])),

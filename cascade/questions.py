@@ -1,7 +1,7 @@
 """Questions about the digits of a board, their answers, and answers with a chain of thought before them.
 
-A chain first reads the digits that matter, then works on them, step by step; the answer stands in a box after it:
-`<think>357:3+5=8+7=15</think>\\boxed{15}`. `answer` works answers out on its own, without chains.
+A chain reads the digits and works on them, step by step; the answer stands in a box after it:
+`<think>3+5=8+7=15</think>\\boxed{15}`, `<think>3528:28</think>\\boxed{2}`.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,32 +39,33 @@ def _sum(digits: Sequence[int]) -> tuple[str, str]:
 def _picked(rule: Callable[[int], bool]) -> Callable[[Sequence[int]], tuple[str, str]]:
     def solve(digits: Sequence[int]) -> tuple[str, str]:
         picked = [digit for digit in digits if rule(digit)]
-        return f"{_joined(digits)}:{_joined(picked)}", str(len(picked))
+        return f"{joined(digits)}:{joined(picked)}", str(len(picked))
 
     return solve
 
 
 def _difference(digits: Sequence[int]) -> tuple[str, str]:
     high, low = max(digits), min(digits)
-    return f"{_joined(digits)}:{high}-{low}={high - low}", str(high - low)
+    return f"{joined(digits)}:{high}-{low}={high - low}", str(high - low)
 
 
-def _joined(digits: Sequence[int]) -> str:
+def joined(digits: Sequence[int]) -> str:
+    """Digits as a text, without anything between them."""
     return "".join(map(str, digits))
 
 
 KINDS = {
     "sum": Kind("What is the sum of all digits?", _sum),
-    "largest": Kind("What is the largest digit?", lambda digits: (_joined(digits), str(max(digits)))),
+    "largest": Kind("What is the largest digit?", lambda digits: (joined(digits), str(max(digits)))),
     "count even": Kind("How many digits are even?", _picked(lambda digit: digit % 2 == 0)),
     "count above 5": Kind("How many digits are greater than 5?", _picked(lambda digit: digit > 5)),
-    "sort": Kind("Sort the digits.", lambda digits: (_joined(digits), _joined(sorted(digits)))),
+    "sort": Kind("Sort the digits.", lambda digits: (joined(digits), joined(sorted(digits)))),
     "difference": Kind("What is the largest digit minus the smallest?", _difference),
 }
 
 
 READ = "read"  # a kind that needs no reasoning: for training alone
-_READ = Kind("Read the digits.", lambda digits: (_joined(digits), _joined(digits)))
+_READ = Kind("Read the digits.", lambda digits: (joined(digits), joined(digits)))
 
 
 def ask(kind: str, digits: Sequence[int]) -> Question:

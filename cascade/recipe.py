@@ -24,26 +24,34 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result.
+class Data:
+    """How much there is of everything, each line or conversation about a board of its own (`training_data`).
 
-    CPT reads single boxes and whole boards, some of them in conversations, and
-    learns to add a digit to a number from text. SFT has few chains of thought. `mpo_prompts` and `gspo_prompts` are
-    questions with nothing but their final answers, each about a board of its own. Questions for development are about
-    digits that no stage trains on, as those of the test are.
+    CPT reads single boxes and whole boards, some of them in conversations, and learns from text to add a digit to a
+    number. SFT has few chains of thought. The prompts of MPO and GSPO have final answers alone. Questions for
+    development are about digits that no stage trains on, as those of the test are.
     """
 
-    model: InternVLConfig
     seed: int
-    cpt_boxes: int
-    cpt_boards: int
-    cpt_reading: int
-    cpt_sums: int
-    sft_chains: int
-    mpo_prompts: int
-    gspo_prompts: int
-    dev_questions: int
-    test_questions: int
+    vocab: int
+    boxes: int
+    boards: int
+    reading: int
+    sums: int
+    chains: int
+    mpo: int
+    gspo: int
+    dev: int
+    test: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result."""
+
+    seed: int
+    data: Data
+    model: InternVLConfig
     cpt: Stage
     sft: Stage
 
@@ -87,17 +95,21 @@ MODEL = InternVLConfig(
 )
 
 RECIPE = Recipe(
-    model=MODEL,
     seed=0,
-    cpt_boxes=50_000,
-    cpt_boards=6000,
-    cpt_reading=6000,
-    cpt_sums=4000,
-    sft_chains=3000,
-    mpo_prompts=3000,
-    gspo_prompts=6000,
-    dev_questions=1200,
-    test_questions=3600,
+    data=Data(
+        seed=0,
+        vocab=512,
+        boxes=50_000,
+        boards=6000,
+        reading=6000,
+        sums=4000,
+        chains=3000,
+        mpo=3000,
+        gspo=6000,
+        dev=1200,
+        test=3600,
+    ),
+    model=MODEL,
     cpt=Stage(
         steps=2000,
         rows=8,

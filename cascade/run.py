@@ -2,7 +2,7 @@
 
 1. Boards, questions and chains are made (`training_data`).
 2. CPT: a tiny model learns from random weights to read digits. SFT: from few chains of thought it learns to answer.
-3. A model answers every question of a file, greedily, and is scored by kind.
+3. The model answers all test questions, greedily, and is scored by kind.
 4. `explore` is for development: what sampling finds that greedy answers miss, and whether reading or reasoning fails.
 """
 
@@ -51,21 +51,21 @@ def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: Recipe = RECIPE) ->
         print(f"\n{evaluation.table(evaluation.score(said))}\n", flush=True)
 
 
-def make_data(folder: pathlib.Path, recipe: Recipe = RECIPE) -> pathlib.Path:
+def make_data(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     """All boards and questions; returns their folder."""
     if importlib.util.find_spec("sklearn") is None:
         raise InputError("the cascade needs the package scikit-learn; install it with: pip install scikit-learn")
     with _bar("drawing boards", len(training_data.FILES)) as bar:
-        training_data.write(folder / "data", recipe, progress=bar.update)
+        training_data.write(folder / "data", recipe.data, progress=bar.update)
     return folder / "data"
 
 
-def run_cpt(folder: pathlib.Path, recipe: Recipe = RECIPE) -> pathlib.Path:
+def run_cpt(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     """CPT from random weights; returns its workdir."""
     return _train(cpt.get_config("tiny"), recipe.cpt, folder, "cpt", "", recipe)
 
 
-def run_sft(folder: pathlib.Path, recipe: Recipe = RECIPE) -> pathlib.Path:
+def run_sft(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     """SFT from CPT's end; returns its workdir."""
     return _train(sft.get_config("tiny"), recipe.sft, folder, "sft", str(folder / "cpt"), recipe)
 
@@ -116,11 +116,11 @@ def evaluate(workdir: pathlib.Path, prompts: pathlib.Path, answers: pathlib.Path
     return said
 
 
-def explore(workdir: pathlib.Path, data: pathlib.Path, count: int, recipe: Recipe = RECIPE) -> str:
+def explore(answerer: Answerer, data: pathlib.Path, count: int, recipe: Recipe = RECIPE) -> str:
     """What there is for reinforcement learning to gain, on the first `count` questions for development, as a text."""
-    answerer, asked = Answerer(*load(workdir, dtype="float32")), evaluation.read_questions(data / "dev.jsonl")[:count]
+    asked = evaluation.read_questions(data / "dev.jsonl")[:count]
     greedy, sampled = answerer.ask(asked), answerer.ask(asked, temperature=1.0, samples=SAMPLES)
-    digits = [training_data.make("dev", number, recipe.seed).digits for number in range(len(asked))]
+    digits = [training_data.make("dev", number, recipe.data.seed).digits for number in range(len(asked))]
     read = [one for one, truth in zip(greedy, digits, strict=True) if evaluation.reads(one, truth)]
     lines = ["greedy", evaluation.table(evaluation.score(greedy)), f"{SAMPLES} samples a question"]
     lines += [evaluation.table(evaluation.score(sampled))]

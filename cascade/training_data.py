@@ -9,7 +9,7 @@
     FOLDER/tokenizer                   a byte-level BPE of these texts
     FOLDER/recipe.json                 what all of this was made for
 
-The folder appears under its name once it is whole, and the same recipe always gives the same files.
+The folder appears under its name once it is whole, and the same settings always give the same files.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from PIL import Image
 
 from cascade import boards, questions
 from cascade.boards import Board, Layout
-from cascade.recipe import Recipe
+from cascade.recipe import Data
 from internvl_jax.data import Tokenizer, train_bpe
 from internvl_jax.data.chat import INTERNVL2_5
 from internvl_jax.errors import InputError
@@ -34,42 +34,39 @@ FILES = ("boxes", "boards", "reading", "chains", "mpo", "gspo", "dev", "test")
 _BOX_HOLDINGS = (0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4)  # single boxes of CPT
 
 
-def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) -> None:
+def write(folder: pathlib.Path, data: Data, progress: Callable[[], object]) -> None:
     """Writes all files, unless the folder is there already; `progress` is called after every file.
 
     Raises:
-      InputError: the folder was written for another recipe.
+      InputError: the folder was written for other settings.
     """
-    ours = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    ours = json.loads(json.dumps(dataclasses.asdict(data)))
     if folder.exists():
         if json.loads((folder / "recipe.json").read_text()) != ours:
-            raise InputError(f"{folder} was made for another recipe; give another workdir or delete this one")
+            raise InputError(f"{folder} was made with other settings; give another workdir or delete this one")
         return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
-    counts = (recipe.cpt_boxes, recipe.cpt_boards, recipe.cpt_reading, recipe.sft_chains, recipe.mpo_prompts)
-    counts += (recipe.gspo_prompts, recipe.dev_questions, recipe.test_questions)
-    for name, count in zip(FILES, counts, strict=True):
+    for name in FILES:
         (partial / "images" / name).mkdir(parents=True)
         with (partial / f"{name}.jsonl").open("w") as file:
-            for number in range(count):
-                board = make(name, number, recipe.seed)
+            for number in range(getattr(data, name)):
+                board = make(name, number, data.seed)
                 image = f"{name}/{number}.png"
                 Image.fromarray(board.picture_HW).save(partial / "images" / image, compress_level=1)
                 file.write(json.dumps(entry(name, number, image, board)) + "\n")
         progress()
     with (partial / "sums.jsonl").open("w") as file:
-        for text in sums(recipe.cpt_sums, recipe.seed):
+        for text in sums(data.sums, data.seed):
             file.write(json.dumps({"conversations": [{"from": "pretrain", "value": text}]}) + "\n")
     for stage, names in (("cpt", ("boxes", "boards", "reading", "sums")), ("sft", ("chains",))):
         root = str(folder / "images")
-        meta = {
-            name: {"root": root, "annotation": str(folder / f"{name}.jsonl"), "data_augment": False} for name in names
-        }
+        files = {name: str(folder / f"{name}.jsonl") for name in names}
+        meta = {name: {"root": root, "annotation": file, "data_augment": False} for name, file in files.items()}
         (partial / f"{stage}.json").write_text(json.dumps(meta, indent=2) + "\n")
     (partial / "tokenizer").mkdir()
-    train_tokenizer(recipe.model.text.vocab).save(partial / "tokenizer")
+    train_tokenizer(data.vocab).save(partial / "tokenizer")
     (partial / "recipe.json").write_text(json.dumps(ours, indent=2) + "\n")
     os.replace(partial, folder)
 
@@ -107,7 +104,7 @@ def sums(count: int, seed: int) -> list[str]:
 
 def transcript(board: Board) -> str:
     """All digits in reading order, and a stop."""
-    return "".join(map(str, board.digits)) + "."
+    return questions.joined(board.digits) + "."
 
 
 def train_tokenizer(vocab: int) -> Tokenizer:

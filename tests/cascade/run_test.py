@@ -19,15 +19,9 @@ STAGE = dataclasses.replace(RECIPE.cpt, steps=2, token_budget=96, tile_budget=6)
 SMALL = dataclasses.replace(
     RECIPE,
     model=MODEL,
-    cpt_boxes=40,
-    cpt_boards=20,
-    cpt_reading=5,
-    cpt_sums=9,
-    sft_chains=12,
-    mpo_prompts=1,
-    gspo_prompts=1,
-    dev_questions=6,
-    test_questions=6,
+    data=dataclasses.replace(
+        RECIPE.data, boxes=40, boards=20, reading=5, sums=9, chains=12, mpo=1, gspo=1, dev=6, test=6
+    ),
     cpt=STAGE,
     sft=STAGE,
 )
@@ -49,6 +43,7 @@ def test_from_nothing_to_answers(tmp_path, monkeypatch, capsys):
     sampled = answerer.ask([one.asked for one in said[:2]], temperature=1.0, samples=3)
     assert len(sampled) == 6 and len({one.text for one in sampled[:3]}) == 3
     assert answerer.ask([said[0].asked], temperature=1.0, samples=3) == sampled[:3]
+    assert "boards read rightly: 0.00%" in run.explore(answerer, tmp_path / "data", 1, SMALL)
 
     # Started again, whole or in parts, it takes everything as it is.
     steps = [(tmp_path / stage / "metrics.jsonl").read_text() for stage in ("cpt", "sft")]

@@ -16,16 +16,7 @@ from internvl_jax.data.pipeline import Pipeline, PipelineConfig
 from internvl_jax.errors import InputError
 
 SMALL = dataclasses.replace(
-    RECIPE,
-    cpt_boxes=29,
-    cpt_boards=17,
-    cpt_reading=5,
-    cpt_sums=9,
-    sft_chains=13,
-    mpo_prompts=7,
-    gspo_prompts=11,
-    dev_questions=6,
-    test_questions=6,
+    RECIPE.data, boxes=29, boards=17, reading=5, sums=9, chains=13, mpo=7, gspo=11, dev=6, test=6
 )
 
 
@@ -41,18 +32,9 @@ def lines(path: pathlib.Path) -> list[dict]:
 
 
 def test_entries_are_true_of_their_boards(folder):
-    for name, count in (
-        ("boxes", 29),
-        ("boards", 17),
-        ("reading", 5),
-        ("chains", 13),
-        ("mpo", 7),
-        ("gspo", 11),
-        ("dev", 6),
-        ("test", 6),
-    ):
+    for name in training_data.FILES:
         entries = lines(folder / f"{name}.jsonl")
-        assert len(entries) == count
+        assert len(entries) == getattr(SMALL, name)
         for number, entry in enumerate(entries):
             board = training_data.make(name, number, SMALL.seed)
             stored = np.asarray(Image.open(folder / "images" / name / f"{number}.png"))
@@ -96,7 +78,7 @@ def test_prompt_files_can_be_asked(folder):
 def test_the_pipeline_packs_them(folder, stage):
     """Supervised are transcripts with the line break before them, or responses with their stop."""
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    budget = getattr(SMALL, stage)
+    budget = getattr(RECIPE, stage)
     image = ImageConfig(32, 4, 1, 6, thumbnail=False, apply_exif=False, max_pixels=96 * 96)
     config = PipelineConfig(
         meta=str(folder / f"{stage}.json"),
@@ -133,11 +115,11 @@ def test_same_files_each_time(folder, tmp_path):
         assert ours.replace(str(folder).encode(), str(tmp_path / "data").encode()) == theirs, name
 
 
-def test_what_is_there_stays_unless_it_is_of_another_recipe(folder):
+def test_what_is_there_stays_unless_made_with_other_settings(folder):
     before = (folder / "chains.jsonl").stat().st_mtime_ns
     training_data.write(folder, SMALL, lambda: pytest.fail("wrote again"))
     assert (folder / "chains.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match="other settings"):
         training_data.write(folder, dataclasses.replace(SMALL, seed=1), lambda: None)
 
 
