@@ -94,6 +94,9 @@ MODEL = InternVLConfig(
     flash=None,
 )
 
+# Found on the digits for development (2026-11). CPT: all parts learn at the full rate; training digits vary more in
+# shape than others, before that 97 % of unseen ones were read. SFT: 3,000 chains, four times each, leave reasoning weak
+# but well-formed; 6,000 and twice the steps brought more of it than is to be left to RL.
 RECIPE = Recipe(
     seed=0,
     data=Data(
