@@ -6,7 +6,7 @@ prints the answer as the last line. Without --prompt it opens a conversation: ty
 adds a picture to the next message, `/clear` starts anew, `/quit` (or Ctrl-D) ends.
 
 A Flash model shows tiles with a quarter of their tokens where its router finds that enough; two flags set how readily.
-With --prompt, stderr then says how many tokens each picture took.
+With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles.
 """
 
 import sys
@@ -14,7 +14,8 @@ import sys
 from absl import flags
 
 from internvl_jax.data import split_thinking
-from internvl_jax.inference import SamplingParams, Thresholds, complete, terminal
+from internvl_jax.errors import InputError
+from internvl_jax.inference import SamplingParams, Thresholds, complete, router_overlay, terminal
 from launch import checkpoint
 from launch import main as launcher
 
@@ -22,6 +23,7 @@ _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conve
 _IMAGE = flags.DEFINE_multi_string("image", [], "picture for the (first) question; may be given several times")
 _REASONING = flags.DEFINE_enum("reasoning", None, ["low", "medium", "high"], "effort of GPT-OSS models; low is theirs")
 _THINKING = flags.DEFINE_boolean("thinking", False, "also show what the model thinks before it answers")
+_PICTURE = flags.DEFINE_string("router_picture", None, "Flash: draw the router's decisions into this PNG file")
 _SAMPLING = {
     "max_new_tokens": flags.DEFINE_integer("max_new_tokens", 256, "longest answer, in tokens"),
     "temperature": flags.DEFINE_float("temperature", 0.0, "0 gives the likeliest answer, higher values vary it"),
@@ -47,9 +49,13 @@ def main(argv: list[str]) -> None:
     model, processor = checkpoint.load()
     processor = processor.with_reasoning(_REASONING.value) if _REASONING.value else processor
     if _PROMPT.value is None:
+        if _PICTURE.value:
+            raise InputError("--router_picture draws the pictures of one question; give it with --prompt")
         settings = {**sampling, "thinking": _THINKING.value, "thresholds": thresholds}
         terminal.converse(model, processor, settings, _IMAGE.value)
         return
+    if _PICTURE.value:
+        router_overlay(model, processor, _IMAGE.value, thresholds).save(_PICTURE.value, "png")
     messages, params = [terminal.message(_PROMPT.value, _IMAGE.value)], SamplingParams(**sampling)
     answer = complete(model, processor, messages, params, thresholds)
     if model.config.flash is not None:

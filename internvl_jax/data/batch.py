@@ -9,12 +9,14 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from internvl_jax.data import weights
 from internvl_jax.errors import InputError
+
+Rows = TypeVar("Rows")
 
 
 class Sample(NamedTuple):
@@ -26,6 +28,7 @@ class Sample(NamedTuple):
     tiles_GHWC: np.ndarray  # uint8 [G, S, S, 3], in the order of the images in each text; G = 0 without images
     starts: tuple[int, ...] = (0,)  # where each text begins; every text shows all tiles
     number: int = -1  # of the sample in its data
+    images: tuple[int, ...] = ()  # tiles of each picture of a text
 
 
 MIN_TEXT = 4  # tokens of the shortest text: what a chat template puts around nothing is longer
@@ -156,9 +159,13 @@ def interleaved(rows: int, micro_batches: int) -> np.ndarray:
     return np.arange(rows).reshape(micro_batches, -1).T.reshape(-1)
 
 
-def stack_rows(rows: Sequence[Batch]) -> Batch:
-    """Joins rows (or batches) along B; the tiles of row b become block b."""
-    return Batch(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+def stack_rows(rows: Sequence[Rows]) -> Rows:
+    """Joins rows (or batches) along B; the tiles of row b become block b. Rows may be any tuples of arrays."""
+    if rows[0] is None:
+        return None
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows)
+    return type(rows[0])(*map(stack_rows, zip(*rows, strict=True)))
 
 
 def _empty_row(config: RowConfig) -> Batch:

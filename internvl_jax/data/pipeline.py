@@ -2,7 +2,8 @@
 
 1. The length index of every data set is read or computed, samples that fit no row are refused or left out.
 2. An epoch is a seeded permutation of the mixture (every sample `repeat_time` times), packed into rows from lengths
-   alone (`plan.RowPlan`). Row r of the run is a pure function of (seed, r), random JPEG included.
+   alone (`plan.RowPlan`). Row r of the run is a pure function of (seed, r), random JPEG and what a
+   row's layout draws included.
 3. A global batch is the next B rows; host h of n loads block h of B / n of them, through grain, in worker processes and
    threads if asked, none of which can change the stream.
 4. The position is the number of rows consumed. It names no host, so a run resumes on another number of hosts.
@@ -15,19 +16,22 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from internvl_jax.data import lengths, packing, preferences, samples, sources
-from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row, fill_rows, next_fit, stack_rows
+from internvl_jax.data.batch import Batch, RowConfig, Sample, fill_rows, next_fit, stack_rows
 from internvl_jax.data.plan import RowPlan
 from internvl_jax.data.processor import Processor
+from internvl_jax.data.views import Layout, Plain
 from internvl_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-_JPEG_STREAM = 1  # keeps the random numbers of rows apart from those of epochs
+_ROW_STREAM = 1  # keeps the random numbers of rows apart from those of epochs
 _NAMES_LOGGED = 10
+_PLAIN = Plain()
 
 # How a line is read, and whether it has several texts about the same images.
 KINDS = {"conversations": (sources.parse_record, False), "preferences": (preferences.parse_pair, True)}
@@ -65,13 +69,15 @@ class PipelineConfig:
 class Pipeline:
     """The rows of a run: `row(r)` for any r, `batches(...)` for a host's share of the stream."""
 
-    def __init__(self, config: PipelineConfig, processor: Processor):
+    def __init__(self, config: PipelineConfig, processor: Processor, layout: Layout = _PLAIN):
         """Reads the meta file and the length indices.
+
+        layout: what a row holds of its samples.
 
         Raises:
             InputError: for unreadable files, samples over a budget (with over_long='error'), too many broken samples.
         """
-        self.config = config
+        self.config, self.layout = config, layout
         image = processor.image_config
         parse, several = KINDS[config.kind]
         self.row_config = RowConfig(
@@ -90,37 +96,39 @@ class Pipeline:
         )
         self.tokens_N = np.concatenate([index.tokens for index in indices])
         self.tiles_N = np.concatenate([index.tiles for index in indices])
+        self.lengths_N = layout.lengths(self.tokens_N, self.tiles_N)  # tokens in a row
         self.skipped = Skipped(config.max_skipped)
         for dataset, index in zip(datasets, indices, strict=True):
             if dataset.length not in (None, len(index.tokens)):
                 _LOG.warning("%s has %d samples, not %d", dataset.annotation, len(index.tokens), dataset.length)
             self.skipped.extend(index.broken.values())
         self.dropped = self._over_long()  # sample numbers
-        usable_N = self.tokens_N > 0
+        usable_N = self.lengths_N > 0
         usable_N[self.dropped] = False
         mixture = self.corpus.mixture()
         packs = packing.PackingConfig(config.token_budget, config.tile_budget, config.max_open)
         self.plan = RowPlan(
-            mixture[usable_N[mixture]], self.tokens_N, self.tiles_N, packs, pack=config.pack, seed=config.seed
+            mixture[usable_N[mixture]], self.lengths_N, self.tiles_N, packs, pack=config.pack, seed=config.seed
         )
         self.data_digest = self._data_digest([index.digest for index in indices])
         self.fingerprint = self._fingerprint()
 
-    def row(self, number: int) -> tuple[Batch, list[str]]:
+    def row(self, number: int) -> tuple[NamedTuple, list[str]]:
         """Row `number` of the run (B = 1), and why samples of it are missing, if any."""
-        loaded, skipped = self.samples(number)
-        return assemble_row(loaded, self.row_config), skipped
+        loaded, rngs, skipped = self._samples(number)
+        return self.layout.assemble(loaded, rngs, self.row_config), skipped
 
-    def samples(self, row: int) -> tuple[list[Sample], list[str]]:
-        """The samples of a row, and why some are missing, if any."""
-        loaded, skipped = [], []
+    def _samples(self, row: int) -> tuple[list[Sample], list[np.random.Generator], list[str]]:
+        """The samples of a row, the random numbers of each, and why some are missing, if any."""
+        loaded, rngs, skipped = [], [], []
         for place, sample in enumerate(self.plan.samples(row).tolist()):
-            rng = np.random.default_rng((self.config.seed, _JPEG_STREAM, row, place))
+            rng = np.random.default_rng((self.config.seed, _ROW_STREAM, row, place))
             try:
                 loaded.append(self._load(sample, rng))
+                rngs.append(rng)
             except InputError as error:
                 skipped.append(str(error))
-        return loaded, skipped
+        return loaded, rngs, skipped
 
     def batches(self, rows: int, *, host: int = 0, hosts: int = 1, state: dict | None = None) -> "BatchIterator":
         """An endless iterator over this host's part of global batches of `rows` rows.
@@ -132,7 +140,7 @@ class Pipeline:
         """
         share = _share(rows, "rows", host, hosts)
 
-        def load(first: int) -> tuple[Batch, list[str]]:
+        def load(first: int) -> tuple[NamedTuple, list[str]]:
             made, skipped = zip(*map(self.row, range(first, first + share)), strict=True)
             return stack_rows(made), [reason for reasons in skipped for reason in reasons]
 
@@ -156,7 +164,7 @@ class Pipeline:
         share, count = _share(samples, "samples", host, hosts), _share(rows, "rows", host, hosts)
 
         def load(first: int) -> tuple[Batch, list[str]]:
-            loaded, skipped = zip(*map(self.samples, range(first, first + share)), strict=True)
+            loaded, _, skipped = zip(*map(self._samples, range(first, first + share)), strict=True)
             batch = fill_rows([each for part in loaded for each in part], self.row_config, count, micro_batches)
             return batch, [reason for reasons in skipped for reason in reasons]
 
@@ -167,7 +175,7 @@ class Pipeline:
         share, most = samples // hosts, 0
         for start in range(0, samples * batches, share):
             numbers = np.concatenate([self.plan.samples(row) for row in range(start, start + share)])
-            sizes = zip(self.tokens_N[numbers].tolist(), self.tiles_N[numbers].tolist(), strict=True)
+            sizes = zip(self.lengths_N[numbers].tolist(), self.tiles_N[numbers].tolist(), strict=True)
             most = max(most, len(next_fit(sizes, self.row_config)))
         return most * hosts
 
@@ -184,17 +192,20 @@ class Pipeline:
 
     def _over_long(self) -> np.ndarray:
         config = self.config
-        long = np.flatnonzero((self.tokens_N > config.token_budget) | (self.tiles_N > config.tile_budget))
+        long = np.flatnonzero((self.lengths_N > config.token_budget) | (self.tiles_N > config.tile_budget))
         if len(long) and config.over_long == "error":
             first = long[0]
             raise InputError(
-                f"{self.corpus.name(first)} has {self.tokens_N[first]} tokens and {self.tiles_N[first]} tiles, over "
+                f"{self.corpus.name(first)} has {self.lengths_N[first]} tokens and {self.tiles_N[first]} tiles, over "
                 f"the row's budget of {config.token_budget} tokens and {config.tile_budget} tiles ({len(long)} such "
                 "samples in all); raise the budget, lower the tile limit, or set over_long to 'drop'."
             )
         for number in long[:_NAMES_LOGGED]:
             _LOG.warning(
-                "dropped %s: %d tokens, %d tiles", self.corpus.name(number), self.tokens_N[number], self.tiles_N[number]
+                "dropped %s: %d tokens, %d tiles",
+                self.corpus.name(number),
+                self.lengths_N[number],
+                self.tiles_N[number],
             )
         if len(long):
             _LOG.warning("dropped %d samples over the budget of a row", len(long))
@@ -235,7 +246,7 @@ class Pipeline:
         return digest.hexdigest()[:32]
 
 
-class BatchIterator(Iterator[Batch]):
+class BatchIterator(Iterator[NamedTuple]):
     """One host's batches; `skipped` counts the samples that could not be loaded so far."""
 
     def __init__(self, pipeline: Pipeline, source: "_Shares"):
@@ -247,7 +258,7 @@ class BatchIterator(Iterator[Batch]):
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
         self._iterator = iter(dataset)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> NamedTuple:
         batch, skipped = next(self._iterator)
         self._pipeline.skipped.extend(skipped)
         self._row += self._rows_per_batch
@@ -272,7 +283,7 @@ class BatchIterator(Iterator[Batch]):
 class _Shares:
     """Random access to a host's batches, as grain wants it."""
 
-    load: Callable[[int], tuple[Batch, list[str]]]  # the host's part, from its first row of the plan on
+    load: Callable[[int], tuple[NamedTuple, list[str]]]  # the host's part, from its first row of the plan on
     rows: int  # of the plan that a global batch takes
     share: int  # of these, the host's
     host: int
@@ -281,7 +292,7 @@ class _Shares:
     def __len__(self) -> int:
         return 1 << 62  # the stream has no end
 
-    def __getitem__(self, step: int) -> tuple[Batch, list[str]]:
+    def __getitem__(self, step: int) -> tuple[NamedTuple, list[str]]:
         return self.load(self.start + step * self.rows + self.host * self.share)
 
 

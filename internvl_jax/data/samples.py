@@ -61,7 +61,8 @@ class SampleReader:
         tiles_GHWC = np.concatenate([np.zeros((0, side, side, 3), np.uint8), *tiles])
         if self.dataset.data_augment and len(tiles_GHWC):
             tiles_GHWC = images.random_jpeg(tiles_GHWC, rng)
-        return Sample(record.name, tokens_T, supervised_T, tiles_GHWC, starts)
+        counts = tuple(len(part) for part in tiles)
+        return Sample(record.name, tokens_T, supervised_T, tiles_GHWC, starts, images=counts)
 
     def _image_config(self, record: sources.Record) -> tiling.ImageConfig:
         config, limit = self.processor.image_config, self.dataset.max_tiles

@@ -7,6 +7,7 @@ from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.chat import Answer, answer_many, chat, complete, complete_many, get_generator, stream_chat
 from internvl_jax.inference.generate import Generator
 from internvl_jax.inference.load import load, read_config, save_model
+from internvl_jax.inference.overlay import router_overlay
 from internvl_jax.inference.programs import Features, State
 from internvl_jax.inference.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.resolution import Thresholds
@@ -33,6 +34,7 @@ __all__ = [
     "get_generator",
     "load",
     "read_config",
+    "router_overlay",
     "save_model",
     "stream_chat",
 ]

@@ -14,6 +14,7 @@ import dataclasses
 
 import numpy as np
 
+from internvl_jax.data import views
 from internvl_jax.errors import InputError
 from internvl_jax.models import FlashConfig, InternVLConfig
 
@@ -70,11 +71,8 @@ def kept(tokens_T: np.ndarray, compress_G: np.ndarray, config: InternVLConfig) -
       tokens_T: with as many image tokens as all tiles have at full resolution.
       compress_G: decision for every tile, in the order of the image tokens.
     """
-    image_T = tokens_T == config.image_token_id
-    tile, place = np.divmod(np.cumsum(image_T)[image_T] - 1, config.tokens_per_tile)
-    kept_T = np.ones(len(tokens_T), bool)
-    kept_T[image_T] = ~compress_G[tile] | (place < config.tokens_per_compressed_tile)
-    return kept_T
+    full, compressed = config.tokens_per_tile, config.tokens_per_compressed_tile
+    return views.kept(tokens_T, compress_G, config.image_token_id, full, compressed)
 
 
 def feature_index(tiles_J: np.ndarray, compress_J: np.ndarray, config: InternVLConfig) -> np.ndarray:

@@ -7,13 +7,15 @@ C channels.
 
 from internvl_jax.models.branches import Branches
 from internvl_jax.models.cache import Cache
-from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import FLASH_PARTS, UNUSED_PARTS, FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.intern_vit import InternViT
 from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import Runtime
 
 __all__ = [
+    "FLASH_PARTS",
+    "UNUSED_PARTS",
     "Branches",
     "Cache",
     "Encoded",

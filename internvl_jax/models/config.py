@@ -8,6 +8,11 @@ from typing import Any, Literal, Self
 
 from internvl_jax.errors import InputError
 
+# Paths of the parameters that a Flash model has besides those of its base, and of those among them that the released
+# checkpoints hold but the released forward pass never uses.
+FLASH_PARTS = r"^(router|compressed)\."
+UNUSED_PARTS = r"^router\.pooling\.(attn|norm)[34]\."
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:

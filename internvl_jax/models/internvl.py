@@ -107,7 +107,10 @@ class InternVL(nnx.Module):
           tiles_GHWC: uint8 RGB, or float already normalised with the ImageNet statistics.
           key: randomness of drop path and, in Flash models, dropout; None outside training.
         """
-        x_GPD = self.patches(tiles_GHWC, key)
+        return self.branches(self.patches(tiles_GHWC, key), key)
+
+    def branches(self, x_GPD: jax.Array, key: jax.Array | None = None) -> Encoded:
+        """The second half of `encode`, from `patches` on."""
         features_GPD = self.projector(_join(x_GPD, self.config.shuffle))
         if self.router is None:
             return Encoded(features_GPD, None, None)
@@ -143,7 +146,6 @@ class InternVL(nnx.Module):
         key: jax.Array | None = None,
         collect: tuple[str, ...] = (),
         slots: Slots | None = None,
-        replay_LBTK: jax.Array | None = None,
     ) -> Out:
         """A pass over whole rows.
 
@@ -155,16 +157,30 @@ class InternVL(nnx.Module):
           positions_BT: restart in every segment.
           key, collect: see `encode` and `Decoder`.
           slots: see `Slots`; None shows every real tile once, at full resolution.
-          replay_LBTK: see `Decoder`.
         """
-        B, G = tokens_BT.shape[0], tiles_GHWC.shape[0]
-        features_BKD = None
-        if G:
-            encoded = self.encode(tiles_GHWC, key)
-            if slots is None:
-                features_BKD = _real_first(encoded.features_GPD, tile_mask_G, B)
-            else:
-                features_BKD = _chosen(encoded, slots)
+        encoded = self.encode(tiles_GHWC, key) if len(tiles_GHWC) else None
+        rows = tokens_BT, tile_mask_G, segments_BT, positions_BT
+        return self.read(encoded, *rows, collect, slots)
+
+    def read(
+        self,
+        encoded: Encoded | None,
+        tokens_BT: jax.Array,
+        tile_mask_G: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        collect: tuple[str, ...] = (),
+        slots: Slots | None = None,
+        replay_LBTK: jax.Array | None = None,
+    ) -> Out:
+        """The second half of a pass, from `encode` on (None where there are no tiles); `replay_LBTK` as in `Decoder`."""
+        B, T = tokens_BT.shape
+        if encoded is None:
+            features_BKD = None
+        elif slots is None:
+            features_BKD = _real_first(encoded.features_GPD, tile_mask_G, B)
+        else:
+            features_BKD = _chosen(encoded, slots, T)
         x_BTD = self.embed(tokens_BT, features_BKD)
         out = self.lm(x_BTD, segments_BT, positions_BT, collect=collect, replay_LBTK=replay_LBTK)
         aux = {
@@ -206,15 +222,17 @@ def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> j
     return features.reshape(rows, -1, D)
 
 
-def _chosen(encoded: Encoded, slots: Slots) -> jax.Array:
-    """`[B, K, D]`: the features of every row's slots one after the other, each from the branch chosen for it."""
+def _chosen(encoded: Encoded, slots: Slots, T: int) -> jax.Array:
+    """`[B, K, D]`: the features of every row's slots one after the other, each from the branch chosen for it; no more
+    than the T tokens of a row can take.
+    """
     B, J = slots.tile_BJ.shape
     (P, D), width = encoded.features_GPD.shape[1:], encoded.pool_GKD.shape[1]
     pool_BKD = encoded.pool_GKD.reshape(B, -1, D)
     compress_BJ = jnp.zeros((B, J), bool) if slots.compress_BJ is None else slots.compress_BJ
     counts_BJ = jnp.where(slots.tile_BJ >= 0, jnp.where(compress_BJ, width - P, P), 0)
     ends_BJ = jnp.cumsum(counts_BJ, axis=1)
-    number_K = jnp.arange(J * P)
+    number_K = jnp.arange(min(J * P, T))
     # Feature n of a row lies in the first slot that ends after it; beyond the last one anything will do.
     slot_BK = jnp.minimum(jnp.sum(number_K[None, :, None] >= ends_BJ[:, None, :], axis=2), J - 1)
     start_BJ = slots.tile_BJ * width + jnp.where(compress_BJ, P, 0) - (ends_BJ - counts_BJ)

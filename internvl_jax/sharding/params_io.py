@@ -8,6 +8,7 @@ read and write them whole; converters, which must not hold a whole parameter, sl
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,14 +79,21 @@ def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()}
 
 
-def read_params(checkpoint: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+def read_params(
+    checkpoint: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct], ignore: str = "$^"
+) -> Params:
     """Reads every parameter of `abstract` in its dtype onto its sharding; each device reads only what it holds.
+
+    Args:
+      checkpoint: as `locate` gives it.
+      abstract: shape structs with shardings.
+      ignore: pattern of further parameters that the checkpoint may hold.
 
     Raises:
       InputError: no such checkpoint, or its parameters are not exactly those of `abstract`.
     """
     path = pathlib.Path(checkpoint).absolute()
-    stored = read_specs(path)
+    stored = {name: spec for name, spec in read_specs(path).items() if name in abstract or not re.search(ignore, name)}
     wrong = [f"{name} is missing" for name in sorted(abstract.keys() - stored.keys())]
     wrong += [f"{name} is not of this model" for name in sorted(stored.keys() - abstract.keys())]
     for name in sorted(abstract.keys() & stored.keys()):
@@ -94,8 +102,11 @@ def read_params(checkpoint: str | os.PathLike, abstract: Mapping[str, jax.ShapeD
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise InputError(f"{path} does not fit the model: {'; '.join(wrong[:8])}{more}; give the model's own config")
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
     try:
-        return ocp.load_checkpointables(path, {ITEM: dict(abstract)})[ITEM]
+        with context:
+            return ocp.load_checkpointables(path, {ITEM: dict(abstract)})[ITEM]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read ({first_line(error)}); copy or convert it again") from error
 

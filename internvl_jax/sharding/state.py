@@ -50,9 +50,15 @@ def bind(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
 def init(make: Callable[[nnx.Rngs], nnx.Module], seed: int, where: dict[str, NamedSharding] | None = None) -> Params:
     """Fresh parameters, each made directly on the devices that `where` names (nothing is ever built whole).
 
+    With `where` only those that it names are made, with the values that they have among all.
     The generator is XLA's own ('rbg'): on CPU a draw compiles in 0.3 s, against 0.9 s for the default (2026-11).
     """
-    return jax.jit(lambda: flatten(make(nnx.Rngs(jax.random.key(seed, impl="rbg")))), out_shardings=where)()
+
+    def fresh():
+        params = flatten(make(nnx.Rngs(jax.random.key(seed, impl="rbg"))))
+        return params if where is None else {path: params[path] for path in where}
+
+    return jax.jit(fresh, out_shardings=where)()
 
 
 def shardings(specs: dict[str, ParamSpec], mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:

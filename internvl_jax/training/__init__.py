@@ -1,15 +1,27 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
-from internvl_jax.training.config import DataConfig, Group, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.training.config import (
+    ConsistencyConfig,
+    DataConfig,
+    Group,
+    GspoConfig,
+    MpoConfig,
+    OptimConfig,
+    RouterConfig,
+    RunConfig,
+    TrainConfig,
+)
 from internvl_jax.training.loop import train
 from internvl_jax.training.program import build
 
 __all__ = [
+    "ConsistencyConfig",
     "DataConfig",
     "Group",
     "GspoConfig",
     "MpoConfig",
     "OptimConfig",
+    "RouterConfig",
     "RunConfig",
     "TrainConfig",
     "build",

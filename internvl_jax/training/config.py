@@ -6,6 +6,7 @@
 import dataclasses
 from typing import Any
 
+from internvl_jax.data.views import PROBES
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 
@@ -192,6 +193,45 @@ class GspoConfig:
 
 
 @dataclasses.dataclass
+class ConsistencyConfig:
+    """ViCO's first stage: answers that don't change where pictures are compressed.
+
+    How the loss averages over samples is `data.weighting`; the paper's is 'sample', the mean over the tokens of a
+    response, then over responses.
+
+    Attributes:
+      reference: model directory or workdir of the frozen teacher; empty takes `run.init_from`.
+    """
+
+    reference: str = ""
+
+
+@dataclasses.dataclass
+class RouterConfig:
+    """ViCO's second stage: the router learns which tiles can do with fewer tokens. The paper gives no values.
+
+    Attributes:
+      reference: model directory or workdir of the frozen teacher, the one that the first stage had.
+      probe: 'one' measures a tile by compressing it alone; 'all' compresses all probed tiles of a sample together and
+        gives them one ratio.
+      probes: tiles of a sample that are probed at a visit, drawn anew each time; 0 probes every one.
+      window: ratios that the threshold is taken from, the last ones of the run.
+      share: of the window that lies below the threshold, and so is to be compressed; 0.5 balances the targets.
+      epsilon: divergence, in nats a token, below which differences don't matter.
+    """
+
+    reference: str = ""
+    probe: str = "one"
+    probes: int = 4
+    window: int = 65536
+    share: float = 0.5
+    epsilon: float = 1e-3
+
+
+Stage = MpoConfig | GspoConfig | ConsistencyConfig | RouterConfig
+
+
+@dataclasses.dataclass
 class TrainConfig:
     """Attributes:
     objective: name of the stage's objective.
@@ -203,11 +243,17 @@ class TrainConfig:
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
-    stage: MpoConfig | GspoConfig | None = None
+    stage: Stage | None = None
 
 
 # The settings that an objective takes.
-STAGES = {"ntp": type(None), "mpo": MpoConfig, "gspo": GspoConfig}
+STAGES = {
+    "ntp": type(None),
+    "mpo": MpoConfig,
+    "gspo": GspoConfig,
+    "consistency": ConsistencyConfig,
+    "router": RouterConfig,
+}
 
 # What may differ between a run and its resumption: it changes neither the parameters nor the order of the data.
 _FREE = {
@@ -268,6 +314,10 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"optim.schedule is {config.optim.schedule!r}; use 'cosine' or 'constant'")
     if config.objective != "ntp" and not run.init_from:
         raise InputError(f"objective {config.objective!r} starts from a model; give it with --config.run.init_from=DIR")
+    if isinstance(config.stage, ConsistencyConfig | RouterConfig) and config.model.flash is None:
+        raise InputError(f"objective {config.objective!r} trains a Flash model; give a model config with `flash`")
+    if isinstance(config.stage, RouterConfig):
+        _check_router(config.stage, data, run)
     if run.dtype not in ("float32", "bfloat16"):
         raise InputError(f"run.dtype is {run.dtype!r}; use float32 or bfloat16")
 
@@ -303,6 +353,27 @@ def _check_gspo(stage: GspoConfig, config: TrainConfig) -> None:
             f"run.rows is {config.run.rows}, but {stage.mini_batch} x {stage.group} responses of the longest kind fill "
             f"{needed} rows of {data.token_budget} tokens; raise run.rows (rows that stay empty cost next to nothing "
             "where run.micro_batches keeps them apart), or lower the mini-batch or the limits of tokens"
+        )
+
+
+def _check_router(stage: RouterConfig, data: DataConfig, run: RunConfig) -> None:
+    if not stage.reference:
+        raise InputError(
+            "objective 'router' measures against the model that the consistency stage began with; give it with "
+            "--config.stage.reference=DIR"
+        )
+    if stage.probe not in PROBES:
+        raise InputError(f"stage.probe is {stage.probe!r}; use one of {', '.join(PROBES)}")
+    if data.weighting != "sample":
+        raise InputError(
+            f"data.weighting is {data.weighting!r}; the router's losses are means over a response: 'sample'"
+        )
+    if run.balance:
+        raise InputError(f"run.balance is {run.balance} but objective 'router' trains no experts; set it to 0")
+    if stage.probes < 0 or stage.window < 1 or not 0 < stage.share < 1 or not stage.epsilon > 0:
+        raise InputError(
+            f"stage has probes {stage.probes}, window {stage.window}, share {stage.share}, epsilon {stage.epsilon}; "
+            "give at least 0, at least 1, between 0 and 1, above 0"
         )
 
 

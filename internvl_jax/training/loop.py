@@ -87,7 +87,11 @@ def _initial_state(config: TrainConfig, program: Program, checkpoints: Checkpoin
     if checkpoints.latest is not None:
         return checkpoints.restore(program.abstract)
     given = config.run.init_from
-    params = setup.read_initial(config, given, program.abstract.params) if given else program.random_params()
+    if given:
+        fresh = program.random_params if program.objective.extends else None
+        params = setup.read_initial(config, given, program.abstract.params, fresh)
+    else:
+        params = program.random_params()
     return program.from_params(params), None
 
 

@@ -32,6 +32,16 @@ def assign(paths: Iterable[str], groups: tuple[Group, ...]) -> dict[str, Group]:
     return assigned
 
 
+def check_idle(assigned: dict[str, Group], pattern: str, objective: str) -> None:
+    """Raises InputError where a parameter that the objective gives no gradient is not frozen: it would only decay."""
+    idle = [path for path, group in assigned.items() if re.search(pattern, path) and not group.frozen]
+    if idle:
+        raise InputError(
+            f"optim.groups: objective {objective!r} gives {idle[0]} no gradient ({len(idle)} such parameters); freeze "
+            f"them with a first group of pattern {pattern!r} and frozen=True"
+        )
+
+
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear from 0 over the warm-up, then half a cosine to 0 at `steps` (transformers' cosine schedule)."""
     warmup = math.ceil(config.warmup_ratio * steps)

@@ -19,7 +19,7 @@ from internvl_jax.sharding import PRESETS, ParamSpec, Rules
 from internvl_jax.training.checkpoints import abstract_like
 from internvl_jax.training.config import RunConfig, TrainConfig, parse_mesh
 from internvl_jax.training.objectives import Objective, make_objective
-from internvl_jax.training.optim import assign, optimizer
+from internvl_jax.training.optim import assign, check_idle, optimizer
 from internvl_jax.training.state import TrainState, new_state, state_shardings
 from internvl_jax.training.step import make_step
 
@@ -41,13 +41,14 @@ class Program:
       abstract: shapes, dtypes and shardings of the state.
       place: a host's numpy batch onto the devices.
       from_params: jitted parameters -> state; they are donated.
-      random_params: fresh parameters of the run's seed.
+      random_params: fresh parameters of the run's seed; given paths, of those alone.
     """
 
     mesh: Mesh
     rules: Rules
     objective: Objective
     graphdef: nnx.GraphDef
+    reference_graphdef: nnx.GraphDef
     specs: dict[str, ParamSpec]
     abstract: TrainState
     step: Any
@@ -63,17 +64,22 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
         raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
     mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
-    make = functools.partial(InternVL, config.model, runtime=Runtime(np.dtype(run.dtype), run.remat))
-    graphdef, specs = sharding.abstract(lambda rngs: make(rngs=rngs))
+    runtime = Runtime(np.dtype(run.dtype), run.remat)
+    make = lambda rngs: InternVL(config.model, rngs, runtime)
+    graphdef, specs = sharding.abstract(make)
+    # References see every tile at full resolution: the parts of a Flash model are not even loaded.
+    base = dataclasses.replace(config.model, flash=None)
+    reference_graphdef, _ = sharding.abstract(lambda rngs: InternVL(base, rngs, runtime))
     where = sharding.shardings(specs, mesh, rules)
     assigned = assign(specs, config.optim.groups)
     tx = optimizer(config.optim, run.steps, assigned)
 
     objective = make_objective(config)
+    check_idle(assigned, objective.idle, config.objective)
     start = lambda params: new_state(params, tx, assigned, objective.start())
     shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
     places = state_shardings(shapes, specs, where, mesh)
-    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed)
+    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, reference_graphdef)
 
     def step(state, batch, reference=None):
         with sharding.use(mesh, rules):
@@ -84,6 +90,7 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
         rules=rules,
         objective=objective,
         graphdef=graphdef,
+        reference_graphdef=reference_graphdef,
         specs=specs,
         abstract=abstract_like(shapes, places),
         step=jax.jit(
@@ -94,7 +101,7 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
         ),
         place=functools.partial(_place, sharded=NamedSharding(mesh, rules.spec(("batch",)))),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
-        random_params=lambda: sharding.init(lambda rngs: make(rngs=rngs), run.seed, where),
+        random_params=lambda paths=where: sharding.init(make, run.seed, {path: where[path] for path in paths}),
     )
 
 

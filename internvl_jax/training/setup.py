@@ -3,8 +3,11 @@
 import copy
 import dataclasses
 import json
+import logging
 import os
 import pathlib
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +19,13 @@ from internvl_jax.data.processor import Processor
 from internvl_jax.data.tiling import DEFAULT_MAX_PIXELS, ImageConfig
 from internvl_jax.data.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
+from internvl_jax.models import FLASH_PARTS
 from internvl_jax.sharding.params_io import locate, read_params
 from internvl_jax.sharding.state import Params
 from internvl_jax.training.config import TrainConfig, check, differences, identity
 
 RUN_CONFIG = "run.json"
+_LOG = logging.getLogger(__name__)
 
 
 def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
@@ -105,36 +110,69 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
     return workdir
 
 
-def read_initial(config: TrainConfig, source: str, abstract: Params) -> Params:
+def read_initial(
+    config: TrainConfig, source: str, abstract: Params, fresh: Callable[[list[str]], Params] | None = None
+) -> Params:
     """The parameters of a model directory or workdir, in their places and with their dtypes.
 
     Args:
       source: `run.init_from`, or a reference.
       abstract: shape structs with shardings.
+      fresh: makes parameters, for a Flash model that may start from its base; None: it may not.
 
     Raises:
       InputError: it holds another model, or not exactly its parameters.
     """
-    directory = pathlib.Path(source)
-    path = directory / "config.json"
-    try:
-        theirs = json.loads(path.read_text())["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} can't be read ({error}); give a model directory or a workdir") from error
-    ours = config.model.to_dict()
-    theirs["vision"]["drop_path"] = ours["vision"]["drop_path"]  # a setting of the stage, not of the weights
-    if lines := differences(ours, theirs):
-        raise InputError(f"{directory} holds another model ({'; '.join(lines[:5])}); give its config")
-    return read_params(locate(directory), abstract)
+    theirs, ours = _model_of(source), config.model.to_dict()
+    lacking = []
+    if theirs["flash"] is None and ours["flash"] is not None:
+        if fresh is None:
+            raise InputError(
+                f"{source} has no router and no compressed branch; give a Flash model: objective 'consistency' makes "
+                "one of it"
+            )
+        lacking = [path for path in abstract if re.search(FLASH_PARTS, path)]
+        theirs["flash"] = ours["flash"]
+    _check_same(source, ours, theirs)
+    params = read_params(locate(source), {path: leaf for path, leaf in abstract.items() if path not in lacking})
+    if lacking:
+        _LOG.info("%s has no router and no compressed branch: they begin with random values of run.seed", source)
+        params |= fresh(lacking)
+    return params
 
 
 def read_reference(config: TrainConfig, abstract: Params) -> Params:
-    """The frozen reference of a stage, in the dtype of the run's products: it is never updated."""
+    """The frozen reference of a stage, in the dtype of the run's products: it is never updated. It sees every tile at
+    full resolution, so what a Flash model has besides its base is not read.
+    """
     dtype = jnp.dtype(config.run.dtype)
     abstract = {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding) for path, leaf in abstract.items()
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+        for path, leaf in abstract.items()
+        if not re.search(FLASH_PARTS, path)
     }
-    return read_initial(config, config.stage.reference or config.run.init_from, abstract)
+    source = config.stage.reference or config.run.init_from
+    theirs, ours = _model_of(source), config.model.to_dict()
+    _check_same(source, {**ours, "flash": None}, {**theirs, "flash": None})
+    return read_params(locate(source), abstract, ignore=FLASH_PARTS)
+
+
+def _model_of(source: str) -> dict[str, Any]:
+    """The model config of a model directory or workdir."""
+    path = pathlib.Path(source) / "config.json"
+    try:
+        return json.loads(path.read_text())["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} can't be read ({error}); give a model directory or a workdir") from error
+
+
+def _check_same(source: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    # Settings of the stage or of inference, not of the weights.
+    theirs["vision"]["drop_path"] = ours["vision"]["drop_path"]
+    if ours["flash"] is not None and theirs["flash"] is not None:
+        theirs["flash"] = {**ours["flash"], "heads": theirs["flash"]["heads"]}
+    if lines := differences(ours, theirs):
+        raise InputError(f"{source} holds another model ({'; '.join(lines[:5])}); give its config")
 
 
 def _write(path: pathlib.Path, value: Any) -> None:

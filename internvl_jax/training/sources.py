@@ -6,6 +6,7 @@ import jax
 
 from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.data.processor import Processor
+from internvl_jax.data.views import Layout, Plain, Probes, Rates
 from internvl_jax.training import setup
 from internvl_jax.training.config import TrainConfig
 from internvl_jax.training.preferences import PreferenceRows
@@ -41,11 +42,15 @@ class Source(Protocol):
 
 
 class PackedRows:
-    """Conversations, for next-token prediction."""
+    """Conversations.
 
-    def __init__(self, config: TrainConfig, processor: Processor):
+    Args:
+      layout: what a row holds of them.
+    """
+
+    def __init__(self, config: TrainConfig, processor: Processor, layout: Layout):
         self._rows = config.run.rows
-        self._pipeline = Pipeline(setup.pipeline_config(config), processor)
+        self._pipeline = Pipeline(setup.pipeline_config(config), processor, layout)
         self._batches: Any = None
 
     def start(self, position: Any) -> None:
@@ -71,8 +76,11 @@ def open_source(config: TrainConfig, program: Program, processor: Processor) -> 
     Raises:
       InputError: data that can't be read.
     """
+    compressed, stage = config.model.tokens_per_compressed_tile, config.stage
     return {
-        "ntp": lambda: PackedRows(config, processor),
+        "ntp": lambda: PackedRows(config, processor, Plain()),
+        "consistency": lambda: PackedRows(config, processor, Rates(compressed)),
+        "router": lambda: PackedRows(config, processor, Probes(compressed, stage.probe, stage.probes)),
         "gspo": lambda: Rollouts(config, program, processor),
         "mpo": lambda: PreferenceRows(config, program, processor),
     }[config.objective]()

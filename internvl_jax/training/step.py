@@ -6,6 +6,7 @@
 4. Clip, update; a step whose gradient is not finite leaves parameters and optimizer as they were and is counted.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,10 @@ from flax import nnx
 
 from internvl_jax import sharding
 from internvl_jax.data.batch import Batch
+from internvl_jax.losses import LossSum
 from internvl_jax.sharding.state import Params
 from internvl_jax.training.config import Group
-from internvl_jax.training.objectives.base import Objective, combine
+from internvl_jax.training.objectives.base import Carry, Objective, combine
 from internvl_jax.training.state import TrainState, split_trainable
 
 Metrics = dict[str, jax.Array]
@@ -31,6 +33,7 @@ def make_step(
     assigned: dict[str, Group],
     micro_batches: int,
     seed: int,
+    reference_graphdef: nnx.GraphDef,
 ) -> Callable[[TrainState, Any, Params | None], tuple[TrainState, Metrics]]:
     """The step function; trace it under `sharding.use`, jit it with the state donated.
 
@@ -38,50 +41,16 @@ def make_step(
     """
 
     def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
-        weights = objective.weights(batch)
         trainable, frozen = split_trainable(state.params, assigned)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def forward(trainable, micro, index):
             model = sharding.bind(graphdef, {**trainable, **frozen})
-            refers = None if reference is None else sharding.bind(graphdef, reference)
+            refers = None if reference is None else sharding.bind(reference_graphdef, reference)
             return objective.forward(model, micro, jax.random.fold_in(key, index), refers)
 
-        def measure(micro, index):
-            return jax.lax.stop_gradient(objective.measure(forward(trainable, micro, index), micro))
-
-        def loss(trainable, micro, index, carry):
-            outs = forward(trainable, micro, index)
-            if carry is None:  # the only micro-batch: what it measures is known now
-                measured = jax.lax.stop_gradient(objective.measure(outs, micro))
-                carry = objective.advance(state.carry, jax.tree.map(lambda value: value[None], measured))
-            terms, sums = objective.terms(outs, micro, carry)
-            # A batch without a supervised token has loss 0, not 0/0.
-            values = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in terms.items()}
-            total = sum(objective.coefficients[name] * value for name, value in values.items())
-            return total, (values, sums, carry)
-
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        if micro_batches == 1:
-            (_, (values, sums, carry)), grads = gradient(trainable, batch, 0, None)
-        else:
-            parts = split_rows(batch, micro_batches)
-            take = lambda i: jax.tree.map(lambda part: part[i], parts)
-            # Without a known number of rounds XLA's costs are guesses: only where rows may be missing.
-            rounds = num_filled(parts.rows) if objective.ragged else micro_batches
-            zeros = lambda shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            carry = state.carry
-            if objective.measures:
-                measured = jax.eval_shape(jax.vmap(measure), parts, jnp.arange(micro_batches))
-                enter = lambda i, found: jax.tree.map(lambda x, new: x.at[i].set(new), found, measure(take(i), i))
-                carry = objective.advance(carry, jax.lax.fori_loop(0, rounds, enter, zeros(measured)))
-
-            def accumulate(i, so_far):
-                (_, (values, sums, _)), grads = gradient(trainable, take(i), i, carry)
-                return _add(so_far, (grads, values, sums))
-
-            first = jax.eval_shape(lambda: accumulate(0, None))
-            grads, values, sums = jax.lax.fori_loop(0, rounds, accumulate, zeros(first))
+        gradient = _whole if micro_batches == 1 else functools.partial(_in_parts, parts=micro_batches)
+        grads, values, sums, carry = gradient(objective, forward, trainable, batch, state.carry)
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
@@ -106,6 +75,54 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state, nonfinite, carry), metrics
 
     return step
+
+
+def _whole(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry):
+    """Gradients, values of the terms, sums and the new carry, of a batch in one piece."""
+    weights = objective.weights(batch)
+
+    def loss(trainable):
+        outs = forward(trainable, batch, 0)
+        measured = jax.lax.stop_gradient(objective.measure(outs, batch))
+        after = objective.advance(carry, jax.tree.map(lambda value: value[None], measured))
+        terms, sums = objective.terms(outs, batch, after)
+        return _total(objective, terms, weights, (sums, after))
+
+    (_, (values, (sums, after))), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+    return grads, values, sums, after
+
+
+def _in_parts(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry, parts: int):
+    """The same, in micro-batches."""
+    weights, micros = objective.weights(batch), split_rows(batch, parts)
+    take = lambda i: jax.tree.map(lambda array: array[i], micros)
+    # Without a known number of rounds XLA's costs are guesses: only where rows may be missing.
+    rounds = num_filled(micros.rows) if objective.ragged else parts
+    zeros = lambda shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    if objective.measures:
+        measure = lambda micro, i: objective.measure(forward(trainable, micro, i), micro)
+        enter = lambda i, found: jax.tree.map(lambda x, new: x.at[i].set(new), found, measure(take(i), i))
+        shapes = jax.eval_shape(jax.vmap(measure), micros, jnp.arange(parts))
+        carry = objective.advance(carry, jax.lax.fori_loop(0, rounds, enter, zeros(shapes)))
+
+    def loss(trainable, i):
+        micro = take(i)
+        terms, sums = objective.terms(forward(trainable, micro, i), micro, carry)
+        return _total(objective, terms, weights, sums)
+
+    def accumulate(i, so_far):
+        (_, (values, sums)), grads = jax.value_and_grad(loss, has_aux=True)(trainable, i)
+        return _add(so_far, (grads, values, sums))
+
+    first = jax.eval_shape(lambda: accumulate(0, None))
+    return *jax.lax.fori_loop(0, rounds, accumulate, zeros(first)), carry
+
+
+def _total(objective: Objective, terms: dict[str, LossSum], weights: dict[str, jax.Array], others: Any):
+    """The loss; and the values of its terms, with whatever else is to be returned."""
+    # A batch without a supervised token has loss 0, not 0/0.
+    values = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in terms.items()}
+    return sum(objective.coefficients[name] * value for name, value in values.items()), (values, others)
 
 
 def _add(so_far, new):

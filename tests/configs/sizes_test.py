@@ -14,6 +14,8 @@ from internvl_jax.models import InternVL
 from internvl_jax.sharding import abstract
 from internvl_jax.training import TrainConfig
 from internvl_jax.training.config import check
+from internvl_jax.training.objectives import make_objective
+from internvl_jax.training.optim import assign, check_idle
 
 # Recounted from the shapes; 8B is half the bytes that the index of the released checkpoint gives.
 PUBLISHED = {  # vision tower, projector, language model
@@ -84,12 +86,18 @@ def test_every_stage_builds_for_every_size(stage, size):
     assert isinstance(config, TrainConfig)
     assert config.model.text == sizes.get(size).text
     config.run.workdir, config.data.meta, config.data.tokenizer = "w", "m", "t"
+    if config.stage is not None:
+        config.run.init_from = config.stage.reference = "m"
     check(config)
-    assert (config.run.balance > 0) == (config.model.text.moe is not None)
+    assert (config.run.balance > 0) == (config.model.text.moe is not None and stage != "router")
+    assert (config.model.flash is not None) == (size.endswith("-flash") or stage in ("consistency", "router"))
+    paths = abstract(lambda rngs: InternVL(config.model, rngs))[1]
+    if stage in ("consistency", "router"):  # a plain stage of a Flash model has to be given groups
+        check_idle(assign(paths, config.optim.groups), make_objective(config).idle, stage)
 
 
 def test_stages_are_found():
-    assert {"cpt", "sft"} <= set(STAGES)
+    assert {"cpt", "sft", "consistency", "router"} <= set(STAGES)
 
 
 @pytest.mark.parametrize("name", ["9b", "8B", ""])

@@ -202,7 +202,7 @@ def test_broken_samples_leave_gaps_and_are_counted(tiny, processor, caplog):
     for number, batch in enumerate(take(iterator, 23)):
         expected = rows[number]
         if int(made.plan.samples(number)[0]) in (12, 13, 18, 19):
-            expected = Batch(*map(np.zeros_like, expected[:7]))
+            expected = Batch(*(None if part is None else np.zeros_like(part) for part in expected))
         assert_same(batch, expected)
     assert iterator.skipped == 4
     take(iterator, 23)

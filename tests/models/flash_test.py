@@ -124,7 +124,7 @@ def test_rows_take_their_features_in_order(seed):
     rows, per_row, P, Q, D = 3, 5, 7, 2, 4
     features, compressed = (rng.normal(size=(rows * per_row, count, D)).astype(np.float32) for count in (P, Q))
     mask, compress = rng.random((2, rows * per_row)) < 0.6
-    found = np.asarray(_chosen(Encoded(features, compressed, None), Slots.in_order(mask, compress, rows)))
+    found = np.asarray(_chosen(Encoded(features, compressed, None), Slots.in_order(mask, compress, rows), 99))
     for b in range(rows):
         tiles = [g for g in range(b * per_row, (b + 1) * per_row) if mask[g]]
         wanted = [compressed[g] if compress[g] else features[g] for g in tiles]

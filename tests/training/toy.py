@@ -9,9 +9,19 @@ from PIL import Image
 
 from internvl_jax.data.tokenizer import train_bpe
 from internvl_jax.grading import Score
-from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models import UNUSED_PARTS, FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.config import MoeConfig, YarnConfig
-from internvl_jax.training import DataConfig, Group, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.training import (
+    ConsistencyConfig,
+    DataConfig,
+    Group,
+    GspoConfig,
+    MpoConfig,
+    OptimConfig,
+    RouterConfig,
+    RunConfig,
+    TrainConfig,
+)
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
@@ -192,4 +202,52 @@ def gspo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConf
     made.data.meta, made.data.weighting = str(folder / "prompts.json"), "token"
     made.optim.groups = (Group(r"^vit\.", frozen=True), *made.optim.groups)
     made.optim.schedule, made.optim.warmup_ratio = "constant", 0.0
+    return made
+
+
+# Released routers have 16 heads.
+BASE = dataclasses.replace(MODEL, vision=dataclasses.replace(MODEL.vision, width=32, heads=4))
+FLASH = dataclasses.replace(BASE, flash=FlashConfig(0.0, 0.5, heads=16, dropout=0.0))
+
+
+def write_boards(folder: pathlib.Path) -> None:
+    """Pairs of pictures in either order: a blank one, and one of four colours, which the answer names."""
+    rng = random.Random(2)
+    (folder / "boards").mkdir()
+    lines = []
+    for number in range(200):
+        board, answer = Image.new("RGB", (12, 12)), [rng.choice(list(COLOURS)) for _ in range(4)]
+        for part, colour in enumerate(answer):
+            corner = 6 * (part % 2), 6 * (part // 2)
+            board.paste(COLOURS[colour], (*corner, corner[0] + 6, corner[1] + 6))
+        board.save(folder / "boards" / f"{number}.png")
+        names = rng.sample(["blank.png", f"{number}.png"], 2)
+        turns = [("system", "Name colours."), ("human", "<image>\n<image>\nwhat?"), ("gpt", " ".join(answer))]
+        line = {"conversations": [{"from": role, "value": value} for role, value in turns]}
+        lines.append(json.dumps(line | {"image": names, "width_list": [12, 12], "height_list": [12, 12]}))
+    Image.new("RGB", (12, 12)).save(folder / "boards" / "blank.png")
+    (folder / "boards.jsonl").write_text("\n".join(lines) + "\n")
+    entry = {"root": str(folder / "boards"), "annotation": str(folder / "boards.jsonl"), "repeat_time": 1}
+    (folder / "boards.json").write_text(json.dumps({"boards": {**entry, "length": len(lines)}}))
+    (folder / "tokenizer").mkdir()
+    train_bpe(["what?", "Name colours.", " ".join(COLOURS)] * 9, 320).save(folder / "tokenizer")
+
+
+def vico_config(folder: pathlib.Path, workdir: pathlib.Path, objective: str, start: str, **run) -> TrainConfig:
+    """A stage over `write_boards(folder)`: the base model's next-token stage, or one of ViCO's from the model in
+    `start`, with the base model in `folder/base` as reference.
+    """
+    length = {"ntp": 130, "consistency": 60, "router": 60}[objective]
+    made = config(folder, workdir, BASE if objective == "ntp" else FLASH, **{"steps": length, "rows": 4, **run})
+    made.objective, made.run.init_from = objective, str(start)
+    made.data.meta, made.data.max_tiles = str(folder / "boards.json"), 1
+    made.data.token_budget, made.data.tile_budget = 231, 8
+    made.optim.learning_rate = 3e-3 if objective == "consistency" else 5e-3
+    if objective != "ntp":
+        made.data.weighting, reference = "sample", str(folder / "base")
+        stages = {"consistency": ConsistencyConfig(reference), "router": RouterConfig(reference, window=97, share=0.47)}
+        frozen = {"consistency": r"^router\.", "router": rf"^(?!router\.)|{UNUSED_PARTS}"}[objective]
+        made.stage, made.optim.groups = stages[objective], (Group(frozen, frozen=True), *made.optim.groups)
+    if objective == "router":
+        made.data.token_budget *= 3
     return made

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from internvl_jax.losses import LossSum
-from internvl_jax.models import InternVL
+from internvl_jax.models import FLASH_PARTS, InternVL
 
 Sums = dict[str, jax.Array]
 Carry = dict[str, jax.Array]
@@ -23,6 +23,8 @@ class Objective(Protocol):
       measures: `measure` returns something that `terms` needs; several micro-batches then take a forward pass before.
       ragged: the last micro-batches of a step may be empty; those are skipped.
       refers: `forward` needs the frozen reference model.
+      extends: a Flash model may start from its base; what it has besides begins with random values.
+      idle: pattern of parameters that it gives no gradient, which therefore have to be frozen.
       columns: metrics to show besides those of every stage.
     """
 
@@ -30,6 +32,8 @@ class Objective(Protocol):
     measures: bool = False
     ragged: bool = False
     refers: bool = False
+    extends: bool = False
+    idle: str = FLASH_PARTS
     columns: tuple[str, ...] = ()
 
     def start(self) -> Carry:

@@ -6,6 +6,7 @@ from internvl_jax.training.objectives.base import Objective
 from internvl_jax.training.objectives.gspo import Gspo
 from internvl_jax.training.objectives.mpo import Mpo
 from internvl_jax.training.objectives.ntp import NextToken
+from internvl_jax.training.objectives.vico import Consistency, Route
 
 
 def make_objective(config: TrainConfig) -> Objective:
@@ -15,4 +16,6 @@ def make_objective(config: TrainConfig) -> Objective:
         "ntp": lambda: NextToken(balance, run.logprob_chunk),
         "gspo": lambda: Gspo(config.stage, balance, run.logprob_chunk),
         "mpo": lambda: Mpo(config.stage, balance, run.logprob_chunk),
+        "consistency": lambda: Consistency(balance, run.logprob_chunk),
+        "router": lambda: Route(config.stage, run.logprob_chunk),
     }[config.objective]()

@@ -34,9 +34,10 @@ def read_rows(
     routes_BTLK: jax.Array | None = None,
 ) -> Out:
     """The model's pass over rows of several texts, which may replay noted experts."""
-    inputs = rows.tokens_BT, rows.tiles_GHWC, rows.tile_mask_G, rows.segments_BT, rows.positions_BT
+    encoded = model.encode(rows.tiles_GHWC, key) if len(rows.tiles_GHWC) else None
+    inputs = rows.tokens_BT, rows.tile_mask_G, rows.segments_BT, rows.positions_BT
     replay_LBTK = None if routes_BTLK is None else by_layer(routes_BTLK)
-    return model(*inputs, key=key, collect=collect, slots=Slots(rows.slots_BJ, None), replay_LBTK=replay_LBTK)
+    return model.read(encoded, *inputs, collect, Slots(rows.slots_BJ, None), replay_LBTK)
 
 
 def by_layer(routes_BTLK: jax.Array) -> jax.Array:
