@@ -3,7 +3,8 @@
 import dataclasses
 
 from configs.models import sizes
-from internvl_jax.training.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.models import FLASH_PARTS
+from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, TrainConfig
 
 # Released scripts: 0 for 1B, 2B and 4B.
 DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4, "20b-a4b": 0.1, "30b-a3b": 0.1, "241b-a28b": 0.4}
@@ -14,6 +15,8 @@ BALANCE = {"20b-a4b": 0.9, "30b-a3b": 0.001, "241b-a28b": 0.001, "tiny-moe": 0.0
 def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
     """Released CPT / SFT hyperparameters (batch of 512 packed rows of 32,768 tokens and 96 tiles)."""
     model, base = sizes.get(size), size.removesuffix("-flash")
+    # No tile is compressed here: what a Flash model has besides gets no gradient.
+    groups = OptimConfig.groups if model.flash is None else (Group(FLASH_PARTS, frozen=True), *OptimConfig.groups)
     vision = dataclasses.replace(model.vision, drop_path=DROP_PATH.get(base, 0.0))
     tiny = size.startswith("tiny")
     return TrainConfig(
@@ -38,6 +41,7 @@ def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
             beta2=0.999,
             eps=1e-8,
             clip_norm=1.0,
+            groups=groups,
         ),
         run=RunConfig(
             workdir="",

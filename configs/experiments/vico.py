@@ -4,7 +4,7 @@ import dataclasses
 
 from configs.experiments import ntp
 from configs.models.sizes import FLASH
-from internvl_jax.training.config import Group, TrainConfig
+from internvl_jax.training.config import Group, OptimConfig, TrainConfig
 
 
 def config(size: str, learning_rate: float, steps: int, first_groups: tuple[Group, ...]) -> TrainConfig:
@@ -17,5 +17,5 @@ def config(size: str, learning_rate: float, steps: int, first_groups: tuple[Grou
         made.model, vision=dataclasses.replace(made.model.vision, drop_path=0.0), flash=made.model.flash or FLASH
     )
     made.data.weighting = "sample"  # the paper's 1 / N: the mean over the tokens of a response, then over responses
-    made.optim.groups = (*first_groups, *made.optim.groups)
+    made.optim.groups = (*first_groups, *OptimConfig.groups)
     return made

@@ -173,7 +173,11 @@ class InternVL(nnx.Module):
         slots: Slots | None = None,
         replay_LBTK: jax.Array | None = None,
     ) -> Out:
-        """The second half of a pass, from `encode` on (None where there are no tiles); `replay_LBTK` as in `Decoder`."""
+        """The second half of a pass, from `encode` on, whose result is None where there are no tiles.
+
+        Args:
+          replay_LBTK: see `Decoder`; the rest as in `__call__`.
+        """
         B, T = tokens_BT.shape
         if encoded is None:
             features_BKD = None

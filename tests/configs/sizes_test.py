@@ -92,12 +92,11 @@ def test_every_stage_builds_for_every_size(stage, size):
     assert (config.run.balance > 0) == (config.model.text.moe is not None and stage != "router")
     assert (config.model.flash is not None) == (size.endswith("-flash") or stage in ("consistency", "router"))
     paths = abstract(lambda rngs: InternVL(config.model, rngs))[1]
-    if stage in ("consistency", "router"):  # a plain stage of a Flash model has to be given groups
-        check_idle(assign(paths, config.optim.groups), make_objective(config).idle, stage)
+    check_idle(assign(paths, config.optim.groups), make_objective(config).idle, stage)
 
 
 def test_stages_are_found():
-    assert {"cpt", "sft", "consistency", "router"} <= set(STAGES)
+    assert set(STAGES) == {"cpt", "sft", "mpo", "gspo", "consistency", "router"}
 
 
 @pytest.mark.parametrize("name", ["9b", "8B", ""])
