@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo cascade test lint bench clean
 
 # One stamp an extra, renewed when setup.py changes.
 $(BIN)/.internvl-%: setup.py pyproject.toml
@@ -16,6 +16,9 @@ $(BIN)/.internvl-%: setup.py pyproject.toml
 
 demo: $(BIN)/.internvl-demo
 	$(BIN)/python -m launch.demo --workdir=demo_out
+
+cascade: $(BIN)/.internvl-cascade
+	$(BIN)/python -m launch.cascade --workdir=cascade_out
 
 test: $(BIN)/.internvl-test
 	$(BIN)/python -m pytest
@@ -31,4 +34,4 @@ bench: $(BIN)/.internvl-bench
 	$(BIN)/python -m launch.bench_convert
 
 clean:
-	rm -rf demo_out .venv
+	rm -rf demo_out cascade_out .venv

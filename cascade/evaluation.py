@@ -1,32 +1,38 @@
 """What a model can do: answers to a file of questions, greedy or sampled, graded by kind; and how well it reads.
 
-1. An `Answerer` asks a model the questions of a prompt file; answers are kept as JSONL.
+1. An `Answerer` asks a model the questions of a prompt file; answers are kept as JSONL. A Flash model's may come with
+   thresholds, or with decisions on every tile.
+   `test` has a model answer all test questions.
 2. `score` grades them: accuracy by kind with 95 % intervals (Wilson), and the share of well-formed answers.
 3. `reading` lets a pretrained model write on after pictures: digits of single boxes, and whole boards.
 """
 
+import itertools
 import json
 import math
-import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
-from cascade import boards, questions
+from cascade import boards, progress, questions
 from cascade.boards import Layout, Split
 from internvl_jax.data import Processor
 from internvl_jax.data.images import tile_image
+from internvl_jax.data.processor import ChatInputs
 from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.generate import Generator, Request, Vocabulary
+from internvl_jax.inference.load import load
+from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresholds
 from internvl_jax.inference.sampling import SamplingParams
-from internvl_jax.models import InternVL
+from internvl_jax.models import FlashConfig, InternVL
 
 ANSWER_TOKENS = 48
 ROWS = 128
+READINGS = 2000  # single digits of either size
 LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
 _BOXED = re.compile(r"\\boxed\{(.*?)\}", re.DOTALL)
 _FORM = re.compile(r"<think>.*</think>.*\\boxed\{.*\}.*", re.DOTALL)
@@ -42,11 +48,12 @@ class Asked(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a model said to a question, and in how many tokens, the one that ends it included."""
+    """What a model said to a question, in how many tokens (the one that ends it included), and how many it saw."""
 
     asked: Asked
     text: str
     tokens: int
+    image_tokens: int
 
     @property
     def right(self) -> bool:
@@ -120,19 +127,40 @@ class Answerer:
         samples: int = 1,
         seed: int = 0,
         progress: Callable[[int], object] = lambda done: None,
+        thresholds: Iterable[Thresholds | Decided] = itertools.repeat(MODEL_THRESHOLDS),
     ) -> list[Said]:
-        """Answers, the samples of a question one after another; `progress` gets the number of answers so far."""
+        """Answers, the samples of a question one after another.
+
+        Args:
+          progress: gets the number of answers so far.
+          thresholds: of every question.
+        """
         requests = []
-        for number, one in enumerate(asked):
-            content = [{"type": "image", "image": str(one.image)}, {"type": "text", "text": one.text}]
-            inputs = self._processor([{"role": "user", "content": content}])
+        for number, (one, own) in enumerate(zip(asked, thresholds)):
+            inputs = self._inputs(one)
             for sample in range(samples):
                 sampling = SamplingParams(ANSWER_TOKENS, temperature, seed=(seed * 1009 + number) * samples + sample)
-                requests.append(Request(inputs.tokens_T, inputs.tiles_GHWC, sampling))
+                requests.append(Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, own))
         said = []
-        for tokens in self._generate(requests, progress):
-            said.append(Said(asked[len(said) // samples], self._processor.tokenizer.decode(tokens), len(tokens)))
+        for tokens, image_tokens in self._generate(requests, progress):
+            text = self._processor.tokenizer.decode(tokens)
+            said.append(Said(asked[len(said) // samples], text, len(tokens), image_tokens))
         return said
+
+    def probabilities(self, asked: Sequence[Asked], progress: Callable[[int], object]) -> list[np.ndarray]:
+        """What a Flash model's router makes of the tiles of every question, float32 `[G]`: may they be compressed?"""
+        found = []
+        for start in range(0, len(asked), ROWS):
+            tiles = [self._inputs(one).tiles_GHWC for one in asked[start : start + ROWS]]
+            probability_G = np.asarray(self._generator.encode(np.concatenate(tiles)).probability_G)
+            found += np.split(probability_G, np.cumsum([len(tiles_GHWC) for tiles_GHWC in tiles]))[:-1]
+            progress(len(found))
+        return found
+
+    @property
+    def flash(self) -> FlashConfig | None:
+        """Of the model, if it is one."""
+        return self._generator.config.flash
 
     def read(self, pictures: Sequence[np.ndarray], lengths: Sequence[int]) -> list[str]:
         """So many characters of what the model writes after each picture, as in pretraining."""
@@ -143,12 +171,53 @@ class Answerer:
             context = [tokenizer.image_context] * (config.tokens_per_tile * len(tiles_GHWC))
             prompt = [tokenizer.image_start, *context, tokenizer.image_end, *tokenizer.encode("\n")]
             requests.append(Request(np.array(prompt, np.int32), tiles_GHWC, SamplingParams(length)))
-        return [tokenizer.decode(tokens) for tokens in self._generate(requests, lambda done: None)]
+        return [tokenizer.decode(tokens) for tokens, _ in self._generate(requests, lambda done: None)]
 
-    def _generate(self, requests: Sequence[Request], progress: Callable[[int], object]) -> Iterator[list[int]]:
+    def _inputs(self, asked: Asked) -> ChatInputs:
+        content = [{"type": "image", "image": str(asked.image)}, {"type": "text", "text": asked.text}]
+        return self._processor([{"role": "user", "content": content}])
+
+    def _generate(
+        self, requests: Sequence[Request], progress: Callable[[int], object]
+    ) -> Iterator[tuple[list[int], int]]:
+        """Tokens of every answer, and how many image tokens the model saw."""
         for start in range(0, len(requests), ROWS):
-            yield from self._generator.generate(requests[start : start + ROWS], rows=ROWS)
-            progress(min(start + ROWS, len(requests)))
+            batch = requests[start : start + ROWS]
+            seen = self._generator.look(batch)
+            yield from zip(self._generator.generate(batch, ROWS, seen), map(len, seen.features), strict=True)
+            progress(start + len(batch))
+
+
+def test(
+    workdir: pathlib.Path,
+    folder: pathlib.Path,
+    name: str,
+    thresholds: Iterable[Thresholds | Decided] = itertools.repeat(MODEL_THRESHOLDS),
+) -> list[Said]:
+    """Greedy answers of a model to all test questions; read from the cascade's `answers/NAME.jsonl` if they are there.
+
+    Args:
+      workdir: of the model.
+      folder: the cascade's.
+      name: of the answers.
+      thresholds: of every question.
+    """
+    answers = folder / "answers" / f"{name}.jsonl"
+    if not answers.exists():
+        answerer = Answerer(*load(workdir, dtype="float32"))
+        asked = read_questions(folder / "data" / "test.jsonl")
+        with progress.bar(f"test questions, {name}", len(asked)) as bar:
+            said = answerer.ask(asked, progress=lambda done: bar.update(done - bar.n), thresholds=thresholds)
+        write_answers(said, answers)
+    return read_answers(answers)
+
+
+def read_unseen(workdir: pathlib.Path, split: Split, answers: pathlib.Path, seed: int) -> dict[str, float]:
+    """How well a pretrained model reads digits of a split (`reading`), kept in `answers`."""
+    if not answers.exists():
+        shares = reading(Answerer(*load(workdir, dtype="float32")), split, READINGS, seed)
+        progress.write_whole(answers, json.dumps(shares) + "\n")
+    return json.loads(answers.read_text())
 
 
 def reads(said: Said, digits: Sequence[int]) -> bool:
@@ -181,20 +250,25 @@ def reading(answerer: Answerer, split: Split, count: int, seed: int) -> dict[str
 
 
 def write_answers(said: Sequence[Said], path: pathlib.Path) -> None:
-    """One JSON object a line: kind, image, question, answer, said, tokens, right."""
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w") as file:
-        for one in said:
-            kind, image, text, answer = one.asked
-            line = {"kind": kind, "image": str(image), "question": text, "answer": answer, "said": one.text}
-            file.write(json.dumps({**line, "tokens": one.tokens, "right": one.right}) + "\n")
-    os.replace(temporary, path)
+    """One JSON object a line: kind, image, question, answer, said, tokens, image_tokens, right."""
+    lines = []
+    for one in said:
+        kind, image, text, answer = one.asked
+        line = {"kind": kind, "image": str(image), "question": text, "answer": answer, "said": one.text}
+        counts = {"tokens": one.tokens, "image_tokens": one.image_tokens}
+        lines.append(json.dumps({**line, **counts, "right": one.right}) + "\n")
+    progress.write_whole(path, "".join(lines))
 
 
 def read_answers(path: pathlib.Path) -> list[Said]:
     """What `write_answers` wrote."""
     entries = map(json.loads, path.read_text().splitlines())
     return [
-        Said(Asked(e["kind"], pathlib.Path(e["image"]), e["question"], e["answer"]), e["said"], e["tokens"])
+        Said(
+            Asked(e["kind"], pathlib.Path(e["image"]), e["question"], e["answer"]),
+            e["said"],
+            e["tokens"],
+            e["image_tokens"],
+        )
         for e in entries
     ]

@@ -2,15 +2,23 @@
 
 import dataclasses
 
-from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.inference.responses import PairConfig
+from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.training.config import GspoConfig, MpoConfig, RouterConfig, Stage
+
+REWARD = "mmpr"
+PROMPT_TOKENS, ANSWER_TOKENS = 72, 40
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage of next-token training: rows of packed samples, how many of them, and how fast to learn.
+class Training:
+    """One stage: rows of packed samples, how many of them, and how fast to learn.
 
-    `vit` and `lm_layers` multiply the learning rate of the vision tower and of the language model's layers; a part with
-    0 is frozen.
+    Attributes:
+      rates: parts of the model (prefixes of their parameters' paths) that learn at another rate: a multiple of
+        `learning_rate`, 0 to stay as they are.
+      settings: of the stage's objective, but for paths.
+      files: of conversations or transcripts; empty where the stage has another source.
     """
 
     steps: int
@@ -18,9 +26,21 @@ class Stage:
     token_budget: int
     tile_budget: int
     learning_rate: float
-    vit: float
-    lm_layers: float
+    warmup_ratio: float
     beta2: float
+    micro_batches: int = 1
+    rates: tuple[tuple[str, float], ...] = ()
+    settings: Stage | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Thresholds that are tried on the questions for development, and the share of image tokens that is to be saved."""
+
+    absolute: tuple[float, ...]
+    relative: tuple[float, ...]
+    saving: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +59,7 @@ class Data:
     reading: int
     sums: int
     chains: int
-    mpo: int
-    gspo: int
+    rl: int
     dev: int
     test: int
 
@@ -52,8 +71,15 @@ class Recipe:
     seed: int
     data: Data
     model: InternVLConfig
-    cpt: Stage
-    sft: Stage
+    flash: FlashConfig
+    cpt: Training
+    sft: Training
+    pairs: PairConfig
+    mpo: Training
+    gspo: Training
+    consistency: Training
+    router: Training
+    sweep: Sweep
 
 
 MODEL = InternVLConfig(
@@ -107,30 +133,108 @@ RECIPE = Recipe(
         reading=6000,
         sums=4000,
         chains=3000,
-        mpo=3000,
-        gspo=6000,
+        rl=12_000,
         dev=1200,
         test=3600,
     ),
     model=MODEL,
-    cpt=Stage(
+    flash=FlashConfig(relative_threshold=0.0, absolute_threshold=0.5, heads=4, dropout=0.1),
+    cpt=Training(
+        files=("boxes", "boards", "reading", "sums"),
         steps=2000,
         rows=8,
         token_budget=192,
         tile_budget=20,
         learning_rate=1.5e-3,
-        vit=1.0,
-        lm_layers=1.0,
+        warmup_ratio=0.05,
         beta2=0.99,
+        rates=(("vit", 1.0), ("lm.layers", 1.0)),
     ),
-    sft=Stage(
+    sft=Training(
+        files=("chains",),
         steps=500,
         rows=8,
         token_budget=288,
         tile_budget=24,
         learning_rate=1.5e-3,
-        vit=0.0,
-        lm_layers=1.0,
+        warmup_ratio=0.05,
         beta2=0.95,
+        rates=(("vit", 0.0), ("lm.layers", 1.0)),
+    ),
+    pairs=PairConfig(
+        method="correctness",
+        samples=16,
+        temperature=1.0,
+        top_k=0,
+        max_new_tokens=ANSWER_TOKENS,
+        max_prompt_tokens=PROMPT_TOKENS,
+        start_ratio=0.5,  # of the other method
+        max_pairs=4,
+        length_slack=0.1,
+        reward=REWARD,
+        max_broken=0,
+        batch_size=1024,
+        seed=0,
+    ),
+    mpo=Training(
+        settings=MpoConfig(pairs=64),
+        steps=150,
+        rows=64,
+        micro_batches=4,
+        token_budget=192,
+        tile_budget=12,
+        learning_rate=2e-4,
+        warmup_ratio=0.1,
+        beta2=0.99,
+        rates=(("vit", 0.0), ("projector", 0.0)),
+    ),
+    gspo=Training(
+        settings=GspoConfig(
+            prompts=64,
+            group=16,
+            mini_batch=32,
+            max_prompt_tokens=PROMPT_TOKENS,
+            max_new_tokens=ANSWER_TOKENS,
+            reward=REWARD,
+            grader_workers=0,  # answers are digits: no mathematics that could hang
+            lowest_accuracy=0.1,
+            highest_accuracy=0.9,
+        ),
+        steps=360,
+        rows=128,
+        micro_batches=16,
+        token_budget=448,
+        tile_budget=24,
+        learning_rate=1e-4,
+        warmup_ratio=0.0,
+        beta2=0.99,
+        rates=(("projector", 0.0),),  # as the vision tower, which GSPO leaves as it is by itself
+    ),
+    consistency=Training(
+        files=("chains", "reading"),
+        steps=400,
+        rows=8,
+        token_budget=288,
+        tile_budget=24,
+        learning_rate=3e-4,
+        warmup_ratio=0.05,
+        beta2=0.99,
+        rates=(("vit", 0.0),),
+    ),
+    router=Training(
+        files=("chains", "reading"),
+        settings=RouterConfig(probe="one", probes=4, window=1024),
+        steps=200,
+        rows=8,
+        token_budget=960,
+        tile_budget=12,
+        learning_rate=1e-3,
+        warmup_ratio=0.05,
+        beta2=0.99,
+    ),
+    sweep=Sweep(
+        absolute=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+        relative=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
+        saving=0.46,
     ),
 )

@@ -1,119 +1,77 @@
-"""The cascade's stages from nothing on; killed and started again they go on where they were.
+"""The cascade from nothing to its report; killed and started again it goes on where it was.
 
 1. Boards, questions and chains are made (`training_data`).
 2. CPT: a tiny model learns from random weights to read digits. SFT: from few chains of thought it learns to answer.
-3. The model answers all test questions, greedily, and is scored by kind.
-4. `explore` is for development: what sampling finds that greedy answers miss, and whether reading or reasoning fails.
+3. Cascade RL: right and wrong answers of its own are paired and learned from (MPO), then comes GSPO. Beside it GSPO
+   alone, straight from SFT, with as many rollouts.
+4. ViCO: a Flash model is made of the last one, and its thresholds are chosen (`vico`).
+5. All of them answer the test questions; the report is written (`report`).
+
+`explore` is for development: what sampling finds that greedy answers miss, and whether reading or reasoning fails.
 """
 
-import importlib.util
-import json
-import os
 import pathlib
-import sys
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
-from tqdm import tqdm
+from cascade import evaluation, progress, report, stages, training_data, vico
+from cascade.evaluation import Answerer
+from cascade.recipe import RECIPE, Recipe
 
-from cascade import evaluation, training_data
-from cascade.boards import Split
-from cascade.evaluation import Answerer, Said
-from cascade.recipe import RECIPE, Recipe, Stage
-from configs.experiments import cpt, sft
-from internvl_jax import training
-from internvl_jax.errors import InputError
-from internvl_jax.inference.load import load
-from internvl_jax.training.config import Group, TrainConfig
-
-Part = Literal["data", "cpt", "sft", "test"]
-PARTS: tuple[Part, ...] = ("data", "cpt", "sft", "test")
+Part = Literal[
+    "data", "cpt", "sft", "pairs", "mpo", "gspo", "gspo_only", "consistency", "router", "sweep", "test", "report"
+]
+PARTS: tuple[Part, ...] = get_args(Part)
 SAMPLES = 16  # of a question, in `explore`
-READINGS = 2000  # single digits of either size
 
 
-def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: Recipe = RECIPE) -> None:
+def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: Recipe = RECIPE) -> dict[str, Any] | None:
     """Runs parts of the cascade, each on what the ones before it have left; prints as it goes.
+
+    Returns:
+      what the report says in short, if that is among the parts.
 
     Raises:
       InputError: scikit-learn is missing, or the workdir belongs to another recipe.
     """
     folder = pathlib.Path(workdir)
-    if "data" in parts:
-        make_data(folder, recipe)
-    if "cpt" in parts:
-        shares = read_unseen(run_cpt(folder, recipe), "test", folder / "answers" / "reading.json", recipe.seed)
-        print(f"CPT reads unseen digits: {', '.join(f'{what} {share:.2%}' for what, share in shares.items())}")
-    if "sft" in parts:
-        run_sft(folder, recipe)
-    if "test" in parts:
-        said = evaluate(folder / "sft", folder / "data" / "test.jsonl", folder / "answers" / "sft.jsonl")
-        print(f"\n{evaluation.table(evaluation.score(said))}\n", flush=True)
+    steps: dict[Part, Callable[[], Any]] = {
+        "data": lambda: stages.make_data(folder, recipe),
+        "cpt": lambda: _pretrain(folder, recipe),
+        "sft": lambda: stages.run_sft(folder, recipe),
+        "pairs": lambda: stages.make_pairs(folder, recipe),
+        "mpo": lambda: stages.run_mpo(folder, recipe),
+        "gspo": lambda: stages.run_gspo(folder, "gspo", "mpo", recipe),
+        "gspo_only": lambda: stages.run_gspo(folder, "gspo_only", "sft", recipe),
+        "consistency": lambda: stages.run_consistency(folder, recipe),
+        "router": lambda: stages.run_router(folder, recipe),
+        "sweep": lambda: vico.sweep(folder, recipe),
+        "test": lambda: _test(folder, recipe),
+    }
+    for part in (part for part in steps if part in parts):
+        with progress.clock(folder, part):
+            steps[part]()
+    if "report" not in parts:
+        return None
+    found = report.read(folder, recipe)
+    report.write(folder, found)
+    print(f"\n{report.text(found)}\n\nreport: {folder / 'report' / 'index.html'}\n", flush=True)
+    return report.summary(found)
 
 
-def make_data(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
-    """All boards and questions; returns their folder."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise InputError("the cascade needs the package scikit-learn; install it with: pip install scikit-learn")
-    with _bar("drawing boards", len(training_data.FILES)) as bar:
-        training_data.write(folder / "data", recipe.data, progress=bar.update)
-    return folder / "data"
+def _pretrain(folder: pathlib.Path, recipe: Recipe) -> None:
+    workdir = stages.run_cpt(folder, recipe)
+    shares = evaluation.read_unseen(workdir, "test", folder / "answers" / "reading.json", recipe.seed)
+    print(f"CPT reads unseen digits: {', '.join(f'{what} {share:.2%}' for what, share in shares.items())}", flush=True)
 
 
-def run_cpt(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
-    """CPT from random weights; returns its workdir."""
-    return _train(cpt.get_config("tiny"), recipe.cpt, folder, "cpt", "", recipe)
-
-
-def run_sft(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
-    """SFT from CPT's end; returns its workdir."""
-    return _train(sft.get_config("tiny"), recipe.sft, folder, "sft", str(folder / "cpt"), recipe)
-
-
-def _train(
-    config: TrainConfig, stage: Stage, folder: pathlib.Path, name: str, init_from: str, recipe: Recipe
-) -> pathlib.Path:
-    """Runs a stage to its end and returns its workdir; does nothing if it has ended before."""
-    data, workdir = folder / "data", folder / name
-    config.model = recipe.model
-    config.data.meta, config.data.tokenizer = str(data / f"{name}.json"), str(data / "tokenizer")
-    config.data.token_budget, config.data.tile_budget = stage.token_budget, stage.tile_budget
-    config.data.min_tiles, config.data.max_tiles, config.data.thumbnail = 1, 6, False
-    config.optim.learning_rate, config.optim.warmup_ratio, config.optim.beta2 = stage.learning_rate, 0.05, stage.beta2
-    groups = []
-    for part, rate in ((r"^vit\.", stage.vit), (r"^lm\.layers\.", stage.lm_layers)):
-        if rate:
-            groups.append(Group(rf"{part}.*(\.bias|norm\w*\.scale)$", rate, weight_decay=0.0))
-        groups.append(Group(part, rate, frozen=not rate))
-    config.optim.groups = (*groups, *config.optim.groups)
-    config.run.steps, config.run.rows, config.run.seed = stage.steps, stage.rows, recipe.seed
-    config.run.workdir, config.run.init_from = str(workdir), init_from
-    config.run.save_every, config.run.log_every = 250, 50
-    training.train(config)
-    return workdir
-
-
-def read_unseen(workdir: pathlib.Path, split: Split, answers: pathlib.Path, seed: int) -> dict[str, float]:
-    """How well a pretrained model reads digits of a split (`evaluation.reading`), kept in `answers`."""
-    if not answers.exists():
-        shares = evaluation.reading(Answerer(*load(workdir, dtype="float32")), split, READINGS, seed)
-        answers.parent.mkdir(parents=True, exist_ok=True)
-        partial = answers.with_suffix(".partial")
-        partial.write_text(json.dumps(shares) + "\n")
-        os.replace(partial, answers)
-    return json.loads(answers.read_text())
-
-
-def evaluate(workdir: pathlib.Path, prompts: pathlib.Path, answers: pathlib.Path) -> list[Said]:
-    """Greedy answers of a model to a prompt file, written to `answers`; read from there if they are there."""
-    if answers.exists():
-        return evaluation.read_answers(answers)
-    answerer, asked = Answerer(*load(workdir, dtype="float32")), evaluation.read_questions(prompts)
-    with _bar(f"answering questions of {prompts.stem}", len(asked)) as bar:
-        said = answerer.ask(asked, progress=lambda done: bar.update(done - bar.n))
-    answers.parent.mkdir(parents=True, exist_ok=True)
-    evaluation.write_answers(said, answers)
-    return said
+def _test(folder: pathlib.Path, recipe: Recipe) -> None:
+    for name in report.MODELS:
+        if name in ("flash", "random_router"):
+            said = vico.test(folder, name, recipe)
+        else:
+            said = evaluation.test(folder / name, folder, name)
+        print(f"{name}: {evaluation.score(said)[-1].accuracy:.2%} of {len(said)}", flush=True)
 
 
 def explore(answerer: Answerer, data: pathlib.Path, count: int, recipe: Recipe = RECIPE) -> str:
@@ -129,10 +87,3 @@ def explore(answerer: Answerer, data: pathlib.Path, count: int, recipe: Recipe =
     lines += [f"boards read rightly: {len(read) / len(greedy):.2%}"]
     lines += ["where they were", evaluation.table(evaluation.score(read))]
     return "\n".join(lines)
-
-
-def _bar(what: str, total: int) -> tqdm:
-    """A progress bar on a terminal, one line elsewhere."""
-    if not sys.stderr.isatty():
-        print(f"{what}: {total}", file=sys.stderr, flush=True)
-    return tqdm(total=total, desc=what, file=sys.stderr, disable=None)

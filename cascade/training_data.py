@@ -1,10 +1,11 @@
 """The cascade's data, in the released formats.
 
     FOLDER/images/NAME/NUMBER.png      boards, and single boxes for CPT
-    FOLDER/cpt.json                    boxes.jsonl, boards.jsonl: pictures and the digits in them; reading.jsonl: the
-                                       same as conversations; sums.jsonl: text alone, `14+7=21.`
-    FOLDER/sft.json, chains.jsonl      questions, answered with a chain of thought
-    FOLDER/mpo.jsonl, gspo.jsonl       prompts with final answers alone, each about a board of its own
+    FOLDER/boxes.jsonl, boards.jsonl   for CPT: pictures and the digits in them
+    FOLDER/reading.jsonl               the same as conversations
+    FOLDER/sums.jsonl                  text alone, `14+7=21.`
+    FOLDER/chains.jsonl                for SFT: questions, answered with a chain of thought
+    FOLDER/rl.jsonl                    prompts of MPO and GSPO: final answers alone
     FOLDER/dev.jsonl, test.jsonl       questions about digits that nothing above has
     FOLDER/tokenizer                   a byte-level BPE of these texts
     FOLDER/recipe.json                 what all of this was made for
@@ -17,7 +18,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ from internvl_jax.data.chat import INTERNVL2_5
 from internvl_jax.errors import InputError
 
 # Their places number random streams; boards of two files never share one.
-FILES = ("boxes", "boards", "reading", "chains", "mpo", "gspo", "dev", "test")
+FILES = ("boxes", "boards", "reading", "chains", "rl", "dev", "test")
 _BOX_HOLDINGS = (0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4)  # single boxes of CPT
 
 
@@ -60,15 +61,16 @@ def write(folder: pathlib.Path, data: Data, progress: Callable[[], object]) -> N
     with (partial / "sums.jsonl").open("w") as file:
         for text in sums(data.sums, data.seed):
             file.write(json.dumps({"conversations": [{"from": "pretrain", "value": text}]}) + "\n")
-    for stage, names in (("cpt", ("boxes", "boards", "reading", "sums")), ("sft", ("chains",))):
-        root = str(folder / "images")
-        files = {name: str(folder / f"{name}.jsonl") for name in names}
-        meta = {name: {"root": root, "annotation": file, "data_augment": False} for name, file in files.items()}
-        (partial / f"{stage}.json").write_text(json.dumps(meta, indent=2) + "\n")
     (partial / "tokenizer").mkdir()
     train_tokenizer(data.vocab).save(partial / "tokenizer")
     (partial / "recipe.json").write_text(json.dumps(ours, indent=2) + "\n")
     os.replace(partial, folder)
+
+
+def meta(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:
+    """A meta file of conversations and transcripts: these files of the folder."""
+    root, files = str(folder / "images"), {name: str(folder / f"{name}.jsonl") for name in names}
+    return {name: {"root": root, "annotation": file, "data_augment": False} for name, file in files.items()}
 
 
 def make(name: str, number: int, seed: int) -> Board:

@@ -41,7 +41,7 @@ _SETTINGS = {
     "length_slack": flags.DEFINE_float("length_slack", 0.1, "share by which mean lengths in pairs may differ; 1: any"),
     "reward": flags.DEFINE_string("reward", "answer", "how responses are graded"),
     "max_broken": flags.DEFINE_integer("max_broken", 0, "so many prompts may be unreadable; more stop the run"),
-    "batch_size": flags.DEFINE_integer("batch_size", 32, "responses at a time", lower_bound=1, upper_bound=256),
+    "batch_size": flags.DEFINE_integer("batch_size", 32, "responses at a time", lower_bound=1),
     "seed": flags.DEFINE_integer("seed", 0, "of the draws", lower_bound=0),
 }
 

@@ -150,9 +150,9 @@ class Generator:
                 return
             state, tokens_B = following
 
-    def generate(self, requests: Sequence[Request], rows: int = 1) -> list[list[int]]:
-        """Tokens of every answer, its stop token included."""
-        steps = np.stack(list(self.stream(requests, rows)), axis=1)
+    def generate(self, requests: Sequence[Request], rows: int = 1, seen: Seen | None = None) -> list[list[int]]:
+        """Tokens of every answer, its stop token included; see `stream`."""
+        steps = np.stack(list(self.stream(requests, rows, seen)), axis=1)
         return [[int(token) for token in row if token >= 0] for row in steps]
 
     def warm_up(self, rows: Sequence[int], prompts: Sequence[int], tiles: Sequence[int], slots: Sequence[int]) -> int:

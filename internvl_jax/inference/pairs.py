@@ -27,11 +27,10 @@ import numpy as np
 from internvl_jax.data import Processor
 from internvl_jax.data.prompts import Prompt, Prompts, screen
 from internvl_jax.errors import InputError
-from internvl_jax.inference.chat import get_generator
-from internvl_jax.inference.generate import Generator
 from internvl_jax.inference.responses import Grade, PairConfig, Responder, Response
 from internvl_jax.inference.resumable import PartialFolder
 from internvl_jax.models import InternVL
+from internvl_jax.sharding import flatten
 
 _LOG = logging.getLogger(__name__)
 RESPONSES, ACCURACIES, META = "responses.jsonl", "accuracies.jsonl", "meta.json"
@@ -69,10 +68,9 @@ def make_pairs(
     started = time.perf_counter()
     screened = screen(prompts, processor, config.max_prompt_tokens)
     asked = _distinct(prompts, screened.numbers, config)
-    generator = get_generator(model, processor)
-    responder = Responder(generator, processor, config, grade)
+    responder = Responder(model, processor, config, grade)
     drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
-    settings = {**drawn, "prompts": _digest(asked), "model": _fingerprint(generator)}
+    settings = {**drawn, "prompts": _digest(asked), "model": _fingerprint(model)}
     folder = PartialFolder(out, settings, RESPONSES)
     numbers, size = list(asked.values()), max(1, config.batch_size // config.samples)
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
@@ -193,10 +191,10 @@ def _digest(asked: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
-def _fingerprint(generator: Generator) -> str:
+def _fingerprint(model: InternVL) -> str:
     """Of the model, by a row of every parameter: enough to tell one step of a training from another."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(generator.params.items()):
+    for path, leaf in sorted(flatten(model).items()):
         row = np.asarray(leaf[(0,) * (leaf.ndim - 1)])
         digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode() + row.tobytes())
     return digest.hexdigest()[:32]

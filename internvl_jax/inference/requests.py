@@ -13,7 +13,7 @@ from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference.buckets import fit
 from internvl_jax.inference.programs import Features, Programs
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds, feature_index, kept
+from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresholds, feature_index, kept
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding.state import Params
@@ -52,7 +52,7 @@ class Request:
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     sampling: SamplingParams
-    thresholds: Thresholds = MODEL_THRESHOLDS
+    thresholds: Thresholds | Decided = MODEL_THRESHOLDS
 
 
 class Seen(NamedTuple):

@@ -53,6 +53,21 @@ class Thresholds:
 MODEL_THRESHOLDS = Thresholds()  # of a request that names none
 
 
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """In place of thresholds: what is compressed was decided elsewhere, tile by tile; no probability changes it."""
+
+    compress: tuple[bool, ...]
+
+    def decide(self, probability_G: np.ndarray, config: FlashConfig) -> np.ndarray:
+        """See `Thresholds.decide`."""
+        if len(probability_G) != len(self.compress):
+            raise InputError(
+                f"{len(self.compress)} tiles were decided on, but the request has {len(probability_G)}; name each once"
+            )
+        return np.array(self.compress, bool)
+
+
 def quantile(probability_G: np.ndarray, share: float) -> np.float32:
     """torch.quantile, bit by bit: linear between neighbours, in float32 with a fused product and sum."""
     sorted_G = np.sort(probability_G.astype(np.float32))

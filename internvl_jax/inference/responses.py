@@ -5,7 +5,6 @@ Source: released `tools/reasoning_data_pipeline` (mmpr_data_pipeline_correctness
 """
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -16,9 +15,14 @@ from internvl_jax.data import Processor
 from internvl_jax.data.processor import ChatInputs
 from internvl_jax.data.prompts import Prompt, encode, encode_blind
 from internvl_jax.errors import InputError
-from internvl_jax.inference.generate import Generator, Request
+from internvl_jax.inference.buckets import Ladders
+from internvl_jax.inference.requests import Request, Vocabulary
+from internvl_jax.inference.rollouts import Response as Drawn
+from internvl_jax.inference.rollouts import Sampler
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.inference.text import TextStream
+from internvl_jax.models import InternVL
+from internvl_jax.sharding import flatten
 
 _LOG = logging.getLogger(__name__)
 METHODS = ("correctness", "dropout_ntp")
@@ -111,21 +115,6 @@ class Score(Protocol):
 Grade = Callable[[Sequence[str], Sequence[str]], Sequence[Score]]
 
 
-def sample(
-    generator: Generator, inputs: Sequence[ChatInputs], sampling: SamplingParams, seeds_RK: np.ndarray, rows: int
-) -> list[list[list[int]]]:
-    """Tokens of K responses to each of R prompts, stop token included; `rows` are computed at a time."""
-    requests = [
-        Request(prompt.tokens_T, prompt.tiles_GHWC, dataclasses.replace(sampling, seed=int(seed)))
-        for prompt, seeds_K in zip(inputs, seeds_RK, strict=True)
-        for seed in seeds_K
-    ]
-    chunks = (requests[start : start + rows] for start in range(0, len(requests), rows))
-    tokens = list(itertools.chain.from_iterable(generator.generate(chunk, rows) for chunk in chunks))
-    K = seeds_RK.shape[1]
-    return [tokens[start : start + K] for start in range(0, len(tokens), K)]
-
-
 def cut(text: str, ratio: float) -> str:
     """The first words of a text, that share of them; words are what single spaces part, as released."""
     words = text.split(" ")
@@ -136,15 +125,19 @@ class Responder:
     """Answers batches of prompts as the method has it.
 
     Args:
-        generator, processor: of the model.
+        model, processor: as `load` gives them.
         config: see `PairConfig`.
         grade: scores of responses, given the true answers; None for DropoutNTP.
     """
 
-    def __init__(self, generator: Generator, processor: Processor, config: PairConfig, grade: Grade | None):
+    def __init__(self, model: InternVL, processor: Processor, config: PairConfig, grade: Grade | None):
         if config.method == "correctness" and grade is None:
             raise InputError("pairs by correctness need a grader; give one, or use the method dropout_ntp.")
-        self._generator, self._processor, self._config, self._grade = generator, processor, config, grade
+        self._processor, self._config, self._grade = processor, config, grade
+        ladders = dataclasses.replace(Ladders(), slots=(config.max_new_tokens,))
+        vocabulary, dtype = Vocabulary.of(processor), model.runtime.dtype
+        self._sampler = Sampler(model.config, dtype, vocabulary, ladders)
+        self._params = flatten(model)
         self._sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k)
         self._complete = {"correctness": self._graded, "dropout_ntp": self._continued}[config.method]
 
@@ -203,9 +196,18 @@ class Responder:
         self, inputs: Sequence[ChatInputs], seeds_RK: np.ndarray, begun: Sequence[Sequence[int]] | None = None
     ) -> list[list[Response]]:
         """Responses to each of the inputs; `begun` are the tokens that the answers to each start with."""
-        tokens = sample(self._generator, inputs, self._sampling, seeds_RK, self._config.batch_size)
+        if not inputs:
+            return []
+        requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
+        K = seeds_RK.shape[1]
+        at_a_time = max(1, self._config.batch_size // K)
+        drawn: list[list[Drawn]] = []
+        for start in range(0, len(requests), at_a_time):
+            part = slice(start, start + at_a_time)
+            drawn += self._sampler.sample(self._params, requests[part], K, seeds_RK[part], at_a_time)
         begun = [()] * len(inputs) if begun is None else begun
-        return [[self._read([*start, *ids]) for ids in every] for start, every in zip(begun, tokens, strict=True)]
+        pairs = zip(begun, drawn, strict=True)
+        return [[self._read([*start, *each.tokens.tolist()]) for each in every] for start, every in pairs]
 
     def _read(self, tokens: Sequence[int]) -> Response:
         stops, stream = self._processor.stop_ids, TextStream(self._processor)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.inference.programs import Program, Programs
-from internvl_jax.inference.sampling import ban, draw
+from internvl_jax.inference.sampling import ban, cut, draw
 from internvl_jax.models import Branches
 from internvl_jax.sharding import bind, shard, whole
 from internvl_jax.sharding.state import Params
@@ -28,12 +28,15 @@ class Given(NamedTuple):
       limit_B: tokens to write at most; 0 for padding.
       stops_BK: ids that end the answer; negative ids fill up.
       temperature_B: 0 takes the best token each time.
+      top_k_B, top_p_B: see `SamplingParams`; read where a program `cuts`.
       seed_B: of the row's random stream.
     """
 
     limit_B: jax.Array
     stops_BK: jax.Array
     temperature_B: jax.Array
+    top_k_B: jax.Array
+    top_p_B: jax.Array
     seed_B: jax.Array
 
 
@@ -86,8 +89,8 @@ class RolloutPrograms:
         self._graphdef, self._apart = graphdef, apart
         self._vocab_size, self._banned, self._cache_dtype = vocab_size, banned, cache_dtype
         self.prefill = Program(self._prefill)
-        self.start = Program(self._start, static_argnames="slots")
-        self.write = Program(self._write, donate_argnames="rows")
+        self.start = Program(self._start, static_argnames=("slots", "cuts"))
+        self.write = Program(self._write, donate_argnames="rows", static_argnames="cuts")
         self.compact = Program(self._compact)
 
     @property
@@ -111,11 +114,13 @@ class RolloutPrograms:
         prompt_N: jax.Array,
         given: Given,
         slots: int,
+        cuts: bool,
     ) -> Rows:
         """Rows with their first tokens.
 
         Args:
           prompt_N: the prompt of every branch of the cache; B / N answers belong to each.
+          cuts: draw with top-k and top-p.
         """
         B, N = len(given.limit_B), len(prompt_N)
         L, _, M, _, H = kv_LPMTH[0].shape
@@ -137,9 +142,9 @@ class RolloutPrograms:
             done_B=given.limit_B == zero_B,
             routes_LBSK=routes_LBSK,
         )
-        return _laid(self._choose(rows, logits_PV[jnp.repeat(prompt_N, B // N)]))
+        return _laid(self._choose(rows, logits_PV[jnp.repeat(prompt_N, B // N)], cuts))
 
-    def _write(self, params: Params, rows: Rows, stop: jax.Array, few: jax.Array) -> Rows:
+    def _write(self, params: Params, rows: Rows, stop: jax.Array, few: jax.Array, cuts: bool) -> Rows:
         """Tokens until answers have `stop` of them, or at most `few` answers are not complete."""
 
         def goes_on(rows: Rows) -> jax.Array:
@@ -158,11 +163,11 @@ class RolloutPrograms:
                 place = (0, 0, rows.cache.step, 0)
                 routes_LBSK = jax.lax.dynamic_update_slice(routes_LBSK, _noted(out.experts_LBTK), place)
             rows = rows._replace(cache=out.cache, routes_LBSK=routes_LBSK)
-            return self._choose(rows, model.logits(out.hidden_BTD[:, 0]))
+            return self._choose(rows, model.logits(out.hidden_BTD[:, 0]), cuts)
 
         return _laid(jax.lax.while_loop(goes_on, step, rows))
 
-    def _choose(self, rows: Rows, logits_BV: jax.Array) -> Rows:
+    def _choose(self, rows: Rows, logits_BV: jax.Array, cuts: bool) -> Rows:
         """Adds a token to every row that isn't done."""
         given = rows.given
 
@@ -170,7 +175,13 @@ class RolloutPrograms:
             return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), rows.count), (2,))
 
         allowed_BV = ban(logits_BV, self._vocab_size, self._banned)
-        tokens_B = draw(allowed_BV, given.temperature_B, jax.vmap(uniform)(given.seed_B))
+        temperature_B = given.temperature_B
+        if cuts:
+            drawn_B = temperature_B > 0
+            allowed_BV = allowed_BV / jnp.where(drawn_B, temperature_B, 1)[:, None]
+            allowed_BV = cut(allowed_BV, drawn_B, given.top_k_B, given.top_p_B)
+            temperature_B = drawn_B.astype(jnp.float32)
+        tokens_B = draw(allowed_BV, temperature_B, jax.vmap(uniform)(given.seed_B))
         picked_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=1)[:, 0]
         logprobs_B = picked_B - jax.nn.logsumexp(logits_BV, axis=1)
         count = rows.count + 1

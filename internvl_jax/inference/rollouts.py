@@ -124,12 +124,12 @@ class Sampler:
         Args:
           params: of the policy, as training holds them.
           requests: prompts; all processes of a run give the same and get the same. The seed of their `sampling` is
-            not read.
+            not read. A policy gradient needs samples of the policy itself: temperature 1, no top-k, no top-p.
           seeds: of every answer's random stream, uint32 [requests, group]; or one number, from which these are made.
           prompts: compute at least so many, so that a last, smaller batch uses the programs of the others.
 
         Raises:
-          InputError: see `Sight.look`; sizes beyond the ladders, or a way of sampling that biases a policy gradient.
+          InputError: see `Sight.look`; sizes beyond the ladders, a repetition penalty or stop strings.
         """
         if np.ndim(seeds) == 0:
             drawn = np.random.SeedSequence(int(seeds)).generate_state(len(requests) * group)
@@ -152,7 +152,7 @@ class Sampler:
             rows, layout, _, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
             params = unstack_params(params) if self._apart else params
             while True:
-                rows = self._answers.write(params, rows, np.int32(0), np.int32(0))
+                rows = self._answers.write(params, rows, np.int32(0), np.int32(0), cuts=_cuts(requests))
                 if (layout := self._smaller(layout)) is None:
                     return self.num_compiled
                 nothing_B = np.zeros(layout.rows, np.int32)
@@ -182,7 +182,7 @@ class Sampler:
             # Back here as soon as those that are left may fit; if their prompts were too many, once half are complete.
             few = 0 if smaller is None else min(smaller.rows, len(left) // 2)
             stop = min(int(rows.count) + self._piece, longest)
-            rows = self._answers.write(params, rows, np.int32(stop), np.int32(few))
+            rows = self._answers.write(params, rows, np.int32(stop), np.int32(few), cuts=_cuts(requests))
 
     def _begin(
         self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
@@ -217,9 +217,14 @@ class Sampler:
             np.where(real_B, np.array([row.max_new_tokens for row in sampling], np.int32)[prompt_B], 0),
             np.stack([stop_ids(i, self.vocabulary, row) for i, row in enumerate(sampling)])[prompt_B],
             np.array([row.temperature for row in sampling], np.float32)[prompt_B],
+            np.array([row.top_k for row in sampling], np.int32)[prompt_B],
+            np.array([row.top_p for row in sampling], np.float32)[prompt_B],
             seeds_PG.reshape(-1)[row_B],
         )
-        rows = self._answers.start(logits_PV, kv, routes_LPTK, lengths_P, prompt_B[:: layout.width], given, slots=S)
+        branch_prompts = prompt_B[:: layout.width]
+        rows = self._answers.start(
+            logits_PV, kv, routes_LPTK, lengths_P, branch_prompts, given, slots=S, cuts=_cuts(requests)
+        )
         before = None
         if routes_LPTK is not None:
             routes_PLTK = np.asarray(routes_LPTK).swapaxes(0, 1)
@@ -279,12 +284,17 @@ class Sampler:
 
 def _check(i: int, sampling: SamplingParams) -> None:
     plain = SamplingParams()
-    for name in ("top_k", "top_p", "repetition_penalty", "stop_strings"):
+    for name in ("repetition_penalty", "stop_strings"):
         if getattr(sampling, name) != getattr(plain, name):
             raise InputError(
-                f"request {i} has {name} {getattr(sampling, name)!r}: answers would not be samples of the policy, "
-                f"and the ratios of its gradient biased; leave it at {getattr(plain, name)!r}"
+                f"request {i} has {name} {getattr(sampling, name)!r}, which groups of answers can't be drawn with; "
+                f"leave it at {getattr(plain, name)!r}"
             )
+
+
+def _cuts(requests: Sequence[Request]) -> bool:
+    """Whether any request draws with top-k or top-p: programs for those that don't are without the sort."""
+    return any(request.sampling.top_k or request.sampling.top_p < 1 for request in requests)
 
 
 def _pack(rows: np.ndarray, prompts: np.ndarray, layout: _Layout) -> tuple[np.ndarray, np.ndarray] | None:

@@ -110,6 +110,18 @@ def keep_best(logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> j
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
 
 
+def cut(logits_BV: jax.Array, drawn_B: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+    """`keep_best`, if any row that is drawn asks for it: sorting a vocabulary costs more than all else here.
+
+    Args:
+      logits_BV: divided by the rows' temperatures.
+      drawn_B: bool, rows of a positive temperature.
+      top_k_B, top_p_B: see `SamplingParams`.
+    """
+    asked = jnp.any(drawn_B & ((top_k_B > 0) | (top_p_B < 1)))
+    return jax.lax.cond(asked, keep_best, lambda logits_BV, *_: logits_BV, logits_BV, top_k_B, top_p_B)
+
+
 def draw(logits_BV: jax.Array, temperature_B: jax.Array, uniform_B2: jax.Array) -> jax.Array:
     """A token of every row from the whole distribution, int32 [B]; the best one at temperature 0.
 
@@ -157,11 +169,7 @@ def sample(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, step_B:
 
     def draw(logits_BV):
         logits_BV = logits_BV / jnp.where(drawn_B, sampling.temperature_B, 1)[:, None]
-        # Sorting a vocabulary costs more than all else here; most requests don't ask for it.
-        cuts = jnp.any(drawn_B & ((sampling.top_k_B > 0) | (sampling.top_p_B < 1)))
-        logits_BV = jax.lax.cond(
-            cuts, keep_best, lambda logits_BV, *_: logits_BV, logits_BV, sampling.top_k_B, sampling.top_p_B
-        )
+        logits_BV = cut(logits_BV, drawn_B, sampling.top_k_B, sampling.top_p_B)
         key_B = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step))(sampling.seed_B, step_B)
         chosen_B = jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
         return jnp.where(drawn_B, chosen_B, greedy_B)

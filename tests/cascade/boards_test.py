@@ -33,7 +33,7 @@ def test_same_seed_same_board():
 def test_boards_show_digits_of_their_split_alone(monkeypatch):
     asked, digits = [], boards.digits
     monkeypatch.setattr(boards, "digits", lambda split: asked.append(split) or digits(split))
-    for name, split in (("boxes", "train"), ("chains", "train"), ("gspo", "train"), ("dev", "dev"), ("test", "test")):
+    for name, split in (("boxes", "train"), ("chains", "train"), ("rl", "train"), ("dev", "dev"), ("test", "test")):
         training_data.make(name, 0, seed=0)
         assert set(asked) == {split}
         asked.clear()

@@ -24,7 +24,7 @@ NINE = Asked("largest", pathlib.Path("b.png"), "What is the largest digit?", "9"
     ],
 )
 def test_grades(text, right, formed):
-    said = Said(FIVE, text, 3)
+    said = Said(FIVE, text, 3, 24)
     assert (said.right, said.formed) == (right, formed)
 
 
@@ -35,7 +35,7 @@ def test_wilson():
 
 
 def test_scores_and_table():
-    said = [Said(FIVE, r"<think></think>\boxed{5}", 5), Said(FIVE, "5", 2), Said(NINE, r"\boxed{9}", 4)]
+    said = [Said(FIVE, r"<think></think>\boxed{5}", 5, 24), Said(FIVE, "5", 2, 24), Said(NINE, r"\boxed{9}", 4, 24)]
     found = evaluation.score(said)
     assert [(s.kind, s.n, s.accuracy, s.formed) for s in found] == [
         ("sum", 2, 0.5, 0.5),
@@ -47,20 +47,20 @@ def test_scores_and_table():
 
 
 def test_pass_at():
-    wrong, right = Said(FIVE, "", 1), Said(FIVE, r"\boxed{5}", 3)
+    wrong, right = Said(FIVE, "", 1, 24), Said(FIVE, r"\boxed{5}", 3, 24)
     assert evaluation.pass_at([wrong, right, wrong, wrong, right, right], samples=2) == pytest.approx(2 / 3)
     assert evaluation.pass_at([wrong, right, wrong, wrong, right, right], samples=3) == 1
 
 
 def test_answers_are_kept(tmp_path):
-    said = [Said(FIVE, "a “b”\n", 5), Said(NINE, r"\boxed{9}", 4)]
+    said = [Said(FIVE, "a “b”\n", 5, 24), Said(NINE, r"\boxed{9}", 4, 24)]
     evaluation.write_answers(said, tmp_path / "answers.jsonl")
     assert evaluation.read_answers(tmp_path / "answers.jsonl") == said
 
 
 def test_reads():
     """Reading is judged apart from what follows from it."""
-    assert evaluation.reads(Said(NINE, r"<think>1397</think>\boxed{7}", 9), (1, 3, 9, 7))
-    assert not evaluation.reads(Said(NINE, r"<think>1297</think>\boxed{9}", 9), (1, 3, 9, 7))
-    assert evaluation.reads(Said(FIVE, r"<think>2+3=7+0=7</think>\boxed{7}", 9), (2, 3, 0))
-    assert not evaluation.reads(Said(FIVE, "", 0), (2, 3, 0))
+    assert evaluation.reads(Said(NINE, r"<think>1397</think>\boxed{7}", 9, 24), (1, 3, 9, 7))
+    assert not evaluation.reads(Said(NINE, r"<think>1297</think>\boxed{9}", 9, 24), (1, 3, 9, 7))
+    assert evaluation.reads(Said(FIVE, r"<think>2+3=7+0=7</think>\boxed{7}", 9, 24), (2, 3, 0))
+    assert not evaluation.reads(Said(FIVE, "", 0, 24), (2, 3, 0))

@@ -63,6 +63,6 @@ def test_chains_arrive_at_the_answer(kind):
 @pytest.mark.parametrize("kind", questions.KINDS)
 def test_responses_are_right_and_well_formed(kind):
     asked = questions.ask(kind, (3, 8, 1))
-    said = Said(Asked(kind, None, asked.text, asked.answer), asked.response, 0)
+    said = Said(Asked(kind, None, asked.text, asked.answer), asked.response, 0, 24)
     assert said.right and said.formed
     assert not said._replace(asked=said.asked._replace(answer="x")).right

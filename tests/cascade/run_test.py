@@ -1,55 +1,144 @@
-"""CPT, SFT and evaluation end to end, on a handful of boards and for a few steps; started again, nothing is redone."""
+"""The whole cascade, on a handful of boards and for a few steps; started again, nothing is redone."""
 
+import base64
 import dataclasses
+import io
+import json
+import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from cascade import evaluation, run
+from cascade import evaluation, report, run, vico
 from cascade.evaluation import Answerer
-from cascade.recipe import RECIPE
+from cascade.recipe import RECIPE, Training
+from cascade.vico import Point
+from internvl_jax.grading import Score
 from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.load import load
+from internvl_jax.inference.resolution import Decided, Thresholds
+from internvl_jax.training import MpoConfig, hooks
 
 MODEL = dataclasses.replace(
     RECIPE.model,
     vision=dataclasses.replace(RECIPE.model.vision, width=24, layers=1, mlp=48),
     text=dataclasses.replace(RECIPE.model.text, width=24, layers=1, mlp=32),
 )
-STAGE = dataclasses.replace(RECIPE.cpt, steps=2, token_budget=96, tile_budget=6)  # both stages share a program
+PARITY = f"{__name__}:parity"
+
+
+def brief(stage: Training, **fields) -> Training:
+    """The stage in two steps of few rows; CPT and SFT share a program."""
+    return dataclasses.replace(stage, **{"steps": 2, "token_budget": 112, "tile_budget": 6} | fields)
+
+
 SMALL = dataclasses.replace(
     RECIPE,
     model=MODEL,
-    data=dataclasses.replace(
-        RECIPE.data, boxes=40, boards=20, reading=5, sums=9, chains=12, mpo=1, gspo=1, dev=6, test=6
+    data=dataclasses.replace(RECIPE.data, boxes=40, boards=20, reading=5, sums=9, chains=12, rl=8, dev=6, test=6),
+    cpt=brief(RECIPE.cpt),
+    sft=dataclasses.replace(brief(RECIPE.cpt), files=("chains",)),
+    pairs=dataclasses.replace(RECIPE.pairs, samples=32, batch_size=256, reward=PARITY),
+    mpo=brief(RECIPE.mpo, settings=MpoConfig(pairs=2), rows=8, micro_batches=1, token_budget=512),
+    gspo=brief(
+        RECIPE.gspo,
+        settings=dataclasses.replace(
+            RECIPE.gspo.settings,
+            prompts=4,
+            group=2,
+            mini_batch=2,
+            reward=PARITY,
+            lowest_accuracy=0.0,
+            highest_accuracy=1.0,
+        ),
+        rows=8,
+        micro_batches=1,
     ),
-    cpt=STAGE,
-    sft=STAGE,
+    consistency=brief(RECIPE.consistency, token_budget=224, tile_budget=12),
+    router=brief(RECIPE.router, token_budget=600),
+    sweep=dataclasses.replace(RECIPE.sweep, absolute=(0.0, 0.5), relative=(0.0, 1.0)),
 )
 
 
-def test_from_nothing_to_answers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "READINGS", 8)
+def parity(response: str, answer: str) -> Score:
+    """A reward that the nonsense of an untrained model gets half of the time."""
+    right = float(len(response) % 2)
+    return Score(right, right, 1.0)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(evaluation, "READINGS", 8)
     monkeypatch.setattr(evaluation, "ROWS", 8)
     monkeypatch.setattr(evaluation, "LADDERS", Ladders(rows=(8,), prompts=(96,), tiles=(48,), slots=(144,)))
-    run.run(str(tmp_path), recipe=SMALL)
+
+
+def test_from_nothing_to_report(tmp_path, small, monkeypatch, capsys):
+    summary = run.run(str(tmp_path), recipe=SMALL)
     printed = capsys.readouterr().out
+    assert set(summary) == {"accuracy", "visual_tokens", "n", "seconds"} and summary["n"] == 6
+    assert set(summary["accuracy"]) == {"sft", "mpo", "gspo", "gspo_only", "flash", "random_router"}
+    assert summary["visual_tokens"]["base"] == 24 >= summary["visual_tokens"]["flash"]
+    assert "large digits" in printed and "| SFT, MPO, GSPO " in printed
     said = evaluation.read_answers(tmp_path / "answers" / "sft.jsonl")
     assert [one.asked for one in said] == evaluation.read_questions(tmp_path / "data" / "test.jsonl")
     assert all(0 < one.tokens <= evaluation.ANSWER_TOKENS for one in said)
-    assert "large digits" in printed and evaluation.table(evaluation.score(said)) in printed
 
-    # Samples of a question differ, and are the same whoever stands beside them.
-    answerer = Answerer(*load(tmp_path / "sft", dtype="float32"))
-    sampled = answerer.ask([one.asked for one in said[:2]], temperature=1.0, samples=3)
-    assert len(sampled) == 6 and len({one.text for one in sampled[:3]}) == 3
-    assert answerer.ask([said[0].asked], temperature=1.0, samples=3) == sampled[:3]
-    assert "boards read rightly: 0.00%" in run.explore(answerer, tmp_path / "data", 1, SMALL)
+    # The cascade's GSPO and the one without MPO differ in where they start, and in nothing else.
+    ours, others = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("gspo", "gspo_only"))
+    starts = [settings["run"].pop("init_from") for settings in (ours, others)]
+    assert starts == [str(tmp_path / "mpo"), str(tmp_path / "sft")] and ours == others
+    rollouts = [tmp_path / name / "rollouts" / "000000.jsonl" for name in ("gspo", "gspo_only")]
+    prompts = [[json.loads(line)["prompt"] for line in path.read_text().splitlines()] for path in rollouts]
+    assert prompts[0] == prompts[1] and len(set(prompts[0])) == 4
+
+    # As many tiles, but others; a page that needs no other file.
+    answers = {name: evaluation.read_answers(tmp_path / "answers" / f"{name}.jsonl") for name in report.MODELS}
+    flash, random = answers["flash"], answers["random_router"]
+    assert [one.image_tokens for one in flash] == [one.image_tokens for one in random]
+    page = (tmp_path / "report" / "index.html").read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
+    assert [Image.open(io.BytesIO(base64.b64decode(each))).format for each in pictures] == ["PNG"] * 4
+    assert not re.search(r'(src|href)="(?!data:)', page)
 
     # Started again, whole or in parts, it takes everything as it is.
-    steps = [(tmp_path / stage / "metrics.jsonl").read_text() for stage in ("cpt", "sft")]
-    monkeypatch.setattr(run, "load", lambda *_, **__: pytest.fail("asked again"))
-    run.run(str(tmp_path), recipe=SMALL)
+    steps = {name: hooks.read_metrics(tmp_path / name) for name in ("cpt", "sft", "mpo", "gspo", "router")}
+    monkeypatch.setattr(evaluation, "load", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(vico, "load", lambda *_, **__: pytest.fail("asked again"))
+    assert run.run(str(tmp_path), recipe=SMALL) == summary
     assert capsys.readouterr().out == printed
-    run.run(str(tmp_path), parts=["test"], recipe=SMALL)
-    assert printed.endswith(capsys.readouterr().out)
-    assert steps == [(tmp_path / stage / "metrics.jsonl").read_text() for stage in ("cpt", "sft")]
+    assert run.run(str(tmp_path), parts=["test"], recipe=SMALL) is None
+    assert steps == {name: hooks.read_metrics(tmp_path / name) for name in steps}
+
+
+def test_exploring(tmp_path, small):
+    """Samples of a question differ, and are the same whoever stands beside them."""
+    run.run(str(tmp_path), parts=("data", "cpt", "sft"), recipe=SMALL)
+    answerer = Answerer(*load(tmp_path / "sft", dtype="float32"))
+    asked = evaluation.read_questions(tmp_path / "data" / "dev.jsonl")[:2]
+    sampled = answerer.ask(asked, temperature=1.0, samples=3)
+    assert len(sampled) == 6 and len({one.text for one in sampled[:3]}) == 3
+    assert answerer.ask(asked[:1], temperature=1.0, samples=3) == sampled[:3]
+    assert "boards read rightly: 0.00%" in run.explore(answerer, tmp_path / "data", 1, SMALL)
+
+
+def test_the_most_accurate_threshold_that_saves_enough_is_chosen():
+    point = lambda threshold, saved, accuracy: Point("absolute", threshold, 0, saved, accuracy, 0)
+    points = [point(0.1, 0.6, 0.7), point(0.2, 0.5, 0.8), point(0.3, 0.55, 0.8), point(0.4, 0.2, 0.9)]
+    assert vico.choose(points, 0.46).threshold == 0.3
+    assert vico.choose(points, 0.58).threshold == 0.1
+    assert vico.choose(points, 0.9).threshold == 0.1  # none saves so much
+    assert points[0].thresholds == Thresholds(0.0, 0.1)
+    assert points[0]._replace(kind="relative").thresholds == Thresholds(0.1, 0.0)
+
+
+def test_random_decisions_compress_as_many_tiles():
+    compressed = [np.array([True, False, True, False, False]), np.zeros(3, bool)] * 40
+    decided = vico.at_random(compressed, seed=0)
+    assert [sum(one.compress) for one in decided] == [2, 0] * 40
+    assert len({one.compress for one in decided[::2]}) > 5
+    more = vico.at_random([np.array([True, True, True, False, False]), np.zeros(3, bool)] * 40, seed=0)
+    assert all(set(np.flatnonzero(a.compress)) <= set(np.flatnonzero(b.compress)) for a, b in zip(decided, more))
+    assert vico.at_random(compressed, seed=0) == decided != vico.at_random(compressed, seed=1)
+    assert isinstance(decided[0], Decided)

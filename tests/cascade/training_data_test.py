@@ -15,9 +15,7 @@ from internvl_jax.data import ImageConfig, Processor, Tokenizer, get_template
 from internvl_jax.data.pipeline import Pipeline, PipelineConfig
 from internvl_jax.errors import InputError
 
-SMALL = dataclasses.replace(
-    RECIPE.data, boxes=29, boards=17, reading=5, sums=9, chains=13, mpo=7, gspo=11, dev=6, test=6
-)
+SMALL = dataclasses.replace(RECIPE.data, boxes=29, boards=17, reading=5, sums=9, chains=13, rl=11, dev=6, test=6)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +60,7 @@ def test_sums_are_true(folder):
 
 
 def test_no_two_files_share_boards():
-    pictures = {
-        training_data.make(name, 0, 0).picture_HW.tobytes() for name in ("chains", "mpo", "gspo", "dev", "test")
-    }
+    pictures = {training_data.make(name, 0, 0).picture_HW.tobytes() for name in ("chains", "rl", "dev", "test")}
     assert len(pictures) == 5
     assert training_data.make("chains", 0, 1).boxes != training_data.make("chains", 0, 0).boxes
 

@@ -14,9 +14,11 @@ import pytest
 from internvl_jax.data import preferences, sources
 from internvl_jax.data.prompts import encode_blind, open_prompts, read_accuracies, screen
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Request, SamplingParams, get_generator, pairs, responses
+from internvl_jax.inference import Request, SamplingParams, pairs, responses
+from internvl_jax.inference.requests import Vocabulary
 from internvl_jax.inference.responses import PairConfig, Response
-from internvl_jax.sharding import bind
+from internvl_jax.inference.rollouts import Sampler
+from internvl_jax.sharding import bind, flatten
 
 CONFIG = PairConfig(
     method="correctness",
@@ -265,10 +267,11 @@ def test_pairs_by_dropout_ntp(shared, processor, folder):
     # The continuation is what the model says after this start without the picture, from the sample's own stream.
     blind = encode_blind(open_prompts(folder / "meta.json")[5], processor, "a red circle,")
     seed = int(np.random.SeedSequence((3, 5, 1)).generate_state(2)[0])
-    sampling = SamplingParams(CONFIG.max_new_tokens, CONFIG.temperature, CONFIG.top_k, seed=seed)
-    generator = get_generator(shared, processor)
-    (tokens,) = generator.generate([Request(blind.tokens_T, blind.tiles_GHWC, sampling)], CONFIG.batch_size)
-    said = processor.tokenizer.decode([token for token in tokens if token not in processor.stop_ids])
+    sampling = SamplingParams(CONFIG.max_new_tokens, CONFIG.temperature, CONFIG.top_k)
+    sampler = Sampler(shared.config, shared.runtime.dtype, Vocabulary.of(processor))
+    request = Request(blind.tokens_T, blind.tiles_GHWC, sampling)
+    ((drawn,),) = sampler.sample(flatten(shared), [request], 1, np.array([[seed]], np.uint32))
+    said = processor.tokenizer.decode([token for token in drawn.tokens.tolist() if token not in processor.stop_ids])
     assert entries[5]["continuations"][0]["text"] == f"a red circle,{said}"
 
 

@@ -190,12 +190,29 @@ def test_a_mesh_samples_as_one_device(config, vocabulary, params, requests, roll
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"top_p": 0.9}, "top_p 0.9.*biased"), ({"top_k": 5}, "top_k"), ({"stop_strings": ("a",)}, "stop_strings")],
+    [({"repetition_penalty": 1.2}, "repetition_penalty 1.2"), ({"stop_strings": ("a",)}, "stop_strings")],
 )
-def test_sampling_that_is_not_the_policys_is_refused(sampler, params, requests, change, message):
+def test_sampling_that_needs_the_whole_text_is_refused(sampler, params, requests, change, message):
     row = dataclasses.replace(requests[0], sampling=dataclasses.replace(requests[0].sampling, **change))
     with pytest.raises(InputError, match=message):
         sampler.sample(params, [row], GROUP, 0)
+
+
+def test_top_k_and_top_p(sampler, params, requests, rollout):
+    """They leave one token, or all; a row that does not ask is drawn as ever."""
+
+    def draw(*changes):
+        rows = [
+            dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, **change))
+            for row, change in zip(requests, changes, strict=True)
+        ]
+        return tokens_of(sampler.sample(params, rows, GROUP, SEEDS))
+
+    best = draw({"temperature": 0.0}, {"temperature": 0.0})
+    drawn = tokens_of(rollout)
+    assert draw({"top_k": 1}, {"top_p": 1e-6}) == best != drawn
+    assert draw({"top_k": 0}, {"top_p": 1.0}) == drawn
+    assert draw({"top_k": 1}, {}) == [best[0], drawn[1]]
 
 
 def test_seeds_of_another_shape_are_refused(sampler, params, requests):

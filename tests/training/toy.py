@@ -251,3 +251,13 @@ def vico_config(folder: pathlib.Path, workdir: pathlib.Path, objective: str, sta
     if objective == "router":
         made.data.token_budget *= 3
     return made
+
+
+def consistency_config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> TrainConfig:
+    """From the base model in `folder/base`."""
+    return vico_config(folder, workdir, "consistency", str(folder / "base"), **run)
+
+
+def router_config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> TrainConfig:
+    """From the Flash model in `folder/flash`."""
+    return vico_config(folder, workdir, "router", str(folder / "flash"), **run)

@@ -57,10 +57,28 @@ def stored(workdir):
     return jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(path, abstract))
 
 
-@pytest.mark.parametrize("stage", ["config", "gspo_config"])
-def test_sigkill_at_random_moments_changes_nothing(start, tmp_path, stage):
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory):
+    """A folder with what ViCO starts from, after a step each: a base model, and a Flash model made of it."""
+    folder = tmp_path_factory.mktemp("boards")
+    toy.write_boards(folder)
+    train(toy.vico_config(folder, folder / "base", "ntp", "", steps=1, rows=8))
+    train(toy.consistency_config(folder, folder / "flash", steps=1, rows=8))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("folder", "stage"),
+    [
+        ("start", "config"),
+        ("start", "gspo_config"),
+        ("boards", "consistency_config"),
+        ("boards", "router_config"),
+    ],
+)
+def test_sigkill_at_random_moments_changes_nothing(request, tmp_path, folder, stage):
     """Parameters, optimizer and the loss of every step are bit-identical to a run that nobody killed."""
-    data, steps, kills = start, 24, int(os.environ.get("INTERNVL_JAX_KILLS", "3"))
+    data, steps, kills = request.getfixturevalue(folder), 24, int(os.environ.get("INTERNVL_JAX_KILLS", "2"))
     started = time.monotonic()
     with process(data, tmp_path / "whole", steps, stage) as whole:
         assert whole.wait(300) == 0
