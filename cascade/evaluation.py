@@ -30,7 +30,7 @@ from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresho
 from internvl_jax.inference.sampling import SamplingParams
 from internvl_jax.models import FlashConfig, InternVL
 
-ANSWER_TOKENS = 48
+ANSWER_TOKENS = 56
 ROWS = 128
 READINGS = 2000  # single digits of either size
 LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
@@ -223,7 +223,7 @@ def read_unseen(workdir: pathlib.Path, split: Split, answers: pathlib.Path, seed
 def reads(said: Said, digits: Sequence[int]) -> bool:
     """Whether the chain of thought has read the board's digits rightly, whatever it made of them."""
     chain = said.text.removeprefix("<think>").partition("</think>")[0]
-    return questions.read_digits(said.asked.kind, chain) == questions.joined(digits)
+    return questions.read_digits(chain) == questions.joined(digits)
 
 
 def pass_at(said: Sequence[Said], samples: int) -> float:

@@ -1,7 +1,7 @@
 """Questions about the digits of a board, their answers, and answers with a chain of thought before them.
 
 A chain reads the digits and works on them, step by step; the answer stands in a box after it:
-`<think>3+5=8+7=15</think>\\boxed{15}`, `<think>3528:28</think>\\boxed{2}`.
+`<think>357:3+5=8+7=15</think>\\boxed{15}`, `<think>3528:28</think>\\boxed{2}`.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 
 
 def _sum(digits: Sequence[int]) -> tuple[str, str]:
-    total, chain = digits[0], str(digits[0])
+    total, chain = digits[0], f"{joined(digits)}:{digits[0]}"
     for digit in digits[1:]:
         total += digit
         chain += f"+{digit}={total}"
@@ -75,8 +75,6 @@ def ask(kind: str, digits: Sequence[int]) -> Question:
     return Question(kind, text, answer, chain)
 
 
-def read_digits(kind: str, chain: str) -> str:
+def read_digits(chain: str) -> str:
     """The digits that a chain claims to have read, whether or not the rest of it is sound."""
-    if kind == "sum":
-        return "".join(step.partition("=")[0] for step in chain.split("+"))
     return chain.partition(":")[0]

@@ -4,10 +4,10 @@ import dataclasses
 
 from internvl_jax.inference.responses import PairConfig
 from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
-from internvl_jax.training.config import GspoConfig, MpoConfig, RouterConfig, Stage
+from internvl_jax.training.config import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, Stage
 
 REWARD = "mmpr"
-PROMPT_TOKENS, ANSWER_TOKENS = 72, 40
+PROMPT_TOKENS, ANSWER_TOKENS = 72, 56
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +132,8 @@ RECIPE = Recipe(
         boards=6000,
         reading=6000,
         sums=4000,
-        chains=3000,
-        rl=12_000,
+        chains=1000,
+        rl=30_000,
         dev=1200,
         test=3600,
     ),
@@ -152,7 +152,7 @@ RECIPE = Recipe(
     ),
     sft=Training(
         files=("chains",),
-        steps=500,
+        steps=250,
         rows=8,
         token_budget=288,
         tile_budget=24,
@@ -163,13 +163,13 @@ RECIPE = Recipe(
     ),
     pairs=PairConfig(
         method="correctness",
-        samples=16,
+        samples=8,
         temperature=1.0,
         top_k=0,
         max_new_tokens=ANSWER_TOKENS,
         max_prompt_tokens=PROMPT_TOKENS,
         start_ratio=0.5,  # of the other method
-        max_pairs=4,
+        max_pairs=1,
         length_slack=0.1,
         reward=REWARD,
         max_broken=0,
@@ -178,21 +178,22 @@ RECIPE = Recipe(
     ),
     mpo=Training(
         settings=MpoConfig(pairs=64),
-        steps=150,
+        steps=300,
         rows=64,
-        micro_batches=4,
-        token_budget=192,
+        micro_batches=8,
+        token_budget=320,
         tile_budget=12,
-        learning_rate=2e-4,
+        learning_rate=5e-4,
         warmup_ratio=0.1,
         beta2=0.99,
         rates=(("vit", 0.0), ("projector", 0.0)),
     ),
     gspo=Training(
         settings=GspoConfig(
-            prompts=64,
-            group=16,
-            mini_batch=32,
+            prompts=512,
+            group=4,
+            mini_batch=256,
+            sample_prompts=256,
             max_prompt_tokens=PROMPT_TOKENS,
             max_new_tokens=ANSWER_TOKENS,
             reward=REWARD,
@@ -200,18 +201,19 @@ RECIPE = Recipe(
             lowest_accuracy=0.1,
             highest_accuracy=0.9,
         ),
-        steps=360,
-        rows=128,
-        micro_batches=16,
-        token_budget=448,
-        tile_budget=24,
-        learning_rate=1e-4,
-        warmup_ratio=0.0,
+        steps=180,
+        rows=344,
+        micro_batches=43,
+        token_budget=384,
+        tile_budget=12,
+        learning_rate=2e-4,
+        warmup_ratio=0.05,
         beta2=0.99,
         rates=(("projector", 0.0),),  # as the vision tower, which GSPO leaves as it is by itself
     ),
     consistency=Training(
         files=("chains", "reading"),
+        settings=ConsistencyConfig(rates="tile"),
         steps=400,
         rows=8,
         token_budget=288,

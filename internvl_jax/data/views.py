@@ -16,6 +16,7 @@ import numpy as np
 from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row
 
 PROBES = ("one", "all")
+RATES = ("picture", "tile")
 
 
 class Views(NamedTuple):
@@ -61,21 +62,22 @@ class Plain:
 @dataclasses.dataclass(frozen=True)
 class Rates:
     """The student sees every picture at a rate of its own, full or compressed with equal chance. All tiles of a picture
-    share its rate, the thumbnail included.
+    share its rate, the thumbnail included; or else every tile has one of its own, as a router will give it.
 
     Source: InternVL3.5 paper, section 2.3 (consistency training).
     """
 
     compressed: int  # tokens of a compressed tile
+    of: str = "picture"  # or "tile"
 
     def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
         return tokens_N
 
     def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Views:
-        compress = [
-            np.repeat(rng.integers(2, size=len(sample.images)) == 1, sample.images)[None]
-            for sample, rng in zip(samples, rngs, strict=True)
-        ]
+        compress = []
+        for sample, rng in zip(samples, rngs, strict=True):
+            images = sample.images if self.of == "picture" else (1,) * len(sample.tiles_GHWC)
+            compress.append(np.repeat(rng.integers(2, size=len(images)) == 1, images)[None])
         return view(samples, compress, config, config.token_budget, self.compressed, slots=config.tile_budget)
 
 

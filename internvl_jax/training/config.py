@@ -6,7 +6,7 @@
 import dataclasses
 from typing import Any
 
-from internvl_jax.data.views import PROBES
+from internvl_jax.data.views import PROBES, RATES
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 
@@ -201,9 +201,12 @@ class ConsistencyConfig:
 
     Attributes:
       reference: model directory or workdir of the frozen teacher; empty takes `run.init_from`.
+      rates: whether every 'picture' is compressed or not, as the paper has it, or every 'tile' by itself. A router
+        decides tile by tile, and a model that has never seen a picture of both kinds may not know how to read it.
     """
 
     reference: str = ""
+    rates: str = "picture"
 
 
 @dataclasses.dataclass
@@ -316,6 +319,8 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"objective {config.objective!r} starts from a model; give it with --config.run.init_from=DIR")
     if isinstance(config.stage, ConsistencyConfig | RouterConfig) and config.model.flash is None:
         raise InputError(f"objective {config.objective!r} trains a Flash model; give a model config with `flash`")
+    if isinstance(config.stage, ConsistencyConfig) and config.stage.rates not in RATES:
+        raise InputError(f"stage.rates is {config.stage.rates!r}; use 'picture' or 'tile'")
     if isinstance(config.stage, RouterConfig):
         _check_router(config.stage, data, run)
     if run.dtype not in ("float32", "bfloat16"):

@@ -79,7 +79,7 @@ def open_source(config: TrainConfig, program: Program, processor: Processor) -> 
     compressed, stage = config.model.tokens_per_compressed_tile, config.stage
     return {
         "ntp": lambda: PackedRows(config, processor, Plain()),
-        "consistency": lambda: PackedRows(config, processor, Rates(compressed)),
+        "consistency": lambda: PackedRows(config, processor, Rates(compressed, config.stage.rates)),
         "router": lambda: PackedRows(config, processor, Probes(compressed, stage.probe, stage.probes)),
         "gspo": lambda: Rollouts(config, program, processor),
         "mpo": lambda: PreferenceRows(config, program, processor),

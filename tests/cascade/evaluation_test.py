@@ -62,5 +62,5 @@ def test_reads():
     """Reading is judged apart from what follows from it."""
     assert evaluation.reads(Said(NINE, r"<think>1397</think>\boxed{7}", 9, 24), (1, 3, 9, 7))
     assert not evaluation.reads(Said(NINE, r"<think>1297</think>\boxed{9}", 9, 24), (1, 3, 9, 7))
-    assert evaluation.reads(Said(FIVE, r"<think>2+3=7+0=7</think>\boxed{7}", 9, 24), (2, 3, 0))
+    assert evaluation.reads(Said(FIVE, r"<think>230:2+3=7+0=7</think>\boxed{7}", 9, 24), (2, 3, 0))
     assert not evaluation.reads(Said(FIVE, "", 0, 24), (2, 3, 0))

@@ -44,9 +44,9 @@ def test_chains_arrive_at_the_answer(kind):
     """A chain reads all digits in order, and every step of it is true."""
     for digits in many_digits():
         asked = questions.ask(kind, digits)
-        assert questions.read_digits(kind, asked.chain) == "".join(map(str, digits))
+        assert questions.read_digits(asked.chain) == "".join(map(str, digits))
         if kind == "sum":
-            steps = re.split(r"[+=]", asked.chain)
+            steps = re.split(r"[+=]", asked.chain.split(":")[1])
             assert list(map(int, steps[::2])) == list(itertools.accumulate(digits))
             assert steps[-1] == asked.answer
         elif kind in ("count even", "count above 5"):

@@ -30,7 +30,7 @@ PARITY = f"{__name__}:parity"
 
 def brief(stage: Training, **fields) -> Training:
     """The stage in two steps of few rows; CPT and SFT share a program."""
-    return dataclasses.replace(stage, **{"steps": 2, "token_budget": 112, "tile_budget": 6} | fields)
+    return dataclasses.replace(stage, **{"steps": 2, "token_budget": 128, "tile_budget": 6} | fields)
 
 
 SMALL = dataclasses.replace(

@@ -1,5 +1,6 @@
 """What teacher and student see of the same samples: the same predictions, fewer image tokens, nothing by chance."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -76,10 +77,20 @@ def test_a_rate_is_a_pictures(seed):
     assert views.student.segments_BT.max() == 3
 
 
-def test_both_rates_are_drawn_equally_often():
+@pytest.mark.parametrize("of", ["picture", "tile"])
+def test_both_rates_are_drawn_equally_often(of):
     sample = next(sample for sample in map(make_sample, range(50)) if len(sample.images) == 1)
-    drawn = [assemble(Rates(SHORT), [sample], seed=seed).compress_BJ[0, 0] for seed in range(400)]
+    drawn = [assemble(Rates(SHORT, of), [sample], seed=seed).compress_BJ[0, 0] for seed in range(400)]
     assert 160 < sum(drawn) < 240
+
+
+def test_a_rate_may_be_a_tiles():
+    """Every combination of a picture's tiles occurs, each as often as the others."""
+    sample = next(sample for sample in map(make_sample, range(50)) if sample.images and sample.images[0] == 3)
+    views = [assemble(Rates(SHORT, "tile"), [sample], seed=seed) for seed in range(400)]
+    check_aligned(views[0])
+    drawn = collections.Counter(tuple(each.compress_BJ[0, :3].tolist()) for each in views)
+    assert len(drawn) == 8 and min(drawn.values()) > 25
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -170,6 +170,7 @@ def test_packed_ratios_equal_ratios_of_samples_alone(start):
     ("name", "change", "sentence"),
     [
         ("router", {"reference": ""}, "measures against the model that the consistency stage began with"),
+        ("consistency", {"rates": "row"}, "stage.rates is 'row'; use 'picture' or 'tile'"),
         ("router", {"probe": "some"}, "stage.probe is 'some'; use one of one, all"),
         ("router", {"weighting": "token"}, "data.weighting is 'token'"),
         ("router", {"groups": ()}, r"'router' gives compressed\.\S+ no gradient \(.* parameters\); freeze"),
