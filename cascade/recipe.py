@@ -212,19 +212,19 @@ RECIPE = Recipe(
         rates=(("projector", 0.0),),  # as the vision tower, which GSPO leaves as it is by itself
     ),
     consistency=Training(
-        files=("chains", "reading"),
+        files=("answers", "reading"),
         settings=ConsistencyConfig(rates="tile"),
-        steps=400,
+        steps=1000,
         rows=8,
         token_budget=288,
         tile_budget=24,
-        learning_rate=3e-4,
+        learning_rate=2e-4,
         warmup_ratio=0.05,
         beta2=0.99,
         rates=(("vit", 0.0),),
     ),
     router=Training(
-        files=("chains", "reading"),
+        files=("answers", "reading"),
         settings=RouterConfig(probe="one", probes=4, window=1024),
         steps=200,
         rows=8,

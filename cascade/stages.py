@@ -81,8 +81,29 @@ def run_gspo(folder: pathlib.Path, name: str, init_from: str, recipe: Recipe) ->
     return _train(config, recipe.gspo, folder, name, init_from, recipe, accuracies=folder / "pairs" / pairs.ACCURACIES)
 
 
+def _write_answers(folder: pathlib.Path) -> None:
+    """ANSWERS.jsonl: the first right answer to every prompt that the SFT model has found one for, as a conversation.
+
+    ViCO needs answers to compare two models at, and there are few chains.
+    """
+    lines = []
+    prompts = (folder / "data" / "rl.jsonl").read_text().splitlines()
+    for line in (folder / "pairs" / pairs.RESPONSES).read_text().splitlines():
+        sampled = json.loads(line)
+        right = [each["text"] for each in sampled["responses"] if each["accuracy"] == 1]
+        if right:
+            prompt = json.loads(prompts[sampled["number"]])
+            turns = [("human", f"<image>\n{prompt['question']}"), ("gpt", right[0])]
+            conversation = [{"from": speaker, "value": text} for speaker, text in turns]
+            lines.append(
+                json.dumps({"image": prompt["image"].removeprefix("images/"), "conversations": conversation}) + "\n"
+            )
+    progress.write_whole(folder / "data" / "answers.jsonl", "".join(lines))
+
+
 def run_consistency(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     """ViCO's first stage from the GSPO model, which is the reference too."""
+    _write_answers(folder)
     config = consistency.get_config("tiny")
     return _train(config, recipe.consistency, folder, "consistency", "gspo", recipe)
 

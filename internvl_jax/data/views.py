@@ -62,7 +62,8 @@ class Plain:
 @dataclasses.dataclass(frozen=True)
 class Rates:
     """The student sees every picture at a rate of its own, full or compressed with equal chance. All tiles of a picture
-    share its rate, the thumbnail included; or else every tile has one of its own, as a router will give it.
+    share its rate, the thumbnail included. Or else every tile has one of its own, as a router will give it: a share is
+    drawn for the picture, then each tile is compressed with that chance, so that any number of them is equally likely.
 
     Source: InternVL3.5 paper, section 2.3 (consistency training).
     """
@@ -76,8 +77,12 @@ class Rates:
     def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Views:
         compress = []
         for sample, rng in zip(samples, rngs, strict=True):
-            images = sample.images if self.of == "picture" else (1,) * len(sample.tiles_GHWC)
-            compress.append(np.repeat(rng.integers(2, size=len(images)) == 1, images)[None])
+            if self.of == "picture":
+                compress_G = np.repeat(rng.integers(2, size=len(sample.images)) == 1, sample.images)
+            else:
+                share_G = np.repeat(rng.random(len(sample.images)), sample.images)
+                compress_G = rng.random(len(share_G)) < share_G
+            compress.append(compress_G[None])
         return view(samples, compress, config, config.token_budget, self.compressed, slots=config.tile_budget)
 
 

@@ -1,6 +1,7 @@
 """What is done with metrics: metrics.jsonl, TensorBoard, a table or a bar for who watches, a picture."""
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -14,6 +15,7 @@ import tensorboardX
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+_LOG = logging.getLogger(__name__)
 JSONL = "metrics.jsonl"
 _WIDEST = 9  # characters of a number
 _HEADER_EVERY = 25  # lines
@@ -104,7 +106,9 @@ def _print_row(cells: Iterable[str], widths: Sequence[int]) -> None:
 
 
 class Picture:
-    """`workdir/NAME.png`: a small plot of each metric by step; drawn anew at most once a minute, and at the end.
+    """`workdir/health.png`: a small plot of each metric by step; drawn anew at most once a minute, and at the end.
+
+    A run does not stop for a picture that can't be written: that is a warning in the log.
 
     Args:
       workdir: where metrics are read and the picture goes.
@@ -120,15 +124,17 @@ class Picture:
         if time.monotonic() - self._drawn > _PICTURE_SECONDS:
             self.draw()
 
-    def draw(self) -> pathlib.Path:
-        """Draws it now, and returns its path."""
-        path = plot_health(self._workdir, self._columns)
+    def draw(self) -> None:
+        """Draws it now."""
+        try:
+            plot_health(self._workdir, self._columns)
+        except OSError as error:
+            _LOG.warning("the picture in %s is not drawn (%s)", self._workdir, error)
         self._drawn = time.monotonic()
-        return path
 
 
-def plot_health(workdir: pathlib.Path, columns: Sequence[str]) -> pathlib.Path:
-    """Draws `workdir/health.png`: what every column did, step by step, its running mean on top; returns its path."""
+def plot_health(workdir: pathlib.Path, columns: Sequence[str]) -> None:
+    """Draws `workdir/health.png`: what every column did, step by step, its running mean on top."""
     metrics = read_metrics(workdir)
     columns = [name for name in columns if any(line.get(name) is not None for line in metrics)]
     across = min(4, max(1, len(columns)))
@@ -146,6 +152,6 @@ def plot_health(workdir: pathlib.Path, columns: Sequence[str]) -> pathlib.Path:
         place.set_title(name.replace("_", " "), fontsize=9)
         place.tick_params(labelsize=7)
         place.grid(alpha=0.3)
-    path = workdir / "health.png"
-    figure.savefig(path, dpi=120)
-    return path
+    temporary = workdir / "health.png.tmp"
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, workdir / "health.png")

@@ -12,7 +12,11 @@ from internvl_jax.models.moe import Routing, expert_load
 def balance(router_LBTE, mask_BT, per_token):
     """From the routers' logits; all tokens of a batch as one row are what the reference takes."""
     experts_LBTK = jax.lax.top_k(router_LBTE, per_token)[1]
-    load = [expert_load(Routing(*parts), mask_BT) for parts in zip(router_LBTE, experts_LBTK, router_LBTE, strict=True)]
+    routings = [
+        Routing(logits_BTE, experts_BTK, own_BTK=experts_BTK, balanced_BTE=logits_BTE)
+        for logits_BTE, experts_BTK in zip(router_LBTE, experts_LBTK, strict=True)
+    ]
+    load = [expert_load(routing, mask_BT) for routing in routings]
     return load_balancing(*(jnp.stack(part) for part in zip(*load, strict=True)), mask_BT.sum(axis=1))
 
 

@@ -29,7 +29,8 @@ import pathlib
 data, workdir, steps, stage = sys.argv[1:]
 print("started", flush=True)
 make = getattr(toy, stage)
-train(make(pathlib.Path(data), pathlib.Path(workdir), steps=int(steps), mesh="fsdp=1", keep_every=4))
+config = make(pathlib.Path(data), pathlib.Path(workdir), steps=int(steps), mesh="fsdp=1", keep_every=4)
+train(config)
 """
 
 
@@ -186,9 +187,8 @@ def test_a_full_disk_is_one_sentence_and_keeps_earlier_checkpoints(data, tmp_pat
     env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": ""}
     code = script.replace("sys.argv[1:]", "sys.argv[1:]; sys.argv = sys.argv[:1]")
     command = ["sh", "-c", 'ulimit -f 100; exec "$@"', "sh", sys.executable, "-c", code]
-    done = subprocess.run(
-        [*command, str(data), str(tmp_path / "w"), "4"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
+    command += [str(data), str(tmp_path / "w"), "4", "config"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: saving a checkpoint in "), done.stderr[-2000:]
     assert not [path for path in (tmp_path / "w" / "checkpoints").iterdir() if path.name.isdigit()]
