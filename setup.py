@@ -31,7 +31,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "rl": ["math-verify>=0.9", "pebble>=5.2", "pyarrow>=21"],
-        "cascade": ["math-verify>=0.9", "pebble>=5.2", "scikit-learn>=1.5"],
+        "cascade": ["scikit-learn>=1.5"],
         "demo": ["easy-vqa>=1.0"],
         "test": [
             "easy-vqa>=1.0",

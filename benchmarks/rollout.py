@@ -13,8 +13,11 @@ GROUP, NEW = 16, 64
 SIZES = {"tiny": (workload.TINY, 40), "1b": (workload.INFERENCE, 320)}
 
 
-def compare(size: str, python: str, torch_python: str, rounds: int) -> dict[str, Any]:
+def compare(size: str, python: str, torch_python: str, rounds: int, device: str) -> dict[str, Any]:
     """Random weights in float32, one tile, a group of 16 that writes 64 tokens each, drawn at temperature 1.
+
+    Args:
+      device: "cpu" or "cuda".
 
     Returns:
       tokens per second of ours and theirs, and of the same calls: the seconds until the first tokens (tower and
@@ -29,8 +32,8 @@ def compare(size: str, python: str, torch_python: str, rounds: int) -> dict[str,
         given = {"task": "rollout", "directory": directory, "config": config}
         given |= {"prompt": prompt, "tiles": 1, "group": GROUP, "new": NEW}
         workers = {
-            "ours": Worker(python, "benchmarks.ours", given),
-            "theirs": Worker(torch_python, "benchmarks.theirs", given),
+            "ours": Worker(python, "benchmarks.ours", given, device),
+            "theirs": Worker(torch_python, "benchmarks.theirs", {**given, "device": device}),
         }
         for worker in workers.values():
             stack.callback(worker.close)

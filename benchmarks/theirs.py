@@ -98,11 +98,13 @@ def _inference(torch, transformers, directory: str, config: dict, dtype: str, pr
     return {"vision": lambda: seconds(vision), "prefill": lambda: seconds(prefill), "decode": generate}
 
 
-def _rollout(torch, transformers, directory: str, config: dict, prompt: int, tiles: int, group: int, new: int):
-    model = _read(torch, transformers, directory, "float32").eval()
+def _rollout(
+    torch, transformers, directory: str, config: dict, prompt: int, tiles: int, group: int, new: int, device: str
+):
+    model = _read(torch, transformers, directory, "float32").eval().to(device)
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
-    pixels = _pixels(torch, tiles_GHWC, torch.float32)
-    tokens = torch.from_numpy(tokens_T.astype(np.int64))[None]
+    pixels = _pixels(torch, tiles_GHWC, torch.float32).to(device)
+    tokens = torch.from_numpy(tokens_T.astype(np.int64))[None].to(device)
 
     @torch.inference_mode()
     def sample(new: int, **how):
@@ -116,7 +118,7 @@ def _rollout(torch, transformers, directory: str, config: dict, prompt: int, til
             eos_token_id=None,
             pad_token_id=0,
             **how,
-        )
+        ).cpu()
         wall = time.perf_counter() - start
         assert out.shape[1] == prompt + new
         return {"seconds": wall, "tokens": out[0, -new:].tolist()}

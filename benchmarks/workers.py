@@ -1,6 +1,7 @@
 """A process per framework, so that the two are measured in turns and their memory apart."""
 
 import json
+import os
 import statistics
 import subprocess
 from collections.abc import Mapping
@@ -16,15 +17,24 @@ class Worker:
       python: interpreter of the process.
       module: to run in it.
       arguments: of the module, by name.
+      device: "cpu", or "cuda" for both frameworks on one GPU, in turns: JAX then takes what memory it needs and no
+        more, and float32 means float32 to it as it does to PyTorch.
 
     Raises:
       InputError: the worker cannot start, in its own words.
     """
 
-    def __init__(self, python: str, module: str, arguments: Mapping[str, Any]):
+    def __init__(self, python: str, module: str, arguments: Mapping[str, Any], device: str = "cpu"):
         self._name = module
+        jax = {"JAX_PLATFORMS": device}
+        if device == "cuda":
+            jax |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
         self._process = subprocess.Popen(
-            [python, "-m", module, json.dumps(arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-m", module, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | jax,
         )
         if problem := self._answer().get("error"):
             self.close()

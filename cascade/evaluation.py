@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, get_args
 
@@ -28,14 +27,12 @@ from internvl_jax.inference.generate import Generator, Request, Vocabulary
 from internvl_jax.inference.load import load
 from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresholds
 from internvl_jax.inference.sampling import SamplingParams
-from internvl_jax.models import FlashConfig, InternVL
+from internvl_jax.models import InternVL
 
 ANSWER_TOKENS = 56
 ROWS = 128
 READINGS = 2000  # single digits of either size
 LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
-_BOXED = re.compile(r"\\boxed\{(.*?)\}", re.DOTALL)
-_FORM = re.compile(r"<think>.*</think>.*\\boxed\{.*\}.*", re.DOTALL)
 
 
 class Asked(NamedTuple):
@@ -57,12 +54,11 @@ class Said(NamedTuple):
 
     @property
     def right(self) -> bool:
-        found = _BOXED.findall(self.text)
-        return bool(found) and found[-1] == self.asked.answer
+        return questions.grade(self.text, self.asked.answer).accuracy == 1
 
     @property
     def formed(self) -> bool:
-        return _FORM.fullmatch(self.text) is not None
+        return questions.grade(self.text, self.asked.answer).format == 1
 
 
 class Score(NamedTuple):
@@ -156,11 +152,6 @@ class Answerer:
             found += np.split(probability_G, np.cumsum([len(tiles_GHWC) for tiles_GHWC in tiles]))[:-1]
             progress(len(found))
         return found
-
-    @property
-    def flash(self) -> FlashConfig | None:
-        """Of the model, if it is one."""
-        return self._generator.config.flash
 
     def read(self, pictures: Sequence[np.ndarray], lengths: Sequence[int]) -> list[str]:
         """So many characters of what the model writes after each picture, as in pretraining."""

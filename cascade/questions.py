@@ -4,8 +4,14 @@ A chain reads the digits and works on them, step by step; the answer stands in a
 `<think>357:3+5=8+7=15</think>\\boxed{15}`, `<think>3528:28</think>\\boxed{2}`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from internvl_jax.grading import Score
+
+_BOXED = re.compile(r"\\boxed\{(.*?)\}", re.DOTALL)
+_FORM = re.compile(r"<think>.*</think>.*\\boxed\{.*\}.*", re.DOTALL)
 
 
 class Question(NamedTuple):
@@ -73,6 +79,16 @@ def ask(kind: str, digits: Sequence[int]) -> Question:
     text, solve = _READ if kind == READ else KINDS[kind]
     chain, answer = solve(digits)
     return Question(kind, text, answer, chain)
+
+
+def grade(response: str, answer: str) -> Score:
+    """0.9 if the last box holds the answer to the letter, 0.1 if the response has its form.
+
+    Not `grading.mmpr`, to which numbers of equal value are equal: sorted, 5, 0 and 3 are 035 and not 35.
+    """
+    found = _BOXED.findall(response)
+    right, formed = float(bool(found) and found[-1] == answer), float(_FORM.fullmatch(response) is not None)
+    return Score(0.9 * right + 0.1 * formed, right, formed)
 
 
 def read_digits(chain: str) -> str:

@@ -52,6 +52,7 @@ class Found(NamedTuple):
       chosen: the point whose thresholds the Flash model answers with.
       seconds: of every part.
       rollouts: responses that GSPO sampled, by stage.
+      sampled: responses that pairs were made of.
     """
 
     reading: dict[str, float]
@@ -61,6 +62,7 @@ class Found(NamedTuple):
     chosen: Point
     seconds: dict[str, float]
     rollouts: dict[str, int]
+    sampled: int
 
 
 def read(folder: pathlib.Path, recipe: Recipe) -> Found:
@@ -68,13 +70,14 @@ def read(folder: pathlib.Path, recipe: Recipe) -> Found:
     points, settings = vico.sweep(folder, recipe), recipe.gspo.settings
     rounds = {name: len(list((folder / name / "rollouts").glob("*.jsonl"))) for name in ("gspo", "gspo_only")}
     return Found(
-        json.loads((folder / "answers" / "reading.json").read_text()),
+        json.loads((folder / "answers" / "reading_test.json").read_text()),
         {name: evaluation.read_answers(folder / "answers" / f"{name}.jsonl") for name in MODELS},
         {name: hooks.read_metrics(folder / name) for name in ("mpo", "gspo", "gspo_only", "router")},
         points,
         vico.choose(points, recipe.sweep.saving),
         progress.seconds(folder),
         {name: count * settings.prompts * settings.group for name, count in rounds.items()},
+        recipe.data.rl * recipe.pairs.samples,
     )
 
 
@@ -104,7 +107,8 @@ def write(folder: pathlib.Path, found: Found) -> pathlib.Path:
     _save(_draw_stages(found), out / "stages.png")
     _save(_draw_training(found), out / "training.png")
     _save(_draw_thresholds(found), out / "thresholds.png")
-    _overlay(folder, found).save(out / "router.png")
+    _overlay(folder, found).save(out / "router.partial", format="png")
+    os.replace(out / "router.partial", out / "router.png")
     page = out / "index.html"
     progress.write_whole(page, _page(found, out))
     return page
@@ -126,10 +130,11 @@ def _notes(found: Found) -> str:
     kept = accuracy["flash"] / max(accuracy["gspo"], 1e-9)
     minutes = ", ".join(f"{part} {seconds / 60:.1f}" for part, seconds in found.seconds.items())
     return (
-        f"Responses sampled by GSPO: {sampled}. The Flash model spends {tokens['flash']:.1f} image tokens a question "
-        f"and not {tokens['base']:.1f}, that is {1 - tokens['flash'] / tokens['base']:.1%} fewer, and keeps "
-        f"{kept:.1%} of the accuracy; its {chosen.kind} threshold {chosen.threshold:g} was chosen on questions for "
-        f"development. Minutes: {minutes}; together {numbers['seconds'] / 60:.1f}."
+        f"Responses sampled by GSPO: {sampled}. {found.sampled:,} more were sampled before: MPO learns from pairs of "
+        f"them, and both GSPOs take from them which prompts are of use. The Flash model spends {tokens['flash']:.1f} "
+        f"image tokens a question and not {tokens['base']:.1f}, that is {1 - tokens['flash'] / tokens['base']:.1%} "
+        f"fewer, and keeps {kept:.1%} of the accuracy; its {chosen.kind} threshold {chosen.threshold:g} was chosen on "
+        f"questions for development. Minutes: {minutes}; together {numbers['seconds'] / 60:.1f}."
     )
 
 

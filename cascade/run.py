@@ -10,13 +10,17 @@
 `explore` is for development: what sampling finds that greedy answers miss, and whether reading or reasoning fails.
 """
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from cascade import evaluation, progress, report, stages, training_data, vico
+from cascade.boards import Split
 from cascade.evaluation import Answerer
 from cascade.recipe import RECIPE, Recipe
+from internvl_jax.errors import InputError
 
 Part = Literal[
     "data", "cpt", "sft", "pairs", "mpo", "gspo", "gspo_only", "consistency", "router", "sweep", "test", "report"
@@ -34,7 +38,8 @@ def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: Recipe = RECIPE) ->
     Raises:
       InputError: scikit-learn is missing, or the workdir belongs to another recipe.
     """
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(workdir).absolute()
+    _claim(folder, recipe)
     steps: dict[Part, Callable[[], Any]] = {
         "data": lambda: stages.make_data(folder, recipe),
         "cpt": lambda: _pretrain(folder, recipe),
@@ -59,13 +64,28 @@ def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: Recipe = RECIPE) ->
     return report.summary(found)
 
 
+def _claim(folder: pathlib.Path, recipe: Recipe) -> None:
+    """Notes whose folder it is: what parts have left is taken as it is, so all have to be of one recipe."""
+    path, ours = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if not path.exists():
+        progress.write_whole(path, json.dumps(ours, indent=2) + "\n")
+    elif json.loads(path.read_text()) != ours:
+        raise InputError(f"{folder} was begun with another recipe; give another workdir or delete this one")
+
+
 def _pretrain(folder: pathlib.Path, recipe: Recipe) -> None:
-    workdir = stages.run_cpt(folder, recipe)
-    shares = evaluation.read_unseen(workdir, "test", folder / "answers" / "reading.json", recipe.seed)
-    print(f"CPT reads unseen digits: {', '.join(f'{what} {share:.2%}' for what, share in shares.items())}", flush=True)
+    _read(stages.run_cpt(folder, recipe), folder, "dev", recipe)
+
+
+def _read(workdir: pathlib.Path, folder: pathlib.Path, split: Split, recipe: Recipe) -> None:
+    """How well the pretrained model reads digits that it has never seen; those of the test wait until the end."""
+    shares = evaluation.read_unseen(workdir, split, folder / "answers" / f"reading_{split}.json", recipe.seed)
+    said = ", ".join(f"{what} {share:.2%}" for what, share in shares.items())
+    print(f"CPT reads unseen digits ({split}): {said}", flush=True)
 
 
 def _test(folder: pathlib.Path, recipe: Recipe) -> None:
+    _read(folder / "cpt", folder, "test", recipe)
     for name in report.MODELS:
         if name in ("flash", "random_router"):
             said = vico.test(folder, name, recipe)

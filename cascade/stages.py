@@ -22,7 +22,7 @@ from internvl_jax.inference import pairs
 from internvl_jax.inference.load import load
 from internvl_jax.training.config import Group, TrainConfig
 
-_GRADING_SECONDS = 5.0  # of no effect: where answers are digits, grading needs no processes of its own
+_GRADING_SECONDS = 5.0  # of no effect: comparing letters needs no processes of its own
 
 
 def make_data(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
@@ -77,16 +77,17 @@ def run_gspo(folder: pathlib.Path, name: str, init_from: str, recipe: Recipe) ->
     As in the paper, the responses that were sampled for pairs say which prompts are neither too easy nor too hard.
     """
     config = gspo.get_config("tiny")
-    config.data.meta = str(folder / "data" / "rl.jsonl")
+    config.data.meta, config.optim.schedule = str(folder / "data" / "rl.jsonl"), "cosine"
     return _train(config, recipe.gspo, folder, name, init_from, recipe, accuracies=folder / "pairs" / pairs.ACCURACIES)
 
 
 def _write_answers(folder: pathlib.Path) -> None:
-    """ANSWERS.jsonl: the first right answer to every prompt that the SFT model has found one for, as a conversation.
-
-    ViCO needs answers to compare two models at, and there are few chains.
+    """data/answers.jsonl: the first right answer to every prompt that the SFT model has found one for, as a
+    conversation. ViCO needs answers to compare two models at, and there are few chains.
     """
-    lines = []
+    path, lines = folder / "data" / "answers.jsonl", []
+    if path.exists():
+        return
     prompts = (folder / "data" / "rl.jsonl").read_text().splitlines()
     for line in (folder / "pairs" / pairs.RESPONSES).read_text().splitlines():
         sampled = json.loads(line)
@@ -95,10 +96,9 @@ def _write_answers(folder: pathlib.Path) -> None:
             prompt = json.loads(prompts[sampled["number"]])
             turns = [("human", f"<image>\n{prompt['question']}"), ("gpt", right[0])]
             conversation = [{"from": speaker, "value": text} for speaker, text in turns]
-            lines.append(
-                json.dumps({"image": prompt["image"].removeprefix("images/"), "conversations": conversation}) + "\n"
-            )
-    progress.write_whole(folder / "data" / "answers.jsonl", "".join(lines))
+            line = {"image": prompt["image"].removeprefix("images/"), "conversations": conversation}
+            lines.append(json.dumps(line) + "\n")
+    progress.write_whole(path, "".join(lines))
 
 
 def run_consistency(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:

@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 
 def probabilities(folder: pathlib.Path, name: str) -> list[np.ndarray]:
-    """The router's, of the tiles of every question of a prompt file; kept in ROUTER.json."""
+    """The router's, of the tiles of every question of a prompt file; kept in answers/router_NAME.json."""
     path = folder / "answers" / f"router_{name}.json"
     if not path.exists():
         answerer = Answerer(*load(folder / "router", dtype="float32"))
@@ -67,7 +67,7 @@ def _decided(compress_G: np.ndarray) -> Decided:
 
 
 def sweep(folder: pathlib.Path, recipe: Recipe) -> list[Point]:
-    """Every threshold of the recipe on the questions for development; kept in SWEEP.json."""
+    """Every threshold of the recipe on the questions for development; kept in answers/sweep.json."""
     path = folder / "answers" / "sweep.json"
     if not path.exists():
         points = _score_thresholds(folder, recipe)

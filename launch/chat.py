@@ -9,6 +9,7 @@ A Flash model shows tiles with a quarter of their tokens where its router finds 
 With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -55,7 +56,9 @@ def main(argv: list[str]) -> None:
         terminal.converse(model, processor, settings, _IMAGE.value)
         return
     if _PICTURE.value:
-        router_overlay(model, processor, _IMAGE.value, thresholds).save(_PICTURE.value, "png")
+        drawn = router_overlay(model, processor, _IMAGE.value, thresholds)
+        drawn.save(f"{_PICTURE.value}.partial", "png")
+        os.replace(f"{_PICTURE.value}.partial", _PICTURE.value)
     messages, params = [terminal.message(_PROMPT.value, _IMAGE.value)], SamplingParams(**sampling)
     answer = complete(model, processor, messages, params, thresholds)
     if model.config.flash is not None:

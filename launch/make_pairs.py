@@ -53,8 +53,9 @@ def main(argv: list[str]) -> None:
     config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value)
     model, processor = checkpoint.load()
     with contextlib.ExitStack() as stack:
-        graders = Graders(reward=config.reward, seconds=_SECONDS.value, workers=_WORKERS.value)
-        grade = stack.enter_context(graders).grade if config.method == "correctness" else None
+        grade = None
+        if config.method == "correctness":
+            grade = stack.enter_context(Graders(config.reward, _SECONDS.value, _WORKERS.value)).grade
         options = {"mininterval": 0.1} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}
         bar = stack.enter_context(tqdm.tqdm(unit="question", **options))
 

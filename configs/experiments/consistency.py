@@ -10,7 +10,8 @@ python -m launch.train --config=configs/experiments/consistency.py:8b --config.d
 512 rows x 32,768 tokens x 1,200 steps = 20B tokens of the policy, as many of the reference. The paper says about 30B
 for both stages of ViCO and nothing else: the learning rate is an eighth of SFT's, ten times that for the compressed
 branch, which begins with random values; other settings are SFT's. State: 18 bytes a parameter over all devices
-(parameters, gradients and two moments in float32, the reference in bfloat16), 159 GB for the 8B.
+(parameters, gradients and two moments in float32, the reference in bfloat16), 159 GB for the 8B. Hardware: what
+`sft.py` needs; a step takes about four thirds as long, as the reference has a forward pass besides.
 """
 
 from configs.experiments import vico

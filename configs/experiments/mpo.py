@@ -5,7 +5,8 @@ python -m launch.train --config=configs/experiments/mpo.py:8b --config.data.meta
 
 META.json lists preference pairs in the released MMPR format (`launch.make_pairs` writes it). The released scripts take
 one epoch of MMPR-v1.2 (about 200,000 pairs, paper) in steps of 256 pairs: 781 steps, learning rate 2e-7, at most 16,384
-tokens a response. Hardware by docs/PLANS.md: what SFT needs, and as long a step for as many tokens.
+tokens a response, so at most 32,768 a pair (a row) and 6.6B in all. Hardware: what `sft.py` needs, and up to 1.6 times
+as long a step for as many tokens.
 """
 
 from configs.experiments import ntp

@@ -11,7 +11,7 @@ of SFT's, mostly OCR and VQA (paper); samples without pictures are left out.
 for each of four probed tiles), at most half as many of the reference. The paper says about 30B for both stages of ViCO,
 and that targets are balanced; learning rate, window, epsilon and how a tile is probed are choices of this project. Only
 the router has a backward pass. State: 6 bytes a parameter over all devices (the policy in float32, the reference in
-bfloat16), 52 GB for the 8B.
+bfloat16), 52 GB for the 8B. Hardware: what `sft.py` needs is more than enough, and a step takes less than half as long.
 """
 
 from configs.experiments import vico

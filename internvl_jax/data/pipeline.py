@@ -172,7 +172,7 @@ class Pipeline:
 
     def rows_needed(self, samples: int, batches: int, hosts: int) -> int:
         """The most rows that one of the first `batches` of `groups` fills, over all hosts."""
-        share, most = samples // hosts, 0
+        share, most = _share(samples, "samples", 0, hosts), 0
         for start in range(0, samples * batches, share):
             numbers = np.concatenate([self.plan.samples(row) for row in range(start, start + share)])
             sizes = zip(self.lengths_N[numbers].tolist(), self.tiles_N[numbers].tolist(), strict=True)

@@ -193,12 +193,12 @@ def encode(prompt: Prompt, processor: Processor) -> ChatInputs:
     return inputs
 
 
-def count_tokens(prompt: Prompt, processor: Processor) -> int:
-    """How many tokens `encode` would give, from the headers of the pictures alone. Same errors."""
+def measure(prompt: Prompt, processor: Processor) -> tuple[int, int]:
+    """How many tokens and tiles `encode` would give, from the headers of the pictures alone. Same errors."""
     config = _image_config(prompt, processor)
     try:
-        sizes = [images.image_size(image, config) for image in prompt.images]
-        return len(_encode_text(prompt, processor, [tiling.num_image_tokens(*size, config) for size in sizes]))
+        counts = [tiling.num_image_tokens(*images.image_size(image, config), config) for image in prompt.images]
+        return len(_encode_text(prompt, processor, counts)), sum(counts) // config.tokens_per_tile
     except InputError as error:
         raise InputError(f"{prompt.name}: {error}") from error
 
@@ -231,12 +231,16 @@ class Screened:
 
     Attributes:
         numbers: int64, as in the mixture.
-        too_long: prompts over the limit of tokens.
+        most_tiles: of a prompt among them.
+        digest: of what they ask and of their order.
+        too_long: prompts over the limit of tokens or tiles.
         off_accuracy: prompts whose known accuracy is out of bounds.
         broken: number -> what is wrong with the prompt.
     """
 
     numbers: np.ndarray
+    most_tiles: int
+    digest: str
     too_long: int
     off_accuracy: int
     broken: Mapping[int, str]
@@ -248,11 +252,15 @@ def screen(
     max_tokens: int,
     accuracies: Mapping[str, float] | None = None,
     bounds: tuple[float, float] = (0.2, 0.8),
+    max_tiles: int | None = None,
+    answered: bool = False,
 ) -> Screened:
     """Leaves prompts out, and says so in the log.
 
     Args:
         max_tokens: of a prompt with its picture tokens; longer ones are left out, as released.
+        max_tiles: of a prompt; None for any number.
+        answered: a prompt without an answer to grade with is a broken one.
         accuracies: by `Prompt.key`, see `read_accuracies`; prompts that it does not know stay, as the data sets that
             MMPR-Tiny adds to the filtered ones do.
         bounds: lowest and highest accuracy that stays.
@@ -261,7 +269,7 @@ def screen(
         InputError: if nothing is left.
     """
     mixture, logged = prompts.mixture(), time.monotonic()
-    long, off, broken = [], [], {}
+    long, off, broken, tiles, keys = [], [], {}, {}, {}
     distinct = np.unique(mixture)
     for done, number in enumerate(distinct.tolist()):
         if time.monotonic() - logged > _LOG_SECONDS:
@@ -269,24 +277,32 @@ def screen(
             _LOG.info("screened %d of %d prompts", done, len(distinct))
         try:
             prompt = prompts[number]
+            if answered and not prompt.answer:
+                raise InputError(f"{prompt.name} has no answer to grade with; add one or remove the line")
+            keys[number] = prompt.key
             accuracy = None if accuracies is None else accuracies.get(prompt.key)
             if accuracy is not None and not bounds[0] <= accuracy <= bounds[1]:
                 off.append(number)
-            elif count_tokens(prompt, processor) > max_tokens:
+                continue
+            tokens, tiles[number] = measure(prompt, processor)
+            if tokens > max_tokens or (max_tiles is not None and tiles[number] > max_tiles):
                 long.append(number)
         except InputError as error:
             broken[number] = str(error)
+    limits = f"{max_tokens} tokens" if max_tiles is None else f"{max_tokens} tokens or {max_tiles} tiles"
     _warn("broken prompts", list(broken.values()))
-    _warn(f"prompts of over {max_tokens} tokens", [prompts[number].name for number in long[:_NAMES_LOGGED]], len(long))
+    _warn(f"prompts of over {limits}", [prompts[number].name for number in long[:_NAMES_LOGGED]], len(long))
     if off:
         _LOG.info("left out %d prompts with an accuracy outside %g to %g", len(off), *bounds)
     numbers = mixture[~np.isin(mixture, [*long, *off, *broken])]
     if not len(numbers):
         raise InputError(
-            f"none of {len(distinct)} prompts is left: {len(broken)} are broken, {len(long)} have over {max_tokens} "
-            f"tokens, {len(off)} an accuracy out of bounds; {next(iter(broken.values()), 'see the data')}"
+            f"none of {len(distinct)} prompts is left: {len(broken)} are broken, {len(long)} have over {limits}, "
+            f"{len(off)} an accuracy out of bounds; {next(iter(broken.values()), 'see the data')}"
         )
-    return Screened(numbers, len(long), len(off), broken)
+    left = numbers.tolist()
+    digest = hashlib.sha256(json.dumps([keys[number] for number in left]).encode()).hexdigest()[:32]
+    return Screened(numbers, max(tiles[number] for number in left), digest, len(long), len(off), broken)
 
 
 def _warn(what: str, names: Sequence[str], count: int | None = None) -> None:

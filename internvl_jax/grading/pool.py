@@ -25,8 +25,8 @@ _reward: Reward  # of a worker process
 class Graders:
     """Grades answers with one reward, several at a time; a context manager that keeps its workers alive.
 
-    A grader that raises, takes longer than `seconds` or ends its process costs that one answer: its score is 0, with
-    `error` set, and the first of each kind is logged. A worker that hangs is killed and replaced.
+    A grader that raises, takes longer than `seconds` or ends its process costs that one answer: its score has `error`
+    set, so that it can be left out, and the first of each kind is logged. A worker that hangs is killed and replaced.
 
     Args:
       reward: a name, as `rewards.get_reward` takes it.
@@ -67,7 +67,7 @@ class Graders:
             if kind and kind not in self._logged:
                 self._logged.add(kind)
                 _LOG.warning(
-                    "answer %d of %d scores 0: the grader %r %s (others like it are not logged)",
+                    "answer %d of %d is not graded: the grader %r %s (others like it are not logged)",
                     *(number, len(scores), self._name, score.error),
                 )
         return scores

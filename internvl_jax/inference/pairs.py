@@ -66,13 +66,18 @@ def make_pairs(
         InputError: bad prompts or settings, too many broken prompts, or no pairs.
     """
     started = time.perf_counter()
+    for dataset in prompts.datasets:
+        if pathlib.Path(dataset.name).name != dataset.name:  # it names a file of pairs
+            raise InputError(
+                f"the data set {dataset.name!r} can't name a file; call it something else in the meta file"
+            )
     screened = screen(prompts, processor, config.max_prompt_tokens)
     asked = _distinct(prompts, screened.numbers, config)
     responder = Responder(model, processor, config, grade)
     drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
     settings = {**drawn, "prompts": _digest(asked), "model": _fingerprint(model)}
     folder = PartialFolder(out, settings, RESPONSES)
-    numbers, size = list(asked.values()), max(1, config.batch_size // config.samples)
+    numbers, size = list(asked.values()), config.batch_size // config.samples
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     done = folder.resume([len(batch) for batch in batches])
     if done:

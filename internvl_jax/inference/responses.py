@@ -69,7 +69,7 @@ class PairConfig:
             "start_ratio": (0 <= self.start_ratio < 1, "at least 0 and below 1"),
             "max_pairs": (self.max_pairs >= 1, "at least 1"),
             "length_slack": (0 <= self.length_slack <= 1, "a share between 0 and 1 (any lengths)"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= self.samples, f"at least the samples of a question, {self.samples}"),
         }
         for name, (good, wanted) in rules.items():
             if not good:
@@ -200,7 +200,7 @@ class Responder:
             return []
         requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
         K = seeds_RK.shape[1]
-        at_a_time = max(1, self._config.batch_size // K)
+        at_a_time = self._config.batch_size // K
         drawn: list[list[Drawn]] = []
         for start in range(0, len(requests), at_a_time):
             part = slice(start, start + at_a_time)

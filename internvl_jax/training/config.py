@@ -1,6 +1,6 @@
 """The configuration of a run: mutable dataclasses that flags may override, around a frozen model config.
 
-`resolve` checks it once, before anything is built; what it lets through needs no second look.
+`check` checks it once, before anything is built; what it lets through needs no second look.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class DataConfig:
 
     Attributes:
       meta: meta file in the released format.
-      tokenizer: directory with the tokenizer's files; not read where `run.init_from` brings its own.
+      tokenizer: directory with the tokenizer's files; empty takes those of `run.init_from`.
       template: name of the chat template.
       min_tiles, max_tiles, thumbnail: how an image is tiled.
       token_budget, tile_budget: of a packed row.
@@ -156,15 +156,16 @@ class GspoConfig:
       max_prompt_tokens: longer prompts are left out.
       max_new_tokens: of a response, its stop token included.
       clip_low, clip_high: range of the sequence's ratio, 1 - low to 1 + high. The GSPO paper has 3e-4 and 4e-4.
-      zero_variance: what becomes of a group whose rewards are all equal: 'keep' (advantage 0, as released), 'drop' (out
-        of the loss's denominator too) or 'resample' (other prompts take its place).
+      zero_variance: what becomes of a group whose rewards are all equal: 'keep' (advantage 0, as released), 'drop' (it
+        takes no rows, and no part in the loss's denominator) or 'resample' (other prompts take its place).
       max_resamples: times that other prompts are drawn for a rollout batch before such groups stay.
       mask_overlong: a response that was cut is left out of the loss, numerator and denominator.
       routes: of a mixture's experts: 'ignore', 'note' which ones the sampler took (the metric router_agreement), or
         'replay' them in training too, with the weights that the router gives them now.
       kl: coefficient of the KL to the reference; 0 for none.
       reference: model directory or workdir of the reference; empty takes `run.init_from`.
-      reward: name of a reward, or 'package.module:function' (`grading.rewards`).
+      reward: name of a reward, or 'package.module:function' (`grading.rewards`). A response that it fails to grade is
+        left out of its group: of mean and deviation, and of the loss.
       grader_seconds, grader_workers: time limit of an answer, and processes that grade (0: in this one, no limit).
       accuracies: file of known accuracies of prompts (`launch.make_pairs` writes it); empty keeps all prompts.
       lowest_accuracy, highest_accuracy: of the prompts that are kept.
@@ -350,9 +351,9 @@ def _check_gspo(stage: GspoConfig, config: TrainConfig) -> None:
             f"stage.max_prompt_tokens + max_new_tokens is {longest}, more than data.token_budget {data.token_budget}; "
             "a row must hold a prompt and its longest response"
         )
-    # Rows are filled one after the other, so each but the last holds at least so many responses.
-    fewest = data.token_budget // longest
-    needed = -(-stage.mini_batch * stage.group // fewest)
+    # Rows are filled one after the other, so each but the last holds at least so many responses. What tiles have to say
+    # about that is known with the prompts (`Rollouts`).
+    needed = -(-stage.mini_batch * stage.group // (data.token_budget // longest))
     if config.run.rows < needed:
         raise InputError(
             f"run.rows is {config.run.rows}, but {stage.mini_batch} x {stage.group} responses of the longest kind fill "

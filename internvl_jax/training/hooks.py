@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -65,7 +66,8 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """What matters, by step: a bar on a terminal; elsewhere a table, whose header comes again every so often.
+    """What matters, by step: a table, whose header comes again every so often; on a terminal as many of its columns as
+    fit, above a bar.
 
     Args:
       step: steps taken so far.
@@ -80,16 +82,24 @@ class Progress:
     def show(self, metrics: dict[str, Any]) -> None:
         """`metrics` of the step just logged."""
         shown = {name: _brief(metrics[name]) for name in self._columns if metrics.get(name) is not None}
-        if self._bar is not None:
-            self._bar.set_postfix(shown)
-            self._bar.update(metrics["step"] - self._bar.n)
-            return
         cells = {"step": f"{metrics['step']}/{self._steps}", **shown}
         widths = [max(len(name), _WIDEST) for name in cells]
         if self._lines % _HEADER_EVERY == 0:
-            _print_row(cells, widths)
+            self._print(cells, widths)
         self._lines += 1
-        _print_row(cells.values(), widths)
+        self._print(cells.values(), widths)
+        if self._bar is not None:
+            self._bar.update(metrics["step"] - self._bar.n)
+
+    def _print(self, cells: Iterable[str], widths: Sequence[int]) -> None:
+        line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+            return
+        columns = shutil.get_terminal_size().columns
+        if len(line) > columns:
+            line = line[:columns].rpartition("  ")[0]
+        self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -98,11 +108,6 @@ class Progress:
 
 def _brief(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else str(value)
-
-
-def _print_row(cells: Iterable[str], widths: Sequence[int]) -> None:
-    line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-    print(line, file=sys.stderr, flush=True)
 
 
 class Picture:

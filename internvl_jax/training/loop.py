@@ -39,9 +39,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
       InputError: a config, data or workdir that can't be used; a loss that stays non-finite.
     """
     config, processor = setup.prepare(config)
-    for line in setup.describe(config):
-        _LOG.info(line)
     program = build(config)
+    for line in setup.describe(config, program.mesh):
+        _LOG.info(line)
     source = open_source(config, program, processor)
     workdir = setup.claim_workdir(config, processor)
     with Checkpoints(config.run) as checkpoints:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -50,16 +51,22 @@ class PreferenceRows:
                 "cost next to nothing where run.micro_batches keeps them apart) or lower stage.pairs"
             )
         self._batches: Any = None
-        self._table_N2 = np.zeros((0, 2), np.float32)
+        self._table_N2, self._path = np.zeros((0, 2), np.float32), pathlib.Path()
 
     def start(self, position: Any) -> None:
-        self._table_N2 = reference_table(self._config, self._program, self._pipeline)
+        self._path = table_path(self._config, self._pipeline)
+        self._table_N2 = reference_table(self._path, self._config, self._program, self._pipeline)
         self._batches = _pairs(self._config, self._pipeline, position)
 
     def take(self, state: TrainState) -> Pairs:
         rows = next(self._batches)
         responses_BS = np.broadcast_to(np.arange(rows.samples_BS.shape[1]) % 2, rows.samples_BS.shape)
         reference_BS = np.where(rows.samples_BS >= 0, self._table_N2[rows.samples_BS, responses_BS], 0)
+        if len(unread := rows.samples_BS[np.isnan(reference_BS)]):
+            raise InputError(
+                f"{self._pipeline.corpus.name(int(unread[0]))} can be read now, but could not when the reference's "
+                f"log-probabilities were computed; remove {self._path} to compute them again"
+            )
         return Pairs(rows, reference_BS.astype(np.float32))
 
     def position(self) -> Any:
@@ -72,25 +79,30 @@ class PreferenceRows:
         self._batches.close()
 
 
-def reference_table(config: TrainConfig, program: Program, pipeline: Pipeline) -> np.ndarray:
-    """float32 [N, 2]: the reference's log-probability of the chosen and of the rejected response of every sample; NaN
-    where a sample could not be loaded. Read from the cache, or computed and put there.
-    """
-    source = config.stage.reference or config.run.init_from
+def table_path(config: TrainConfig, pipeline: Pipeline) -> pathlib.Path:
+    """Where the reference's log-probabilities of these pairs are kept."""
     folder = pathlib.Path(config.stage.cache_dir or pathlib.Path(config.run.workdir) / "reference")
-    path = folder / f"reference-{_key(source, pipeline, config.run.dtype)}.npz"
-    partial = path.with_suffix(".partial.npz")
+    source = config.stage.reference or config.run.init_from
+    return folder / f"reference-{_key(source, pipeline, config.run.dtype)}.npz"
+
+
+def reference_table(path: pathlib.Path, config: TrainConfig, program: Program, pipeline: Pipeline) -> np.ndarray:
+    """float32 [N, 2]: the reference's log-probability of the chosen and of the rejected response of every sample that
+    the run meets; NaN where one could not be loaded. Read from the cache as far as it goes, or computed and put there.
+    """
+    epoch = pipeline.plan.rows(0)
+    pairs, size = min(epoch, config.run.steps * config.stage.pairs), config.stage.pairs
     table_N2, done = np.full((len(pipeline.tokens_N), 2), np.nan, np.float32), 0
     if path.exists():
-        return np.load(path)["table"]
-    if partial.exists():
-        saved = np.load(partial)
-        if str(saved["order"]) == pipeline.fingerprint:  # else the pairs were read in another order
+        saved = np.load(path)
+        # A whole epoch serves every order of the pairs, a part of it the order that it was read in.
+        if int(saved["done"]) >= epoch or str(saved["order"]) == pipeline.fingerprint:
             table_N2, done = saved["table"], int(saved["done"])
+    if done >= pairs:
+        return table_N2
     everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
-    score = make_scorer(program, config.run.micro_batches, config.run.logprob_chunk)
-    params = setup.read_initial(config, source, program.abstract.params)
-    pairs, size = pipeline.plan.rows(0), config.stage.pairs
+    score = make_scorer(program, program.graphdef, config.run.micro_batches, config.run.logprob_chunk)
+    params = setup.read_initial(config, config.stage.reference or config.run.init_from, program.abstract.params)
     position = {"rows": done, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint}
     batches = _pairs(config, pipeline, position)
     saved_at = time.monotonic()
@@ -103,13 +115,11 @@ def reference_table(config: TrainConfig, program: Program, pipeline: Pipeline) -
             done += size
             if time.monotonic() - saved_at > _SAVE_SECONDS:
                 _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
-                _save(partial, table=table_N2, order=pipeline.fingerprint, done=done)
+                _save(path, table=table_N2, order=pipeline.fingerprint, done=done)
                 saved_at = time.monotonic()
     finally:
         batches.close()
-    _save(path, table=table_N2)
-    if jax.process_index() == 0:
-        partial.unlink(missing_ok=True)
+    _save(path, table=table_N2, order=pipeline.fingerprint, done=done)
     return table_N2
 
 
@@ -140,7 +150,7 @@ def _save(path: pathlib.Path, **arrays: Any) -> None:
     if jax.process_index() != 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    # Runs may share the folder.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
+    os.replace(file.name, path)

@@ -59,6 +59,21 @@ class Layout:
                 yield b, numbers
 
 
+def most_rows(prompts: int, group: int, longest: int, tiles: int, token_budget: int, tile_budget: int) -> int:
+    """Rows that groups of responses to so many prompts fill at most, however long they turn out.
+
+    A row that ends where tokens do holds `fit` responses or more; one that ends where tiles do has begun `shown`
+    prompts, and all but the first of these are there with their whole group.
+
+    Args:
+      longest: tokens of a prompt with its response, at most.
+      tiles: of a prompt, at most.
+    """
+    fit = token_budget // longest
+    shown = tile_budget // tiles if tiles else prompts
+    return min(-(-prompts * group // min(fit, 1 + (shown - 1) * group)), prompts * -(-group // fit))
+
+
 def lay_out(
     prompts: Sequence[ChatInputs],
     responses: Sequence[Sequence[np.ndarray]],

@@ -10,6 +10,7 @@
 
 import dataclasses
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -35,10 +36,10 @@ from internvl_jax.inference.text import TextStream
 from internvl_jax.losses import gspo
 from internvl_jax.sharding.state import Params
 from internvl_jax.training import setup
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.training.config import GspoConfig, TrainConfig
 from internvl_jax.training.objectives.gspo import RolloutBatch
 from internvl_jax.training.program import Program
-from internvl_jax.training.responses import Layout, lay_out
+from internvl_jax.training.responses import Layout, lay_out, most_rows
 from internvl_jax.training.rounds import Group, Round, figures, read_round, write_round
 from internvl_jax.training.score import make_scorer
 from internvl_jax.training.state import TrainState
@@ -57,9 +58,13 @@ class Rollouts:
         prompts = open_prompts(data.meta)
         accuracies = read_accuracies(stage.accuracies) if stage.accuracies else None
         bounds = (stage.lowest_accuracy, stage.highest_accuracy)
-        screened = screen(prompts, processor, stage.max_prompt_tokens, accuracies, bounds)
+        screened = screen(
+            prompts, processor, stage.max_prompt_tokens, accuracies, bounds, data.tile_budget, answered=True
+        )
         self._skipped = Skipped(data.max_skipped)
         self._skipped.extend(screened.broken.values())
+        self._check_rows(screened.most_tiles)
+        self._digest = screened.digest
         self._stream = PromptStream(prompts, screened.numbers, run.seed)
         image = processor.image_config
         self._layout = RowConfig(
@@ -73,18 +78,23 @@ class Rollouts:
         )
         self._graders = Graders(stage.reward, stage.grader_seconds, stage.grader_workers)
         on_one = program.mesh.size == 1
+        # Whole numbers of rows a device, whatever their number.
+        spread = math.prod(program.mesh.shape[axis] for axis in program.rules.batch)
+        doublings = range(max(256, stage.sample_prompts, spread).bit_length())
+        rows = tuple(spread << n for n in doublings if spread << n <= max(256, stage.sample_prompts, spread))
         self._sampler = Sampler(
             config.model,
             jnp.dtype(run.dtype),
             Vocabulary.of(processor),
-            dataclasses.replace(Ladders(), slots=(stage.max_new_tokens,)),
+            dataclasses.replace(Ladders(), rows=rows, slots=(stage.max_new_tokens,)),
             None if on_one else program.mesh,
             None if on_one else program.rules,
             routes=stage.routes != "ignore",
         )
         # A Flash model's language is trained at full resolution; its router comes after.
         self._thresholds = MODEL_THRESHOLDS if config.model.flash is None else Thresholds(relative=1.0)
-        self._score = make_scorer(program, run.micro_batches, run.logprob_chunk)
+        self._score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
+        self._score_reference = make_scorer(program, program.reference_graphdef, run.micro_batches, run.logprob_chunk)
         self._reference: Params | None = None
         self._folder = pathlib.Path(run.workdir) / FOLDER
         self._round: Round | None = None
@@ -100,10 +110,10 @@ class Rollouts:
             self._reference = setup.read_reference(self._config, self._program.abstract.params)
         if position is None:
             return
-        if position["prompts"] != len(self._stream):
+        if position["prompts"] != self._digest:
             raise InputError(
-                f"the saved data position belongs to {position['prompts']} prompts, but {self._config.data.meta} and "
-                f"the filters leave {len(self._stream)}; restore them or start a new run"
+                f"the saved data position belongs to other prompts than the {len(self._stream)} that "
+                f"{self._config.data.meta} and the filters leave; restore them or start a new run"
             )
         self._next_round, self._consumed, self._used = (position[name] for name in ("round", "consumed", "used"))
         if self._used:
@@ -115,22 +125,16 @@ class Rollouts:
             self._round = None  # let go of the old one first
             self._round = self._collect(state.params)
             self._consumed, self._next_round, self._used = self._round.consumed, self._next_round + 1, 0
-        groups = self._round.groups[self._used * stage.mini_batch :][: stage.mini_batch]
+        groups = self._learned(self._round.groups[self._used * stage.mini_batch :][: stage.mini_batch])
         self._used += 1
         layout = self._lay_out(groups)
-        rewards_PG = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
-        advantages_PG = np.asarray(gspo.advantages(rewards_PG))
-        keep_PG = np.ones(rewards_PG.shape, bool)
-        if stage.mask_overlong:
-            keep_PG &= np.array([group.finished for group in groups])
-        if stage.zero_variance == "drop":
-            keep_PG &= np.array([group.varied for group in groups])[:, None]
+        advantages, keep = _advantages(groups, stage)
         flat = lambda name: [values for group in groups for values in getattr(group, name)]
         batch = RolloutBatch(
             layout.rows,
             layout.place(flat("old")),
-            layout.spread(advantages_PG.reshape(-1).astype(np.float32)),
-            layout.spread(keep_PG.reshape(-1)),
+            layout.spread(advantages),
+            layout.spread(keep),
             layout.place(flat("reference")) if stage.kl else None,
             layout.place_routes(flat("routes")) if stage.routes != "ignore" else None,
         )
@@ -142,7 +146,7 @@ class Rollouts:
 
     def position(self) -> Any:
         return {
-            "prompts": len(self._stream),
+            "prompts": self._digest,
             "round": self._next_round,
             "consumed": self._consumed,
             "used": 0 if self._used == self._steps else self._used,
@@ -170,9 +174,9 @@ class Rollouts:
         groups = varied + equal[: stage.prompts - len(varied)]
         seconds["sampling"] = time.perf_counter() - started - seconds["grading"]
         started = time.perf_counter()
-        self._score_groups(groups, params, "old")
+        self._score_groups(groups, self._score, params, "old")
         if self._reference is not None:
-            self._score_groups(groups, self._reference, "reference")
+            self._score_groups(groups, self._score_reference, self._reference, "reference")
         seconds["scoring"] = time.perf_counter() - started
         notes = figures(groups) | {"resampled": float(drawn - len(groups))}
         notes |= {f"{name}_seconds": value for name, value in seconds.items()}
@@ -191,8 +195,6 @@ class Rollouts:
                 consumed += 1
                 try:
                     prompt = self._stream.prompts[number]
-                    if not prompt.answer:
-                        raise InputError(f"{prompt.name} has no answer to grade with; add one or remove the line")
                     chunk.append((consumed, number, prompt, encode(prompt, self._processor)))
                 except InputError as error:
                     self._skipped.extend([str(error)])
@@ -237,22 +239,39 @@ class Rollouts:
             scores = [Score(*row[:3].tolist(), error="see process 0" if row[3] else None) for row in table]
         return [scores[start : start + group] for start in range(0, len(scores), group)]
 
+    def _learned(self, groups: list[Group]) -> list[Group]:
+        """Those that take rows: all, or those that something can be learned from; one at least."""
+        if self._stage.zero_variance != "drop":
+            return groups
+        return [group for group in groups if group.varied] or groups[:1]
+
     def _lay_out(self, groups: Sequence[Group]) -> Layout:
         prompts = [encode(self._stream.prompts[group.number], self._processor) for group in groups]
         run = self._config.run
         return lay_out(prompts, [group.tokens for group in groups], self._layout, run.rows, run.micro_batches)
 
-    def _score_groups(self, groups: list[Group], params: Params, name: str) -> None:
+    def _check_rows(self, most_tiles: int) -> None:
+        stage, run, data = self._stage, self._config.run, self._config.data
+        longest = stage.max_prompt_tokens + stage.max_new_tokens
+        needed = most_rows(stage.mini_batch, stage.group, longest, most_tiles, data.token_budget, data.tile_budget)
+        if needed > run.rows:
+            raise InputError(
+                f"{stage.mini_batch} x {stage.group} responses about up to {most_tiles} tiles may fill {needed} rows "
+                f"of {data.token_budget} tokens and {data.tile_budget} tiles, but run.rows is {run.rows}; raise "
+                "data.tile_budget or run.rows"
+            )
+
+    def _score_groups(self, groups: list[Group], score: Any, params: Params, name: str) -> None:
         """Fills in log-probabilities, in the very rows that steps will take."""
         run, share = self._config.run, self._config.run.rows // jax.process_count()
         for start in range(0, len(groups), self._stage.mini_batch):
-            part = groups[start : start + self._stage.mini_batch]
+            part = self._learned(groups[start : start + self._stage.mini_batch])
             layout = self._lay_out(part)
             routes = None
             if self._stage.routes == "replay":
                 routes = layout.place_routes([each for group in part for each in group.routes])
             mine = _rows((layout.rows, routes), run.rows, jax.process_index() * share, share)
-            found = iter(layout.pick(np.asarray(self._score(params, *self._program.place(mine)))))
+            found = iter(layout.pick(np.asarray(score(params, *self._program.place(mine)))))
             for group in part:
                 setattr(group, name, [next(found) for _ in group.tokens])
 
@@ -260,6 +279,21 @@ class Rollouts:
         """So many of the last rollout batches may a kept checkpoint need."""
         run = self._config.run
         return run.keep_last * run.save_every // self._steps + 2
+
+
+def _advantages(groups: Sequence[Group], stage: GspoConfig) -> tuple[np.ndarray, np.ndarray]:
+    """float32 and bool `[responses]`: the advantage of every response, and whether the loss counts it.
+
+    One that could not be graded is in no mean and no loss, nor is one that is left alone by that.
+    """
+    rewards_PG = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
+    graded_PG = np.array([[score.error is None for score in group.scores] for group in groups])
+    keep_PG = graded_PG & (graded_PG.sum(axis=1) > min(1, stage.group - 1))[:, None]
+    if stage.mask_overlong:
+        keep_PG &= np.array([group.finished for group in groups])
+    if stage.zero_variance == "drop":
+        keep_PG &= np.array([group.varied for group in groups])[:, None]
+    return np.asarray(gspo.advantages(rewards_PG, graded_PG)).reshape(-1), keep_PG.reshape(-1)
 
 
 def _rows(batch: Any, rows: int, first: int, count: int) -> Any:
@@ -276,5 +310,4 @@ def _as_products(params: Params, dtype: str) -> Params:
     """Weights in the dtype that products take them in, once and not at every token; a router's stay exact."""
     if dtype == "float32":
         return params
-    cast = lambda path: path.endswith(".weight") and ".router." not in path
-    return {path: leaf.astype(dtype) if cast(path) else leaf for path, leaf in params.items()}
+    return {path: leaf.astype(dtype) if setup.in_products(path) else leaf for path, leaf in params.items()}

@@ -22,7 +22,7 @@ class Group:
       number: of the prompt in its data.
       tokens: int32 of every response.
       sampled: float32, the sampler's log-probabilities of them.
-      old: float32, the trainer's.
+      old: float32, the trainer's; none in a group that no step learns from.
       texts: of the responses, thinking included.
       scores: of the responses.
       finished: False where a response was cut.
@@ -42,8 +42,8 @@ class Group:
 
     @property
     def varied(self) -> bool:
-        """Whether rewards differ: otherwise every advantage is 0."""
-        return len({score.reward for score in self.scores}) > 1
+        """Whether the rewards of the responses that could be graded differ: otherwise every advantage is 0."""
+        return len({score.reward for score in self.scores if score.error is None}) > 1
 
 
 @dataclasses.dataclass
@@ -63,25 +63,25 @@ class Round:
     notes: dict[str, float]
 
 
-_LOGPROBS = (lambda group: group.sampled, lambda group: group.old)
-
-
 def figures(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the responses of a rollout batch."""
+    """Means over the responses of a rollout batch; rewards over those that could be graded, log-probabilities over
+    those of groups that steps learn from.
+    """
     scores = [score for group in groups for score in group.scores]
+    graded = [score for score in scores if score.error is None]
     lengths = [len(tokens) for group in groups for tokens in group.tokens]
-    sampled, old = (np.concatenate([part for group in groups for part in parts(group)]) for parts in _LOGPROBS)
-    difference = np.abs(sampled - old)
-    mean = lambda values: float(np.mean(list(values)))
+    pairs = [pair for group in groups if group.old for pair in zip(group.sampled, group.old, strict=True)]
+    difference = np.abs(np.concatenate([sampled - old for sampled, old in pairs] or [np.zeros(1, np.float32)]))
+    mean = lambda values: float(np.mean(list(values) or [0.0]))
     return {
-        "reward": mean(score.reward for score in scores),
-        "accuracy": mean(score.accuracy for score in scores),
-        "format": mean(score.format for score in scores),
+        "reward": mean(score.reward for score in graded),
+        "accuracy": mean(score.accuracy for score in graded),
+        "format": mean(score.format for score in graded),
         "response_tokens": mean(lengths),
         "longest_response": float(max(lengths)),
         "truncated": mean(not finished for group in groups for finished in group.finished),
         "zero_advantage": mean(not group.varied for group in groups),
-        "grader_errors": float(sum(score.error is not None for score in scores)),
+        "grader_errors": float(len(scores) - len(graded)),
         "sampler_difference": float(np.mean(difference)),
         "max_sampler_difference": float(np.max(difference)),
     }
@@ -103,7 +103,8 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
     _replace(folder / f"{made.number:06d}.jsonl", ("\n".join(lines) + "\n").encode())
     temporary = folder / f"{made.number:06d}.tmp"
     groups = made.groups
-    flat = lambda name, dtype: np.array([v for group in groups for part in getattr(group, name) for v in part], dtype)
+    flat = lambda parts, dtype: np.concatenate([*(part for group in groups for part in parts(group)), []]).astype(dtype)
+    zeros = lambda group: [np.zeros(len(tokens)) for tokens in group.tokens]
     with temporary.open("wb") as file:
         np.savez(
             file,
@@ -111,10 +112,10 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
             notes=json.dumps(made.notes),
             numbers=[group.number for group in groups],
             lengths=[[len(tokens) for tokens in group.tokens] for group in groups],
-            tokens=flat("tokens", np.int32),
-            old=flat("old", np.float32),
-            reference=flat("reference", np.float32),
-            scores=[[score[:3] for score in group.scores] for group in groups],
+            tokens=flat(lambda group: group.tokens, np.int32),
+            old=flat(lambda group: group.old or zeros(group), np.float32),
+            reference=flat(lambda group: group.reference or zeros(group), np.float32),
+            scores=[[(*score[:3], score.error is not None) for score in group.scores] for group in groups],
             finished=[group.finished for group in groups],
             **_routes(groups),
         )
@@ -145,12 +146,11 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
     if "routes" in stored:
         routes = np.split(stored["routes"], np.cumsum(stored["route_lengths"])[:-1])
     ends = np.cumsum(stored["lengths"].reshape(-1))[:-1]
-    split = lambda name: np.split(stored[name], ends) if len(stored[name]) else [stored[name]] * (len(ends) + 1)
-    tokens, old, reference = split("tokens"), split("old"), split("reference")
+    tokens, old, reference = (np.split(stored[name], ends) for name in ("tokens", "old", "reference"))
     size = stored["lengths"].shape[1]
     for p, prompt in enumerate(stored["numbers"].tolist()):
         mine = slice(p * size, (p + 1) * size)
-        scores = [Score(*row.tolist()) for row in stored["scores"][p]]
+        scores = [Score(*row[:3].tolist(), "see the log" if row[3] else None) for row in stored["scores"][p]]
         finished = stored["finished"][p].tolist()
         groups.append(Group(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine]))
     return Round(number, int(stored["consumed"]), groups, json.loads(str(stored["notes"])))

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,15 +16,18 @@ from internvl_jax.training.program import Program
 from internvl_jax.training.step import num_filled, split_rows
 
 
-def make_scorer(program: Program, micro_batches: int, logprob_chunk: int) -> Any:
+def make_scorer(program: Program, graphdef: nnx.GraphDef, micro_batches: int, logprob_chunk: int) -> Any:
     """A jitted function (params, rows of several texts, experts to replay or None) -> float32 [B, T] log-probabilities
     of the targets, whole on every device; the rows are taken in as many parts as a step takes them, and empty parts at
     the end left out.
+
+    Args:
+      graphdef: of the program's model or of its references, whichever the parameters are of.
     """
 
     def score(params, rows: Batch, routes_BTLK=None):
         def part(rows, routes_BTLK):
-            model = sharding.bind(program.graphdef, params)
+            model = sharding.bind(graphdef, params)
             hidden_BTD = read_rows(model, rows, routes_BTLK=routes_BTLK).hidden_BTD
             return token_logprobs(hidden_BTD, model.lm.head_VD, rows.targets_BT, logprob_chunk)
 

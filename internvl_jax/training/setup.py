@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from internvl_jax.data.chat import get_template
 from internvl_jax.data.pipeline import PipelineConfig
@@ -22,7 +23,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.models import FLASH_PARTS
 from internvl_jax.sharding.params_io import locate, read_params
 from internvl_jax.sharding.state import Params
-from internvl_jax.training.config import TrainConfig, check, differences, identity
+from internvl_jax.training.config import GspoConfig, MpoConfig, TrainConfig, check, differences, identity
 
 RUN_CONFIG = "run.json"
 _LOG = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
     tokenizer = Tokenizer.load(data.tokenizer or config.run.init_from)
     if tokenizer.vocab_size > model.text.vocab:
         raise InputError(
-            f"the tokenizer in {data.tokenizer} has {tokenizer.vocab_size} tokens but the model only "
-            f"{model.text.vocab} rows; give the tokenizer that belongs to the model"
+            f"the tokenizer in {data.tokenizer or config.run.init_from} has {tokenizer.vocab_size} tokens but the "
+            f"model only {model.text.vocab} rows; give the tokenizer that belongs to the model"
         )
     # The id is the tokenizer's to say: it differs between families.
     config.model = dataclasses.replace(model, image_token_id=tokenizer.image_context)
@@ -53,8 +54,11 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
     return config, Processor(image, tokenizer, get_template(data.template))
 
 
-def describe(config: TrainConfig) -> list[str]:
-    """Every setting of a run as it was resolved, a section a line; of the model what decides its size."""
+def describe(config: TrainConfig, mesh: Mesh) -> list[str]:
+    """Every setting of a run as it was resolved, a section a line, and what follows from them: the size of a step, of
+    a rollout batch, of the run; of the model what decides its size.
+    """
+    run, data, stage = config.run, config.data, config.stage
     sections = {name: getattr(config, name) for name in ("stage", "data", "optim", "run")}
     lines = [f"objective: {config.objective}"]
     for name, section in sections.items():
@@ -63,7 +67,20 @@ def describe(config: TrainConfig) -> list[str]:
             lines.append(f"{name}: {values}")
     vision, text = config.model.vision, config.model.text
     sizes = f"vision {vision.layers} x {vision.width}, language {text.layers} x {text.width}, {text.family}"
-    return [*lines, f"model: {sizes}; a step has {config.run.rows} rows of {config.data.token_budget} tokens"]
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    step = f"step: {run.rows} rows of {data.token_budget} tokens in {run.micro_batches} micro-batches, on {axes}"
+    tokens = (
+        f"at most {run.rows * data.token_budget:,} tokens a step, {run.steps * run.rows * data.token_budget:,} in all"
+    )
+    lines += [f"model: {sizes}", f"{step}; {tokens}"]
+    if isinstance(stage, GspoConfig):
+        responses, steps = stage.prompts * stage.group, stage.prompts // stage.mini_batch
+        lines.append(f"rollouts: {responses:,} responses a batch, used up in {steps} steps of {responses // steps:,}")
+    elif isinstance(stage, MpoConfig):
+        lines.append(f"pairs: {stage.pairs:,} a step, {run.steps * stage.pairs:,} in all")
+    if stage is not None and hasattr(stage, "reference"):
+        lines.append(f"reference: {stage.reference or run.init_from}")
+    return lines
 
 
 def pipeline_config(config: TrainConfig, kind: str = "conversations") -> PipelineConfig:
@@ -141,13 +158,18 @@ def read_initial(
     return params
 
 
+def in_products(path: str) -> bool:
+    """Whether a parameter meets activations in a product of the run's dtype; a router's stay exact."""
+    return path.endswith(".weight") and ".router." not in path
+
+
 def read_reference(config: TrainConfig, abstract: Params) -> Params:
-    """The frozen reference of a stage, in the dtype of the run's products: it is never updated. It sees every tile at
-    full resolution, so what a Flash model has besides its base is not read.
+    """The frozen reference of a stage, its weights in the dtype of the run's products: it is never updated. It sees
+    every tile at full resolution, so what a Flash model has besides its base is not read.
     """
     dtype = jnp.dtype(config.run.dtype)
     abstract = {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype if in_products(path) else leaf.dtype, sharding=leaf.sharding)
         for path, leaf in abstract.items()
         if not re.search(FLASH_PARTS, path)
     }

@@ -44,6 +44,7 @@ FLASH = {  # router, compressed branch, whole model
 TINY = ("tiny", "tiny-moe")
 NAMES = [*PUBLISHED, *(f"{size}-flash" for size in FLASH), *TINY]
 FOLDER = pathlib.Path(configs.experiments.__file__).parent
+TRAINS_EXPERTS = ("cpt", "sft", "mpo", "consistency")  # with a load-balancing loss
 STAGES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
 
@@ -89,14 +90,41 @@ def test_every_stage_builds_for_every_size(stage, size):
     if config.stage is not None:
         config.run.init_from = config.stage.reference = "m"
     check(config)
-    assert (config.run.balance > 0) == (config.model.text.moe is not None and stage != "router")
+    assert (config.run.balance > 0) == (config.model.text.moe is not None and stage in TRAINS_EXPERTS)
     assert (config.model.flash is not None) == (size.endswith("-flash") or stage in ("consistency", "router"))
     paths = abstract(lambda rngs: InternVL(config.model, rngs))[1]
     check_idle(assign(paths, config.optim.groups), make_objective(config).idle, stage)
 
 
 def test_stages_are_found():
-    assert set(STAGES) == {"cpt", "sft", "mpo", "gspo", "consistency", "router"}
+    assert set(STAGES) == {"warmup", "cpt", "sft", "mpo", "gspo", "consistency", "router"}
+
+
+# Of the released scripts: steps, rows or pairs or prompts of a step, learning rate, decay, warm-up, schedule, clipping.
+RELEASED = {
+    ("warmup", "20b-a4b"): (5000, 256, 1e-3, 0.05, 0.01, "cosine", 1.0),
+    ("cpt", "20b-a4b"): (15000, 512, 2e-5, 0.05, 0.03, "cosine", 1.0),
+    ("sft", "1b"): (8000, 512, 8e-5, 0.05, 0.03, "cosine", 1.0),
+    ("sft", "241b-a28b"): (8000, 512, 2e-5, 0.05, 0.03, "cosine", 1.0),
+    ("mpo", "8b"): (781, 256, 2e-7, 0.05, 0.03, "cosine", 1.0),
+    ("gspo", "38b"): (2176, 32, 1e-6, 0.01, 0.0, "constant", 1.0),
+    ("gspo", "241b-a28b"): (2184, 64, 8e-7, 0.01, 0.0, "constant", 0.5),
+}
+
+
+@pytest.mark.parametrize(("stage", "size"), RELEASED)
+def test_released_values(stage, size):
+    config = importlib.import_module(f"configs.experiments.{stage}").get_config(size)
+    batch = {"mpo": "pairs", "gspo": "mini_batch"}.get(stage)
+    size_of_step = getattr(config.stage, batch) if batch else config.run.rows
+    optim = config.optim
+    rates = optim.learning_rate, optim.weight_decay, optim.warmup_ratio, optim.schedule, optim.clip_norm
+    assert (config.run.steps, size_of_step, *rates) == RELEASED[stage, size]
+    assert (optim.beta1, optim.beta2, optim.eps) == (0.9, 0.999, 1e-8)
+    assert config.model.vision.drop_path == {"1b": 0.0, "38b": 0.4, "241b-a28b": 0.4}.get(size, 0.1)
+    frozen = assign(abstract(lambda rngs: InternVL(config.model, rngs))[1], optim.groups)
+    trained = {path.split(".")[0] for path, group in frozen.items() if not group.frozen}
+    assert trained == {"warmup": {"projector"}, "gspo": {"projector", "lm"}}.get(stage, {"vit", "projector", "lm"})
 
 
 @pytest.mark.parametrize("name", ["9b", "8B", ""])

@@ -205,6 +205,13 @@ def gspo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConf
     return made
 
 
+def gspo_within_config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> TrainConfig:
+    """As `gspo_config`, 4 steps of a prompt each a rollout batch: every other checkpoint stands within one."""
+    made = gspo_config(folder, workdir, **run)
+    made.stage.mini_batch = 1
+    return made
+
+
 # Released routers have 16 heads.
 BASE = dataclasses.replace(MODEL, vision=dataclasses.replace(MODEL.vision, width=32, heads=4))
 FLASH = dataclasses.replace(BASE, flash=FlashConfig(0.0, 0.5, heads=16, dropout=0.0))

@@ -72,7 +72,7 @@ def boards(tmp_path_factory):
     ("folder", "stage"),
     [
         ("start", "config"),
-        ("start", "gspo_config"),
+        ("start", "gspo_within_config"),
         ("boards", "consistency_config"),
         ("boards", "router_config"),
     ],
@@ -80,23 +80,21 @@ def boards(tmp_path_factory):
 def test_sigkill_at_random_moments_changes_nothing(request, tmp_path, folder, stage):
     """Parameters, optimizer and the loss of every step are bit-identical to a run that nobody killed."""
     data, steps, kills = request.getfixturevalue(folder), 24, int(os.environ.get("INTERNVL_JAX_KILLS", "2"))
-    started = time.monotonic()
     with process(data, tmp_path / "whole", steps, stage) as whole:
         assert whole.wait(300) == 0
-    length = time.monotonic() - started
-    rng = random.Random(7)
-    killed = 0
-    for _ in range(kills):
+    rng, within = random.Random(7), 0
+    for kill in range(kills):
+        # Further on each time, and at any moment of a step or a save.
+        reached = (kill + rng.random()) * (steps - 2) / kills
         with process(data, tmp_path / "killed", steps, stage) as run:
-            run.stdout.readline()
-            try:
-                run.wait(rng.uniform(0.2, 1.0) * length)
-            except subprocess.TimeoutExpired:
-                run.send_signal(signal.SIGKILL)
-                killed += 1
+            while max(losses(tmp_path / "killed"), default=0) < reached and run.poll() is None:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05))
+            run.send_signal(signal.SIGKILL)
+        within += 0 < max(losses(tmp_path / "killed")) < steps
+    assert within
     with process(data, tmp_path / "killed", steps, stage) as last:
         assert last.wait(300) == 0
-    assert killed
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == steps
     for (path, ours), (_, theirs) in zip(stored(tmp_path / "killed"), stored(tmp_path / "whole"), strict=True):

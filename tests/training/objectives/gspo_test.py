@@ -7,24 +7,29 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from internvl_jax.data.batch import RowConfig
 from internvl_jax.data.processor import ChatInputs
+from internvl_jax.data.prompts import open_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
-from internvl_jax.training import build, hooks, setup, train
+from internvl_jax.models import FLASH_PARTS
+from internvl_jax.training import Group, build, hooks, rollouts, setup, train
 from internvl_jax.training.config import check
+from internvl_jax.training.objectives.gspo import Gspo
 from internvl_jax.training.responses import lay_out
 from internvl_jax.training.rollouts import Rollouts
+from internvl_jax.training.rounds import read_round
 from tests.training import toy
 
 MODELS = {"dense": toy.MODEL, "moe": toy.MOE, "gpt_oss": toy.GPT_OSS}
 
 
-def begin(config):
+def begin(config, devices=None):
     """(program, source, state) of a run at its first step."""
     config, processor = setup.prepare(config)
-    program = build(config)
+    program = build(config, devices)
     source = Rollouts(config, program, processor)
     source.start(None)
     params = setup.read_initial(config, config.run.init_from, program.abstract.params)
@@ -76,9 +81,9 @@ def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
 
 @pytest.fixture(scope="module")
 def sampled(start, tmp_path_factory):
-    """Configs, responses of one rollout batch and what a step makes of them, on one row layout."""
-    config = toy.gspo_config(start, tmp_path_factory.mktemp("gspo") / "w", mesh="data=8", rows=32)
-    program, source, state = begin(config)
+    """Config, responses of one rollout batch, and what a step on one device makes of them."""
+    config = toy.gspo_config(start, tmp_path_factory.mktemp("gspo") / "w", mesh="fsdp=1", rows=32)
+    program, source, state = begin(config, jax.devices()[:1])
     batch = source.take(state)
     rng = np.random.default_rng(0)  # an older policy, so that ratios differ
     batch = batch._replace(old_BT=batch.old_BT + rng.normal(0, 0.4, batch.old_BT.shape).astype(np.float32))
@@ -111,7 +116,7 @@ def test_packed_responses_equal_responses_alone(sampled):
     config, source, batch, (expected, _) = sampled
     packed = int(np.max(batch.rows.segments_BT))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, token_budget=70))
-    program, other, state = begin(config)
+    program, other, state = begin(config, jax.devices()[:1])
     groups = source._round.groups[: config.stage.mini_batch]
     layouts = [maker._lay_out(groups) for maker in (source, other)]
     assert packed > 1 == int(np.max(layouts[1].rows.segments_BT))
@@ -192,6 +197,65 @@ def test_groups_of_equal_rewards(start, tmp_path):
         assert source.position()["consumed"] == (12 if choice == "resample" else 4)
 
 
+def picky(response, truth):
+    return constant(response, truth) if truth == "red" else toy.vowels(response, truth)
+
+
+def test_groups_of_equal_rewards_among_others(start, tmp_path):
+    """Dropped they take no rows, and the gradient is that of the others; resampled, other prompts take their place."""
+    found, config = {}, toy.gspo_config(start, tmp_path / "w", mesh="data=8")
+    config.stage.reward, config.stage.mini_batch, config.run.rows = f"{__name__}:picky", 4, 16
+    for choice in ("keep", "drop", "resample"):
+        config.stage.zero_variance = choice
+        program, source, state = begin(config)
+        batch = source.take(state)
+        assert [len(group.old) for group in source._round.groups] == [
+            4 if group.varied or choice != "drop" else 0 for group in source._round.groups
+        ]
+        _, metrics = program.step(state, program.place(batch))
+        found[choice] = source._round.groups, batch, metrics, source.notes()
+    groups, batch, metrics, notes = found["keep"]
+    varied = sum(group.varied for group in groups)
+    assert 0 < varied < 4 and notes["zero_advantage"] == 1 - varied / 4
+    _, dropped, theirs, others = found["drop"]
+    assert batch.keep_BS.sum() == (batch.rows.samples_BS >= 0).sum() == 16
+    assert dropped.keep_BS.sum() == (dropped.rows.samples_BS >= 0).sum() == 4 * varied
+    np.testing.assert_allclose(theirs["grad_norm"] * varied, metrics["grad_norm"] * 4, rtol=1e-4)
+    assert {name: others[name] for name in ("reward", "zero_advantage")} == {
+        name: notes[name] for name in ("reward", "zero_advantage")
+    }
+    groups, *_, notes = found["resample"]
+    assert len(groups) == 4 and all(group.varied for group in groups)
+    assert notes["resampled"] >= 4 - varied and notes["zero_advantage"] == 0
+
+
+def partly(response, truth):
+    if len(response) % 3 == 0:
+        raise ValueError("three")
+    return Score(float(len(response) % 2), 0.0, 0.0)
+
+
+def test_a_response_that_could_not_be_graded_is_left_out_of_its_group(start, tmp_path):
+    """Also where a run goes on from a rollout batch that was written down."""
+    config = toy.gspo_config(start, tmp_path / "w", mesh="data=8")
+    config.stage.reward = f"{__name__}:partly"
+    program, source, state = begin(config)
+    batch = source.take(state)
+    groups = source._round.groups[: config.stage.mini_batch]
+    failed_PG = np.array([[score.error is not None for score in group.scores] for group in groups])
+    assert 0 < failed_PG.sum() < failed_PG.size - 2
+    assert source.notes()["grader_errors"] == sum(s.error is not None for g in source._round.groups for s in g.scores)
+    stored = read_round(tmp_path / "w" / "rollouts", 0).groups[: config.stage.mini_batch]
+    for each in (groups, stored):
+        advantages, keep = (values.reshape(failed_PG.shape) for values in rollouts._advantages(each, config.stage))
+        alone_P1 = (~failed_PG).sum(axis=1, keepdims=True) < 2
+        np.testing.assert_array_equal(keep, ~failed_PG & ~alone_P1)
+        np.testing.assert_allclose(np.where(keep, advantages, 0).sum(axis=1), 0, atol=1e-5)
+    assert batch.keep_BS.sum() == keep.sum()
+    _, metrics = program.step(state, program.place(batch))
+    assert np.isfinite(metrics["grad_norm"]) and metrics["grad_norm"] > 0
+
+
 def odd(response, truth):
     return Score(float(len(response) % 2), 0.0, 0.0)
 
@@ -204,6 +268,80 @@ def test_overlong_responses_are_out_of_numerator_and_denominator(start, tmp_path
     assert source.notes()["truncated"] == 1  # an untrained model rarely stops within 7 tokens
     _, metrics = program.step(state, program.place(batch))
     assert not batch.keep_BS.any() and metrics["loss"] == 0 and np.isfinite(metrics["grad_norm"])
+
+
+def test_prompts_of_a_known_accuracy_out_of_bounds_are_left_out(start, tmp_path):
+    config = toy.gspo_config(start, tmp_path / "w", mesh="data=8")
+    prompts = open_prompts(config.data.meta)
+    known = [{"key": prompt.key, "accuracy": n / 10} for n, prompt in enumerate(prompts[k] for k in range(11))]
+    (tmp_path / "accuracies.jsonl").write_text("".join(json.dumps(each) + "\n" for each in known))
+    config.stage.accuracies = str(tmp_path / "accuracies.jsonl")
+    _, source, _ = begin(config)
+    # 0.2 to 0.8, and the one that nothing is known about.
+    assert sorted(source._stream.numbers(8, 0).tolist()) == [2, 3, 4, 5, 6, 7, 8, 11]
+
+
+def test_a_position_belongs_to_its_prompts(start, tmp_path):
+    lines = (start / "prompts.jsonl").read_text()
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    meta = {"prompts": {"root": str(start / "images"), "annotation": str(tmp_path / "prompts.jsonl")}}
+    (tmp_path / "prompts.json").write_text(json.dumps(meta))
+    config = toy.gspo_config(start, tmp_path / "w", mesh="data=8")
+    config.data.meta = str(tmp_path / "prompts.json")
+    _, source, _ = begin(config)
+    position = source.position()
+    source.start(position)
+    (tmp_path / "prompts.jsonl").write_text(lines.replace('"answer": "red"', '"answer": "blue"', 1))
+    _, source, _ = begin(config)
+    with pytest.raises(InputError, match=r"belongs to other prompts than the 12 that .*prompts\.json"):
+        source.start(position)
+
+
+def test_rows_that_tiles_may_fill_are_checked_before_anything_is_sampled(start, tmp_path):
+    config = toy.gspo_config(start, tmp_path / "w", mesh="fsdp=1", rows=3)
+    config.stage.group, config.data.tile_budget = 3, 1
+    with pytest.raises(
+        InputError, match="2 x 3 responses about up to 1 tiles may fill 4 rows of 173 tokens and 1 tile"
+    ):
+        begin(config, jax.devices()[:1])
+
+
+def test_the_kl_to_the_reference_of_a_flash_model(start, tmp_path):
+    """The reference lacks what a Flash model has besides its base."""
+    flash = toy.config(start, tmp_path / "start", toy.FLASH, steps=1)
+    flash.optim.groups = (Group(FLASH_PARTS, frozen=True), *flash.optim.groups)
+    train(flash)
+    config = toy.gspo_config(
+        start, tmp_path / "w", toy.FLASH, mesh="data=8", steps=2, init_from=str(tmp_path / "start")
+    )
+    config.stage.kl, config.optim.groups = 0.1, (Group(FLASH_PARTS, frozen=True), *config.optim.groups)
+    train(config)
+    assert hooks.read_metrics(tmp_path / "w")[0]["kl"] < 1e-9
+
+
+def test_the_health_of_every_step(start, tmp_path, capfd):
+    """Rewards, lengths, differences, entropy, agreement: in the table, the lines, TensorBoard and the picture."""
+    train(toy.config(start, tmp_path / "start", toy.MOE, steps=1))
+    capfd.readouterr()
+    config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", steps=2, init_from=str(tmp_path / "start"))
+    config.stage.routes = "note"
+    train(config)
+    names = {name for name in Gspo.columns if name != "kl"}
+    assert {"reward", "truncated", "zero_advantage", "clip_fraction", "entropy", "router_agreement"} < names
+    table = [line.split() for line in capfd.readouterr().err.splitlines()]
+    header = next(number for number, cells in enumerate(table) if cells[:1] == ["step"])
+    assert names < set(table[header])
+    assert [cells[0] for cells in table[header + 1 :][:2]] == ["1/2", "2/2"]
+    assert len(table[header]) == len(table[header + 1])
+    lines = hooks.read_metrics(tmp_path / "w")
+    assert len(lines) == 2 and all(isinstance(line[name], float) for line in lines for name in names)
+    (events,) = (tmp_path / "w" / "tensorboard").iterdir()
+    assert all(name.encode() in events.read_bytes() for name in names)
+    shown = len(
+        {"loss", *names, "grad_norm", "learning_rate", "tokens_per_second"}
+    )  # no peak of a CPU is known: no MFU
+    with Image.open(tmp_path / "w" / "health.png") as picture:
+        assert picture.size == (round(4 * 3.4 * 120), round(-(-shown // 4) * 2.2 * 120))
 
 
 def test_the_kl_to_the_reference(start, tmp_path):
