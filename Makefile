@@ -30,6 +30,7 @@ lint: $(BIN)/.internvl-test
 bench: $(BIN)/.internvl-bench
 	$(BIN)/python -m launch.bench_inference
 	$(BIN)/python -m launch.bench_rollout
+	$(BIN)/python -m launch.bench_stages
 	$(BIN)/python -m launch.bench_train
 	$(BIN)/python -m launch.bench_convert
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row
+from internvl_jax.data.batch import Batch, RowConfig, Sample, assemble_row, stack_rows
 from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.training import DataConfig, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig, build
 from internvl_jax.training.objectives.gspo import RolloutBatch
@@ -54,23 +54,25 @@ MODEL = InternVLConfig(  # 111M parameters
 )
 
 
-def compare(config: InternVLConfig, texts: int, tokens: int, rounds: int) -> dict[str, Any]:
+def compare(config: InternVLConfig, texts: int, tokens: int, rounds: int, micro_batches: int = 1) -> dict[str, Any]:
     """Seconds of a step by stage, medians of steps taken in turns, and their ratios to SFT's.
 
     Args:
       config: of a model with random weights; all of it is trained.
-      texts: of the one row, an even number, with a tile each.
+      texts: of a step, with a tile each; an even number for every micro-batch.
       tokens: of a text, half of them supervised.
       rounds: steps of each stage.
+      micro_batches: rows that a step takes one after the other; with several, MPO has a forward pass more.
     """
+    sizes = micro_batches, texts // micro_batches, tokens
     stages = {
-        "sft": ("ntp", None, _rows(config, texts, tokens, several=False)),
-        "mpo": ("mpo", MpoConfig(pairs=texts // 2), _pairs(config, texts, tokens)),
-        "gspo": ("gspo", GspoConfig(), _rollout(config, texts, tokens)),
+        "sft": ("ntp", None, _rows(config, *sizes, several=False)),
+        "mpo": ("mpo", MpoConfig(pairs=texts // 2), _pairs(config, *sizes)),
+        "gspo": ("gspo", GspoConfig(), _rollout(config, *sizes)),
     }
     runs = {}
     for name, (objective, stage, batch) in stages.items():
-        program = build(_config(config, objective, stage, texts, tokens), jax.devices()[:1])
+        program = build(_config(config, objective, stage, *sizes), jax.devices()[:1])
         state = program.from_params(program.random_params())
         runs[name] = [program, state, program.place(batch)]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -87,38 +89,39 @@ def compare(config: InternVLConfig, texts: int, tokens: int, rounds: int) -> dic
     return {**{f"{name}_s": round(value, 4) for name, value in median.items()}, **ratios}
 
 
-def _config(config: InternVLConfig, objective: str, stage: Any, texts: int, tokens: int) -> TrainConfig:
+def _config(config: InternVLConfig, objective: str, stage: Any, rows: int, texts: int, tokens: int) -> TrainConfig:
     return TrainConfig(
         model=config,
         objective=objective,
         stage=stage,
         data=DataConfig("", "", 1, 1, False, texts * tokens, texts, "token"),
         optim=OptimConfig(**_OPTIM, warmup_ratio=0.0),
-        run=RunConfig(workdir="", steps=1_000_000, rows=1, dtype="float32", remat="none"),
+        run=RunConfig(workdir="", steps=1_000_000, rows=rows, micro_batches=rows, dtype="float32", remat="none"),
     )
 
 
-def _rows(config: InternVLConfig, texts: int, tokens: int, several: bool) -> Batch:
+def _rows(config: InternVLConfig, rows: int, texts: int, tokens: int, several: bool) -> Batch:
+    """Each row of so many texts."""
     rng, side = np.random.default_rng(0), config.vision.image_size
     layout = RowConfig(
         texts * tokens, texts, side, config.tokens_per_tile, config.image_token_id, "token", several=several
     )
     samples = []
-    for number in range(texts):
+    for number in range(rows * texts):
         tokens_T = rng.integers(config.image_token_id + 1, config.text.vocab, tokens, dtype=np.int32)
         tokens_T[4 : 4 + config.tokens_per_tile] = config.image_token_id
         tiles = rng.integers(0, 256, (1, side, side, 3)).astype(np.uint8)
         samples.append(Sample("", tokens_T, np.arange(tokens) >= tokens // 2, tiles, number=number))
-    return assemble_row(samples, layout)
+    return stack_rows([assemble_row(samples[start : start + texts], layout) for start in range(0, rows * texts, texts)])
 
 
-def _pairs(config: InternVLConfig, texts: int, tokens: int) -> Pairs:
-    rows = _rows(config, texts, tokens, several=True)
-    return Pairs(rows, np.where(rows.samples_BS >= 0, np.float32(-tokens), np.float32(0)))
+def _pairs(config: InternVLConfig, *sizes: int) -> Pairs:
+    rows = _rows(config, *sizes, several=True)
+    return Pairs(rows, np.where(rows.samples_BS >= 0, np.float32(-sizes[-1]), np.float32(0)))
 
 
-def _rollout(config: InternVLConfig, texts: int, tokens: int) -> RolloutBatch:
-    rows = _rows(config, texts, tokens, several=True)
+def _rollout(config: InternVLConfig, *sizes: int) -> RolloutBatch:
+    rows = _rows(config, *sizes, several=True)
     rng, there_BS = np.random.default_rng(1), rows.samples_BS >= 0
     old_BT = np.where(rows.weights_BT > 0, -np.log(config.text.vocab), 0).astype(np.float32)
     advantages_BS = np.where(there_BS, rng.normal(size=there_BS.shape), 0).astype(np.float32)

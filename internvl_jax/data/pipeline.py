@@ -106,10 +106,10 @@ class Pipeline:
         usable_N = self.lengths_N > 0
         usable_N[self.dropped] = False
         mixture = self.corpus.mixture()
+        mixture = mixture[usable_N[mixture]]
+        self.met = np.unique(mixture)  # numbers of the samples that an epoch has
         packs = packing.PackingConfig(config.token_budget, config.tile_budget, config.max_open)
-        self.plan = RowPlan(
-            mixture[usable_N[mixture]], self.lengths_N, self.tiles_N, packs, pack=config.pack, seed=config.seed
-        )
+        self.plan = RowPlan(mixture, self.lengths_N, self.tiles_N, packs, pack=config.pack, seed=config.seed)
         self.data_digest = self._data_digest([index.digest for index in indices])
         self.fingerprint = self._fingerprint()
 

@@ -54,6 +54,7 @@ _NUMBER = re.compile(
     r"(?P<digits>(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+)(?P<power>e[+-]?\d{1,3})?"
     rf"(?:\s+(?P<scale>{'|'.join(_SCALES)}))?(?P<unit>.*)"
 )
+_EXACT = decimal.Context(prec=1000)  # 28 digits are the usual one: long numbers would be rounded, and equal
 _SQUARED = re.compile(r"(square|cubic) (\S+)")
 
 
@@ -74,7 +75,7 @@ def read(text: str) -> Number | None:
         return None
     digits = re.sub("[, ]", "", match["digits"])
     value = decimal.Decimal(match["sign"] + digits + (match["power"] or ""))
-    return Number(value.scaleb(_SCALES.get(match["scale"], 0)), unit or _CURRENCY.get(match["currency"], ""))
+    return Number(value.scaleb(_SCALES.get(match["scale"], 0), _EXACT), unit or _CURRENCY.get(match["currency"], ""))
 
 
 def same(a: Number, b: Number) -> bool:
@@ -82,7 +83,7 @@ def same(a: Number, b: Number) -> bool:
     converted."""
     if a.unit and b.unit and a.unit != b.unit:
         return False
-    hundredth = {n.value.scaleb(-2) for n, other in ((a, b), (b, a)) if n.unit == "%" and not other.unit}
+    hundredth = {n.value.scaleb(-2, _EXACT) for n, other in ((a, b), (b, a)) if n.unit == "%" and not other.unit}
     return a.value == b.value or bool(hundredth & {a.value, b.value})
 
 

@@ -13,6 +13,7 @@ import os
 import pathlib
 import tempfile
 import time
+import zipfile
 from typing import Any
 
 import jax
@@ -93,11 +94,10 @@ def reference_table(path: pathlib.Path, config: TrainConfig, program: Program, p
     epoch = pipeline.plan.rows(0)
     pairs, size = min(epoch, config.run.steps * config.stage.pairs), config.stage.pairs
     table_N2, done = np.full((len(pipeline.tokens_N), 2), np.nan, np.float32), 0
-    if path.exists():
-        saved = np.load(path)
-        # A whole epoch serves every order of the pairs, a part of it the order that it was read in.
-        if int(saved["done"]) >= epoch or str(saved["order"]) == pipeline.fingerprint:
-            table_N2, done = saved["table"], int(saved["done"])
+    saved = _read(path)
+    # A whole epoch serves every order of its pairs, a part of it the order that it was read in.
+    if saved and (saved["done"] >= saved["epoch"] or saved["order"] == pipeline.fingerprint):
+        table_N2, done = saved["table"], int(saved["done"])
     if done >= pairs:
         return table_N2
     everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
@@ -115,11 +115,11 @@ def reference_table(path: pathlib.Path, config: TrainConfig, program: Program, p
             done += size
             if time.monotonic() - saved_at > _SAVE_SECONDS:
                 _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
-                _save(path, table=table_N2, order=pipeline.fingerprint, done=done)
+                _save(path, table=table_N2, order=pipeline.fingerprint, done=done, epoch=epoch)
                 saved_at = time.monotonic()
     finally:
         batches.close()
-    _save(path, table=table_N2, order=pipeline.fingerprint, done=done)
+    _save(path, table=table_N2, order=pipeline.fingerprint, done=done, epoch=epoch)
     return table_N2
 
 
@@ -138,12 +138,25 @@ def _enter(table_N2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, .
 
 
 def _key(source: str, pipeline: Pipeline, dtype: str) -> str:
-    """A digest of the data, and of the files of the model: a copy of the model counts as another one."""
+    """A digest of the pairs, and of the files of the model: a copy of the model counts as another one."""
     checkpoint = locate(source)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(checkpoint)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    parts = [pipeline.data_digest, str(checkpoint.resolve()), stats, dtype]
+    met = hashlib.sha256(pipeline.met.tobytes()).hexdigest()
+    parts = [pipeline.data_digest, met, str(checkpoint.resolve()), stats, dtype]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """What `_save` wrote; nothing where there is no such file or it is damaged."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("table", "order", "done", "epoch")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        _LOG.warning("%s can't be read (%s); its log-probabilities are computed again", path, error)
+        return {}
 
 
 def _save(path: pathlib.Path, **arrays: Any) -> None:

@@ -71,7 +71,8 @@ def most_rows(prompts: int, group: int, longest: int, tiles: int, token_budget: 
     """
     fit = token_budget // longest
     shown = tile_budget // tiles if tiles else prompts
-    return min(-(-prompts * group // min(fit, 1 + (shown - 1) * group)), prompts * -(-group // fit))
+    least = fit if shown >= prompts else min(fit, 1 + (shown - 1) * group)
+    return min(-(-prompts * group // least), prompts * -(-group // fit))
 
 
 def lay_out(

@@ -103,6 +103,8 @@ def test_conversions_beside_a_copy(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_of_the_stages_side_by_side():
-    found = stages.compare(dataclasses.replace(sizes.get("tiny"), image_token_id=7), texts=2, tokens=40, rounds=1)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_steps_of_the_stages_side_by_side(micro_batches):
+    model = dataclasses.replace(sizes.get("tiny"), image_token_id=7)
+    found = stages.compare(model, texts=4, tokens=40, rounds=1, micro_batches=micro_batches)
     assert found["mpo_ratio"] == pytest.approx(found["mpo_s"] / found["sft_s"], rel=0.1) and found["gspo_ratio"] > 0

@@ -66,3 +66,20 @@ def test_responses_are_right_and_well_formed(kind):
     said = Said(Asked(kind, None, asked.text, asked.answer), asked.response, 0, 24)
     assert said.right and said.formed
     assert not said._replace(asked=said.asked._replace(answer="x")).right
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "accuracy", "form"),
+    [
+        (r"<think>503:035</think>\boxed{035}", "035", 1, 1),
+        (r"<think>503:35</think>\boxed{35}", "035", 0, 1),  # of equal value, and not what was asked for
+        (r"<think>78:15</think>\boxed{7+8}", "15", 0, 1),
+        (r"<think>78:\boxed{15}</think>", "15", 1, 0),
+        (r"<think>1</think>\boxed{1}\boxed{2}", "2", 1, 1),
+        ("15", "15", 0, 0),
+    ],
+)
+def test_grading_is_to_the_letter(response, answer, accuracy, form):
+    score = questions.grade(response, answer)
+    assert (score.accuracy, score.format, score.error) == (accuracy, form, None)
+    assert score.reward == pytest.approx(0.9 * accuracy + 0.1 * form)

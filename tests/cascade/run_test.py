@@ -14,6 +14,7 @@ from cascade import evaluation, report, run, vico
 from cascade.evaluation import Answerer
 from cascade.recipe import RECIPE, Training
 from cascade.vico import Point
+from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
 from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.load import load
@@ -110,6 +111,8 @@ def test_from_nothing_to_report(tmp_path, small, monkeypatch, capsys):
     assert capsys.readouterr().out == printed
     assert run.run(str(tmp_path), parts=["test"], recipe=SMALL) is None
     assert steps == {name: hooks.read_metrics(tmp_path / name) for name in steps}
+    with pytest.raises(InputError, match="was begun with another recipe"):
+        run.run(str(tmp_path), parts=["report"], recipe=dataclasses.replace(SMALL, seed=1))
 
 
 def test_exploring(tmp_path, small):

@@ -260,9 +260,15 @@ def test_nothing_left(tiny, processor):
         pipeline_of(tiny, processor, token_budget=3, over_long="drop")
 
 
-def test_rows_must_divide_among_hosts(tiny, processor):
+def test_rows_and_samples_must_divide_among_hosts(tiny, processor):
+    made = pipeline_of(tiny, processor, pack=False)
     with pytest.raises(InputError, match="host 0 of 3 cannot take its part of 4 rows"):
-        pipeline_of(tiny, processor).batches(ROWS, hosts=3)
+        made.batches(ROWS, hosts=3)
+    for samples, hosts in ((4, 3), (2, 4)):
+        with pytest.raises(InputError, match=f"host 0 of {hosts} cannot take its part of {samples} samples"):
+            made.rows_needed(samples, 5, hosts)
+        with pytest.raises(InputError, match=f"host 0 of {hosts} cannot take its part of {samples} samples"):
+            made.groups(samples, 12, 1, hosts=hosts)
 
 
 def test_unknown_policy(tiny):

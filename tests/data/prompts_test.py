@@ -122,7 +122,7 @@ def test_prompts_have_the_tokens_and_tiles_of_training(tiny, processor, question
     start = int(sample.supervised_T.argmax())
     assert inputs.tokens_T.tolist() == sample.tokens_T[:start].tolist()
     np.testing.assert_array_equal(inputs.tiles_GHWC, sample.tiles_GHWC)
-    assert prompts.count_tokens(prompt, processor) == len(inputs.tokens_T)
+    assert prompts.measure(prompt, processor) == (len(inputs.tokens_T), len(inputs.tiles_GHWC))
 
 
 def test_blind_prompts_have_no_picture_and_go_on_with_the_answer(tiny, processor):
@@ -150,7 +150,7 @@ def test_what_cannot_be_encoded_is_named(tiny, processor, fields, message):
     tiny.picture("p.png", 8, 8)
     line = {"image": "p.png", "question": "what?", "answer": "x", **fields}
     prompt = prompts.open_prompts(lines_of(tiny.folder / "q.jsonl", [line]))[0]
-    for read in (prompts.encode, prompts.count_tokens):
+    for read in (prompts.encode, prompts.measure):
         with pytest.raises(InputError, match=message):
             read(prompt, processor)
 
@@ -160,7 +160,7 @@ def test_screening_leaves_out_and_says_so(tmp_path, processor, caplog):
     lines[1]["question"] = "one red square " * 50
     lines[2]["image"] = "none.png"
     made = prompts.open_prompts(lines_of(tmp_path / "q.jsonl", lines))
-    limit = prompts.count_tokens(made[0], processor)
+    limit, _ = prompts.measure(made[0], processor)
     lines = [{"key": made[k].key, "accuracy": accuracy} for k, accuracy in [(0, 0.2), (3, 0.19), (1, None)]]
     accuracies = prompts.read_accuracies(lines_of(tmp_path / "accuracies.jsonl", lines))
     assert len(accuracies) == 2
@@ -172,6 +172,43 @@ def test_screening_leaves_out_and_says_so(tmp_path, processor, caplog):
     assert "left out 1 broken prompts" in caplog.text and "none.png does not exist" in caplog.text
     with pytest.raises(InputError, match=r"none of 5 prompts is left: 1 are broken, 4 have over 3 tokens"):
         prompts.screen(made, processor, 3)
+
+
+def test_screening_for_training_by_tiles_and_answers(tiny, processor, caplog):
+    small, wide = (tiny.picture(f"{width}.png", width, 8)["image"] for width in (8, 40))
+    lines = [{"image": small, "question": "what?", "answer": "x"}, {"image": wide, "question": "what?", "answer": "x"}]
+    lines += [{"question": "why?", "answer": "x"}, {"image": small, "question": "who?", "chosen": "a story"}]
+    made = prompts.open_prompts(lines_of(tiny.folder / "q.jsonl", lines))
+    every = prompts.screen(made, processor, 1000)
+    assert (every.numbers.tolist(), every.most_tiles, every.too_long, every.broken) == ([0, 1, 2, 3], 6, 0, {})
+    for limit, numbers, most in ((6, [0, 1, 2], 6), (5, [0, 2], 1), (0, [2], 0)):
+        left = prompts.screen(made, processor, 1000, max_tiles=limit, answered=True)
+        assert (left.numbers.tolist(), left.most_tiles) == (numbers, most)
+        assert left.too_long == 3 - len(numbers) and list(left.broken) == [3]
+        assert f"{tiny.folder}/q.jsonl:4 has no answer to grade with" in left.broken[3]
+    assert f"left out 1 prompts of over 1000 tokens or 5 tiles: {tiny.folder}/q.jsonl:2" in caplog.text
+
+
+def test_the_digest_is_what_is_asked_in_which_order(tmp_path, processor):
+    def digest(name, lines, **limits):
+        (tmp_path / name).mkdir()
+        made = prompts.open_prompts(lines_of(tmp_path / name / "q.jsonl", lines))
+        return prompts.screen(made, processor, 1000, **limits).digest
+
+    lines = [{"question": f"what is {k}?", "answer": "x"} for k in range(3)]
+    first = digest("first", lines)
+    # Another folder and what is left out anyhow change nothing.
+    assert digest("moved", lines) == first
+    unanswered = {"question": "who?", "chosen": "a story"}
+    assert digest("more", [*lines, {"question": "", "answer": "x"}, unanswered], answered=True) == first
+    others = {
+        "question": [{**lines[0], "question": "why?"}, *lines[1:]],
+        "answer": [{**lines[0], "answer": "y"}, *lines[1:]],
+        "order": lines[::-1],
+        "fewer": lines[:2],
+        "again": [*lines, lines[0]],
+    }
+    assert len({first, *(digest(name, changed) for name, changed in others.items())}) == 6
 
 
 def test_bad_accuracies_are_named(tmp_path):

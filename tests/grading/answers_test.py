@@ -95,6 +95,7 @@ def test_the_final_answer(response, answer):
         ("3x", "3", None),
         ("3m", "3", None),  # three metres, or m three times
         ("3 dogs", "3", None),
+        ("1234567890123456789012345678901", "1234567890123456789012345678902", False),
         ("3 or 4", "3", None),
         ("$3$ or $4$", "3", None),
     ],

@@ -60,7 +60,7 @@ def test_what_goes_wrong_costs_one_answer(graders, caplog):
     assert all(score.reward == (i not in wrong) for i, score in enumerate(scores))
     logged = [record.getMessage() for record in caplog.records if record.name == "internvl_jax.grading.pool"]
     assert len(logged) == 5  # once a kind
-    assert logged[0].startswith(f"answer 3 of 40 scores 0: the grader '{ACT}' raised RuntimeError: no idea")
+    assert logged[0].startswith(f"answer 3 of 40 is not graded: the grader '{ACT}' raised RuntimeError: no idea")
 
 
 def test_workers_killed_from_outside_are_replaced(graders):

@@ -220,6 +220,21 @@ def test_pairs_by_correctness(shared, processor, folder):
     assert screen(prompts, processor, 200, accuracies, (0.4, 0.6)).numbers.tolist() == inside
 
 
+def test_a_repeated_question_is_asked_once(shared, processor, folder):
+    """The limit of pairs is one of a question, however often lines and `repeat_time` repeat it."""
+    (first, *_) = lines = (folder / "one.jsonl").read_text().splitlines()
+    (folder / "one.jsonl").write_text("\n".join([*lines, first]) + "\n")
+    with open(folder / "two.jsonl", "a") as file:
+        file.write(first + "\n")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({name: {**entry, "repeat_time": 2} for name, entry in meta.items()}))
+    summary = make(shared, processor, folder, max_pairs=2)
+    entries = read_lines(folder / "out" / "responses.jsonl")
+    assert [entry["number"] for entry in entries] == [0, 1, 2, 4, 5] and summary["questions"] == 5
+    assert len({entry["key"] for entry in entries}) == len(read_lines(folder / "out" / "accuracies.jsonl")) == 5
+    assert max(collections.Counter(record.question for record in read_pairs(folder / "out")).values()) == 2
+
+
 @pytest.mark.parametrize("method", ["correctness", "dropout_ntp"])
 def test_a_cut_off_run_ends_in_the_same_bytes(shared, processor, folder, method):
     settings = {"method": method, "max_new_tokens": 7}
@@ -288,6 +303,14 @@ def test_what_is_there_is_not_overwritten_nor_mixed(shared, processor, folder):
         make(shared, processor, folder)
 
 
+def test_a_data_set_that_names_no_file_is_refused_before_sampling(shared, processor, folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({"one": meta["one"], "two/three": meta["two"]}))
+    with pytest.raises(InputError, match=r"the data set 'two/three' can't name a file; call it something else"):
+        make(shared, processor, folder)
+    assert not (folder / "out.partial").exists()
+
+
 def test_bad_input_is_one_sentence(shared, processor, folder):
     with pytest.raises(InputError, match=r"no pair came out of 30 responses to 5 questions"):
         config, prompts = dataclasses.replace(CONFIG, max_new_tokens=1), open_prompts(folder / "meta.json")
@@ -298,6 +321,8 @@ def test_bad_input_is_one_sentence(shared, processor, folder):
         pairs.make_pairs(shared, processor, prompts, CONFIG, folder / "b")
     with pytest.raises(InputError, match=r"samples is 1; use at least 2"):
         dataclasses.replace(CONFIG, samples=1)
+    with pytest.raises(InputError, match=r"batch_size is 5; use at least the samples of a question, 6"):
+        dataclasses.replace(CONFIG, batch_size=5)
     PIL.Image.new("RGB", (8, 8)).save(folder / "p.png")
     (folder / "p.png").write_bytes((folder / "p.png").read_bytes()[:-30])
     with pytest.raises(InputError, match=r"2 prompts are broken, more than the 1 allowed"):

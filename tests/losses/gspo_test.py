@@ -75,7 +75,7 @@ def test_recorded_losses_and_gradients(recorded, case):
         else (f"loss_{case}", f"grad_log_prob_{case}", f"clipfrac_{case}", f"ppo_kl_{case}")
     )
     assert float(value) == pytest.approx(float(outputs[loss_name]), rel=1e-5)
-    np.testing.assert_allclose(grad_BT, outputs[grad_name], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(grad_BT, outputs[grad_name], rtol=0, atol=1e-5 * np.max(np.abs(outputs[grad_name])))
     assert loss.weight == 8
     assert float(sums["clipped_tokens"] / sums["tokens"]) == pytest.approx(float(outputs[fraction]), rel=1e-6)
     assert float(sums["kl"] / sums["tokens"]) == pytest.approx(float(outputs[kl]), rel=1e-5)

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.training import build, setup
+from internvl_jax.sharding import make_mesh
+from internvl_jax.training import MpoConfig, build, setup
 from internvl_jax.training.config import check, differences, identity, parse_mesh
 from tests.training import toy
 
@@ -57,6 +59,29 @@ def test_a_tokenizer_larger_than_the_model_is_refused(data):
     config.model = dataclasses.replace(toy.MODEL, text=dataclasses.replace(toy.MODEL.text, vocab=64))
     with pytest.raises(InputError, match="but the model only 64 rows"):
         setup.prepare(config)
+
+
+def test_settings_are_told_as_they_were_resolved(data, tmp_path):
+    config = toy.gspo_config(data, tmp_path / "w", mesh="fsdp=-1,tensor=2", rules="fsdp_tp", micro_batches=2)
+    told = "\n".join(setup.describe(config, make_mesh(parse_mesh(config.run.mesh))))
+    assert "learning_rate=0.003" in told and "clip_low=0.2" in told
+    assert "step: 8 rows of 173 tokens in 2 micro-batches, on fsdp=4, tensor=2; at most 1,384 tokens a step" in told
+    assert "8,304 in all" in told and "rollouts: 16 responses a batch, used up in 2 steps of 8" in told
+    assert f"reference: {data / 'start'}" in told
+    config.objective, config.stage = "mpo", MpoConfig(pairs=6, reference="elsewhere")
+    told = "\n".join(setup.describe(config, make_mesh({}, jax.devices()[:1])))
+    assert "on one device" in told and "pairs: 6 a step, 36 in all" in told and "reference: elsewhere" in told
+
+
+def test_a_reference_is_rounded_where_products_round(start, tmp_path):
+    """What stays exact in the policy does in its reference, which else were not the same model at the first step."""
+    config = toy.mpo_config(start, tmp_path / "w", mesh="fsdp=8", dtype="bfloat16")
+    config.objective = "ntp"
+    params = setup.read_reference(config, build(config).abstract.params)
+    rounded = {path for path, leaf in params.items() if leaf.dtype == "bfloat16"}
+    assert {"lm.embed.weight", "vit.patch.weight", "projector.fc1.weight", "lm.layers.mlp.up.weight"} < rounded
+    assert not rounded & {"lm.norm.scale", "vit.layers.attn.qkv.bias", "vit.positions", "lm.layers.attn.q_norm.scale"}
+    assert not setup.in_products("lm.layers.mlp.router.weight")
 
 
 def test_a_workdir_takes_its_own_config_and_no_other(data, tmp_path):

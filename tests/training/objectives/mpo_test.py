@@ -1,8 +1,9 @@
 """Preference optimisation: the recorded step of the released trainer, and what holds whatever the model."""
 
-import dataclasses
+import functools
 import json
 import math
+import pathlib
 import shutil
 
 import jax
@@ -15,12 +16,13 @@ from checkpoint_convert.load import load_bare
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
 from internvl_jax.data.batch import RowConfig, Sample, assemble_row
+from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
 from internvl_jax.training import MpoConfig, build, hooks, setup, train
 from internvl_jax.training.objectives.balance import NoBalance
 from internvl_jax.training.objectives.mpo import Mpo, Pairs
-from internvl_jax.training.preferences import PreferenceRows
+from internvl_jax.training.preferences import PreferenceRows, table_path
 from tests.training import toy
 
 
@@ -104,13 +106,26 @@ def first_batch(config):
 MODELS = {"dense": toy.MODEL, "moe": toy.MOE, "gpt_oss": toy.GPT_OSS}
 
 
+@pytest.fixture(scope="module")
+def configure(start, tmp_path_factory):
+    """A function that configures a run of a family, from a model that is made when it is first needed."""
+
+    @functools.cache
+    def begin(family):
+        folder = tmp_path_factory.mktemp(family)
+        train(toy.config(start, folder, MODELS[family], steps=1))
+        return str(folder)
+
+    def config(workdir, family="dense", **run):
+        given = {} if family == "dense" else {"init_from": begin(family)}
+        return toy.mpo_config(start, workdir, MODELS[family], **given, **run)
+
+    return config
+
+
 @pytest.mark.parametrize("family", MODELS)
-def test_a_policy_that_is_the_reference_has_ln_2(start, tmp_path, family):
-    folder, model = start, MODELS[family]
-    if family != "dense":
-        train(toy.config(start, tmp_path / "start", model, steps=1))
-    given = {"init_from": str(tmp_path / "start")} if family != "dense" else {}
-    program, batch, params = first_batch(toy.mpo_config(folder, tmp_path / "w", model, mesh="data=8", **given))
+def test_a_policy_that_is_the_reference_has_ln_2(configure, tmp_path, family):
+    program, batch, params = first_batch(configure(tmp_path, family, mesh="data=8"))
     _, metrics = program.step(program.from_params(params), program.place(batch))
     metrics = {name: float(value) for name, value in metrics.items()}
     assert metrics["preference"] == pytest.approx(math.log(2), rel=1e-5)
@@ -120,11 +135,11 @@ def test_a_policy_that_is_the_reference_has_ln_2(start, tmp_path, family):
     assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def steps(config, count=3):
+def steps(config, count=3, devices=None):
     """Metrics and parameters after some steps, in which the policy moves away from its reference."""
     config.optim.eps = 1e-3  # with less, Adam makes whole steps of what is noise beside zero
     config, processor = setup.prepare(config)
-    program = build(config)
+    program = build(config, devices)
     source = PreferenceRows(config, program, processor)
     source.start(None)
     state = program.from_params(setup.read_initial(config, config.run.init_from, program.abstract.params))
@@ -137,19 +152,24 @@ def steps(config, count=3):
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("family", "balance", "given"),
     [
-        {"mesh": "fsdp=4,tensor=2", "rules": "fsdp_tp"},
-        {"mesh": "fsdp=8", "rows": 32, "micro_batches": 4},
+        ("dense", 0.0, {"mesh": "fsdp=4,tensor=2", "rules": "fsdp_tp"}),
+        ("dense", 0.0, {"mesh": "fsdp=8", "rows": 32, "micro_batches": 4}),
+        ("moe", 0.3, {"mesh": "fsdp=2,expert=2,tensor=2", "rules": "moe", "rows": 16, "micro_batches": 4}),
     ],
 )
-def test_any_mesh_and_micro_batches_equal_one_batch(start, tmp_path, given):
-    rows = {"rows": given["rows"]} if "rows" in given else {}
-    expected, params = steps(toy.mpo_config(start, tmp_path / "one", mesh="data=8", **rows))
-    found, others = steps(toy.mpo_config(start, tmp_path / "other", **given))
+def test_any_mesh_and_micro_batches_equal_one_batch(configure, tmp_path, family, balance, given):
+    """The loss is the sum of its terms by their coefficients, that of experts among them."""
+    whole = {"rows": given.get("rows", 8), "balance": balance}
+    expected, params = steps(configure(tmp_path / "one", family, **whole), devices=jax.devices()[:1])
+    found, others = steps(configure(tmp_path / "other", family, **whole | given))
+    coefficients = {"preference": 0.8, "quality": 0.2, "generation": 1.0} | ({"balance": balance} if balance else {})
     for ours, theirs in zip(found, expected, strict=True):
-        for name in ("loss", "preference", "quality", "generation", "delta", "chosen_reward", "grad_norm"):
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-6, err_msg=name)
+        for name in ("loss", *coefficients, "delta", "chosen_reward", "grad_norm"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        total = sum(coefficient * ours[name] for name, coefficient in coefficients.items())
+        assert ours["loss"] == pytest.approx(total, rel=1e-6) and all(ours[name] > 0 for name in coefficients)
     assert abs(expected[-1]["delta"]) > 1e-5  # the reference has been left
     for path, value in params.items():
         np.testing.assert_allclose(others[path], value, atol=1e-5, err_msg=path)
@@ -198,23 +218,108 @@ def test_a_run_prefers_the_chosen_and_keeps_its_reference(start, tmp_path):
     assert cached.stat().st_mtime_ns == stamp
 
 
+def changed_pairs(start, folder, change, **entry):
+    """A meta file of the toy pairs in which the second one, or the entry of the data set, is another."""
+    lines = (start / "pairs.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    meta = json.loads((start / "pairs.json").read_text())
+    meta["pairs"] |= {"annotation": str(folder / "pairs.jsonl"), **entry}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return str(folder / "meta.json")
+
+
+def references(config):
+    """What a run's cache holds once its source has started: the table, and the file."""
+    config, processor = setup.prepare(config)
+    source = PreferenceRows(config, build(config, jax.devices()[:1]), processor)
+    source.start(None)
+    source.close()
+    (path,) = pathlib.Path(config.stage.cache_dir or f"{config.run.workdir}/reference").glob("*")
+    return np.load(path)["table"], path
+
+
+def test_other_data_or_another_model_has_another_table(start, tmp_path):
+    def path(section="run", **change):
+        config, processor = setup.prepare(toy.mpo_config(start, tmp_path / "w"))
+        config.stage.cache_dir = "cache"
+        vars(vars(config)[section]).update(change)
+        return table_path(config, Pipeline(setup.pipeline_config(config, "preferences"), processor))
+
+    same = [path(), path(workdir=str(tmp_path), seed=9, steps=77, rows=32), path("data", token_budget=111)]
+    same += [path("stage", pairs=3, beta=0.3), path("stage", reference=str(start / "start"))]
+    assert len(set(same)) == 1 and str(same[0].parent) == "cache"
+    shutil.copytree(start / "start", tmp_path / "copy")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "half").mkdir()
+    others = [
+        path(dtype="bfloat16"),
+        path(init_from=str(tmp_path / "copy")),
+        path("data", meta=changed_pairs(start, tmp_path / "data", {"rejected": "red, blue"})),
+        path("data", meta=changed_pairs(start, tmp_path / "half", {}, repeat_time=0.5)),
+    ]
+    assert len({same[0], *others}) == 5
+
+
+def test_a_table_of_a_shorter_run_is_continued(start, tmp_path):
+    """Only pairs that a run meets are read: 6 a step. A whole epoch serves any order, a part of one its own."""
+
+    def run(name, **fields):
+        config = toy.mpo_config(start, tmp_path / "w", **fields)
+        config.stage.cache_dir = str(tmp_path / name)
+        table, path = references(config)
+        return table, np.isfinite(table).all(axis=1), path
+
+    whole, every, _ = run("whole", steps=9)
+    few, known, path = run("parts", steps=1)
+    assert every.all() and whole.shape == (24, 2) and known.sum() == 6
+    np.testing.assert_array_equal(few, np.where(known[:, None], whole, np.nan))
+    # What is there is not read again: a mark stays.
+    marked = np.where(known[:, None], np.float32(-77), few)
+    saved = dict(np.load(path))
+    np.savez(path, **saved | {"table": marked})
+    more, known_more, _ = run("parts", steps=3)
+    assert known_more.sum() == 18 and known_more[known].all()
+    np.testing.assert_array_equal(more[known], marked[known])
+    np.testing.assert_array_equal(more[~known], np.where(known_more[:, None], whole, np.nan)[~known])
+    # In another order of the pairs the first ones are others.
+    other, known_other, _ = run("parts", steps=3, seed=6)
+    assert known_other.sum() == 18 and (known_other != known_more).any()
+    np.testing.assert_allclose(other[known_other], whole[known_other], rtol=1e-5)
+    run("parts", steps=4, seed=6)
+    stamp = path.stat().st_mtime_ns
+    run("parts", steps=9)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_pair_that_can_be_read_again_is_told(start, tmp_path):
+    """The reference has not seen it, so there is nothing to compare with."""
+    shutil.copytree(start / "images", tmp_path / "images")
+    config = toy.mpo_config(start, tmp_path / "w", steps=4)
+    config.data.meta, config.data.max_skipped = changed_pairs(start, tmp_path, {}, root=str(tmp_path / "images")), 1
+    (tmp_path / "images" / "p3.png").rename(tmp_path / "away.png")
+    table, path = references(config)
+    assert np.flatnonzero(np.isnan(table).all(axis=1)).tolist() == [3] and np.isnan(table).sum() == 2
+    (tmp_path / "away.png").rename(tmp_path / "images" / "p3.png")
+    with pytest.raises(InputError, match=rf"pairs\.jsonl:4 can be read now, but could not.*; remove {path} to compute"):
+        steps(config, 4, jax.devices()[:1])
+    path.write_bytes(b"no archive")  # as good as removed
+    assert len(steps(config, 1, jax.devices()[:1])[0]) == 1 and np.isfinite(np.load(path)["table"]).all()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"chosen": "red", "rejected": "red"}, r"pairs\.jsonl:2 has equal chosen and rejected responses"),
         ({"chosen": " "}, r'pairs\.jsonl:2 has an empty "chosen"'),
         ({"image": "nowhere.png", "width": None, "height": None}, r"pairs\.jsonl:2: .*nowhere\.png"),
+        # With noted sizes a picture is first missed when it is loaded.
+        ({"image": "nowhere.png"}, r"^\S+pairs\.jsonl:2: .*nowhere\.png does not exist.*number 1, over the limit of 0"),
     ],
 )
 def test_a_bad_pair_is_named(start, tmp_path, change, sentence):
-    lines = (start / "pairs.jsonl").read_text().splitlines()
-    lines[1] = json.dumps(json.loads(lines[1]) | change)
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    meta = json.loads((start / "pairs.json").read_text())
-    meta["pairs"]["annotation"] = str(tmp_path / "pairs.jsonl")
-    (tmp_path / "meta.json").write_text(json.dumps(meta))
     config = toy.mpo_config(start, tmp_path / "w")
-    config.data = dataclasses.replace(config.data, meta=str(tmp_path / "meta.json"))
+    config.data.meta = changed_pairs(start, tmp_path, change)
     with pytest.raises(InputError, match=sentence):
         train(config)
 

@@ -14,6 +14,7 @@ import pytest
 import internvl_jax as ivl
 from checkpoint_convert import convert
 from internvl_jax import sharding
+from internvl_jax.data.batch import stack_rows
 from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.data.views import Views, view
 from internvl_jax.errors import InputError
@@ -62,6 +63,21 @@ def steps(config, count, params=None, reference=None):
     )
 
 
+def first_step(ran, batch):
+    """Metrics of a run's first step, on another batch."""
+    state = ran.program.from_params(jax.tree.map(jnp.array, ran.before))  # copies: they are donated
+    _, metrics = ran.program.step(state, batch, ran.reference)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def consistency_batch(ran, contents):
+    """Four rows, each of some samples; of every sample one tile is compressed."""
+    config = Pipeline(setup.pipeline_config(ran.config), ran.processor).row_config
+    compress, compressed = [np.array([[True, False]])], ran.config.model.tokens_per_compressed_tile
+    lay = lambda row: view(row, compress * len(row), config, config.token_budget, compressed, config.tile_budget)
+    return stack_rows([lay(row) for row in [*contents, [], [], [], []][:4]])
+
+
 @pytest.fixture(scope="module")
 def start(data, tmp_path_factory):
     """A folder with boards, a base model that reads them, and the Flash model that consistency training made of it."""
@@ -96,17 +112,16 @@ def test_a_copy_of_the_reference_diverges_only_where_tiles_are_compressed(start)
     assert first["kl_full"] < 1e-6 < 0.1 < first["kl_compressed"]
     assert 0 < first["compressed"] < 1 and 0 < first["saved"] < 0.2
     # A batch with nothing compressed: the rows of the teacher are those of the student.
-    ran, program = start.first, start.first.program
+    ran = start.first
     rows, _ = Pipeline(setup.pipeline_config(ran.config), ran.processor).row(0)
     rows = jax.tree.map(lambda x: np.concatenate([x] * 4), rows)
     numbers_BJ = np.where(rows.tile_mask_G.reshape(4, -1), np.arange(8)[None], -1).astype(np.int32)
     student = rows._replace(tiles_GHWC=None, tile_mask_G=None, slots_BJ=numbers_BJ)
     places_BT = np.broadcast_to(np.arange(rows.tokens_BT.shape[1], dtype=np.int32), rows.tokens_BT.shape)
     same = Views(rows, student, places_BT, numbers_BJ < -1, np.full((32, 2), -1, np.int32))
-    state = program.from_params(jax.tree.map(jnp.asarray, ran.before))
-    _, metrics = program.step(state, program.place(same), ran.reference)
-    assert float(metrics["loss"]) == float(metrics["kl_full"]) < 1e-6
-    assert float(metrics["compressed"]) == float(metrics["saved"]) == 0
+    metrics = first_step(ran, ran.program.place(same))
+    assert metrics["loss"] == metrics["kl_full"] < 1e-6
+    assert metrics["compressed"] == metrics["saved"] == 0
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -124,6 +139,46 @@ def test_any_mesh_micro_batches_and_a_stop_change_nothing(start, tmp_path, name)
     for ours, theirs in zip(lines[:3], expected[:3], strict=True):
         for metric, value in theirs.items():
             np.testing.assert_allclose(ours[metric], value, rtol=5e-5, atol=1e-6, err_msg=metric)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_four_micro_batches_equal_one(start, tmp_path, name):
+    ran = steps(stage(start, name, tmp_path, micro_batches=4), 3)
+    expected = start.first if name == "consistency" else start.second
+    for ours, theirs in zip(ran.lines, expected.lines[:3], strict=True):
+        for metric, value in theirs.items():
+            np.testing.assert_allclose(ours[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
+
+
+def test_packed_consistency_equals_samples_alone(start):
+    ran = start.first
+    corpus = Pipeline(setup.pipeline_config(ran.config), ran.processor).corpus
+    samples = [corpus.load(number, None) for number in (8, 1, 5, 13)]
+    packed, alone = (
+        first_step(ran, ran.program.place(consistency_batch(ran, contents)))
+        for contents in ([samples[:3], samples[3:]], [[sample] for sample in samples])
+    )
+    assert packed["samples"] == alone["samples"] == 4 and 0 < packed["compressed"] < 1 and packed["loss"] > 0.1
+    for metric, value in alone.items():
+        np.testing.assert_allclose(packed[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
+
+
+def test_rows_without_a_supervised_token_are_nothing(start):
+    """Neither a response nor padding: they leave the others as they are, and a batch of them has no gradient."""
+    ran = start.first
+    corpus = Pipeline(setup.pipeline_config(ran.config), ran.processor).corpus
+    sample = corpus.load(8, None)
+    masked = sample._replace(supervised_T=np.zeros_like(sample.supervised_T))
+    alone, beside, only, empty = (
+        first_step(ran, ran.program.place(consistency_batch(ran, contents)))
+        for contents in ([[sample]], [[sample], [masked], [masked]], [[masked]] * 4, [])
+    )
+    for metric in ("loss", "consistency", "kl_full", "kl_compressed", "grad_norm"):
+        np.testing.assert_allclose(beside[metric], alone[metric], rtol=1e-5, atol=1e-6, err_msg=metric)
+    for metrics in (only, empty):
+        assert metrics["loss"] == metrics["grad_norm"] == metrics["nonfinite"] == 0
+        assert all(map(np.isfinite, metrics.values()))
+    assert only["tokens"] > 0 == empty["tokens"]
 
 
 @pytest.mark.parametrize("name", STAGES)
