@@ -33,7 +33,7 @@ def compare(size: str, python: str, torch_python: str, rounds: int, device: str)
         given |= {"prompt": prompt, "tiles": 1, "group": GROUP, "new": NEW}
         workers = {
             "ours": Worker(python, "benchmarks.ours", given, device),
-            "theirs": Worker(torch_python, "benchmarks.theirs", {**given, "device": device}),
+            "theirs": Worker(torch_python, "benchmarks.theirs", given, device),
         }
         for worker in workers.values():
             stack.callback(worker.close)

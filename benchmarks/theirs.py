@@ -98,9 +98,8 @@ def _inference(torch, transformers, directory: str, config: dict, dtype: str, pr
     return {"vision": lambda: seconds(vision), "prefill": lambda: seconds(prefill), "decode": generate}
 
 
-def _rollout(
-    torch, transformers, directory: str, config: dict, prompt: int, tiles: int, group: int, new: int, device: str
-):
+def _rollout(torch, transformers, directory: str, config: dict, prompt: int, tiles: int, group: int, new: int):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _read(torch, transformers, directory, "float32").eval().to(device)
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
     pixels = _pixels(torch, tiles_GHWC, torch.float32).to(device)

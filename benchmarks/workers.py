@@ -26,15 +26,17 @@ class Worker:
 
     def __init__(self, python: str, module: str, arguments: Mapping[str, Any], device: str = "cpu"):
         self._name = module
-        jax = {"JAX_PLATFORMS": device}
+        environment = {"JAX_PLATFORMS": device}
         if device == "cuda":
-            jax |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+            environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         self._process = subprocess.Popen(
             [python, "-m", module, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | jax,
+            env=os.environ | environment,
         )
         if problem := self._answer().get("error"):
             self.close()

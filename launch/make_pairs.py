@@ -53,9 +53,8 @@ def main(argv: list[str]) -> None:
     config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value)
     model, processor = checkpoint.load()
     with contextlib.ExitStack() as stack:
-        grade = None
-        if config.method == "correctness":
-            grade = stack.enter_context(Graders(config.reward, _SECONDS.value, _WORKERS.value)).grade
+        graded = config.method == "correctness"
+        grade = stack.enter_context(Graders(config.reward, _SECONDS.value, _WORKERS.value)).grade if graded else None
         options = {"mininterval": 0.1} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}
         bar = stack.enter_context(tqdm.tqdm(unit="question", **options))
 

@@ -256,13 +256,9 @@ class Sampler:
         return found
 
     def _divisible(self, dimension: str, axes: tuple[str, ...]) -> tuple[int, ...]:
-        """Sizes of a ladder that the devices along these axes can share."""
+        """A ladder's sizes, each as much larger as the devices along these axes need to share it."""
         spread = 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in axes)
-        ladder = getattr(self.ladders, dimension)
-        sizes = tuple(size for size in ladder if size % spread == 0)
-        if not sizes:
-            raise InputError(f"no size of the ladder of {dimension} {ladder} divides by {spread} devices; give one")
-        return sizes
+        return tuple(sorted({-(-size // spread) * spread for size in getattr(self.ladders, dimension)}))
 
     def _layout(self, prompts: int, group: int) -> _Layout:
         """The fewest rows that hold all answers, with as few copies of prompts as they allow."""

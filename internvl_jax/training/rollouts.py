@@ -10,7 +10,6 @@
 
 import dataclasses
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Sequence
@@ -78,10 +77,7 @@ class Rollouts:
         )
         self._graders = Graders(stage.reward, stage.grader_seconds, stage.grader_workers)
         on_one = program.mesh.size == 1
-        # Whole numbers of rows a device, whatever their number.
-        spread = math.prod(program.mesh.shape[axis] for axis in program.rules.batch)
-        doublings = range(max(256, stage.sample_prompts, spread).bit_length())
-        rows = tuple(spread << n for n in doublings if spread << n <= max(256, stage.sample_prompts, spread))
+        rows = tuple(sorted({*Ladders().rows, stage.sample_prompts}))
         self._sampler = Sampler(
             config.model,
             jnp.dtype(run.dtype),

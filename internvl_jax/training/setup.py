@@ -78,7 +78,7 @@ def describe(config: TrainConfig, mesh: Mesh) -> list[str]:
         lines.append(f"rollouts: {responses:,} responses a batch, used up in {steps} steps of {responses // steps:,}")
     elif isinstance(stage, MpoConfig):
         lines.append(f"pairs: {stage.pairs:,} a step, {run.steps * stage.pairs:,} in all")
-    if stage is not None and hasattr(stage, "reference"):
+    if stage is not None:
         lines.append(f"reference: {stage.reference or run.init_from}")
     return lines
 

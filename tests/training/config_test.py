@@ -75,8 +75,7 @@ def test_settings_are_told_as_they_were_resolved(data, tmp_path):
 
 def test_a_reference_is_rounded_where_products_round(start, tmp_path):
     """What stays exact in the policy does in its reference, which else were not the same model at the first step."""
-    config = toy.mpo_config(start, tmp_path / "w", mesh="fsdp=8", dtype="bfloat16")
-    config.objective = "ntp"
+    config, _ = setup.prepare(toy.mpo_config(start, tmp_path / "w", mesh="fsdp=8", dtype="bfloat16"))
     params = setup.read_reference(config, build(config).abstract.params)
     rounded = {path for path, leaf in params.items() if leaf.dtype == "bfloat16"}
     assert {"lm.embed.weight", "vit.patch.weight", "projector.fc1.weight", "lm.layers.mlp.up.weight"} < rounded
