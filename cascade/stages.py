@@ -82,22 +82,27 @@ def run_gspo(folder: pathlib.Path, name: str, init_from: str, recipe: Recipe) ->
 
 
 def _write_answers(folder: pathlib.Path) -> None:
-    """data/answers.jsonl: the first right answer to every prompt that the SFT model has found one for, as a
-    conversation. ViCO needs answers to compare two models at, and there are few chains.
+    """data/answers.jsonl: right answers that the GSPO model gave, each prompt's latest one, as conversations.
+
+    ViCO keeps what a model says as it is, so it has to be compared where that model goes: on answers of the SFT model
+    what GSPO had won was lost again.
     """
-    path, lines = folder / "data" / "answers.jsonl", []
+    path, answers = folder / "data" / "answers.jsonl", {}
     if path.exists():
         return
+    for rollouts in sorted((folder / "gspo" / "rollouts").glob("*.jsonl")):
+        for group in map(json.loads, rollouts.read_text().splitlines()):
+            right = [each["text"] for each in group["responses"] if each["accuracy"] == 1]
+            if right:
+                answers[int(group["prompt"].rpartition(":")[2])] = right[0]
+    lines = []
     prompts = (folder / "data" / "rl.jsonl").read_text().splitlines()
-    for line in (folder / "pairs" / pairs.RESPONSES).read_text().splitlines():
-        sampled = json.loads(line)
-        right = [each["text"] for each in sampled["responses"] if each["accuracy"] == 1]
-        if right:
-            prompt = json.loads(prompts[sampled["number"]])
-            turns = [("human", f"<image>\n{prompt['question']}"), ("gpt", right[0])]
-            conversation = [{"from": speaker, "value": text} for speaker, text in turns]
-            line = {"image": prompt["image"].removeprefix("images/"), "conversations": conversation}
-            lines.append(json.dumps(line) + "\n")
+    for number, answer in sorted(answers.items()):
+        prompt = json.loads(prompts[number - 1])
+        turns = [("human", f"<image>\n{prompt['question']}"), ("gpt", answer)]
+        conversation = [{"from": speaker, "value": text} for speaker, text in turns]
+        line = {"image": prompt["image"].removeprefix("images/"), "conversations": conversation}
+        lines.append(json.dumps(line) + "\n")
     progress.write_whole(path, "".join(lines))
 
 
@@ -142,7 +147,7 @@ def _train(
     config.data.min_tiles, config.data.max_tiles, config.data.thumbnail = 1, 6, False
     config.optim.learning_rate, config.optim.beta2 = stage.learning_rate, stage.beta2
     config.optim.warmup_ratio = stage.warmup_ratio
-    config.optim.groups = (*_groups(stage), *config.optim.groups)
+    config.optim.groups = (*_groups(stage), *(() if "" in dict(stage.rates) else config.optim.groups))
     if stage.settings is not None:
         config.stage = dataclasses.replace(stage.settings, **{key: str(path) for key, path in paths.items()})
     config.run.steps, config.run.rows, config.run.micro_batches = stage.steps, stage.rows, stage.micro_batches
@@ -156,7 +161,7 @@ def _train(
 def _groups(stage: Training) -> list[Group]:
     groups = []
     for part, rate in stage.rates:
-        path = rf"^{re.escape(part)}\."
+        path = rf"^{re.escape(part)}\." if part else "^"
         if rate:  # no decay on biases and norms, as for all other parts
             groups.append(Group(rf"{path}.*(\.bias|norm\w*\.scale)$", rate, weight_decay=0.0))
         groups.append(Group(path, rate, frozen=not rate))

@@ -6,7 +6,7 @@
     FOLDER/sums.jsonl                  text alone, `14+7=21.`
     FOLDER/chains.jsonl                for SFT: questions, answered with a chain of thought
     FOLDER/rl.jsonl                    prompts of MPO and GSPO: final answers alone
-    FOLDER/answers.jsonl               for ViCO, written later: right answers that the SFT model gave to these
+    FOLDER/answers.jsonl               for ViCO, written later: right answers that the GSPO model gave to these
     FOLDER/dev.jsonl, test.jsonl       questions about digits that nothing above has
     FOLDER/tokenizer                   a byte-level BPE of these texts
     FOLDER/recipe.json                 what all of this was made for
