@@ -16,7 +16,7 @@ class Training:
 
     Attributes:
       rates: parts of the model (prefixes of their parameters' paths) that learn at another rate: a multiple of
-        `learning_rate`, 0 to stay as they are; "" for all that is left.
+        `learning_rate`, 0 to stay as they are.
       settings: of the stage's objective, but for paths.
       files: of conversations or transcripts; empty where the stage has another source.
     """
@@ -215,19 +215,19 @@ RECIPE = Recipe(
         rates=(("projector", 0.0),),  # as the vision tower, which GSPO leaves as it is by itself
     ),
     consistency=Training(
-        files=("answers",),
+        files=("answers", "reading"),
         settings=ConsistencyConfig(rates="tile"),
-        steps=600,
+        steps=1000,
         rows=8,
         token_budget=288,
         tile_budget=24,
         learning_rate=2e-4,
         warmup_ratio=0.05,
         beta2=0.99,
-        rates=(("compressed", 10.0), ("", 0.0)),
+        rates=(("vit", 0.0),),
     ),
     router=Training(
-        files=("answers",),
+        files=("answers", "reading"),
         settings=RouterConfig(probe="one", probes=4, window=1024),
         steps=200,
         rows=8,

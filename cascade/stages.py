@@ -147,7 +147,7 @@ def _train(
     config.data.min_tiles, config.data.max_tiles, config.data.thumbnail = 1, 6, False
     config.optim.learning_rate, config.optim.beta2 = stage.learning_rate, stage.beta2
     config.optim.warmup_ratio = stage.warmup_ratio
-    config.optim.groups = (*_groups(stage), *(() if "" in dict(stage.rates) else config.optim.groups))
+    config.optim.groups = (*_groups(stage), *config.optim.groups)
     if stage.settings is not None:
         config.stage = dataclasses.replace(stage.settings, **{key: str(path) for key, path in paths.items()})
     config.run.steps, config.run.rows, config.run.micro_batches = stage.steps, stage.rows, stage.micro_batches
@@ -161,7 +161,7 @@ def _train(
 def _groups(stage: Training) -> list[Group]:
     groups = []
     for part, rate in stage.rates:
-        path = rf"^{re.escape(part)}\." if part else "^"
+        path = rf"^{re.escape(part)}\."
         if rate:  # no decay on biases and norms, as for all other parts
             groups.append(Group(rf"{path}.*(\.bias|norm\w*\.scale)$", rate, weight_decay=0.0))
         groups.append(Group(path, rate, frozen=not rate))
