@@ -136,7 +136,8 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
     """A rollout batch that was written down, without its texts."""
     path = folder / f"{number:06d}.npz"
     try:
-        stored = np.load(path)
+        with np.load(path) as file:
+            stored = dict(file)  # an archive reads an array anew each time that it is asked for
     except OSError as error:
         raise InputError(
             f"{path} can't be read ({error}), but the checkpoint stands within this rollout batch; restore the file, "

@@ -53,7 +53,7 @@ def test_recorded_steps(recorded):
         (loss, (values, running)), grads = step(running, *ratios(inputs, index), nll)
         assert float(running.mean) == pytest.approx(float(outputs["bco_delta"][index]), rel=1e-5, abs=1e-7)
         assert float(loss) == pytest.approx(float(outputs["loss"][index]), rel=1e-5)
-        for name, value in zip(("sigmoid", "bco_pair"), values, strict=False):
+        for name, value in zip(("sigmoid", "bco_pair", "sft"), values, strict=True):
             assert float(value) == pytest.approx(outputs[name][index].mean(), rel=1e-5)
         for name, grad in zip(("chosen_logps", "rejected_logps", "nll"), grads, strict=True):
             expected = outputs[f"grad_{name}"][index]
