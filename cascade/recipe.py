@@ -124,7 +124,9 @@ MODEL = InternVLConfig(
 # shape than others, before that 97 % of unseen ones were read. SFT: 1,000 chains, about eight times each, leave
 # reasoning weak but well-formed; more of them brought more of it than is to be left to RL. GSPO: a rate of 2e-4 lifts
 # the reward steadily, 5e-4 with mini-batches half as large lost 14 points within ten steps; over half of the groups are
-# all right or all wrong and would only cost time. ViCO: rates by tile, so that the model knows pictures of both kinds.
+# all right or all wrong and would only cost time. ViCO: rates by tile, so that the model knows pictures of both kinds;
+# what the new branch costs at first is made good by a language model that learns at 8e-4 (with empty boxes compressed
+# 103 % of GSPO's accuracy are left), not at 2e-4 (99 %).
 RECIPE = Recipe(
     seed=0,
     data=Data(
@@ -204,7 +206,7 @@ RECIPE = Recipe(
             lowest_accuracy=0.1,
             highest_accuracy=0.9,
         ),
-        steps=160,
+        steps=80,
         rows=344,
         micro_batches=43,
         token_budget=384,
@@ -224,7 +226,7 @@ RECIPE = Recipe(
         learning_rate=2e-4,
         warmup_ratio=0.05,
         beta2=0.99,
-        rates=(("vit", 0.0),),
+        rates=(("vit", 0.0), ("lm", 4.0)),
     ),
     router=Training(
         files=("answers", "reading"),

@@ -29,7 +29,7 @@ def make_data(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     """All boards and questions.
 
     Raises:
-      InputError: scikit-learn is missing, or the folder has data of another recipe.
+      InputError: scikit-learn is missing.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise InputError("the cascade needs the package scikit-learn; install it with: pip install scikit-learn")

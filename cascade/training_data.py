@@ -9,12 +9,11 @@
     FOLDER/answers.jsonl               for ViCO, written later: right answers that the GSPO model gave to these
     FOLDER/dev.jsonl, test.jsonl       questions about digits that nothing above has
     FOLDER/tokenizer                   a byte-level BPE of these texts
-    FOLDER/recipe.json                 what all of this was made for
 
-The folder appears under its name once it is whole, and the same settings always give the same files.
+The folder appears under its name once it is whole, and the same settings always give the same files. Whose settings a
+cascade's are is noted in its own folder (`run`).
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -29,7 +28,6 @@ from cascade.boards import Board, Layout
 from cascade.recipe import Data
 from internvl_jax.data import Tokenizer, train_bpe
 from internvl_jax.data.chat import INTERNVL2_5
-from internvl_jax.errors import InputError
 
 # Their places number random streams; boards of two files never share one.
 FILES = ("boxes", "boards", "reading", "chains", "rl", "dev", "test")
@@ -37,15 +35,8 @@ _BOX_HOLDINGS = (0, 1, 1, 1, 1, 1, 2, 3, 4, 4, 4)  # single boxes of CPT
 
 
 def write(folder: pathlib.Path, data: Data, progress: Callable[[], object]) -> None:
-    """Writes all files, unless the folder is there already; `progress` is called after every file.
-
-    Raises:
-      InputError: the folder was written for other settings.
-    """
-    ours = json.loads(json.dumps(dataclasses.asdict(data)))
+    """Writes all files, unless the folder is there already; `progress` is called after every file."""
     if folder.exists():
-        if json.loads((folder / "recipe.json").read_text()) != ours:
-            raise InputError(f"{folder} was made with other settings; give another workdir or delete this one")
         return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
@@ -64,7 +55,6 @@ def write(folder: pathlib.Path, data: Data, progress: Callable[[], object]) -> N
             file.write(json.dumps({"conversations": [{"from": "pretrain", "value": text}]}) + "\n")
     (partial / "tokenizer").mkdir()
     train_tokenizer(data.vocab).save(partial / "tokenizer")
-    (partial / "recipe.json").write_text(json.dumps(ours, indent=2) + "\n")
     os.replace(partial, folder)
 
 
