@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 import time
+import uuid
 import zipfile
 from typing import Any
 
@@ -163,7 +163,8 @@ def _save(path: pathlib.Path, **arrays: Any) -> None:
     if jax.process_index() != 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Runs may share the folder.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
+    # Runs, of several users too, may share the folder.
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.tmp")
+    with temporary.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(file.name, path)
+    os.replace(temporary, path)
