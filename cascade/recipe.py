@@ -137,7 +137,7 @@ RECIPE = Recipe(
         reading=6000,
         sums=4000,
         chains=1000,
-        rl=30_000,
+        rl=25_000,
         dev=1200,
         test=3600,
     ),
@@ -182,7 +182,7 @@ RECIPE = Recipe(
     ),
     mpo=Training(
         settings=MpoConfig(pairs=64),
-        steps=250,
+        steps=200,
         rows=64,
         micro_batches=8,
         token_budget=320,

@@ -173,9 +173,8 @@ def _draw_stages(found: Found) -> Figure:
         axes.text(score.high + 0.004, place, f"{score.accuracy:.1%}", va="center")
     axes.set_yticks(range(len(MODELS)), list(MODELS.values()))
     axes.invert_yaxis()
-    lowest = min(_total(said).low for said in found.said.values())
     asked = f"{len(found.said['sft']):,} questions"
-    axes.set(xlim=(max(0.0, lowest - 0.1), 1.0), xlabel=f"accuracy on {asked}, 95 % interval")
+    axes.set(xlim=(0.0, 1.0), xlabel=f"accuracy on {asked}, 95 % interval")
     axes.grid(alpha=0.3, axis="x")
     return figure
 
@@ -214,9 +213,12 @@ def _draw_thresholds(found: Found) -> Figure:
         )
         axes.plot(tokens, accuracies, marker=marker, label=f"router, {kind} threshold")
         axes.plot(tokens, random, marker=marker, color="gray", alpha=0.6, label=f"random, as many tiles ({kind})")
+        labelled = -1.0
         for point in points:
             place = (point.tokens, point.accuracy)
-            axes.annotate(f"{point.threshold:g}", place, (4, 5), textcoords="offset points", fontsize=7)
+            if abs(point.tokens - labelled) > 0.5:  # of thresholds that decide nearly the same, the first
+                axes.annotate(f"{point.threshold:g}", place, (4, 5), textcoords="offset points", fontsize=7)
+                labelled = point.tokens
     axes.axvline(found.chosen.tokens, color="black", linestyle=":", label="chosen")
     axes.set(xlabel="image tokens a question", ylabel="accuracy on questions for development")
     axes.grid(alpha=0.3)
