@@ -19,7 +19,7 @@ from internvl_jax.data.batch import RowConfig, Sample, assemble_row
 from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
-from internvl_jax.training import MpoConfig, build, hooks, setup, train
+from internvl_jax.training import MpoConfig, build, hooks, preferences, setup, train
 from internvl_jax.training.objectives.balance import NoBalance
 from internvl_jax.training.objectives.mpo import Mpo, Pairs
 from internvl_jax.training.preferences import PreferenceRows, table_path
@@ -327,3 +327,10 @@ def test_a_bad_pair_is_named(start, tmp_path, change, sentence):
 def test_preference_optimisation_needs_a_model_to_start_from(start, tmp_path):
     with pytest.raises(InputError, match="objective 'mpo' starts from a model"):
         train(toy.mpo_config(start, tmp_path / "w", init_from=""))
+
+
+def test_the_reference_can_be_read_by_whoever_shares_its_folder(tmp_path):
+    (tmp_path / "plain").touch()
+    preferences._save(tmp_path / "reference.npz", table=np.zeros((1, 2)))
+    assert (tmp_path / "reference.npz").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "reference.npz"]
