@@ -68,8 +68,9 @@ def _board(
     for number, (tile_HWC, p, compress) in enumerate(zip(tiles_GHWC, probability_G, compress_G, strict=True)):
         row, column = divmod(number, columns)
         corner = (column * _SIDE, row * _SIDE) if row < rows else (columns * _SIDE + _GAP, 0)
-        name = "" if row < rows else "thumbnail\n"
-        board.paste(_tile(tile_HWC, f"{name}{tokens[int(compress)]} tokens\np = {p:.2f}", bool(compress)), corner)
+        name, count = "" if row < rows else "thumbnail\n", tokens[int(compress)]
+        label = f"{name}{count} token{'s' if count > 1 else ''}\np = {p:.2f}"
+        board.paste(_tile(tile_HWC, label, bool(compress)), corner)
     return board
 
 
