@@ -82,6 +82,7 @@ def test_from_nothing_to_report(tmp_path, small, monkeypatch, capsys):
     assert set(summary["accuracy"]) == {"sft", "mpo", "gspo", "gspo_only", "flash", "random_router"}
     assert summary["visual_tokens"]["base"] == 24 >= summary["visual_tokens"]["flash"]
     assert "large digits" in printed and "| SFT, MPO, GSPO " in printed
+    assert "with 0.0% saved" in printed  # the Flash model, nothing compressed
     said = evaluation.read_answers(tmp_path / "answers" / "sft.jsonl")
     assert [one.asked for one in said] == evaluation.read_questions(tmp_path / "data" / "test.jsonl")
     assert all(0 < one.tokens <= evaluation.ANSWER_TOKENS for one in said)
