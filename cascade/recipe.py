@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from internvl_jax.inference.responses import PairConfig
+from internvl_jax.making.responses import PairConfig
 from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.training.config import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, Stage
 

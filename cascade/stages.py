@@ -15,11 +15,11 @@ from cascade import progress, training_data
 from cascade.recipe import Recipe, Training
 from configs.experiments import consistency, cpt, gspo, mpo, router, sft
 from internvl_jax import training
-from internvl_jax.data.prompts import open_prompts
+from internvl_jax.data.reading.prompts import open_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
-from internvl_jax.inference import pairs
 from internvl_jax.inference.load import load
+from internvl_jax.making import pairs
 from internvl_jax.training.config import Group, TrainConfig
 
 _GRADING_SECONDS = 5.0  # of no effect: comparing letters needs no processes of its own

@@ -27,7 +27,7 @@ from cascade import boards, questions
 from cascade.boards import Board, Layout
 from cascade.recipe import Data
 from internvl_jax.data import Tokenizer, train_bpe
-from internvl_jax.data.chat import INTERNVL2_5
+from internvl_jax.data.text.templates import INTERNVL2_5
 
 # Their places number random streams; boards of two files never share one.
 FILES = ("boxes", "boards", "reading", "chains", "rl", "dev", "test")

@@ -5,6 +5,6 @@
 
 from checkpoint_convert.conversion import convert
 from checkpoint_convert.describe import describe
-from checkpoint_convert.load import load_model, load_released, load_vision_tower
+from checkpoint_convert.released import load_model, load_released, load_vision_tower
 
 __all__ = ["convert", "describe", "load_model", "load_released", "load_vision_tower"]

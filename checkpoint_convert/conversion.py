@@ -28,8 +28,8 @@ from checkpoint_convert import side_files
 from checkpoint_convert.account import refuse
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import ARCHITECTURES, UNKNOWN_TOKEN, language_model, read_config
-from checkpoint_convert.load import released_table
 from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader, all_finite
+from checkpoint_convert.released import released_table
 from checkpoint_convert.report import Report
 from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json

@@ -10,7 +10,7 @@ from typing import Any
 
 from checkpoint_convert.account import match
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, read_config
-from checkpoint_convert.load import released_table
+from checkpoint_convert.released import released_table
 from checkpoint_convert.side_files import has_tokenizer
 from checkpoint_convert.source import open_directory, read_json
 from internvl_jax.data import Processor

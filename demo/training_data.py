@@ -23,7 +23,7 @@ from PIL import Image
 from demo import easy_vqa
 from demo.recipe import Recipe
 from internvl_jax.data import Tokenizer, train_bpe
-from internvl_jax.data.chat import INTERNVL2_5
+from internvl_jax.data.text.templates import INTERNVL2_5
 from internvl_jax.errors import InputError
 
 

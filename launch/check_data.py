@@ -12,10 +12,12 @@ import pathlib
 
 from absl import flags
 
-from internvl_jax.data import check, packing, tiling
-from internvl_jax.data.chat import get_template
+from internvl_jax.data.media import tiling
 from internvl_jax.data.processor import Processor
-from internvl_jax.data.tokenizer import Tokenizer
+from internvl_jax.data.reading import check
+from internvl_jax.data.rows import packing
+from internvl_jax.data.text.templates import get_template
+from internvl_jax.data.text.tokenizer import Tokenizer
 from launch import main as launcher
 
 _META = flags.DEFINE_string("meta", None, "meta file (JSON) that lists the data sets", required=True)

@@ -1,11 +1,11 @@
 """Pictures, text and samples on the host: numpy, Pillow, grain and tokenizers, no jax."""
 
-from internvl_jax.data.chat import IMAGE, Message, Template, get_template
-from internvl_jax.data.images import load_image, tile_image
+from internvl_jax.data.media.images import load_image, tile_image
+from internvl_jax.data.media.tiling import ImageConfig, num_image_tokens
 from internvl_jax.data.processor import ChatInputs, Processor
-from internvl_jax.data.thinking import split_thinking
-from internvl_jax.data.tiling import ImageConfig, num_image_tokens
-from internvl_jax.data.tokenizer import Tokenizer, train_bpe
+from internvl_jax.data.text.templates import IMAGE, Message, Template, get_template
+from internvl_jax.data.text.thinking import split_thinking
+from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
 
 __all__ = [
     "IMAGE",

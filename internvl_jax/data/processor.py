@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from internvl_jax.data import chat, images, tiling
-from internvl_jax.data.tokenizer import Tokenizer
+from internvl_jax.data.media import images, tiling
+from internvl_jax.data.text import templates
+from internvl_jax.data.text.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
 
 
@@ -33,7 +34,7 @@ class Processor:
 
     image_config: tiling.ImageConfig
     tokenizer: Tokenizer
-    template: chat.Template
+    template: templates.Template
 
     def __post_init__(self):
         if self.template.stop not in self.tokenizer.added_tokens:
@@ -98,7 +99,7 @@ class Processor:
         fields = {field.name for field in dataclasses.fields(tiling.ImageConfig)}
         _check_keys(section["image"], fields, "the image part of the processor section")
         config = tiling.ImageConfig(**section["image"])
-        return cls(config, Tokenizer.load(directory), chat.get_template(section["template"]))
+        return cls(config, Tokenizer.load(directory), templates.get_template(section["template"]))
 
     @classmethod
     def from_released(cls, directory: str | pathlib.Path) -> "Processor":
@@ -116,7 +117,7 @@ class Processor:
         except KeyError as error:
             raise InputError(f"{directory}/config.json lacks {error}; copy the released file again.") from None
         template = config.get("template") or _family_template(config)  # the HF format does not name one
-        return cls(image_config, Tokenizer.load(directory), chat.get_template(template))
+        return cls(image_config, Tokenizer.load(directory), templates.get_template(template))
 
 
 def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -> None:
@@ -127,12 +128,12 @@ def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -
 
 
 def _read_message(message, where, config, allow_paths):
-    """A chat.Message and the tiles of its pictures."""
+    """A templates.Message and the tiles of its pictures."""
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
         raise InputError(f"{where} must be an object with role system, user or assistant.")
     content = message.get("content")
     if isinstance(content, str):
-        return chat.Message(message["role"], (content,)), []
+        return templates.Message(message["role"], (content,)), []
     if not isinstance(content, list | tuple):
         raise InputError(f"{where} must have content that is a string or a list of parts.")
     parts, tiles = [], []
@@ -148,8 +149,8 @@ def _read_message(message, where, config, allow_paths):
             tiles.append(images.tile_image(images.load_image(source, limited, allow_paths=allow_paths), limited))
         except InputError as error:
             raise InputError(f"part {j} of {where}: {error}") from None
-        parts += [chat.IMAGE, "\n"]
-    return chat.Message(message["role"], tuple(parts)), tiles
+        parts += [templates.IMAGE, "\n"]
+    return templates.Message(message["role"], tuple(parts)), tiles
 
 
 def _read_part(part, where):
@@ -198,7 +199,7 @@ def _github_image_config(config, directory):
 
 def _family_template(config) -> str:
     text = config.get("text_config") or config.get("llm_config") or {}
-    return (chat.INTERNVL3_5_GPT_OSS if text.get("model_type") == "gpt_oss" else chat.INTERNVL2_5).name
+    return (templates.INTERNVL3_5_GPT_OSS if text.get("model_type") == "gpt_oss" else templates.INTERNVL2_5).name
 
 
 def _hf_image_config(config, directory):

@@ -3,16 +3,15 @@
 A `Generator` turns token prompts into tokens; `chat`, `stream_chat` and `answer_many` do so for messages.
 """
 
-from internvl_jax.inference.buckets import Ladders
 from internvl_jax.inference.chat import Answer, answer_many, chat, complete, complete_many, get_generator, stream_chat
-from internvl_jax.inference.generate import Generator
+from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.generator import Generator
+from internvl_jax.inference.engine.programs import Features, State
+from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
+from internvl_jax.inference.engine.sampler import Response, Sampler
+from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
-from internvl_jax.inference.overlay import router_overlay
-from internvl_jax.inference.programs import Features, State
-from internvl_jax.inference.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.resolution import Thresholds
-from internvl_jax.inference.rollouts import Response, Sampler
-from internvl_jax.inference.sampling import SamplingParams
 
 __all__ = [
     "Answer",
@@ -34,7 +33,6 @@ __all__ = [
     "get_generator",
     "load",
     "read_config",
-    "router_overlay",
     "save_model",
     "stream_chat",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from internvl_jax.data import Processor, split_thinking
-from internvl_jax.data.thinking import THINK, THINK_END
+from internvl_jax.data.text.thinking import THINK, THINK_END
 
 
 class TextStream:

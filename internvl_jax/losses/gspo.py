@@ -7,7 +7,7 @@ fork of verl (`compute_grpo_outcome_advantage`, `compute_policy_loss_gspo`).
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.losses.base import LossSum
+from internvl_jax.losses.loss_sum import LossSum
 from internvl_jax.losses.sequences import segment_sums, spread
 
 _EPS = 1e-6

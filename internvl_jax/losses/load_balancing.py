@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.losses.base import LossSum
+from internvl_jax.losses.loss_sum import LossSum
 
 
 def load_balancing(choices_LBE: jax.Array, probabilities_LBE: jax.Array, tokens_B: jax.Array) -> LossSum:

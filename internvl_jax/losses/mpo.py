@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.losses.base import LossSum
+from internvl_jax.losses.loss_sum import LossSum
 
 
 def preference(chosen: jax.Array, rejected: jax.Array, mask: jax.Array, beta: float) -> LossSum:

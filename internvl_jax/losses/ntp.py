@@ -2,7 +2,7 @@
 
 import jax
 
-from internvl_jax.losses.base import LossSum
+from internvl_jax.losses.loss_sum import LossSum
 
 
 def next_token(logprobs_BT: jax.Array, weights_BT: jax.Array) -> LossSum:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.losses.base import LossSum
+from internvl_jax.losses.loss_sum import LossSum
 
 
 def forward_kl(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:

@@ -5,13 +5,13 @@ heads, M key/value heads, H head width, F feed-forward width, V vocabulary, E ex
 C channels.
 """
 
-from internvl_jax.models.branches import Branches
-from internvl_jax.models.cache import Cache
+from internvl_jax.models.attention.branches import Branches
+from internvl_jax.models.attention.cache import Cache
 from internvl_jax.models.config import FLASH_PARTS, UNUSED_PARTS, FlashConfig, InternVLConfig, TextConfig, VisionConfig
-from internvl_jax.models.intern_vit import InternViT
 from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import Runtime
+from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
     "FLASH_PARTS",

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.models.cache import Cache
+from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.bricks.nn import along, product
 from internvl_jax.models.config import InternVLConfig
-from internvl_jax.models.decoder import Decoder
-from internvl_jax.models.intern_vit import InternViT
-from internvl_jax.models.nn import along, product
-from internvl_jax.models.projector import CompressedProjector, Projector, pixel_shuffle
-from internvl_jax.models.router import Router
+from internvl_jax.models.language.decoder import Decoder
 from internvl_jax.models.stack import Runtime
+from internvl_jax.models.vision.intern_vit import InternViT
+from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
+from internvl_jax.models.vision.router import Router
 from internvl_jax.sharding import shard
 
 # ImageNet statistics, of pixels scaled to 0..1.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.errors import InputError
-from internvl_jax.models import kernels
+from internvl_jax.models.attention import kernels
 
 Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
 

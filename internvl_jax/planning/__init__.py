@@ -1,6 +1,6 @@
 """Planning: compile a config's real programs for a slice that is not attached, and read what they need."""
 
+from internvl_jax.planning.lowering import Serving
 from internvl_jax.planning.plan import plan
-from internvl_jax.planning.programs import Serving
 
 __all__ = ["Serving", "plan"]

@@ -14,7 +14,7 @@ from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, InternVLConfig
 from internvl_jax.planning.chips import CHIPS, Topology
-from internvl_jax.planning.programs import Serving
+from internvl_jax.planning.lowering import Serving
 from internvl_jax.training.config import TrainConfig
 
 # float32 weights, their gradients and two moments.

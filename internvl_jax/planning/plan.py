@@ -16,7 +16,7 @@ from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.estimate import estimate
 from internvl_jax.planning.hlo import Program, num_bytes
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
-from internvl_jax.planning.programs import Lowered, Serving, serving, training
+from internvl_jax.planning.lowering import Lowered, Serving, serving, training
 from internvl_jax.training.config import TrainConfig, parse_mesh
 
 # Parameters and moments from this size on must not lie whole on devices that could share them.

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.planning.lowering import Serving
 from internvl_jax.planning.plan import plan
-from internvl_jax.planning.programs import Serving
 from internvl_jax.training.config import TrainConfig
 
 TRAINING = {

@@ -3,11 +3,11 @@
 Models name logical axes only; a `Rules` table maps these to the five mesh axes `data, fsdp, expert, context, tensor`.
 """
 
+from internvl_jax.sharding.flat import ParamSpec, abstract, bind, flatten, init, like_params, shardings
 from internvl_jax.sharding.mesh import AXES, make_mesh
 from internvl_jax.sharding.owners import Share, by_owner, by_token
 from internvl_jax.sharding.params import param
 from internvl_jax.sharding.rules import PRESETS, Rules, meshed, per_device, platform, shard, use, whole
-from internvl_jax.sharding.state import ParamSpec, abstract, bind, flatten, init, like_params, shardings
 
 __all__ = [
     "AXES",

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from internvl_jax.sharding.flat import Params
 from internvl_jax.sharding.rules import MeshAxes, context
-from internvl_jax.sharding.state import Params
 
 _TOKENS = ("batch", "time", None)
 

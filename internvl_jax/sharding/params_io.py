@@ -18,7 +18,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding.state import Params
+from internvl_jax.sharding.flat import Params
 
 ITEM = "params"
 

@@ -11,8 +11,8 @@ from internvl_jax.training.config import (
     RunConfig,
     TrainConfig,
 )
-from internvl_jax.training.loop import train
-from internvl_jax.training.program import build
+from internvl_jax.training.run.loop import train
+from internvl_jax.training.run.program import build
 
 __all__ = [
     "ConsistencyConfig",

@@ -6,7 +6,7 @@
 import dataclasses
 from typing import Any
 
-from internvl_jax.data.views import PROBES, RATES
+from internvl_jax.data.rows.views import PROBES, RATES
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 
@@ -45,7 +45,7 @@ class OptimConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    """What is read and how it is packed (`data.pipeline` has the details).
+    """What is read and how it is packed (`data.rows.pipeline` has the details).
 
     Attributes:
       meta: meta file in the released format.

@@ -7,8 +7,8 @@ from PIL import Image
 
 from cascade import boards, training_data
 from cascade.boards import Layout
-from internvl_jax.data.images import tile_image
-from internvl_jax.data.tiling import ImageConfig
+from internvl_jax.data.media.images import tile_image
+from internvl_jax.data.media.tiling import ImageConfig
 
 
 def test_splits_are_disjoint_and_whole():

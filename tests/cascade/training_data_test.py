@@ -12,7 +12,7 @@ from PIL import Image
 from cascade import evaluation, questions, training_data
 from cascade.recipe import RECIPE
 from internvl_jax.data import ImageConfig, Processor, Tokenizer, get_template
-from internvl_jax.data.pipeline import Pipeline, PipelineConfig
+from internvl_jax.data.rows.pipeline import Pipeline, PipelineConfig
 
 SMALL = dataclasses.replace(RECIPE.data, boxes=29, boards=17, reading=5, sums=9, chains=13, rl=11, dev=6, test=6)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from checkpoint_convert import convert, load_model, load_released, load_vision_tower
-from checkpoint_convert.load import load_bare
+from checkpoint_convert.released import load_bare
 from internvl_jax.data import train_bpe
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import PRESETS, flatten, make_mesh

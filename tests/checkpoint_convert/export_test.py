@@ -11,11 +11,11 @@ from PIL import Image
 
 from checkpoint_convert import convert, load_model, load_released, sink
 from checkpoint_convert.hf_config import read_config
-from checkpoint_convert.load import load_bare
+from checkpoint_convert.released import load_bare
 from checkpoint_convert.side_files import jinja
 from checkpoint_convert.source import INDEX, open_directory
 from internvl_jax.data import train_bpe
-from internvl_jax.data.chat import INTERNVL2_5
+from internvl_jax.data.text.templates import INTERNVL2_5
 from internvl_jax.errors import InputError
 from internvl_jax.inference.load import save_model
 from internvl_jax.sharding import PRESETS, flatten, make_mesh, params_io

@@ -12,13 +12,13 @@ from safetensors.numpy import load_file, save_file
 
 from checkpoint_convert import convert, describe, load_model
 from checkpoint_convert.hf_config import read_config
-from checkpoint_convert.load import load_bare
 from checkpoint_convert.mxfp4 import Mxfp4Row, dequantize
+from checkpoint_convert.released import load_bare
 from checkpoint_convert.rows import Row, to_released
 from checkpoint_convert.tables import TABLES
 from configs.models.sizes import SIZES
 from internvl_jax.errors import InputError
-from internvl_jax.models.moe import Moe
+from internvl_jax.models.bricks.moe import Moe
 from internvl_jax.sharding import PRESETS, abstract, bind, flatten, make_mesh
 
 EXPERTS = "mlp.experts"

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internvl_jax.data import chat, images, processor, tiling
-from internvl_jax.data.tokenizer import Tokenizer
+from internvl_jax.data import processor
+from internvl_jax.data.media import images, tiling
+from internvl_jax.data.text import templates
+from internvl_jax.data.text.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
 
 IMAGE_CONFIG = tiling.ImageConfig(
@@ -27,7 +29,7 @@ IMAGE_CONFIG = tiling.ImageConfig(
 @pytest.fixture(scope="module")
 def process(request):
     tokenizer = Tokenizer.load(request.path.parents[1] / "golden/templates/qwen_subset")
-    return processor.Processor(IMAGE_CONFIG, tokenizer, chat.INTERNVL2_5)
+    return processor.Processor(IMAGE_CONFIG, tokenizer, templates.INTERNVL2_5)
 
 
 def picture(width, height, seed=0):
@@ -158,7 +160,7 @@ def test_saved_and_read_again(process, tmp_path):
     process.tokenizer.save(tmp_path)
     section = json.loads(json.dumps(process.to_dict()))
     again = processor.Processor.from_dict(section, tmp_path)
-    assert again.image_config == IMAGE_CONFIG and again.template is chat.INTERNVL2_5
+    assert again.image_config == IMAGE_CONFIG and again.template is templates.INTERNVL2_5
     messages = [user(image(picture(84, 28)), text("What?"))]
     np.testing.assert_array_equal(again(messages).tokens_T, process(messages).tokens_T)
 

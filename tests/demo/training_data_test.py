@@ -12,7 +12,7 @@ from PIL import Image
 from demo import easy_vqa, training_data
 from demo.recipe import RECIPE
 from internvl_jax.data import ImageConfig, Processor, Tokenizer, get_template
-from internvl_jax.data.pipeline import Pipeline, PipelineConfig
+from internvl_jax.data.rows.pipeline import Pipeline, PipelineConfig
 from internvl_jax.errors import InputError
 
 IMAGES = 7

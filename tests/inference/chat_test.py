@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 from internvl_jax.errors import InputError
+from internvl_jax.evaluation.tasks import evaluate, read_questions
 from internvl_jax.inference import SamplingParams, answer_many, chat, complete_many, get_generator, stream_chat
-from internvl_jax.inference.evaluate import evaluate, read_questions
 from internvl_jax.sharding import bind
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from internvl_jax import data
-from internvl_jax.data import tiling
+from internvl_jax.data.media import tiling
 from internvl_jax.models import InternVL, InternVLConfig, Runtime, TextConfig, VisionConfig
 from internvl_jax.sharding import abstract, bind
 

@@ -12,7 +12,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference import Generator, Ladders, Sampler, SamplingParams, Thresholds, Vocabulary, chat, complete
 from internvl_jax.models import FlashConfig, InternVL, Runtime, Slots
 from internvl_jax.sharding import abstract, bind, flatten
-from tests.inference.generate_test import request
+from tests.inference.engine.generator_test import request
 
 LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(64,))
 FLASH = FlashConfig(relative_threshold=0.0, absolute_threshold=0.0, heads=4, dropout=0.1)

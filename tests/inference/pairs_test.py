@@ -11,13 +11,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from internvl_jax.data import preferences, sources
-from internvl_jax.data.prompts import encode_blind, open_prompts, read_accuracies, screen
+from internvl_jax.data.reading import preferences, sources
+from internvl_jax.data.reading.prompts import encode_blind, open_prompts, read_accuracies, screen
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Request, SamplingParams, pairs, responses
-from internvl_jax.inference.requests import Vocabulary
-from internvl_jax.inference.responses import PairConfig, Response
-from internvl_jax.inference.rollouts import Sampler
+from internvl_jax.inference import Request, SamplingParams
+from internvl_jax.inference.engine.requests import Vocabulary
+from internvl_jax.inference.engine.sampler import Sampler
+from internvl_jax.making import pairs, responses
+from internvl_jax.making.responses import PairConfig, Response
 from internvl_jax.sharding import bind, flatten
 
 CONFIG = PairConfig(

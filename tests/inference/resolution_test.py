@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference.compare import read_case
+from internvl_jax.evaluation.parity import read_case
 from internvl_jax.inference.resolution import Thresholds, feature_index, kept, picture_tokens, quantile
 from internvl_jax.models import FlashConfig
 

@@ -12,7 +12,7 @@ import pytest
 
 from configs.models.sizes import get
 from internvl_jax import data
-from internvl_jax.data import tiling
+from internvl_jax.data.media import tiling
 from internvl_jax.inference import save_model
 from internvl_jax.models import InternVL, Runtime
 from internvl_jax.sharding import abstract

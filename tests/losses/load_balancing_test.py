@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from internvl_jax.losses import load_balancing
-from internvl_jax.models.moe import Routing, expert_load
+from internvl_jax.models.bricks.moe import Routing, expert_load
 
 
 def balance(router_LBTE, mask_BT, per_token):

@@ -13,8 +13,8 @@ from checkpoint_convert import load_model
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import Encoded, FlashConfig, InternVL, InternVLConfig, Runtime, Slots
+from internvl_jax.models.bricks.nn import dropout
 from internvl_jax.models.internvl import _chosen
-from internvl_jax.models.nn import dropout
 from internvl_jax.sharding import abstract, bind
 from tests.models.internvl_test import CONFIG as SMALL
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvl_jax.data.batch import RowConfig, Sample, assemble_row, stack_rows
+from internvl_jax.data.rows.batch import RowConfig, Sample, assemble_row, stack_rows
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, TextConfig, VisionConfig
+from internvl_jax.models.bricks.nn import drop_path
 from internvl_jax.models.internvl import normalise
-from internvl_jax.models.nn import drop_path
 from internvl_jax.sharding import abstract, bind
 
 CONFIG = InternVLConfig(

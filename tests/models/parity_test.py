@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from checkpoint_convert.load import load_bare
+from checkpoint_convert.released import load_bare
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
-from internvl_jax.inference.compare import blocks, compare, image_token_id, read_case
+from internvl_jax.evaluation.parity import blocks, compare, image_token_id, read_case
 from internvl_jax.losses import load_balancing, next_token
 from internvl_jax.models import token_logprobs
 from internvl_jax.sharding import bind, flatten

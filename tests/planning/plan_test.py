@@ -18,8 +18,8 @@ from internvl_jax.errors import InputError
 from internvl_jax.planning import Serving, plan, table
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
+from internvl_jax.planning.lowering import Lowered, training
 from internvl_jax.planning.plan import replicated
-from internvl_jax.planning.programs import Lowered, training
 from internvl_jax.sharding import make_mesh
 
 SIZE = Serving(rows=8, prompt=64, slots=96)

@@ -12,9 +12,10 @@ import internvl_jax as ivl
 from checkpoint_convert import convert
 from internvl_jax.inference.load import save_model
 from internvl_jax.sharding import flatten
-from internvl_jax.training import hooks, train
-from internvl_jax.training.loop import build
-from internvl_jax.training.setup import prepare
+from internvl_jax.training import train
+from internvl_jax.training.run import hooks
+from internvl_jax.training.run.loop import build
+from internvl_jax.training.run.setup import prepare
 from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import random
 
 from PIL import Image
 
-from internvl_jax.data.tokenizer import train_bpe
+from internvl_jax.data.text.tokenizer import train_bpe
 from internvl_jax.grading import Score
 from internvl_jax.models import UNUSED_PARTS, FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.config import MoeConfig, YarnConfig

@@ -16,7 +16,8 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.params_io import locate
-from internvl_jax.training import hooks, train
+from internvl_jax.training import train
+from internvl_jax.training.run import hooks
 from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,0 +1,172 @@
+"""Released checkpoints -> models in memory.
+
+1. config.json says which model and which table of rows.
+2. The account pairs tensors with parameters, by names and shapes, and refuses anything left over.
+3. Every parameter is read straight into its (sharded) array: a shard reads its slice of the mapped files only.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from checkpoint_convert.account import refuse
+from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_config
+from checkpoint_convert.reader import Index, ReleasedReader, all_finite
+from checkpoint_convert.source import read_json
+from checkpoint_convert.tables import TABLES, Table
+from internvl_jax.data.processor import Processor
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
+from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, params_io, shardings
+from internvl_jax.sharding.flat import Params
+
+
+def load_released(
+    directory: str | pathlib.Path, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | None = None
+) -> tuple[InternVL, Processor]:
+    """Model and processor of a released checkpoint.
+
+    Args:
+      directory: config.json, safetensors and tokenizer files, GitHub or HF format.
+      dtype: of parameters and activations.
+      mesh, rules: where the parameters live; one device without a mesh, the fsdp preset without rules.
+
+    Raises:
+      InputError: see `load_model`; or tokenizer files that are missing.
+    """
+    processor = Processor.from_released(directory)
+    return load_model(directory, dtype, mesh, rules, processor.tokenizer.image_context), processor
+
+
+def load_model(
+    directory: str | pathlib.Path,
+    dtype: str = "bfloat16",
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    image_token_id: int | None = None,
+) -> InternVL:
+    """The model of a released checkpoint, without its processor.
+
+    Args:
+      directory: config.json and safetensors files, GitHub or HF format.
+      dtype: of parameters and activations.
+      mesh, rules: where the parameters live; one device without a mesh, the fsdp preset without rules.
+      image_token_id: the id of <IMG_CONTEXT>; needed for GitHub-format checkpoints.
+
+    Raises:
+      InputError: see `read_config`, `open_directory` and `account.match`.
+    """
+    released = read_config(directory)
+    config = released.model(image_token_id)
+    return _load(released, lambda rngs: InternVL(config, rngs, _runtime(dtype)), dtype, mesh, rules)
+
+
+def load_vision_tower(directory: str | pathlib.Path, dtype: str = "bfloat16") -> InternViT:
+    """The vision tower of a checkpoint that holds nothing else (InternVisionModel)."""
+    released = read_config(directory)
+    config = released.vision()
+    return _load(released, lambda rngs: InternViT(config, rngs, _runtime(dtype)), dtype, None, None)
+
+
+def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | None) -> InternVL | InternViT:
+    """A model or a vision tower alone, from a released checkpoint or a model directory of this project, without the
+    processor.
+
+    Args:
+      image_token_id: the id of <IMG_CONTEXT>, for checkpoints without tokenizer files.
+
+    Raises:
+      InputError: see `load_model` and `params_io.read_params`.
+    """
+    directory = pathlib.Path(directory)
+    values = read_json(directory / "config.json")
+    if "format" not in values:
+        if read_config(directory).format == "vit":
+            return load_vision_tower(directory, dtype)
+        return load_model(directory, dtype, image_token_id=image_token_id)
+    runtime = _runtime(dtype)
+    if "vision" in values:
+        make = lambda rngs: InternViT(VisionConfig(**values["vision"]), rngs, runtime)
+    else:
+        config = InternVLConfig.from_dict(values.get("model"))
+        if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
+            config = dataclasses.replace(config, image_token_id=image_token_id)
+        make = lambda rngs: InternVL(config, rngs, runtime)
+    graphdef, specs = abstract(make)
+    wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_first_device()) for path, spec in specs.items()}
+    return bind(graphdef, params_io.read_params(params_io.locate(directory), wanted))
+
+
+def released_table(released: ReleasedConfig) -> Table:
+    if released.format == "vit":
+        return TABLES["github", "vit"]
+    return TABLES[released.format, f"{released.family}_mxfp4" if released.mxfp4 else released.family]
+
+
+def read_params(
+    directory: str | pathlib.Path,
+    table: Table,
+    specs: Mapping[str, ParamSpec],
+    dtype: str,
+    where: Mapping[str, Sharding] | None = None,
+) -> Params:
+    """The parameters `specs` out of a released checkpoint.
+
+    Args:
+      directory: safetensors files.
+      table: how the format and family name things.
+      dtype: of the result.
+      where: sharding of every parameter; None puts all on the first device.
+
+    Raises:
+      InputError: see `ReleasedReader`; or values that are not finite.
+    """
+    directory = pathlib.Path(directory)
+    reader = ReleasedReader(directory, table, specs)
+    params: Params = {}
+    not_finite: list[str] = []
+    # Largest first: what reading a parameter takes besides itself comes on top of little else.
+    for path, spec in sorted(reader.specs.items(), key=lambda item: -math.prod(item[1].shape)):
+        sharding = _first_device() if where is None else where[path]
+        array = jax.make_array_from_callback(spec.shape, sharding, _slices(reader, path, not_finite))
+        # Cast by XLA: numpy converts between bfloat16 and float32 twenty times slower than it copies.
+        params[path] = array.astype(dtype)
+    refuse(directory, {"not finite": sorted(set(not_finite))})
+    return params
+
+
+def _slices(reader: ReleasedReader, path: str, not_finite: list[str]) -> Callable[[Index], np.ndarray]:
+    """A function index -> that slice of the parameter, as the files store it."""
+    done: dict[tuple, np.ndarray] = {}  # replicas of a shard ask for one slice several times
+
+    def read(index: Index) -> np.ndarray:
+        key = tuple(part.indices(size) for part, size in zip(index, reader.specs[path].shape, strict=True))
+        if key not in done:
+            done[key] = reader.read_aligned(path, index)
+            if not all_finite(done[key]):
+                not_finite.extend(reader.not_finite(path, index))
+        return done[key]
+
+    return read
+
+
+def _first_device() -> SingleDeviceSharding:
+    return SingleDeviceSharding(jax.devices()[0])
+
+
+def _runtime(dtype: str) -> Runtime:
+    return Runtime(dtype=jnp.dtype(dtype))
+
+
+def _load(
+    released: ReleasedConfig, make: Callable[[nnx.Rngs], nnx.Module], dtype: str, mesh: Mesh | None, rules: Rules | None
+) -> nnx.Module:
+    graphdef, specs = abstract(make)
+    where = None if mesh is None else shardings(specs, mesh, rules or PRESETS["fsdp"])
+    return bind(graphdef, read_params(released.file.parent, released_table(released), specs, dtype, where))

@@ -1,0 +1,1 @@
+"""Pictures to tiles, and what a tile costs in tokens."""

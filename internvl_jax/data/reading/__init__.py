@@ -1,0 +1,1 @@
+"""Data sets as released: their files, samples by number, prompts, pairs, and what is wrong with them."""

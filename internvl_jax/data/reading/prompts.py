@@ -1,0 +1,367 @@
+"""Questions to sample answers to, as released: JSONL lines and the parquet file of MMPR-Tiny.
+
+1. `open_prompts` opens a file or all data sets of a meta file; `Prompts` gives any prompt by its number, reading
+   nothing but its line (or its row group).
+2. `encode` turns a prompt into the tokens and tiles that `encode_training` and `SampleReader` give the same text in
+   training, up to where the answer starts.
+3. `screen` leaves out prompts that are too long, broken, or too easy and too hard for a known accuracy.
+4. `PromptStream` orders what is left: prompts n.. of a run are a pure function of seed and position.
+
+Every error is an `InputError` that starts with FILE:LINE (for parquet the row, from 1).
+Source: released `docs/internvl3.0/preference_optimization` (JSONL), the published MMPR-Tiny file (parquet).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from internvl_jax.data.media import images, tiling
+from internvl_jax.data.processor import ChatInputs, Processor, check_inputs
+from internvl_jax.data.reading import parquet, sources
+from internvl_jax.data.text import templates
+from internvl_jax.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+_LOG_SECONDS = 10.0
+_NAMES_LOGGED = 5  # of the prompts left out for one reason
+_EPOCH_STREAM = 3  # keeps these random numbers apart from those of a run's rows
+_EPOCHS_KEPT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One question.
+
+    Attributes:
+        name: FILE:LINE.
+        system: None where the chat template's own holds.
+        question: with "<image>" where pictures stand; a single picture without one stands in front.
+        answer: that graders compare with; "" if the line has none.
+        response: a full response that the line brings along ("chosen" of prompts for DropoutNTP), or "".
+        pictures: paths as written, or encoded bytes.
+        dataset: where it comes from.
+    """
+
+    name: str
+    system: str | None
+    question: str
+    answer: str
+    response: str
+    pictures: tuple[str | bytes, ...]
+    dataset: sources.Dataset
+
+    @property
+    def images(self) -> tuple[str | bytes, ...]:
+        """The pictures, paths resolved against the root."""
+        root = self.dataset.root
+        return tuple(os.path.join(root, each) if isinstance(each, str) else each for each in self.pictures)
+
+    @property
+    def key(self) -> str:
+        """A digest of what is asked and answered; the same wherever the line and its root are."""
+        pictures = [each if isinstance(each, str) else hashlib.sha256(each).hexdigest() for each in self.pictures]
+        text = json.dumps([pictures, self.system, self.question, self.answer, self.response])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclasses.dataclass(frozen=True)
+class LineReader:
+    """Prompts of a JSONL file: {"image", "question", "answer"}, or "chosen" for an answer; optional "system_prompt"."""
+
+    dataset: sources.Dataset
+    offsets: np.ndarray  # int64 [n + 1], from sources.scan_lines
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def load(self, index: int) -> Prompt:
+        """The prompt of a line."""
+        line = sources.read_span(self.dataset.annotation, *self.offsets[index : index + 2])
+        return parse_prompt(line, f"{self.dataset.annotation}:{index + 1}", self.dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowReader:
+    """Prompts of a parquet file."""
+
+    dataset: sources.Dataset
+    table: parquet.Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def load(self, index: int) -> Prompt:
+        """The prompt of a row."""
+        name = f"{self.dataset.annotation}:{index + 1}"
+        row = self.table.row(index)
+        return Prompt(name, *parquet.read_prompt(row, name), "", parquet.read_pictures(row, name), self.dataset)
+
+
+class Prompts(Sequence[Prompt]):
+    """The prompts of all data sets under one numbering: those of the first, then those of the second, ..."""
+
+    def __init__(self, readers: Sequence[LineReader | RowReader]):
+        self.datasets = tuple(reader.dataset for reader in readers)
+        self._readers = tuple(readers)
+        self._firsts = np.cumsum([0, *map(len, readers)])
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, number: int) -> Prompt:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        which = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return self._readers[which].load(int(number - self._firsts[which]))
+
+    def mixture(self) -> np.ndarray:
+        """Numbers int64 of an epoch before shuffling, see `sources.mixture`."""
+        return sources.mixture(self.datasets, [len(reader) for reader in self._readers])
+
+
+def open_prompts(path: str | os.PathLike, root: str | None = None) -> Prompts:
+    """The prompts of a JSONL or parquet file, or of all data sets of a meta file (.json).
+
+    root: folder of the images of a file given directly; by default its own folder.
+
+    Raises:
+        InputError: if a file cannot be read or is of another kind.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".json":
+        if root is not None:
+            raise InputError(f"meta file {path} names the root of each data set; leave out the root {root}.")
+        datasets = sources.read_meta(str(path))
+    else:
+        folder = str(path.parent) if root is None else root
+        datasets = (sources.Dataset(path.stem, folder, str(path), False, None, 1, None),)
+    return Prompts([_reader(dataset) for dataset in datasets])
+
+
+def _reader(dataset: sources.Dataset) -> LineReader | RowReader:
+    suffix = pathlib.Path(dataset.annotation).suffix
+    if suffix == ".parquet":
+        return RowReader(dataset, parquet.Table(dataset.annotation))
+    if suffix == ".jsonl":
+        return LineReader(dataset, sources.scan_lines(dataset.annotation)[0])
+    raise InputError(f"{dataset.annotation} is no file of prompts; give .jsonl, .parquet, or a meta file (.json).")
+
+
+def parse_prompt(line: bytes, name: str, dataset: sources.Dataset) -> Prompt:
+    """Checks the form of one line; image files are not looked at.
+
+    Raises:
+        InputError: naming the line, if its question is missing or empty, or it has neither answer nor response.
+    """
+    entry = sources.parse_entry(line, name)
+    question = sources.parse_text(entry, "question", name)
+    number = entry.get("answer")
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        entry["answer"] = json.dumps(number)
+    response = sources.parse_text(entry, "chosen", name) if entry.get("chosen") is not None else ""
+    needed = entry.get("answer") is not None or not response
+    answer = sources.parse_text(entry, "answer", name) if needed else ""
+    pictures, _ = sources.parse_images(entry, name)
+    return Prompt(name, sources.parse_system(entry, name), question, answer, response, pictures, dataset)
+
+
+def encode(prompt: Prompt, processor: Processor) -> ChatInputs:
+    """Tokens and tiles of a prompt, ready for the model to answer.
+
+    Pictures are placed and share the limit of tiles as in training (the chat interface always puts a newline after a
+    picture and gives each the whole limit).
+
+    Raises:
+        InputError: where a picture cannot be read, or pictures and placeholders differ in number.
+    """
+    config = _image_config(prompt, processor)
+    empty_GHWC = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
+    try:
+        tiles = [images.tile_image(images.load_image(image, config), config) for image in prompt.images]
+        counts = tuple(config.tokens_per_tile * len(tiles_GHWC) for tiles_GHWC in tiles)
+        tokens_T = _encode_text(prompt, processor, counts)
+        inputs = ChatInputs(tokens_T, np.concatenate([empty_GHWC, *tiles]), counts)
+        check_inputs(inputs, config.tokens_per_tile, processor.tokenizer.image_context)
+    except InputError as error:
+        raise InputError(f"{prompt.name}: {error}") from error
+    return inputs
+
+
+def measure(prompt: Prompt, processor: Processor) -> tuple[int, int]:
+    """How many tokens and tiles `encode` would give, from the headers of the pictures alone. Same errors."""
+    config = _image_config(prompt, processor)
+    try:
+        counts = [tiling.num_image_tokens(*images.image_size(image, config), config) for image in prompt.images]
+        return len(_encode_text(prompt, processor, counts)), sum(counts) // config.tokens_per_tile
+    except InputError as error:
+        raise InputError(f"{prompt.name}: {error}") from error
+
+
+def encode_blind(prompt: Prompt, processor: Processor, begun: str) -> ChatInputs:
+    """The prompt without its pictures and their placeholders, and how the answer starts, for the model to go on."""
+    question = prompt.question.replace(templates.PLACEHOLDER, "").strip()
+    bare = dataclasses.replace(prompt, question=question, pictures=())
+    size = processor.image_config.tile_size
+    return ChatInputs(_encode_text(bare, processor, (), begun), np.zeros((0, size, size, 3), np.uint8), ())
+
+
+def _image_config(prompt: Prompt, processor: Processor) -> tiling.ImageConfig:
+    config, limit = processor.image_config, prompt.dataset.max_tiles
+    if limit is not None:
+        config = tiling.limit_tiles(config, limit)
+    return tiling.share_tiles(config, len(prompt.pictures))
+
+
+def _encode_text(prompt: Prompt, processor: Processor, counts: Sequence[int], begun: str = "") -> np.ndarray:
+    # An answer that is taken off again: then text and pictures are placed by the code that training uses.
+    turns = [*sources.question_turns(prompt.question, prompt.system), {"from": "gpt", "value": ""}]
+    messages = templates.from_released(turns, len(counts))[:-1]
+    return processor.template.encode_prompt(messages, counts, processor.tokenizer, begun=begun)
+
+
+@dataclasses.dataclass(frozen=True)
+class Screened:
+    """What `screen` left.
+
+    Attributes:
+        numbers: int64, as in the mixture.
+        most_tiles: of a prompt among them.
+        digest: of what they ask and of their order.
+        too_long: prompts over the limit of tokens or tiles.
+        off_accuracy: prompts whose known accuracy is out of bounds.
+        broken: number -> what is wrong with the prompt.
+    """
+
+    numbers: np.ndarray
+    most_tiles: int
+    digest: str
+    too_long: int
+    off_accuracy: int
+    broken: Mapping[int, str]
+
+
+def screen(
+    prompts: Prompts,
+    processor: Processor,
+    max_tokens: int,
+    accuracies: Mapping[str, float] | None = None,
+    bounds: tuple[float, float] = (0.2, 0.8),
+    max_tiles: int | None = None,
+    answered: bool = False,
+) -> Screened:
+    """Leaves prompts out, and says so in the log.
+
+    Args:
+        max_tokens: of a prompt with its picture tokens; longer ones are left out, as released.
+        max_tiles: of a prompt; None for any number.
+        answered: a prompt without an answer to grade with is a broken one.
+        accuracies: by `Prompt.key`, see `read_accuracies`; prompts that it does not know stay, as the data sets that
+            MMPR-Tiny adds to the filtered ones do.
+        bounds: lowest and highest accuracy that stays.
+
+    Raises:
+        InputError: if nothing is left.
+    """
+    mixture, logged = prompts.mixture(), time.monotonic()
+    long, off, broken, tiles, keys = [], [], {}, {}, {}
+    distinct = np.unique(mixture)
+    for done, number in enumerate(distinct.tolist()):
+        if time.monotonic() - logged > _LOG_SECONDS:
+            logged = time.monotonic()
+            _LOG.info("screened %d of %d prompts", done, len(distinct))
+        try:
+            prompt = prompts[number]
+            if answered and not prompt.answer:
+                raise InputError(f"{prompt.name} has no answer to grade with; add one or remove the line")
+            keys[number] = prompt.key
+            accuracy = None if accuracies is None else accuracies.get(prompt.key)
+            if accuracy is not None and not bounds[0] <= accuracy <= bounds[1]:
+                off.append(number)
+                continue
+            tokens, tiles[number] = measure(prompt, processor)
+            if tokens > max_tokens or (max_tiles is not None and tiles[number] > max_tiles):
+                long.append(number)
+        except InputError as error:
+            broken[number] = str(error)
+    limits = f"{max_tokens} tokens" if max_tiles is None else f"{max_tokens} tokens or {max_tiles} tiles"
+    _warn("broken prompts", list(broken.values()))
+    _warn(f"prompts of over {limits}", [prompts[number].name for number in long[:_NAMES_LOGGED]], len(long))
+    if off:
+        _LOG.info("left out %d prompts with an accuracy outside %g to %g", len(off), *bounds)
+    numbers = mixture[~np.isin(mixture, [*long, *off, *broken])]
+    if not len(numbers):
+        raise InputError(
+            f"none of {len(distinct)} prompts is left: {len(broken)} are broken, {len(long)} have over {limits}, "
+            f"{len(off)} an accuracy out of bounds; {next(iter(broken.values()), 'see the data')}"
+        )
+    left = numbers.tolist()
+    digest = hashlib.sha256(json.dumps([keys[number] for number in left]).encode()).hexdigest()[:32]
+    return Screened(numbers, max(tiles[number] for number in left), digest, len(long), len(off), broken)
+
+
+def _warn(what: str, names: Sequence[str], count: int | None = None) -> None:
+    count = len(names) if count is None else count
+    if count:
+        _LOG.warning(
+            "left out %d %s: %s%s", count, what, "; ".join(names[:_NAMES_LOGGED]), ", ..." * (count > len(names))
+        )
+
+
+def read_accuracies(path: str | os.PathLike) -> dict[str, float]:
+    """The file of accuracies that `launch.make_pairs` writes: JSONL of {"key", "accuracy", ...}, by key.
+
+    Raises:
+        InputError: if the file cannot be read or a line is not of this form.
+    """
+    offsets, _ = sources.scan_lines(str(path))
+    accuracies = {}
+    for index in range(len(offsets) - 1):
+        name = f"{path}:{index + 1}"
+        entry = sources.parse_entry(sources.read_span(str(path), *offsets[index : index + 2]), name)
+        key, accuracy = entry.get("key"), entry.get("accuracy")
+        if not isinstance(key, str) or isinstance(accuracy, bool) or not isinstance(accuracy, int | float | None):
+            raise InputError(f'{name} must be {{"key": text, "accuracy": number or null}}; make the file again.')
+        if accuracy is not None:
+            accuracies[key] = float(accuracy)
+    return accuracies
+
+
+class PromptStream:
+    """The order in which a run meets its prompts: epoch after epoch, each a permutation of its own.
+
+    numbers: of an epoch, from `screen`. Nothing is remembered between calls but what is costly to compute, so a run
+    resumes anywhere by its position.
+    """
+
+    def __init__(self, prompts: Prompts, numbers: np.ndarray, seed: int):
+        if not len(numbers):
+            raise InputError("no prompt is left to sample from; see what the log says was left out.")
+        self.prompts, self._numbers, self._seed = prompts, np.asarray(numbers, np.int64), seed
+        self._order = functools.lru_cache(_EPOCHS_KEPT)(self._shuffle)
+
+    def __len__(self) -> int:
+        """Prompts of an epoch."""
+        return len(self._numbers)
+
+    def numbers(self, count: int, position: int) -> np.ndarray:
+        """Numbers int64 of `count` prompts after the first `position` of the run."""
+        if position < 0 or count < 0:
+            raise InputError(f"{count} prompts from position {position} on cannot be taken; both count from 0.")
+        places = np.arange(position, position + count)
+        epochs, within = np.divmod(places, len(self))
+        return np.array([self._order(epoch)[k] for epoch, k in zip(epochs.tolist(), within, strict=True)], np.int64)
+
+    def take(self, count: int, position: int) -> list[Prompt]:
+        """The prompts of `numbers`."""
+        return [self.prompts[number] for number in self.numbers(count, position).tolist()]
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, _EPOCH_STREAM, epoch)).permutation(self._numbers)

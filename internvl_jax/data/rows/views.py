@@ -1,0 +1,203 @@
+"""Rows of samples as a teacher sees them and as a student does: the same texts about the same tiles, some of which the
+student sees with fewer tokens.
+
+1. The teacher's row is a row of plain samples (`batch.assemble_row`), every tile at full resolution.
+2. For every sample the student has one text or several, each with tiles of its own choice compressed. A compressed tile
+   keeps the first of its image tokens, the other tokens stay; positions count the tokens that are left.
+3. `teacher_BT` says where in the teacher's row each of the student's tokens stands: the same is predicted there.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, assemble_row
+
+PROBES = ("one", "all")
+RATES = ("picture", "tile")
+
+
+class Views(NamedTuple):
+    """Attributes:
+    rows: the teacher's, with the tiles of both.
+    student: texts without tiles of their own: `slots_BJ` are those of the same row of the teacher.
+    teacher_BT: int32, for every token of the student its place in the teacher's row; 0 in padding.
+    compress_BJ: bool, for every slot of the student whether its tile is compressed.
+    measured_G2: int32, for every tile two of the student's texts in its row, counted from 0: one where it is compressed
+      and one where nothing is; -1 where a tile is not measured.
+    """
+
+    rows: Batch
+    student: Batch
+    teacher_BT: np.ndarray
+    compress_BJ: np.ndarray
+    measured_G2: np.ndarray
+
+
+class Layout(Protocol):
+    """What a row of a run holds of its samples."""
+
+    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
+        """Tokens that samples take of a row's budget; 0 for a sample that is of no use."""
+        ...
+
+    def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> NamedTuple:
+        """A row (B = 1) of these samples; each has random numbers of its own."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """Samples one after another."""
+
+    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
+        return tokens_N
+
+    def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Batch:
+        return assemble_row(samples, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """The student sees every picture at a rate of its own, full or compressed with equal chance. All tiles of a picture
+    share its rate, the thumbnail included. Or else every tile has one of its own, as a router will give it: a share is
+    drawn for the picture, then each tile is compressed with that chance, so that any number of them is equally likely.
+
+    Source: InternVL3.5 paper, section 2.3 (consistency training).
+    """
+
+    compressed: int  # tokens of a compressed tile
+    of: str = "picture"  # or "tile"
+
+    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
+        return tokens_N
+
+    def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Views:
+        compress = []
+        for sample, rng in zip(samples, rngs, strict=True):
+            if self.of == "picture":
+                compress_G = np.repeat(rng.integers(2, size=len(sample.images)) == 1, sample.images)
+            else:
+                share_G = np.repeat(rng.random(len(sample.images)), sample.images)
+                compress_G = rng.random(len(share_G)) < share_G
+            compress.append(compress_G[None])
+        return view(samples, compress, config, config.token_budget, self.compressed, slots=config.tile_budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """The student sees every sample once in full, and again with tiles compressed, to measure what that costs.
+
+    Samples without a picture are left out. A sample with N probes is planned with N + 1 times its tokens (what its
+    probes save is left empty), so at least twice: the teacher's row is half as long as the student's.
+    """
+
+    compressed: int  # tokens of a compressed tile
+    probe: str  # "one": every probed tile in a text of its own; "all": all tiles of a sample in one
+    most: int  # tiles of a sample that are probed at a visit, drawn anew each time; 0: every one
+
+    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
+        probes_N = self._probed(tiles_N) if self.probe == "one" else np.minimum(tiles_N, 1)
+        return np.where(tiles_N > 0, (probes_N + 1) * tokens_N.astype(np.int64), 0)
+
+    def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Views:
+        compress = []
+        for sample, rng in zip(samples, rngs, strict=True):
+            G = len(sample.tiles_GHWC)
+            probed = np.sort(rng.permutation(G)[: self._probed(np.array(G))])
+            alone_VG = np.arange(G)[None] == probed[:, None]
+            probes_VG = alone_VG if self.probe == "one" else alone_VG.any(axis=0, keepdims=True)
+            compress.append(np.concatenate([np.zeros((1, G), bool), probes_VG]))
+        shorter = dataclasses.replace(config, token_budget=config.token_budget // 2)
+        slots = config.token_budget // self.compressed
+        return view(samples, compress, shorter, config.token_budget, self.compressed, slots)
+
+    def _probed(self, tiles_N: np.ndarray) -> np.ndarray:
+        return np.minimum(tiles_N, self.most) if self.most else tiles_N
+
+
+def kept(tokens_T: np.ndarray, compress_G: np.ndarray, image_token_id: int, full: int, compressed: int) -> np.ndarray:
+    """bool [T]: the tokens of a text that stay.
+
+    Args:
+      tokens_T: with as many image tokens as all tiles have at full resolution.
+      compress_G: for every tile, in the order of the image tokens, whether it is compressed.
+      full, compressed: tokens of a tile.
+    """
+    image_T = tokens_T == image_token_id
+    tile, place = np.divmod(np.cumsum(image_T)[image_T] - 1, full)
+    kept_T = np.ones(len(tokens_T), bool)
+    kept_T[image_T] = ~compress_G[tile] | (place < compressed)
+    return kept_T
+
+
+def view(
+    samples: Sequence[Sample],
+    compress: Sequence[np.ndarray],
+    config: RowConfig,
+    student_budget: int,
+    compressed: int,
+    slots: int,
+) -> Views:
+    """One row.
+
+    Args:
+      samples: of one text each.
+      compress: for every sample bool [V, G]: the tiles that are compressed in each of the student's V texts. If there
+        are several, nothing is compressed in the first.
+      config: of the teacher's row.
+      student_budget: tokens of the student's row.
+      compressed: tokens of a compressed tile.
+      slots: places for tiles in the student's row; those of all texts have to fit.
+    """
+    rows = assemble_row(samples, config)
+    views = _empty(rows, student_budget, slots)
+    start = tile = end = segment = slot = 0
+    for sample, compress_VG in zip(samples, compress, strict=True):
+        tiles_G = np.arange(tile, tile + len(sample.tiles_GHWC))
+        full = segment
+        for compress_G in compress_VG:
+            kept_T = kept(sample.tokens_T, compress_G, config.image_token_id, config.tokens_per_tile, compressed)
+            teacher_T = start + np.flatnonzero(kept_T)
+            _lay(views, teacher_T, end, segment + 1)
+            views.student.slots_BJ[0, slot : slot + len(tiles_G)] = tiles_G
+            views.compress_BJ[0, slot : slot + len(tiles_G)] = compress_G
+            if segment > full:
+                views.measured_G2[tiles_G[compress_G]] = (segment, full)
+            end, segment, slot = end + len(teacher_T), segment + 1, slot + len(tiles_G)
+        start, tile = start + len(sample.tokens_T), tile + len(tiles_G)
+    return views
+
+
+def _lay(views: Views, teacher_T: np.ndarray, start: int, segment: int) -> None:
+    """Writes one of the student's texts: the teacher's tokens at these places."""
+    rows, student, end = views.rows, views.student, start + len(teacher_T)
+    student.tokens_BT[0, start:end] = rows.tokens_BT[0, teacher_T]
+    student.targets_BT[0, start : end - 1] = rows.tokens_BT[0, teacher_T[1:]]
+    student.weights_BT[0, start:end] = rows.weights_BT[0, teacher_T]
+    student.segments_BT[0, start:end] = segment
+    student.positions_BT[0, start:end] = np.arange(end - start)
+    views.teacher_BT[0, start:end] = teacher_T
+
+
+def _empty(rows: Batch, student_budget: int, slots: int) -> Views:
+    shape = (1, student_budget)
+    student = Batch(
+        tokens_BT=np.zeros(shape, np.int32),
+        targets_BT=np.zeros(shape, np.int32),
+        weights_BT=np.zeros(shape, np.float32),
+        segments_BT=np.zeros(shape, np.int32),
+        positions_BT=np.zeros(shape, np.int32),
+        tiles_GHWC=None,
+        tile_mask_G=None,
+        slots_BJ=np.full((1, slots), -1, np.int32),
+    )
+    return Views(
+        rows,
+        student,
+        teacher_BT=np.zeros(shape, np.int32),
+        compress_BJ=np.zeros((1, slots), bool),
+        measured_G2=np.full((len(rows.tile_mask_G), 2), -1, np.int32),
+    )

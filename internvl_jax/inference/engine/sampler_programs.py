@@ -1,0 +1,240 @@
+"""The device programs of rollouts, pure functions that `Sampler` compiles.
+
+    prefill(tokens, features) -> logits, keys and values of whole prompts
+    start(logits, keys and values) -> rows    every answer's first token
+    write(rows) -> rows                       tokens until most answers are complete
+    compact(rows) -> rows                     fewer rows, those that are not complete
+
+Complete answers are written on until the batch shrinks; nobody reads what is.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from internvl_jax.inference.engine.programs import Program, Programs
+from internvl_jax.inference.engine.sampling import ban, cut, draw
+from internvl_jax.models import Branches
+from internvl_jax.sharding import bind, shard, whole
+from internvl_jax.sharding.flat import Params
+
+
+class Given(NamedTuple):
+    """What an answer is asked for.
+
+    Attributes:
+      limit_B: tokens to write at most; 0 for padding.
+      stops_BK: ids that end the answer; negative ids fill up.
+      temperature_B: 0 takes the best token each time.
+      top_k_B, top_p_B: see `SamplingParams`; read where a program `cuts`.
+      seed_B: of the row's random stream.
+    """
+
+    limit_B: jax.Array
+    stops_BK: jax.Array
+    temperature_B: jax.Array
+    top_k_B: jax.Array
+    top_p_B: jax.Array
+    seed_B: jax.Array
+
+
+class Rows(NamedTuple):
+    """Answers in the middle of being written, all of the same length.
+
+    Attributes:
+      cache: keys and values of all tokens but the last.
+      given: see `Given`.
+      tokens_BS, logprobs_BS: what is written; behind a complete answer's tokens stands anything.
+      counts_B: tokens of every answer.
+      count: tokens of an answer that is not complete.
+      done_B: the answer is complete.
+      routes_LBSK: int16, the experts of every answer's tokens, its last one apart; None if not asked for.
+    """
+
+    cache: Branches
+    given: Given
+    tokens_BS: jax.Array
+    logprobs_BS: jax.Array
+    counts_B: jax.Array
+    count: jax.Array
+    done_B: jax.Array
+    routes_LBSK: jax.Array | None
+
+
+class RolloutPrograms:
+    """The functions for one model structure.
+
+    Args:
+      prompts: programs of the same model.
+      graphdef: of an InternVL, as `write` takes its parameters.
+      apart: its layers are apart, and so are those of the cache.
+      vocab_size, banned: see `Vocabulary`.
+      cache_dtype: of keys and values.
+      routes: note every token's experts.
+    """
+
+    def __init__(
+        self,
+        prompts: Programs,
+        graphdef: nnx.GraphDef,
+        apart: bool,
+        vocab_size: int,
+        banned: tuple[int, ...],
+        cache_dtype: jnp.dtype,
+        routes: bool,
+    ):
+        self._run, self._collect = prompts.run, ("experts",) if routes else ()
+        self._graphdef, self._apart = graphdef, apart
+        self._vocab_size, self._banned, self._cache_dtype = vocab_size, banned, cache_dtype
+        self.prefill = Program(self._prefill)
+        self.start = Program(self._start, static_argnames=("slots", "cuts"))
+        self.write = Program(self._write, donate_argnames="rows", static_argnames="cuts")
+        self.compact = Program(self._compact)
+
+    @property
+    def num_compiled(self) -> int:
+        """Programs compiled so far."""
+        return sum(program.num_compiled for program in (self.prefill, self.start, self.write, self.compact))
+
+    def _prefill(
+        self, params: Params, tokens_PT: jax.Array, lengths_P: jax.Array, features_PKD: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None]:
+        """As `Programs.prefill`, and the experts of the prompts' tokens, int16 [L, P, T, K], if they are noted."""
+        logits_PV, out = self._run(params, tokens_PT, lengths_P, features_PKD, ("kv", *self._collect))
+        return logits_PV, out.kv_LBMTH, _noted(out.experts_LBTK)
+
+    def _start(
+        self,
+        logits_PV: jax.Array,
+        kv_LPMTH: tuple[jax.Array, jax.Array],
+        routes_LPTK: jax.Array | None,
+        lengths_P: jax.Array,
+        prompt_N: jax.Array,
+        given: Given,
+        slots: int,
+        cuts: bool,
+    ) -> Rows:
+        """Rows with their first tokens.
+
+        Args:
+          prompt_N: the prompt of every branch of the cache; B / N answers belong to each.
+          cuts: draw with top-k and top-p.
+        """
+        B, N = len(given.limit_B), len(prompt_N)
+        L, _, M, _, H = kv_LPMTH[0].shape
+        prompt_k, prompt_v = (part[:, prompt_N].astype(self._cache_dtype) for part in kv_LPMTH)
+        layered = lambda part: tuple(part) if self._apart else part
+        shapes = (L, B, M, H, slots), (L, B, M, slots, H)
+        k, v = (layered(jnp.zeros(shape, self._cache_dtype)) for shape in shapes)
+        cache = Branches(layered(prompt_k), layered(prompt_v), k, v, lengths_P[prompt_N], jnp.int32(0))
+        zero_B = jnp.zeros(B, jnp.int32)
+        written_BS = jnp.zeros((B, slots), jnp.int32)
+        routes_LBSK = None if routes_LPTK is None else jnp.zeros((L, B, slots, routes_LPTK.shape[3]), jnp.int16)
+        rows = Rows(
+            cache,
+            given,
+            tokens_BS=written_BS,
+            logprobs_BS=written_BS.astype(jnp.float32),
+            counts_B=zero_B,
+            count=jnp.int32(0),
+            done_B=given.limit_B == zero_B,
+            routes_LBSK=routes_LBSK,
+        )
+        return _laid(self._choose(rows, logits_PV[jnp.repeat(prompt_N, B // N)], cuts))
+
+    def _write(self, params: Params, rows: Rows, stop: jax.Array, few: jax.Array, cuts: bool) -> Rows:
+        """Tokens until answers have `stop` of them, or at most `few` answers are not complete."""
+
+        def goes_on(rows: Rows) -> jax.Array:
+            return (rows.count < stop) & (jnp.sum(~rows.done_B) > few)
+
+        def step(rows: Rows) -> Rows:
+            model = bind(self._graphdef, params)
+            last_B1 = jax.lax.dynamic_slice_in_dim(rows.tokens_BS, rows.count - 1, 1, axis=1)
+            B, N = len(last_B1), len(rows.cache.lengths_P)
+            positions_B1 = (jnp.repeat(rows.cache.lengths_P, B // N) + rows.cache.step)[:, None]
+            x_B1D = model.embed(last_B1, None)
+            ones_B1 = jnp.ones_like(positions_B1)
+            out = model.lm(x_B1D, ones_B1, positions_B1, rows.cache, positions_B1, collect=self._collect)
+            routes_LBSK = rows.routes_LBSK
+            if routes_LBSK is not None:
+                place = (0, 0, rows.cache.step, 0)
+                routes_LBSK = jax.lax.dynamic_update_slice(routes_LBSK, _noted(out.experts_LBTK), place)
+            rows = rows._replace(cache=out.cache, routes_LBSK=routes_LBSK)
+            return self._choose(rows, model.logits(out.hidden_BTD[:, 0]), cuts)
+
+        return _laid(jax.lax.while_loop(goes_on, step, rows))
+
+    def _choose(self, rows: Rows, logits_BV: jax.Array, cuts: bool) -> Rows:
+        """Adds a token to every row that isn't done."""
+        given = rows.given
+
+        def uniform(seed):
+            return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), rows.count), (2,))
+
+        allowed_BV = ban(logits_BV, self._vocab_size, self._banned)
+        temperature_B = given.temperature_B
+        if cuts:
+            drawn_B = temperature_B > 0
+            allowed_BV = allowed_BV / jnp.where(drawn_B, temperature_B, 1)[:, None]
+            allowed_BV = cut(allowed_BV, drawn_B, given.top_k_B, given.top_p_B)
+            temperature_B = drawn_B.astype(jnp.float32)
+        tokens_B = draw(allowed_BV, temperature_B, jax.vmap(uniform)(given.seed_B))
+        picked_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=1)[:, 0]
+        logprobs_B = picked_B - jax.nn.logsumexp(logits_BV, axis=1)
+        count = rows.count + 1
+        put = lambda old_BS, new_B: jax.lax.dynamic_update_slice(old_BS, new_B[:, None], (0, rows.count))
+        ends_B = jnp.any(tokens_B[:, None] == given.stops_BK, axis=1) | (count >= given.limit_B)
+        return rows._replace(
+            tokens_BS=put(rows.tokens_BS, tokens_B),
+            logprobs_BS=put(rows.logprobs_BS, logprobs_B),
+            counts_B=jnp.where(rows.done_B, rows.counts_B, count),
+            count=count,
+            done_B=rows.done_B | ends_B,
+        )
+
+    def _compact(self, rows: Rows, branch_N: jax.Array, row_B: jax.Array, real_B: jax.Array) -> Rows:
+        """The rows that are named, under branches that are named; not real ones are padding."""
+        cache, axis = rows.cache, 0 if self._apart else 1
+        take = lambda tree, index: jax.tree.map(lambda part: jnp.take(part, index, axis=axis), tree)
+        cache = cache._replace(
+            prompt_k=take(cache.prompt_k, branch_N),
+            prompt_v=take(cache.prompt_v, branch_N),
+            k=take(cache.k, row_B),
+            v=take(cache.v, row_B),
+            lengths_P=cache.lengths_P[branch_N],
+        )
+        return _laid(
+            Rows(
+                cache,
+                jax.tree.map(lambda part: part[row_B], rows.given),
+                rows.tokens_BS[row_B],
+                rows.logprobs_BS[row_B],
+                rows.counts_B[row_B],
+                rows.count,
+                rows.done_B[row_B] | ~real_B,
+                None if rows.routes_LBSK is None else rows.routes_LBSK[:, row_B],
+            )
+        )
+
+
+def _noted(experts_LBTK: jax.Array | None) -> jax.Array | None:
+    return None if experts_LBTK is None else whole(experts_LBTK.astype(jnp.int16))
+
+
+def _laid(rows: Rows) -> Rows:
+    """Keys and values spread as the rows are, the rest the same everywhere: the host reads it."""
+    cache = rows.cache
+
+    def spread(layered):
+        names = ("batch", "kv_heads", None, None)
+        return jax.tree.map(lambda part: shard(part, *(None,) * (part.ndim - 4), *names), layered)
+
+    laid = jax.tree.map(whole, rows._replace(cache=None))
+    return laid._replace(
+        cache=cache._replace(
+            prompt_k=spread(cache.prompt_k), prompt_v=spread(cache.prompt_v), k=spread(cache.k), v=spread(cache.v)
+        )
+    )

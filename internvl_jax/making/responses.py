@@ -1,0 +1,221 @@
+"""A model's responses to prompts, for pairs to be made of: sampled and graded, or sampled and continued blindly.
+
+What is drawn depends on seed, question and sample alone.
+Source: released `tools/reasoning_data_pipeline` (mmpr_data_pipeline_correctness.py, mmpr_data_pipeline_dropout_ntp.py).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from internvl_jax.data import Processor
+from internvl_jax.data.processor import ChatInputs
+from internvl_jax.data.reading.prompts import Prompt, encode, encode_blind
+from internvl_jax.errors import InputError
+from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.requests import Request, Vocabulary
+from internvl_jax.inference.engine.sampler import Response as Drawn
+from internvl_jax.inference.engine.sampler import Sampler
+from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.text import TextStream
+from internvl_jax.models import InternVL
+from internvl_jax.sharding import flatten
+
+_LOG = logging.getLogger(__name__)
+METHODS = ("correctness", "dropout_ntp")
+_RESPONSE, _CONTINUATION = 0, 1  # random streams of a question
+
+
+@dataclasses.dataclass(frozen=True)
+class PairConfig:
+    """How pairs are made.
+
+    Attributes:
+        method: one of METHODS.
+        samples: responses to a question; with DropoutNTP also continuations.
+        temperature, top_k, max_new_tokens: of the draws.
+        max_prompt_tokens: longer prompts are left out.
+        start_ratio: share of the words of a response that its continuation begins with.
+        max_pairs: of a question.
+        length_slack: share by which chosen and rejected responses may differ in length, over all pairs.
+        reward: name of the reward that grades.
+        max_broken: so many prompts may be unreadable; more stop the run.
+        batch_size: responses sampled at a time.
+        seed: of all draws.
+    """
+
+    method: str
+    samples: int
+    temperature: float
+    top_k: int
+    max_new_tokens: int
+    max_prompt_tokens: int
+    start_ratio: float
+    max_pairs: int
+    length_slack: float
+    reward: str
+    max_broken: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        rules = {
+            "method": (self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            "samples": (self.samples >= 1 + (self.method == "correctness"), "at least 2 (1 for dropout_ntp)"),
+            "temperature": (self.temperature > 0, "a positive number, or all samples are one"),
+            "start_ratio": (0 <= self.start_ratio < 1, "at least 0 and below 1"),
+            "max_pairs": (self.max_pairs >= 1, "at least 1"),
+            "length_slack": (0 <= self.length_slack <= 1, "a share between 0 and 1 (any lengths)"),
+            "batch_size": (self.batch_size >= self.samples, f"at least the samples of a question, {self.samples}"),
+        }
+        for name, (good, wanted) in rules.items():
+            if not good:
+                raise InputError(f"making pairs: {name} is {getattr(self, name)!r}; use {wanted}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """What the model said.
+
+    Attributes:
+        text: with its thinking.
+        tokens: how many it has.
+        ended: it came to an end by itself.
+        accuracy: of the grader; None where nothing was graded.
+        error: why the grader gave none.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+    accuracy: float | None = None
+    error: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Graded, and more right than wrong."""
+        return self.accuracy is not None and self.accuracy > 0.5
+
+    @property
+    def wrong(self) -> bool:
+        """Graded, and not right."""
+        return self.accuracy is not None and not self.right
+
+
+class Score(Protocol):
+    """What is read of a grader's score."""
+
+    accuracy: float
+    error: str | None
+
+
+Grade = Callable[[Sequence[str], Sequence[str]], Sequence[Score]]
+
+
+def cut(text: str, ratio: float) -> str:
+    """The first words of a text, that share of them; words are what single spaces part, as released."""
+    words = text.split(" ")
+    return " ".join(words[: int(len(words) * ratio)]).strip()
+
+
+class Responder:
+    """Answers batches of prompts as the method has it.
+
+    Args:
+        model, processor: as `load` gives them.
+        config: see `PairConfig`.
+        grade: scores of responses, given the true answers; None for DropoutNTP.
+    """
+
+    def __init__(self, model: InternVL, processor: Processor, config: PairConfig, grade: Grade | None):
+        if config.method == "correctness" and grade is None:
+            raise InputError("pairs by correctness need a grader; give one, or use the method dropout_ntp.")
+        self._processor, self._config, self._grade = processor, config, grade
+        ladders = dataclasses.replace(Ladders(), slots=(config.max_new_tokens,))
+        vocabulary, dtype = Vocabulary.of(processor), model.runtime.dtype
+        self._sampler = Sampler(model.config, dtype, vocabulary, ladders)
+        self._params = flatten(model)
+        self._sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k)
+        self._complete = {"correctness": self._graded, "dropout_ntp": self._continued}[config.method]
+
+    def answer(self, batch: Sequence[tuple[int, Prompt]]) -> list[dict[str, Any]]:
+        """An entry for every (number, prompt): number, name, key, and "responses" (with "continuations"), as
+        dictionaries of `Response`; or "broken", where a picture cannot be read."""
+        entries = [{"number": number, "name": prompt.name, "key": prompt.key} for number, prompt in batch]
+        responses = [self._given(prompt) for _, prompt in batch]
+        inputs: dict[int, ChatInputs] = {}
+        for row, (_, prompt) in enumerate(batch):
+            try:
+                if not responses[row]:
+                    inputs[row] = encode(prompt, self._processor)
+            except InputError as error:  # its header was sound, or it would not have come so far
+                _LOG.warning("left out %s", error)
+                entries[row]["broken"] = str(error)
+        drawn = self._draw(list(inputs.values()), self._seeds([batch[row][0] for row in inputs], _RESPONSE))
+        for row, every in zip(inputs, drawn, strict=True):
+            responses[row] = every
+        sound = [row for row, every in enumerate(responses) if every]
+        named = self._complete([batch[row] for row in sound], [responses[row] for row in sound])
+        for row, lists in zip(sound, named, strict=True):
+            entries[row] |= {name: [dataclasses.asdict(each) for each in every] for name, every in lists.items()}
+        return entries
+
+    def _given(self, prompt: Prompt) -> list[Response]:
+        """The response that a prompt brings along, as often as it is to be continued."""
+        if self._config.method == "correctness" or not prompt.response:
+            return []
+        tokens = len(self._processor.tokenizer.encode(prompt.response))
+        return [Response(prompt.response, tokens, ended=True)] * self._config.samples
+
+    def _graded(self, batch, responses) -> list[dict[str, list[Response]]]:
+        texts = [each.text for every in responses for each in every]
+        truths = [prompt.answer for _, prompt in batch for _ in range(self._config.samples)]
+        scores = iter(self._grade(texts, truths) if texts else ())
+        return [{"responses": [_scored(each, next(scores)) for each in every]} for every in responses]
+
+    def _continued(self, batch, responses) -> list[dict[str, list[Response]]]:
+        inputs, begun = [], []
+        for (_, prompt), every in zip(batch, responses, strict=True):
+            head = len(encode_blind(prompt, self._processor, "").tokens_T)
+            for each in every:
+                inputs.append(encode_blind(prompt, self._processor, cut(each.text, self._config.start_ratio)))
+                begun.append(inputs[-1].tokens_T[head:].tolist())
+        seeds_RK = self._seeds([number for number, _ in batch], _CONTINUATION)
+        drawn = iter(self._draw(inputs, seeds_RK.reshape(-1, 1), begun))
+        return [{"responses": every, "continuations": [next(drawn)[0] for _ in every]} for every in responses]
+
+    def _seeds(self, numbers: Sequence[int], stream: int) -> np.ndarray:
+        K = self._config.samples
+        sequences = (np.random.SeedSequence((self._config.seed, number, stream)) for number in numbers)
+        return np.array([sequence.generate_state(K) for sequence in sequences], np.uint32).reshape(-1, K)
+
+    def _draw(
+        self, inputs: Sequence[ChatInputs], seeds_RK: np.ndarray, begun: Sequence[Sequence[int]] | None = None
+    ) -> list[list[Response]]:
+        """Responses to each of the inputs; `begun` are the tokens that the answers to each start with."""
+        if not inputs:
+            return []
+        requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
+        K = seeds_RK.shape[1]
+        at_a_time = self._config.batch_size // K
+        drawn: list[list[Drawn]] = []
+        for start in range(0, len(requests), at_a_time):
+            part = slice(start, start + at_a_time)
+            drawn += self._sampler.sample(self._params, requests[part], K, seeds_RK[part], at_a_time)
+        begun = [()] * len(inputs) if begun is None else begun
+        pairs = zip(begun, drawn, strict=True)
+        return [[self._read([*start, *each.tokens.tolist()]) for each in every] for start, every in pairs]
+
+    def _read(self, tokens: Sequence[int]) -> Response:
+        stops, stream = self._processor.stop_ids, TextStream(self._processor)
+        text = "".join(stream.feed(token) for token in tokens if token not in stops) + stream.finish()
+        return Response(text, len(tokens), tokens[-1] in stops or stream.stopped)
+
+
+def _scored(response: Response, score: Score) -> Response:
+    if score.error is not None:
+        return dataclasses.replace(response, error=score.error)
+    return dataclasses.replace(response, accuracy=float(score.accuracy))

@@ -1,0 +1,1 @@
+"""Attention over whole rows and over caches, by the kernel that fits the platform."""

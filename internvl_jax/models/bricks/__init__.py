@@ -1,0 +1,1 @@
+"""What towers and decoders are made of: linear layers, norms, rotary positions, experts."""

@@ -1,0 +1,164 @@
+"""Mixture of experts: a router gives every token a few experts, whose outputs are summed by the router's weights.
+
+`dispatch` brings tokens to their experts, which multiply them group by group (`grouped_product`).
+
+Source: Qwen3-MoE (softmax over all experts, the chosen ones renormalised, which is the softmax over the chosen
+logits) and GPT-OSS (softmax over the chosen logits), whose experts differ.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from internvl_jax.models.bricks.dispatch import choose, dispatch
+from internvl_jax.models.bricks.grouped import grouped_product
+from internvl_jax.models.bricks.nn import Linear, along, normal, product, silu, zeros
+from internvl_jax.models.config import TextConfig
+from internvl_jax.sharding import param, shard
+
+# The gate and the linear half of GPT-OSS's experts.
+_LIMIT, _STEEPNESS = 7.0, 1.702
+
+
+class Routing(NamedTuple):
+    """What a router decided.
+
+    Attributes:
+      logits_BTE: float32.
+      experts_BTK: the experts that were taken.
+      own_BTK: those that the router would choose, best first; the same unless a choice was replayed.
+      balanced_BTE: logits of the probabilities that the load-balancing loss is taken of.
+    """
+
+    logits_BTE: jax.Array
+    experts_BTK: jax.Array
+    own_BTK: jax.Array
+    balanced_BTE: jax.Array
+
+
+class Load(NamedTuple):
+    """How the tokens of a row used the experts: sums, from which a load-balancing loss is made.
+
+    Attributes:
+      choices_BE: tokens that took the expert.
+      probabilities_BE: sum of the tokens' probabilities.
+    """
+
+    choices_BE: jax.Array
+    probabilities_BE: jax.Array
+
+
+def expert_load(routing: Routing, mask_BT: jax.Array) -> Load:
+    """The load of one layer; only tokens under the mask count."""
+    probabilities_BTE = jax.nn.softmax(routing.balanced_BTE, axis=-1)
+    choices_BTE = jnp.sum(jax.nn.one_hot(routing.experts_BTK, probabilities_BTE.shape[-1]), axis=2)
+    return Load(*(jnp.sum(part * mask_BT[:, :, None], axis=1) for part in (choices_BTE, probabilities_BTE)))
+
+
+def _router_logits(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+    return logits_BTE
+
+
+def _chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+    """The weights of the chosen experts, 0 elsewhere.
+
+    The release trained GPT-OSS with transformers 4.55, whose balance loss takes these for logits: its coefficient of
+    0.9 belongs to so flat a loss.
+    """
+    chosen_BTKE = jax.nn.one_hot(experts_BTK, logits_BTE.shape[-1])
+    return jnp.sum(chosen_BTKE * weights_BTK[..., None], axis=2)
+
+
+class Moe(nnx.Module):
+    """`[B, T, D] -> [B, T, D]`, with the routing that led there."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        gpt_oss, init = config.family == "gpt_oss", normal(config.init_std)
+        self.per_token = config.moe.per_token
+        self.router = Linear(rngs, (config.moe.experts,), (config.width,), ((None,), ("embed",)), init, bias=gpt_oss)
+        self.experts = (ClampedExperts if gpt_oss else SwiGluExperts)(config, rngs)
+        self.balanced = _chosen_weights if gpt_oss else _router_logits
+
+    def __call__(self, x_BTD: jax.Array, replay_BTK: jax.Array | None = None) -> tuple[jax.Array, Routing]:
+        """Args:
+        replay_BTK: experts to take instead of the router's own, with the weights that it gives them now (the gradient
+          reaches the router); negative where none were noted.
+        """
+        router_ED = self.router.weight[...].astype(jnp.float32)
+        logits_BTE = product(x_BTD.astype(jnp.float32), router_ED)
+        if self.router.bias is not None:
+            logits_BTE = logits_BTE + along(self.router.bias[...].astype(jnp.float32), logits_BTE)
+        chosen_BTK, own_BTK = choose(logits_BTE, self.per_token)
+        experts_BTK = own_BTK
+        if replay_BTK is not None:
+            experts_BTK = jnp.where(replay_BTK >= 0, replay_BTK, own_BTK).astype(own_BTK.dtype)
+            chosen_BTK = jnp.take_along_axis(logits_BTE, experts_BTK, axis=-1)
+        weights_BTK = jax.nn.softmax(chosen_BTK, axis=-1)
+
+        routing = Routing(logits_BTE, experts_BTK, own_BTK, self.balanced(logits_BTE, experts_BTK, weights_BTK))
+        out_BTD = dispatch(self.experts, x_BTD, experts_BTK, weights_BTK)
+        return shard(out_BTD, "batch", "time", None), routing
+
+
+class Experts(nnx.Module):
+    """Feed-forward layers; subclasses hold `ExpertLinear`s and call each with the same sizes and experts."""
+
+    def axes(self, path: str) -> tuple[str | None, ...]:
+        """Logical axes of a parameter."""
+        name, part = path.split(".")
+        axes = vars(self)[name].axes
+        return axes if part == "weight" else axes[:-1]
+
+
+class SwiGluExperts(Experts):
+    """Qwen3's feed-forward layer, several times."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, F, E, init = config.width, config.mlp, config.moe.experts, normal(config.init_std)
+        self.gate = ExpertLinear(rngs, (E, F, D), ("expert", None, "expert_embed"), init, bias=False)
+        self.up = ExpertLinear(rngs, (E, F, D), ("expert", None, "expert_embed"), init, bias=False)
+        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "expert_embed", None), init, bias=False)
+
+    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
+        hidden = silu(self.gate(x, sizes_E, experts)) * self.up(x, sizes_E, experts)
+        return self.down(hidden, sizes_E, experts)
+
+
+class ClampedExperts(Experts):
+    """GPT-OSS's: a gate clamped from above, a linear half clamped on both sides and shifted by one, biases."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, F, E, init = config.width, config.mlp, config.moe.experts, normal(config.init_std)
+        self.gate_up = ExpertLinear(rngs, (E, 2, F, D), ("expert", None, None, "expert_embed"), init, bias=True)
+        self.down = ExpertLinear(rngs, (E, D, F), ("expert", "expert_embed", None), init, bias=True)
+
+    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
+        gate, up = jnp.split(self.gate_up(x, sizes_E, experts).astype(jnp.float32), 2, axis=-1)
+        gate, up = jnp.minimum(gate, _LIMIT), jnp.clip(up, -_LIMIT, _LIMIT)
+        hidden = (up + 1) * gate * jax.nn.sigmoid(_STEEPNESS * gate)
+        return self.down(hidden.astype(x.dtype), sizes_E, experts)
+
+
+class ExpertLinear(nnx.Module):
+    """A linear layer per expert: `[rows, in] -> [rows, out]`, the rows of one expert after those of another."""
+
+    def __init__(
+        self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable, bias: bool
+    ):
+        self.axes = axes
+        self.weight = param(rngs, shape, axes, init)
+        self.bias = param(rngs, shape[:-1], axes[:-1], zeros) if bias else None
+
+    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
+        """Args:
+        sizes_E: rows of every expert.
+        experts: the expert of every row.
+        """
+        weight = self.weight[...]
+        y = grouped_product(x, weight.reshape(len(weight), -1, weight.shape[-1]), sizes_E)
+        if self.bias is None:
+            return y
+        return y + self.bias[...].astype(y.dtype).reshape(len(weight), -1)[experts]

@@ -1,0 +1,118 @@
+"""The language model: embeddings, layers, final norm and head, over whole rows or with a cache."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from internvl_jax.models.attention.attention import Mask, Window
+from internvl_jax.models.attention.branches import Branches
+from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.bricks.moe import Load, expert_load
+from internvl_jax.models.bricks.nn import RmsNorm, normal
+from internvl_jax.models.bricks.rope import rope_table
+from internvl_jax.models.config import TextConfig
+from internvl_jax.models.language.layer import Layer
+from internvl_jax.models.stack import Runtime, make_layers, run_layers
+from internvl_jax.sharding import param, shard
+
+
+class DecoderOut(NamedTuple):
+    """What a pass over tokens returns.
+
+    Attributes:
+      hidden_BTD: after the final norm.
+      cache: with this call's keys and values, where one was given.
+      kv_LBMTH: keys and values of this call, if collected.
+      hidden_LBTD: the input of every layer, if collected.
+      router_LBTE: logits of the routers, if collected.
+      experts_LBTK: the experts that the routers choose, if collected.
+      load: use of the experts, fields `[L, B, E]`, if collected.
+    """
+
+    hidden_BTD: jax.Array
+    cache: Cache | Branches | None
+    kv_LBMTH: tuple[jax.Array, jax.Array] | None
+    hidden_LBTD: jax.Array | None
+    router_LBTE: jax.Array | None
+    experts_LBTK: jax.Array | None
+    load: Load | None
+
+
+class Embedding(nnx.Module):
+    """A row per token id; as `Head`, a logit per token id."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.weight = param(rngs, (config.vocab, config.width), ("vocab", "embed"), normal(config.init_std))
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs, runtime: Runtime):
+        self.config, self.runtime = config, runtime
+        self.embed = Embedding(config, rngs)
+        self.layers = make_layers(lambda rngs: Layer(config, rngs), config.layers, rngs)
+        self.norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.head = None if config.tie_embeddings else Embedding(config, rngs)
+
+    def lookup(self, tokens_BT: jax.Array) -> jax.Array:
+        # Whole in width on every device, as the batch is spread over the axes that the table's width lies on.
+        table_VD = shard(self.embed.weight[...].astype(self.runtime.dtype), "act_vocab", None)
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
+        return shard(x_BTD, "batch", "time", None)
+
+    @property
+    def head_VD(self) -> jax.Array:
+        """The output matrix; the embedding table where the two are tied."""
+        return (self.embed if self.head is None else self.head).weight[...]
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        segments_BT: jax.Array,
+        positions_BT: jax.Array,
+        cache: Cache | Branches | None = None,
+        slots_BT: jax.Array | None = None,
+        collect: tuple[str, ...] = (),
+        replay_LBTK: jax.Array | None = None,
+    ) -> DecoderOut:
+        """Embeddings through all layers.
+
+        Args:
+          x_BTD: input embeddings.
+          segments_BT: 1.. per packed sample, 0 for padding; attention stays inside a segment.
+          positions_BT: restart in every segment.
+          cache: keys to attend to besides this call's own.
+          slots_BT: with a cache, the slot that each token takes.
+          collect: 'kv', 'hidden', 'router', 'experts' and 'load' add those fields to the result.
+          replay_LBTK: experts to take, see `Moe`.
+        """
+        if cache is None:
+            mask = Mask.within(segments_BT, positions_BT)
+        else:
+            cache = cache.place(slots_BT, segments_BT, positions_BT)
+            mask = cache.mask(segments_BT, positions_BT)
+        table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta, self.config.yarn)
+        windowed_L = None
+        if self.config.window is not None:  # every second layer, from the first on; the others see all
+            windowed_L = jnp.arange(self.config.layers) % 2 == 0
+
+        def body(layer, carry, index, extra):
+            x_BTD, cache = carry
+            windowed, replay_BTK = extra
+            window = None if windowed is None else Window(self.config.window, windowed)
+            before = x_BTD
+            x_BTD, cache, kv, routing = layer(x_BTD, table, mask, window, cache, index, slots_BT, replay_BTK)
+            return (x_BTD, cache), {
+                "kv": kv if "kv" in collect else None,
+                "hidden": before if "hidden" in collect else None,
+                "router": None if routing is None or "router" not in collect else routing.logits_BTE,
+                "experts": None if routing is None or "experts" not in collect else routing.own_BTK,
+                # Summed here: the logits of 94 layers and 128 experts are 1.6 GB for a row of 32,768 tokens.
+                "load": None if routing is None or "load" not in collect else expert_load(routing, segments_BT > 0),
+            }
+
+        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), (windowed_L, replay_LBTK), body, self.runtime)
+        return DecoderOut(
+            self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"], outs["experts"], outs["load"]
+        )

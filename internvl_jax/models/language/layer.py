@@ -1,0 +1,83 @@
+"""The language model's layer: grouped heads with rotary positions, then a SwiGLU or experts.
+
+Qwen3 has a per-head q/k norm and no biases; GPT-OSS has biases and a sink per head.
+"""
+
+import jax
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from internvl_jax.models.attention.attention import Mask, Window, attend
+from internvl_jax.models.attention.branches import Branches
+from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.attention.kernels import GATE, QKV, UP
+from internvl_jax.models.bricks.moe import Moe
+from internvl_jax.models.bricks.nn import Linear, RmsNorm, identity, normal, silu, zeros
+from internvl_jax.models.bricks.rope import apply_rope
+from internvl_jax.models.config import TextConfig
+from internvl_jax.sharding import param, shard
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, H, gpt_oss = (config.width,), config.head_width, config.family == "gpt_oss"
+        heads, kv_heads, embed, init = ("heads", None), ("kv_heads", None), ("embed",), normal(config.init_std)
+        self.q = Linear(rngs, (config.heads, H), D, (heads, embed), init, bias=gpt_oss)
+        self.k = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=gpt_oss)
+        self.v = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=gpt_oss)
+        self.o = Linear(rngs, D, (config.heads, H), (embed, heads), init, bias=gpt_oss)
+        self.q_norm = identity if gpt_oss else RmsNorm(rngs, (H,), (None,), config.norm_eps)
+        self.k_norm = identity if gpt_oss else RmsNorm(rngs, (H,), (None,), config.norm_eps)
+        self.sinks = param(rngs, (config.heads,), ("heads",), zeros) if gpt_oss else None
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        table: tuple[jax.Array, jax.Array],
+        mask: Mask,
+        window: Window | None,
+        cache: Cache | Branches | None,
+        index: jax.Array | int,
+        slots_BT: jax.Array | None,
+    ):
+        heads_first = lambda x: x.transpose(0, 2, 1, 3)
+        q_BTNH, k_BTMH, v_BTMH = (checkpoint_name(part(x_BTD), QKV) for part in (self.q, self.k, self.v))
+        q_BNTH = apply_rope(heads_first(self.q_norm(q_BTNH)), table)
+        k_BMTH = apply_rope(heads_first(self.k_norm(k_BTMH)), table)
+        v_BMTH = heads_first(v_BTMH)
+        q_BNTH = shard(q_BNTH, "batch", "act_heads", "time", None)
+        sinks_N = None if self.sinks is None else self.sinks[...]
+        if cache is None:
+            out_BNTH = attend(q_BNTH, k_BMTH, v_BMTH, mask, window, sinks_N=sinks_N)
+        else:
+            cache = cache.write(index, k_BMTH, v_BMTH, slots_BT)
+            out_BNTH = cache.attend(index, q_BNTH, mask, window, sinks_N)
+        return self.o(heads_first(out_BNTH)), cache, (k_BMTH, v_BMTH)
+
+
+class SwiGlu(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        D, F, embed, mlp, init = (config.width,), (config.mlp,), ("embed",), ("mlp",), normal(config.init_std)
+        self.gate = Linear(rngs, F, D, (mlp, embed), init, bias=False)
+        self.up = Linear(rngs, F, D, (mlp, embed), init, bias=False)
+        self.down = Linear(rngs, D, F, (embed, mlp), init, bias=False)
+
+    def __call__(self, x_BTD: jax.Array, replay_BTK: None) -> tuple[jax.Array, None]:
+        gate_BTF, up_BTF = checkpoint_name(self.gate(x_BTD), GATE), checkpoint_name(self.up(x_BTD), UP)
+        return self.down(shard(silu(gate_BTF) * up_BTF, "batch", "time", "act_mlp")), None
+
+
+class Layer(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.attn_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.attn = Attention(config, rngs)
+        self.mlp_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.mlp = SwiGlu(config, rngs) if config.moe is None else Moe(config, rngs)
+
+    def __call__(self, x_BTD, table, mask, window, cache, index, slots_BT, replay_BTK):
+        """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
+        routing (None without experts)."""
+        out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)
+        x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
+        out_BTD, routing = self.mlp(self.mlp_norm(x_BTD), replay_BTK)
+        return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, routing

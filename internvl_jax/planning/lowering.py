@@ -1,0 +1,121 @@
+"""The real programs of training and serving, with shapes in place of arrays."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from internvl_jax import sharding
+from internvl_jax.data.rows.batch import Batch
+from internvl_jax.errors import InputError
+from internvl_jax.inference.engine.programs import Programs, State
+from internvl_jax.inference.engine.requests import STOPS
+from internvl_jax.inference.engine.sampling import Sampling
+from internvl_jax.models import Cache, InternVL, InternVLConfig, Runtime
+from internvl_jax.sharding import PRESETS
+from internvl_jax.training.config import TrainConfig
+from internvl_jax.training.run.loop import build
+
+_SAMPLING = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.uint32)  # temperature, top k, top p, penalty, seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A program before its compilation.
+
+    Attributes:
+      arguments: {kind: tree of shape structs with shardings}, for 'parameters', 'optimizer', 'cache' and 'batch'.
+      lowered: jax's.
+    """
+
+    mesh: Mesh
+    arguments: dict[str, Any]
+    lowered: Any
+
+
+def training(config: TrainConfig, devices: list[jax.Device]) -> Lowered:
+    """The training step of a config: packed rows, tiles, AdamW and all."""
+    program = build(config, devices)
+    rows, data, side = config.run.rows, config.data, config.model.vision.image_size
+    place = NamedSharding(program.mesh, PRESETS[config.run.rules].spec(("batch",)))
+    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    ints, tiles = struct(jnp.int32, rows, data.token_budget), rows * data.tile_budget
+    batch = Batch(
+        tokens_BT=ints,
+        targets_BT=ints,
+        weights_BT=struct(jnp.float32, rows, data.token_budget),
+        segments_BT=ints,
+        positions_BT=ints,
+        tiles_GHWC=struct(jnp.uint8, tiles, side, side, 3),
+        tile_mask_G=struct(jnp.bool_, tiles),
+    )
+    state = program.abstract
+    arguments = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
+    return Lowered(program.mesh, arguments, program.step.lower(state, batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """What a server holds at a time.
+
+    Attributes:
+      rows: conversations.
+      prompt: tokens that prefill takes.
+      slots: cache slots of a row, prompt and answer.
+    """
+
+    rows: int
+    prompt: int
+    slots: int
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.prompt) < 1 or self.slots < self.prompt:
+            raise InputError(f"serving {self.rows} rows of {self.prompt} tokens in {self.slots} slots makes no sense")
+
+
+def serving(
+    model: InternVLConfig, task: str, size: Serving, axes: dict[str, int], rules: str, devices: list[jax.Device]
+) -> Lowered:
+    """A program of generation in bfloat16: 'prefill' or 'decode'."""
+    mesh, table = sharding.make_mesh(axes, devices), PRESETS[rules]
+    make = lambda rngs: InternVL(model, rngs, Runtime(jnp.dtype(jnp.bfloat16)))
+    graphdef, specs = sharding.abstract(make)
+    where = sharding.shardings(specs, mesh, table)
+    params = {path: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16, sharding=where[path]) for path, s in specs.items()}
+    programs = Programs(graphdef, graphdef, model.text.vocab, model.text.vocab, (), jnp.dtype(jnp.bfloat16))
+
+    def struct(dtype, shape, *logical):
+        logical = (*logical, *(None,) * (len(shape) - len(logical)))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=table.sharding(mesh, shape, logical))
+
+    text, B = model.text, size.rows
+    with sharding.use(mesh, table):
+        if task == "prefill":
+            images = max(1, size.prompt // model.tokens_per_tile) * model.tokens_per_tile
+            batch = (
+                struct(jnp.int32, (B, size.prompt), "batch"),
+                struct(jnp.int32, (B,), "batch"),
+                struct(jnp.bfloat16, (B, images, text.width), "batch"),
+            )
+            lowered = programs.prefill.lower(params, *batch)
+            return Lowered(mesh, {"parameters": params, "batch": batch}, lowered)
+        half = struct(
+            jnp.bfloat16, (text.layers, B, text.kv_heads, size.slots, text.head_width), None, "batch", "act_heads"
+        )
+        marks, per_row = struct(jnp.int32, (B, size.slots), "batch"), struct(jnp.int32, (B,), "batch")
+        cache = Cache(half, half, marks, marks)
+        state = State(
+            cache=cache,
+            tokens_B=per_row,
+            lengths_B=per_row,
+            seen_BV=struct(jnp.bool_, (B, text.vocab), "batch", "act_vocab"),
+            steps_B=per_row,
+            limits_B=per_row,
+            stops_BK=struct(jnp.int32, (B, STOPS), "batch"),
+            done_B=struct(jnp.bool_, (B,), "batch"),
+            sampling=Sampling(*(struct(kind, (B,), "batch") for kind in _SAMPLING)),
+        )
+        lowered = programs.decode.lower(params, state)
+        return Lowered(mesh, {"parameters": params, "cache": cache, "batch": state._replace(cache=None)}, lowered)

@@ -1,0 +1,1 @@
+"""The run of a stage: loop, compiled step, state, checkpoints, metrics."""

@@ -1,0 +1,128 @@
+"""Checkpoints of a run, written while it goes on.
+
+`workdir/checkpoints/STEP` holds `params`, `optimizer` and `position` (step, data position). Orbax writes under a
+temporary name and renames, so a step that is listed is whole. Everything here that knows orbax's v1 interface, which is
+still called experimental, stands in this file.
+"""
+
+import contextlib
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+
+from internvl_jax.errors import InputError
+from internvl_jax.sharding.params_io import ITEM, first_line, saving_options
+from internvl_jax.training.config import RunConfig
+from internvl_jax.training.run.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; use as a context manager, which waits for the last save."""
+
+    def __init__(self, run: RunConfig):
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(run.keep_last)]
+        if run.keep_every:
+            keep.append(policies.EveryNSteps(run.keep_every))
+        self._directory = pathlib.Path(run.workdir).absolute() / FOLDER
+        self._checkpointer = ocp.training.Checkpointer(
+            self._directory,
+            # When to save is the loop's decision.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+        self._saving: Any = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(OSError, ValueError):  # a failed save, which wait() has told
+                self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The last whole step, or None."""
+        return None if self._checkpointer.latest is None else self._checkpointer.latest.step
+
+    def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+        """Starts saving; an error of the save before (a full disk) is raised here.
+
+        Args:
+          step: optimizer steps taken.
+          state: may be donated once this returns.
+          data: position of the data, JSON-able.
+        """
+        self.wait()
+        with saving_options():
+            self._saving = self._checkpointer.save_checkpointables_async(
+                step,
+                {
+                    ITEM: state.params,
+                    "optimizer": _optimizer(state),
+                    "position": {"step": step, "data": data},
+                },
+            )
+
+    def wait(self) -> None:
+        """Waits until the save under way is whole.
+
+        Raises:
+          InputError: it failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            saving.result()
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            raise InputError(
+                f"saving a checkpoint in {self._directory} failed ({first_line(error)}); earlier checkpoints "
+                "are whole: make room and start the same command again"
+            ) from error
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The latest state and data position.
+
+        Args:
+          abstract: shapes, dtypes and shardings; the mesh may differ from the one that saved.
+        """
+        logging.getLogger(__name__).info("restoring step %s of %s", self.latest, self._directory)
+        try:
+            loaded = self._checkpointer.load_checkpointables(
+                None,
+                {
+                    ITEM: abstract.params,
+                    "optimizer": _optimizer(abstract),
+                    "position": None,
+                },
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"step {self.latest} in {self._directory} can't be restored ({first_line(error)}); "
+                "remove that step to go on from the one before"
+            ) from error
+        optimizer = loaded["optimizer"]
+        carry = optimizer.get("carry", {})
+        state = TrainState(optimizer["step"], loaded[ITEM], optimizer["state"], optimizer["nonfinite"], carry)
+        return state, loaded["position"]["data"]
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    """All of a state but the parameters; what objectives carry only where one does: orbax stores no empty dict."""
+    carry = {"carry": state.carry} if state.carry else {}
+    return {"state": state.opt_state, "nonfinite": state.nonfinite, "step": state.step, **carry}
+
+
+def abstract_like(state: Any, where: Any) -> Any:
+    """Shape structs with shardings, leaf by leaf."""
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, where)

@@ -1,0 +1,153 @@
+"""One loop for every stage.
+
+1. Config, processor and data are checked before anything is built; the resolved config goes into the workdir.
+2. The state is made on its devices: restored from the workdir, or read from `run.init_from`, or random.
+3. Every step, in this order: save the state if it is due, take the next batch, dispatch the step, then read the metrics
+   of the step before, so that the host works while the devices do. (A saved data position belongs to the saved state
+   because no batch is taken between the two.)
+"""
+
+import logging
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from internvl_jax.errors import InputError
+from internvl_jax.models.flops import PEAK, train_flops
+from internvl_jax.training.config import TrainConfig
+from internvl_jax.training.run import hooks, setup
+from internvl_jax.training.run.checkpoints import Checkpoints
+from internvl_jax.training.run.optim import schedule
+from internvl_jax.training.run.program import Program, build
+from internvl_jax.training.run.state import TrainState
+from internvl_jax.training.stages.packed_rows import Source, open_source
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Runs a stage to its last step, resuming from the workdir if it holds a checkpoint.
+
+    Returns:
+      a summary: steps, last loss, tokens, seconds, workdir.
+
+    Raises:
+      InputError: a config, data or workdir that can't be used; a loss that stays non-finite.
+    """
+    config, processor = setup.prepare(config)
+    program = build(config)
+    for line in setup.describe(config, program.mesh):
+        _LOG.info(line)
+    source = open_source(config, program, processor)
+    workdir = setup.claim_workdir(config, processor)
+    with Checkpoints(config.run) as checkpoints:
+        return _loop(config, program, source, checkpoints, workdir)
+
+
+def _loop(
+    config: TrainConfig, program: Program, source: Source, checkpoints: Checkpoints, workdir: pathlib.Path
+) -> dict[str, Any]:
+    run = config.run
+    state, position = _initial_state(config, program, checkpoints)
+    reference = setup.read_reference(config, program.abstract.params) if program.objective.refers else None
+    source.start(position)
+    first = saved = int(state.step)
+    meter = Meter(config, program.mesh, workdir, first, program.objective.columns)
+    started = time.perf_counter()
+    pending = None
+    try:
+        for step in range(first, run.steps):
+            if step > saved and step % run.save_every == 0:
+                meter.log(*pending)  # a kill after the save must not lose the metrics of a saved step
+                pending = None
+                checkpoints.save(step, state, source.position())
+                saved = step
+            batch = program.place(source.take(state))
+            with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
+                state, metrics = program.step(state, batch, reference)
+            if pending is not None:
+                meter.log(*pending)
+            pending = (step + 1, metrics, source.notes())
+        if pending is not None:
+            meter.log(*pending)
+        if run.steps > saved:
+            checkpoints.save(run.steps, state, source.position())
+            checkpoints.wait()
+    finally:
+        source.close()
+        meter.close()
+    return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
+
+
+def _initial_state(config: TrainConfig, program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
+    if checkpoints.latest is not None:
+        return checkpoints.restore(program.abstract)
+    given = config.run.init_from
+    if given:
+        fresh = program.random_params if program.objective.extends else None
+        params = setup.read_initial(config, given, program.abstract.params, fresh)
+    else:
+        params = program.random_params()
+    return program.from_params(params), None
+
+
+class Meter:
+    """Metrics of every step on the host: rates, utilisation, the guard against a run that no longer learns."""
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, workdir: pathlib.Path, step: int, columns: Sequence[str]):
+        self._config, self._rate = config, schedule(config.optim, config.run.steps)
+        self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
+        self._writes = jax.process_index() == 0  # one process writes for all
+        if self._writes:
+            shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
+            self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps, shown)
+            self._picture = hooks.Picture(workdir, shown)
+        self._clock = time.perf_counter()
+        self._last: dict[str, Any] = {"step": step, "loss": None}
+
+    def log(self, step: int, metrics: dict[str, jax.Array], notes: dict[str, float]) -> None:
+        """Waits for the step's metrics and writes them; every `log_every` steps shows them."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._guard(step, values)
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        context = values["tokens"] / max(1, values["samples"]) / 2
+        flops = train_flops(self._config.model, values["tiles"], values["tokens"], context)
+        self._last = {
+            "step": step,
+            **values,
+            "learning_rate": float(self._rate(step - 1)),
+            "step_seconds": seconds,
+            "tokens_per_second": values["tokens"] / seconds,
+            "mfu": flops / seconds / self._peak if self._peak else None,
+            **notes,
+        }
+        if not self._writes:
+            return
+        self._log.write(self._last)
+        self._picture.update()
+        if step % self._config.run.log_every == 0 or step == self._config.run.steps:
+            self._progress.show(self._last)
+
+    def _guard(self, step: int, values: dict[str, float]) -> None:
+        count = int(values["nonfinite"])
+        if count:
+            _LOG.warning("step %d: loss %s, gradient norm %s; not applied", step, values["loss"], values["grad_norm"])
+        if count > self._config.run.max_nonfinite:
+            raise InputError(
+                f"step {step}: the gradient has not been finite for {count} steps in a row; lower the learning rate or "
+                "look at the data of these steps, and go on from the last checkpoint"
+            )
+
+    def summary(self) -> dict[str, Any]:
+        return {"step": self._last["step"], "loss": self._last["loss"]}
+
+    def close(self) -> None:
+        if self._writes:
+            self._progress.close()
+            self._log.close()
+            self._picture.draw()

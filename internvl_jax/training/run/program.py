@@ -1,0 +1,119 @@
+"""The compiled side of a stage: its step, its state's place on the devices, how a state begins."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax import sharding
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternVL, Runtime
+from internvl_jax.sharding import PRESETS, ParamSpec, Rules
+from internvl_jax.training.config import RunConfig, TrainConfig, parse_mesh
+from internvl_jax.training.run.checkpoints import abstract_like
+from internvl_jax.training.run.optim import assign, check_idle, optimizer
+from internvl_jax.training.run.state import TrainState, new_state, state_shardings
+from internvl_jax.training.run.step import make_step
+from internvl_jax.training.stages.base import Objective
+from internvl_jax.training.stages.registry import make_objective
+
+# XLA would gather a weight piece by piece and add up as many partial products in HBM. With rows this long the gather is
+# a small part of a product's time (2026-11, libtpu 0.0.42: by the compiler's estimate a step of the 8B takes 1.4 times
+# as long with the pieces).
+_COMPILER = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A stage, compiled on demand: what the loop calls, and what tests and benchmarks call without the loop.
+
+    Attributes:
+      mesh, rules: where it runs.
+      objective: what it optimises.
+      graphdef, specs: the model's structure and parameters.
+      step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
+      abstract: shapes, dtypes and shardings of the state.
+      place: a host's numpy batch onto the devices.
+      from_params: jitted parameters -> state; they are donated.
+      random_params: fresh parameters of the run's seed; given paths, of those alone.
+    """
+
+    mesh: Mesh
+    rules: Rules
+    objective: Objective
+    graphdef: nnx.GraphDef
+    reference_graphdef: nnx.GraphDef
+    specs: dict[str, ParamSpec]
+    abstract: TrainState
+    step: Any
+    place: Any
+    from_params: Any
+    random_params: Any
+
+
+def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of a config on these devices, or on all that there are."""
+    run = config.run
+    if run.rules not in PRESETS:
+        raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
+    mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
+    _check_rows(run, mesh, rules)
+    runtime = Runtime(np.dtype(run.dtype), run.remat)
+    make = lambda rngs: InternVL(config.model, rngs, runtime)
+    graphdef, specs = sharding.abstract(make)
+    # References see every tile at full resolution: the parts of a Flash model are not even loaded.
+    base = dataclasses.replace(config.model, flash=None)
+    reference_graphdef, _ = sharding.abstract(lambda rngs: InternVL(base, rngs, runtime))
+    where = sharding.shardings(specs, mesh, rules)
+    assigned = assign(specs, config.optim.groups)
+    tx = optimizer(config.optim, run.steps, assigned)
+
+    objective = make_objective(config)
+    check_idle(assigned, objective.idle, config.objective)
+    start = lambda params: new_state(params, tx, assigned, objective.start())
+    shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
+    places = state_shardings(shapes, specs, where, mesh)
+    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, reference_graphdef)
+
+    def step(state, batch, reference=None):
+        with sharding.use(mesh, rules):
+            return body(state, batch, reference)
+
+    return Program(
+        mesh=mesh,
+        rules=rules,
+        objective=objective,
+        graphdef=graphdef,
+        reference_graphdef=reference_graphdef,
+        specs=specs,
+        abstract=abstract_like(shapes, places),
+        step=jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(places, NamedSharding(mesh, P())),
+            compiler_options=_COMPILER.get(mesh.devices.flat[0].platform),
+        ),
+        place=functools.partial(_place, sharded=NamedSharding(mesh, rules.spec(("batch",)))),
+        from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
+        random_params=lambda paths=where: sharding.init(make, run.seed, {path: where[path] for path in paths}),
+    )
+
+
+def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:
+    spread = math.prod(mesh.shape[axis] for axis in rules.batch)
+    if run.rows // run.micro_batches % spread:
+        raise InputError(
+            f"run.rows {run.rows} in {run.micro_batches} micro-batches can't be spread over {spread} devices; "
+            "make rows / micro_batches a multiple of that"
+        )
+
+
+def _place(batch: Any, *, sharded: NamedSharding) -> Any:
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharded, array), batch)

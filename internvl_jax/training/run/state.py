@@ -1,0 +1,50 @@
+"""What a run carries from step to step, and where it lies."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax.sharding import ParamSpec, like_params
+from internvl_jax.sharding.flat import Params
+from internvl_jax.training.config import Group
+
+
+class TrainState(NamedTuple):
+    """Attributes:
+    step: int32 scalar, optimizer steps taken.
+    params: float32, all of them.
+    opt_state: of the trainable ones.
+    nonfinite: int32 scalar, steps in a row that were not applied.
+    carry: what the objective carries from step to step; small, and the same on every device.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    nonfinite: jax.Array
+    carry: dict[str, jax.Array]
+
+
+def split_trainable(params: Params, assigned: dict[str, Group]) -> tuple[Params, Params]:
+    """(trainable, frozen)."""
+    trainable = {path: value for path, value in params.items() if not assigned[path].frozen}
+    return trainable, {path: value for path, value in params.items() if path not in trainable}
+
+
+def new_state(
+    params: Params, tx: optax.GradientTransformation, assigned: dict[str, Group], carry: dict[str, jax.Array]
+) -> TrainState:
+    return TrainState(jnp.int32(0), params, tx.init(split_trainable(params, assigned)[0]), jnp.int32(0), carry)
+
+
+def state_shardings(
+    abstract: TrainState, specs: dict[str, ParamSpec], where: dict[str, NamedSharding], mesh: Mesh
+) -> TrainState:
+    """Shardings of a state, leaf by leaf."""
+    replicated = NamedSharding(mesh, P())
+    opt_state = like_params(abstract.opt_state, specs, where, mesh)
+    return TrainState(replicated, where, opt_state, replicated, dict.fromkeys(abstract.carry, replicated))

@@ -1,0 +1,150 @@
+"""One optimizer step, as a pure function of state and batch.
+
+1. The weight of every loss term over the whole batch, from data alone.
+2. What terms need to know of the whole batch (BCO's running mean), by a forward pass if there are micro-batches.
+3. A loop over micro-batches that sums gradients of sum_k coefficient_k * total_k / weight_k: equal to the big batch.
+4. Clip, update; a step whose gradient is not finite leaves parameters and optimizer as they were and is counted.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from internvl_jax import sharding
+from internvl_jax.data.rows.batch import Batch
+from internvl_jax.losses import LossSum
+from internvl_jax.sharding.flat import Params
+from internvl_jax.training.config import Group
+from internvl_jax.training.run.state import TrainState, split_trainable
+from internvl_jax.training.stages.base import Carry, Objective, combine
+
+Metrics = dict[str, jax.Array]
+
+
+def make_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    assigned: dict[str, Group],
+    micro_batches: int,
+    seed: int,
+    reference_graphdef: nnx.GraphDef,
+) -> Callable[[TrainState, Any, Params | None], tuple[TrainState, Metrics]]:
+    """The step function; trace it under `sharding.use`, jit it with the state donated.
+
+    Its last argument are the parameters of the frozen reference model, for objectives that refer to one.
+    """
+
+    def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
+        trainable, frozen = split_trainable(state.params, assigned)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def forward(trainable, micro, index):
+            model = sharding.bind(graphdef, {**trainable, **frozen})
+            refers = None if reference is None else sharding.bind(reference_graphdef, reference)
+            return objective.forward(model, micro, jax.random.fold_in(key, index), refers)
+
+        gradient = _whole if micro_batches == 1 else functools.partial(_in_parts, parts=micro_batches)
+        grads, values, sums, carry = gradient(objective, forward, trainable, batch, state.carry)
+
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm)
+        updates, opt_state = tx.update(grads, state.opt_state, trainable)
+        updated = ({**optax.apply_updates(trainable, updates), **frozen}, opt_state, carry)
+        params, opt_state, carry = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state, state.carry)
+        )
+        nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        rows = batch.rows
+        metrics = {
+            "loss": sum(objective.coefficients[name] * value for name, value in values.items()),
+            **values,
+            **objective.metrics(sums, carry),
+            "grad_norm": norm,
+            "nonfinite": nonfinite,
+            "samples": jnp.sum(jnp.max(rows.segments_BT, axis=1)),
+            "tokens": jnp.sum(rows.segments_BT > 0),
+            "supervised": jnp.sum(rows.weights_BT > 0),
+            "tiles": jnp.sum(rows.tile_mask_G),
+        }
+        return TrainState(state.step + 1, params, opt_state, nonfinite, carry), metrics
+
+    return step
+
+
+def _whole(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry):
+    """Gradients, values of the terms, sums and the new carry, of a batch in one piece."""
+    weights = objective.weights(batch)
+
+    def loss(trainable):
+        outs = forward(trainable, batch, 0)
+        measured = jax.lax.stop_gradient(objective.measure(outs, batch))
+        after = objective.advance(carry, jax.tree.map(lambda value: value[None], measured))
+        terms, sums = objective.terms(outs, batch, after)
+        return _total(objective, terms, weights, (sums, after))
+
+    (_, (values, (sums, after))), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+    return grads, values, sums, after
+
+
+def _in_parts(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry, parts: int):
+    """The same, in micro-batches."""
+    weights, micros = objective.weights(batch), split_rows(batch, parts)
+    take = lambda i: jax.tree.map(lambda array: array[i], micros)
+    # Without a known number of rounds XLA's costs are guesses: only where rows may be missing.
+    rounds = num_filled(micros.rows) if objective.ragged else parts
+    zeros = lambda shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    if objective.measures:
+        measure = lambda micro, i: objective.measure(forward(trainable, micro, i), micro)
+        enter = lambda i, found: jax.tree.map(lambda x, new: x.at[i].set(new), found, measure(take(i), i))
+        shapes = jax.eval_shape(jax.vmap(measure), micros, jnp.arange(parts))
+        carry = objective.advance(carry, jax.lax.fori_loop(0, rounds, enter, zeros(shapes)))
+
+    def loss(trainable, i):
+        micro = take(i)
+        terms, sums = objective.terms(forward(trainable, micro, i), micro, carry)
+        return _total(objective, terms, weights, sums)
+
+    def accumulate(i, so_far):
+        (_, (values, sums)), grads = jax.value_and_grad(loss, has_aux=True)(trainable, i)
+        return _add(so_far, (grads, values, sums))
+
+    first = jax.eval_shape(lambda: accumulate(0, None))
+    return *jax.lax.fori_loop(0, rounds, accumulate, zeros(first)), carry
+
+
+def _total(objective: Objective, terms: dict[str, LossSum], weights: dict[str, jax.Array], others: Any):
+    """The loss; and the values of its terms, with whatever else is to be returned."""
+    # A batch without a supervised token has loss 0, not 0/0.
+    values = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in terms.items()}
+    return sum(objective.coefficients[name] * value for name, value in values.items()), (values, others)
+
+
+def _add(so_far, new):
+    """(gradients, values, sums) of two parts of a batch together."""
+    if so_far is None:
+        return new
+    grads, values = jax.tree.map(jnp.add, so_far[:2], new[:2])
+    return grads, values, combine(so_far[2], new[2])
+
+
+def num_filled(parts: Batch) -> jax.Array:
+    """How many of the parts of `split_rows` hold anything; the empty ones are the last."""
+    return jnp.sum(jnp.any(parts.segments_BT > 0, axis=(1, 2)))
+
+
+def split_rows(batch: Any, parts: int) -> Any:
+    """Every array as `[parts, ...]`; part j has rows j, j + parts, ...: each device keeps the rows that it holds."""
+    rows = jax.tree.leaves(batch)[0].shape[0]  # tokens come first in every batch
+
+    def split(x):
+        per_row = x.shape[0] // rows
+        x = x.reshape(rows // parts, parts, per_row, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(parts, rows // parts * per_row, *x.shape[3:])
+
+    return jax.tree.map(split, batch)

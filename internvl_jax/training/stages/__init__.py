@@ -1,0 +1,1 @@
+"""What every stage optimises, and where its batches come from."""

@@ -1,0 +1,1 @@
+"""GSPO: rollouts, their rewards, and the steps that are made of them."""

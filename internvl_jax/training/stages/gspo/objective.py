@@ -1,0 +1,120 @@
+"""Group sequence policy optimisation of sampled responses."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvl_jax.data.rows.batch import Batch
+from internvl_jax.losses import LossSum, gspo
+from internvl_jax.models import InternVL, token_statistics
+from internvl_jax.training.config import GspoConfig
+from internvl_jax.training.stages.balance import Balance, NoBalance
+from internvl_jax.training.stages.base import Carry, Objective, Sums
+from internvl_jax.training.stages.mpo import by_layer, read_rows
+
+
+class RolloutBatch(NamedTuple):
+    """Rows of sampled responses, for one optimizer step.
+
+    Attributes:
+      rows: segments are prompts with a response each; loss weights are 1 on the tokens of responses.
+      old_BT: float32, log-probabilities of the targets under the policy that sampled.
+      advantages_BS: float32, of the response of segment s at s - 1.
+      keep_BS: bool, responses that the loss counts.
+      reference_BT: as `old_BT`, under the frozen reference; None without KL.
+      routes_BTLK: int16, the experts that the sampler took, -1 where none were noted; None where they are ignored.
+    """
+
+    rows: Batch
+    old_BT: np.ndarray
+    advantages_BS: np.ndarray
+    keep_BS: np.ndarray
+    reference_BT: np.ndarray | None = None
+    routes_BTLK: np.ndarray | None = None
+
+
+class Gspo(Objective):
+    """The clipped sequence-level objective, and a KL to the reference if asked.
+
+    Drop path is off, so that the first step on a rollout batch meets the policy that sampled it.
+
+    Source: GSPO (arXiv 2507.18071), InternVL3.5 (arXiv 2508.18265) section 2.3 and the released fork of verl.
+    """
+
+    ragged = True
+    columns = (
+        "kl",
+        "reward",
+        "accuracy",
+        "format",
+        "response_tokens",
+        "truncated",
+        "zero_advantage",
+        "clip_fraction",
+        "logprob_difference",
+        "max_logprob_difference",
+        "sampler_difference",
+        "max_sampler_difference",
+        "entropy",
+        "router_agreement",
+    )
+
+    def __init__(self, config: GspoConfig, balance: Balance | NoBalance, logprob_chunk: int):
+        kl = {"kl": config.kl} if config.kl else {}
+        self.coefficients = {"policy": 1.0, **kl, **balance.coefficients}
+        self.noted, self.replays = config.routes != "ignore", config.routes == "replay"
+        self.clip, self.kl = (config.clip_low, config.clip_high), bool(config.kl)
+        self.balance, self.logprob_chunk = balance, logprob_chunk
+
+    def weights(self, batch: RolloutBatch) -> dict[str, jax.Array]:
+        responses = jnp.sum(batch.keep_BS).astype(jnp.float32)
+        names = ("policy", "kl") if self.kl else ("policy",)
+        return {**dict.fromkeys(names, responses), **self.balance.weights(batch.rows)}
+
+    def forward(self, model: InternVL, batch: RolloutBatch, key: jax.Array | None, reference: InternVL | None) -> Any:
+        rows = batch.rows
+        collect = (*self.balance.collect, "experts") if self.noted else self.balance.collect
+        out = read_rows(model, rows, collect=collect, routes_BTLK=batch.routes_BTLK if self.replays else None)
+        statistics = token_statistics(out.hidden_BTD, model.lm.head_VD, rows.targets_BT, self.logprob_chunk)
+        return statistics, out.aux
+
+    def terms(self, outs: Any, batch: RolloutBatch, carry: Carry) -> tuple[dict[str, LossSum], Sums]:
+        (logprobs_BT, entropy_BT), aux = outs
+        mask_BT = batch.rows.weights_BT > 0
+        terms, sums = self.balance.terms(aux, batch.rows)
+        at = mask_BT, batch.rows.segments_BT
+        terms["policy"], health = gspo.policy(
+            logprobs_BT, batch.old_BT, *at, batch.advantages_BS, batch.keep_BS, *self.clip
+        )
+        if self.kl:
+            terms["kl"] = gspo.kl_penalty(logprobs_BT, batch.reference_BT, *at, batch.keep_BS)
+        if self.noted:
+            sums |= _agreement(aux["experts"], by_layer(batch.routes_BTLK))
+        entropy = jnp.sum(jnp.where(mask_BT, entropy_BT, 0))
+        return terms, {**sums, **health, "entropy": entropy, "sampled": jnp.sum(mask_BT)}
+
+    def metrics(self, sums: Sums, carry: Carry) -> dict[str, jax.Array]:
+        """Over tokens of responses that count: `clip_fraction` (those of clipped responses, as released), `policy_kl`
+        (of the policy that sampled to this one), mean and max of |difference of log-probabilities|; the largest ratio
+        of a response; the mean entropy of all sampled tokens; and the share of experts that the routers would choose
+        now among those that the sampler took.
+        """
+        tokens = jnp.maximum(sums["tokens"], 1)
+        return {
+            "clip_fraction": sums["clipped_tokens"] / tokens,
+            "policy_kl": sums["kl"] / tokens,
+            "logprob_difference": sums["difference"] / tokens,
+            "max_logprob_difference": sums["max_difference"],
+            "max_ratio": sums["max_ratio"],
+            "entropy": sums["entropy"] / jnp.maximum(sums["sampled"], 1),
+            **({"router_agreement": sums["agreed"] / jnp.maximum(sums["noted"], 1)} if self.noted else {}),
+            **self.balance.metrics(sums),
+        }
+
+
+def _agreement(own_LBTK: jax.Array, noted_LBTK: jax.Array) -> Sums:
+    real_LBTK = noted_LBTK >= 0
+    found_LBTK = jnp.any(own_LBTK[..., :, None] == noted_LBTK[..., None, :], axis=-1) & real_LBTK
+    return {"agreed": jnp.sum(found_LBTK, dtype=jnp.float32), "noted": jnp.sum(real_LBTK, dtype=jnp.float32)}

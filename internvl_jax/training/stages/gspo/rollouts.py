@@ -1,0 +1,309 @@
+"""Rollout batches: groups of responses that the policy samples, graded, and taken apart into optimizer steps.
+
+1. Prompts come in an order that is a function of seed and position. Each gets a group of responses, whose random
+   streams depend on seed, the prompt's place and the response's number alone.
+2. Responses are graded in worker processes; rewards become advantages within their group.
+3. The trainer's own code gives the log-probabilities that ratios are taken to: at the first step of a batch they are 1.
+   The sampler's are compared with them, which shows a sampler that has drifted from the trainer.
+4. The batch is written down (`WORKDIR/rollouts`), so that a run stopped within it goes on with the same responses.
+"""
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from internvl_jax.data.processor import ChatInputs, Processor
+from internvl_jax.data.reading.prompts import Prompt, PromptStream, encode, open_prompts, read_accuracies, screen
+from internvl_jax.data.rows.batch import RowConfig
+from internvl_jax.data.rows.pipeline import Skipped
+from internvl_jax.errors import InputError
+from internvl_jax.grading import Graders, Score
+from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.requests import Request, Vocabulary
+from internvl_jax.inference.engine.sampler import Response, Sampler
+from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
+from internvl_jax.inference.text import TextStream
+from internvl_jax.losses import gspo
+from internvl_jax.sharding.flat import Params
+from internvl_jax.training.config import GspoConfig, TrainConfig
+from internvl_jax.training.run import setup
+from internvl_jax.training.run.program import Program
+from internvl_jax.training.run.score import make_scorer
+from internvl_jax.training.run.state import TrainState
+from internvl_jax.training.stages.gspo.objective import RolloutBatch
+from internvl_jax.training.stages.gspo.response_rows import Layout, lay_out, most_rows
+from internvl_jax.training.stages.gspo.rounds import Group, Round, figures, read_round, write_round
+
+FOLDER = "rollouts"
+_LOG = logging.getLogger(__name__)
+_SEED_STREAM = 4  # keeps the random numbers of responses apart from those of the prompts' order
+
+
+class Rollouts:
+    """Batches of a policy's own responses, see `sources.Source`."""
+
+    def __init__(self, config: TrainConfig, program: Program, processor: Processor):
+        stage, run, data = config.stage, config.run, config.data
+        self._config, self._stage, self._program, self._processor = config, stage, program, processor
+        prompts = open_prompts(data.meta)
+        accuracies = read_accuracies(stage.accuracies) if stage.accuracies else None
+        bounds = (stage.lowest_accuracy, stage.highest_accuracy)
+        screened = screen(
+            prompts, processor, stage.max_prompt_tokens, accuracies, bounds, data.tile_budget, answered=True
+        )
+        self._skipped = Skipped(data.max_skipped)
+        self._skipped.extend(screened.broken.values())
+        self._check_rows(screened.most_tiles)
+        self._digest = screened.digest
+        self._stream = PromptStream(prompts, screened.numbers, run.seed)
+        image = processor.image_config
+        self._layout = RowConfig(
+            data.token_budget,
+            data.tile_budget,
+            image.tile_size,
+            image.tokens_per_tile,
+            processor.tokenizer.image_context,
+            weighting="token",
+            several=True,
+        )
+        self._graders = Graders(stage.reward, stage.grader_seconds, stage.grader_workers)
+        on_one = program.mesh.size == 1
+        rows = tuple(sorted({*Ladders().rows, stage.sample_prompts}))
+        self._sampler = Sampler(
+            config.model,
+            jnp.dtype(run.dtype),
+            Vocabulary.of(processor),
+            dataclasses.replace(Ladders(), rows=rows, slots=(stage.max_new_tokens,)),
+            None if on_one else program.mesh,
+            None if on_one else program.rules,
+            routes=stage.routes != "ignore",
+        )
+        # A Flash model's language is trained at full resolution; its router comes after.
+        self._thresholds = MODEL_THRESHOLDS if config.model.flash is None else Thresholds(relative=1.0)
+        self._score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
+        self._score_reference = make_scorer(program, program.reference_graphdef, run.micro_batches, run.logprob_chunk)
+        self._reference: Params | None = None
+        self._folder = pathlib.Path(run.workdir) / FOLDER
+        self._round: Round | None = None
+        self._next_round = self._consumed = self._used = 0
+
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps of a rollout batch."""
+        return self._stage.prompts // self._stage.mini_batch
+
+    def start(self, position: Any) -> None:
+        if self._stage.kl:
+            self._reference = setup.read_reference(self._config, self._program.abstract.params)
+        if position is None:
+            return
+        if position["prompts"] != self._digest:
+            raise InputError(
+                f"the saved data position belongs to other prompts than the {len(self._stream)} that "
+                f"{self._config.data.meta} and the filters leave; restore them or start a new run"
+            )
+        self._next_round, self._consumed, self._used = (position[name] for name in ("round", "consumed", "used"))
+        if self._used:
+            self._round = read_round(self._folder, self._next_round - 1)
+
+    def take(self, state: TrainState) -> RolloutBatch:
+        stage, run = self._stage, self._config.run
+        if self._round is None or self._used == self._steps:
+            self._round = None  # let go of the old one first
+            self._round = self._collect(state.params)
+            self._consumed, self._next_round, self._used = self._round.consumed, self._next_round + 1, 0
+        groups = self._learned(self._round.groups[self._used * stage.mini_batch :][: stage.mini_batch])
+        self._used += 1
+        layout = self._lay_out(groups)
+        advantages, keep = _advantages(groups, stage)
+        flat = lambda name: [values for group in groups for values in getattr(group, name)]
+        batch = RolloutBatch(
+            layout.rows,
+            layout.place(flat("old")),
+            layout.spread(advantages),
+            layout.spread(keep),
+            layout.place(flat("reference")) if stage.kl else None,
+            layout.place_routes(flat("routes")) if stage.routes != "ignore" else None,
+        )
+        share = run.rows // jax.process_count()
+        return _rows(batch, run.rows, jax.process_index() * share, share)
+
+    def notes(self) -> dict[str, float]:
+        return {"skipped": len(self._skipped.reasons), **self._round.notes}
+
+    def position(self) -> Any:
+        return {
+            "prompts": self._digest,
+            "round": self._next_round,
+            "consumed": self._consumed,
+            "used": 0 if self._used == self._steps else self._used,
+        }
+
+    def close(self) -> None:
+        self._graders.__exit__()
+
+    def _collect(self, params: Params) -> Round:
+        """Samples, grades and scores a rollout batch, and writes it down."""
+        stage, seconds, started = self._stage, {"grading": 0.0}, time.perf_counter()
+        varied: list[Group] = []
+        equal: list[Group] = []
+        consumed, drawn = self._consumed, 0
+        sampling_params = _as_products(params, self._config.run.dtype)
+        for _ in range(stage.max_resamples + 1 if stage.zero_variance == "resample" else 1):
+            wanted = stage.prompts - len(varied)
+            sampled, consumed = self._sample(sampling_params, wanted, consumed, seconds)
+            drawn += len(sampled)
+            for group in sampled:
+                (equal if stage.zero_variance == "resample" and not group.varied else varied).append(group)
+            if len(varied) == stage.prompts:
+                break
+        del sampling_params  # views of the parameters, which the step that follows takes over
+        groups = varied + equal[: stage.prompts - len(varied)]
+        seconds["sampling"] = time.perf_counter() - started - seconds["grading"]
+        started = time.perf_counter()
+        self._score_groups(groups, self._score, params, "old")
+        if self._reference is not None:
+            self._score_groups(groups, self._score_reference, self._reference, "reference")
+        seconds["scoring"] = time.perf_counter() - started
+        notes = figures(groups) | {"resampled": float(drawn - len(groups))}
+        notes |= {f"{name}_seconds": value for name, value in seconds.items()}
+        made = Round(self._next_round, consumed, groups, notes)
+        if jax.process_index() == 0:
+            write_round(self._folder, made, self._stream.prompts, keep=self._rounds_kept())
+        return made
+
+    def _sample(self, params: Params, wanted: int, consumed: int, seconds: dict[str, float]) -> tuple[list[Group], int]:
+        """Groups of the next `wanted` prompts that can be read, and the prompts consumed after them."""
+        groups: list[Group] = []
+        while len(groups) < wanted:
+            chunk: list[tuple[int, int, Prompt, ChatInputs]] = []
+            while len(chunk) < min(wanted - len(groups), self._stage.sample_prompts):
+                (number,) = self._stream.numbers(1, consumed).tolist()
+                consumed += 1
+                try:
+                    prompt = self._stream.prompts[number]
+                    chunk.append((consumed, number, prompt, encode(prompt, self._processor)))
+                except InputError as error:
+                    self._skipped.extend([str(error)])
+            sampling = SamplingParams(max_new_tokens=self._stage.max_new_tokens, temperature=1.0)
+            requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, self._thresholds) for *_, inputs in chunk]
+            seeds_PG = np.stack([self._seeds(place) for place, *_ in chunk])
+            found = self._sampler.sample(
+                params, requests, self._stage.group, seeds_PG, prompts=self._stage.sample_prompts
+            )
+            texts = [[self._text(response) for response in group] for group in found]
+            started = time.perf_counter()
+            scores = self._grade(texts, [prompt.answer for _, _, prompt, _ in chunk])
+            seconds["grading"] += time.perf_counter() - started
+            for (_, number, *_), group, said, graded in zip(chunk, found, texts, scores, strict=True):
+                tokens, sampled = [each.tokens for each in group], [each.logprobs for each in group]
+                finished, routes = [each.finished for each in group], [each.routes for each in group]
+                groups.append(Group(number, tokens, sampled, said, graded, finished, routes=routes))
+        return groups, consumed
+
+    def _seeds(self, place: int) -> np.ndarray:
+        """uint32 [group], of the prompt that is the run's n-th."""
+        sequence = np.random.SeedSequence((self._config.run.seed, _SEED_STREAM, place))
+        return sequence.generate_state(self._stage.group)
+
+    def _text(self, response: Response) -> str:
+        """What graders read: all that was written but the token that ended it."""
+        stream = TextStream(self._processor)
+        tokens = response.tokens[:-1] if response.finished else response.tokens
+        return "".join(stream.feed(token) for token in tokens.tolist()) + stream.finish()
+
+    def _grade(self, texts: list[list[str]], answers: list[str]) -> list[list[Score]]:
+        group = self._stage.group
+        flat = [text for said in texts for text in said]
+        truths = [answer for answer in answers for _ in range(group)]
+        if jax.process_count() == 1:
+            scores = self._graders.grade(flat, truths)
+        else:
+            # One process grades for all: time limits could fall differently.
+            graded = self._graders.grade(flat, truths) if jax.process_index() == 0 else []
+            table = np.array([[s.reward, s.accuracy, s.format, s.error is not None] for s in graded], np.float64)
+            table = multihost_utils.broadcast_one_to_all(table if len(graded) else np.zeros((len(flat), 4)))
+            scores = [Score(*row[:3].tolist(), error="see process 0" if row[3] else None) for row in table]
+        return [scores[start : start + group] for start in range(0, len(scores), group)]
+
+    def _learned(self, groups: list[Group]) -> list[Group]:
+        """Those that take rows: all, or those that something can be learned from; one at least."""
+        if self._stage.zero_variance != "drop":
+            return groups
+        return [group for group in groups if group.varied] or groups[:1]
+
+    def _lay_out(self, groups: Sequence[Group]) -> Layout:
+        prompts = [encode(self._stream.prompts[group.number], self._processor) for group in groups]
+        run = self._config.run
+        return lay_out(prompts, [group.tokens for group in groups], self._layout, run.rows, run.micro_batches)
+
+    def _check_rows(self, most_tiles: int) -> None:
+        stage, run, data = self._stage, self._config.run, self._config.data
+        longest = stage.max_prompt_tokens + stage.max_new_tokens
+        needed = most_rows(stage.mini_batch, stage.group, longest, most_tiles, data.token_budget, data.tile_budget)
+        if needed > run.rows:
+            raise InputError(
+                f"{stage.mini_batch} x {stage.group} responses about up to {most_tiles} tiles may fill {needed} rows "
+                f"of {data.token_budget} tokens and {data.tile_budget} tiles, but run.rows is {run.rows}; raise "
+                "data.tile_budget or run.rows"
+            )
+
+    def _score_groups(self, groups: list[Group], score: Any, params: Params, name: str) -> None:
+        """Fills in log-probabilities, in the very rows that steps will take."""
+        run, share = self._config.run, self._config.run.rows // jax.process_count()
+        for start in range(0, len(groups), self._stage.mini_batch):
+            part = self._learned(groups[start : start + self._stage.mini_batch])
+            layout = self._lay_out(part)
+            routes = None
+            if self._stage.routes == "replay":
+                routes = layout.place_routes([each for group in part for each in group.routes])
+            mine = _rows((layout.rows, routes), run.rows, jax.process_index() * share, share)
+            found = iter(layout.pick(np.asarray(score(params, *self._program.place(mine)))))
+            for group in part:
+                setattr(group, name, [next(found) for _ in group.tokens])
+
+    def _rounds_kept(self) -> int:
+        """So many of the last rollout batches may a kept checkpoint need."""
+        run = self._config.run
+        return run.keep_last * run.save_every // self._steps + 2
+
+
+def _advantages(groups: Sequence[Group], stage: GspoConfig) -> tuple[np.ndarray, np.ndarray]:
+    """float32 and bool `[responses]`: the advantage of every response, and whether the loss counts it.
+
+    One that could not be graded is in no mean and no loss, nor is one that is left alone by that.
+    """
+    rewards_PG = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
+    graded_PG = np.array([[score.error is None for score in group.scores] for group in groups])
+    keep_PG = graded_PG & (graded_PG.sum(axis=1) > min(1, stage.group - 1))[:, None]
+    if stage.mask_overlong:
+        keep_PG &= np.array([group.finished for group in groups])
+    if stage.zero_variance == "drop":
+        keep_PG &= np.array([group.varied for group in groups])[:, None]
+    return np.asarray(gspo.advantages(rewards_PG, graded_PG)).reshape(-1), keep_PG.reshape(-1)
+
+
+def _rows(batch: Any, rows: int, first: int, count: int) -> Any:
+    """A host's block of the rows of a batch."""
+    return jax.tree.map(
+        lambda array: array.reshape(rows, -1, *array.shape[1:])[first : first + count].reshape(
+            count * (len(array) // rows), *array.shape[1:]
+        ),
+        batch,
+    )
+
+
+def _as_products(params: Params, dtype: str) -> Params:
+    """Weights in the dtype that products take them in, once and not at every token; a router's stay exact."""
+    if dtype == "float32":
+        return params
+    return {path: leaf.astype(dtype) if setup.in_products(path) else leaf for path, leaf in params.items()}

@@ -1,0 +1,163 @@
+"""A rollout batch as data: groups of graded responses, their figures, and the files to go on from."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from internvl_jax.data.reading.prompts import Prompt
+from internvl_jax.errors import InputError
+from internvl_jax.grading import Score
+
+
+@dataclasses.dataclass
+class Group:
+    """A prompt with its responses.
+
+    Attributes:
+      number: of the prompt in its data.
+      tokens: int32 of every response.
+      sampled: float32, the sampler's log-probabilities of them.
+      old: float32, the trainer's; none in a group that no step learns from.
+      texts: of the responses, thinking included.
+      scores: of the responses.
+      finished: False where a response was cut.
+      reference: as `old`, under the frozen reference, if there is one.
+      routes: see `Response`, if they are noted.
+    """
+
+    number: int
+    tokens: list[np.ndarray]
+    sampled: list[np.ndarray]
+    texts: list[str]
+    scores: list[Score]
+    finished: list[bool]
+    old: list[np.ndarray] = dataclasses.field(default_factory=list)
+    reference: list[np.ndarray] = dataclasses.field(default_factory=list)
+    routes: list[np.ndarray | None] = dataclasses.field(default_factory=list)
+
+    @property
+    def varied(self) -> bool:
+        """Whether the rewards of the responses that could be graded differ: otherwise every advantage is 0."""
+        return len({score.reward for score in self.scores if score.error is None}) > 1
+
+
+@dataclasses.dataclass
+class Round:
+    """A rollout batch.
+
+    Attributes:
+      number: of the batch in the run.
+      consumed: prompts that the run has taken after this batch.
+      groups: one a prompt.
+      notes: figures of the whole batch, for the log.
+    """
+
+    number: int
+    consumed: int
+    groups: list[Group]
+    notes: dict[str, float]
+
+
+def figures(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the responses of a rollout batch; rewards over those that could be graded, log-probabilities over
+    those of groups that steps learn from.
+    """
+    scores = [score for group in groups for score in group.scores]
+    graded = [score for score in scores if score.error is None]
+    lengths = [len(tokens) for group in groups for tokens in group.tokens]
+    pairs = [pair for group in groups if group.old for pair in zip(group.sampled, group.old, strict=True)]
+    difference = np.abs(np.concatenate([sampled - old for sampled, old in pairs] or [np.zeros(1, np.float32)]))
+    mean = lambda values: float(np.mean(list(values) or [0.0]))
+    return {
+        "reward": mean(score.reward for score in graded),
+        "accuracy": mean(score.accuracy for score in graded),
+        "format": mean(score.format for score in graded),
+        "response_tokens": mean(lengths),
+        "longest_response": float(max(lengths)),
+        "truncated": mean(not finished for group in groups for finished in group.finished),
+        "zero_advantage": mean(not group.varied for group in groups),
+        "grader_errors": float(len(scores) - len(graded)),
+        "sampler_difference": float(np.mean(difference)),
+        "max_sampler_difference": float(np.max(difference)),
+    }
+
+
+def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], keep: int) -> None:
+    """`NUMBER.npz` to go on from, of the last few batches, and `NUMBER.jsonl` to read, of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for group in made.groups:
+        prompt = prompts[group.number]
+        said = [
+            {"text": text, **score._asdict(), "finished": finished}
+            for text, score, finished in zip(group.texts, group.scores, group.finished, strict=True)
+        ]
+        lines.append(
+            json.dumps({"prompt": prompt.name, "answer": prompt.answer, "responses": said}, ensure_ascii=False)
+        )
+    _replace(folder / f"{made.number:06d}.jsonl", ("\n".join(lines) + "\n").encode())
+    temporary = folder / f"{made.number:06d}.tmp"
+    groups = made.groups
+    flat = lambda parts, dtype: np.concatenate([*(part for group in groups for part in parts(group)), []]).astype(dtype)
+    zeros = lambda group: [np.zeros(len(tokens)) for tokens in group.tokens]
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            consumed=made.consumed,
+            notes=json.dumps(made.notes),
+            numbers=[group.number for group in groups],
+            lengths=[[len(tokens) for tokens in group.tokens] for group in groups],
+            tokens=flat(lambda group: group.tokens, np.int32),
+            old=flat(lambda group: group.old or zeros(group), np.float32),
+            reference=flat(lambda group: group.reference or zeros(group), np.float32),
+            scores=[[(*score[:3], score.error is not None) for score in group.scores] for group in groups],
+            finished=[group.finished for group in groups],
+            **_routes(groups),
+        )
+    os.replace(temporary, folder / f"{made.number:06d}.npz")
+    for path in folder.glob("*.npz"):
+        if int(path.stem) <= made.number - keep:
+            path.unlink()
+
+
+def _routes(groups: Sequence[Group]) -> dict[str, Any]:
+    found = [routes for group in groups for routes in group.routes]
+    if found[0] is None:
+        return {}
+    return {"routes": np.concatenate(found), "route_lengths": [len(routes) for routes in found]}
+
+
+def read_round(folder: pathlib.Path, number: int) -> Round:
+    """A rollout batch that was written down, without its texts."""
+    path = folder / f"{number:06d}.npz"
+    try:
+        with np.load(path) as file:
+            stored = dict(file)  # an archive reads an array anew each time that it is asked for
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be read ({error}), but the checkpoint stands within this rollout batch; restore the file, "
+            "or remove the checkpoint to go on from the one before"
+        ) from error
+    groups, routes = [], [None] * stored["lengths"].size
+    if "routes" in stored:
+        routes = np.split(stored["routes"], np.cumsum(stored["route_lengths"])[:-1])
+    ends = np.cumsum(stored["lengths"].reshape(-1))[:-1]
+    tokens, old, reference = (np.split(stored[name], ends) for name in ("tokens", "old", "reference"))
+    size = stored["lengths"].shape[1]
+    for p, prompt in enumerate(stored["numbers"].tolist()):
+        mine = slice(p * size, (p + 1) * size)
+        scores = [Score(*row[:3].tolist(), "see the log" if row[3] else None) for row in stored["scores"][p]]
+        finished = stored["finished"][p].tolist()
+        groups.append(Group(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine]))
+    return Round(number, int(stored["consumed"]), groups, json.loads(str(stored["notes"])))
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,170 @@
+"""Batches of preference pairs, with the reference's log-probabilities, which are computed once and kept.
+
+1. Before the first step the reference model reads every pair of an epoch; log-probabilities of both responses go into a
+   table `[samples, 2]`, saved under a key of data and model, now and then while it grows.
+2. With the table whole the reference's weights are let go: a step holds one model.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import time
+import uuid
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvl_jax.data.processor import Processor
+from internvl_jax.data.rows.pipeline import Pipeline
+from internvl_jax.errors import InputError
+from internvl_jax.sharding.params_io import locate
+from internvl_jax.training.config import TrainConfig
+from internvl_jax.training.run import setup
+from internvl_jax.training.run.program import Program
+from internvl_jax.training.run.score import make_scorer
+from internvl_jax.training.run.state import TrainState
+from internvl_jax.training.stages.mpo import Pairs
+
+_LOG = logging.getLogger(__name__)
+_SAVE_SECONDS = 300.0
+
+
+class PreferenceRows:
+    """Packed rows of pairs, see `sources.Source`."""
+
+    def __init__(self, config: TrainConfig, program: Program, processor: Processor):
+        self._config, self._program = config, program
+        # Every pair a row of the plan: a step takes so many pairs, whatever rows they fill.
+        planned = dataclasses.replace(setup.pipeline_config(config, "preferences"), pack=False)
+        self._pipeline = Pipeline(planned, processor)
+        needed = self._pipeline.rows_needed(config.stage.pairs, config.run.steps, jax.process_count())
+        if needed > config.run.rows:
+            raise InputError(
+                f"{config.stage.pairs} pairs fill up to {needed} rows of {config.data.token_budget} tokens and "
+                f"{config.data.tile_budget} tiles, but run.rows is {config.run.rows}; raise it (rows that stay empty "
+                "cost next to nothing where run.micro_batches keeps them apart) or lower stage.pairs"
+            )
+        self._batches: Any = None
+        self._table_N2, self._path = np.zeros((0, 2), np.float32), pathlib.Path()
+
+    def start(self, position: Any) -> None:
+        self._path = table_path(self._config, self._pipeline)
+        self._table_N2 = reference_table(self._path, self._config, self._program, self._pipeline)
+        self._batches = _pairs(self._config, self._pipeline, position)
+
+    def take(self, state: TrainState) -> Pairs:
+        rows = next(self._batches)
+        responses_BS = np.broadcast_to(np.arange(rows.samples_BS.shape[1]) % 2, rows.samples_BS.shape)
+        reference_BS = np.where(rows.samples_BS >= 0, self._table_N2[rows.samples_BS, responses_BS], 0)
+        if len(unread := rows.samples_BS[np.isnan(reference_BS)]):
+            raise InputError(
+                f"{self._pipeline.corpus.name(int(unread[0]))} can be read now, but could not when the reference's "
+                f"log-probabilities were computed; remove {self._path} to compute them again"
+            )
+        return Pairs(rows, reference_BS.astype(np.float32))
+
+    def position(self) -> Any:
+        return self._batches.state()
+
+    def notes(self) -> dict[str, float]:
+        return {"skipped": self._batches.skipped}
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+def table_path(config: TrainConfig, pipeline: Pipeline) -> pathlib.Path:
+    """Where the reference's log-probabilities of these pairs are kept."""
+    folder = pathlib.Path(config.stage.cache_dir or pathlib.Path(config.run.workdir) / "reference")
+    source = config.stage.reference or config.run.init_from
+    return folder / f"reference-{_key(source, pipeline, config.run.dtype)}.npz"
+
+
+def reference_table(path: pathlib.Path, config: TrainConfig, program: Program, pipeline: Pipeline) -> np.ndarray:
+    """float32 [N, 2]: the reference's log-probability of the chosen and of the rejected response of every sample that
+    the run meets; NaN where one could not be loaded. Read from the cache as far as it goes, or computed and put there.
+    """
+    epoch = pipeline.plan.rows(0)
+    pairs, size = min(epoch, config.run.steps * config.stage.pairs), config.stage.pairs
+    table_N2, done = np.full((len(pipeline.tokens_N), 2), np.nan, np.float32), 0
+    saved = _read(path)
+    # A whole epoch serves every order of its pairs, a part of it the order that it was read in.
+    if saved and (saved["done"] >= saved["epoch"] or saved["order"] == pipeline.fingerprint):
+        table_N2, done = saved["table"], int(saved["done"])
+    if done >= pairs:
+        return table_N2
+    everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
+    score = make_scorer(program, program.graphdef, config.run.micro_batches, config.run.logprob_chunk)
+    params = setup.read_initial(config, config.stage.reference or config.run.init_from, program.abstract.params)
+    position = {"rows": done, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint}
+    batches = _pairs(config, pipeline, position)
+    saved_at = time.monotonic()
+    _LOG.info("reference log-probabilities: %d of %d pairs to go", pairs - done, pairs)
+    try:
+        while done < pairs:
+            rows = program.place(next(batches))
+            needed = rows.weights_BT, rows.segments_BT, rows.samples_BS
+            _enter(table_N2, *jax.device_get((score(params, rows), everywhere(*needed))))
+            done += size
+            if time.monotonic() - saved_at > _SAVE_SECONDS:
+                _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
+                _save(path, table=table_N2, order=pipeline.fingerprint, done=done, epoch=epoch)
+                saved_at = time.monotonic()
+    finally:
+        batches.close()
+    _save(path, table=table_N2, order=pipeline.fingerprint, done=done, epoch=epoch)
+    return table_N2
+
+
+def _pairs(config: TrainConfig, pipeline: Pipeline, position: Any):
+    host = {"host": jax.process_index(), "hosts": jax.process_count()}
+    return pipeline.groups(config.stage.pairs, config.run.rows, config.run.micro_batches, **host, state=position)
+
+
+def _enter(table_N2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, ...]) -> None:
+    """Writes a batch's sums into the table; `rows` are its weights, segments and sample numbers."""
+    for logps_T, weights_T, segments_T, samples_S in zip(logps_BT, *rows, strict=True):
+        real = int(np.sum(samples_S >= 0))
+        values_T = np.where(weights_T > 0, logps_T, 0)
+        sums_S = np.bincount(segments_T, values_T, minlength=real + 1)[1 : real + 1]
+        table_N2[samples_S[:real], np.arange(real) % 2] = sums_S
+
+
+def _key(source: str, pipeline: Pipeline, dtype: str) -> str:
+    """A digest of the pairs, and of the files of the model: a copy of the model counts as another one."""
+    checkpoint = locate(source)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(checkpoint)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    met = hashlib.sha256(pipeline.met.tobytes()).hexdigest()
+    parts = [pipeline.data_digest, met, str(checkpoint.resolve()), stats, dtype]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """What `_save` wrote; nothing where there is no such file or it is damaged."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("table", "order", "done", "epoch")}
+    except FileNotFoundError:
+        return {}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        _LOG.warning("%s can't be read (%s); its log-probabilities are computed again", path, error)
+        return {}
+
+
+def _save(path: pathlib.Path, **arrays: Any) -> None:
+    if jax.process_index() != 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Runs, of several users too, may share the folder.
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)

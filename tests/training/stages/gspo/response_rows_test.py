@@ -1,0 +1,53 @@
+"""Responses in rows: however long they turn out, they fit into the rows that a run was checked to have."""
+
+import numpy as np
+import pytest
+
+from internvl_jax.data.processor import ChatInputs
+from internvl_jax.data.rows.batch import RowConfig
+from internvl_jax.training.stages.gspo.response_rows import lay_out, most_rows
+
+TOKENS, TILES, IMAGE = 61, 7, 9
+CONFIG = RowConfig(TOKENS, TILES, 2, tokens_per_tile=1, image_token_id=IMAGE, weighting="token", several=True)
+
+
+def rows_filled(lengths_PG, tiles_P):
+    """By responses that have so many tokens with their prompts, which have so many tiles."""
+    prompts, responses = [], []
+    for lengths_G, tiles in zip(lengths_PG, tiles_P, strict=True):
+        tokens_T = np.array([1, 1, 1, *[IMAGE] * tiles], np.int32)
+        prompts.append(ChatInputs(tokens_T, np.zeros((tiles, 2, 2, 3), np.uint8), (1,) * tiles))
+        responses.append([np.full(length - len(tokens_T), 2, np.int32) for length in lengths_G])
+    numbers_BS = lay_out(prompts, responses, CONFIG, lengths_PG.size, 1).responses_BS
+    assert numbers_BS[numbers_BS >= 0].tolist() == list(range(lengths_PG.size))
+    return int((numbers_BS >= 0).any(axis=1).sum())
+
+
+def test_no_responses_fill_more_rows():
+    reached = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        P, G, tiles = rng.integers([1, 1, 0], [8, 6, TILES + 1]).tolist()
+        shortest = tiles + 4
+        longest = int(rng.integers(shortest, 32))
+        lengths_PG = longest - rng.integers(0, rng.integers(1, longest - shortest + 2), (P, G))
+        tiles_P = tiles - rng.integers(0, rng.integers(1, tiles + 2), P)
+        filled, most = rows_filled(lengths_PG, tiles_P), most_rows(P, G, longest, tiles, TOKENS, TILES)
+        assert filled <= most, seed
+        reached += filled == most
+    assert reached > 100
+
+
+@pytest.mark.parametrize(
+    ("prompts", "group", "longest", "tiles", "expected"),
+    [
+        (5, 7, 20, 1, 12),  # tokens end every row, after 3 responses
+        (5, 7, 20, 0, 12),
+        (5, 7, 20, 4, 15),  # a row has the tiles of one prompt
+        (8, 3, 12, 3, 6),  # tokens and tiles in turn: 3 + 2, 1 + 3, 3 + 2, ...
+        (5, 7, 61, 7, 35),
+    ],
+)
+def test_the_longest_responses_fill_them(prompts, group, longest, tiles, expected):
+    assert most_rows(prompts, group, longest, tiles, TOKENS, TILES) == expected
+    assert rows_filled(np.full((prompts, group), longest), np.full(prompts, tiles)) == expected
