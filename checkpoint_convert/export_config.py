@@ -67,8 +67,9 @@ def released_config(
     }
     vision = _carry(carried.get("vision_config", {})) if same_form else {}
     if processor is not None:
-        tokenizer = processor.tokenizer
-        text |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+        # The config.json that came with the checkpoint may name another end than its tokenizer does.
+        ends = {"eos_token_id": processor.tokenizer.eos, "pad_token_id": processor.tokenizer.pad}
+        text |= {key: value for key, value in ends.items() if text.get(key) is None}
     if form == "hf":
         if config.flash is not None:
             raise InputError("transformers has no format for Flash models; use --to=github")
@@ -92,6 +93,8 @@ def released_config(
             "template": processor.template.name,
             "use_thumbnail": image.thumbnail,
         }
+        if processor.system is not None:
+            values["system_message"] = processor.system
     return values
 
 

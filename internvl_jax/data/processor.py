@@ -90,16 +90,28 @@ class Processor:
 
     def to_dict(self) -> dict:
         """The `processor` section of config.json (the tokenizer has files of its own)."""
-        return {"image": dataclasses.asdict(self.image_config), "template": self.template.name}
+        image = dataclasses.asdict(self.image_config)
+        return {"image": image, "template": self.template.name, "system": self.system}
+
+    @property
+    def system(self) -> str | None:
+        """The system text of conversations that bring none; None where it is the one that the template is known by."""
+        text = self.template.default_system
+        return None if text == templates.get_template(self.template.name).default_system else text
 
     @classmethod
     def from_dict(cls, section: dict, directory: str | pathlib.Path) -> "Processor":
-        """The processor of a `processor` section and the tokenizer files in directory; strict about keys."""
-        _check_keys(section, {"image", "template"}, "the processor section")
+        """The processor of a `processor` section and the tokenizer files in directory; strict about keys.
+
+        Sections that were stored before there was a system text of their own have no 'system'.
+        """
+        section = {"system": None, **section} if isinstance(section, dict) else section
+        _check_keys(section, {"image", "template", "system"}, "the processor section")
         fields = {field.name for field in dataclasses.fields(tiling.ImageConfig)}
         _check_keys(section["image"], fields, "the image part of the processor section")
         config = tiling.ImageConfig(**section["image"])
-        return cls(config, Tokenizer.load(directory), templates.get_template(section["template"]))
+        template = templates.get_template(section["template"]).with_system(section["system"])
+        return cls(config, Tokenizer.load(directory), template)
 
     @classmethod
     def from_released(cls, directory: str | pathlib.Path, template: str = templates.INTERNVL2_5.name) -> "Processor":
@@ -119,7 +131,11 @@ class Processor:
             image_config = readers[config["model_type"]](config, directory)
         except KeyError as error:
             raise InputError(f"{directory}/config.json lacks {error}; copy the released file again.") from None
-        return cls(image_config, Tokenizer.load(directory), templates.get_template(config.get("template") or template))
+        system = config.get("system_message")  # VisualPRM's: what its questions to the critic are
+        if not isinstance(system, str | None):
+            raise InputError(f"{directory}/config.json has system_message {system!r}; it must be a text.")
+        template = templates.get_template(config.get("template") or template).with_system(system)
+        return cls(image_config, Tokenizer.load(directory), template)
 
 
 def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -> None:
