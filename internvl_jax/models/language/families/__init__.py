@@ -2,12 +2,13 @@
 
 from internvl_jax.errors import InputError
 from internvl_jax.models.config import TextConfig
-from internvl_jax.models.language.families import gpt_oss, qwen2, qwen3
+from internvl_jax.models.language.families import gpt_oss, internlm2, qwen2, qwen3
 from internvl_jax.models.language.families.record import Family, Kind
 
 FAMILIES = {
     family.name: family
     for family in (
+        internlm2.RECORD,
         qwen2.RECORD,
         qwen3.RECORD,
         gpt_oss.RECORD,

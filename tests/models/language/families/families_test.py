@@ -78,7 +78,7 @@ def test_configs_that_were_stored_before_ntk_mean_what_they_meant():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"family": "qwen9"}, "family 'qwen9' is unknown; known are .*qwen2"),
+        ({"family": "qwen9"}, "family 'qwen9' is unknown; known are .*internlm2"),
         ({"family": "gpt_oss"}, "'gpt_oss' has no models without experts"),
         ({"family": "qwen2", "moe": MoeConfig(3, 2)}, "'qwen2' has no models with experts"),
         ({"window": 5}, "'qwen3' have no window"),
