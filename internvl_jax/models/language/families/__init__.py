@@ -8,10 +8,10 @@ from internvl_jax.models.language.families.record import Family, Kind
 FAMILIES = {
     family.name: family
     for family in (
-        internlm2.RECORD,
-        qwen2.RECORD,
         qwen3.RECORD,
         gpt_oss.RECORD,
+        qwen2.RECORD,
+        internlm2.RECORD,
     )
 }
 
