@@ -4,7 +4,7 @@ import dataclasses
 
 from internvl_jax.making.responses import PairConfig
 from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
-from internvl_jax.training.config import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, Stage
+from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, StageConfig
 
 REWARD = "cascade.questions:grade"
 PROMPT_TOKENS, ANSWER_TOKENS = 72, 56
@@ -30,7 +30,7 @@ class Training:
     beta2: float
     micro_batches: int = 1
     rates: tuple[tuple[str, float], ...] = ()
-    settings: Stage | None = None
+    settings: StageConfig | None = None
     files: tuple[str, ...] = ()
 
 

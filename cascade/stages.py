@@ -20,7 +20,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
 from internvl_jax.inference.load import load
 from internvl_jax.making import pairs
-from internvl_jax.training.config import Group, TrainConfig
+from internvl_jax.training import Group, TrainConfig
 
 _GRADING_SECONDS = 5.0  # of no effect: comparing letters needs no processes of its own
 

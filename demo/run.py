@@ -24,7 +24,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference.chat import answer_many
 from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.load import load
-from internvl_jax.training.config import Group, TrainConfig
+from internvl_jax.training import Group, TrainConfig
 from internvl_jax.training.run import hooks
 
 ANSWER_TOKENS = 8  # answers are one token and a stop
