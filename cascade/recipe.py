@@ -65,7 +65,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class CascadeRecipe:
     """Everything that decides the result."""
 
     seed: int
@@ -127,7 +127,7 @@ MODEL = InternVLConfig(
 # all right or all wrong and would only cost time. ViCO: rates by tile, so that the model knows pictures of both kinds;
 # what the new branch costs at first is made good by a language model that learns at 8e-4 (with empty boxes compressed
 # 103 % of GSPO's accuracy are left), not at 2e-4 (99 %).
-RECIPE = Recipe(
+RECIPE = CascadeRecipe(
     seed=0,
     data=Data(
         seed=0,

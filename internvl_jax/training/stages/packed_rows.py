@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from internvl_jax.data.rows.pipeline import Pipeline
-from internvl_jax.data.rows.views import Layout
+from internvl_jax.data.rows.views import RowLayout
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
 
@@ -17,7 +17,7 @@ class PackedRows:
       layout: what a row holds of the conversations.
     """
 
-    def __init__(self, parts: SourceParts, layout: Layout):
+    def __init__(self, parts: SourceParts, layout: RowLayout):
         self._rows = parts.run.rows
         self._pipeline = Pipeline(parts.pipeline, parts.processor, layout)
         self._batches: Any = None

@@ -193,7 +193,7 @@ class Route(Objective):
         self.settings, self.logprob_chunk = settings, logprob_chunk
 
     def start(self) -> Carry:
-        return vico.Window.start(self.settings.window)._asdict()
+        return vico.RatioWindow.start(self.settings.window)._asdict()
 
     def weights(self, batch: Views) -> dict[str, jax.Array]:
         return {"router": jnp.sum(_measured(batch)).astype(jnp.float32)}
@@ -214,7 +214,7 @@ class Route(Objective):
     def advance(self, carry: Carry, measured: Sums) -> Carry:
         # Row r of the batch is row r // M of micro-batch r % M (`step.split_rows`).
         ratio_G, mask_G = (measured[name].swapaxes(0, 1).reshape(-1) for name in ("ratio_BG", "mask_BG"))
-        return vico.Window(**carry).push(ratio_G, mask_G)._asdict()
+        return vico.RatioWindow(**carry).push(ratio_G, mask_G)._asdict()
 
     def terms(self, outs: Any, batch: Views, carry: Carry) -> tuple[dict[str, LossSum], Sums]:
         ratio_G, route_G2 = outs
@@ -236,12 +236,12 @@ class Route(Objective):
         """
         names = ("accuracy", "compress", "compress_target", "ratio")
         means = {name: sums[name] / jnp.maximum(sums["tiles"], 1) for name in names}
-        window = vico.Window(**carry)
+        window = vico.RatioWindow(**carry)
         deciles = {f"ratio_{percent}": window.percentile(percent / 100) for percent in (10, 90)}
         return {**means, "threshold": self._threshold(carry), **deciles}
 
     def _threshold(self, carry: Carry) -> jax.Array:
-        return vico.Window(**carry).percentile(self.settings.share)
+        return vico.RatioWindow(**carry).percentile(self.settings.share)
 
     def _ratios(self, kl_BT: jax.Array, batch: Views) -> jax.Array:
         """float32 `[G]`: what compressing a tile multiplies its text's divergence by; anything where not measured."""

@@ -28,7 +28,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders, Score
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampler import Response, Sampler
+from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
 from internvl_jax.inference.text import TextStream
@@ -40,8 +40,8 @@ from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
-from internvl_jax.training.stages.gspo.response_rows import Layout, lay_out, most_rows
-from internvl_jax.training.stages.gspo.rounds import Group, Round, figures, read_round, write_round
+from internvl_jax.training.stages.gspo.response_rows import ResponseLayout, lay_out, most_rows
+from internvl_jax.training.stages.gspo.rounds import ResponseGroup, Round, figures, read_round, write_round
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 
 FOLDER = "rollouts"
@@ -156,8 +156,8 @@ class Rollouts:
     def _collect(self, params: Params) -> Round:
         """Samples, grades and scores a rollout batch, and writes it down."""
         settings, seconds, started = self._settings, {"grading": 0.0}, time.perf_counter()
-        varied: list[Group] = []
-        equal: list[Group] = []
+        varied: list[ResponseGroup] = []
+        equal: list[ResponseGroup] = []
         consumed, drawn = self._consumed, 0
         sampling_params = _as_products(params, self._run.dtype)
         for _ in range(settings.max_resamples + 1 if settings.zero_variance == "resample" else 1):
@@ -183,9 +183,11 @@ class Rollouts:
             write_round(self._folder, made, self._stream.prompts, keep=self._rounds_kept())
         return made
 
-    def _sample(self, params: Params, wanted: int, consumed: int, seconds: dict[str, float]) -> tuple[list[Group], int]:
+    def _sample(
+        self, params: Params, wanted: int, consumed: int, seconds: dict[str, float]
+    ) -> tuple[list[ResponseGroup], int]:
         """Groups of the next `wanted` prompts that can be read, and the prompts consumed after them."""
-        groups: list[Group] = []
+        groups: list[ResponseGroup] = []
         while len(groups) < wanted:
             chunk: list[tuple[int, int, Prompt, ChatInputs]] = []
             while len(chunk) < min(wanted - len(groups), self._settings.sample_prompts):
@@ -209,7 +211,7 @@ class Rollouts:
             for (_, number, *_), group, said, graded in zip(chunk, found, texts, scores, strict=True):
                 tokens, sampled = [each.tokens for each in group], [each.logprobs for each in group]
                 finished, routes = [each.finished for each in group], [each.routes for each in group]
-                groups.append(Group(number, tokens, sampled, said, graded, finished, routes=routes))
+                groups.append(ResponseGroup(number, tokens, sampled, said, graded, finished, routes=routes))
         return groups, consumed
 
     def _seeds(self, place: int) -> np.ndarray:
@@ -217,7 +219,7 @@ class Rollouts:
         sequence = np.random.SeedSequence((self._run.seed, _SEED_STREAM, place))
         return sequence.generate_state(self._settings.group)
 
-    def _text(self, response: Response) -> str:
+    def _text(self, response: Rollout) -> str:
         """What graders read: all that was written but the token that ended it."""
         stream = TextStream(self._processor)
         tokens = response.tokens[:-1] if response.finished else response.tokens
@@ -237,13 +239,13 @@ class Rollouts:
             scores = [Score(*row[:3].tolist(), error="see process 0" if row[3] else None) for row in table]
         return [scores[start : start + group] for start in range(0, len(scores), group)]
 
-    def _learned(self, groups: list[Group]) -> list[Group]:
+    def _learned(self, groups: list[ResponseGroup]) -> list[ResponseGroup]:
         """Those that take rows: all, or those that something can be learned from; one at least."""
         if self._settings.zero_variance != "drop":
             return groups
         return [group for group in groups if group.varied] or groups[:1]
 
-    def _lay_out(self, groups: Sequence[Group]) -> Layout:
+    def _lay_out(self, groups: Sequence[ResponseGroup]) -> ResponseLayout:
         prompts = [encode(self._stream.prompts[group.number], self._processor) for group in groups]
         run = self._run
         return lay_out(prompts, [group.tokens for group in groups], self._layout, run.rows, run.micro_batches)
@@ -259,7 +261,7 @@ class Rollouts:
                 f"tokens and {tiles} tiles, but run.rows is {rows}; raise data.tile_budget or run.rows"
             )
 
-    def _score_groups(self, groups: list[Group], score: Any, params: Params, name: str) -> None:
+    def _score_groups(self, groups: list[ResponseGroup], score: Any, params: Params, name: str) -> None:
         """Fills in log-probabilities, in the very rows that steps will take."""
         run, share = self._run, self._run.rows // jax.process_count()
         for start in range(0, len(groups), self._settings.mini_batch):
@@ -279,7 +281,7 @@ class Rollouts:
         return run.keep_last * run.save_every // self._steps + 2
 
 
-def _advantages(groups: Sequence[Group], settings: GspoConfig) -> tuple[np.ndarray, np.ndarray]:
+def _advantages(groups: Sequence[ResponseGroup], settings: GspoConfig) -> tuple[np.ndarray, np.ndarray]:
     """float32 and bool `[responses]`: the advantage of every response, and whether the loss counts it.
 
     One that could not be graded is in no mean and no loss, nor is one that is left alone by that.
