@@ -111,6 +111,7 @@ MODEL = InternVLConfig(
         window=None,
         rope_theta=1e4,
         yarn=None,
+        ntk=None,
         norm_eps=1e-6,
         tie_embeddings=False,
         init_std=0.1,

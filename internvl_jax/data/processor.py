@@ -102,8 +102,11 @@ class Processor:
         return cls(config, Tokenizer.load(directory), templates.get_template(section["template"]))
 
     @classmethod
-    def from_released(cls, directory: str | pathlib.Path) -> "Processor":
-        """The processor of a released checkpoint directory, GitHub or HF format."""
+    def from_released(cls, directory: str | pathlib.Path, template: str = templates.INTERNVL2_5.name) -> "Processor":
+        """The processor of a released checkpoint directory, GitHub or HF format.
+
+        template: name of the one to use where config.json names none, as the HF format's doesn't.
+        """
         directory = pathlib.Path(directory)
         config = _read_json(directory / "config.json")
         readers = {"internvl_chat": _github_image_config, "internvl": _hf_image_config}
@@ -116,8 +119,7 @@ class Processor:
             image_config = readers[config["model_type"]](config, directory)
         except KeyError as error:
             raise InputError(f"{directory}/config.json lacks {error}; copy the released file again.") from None
-        template = config.get("template") or _family_template(config)  # the HF format does not name one
-        return cls(image_config, Tokenizer.load(directory), templates.get_template(template))
+        return cls(image_config, Tokenizer.load(directory), templates.get_template(config.get("template") or template))
 
 
 def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -> None:
@@ -195,11 +197,6 @@ def _github_image_config(config, directory):
         apply_exif=False,
         max_pixels=tiling.DEFAULT_MAX_PIXELS,
     )
-
-
-def _family_template(config) -> str:
-    text = config.get("text_config") or config.get("llm_config") or {}
-    return (templates.INTERNVL3_5_GPT_OSS if text.get("model_type") == "gpt_oss" else templates.INTERNVL2_5).name
 
 
 def _hf_image_config(config, directory):
