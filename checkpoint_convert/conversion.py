@@ -30,7 +30,7 @@ from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import ARCHITECTURES, UNKNOWN_TOKEN, language_model, read_config
 from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader, all_finite
 from checkpoint_convert.released import load_processor, released_table
-from checkpoint_convert.report import Report
+from checkpoint_convert.report import ConversionReport
 from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
 from checkpoint_convert.source import read_json
@@ -66,7 +66,7 @@ class _Checkpoint:
 
 def convert(
     source: str | pathlib.Path, destination: str | pathlib.Path, to: Format = "orbax", dtype: str | None = None
-) -> Report:
+) -> ConversionReport:
     """Writes a checkpoint in another format, with everything that it needs to be loaded at once.
 
     Killed, it leaves nothing under the name `destination`. A checkpoint without tokenizer files becomes one without
@@ -102,7 +102,7 @@ def convert(
                 raise
             message = params_io.first_line(error)
             raise InputError(f"writing {destination} failed ({message}); make room and run it again") from error
-    return Report.since(start, checkpoint.reader.num_tensors, checkpoint.reader.nbytes)
+    return ConversionReport.since(start, checkpoint.reader.num_tensors, checkpoint.reader.nbytes)
 
 
 def _open(directory: pathlib.Path) -> _Checkpoint:

@@ -5,7 +5,7 @@ import dataclasses
 from configs.models import sizes
 from internvl_jax.models import FLASH_PARTS
 from internvl_jax.models.language.families import family_of
-from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.training import DataConfig, Group, OptimConfig, RunConfig, TrainConfig
 
 # Released scripts: 0 for 1B, 2B and 4B.
 DROP_PATH = {"8b": 0.1, "14b": 0.1, "38b": 0.4, "20b-a4b": 0.1, "30b-a3b": 0.1, "241b-a28b": 0.4}

@@ -57,7 +57,7 @@ class Collective:
     hidden: bool
 
 
-class Program:
+class HloProgram:
     """A compiled program.
 
     Attributes:

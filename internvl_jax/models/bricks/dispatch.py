@@ -12,7 +12,7 @@ from jax import lax
 
 from internvl_jax.models.bricks.grouped import ROWS
 from internvl_jax.sharding import Share, bind, by_owner, by_token, flatten
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding.flat import Params, logical_axes
 
 # Rows of a chunk: so many even shares, so that mostly one is enough, but at most so many rows, for memory's sake
 # (32,768 tokens with 8 experts each are four such chunks).
@@ -29,13 +29,13 @@ def dispatch(experts: nnx.Module, x_BTD: jax.Array, chosen_BTK: jax.Array, weigh
 
     Args:
       experts: called with rows `[R, D]` sorted by expert, how many rows each expert has `[E]`, and the expert of every
-        row `[R]`; `axes(path)` are the logical axes of its parameters.
+        row `[R]`. The first dimension of every parameter is 'expert'.
       chosen_BTK: numbers of the chosen experts.
       weights_BTK: float32.
     """
     graphdef, params = nnx.split(experts, nnx.Param)[0], flatten(experts)
-    axes = {path: experts.axes(path) for path in params}
-    return by_owner(functools.partial(_multiply, graphdef), params, axes, x_BTD, chosen_BTK, weights_BTK)
+    multiply = functools.partial(_multiply, graphdef)
+    return by_owner(multiply, params, logical_axes(experts), x_BTD, chosen_BTK, weights_BTK)
 
 
 def _multiply(
