@@ -17,8 +17,8 @@ class Training:
     Attributes:
       rates: parts of the model (prefixes of their parameters' paths) that learn at another rate: a multiple of
         `learning_rate`, 0 to stay as they are.
-      settings: of the stage's objective, but for paths.
-      files: of conversations or transcripts; empty where the stage has another source.
+      settings: the stage's own settings (`TrainConfig.stage`), but for paths.
+      files: the files of conversations or transcripts; empty where the stage has another source.
     """
 
     steps: int
@@ -172,7 +172,7 @@ RECIPE = CascadeRecipe(
         top_k=0,
         max_new_tokens=ANSWER_TOKENS,
         max_prompt_tokens=PROMPT_TOKENS,
-        start_ratio=0.5,  # of the other method
+        start_ratio=0.5,  # read by the other method only
         max_pairs=1,
         length_slack=0.1,
         reward=REWARD,
