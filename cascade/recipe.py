@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from configs.models import sizes
 from internvl_jax.making.responses import PairConfig
-from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import FlashConfig, InternVLConfig
 from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, StageConfig
 
 REWARD = "cascade.questions:grade"
@@ -82,43 +83,7 @@ class CascadeRecipe:
     sweep: Sweep
 
 
-MODEL = InternVLConfig(
-    vision=VisionConfig(
-        image_size=32,
-        patch_size=8,
-        width=96,
-        layers=4,
-        heads=4,
-        mlp=192,
-        norm="layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        drop_path=0.0,
-        layer_scale_init=1.0,
-        init_std=0.1,
-    ),
-    text=TextConfig(
-        family="qwen3",
-        vocab=512,
-        width=96,
-        layers=3,
-        heads=4,
-        kv_heads=4,
-        head_width=24,
-        mlp=256,
-        moe=None,
-        window=None,
-        rope_theta=1e4,
-        yarn=None,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        init_std=0.1,
-    ),
-    downsample_ratio=0.5,
-    image_token_id=0,  # the tokenizer says it
-    flash=None,
-)
+MODEL = sizes.like(sizes.TINY, {"image_size": 32}, {"layers": 3, "kv_heads": 4})
 
 # Found on the digits for development (2026-11). CPT: all parts learn at the full rate; training digits vary more in
 # shape than others, before that 97 % of unseen ones were read. SFT: 1,000 chains, about eight times each, leave
