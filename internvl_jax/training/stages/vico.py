@@ -102,7 +102,7 @@ def divergence(reference: InternVL, policy: InternVL, batch: Views, hidden_BTD: 
 
     Args:
       reference: the frozen model, which sees the teacher's texts.
-      policy: the model whose output matrix the student's texts are read with.
+      policy: the model that is trained; its output matrix makes logits of `hidden_BTD`.
       hidden_BTD: the policy's hidden states of the student's texts.
       chunk: how many positions' logits are held at once.
     """
