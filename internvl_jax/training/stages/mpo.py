@@ -127,7 +127,7 @@ class Mpo(Objective):
 
 
 def _halves(values_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of the chosen and of the rejected responses, `[B, K]` each."""
+    """The values of the chosen and those of the rejected responses, `[B, K]` each."""
     paired_BS = values_BS[:, : values_BS.shape[1] // 2 * 2]
     return paired_BS[:, 0::2], paired_BS[:, 1::2]
 
