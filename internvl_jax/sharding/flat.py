@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.sharding.rules import Rules
+from internvl_jax.sharding.rules import Rules, check_mesh
 
 Params = dict[str, jax.Array]
 
@@ -72,6 +72,12 @@ def init(make: Callable[[nnx.Rngs], nnx.Module], seed: int, where: dict[str, Nam
 
 
 def shardings(specs: dict[str, ParamSpec], mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
+    """Where the parameters of a model lie.
+
+    Raises:
+      InputError: an axis of the mesh that spreads nothing, or a dimension that can't be spread.
+    """
+    check_mesh(mesh, rules, {axis for spec in specs.values() for axis in spec.axes if axis is not None})
     return {path: rules.sharding(mesh, spec.shape, spec.axes) for path, spec in specs.items()}
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from internvl_jax.models import scopes
 from internvl_jax.models.bricks.grouped import ROWS
 from internvl_jax.sharding import Share, bind, by_owner, by_token, flatten
 from internvl_jax.sharding.flat import Params, logical_axes
@@ -56,8 +57,7 @@ def _multiply(
     size = min(places, _MOST, ROWS * math.ceil(even * _CHUNK / ROWS))
     chunks = math.ceil(places / size)
     order_CR = jnp.pad(order, (0, chunks * size - places)).reshape(chunks, size)
-    # How many chunks have rows where experts have equal shares of the tokens: nothing else in the program tells.
-    name = f"chunks_if_even_{math.ceil(even / size)}_of_{chunks}"
+    name = scopes.chunks_scope(math.ceil(even / size), chunks)
     out_ND = _chunks(graphdef, name, params, jnp.asarray(x_ND), weights_NK, expert, ends_E, order_CR)
     return out_ND.astype(x_ND.dtype)
 
