@@ -7,8 +7,9 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import make_mesh
-from internvl_jax.training import MpoConfig, build, setup
+from internvl_jax.training import MpoConfig, setup
 from internvl_jax.training.config import check, differences, identity, parse_mesh
+from tests.programs import build
 from tests.training import toy
 
 

@@ -13,8 +13,8 @@ from checkpoint_convert import convert
 from internvl_jax.inference.load import save_model
 from internvl_jax.sharding import flatten
 from internvl_jax.training import hooks, train
-from internvl_jax.training.loop import build
 from internvl_jax.training.setup import prepare
+from tests.programs import build
 from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from internvl_jax.data.pipeline import Pipeline
-from internvl_jax.training import Group, build, setup
+from internvl_jax.training import Group, setup
+from tests.programs import build
 from tests.training import toy
 
 

@@ -15,12 +15,13 @@ from internvl_jax.data.prompts import open_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
 from internvl_jax.models import FLASH_PARTS
-from internvl_jax.training import Group, build, hooks, rollouts, setup, train
+from internvl_jax.training import Group, hooks, rollouts, setup, train
 from internvl_jax.training.config import check
 from internvl_jax.training.objectives.gspo import Gspo
 from internvl_jax.training.responses import lay_out
 from internvl_jax.training.rollouts import Rollouts
 from internvl_jax.training.rounds import read_round
+from tests.programs import build
 from tests.training import toy
 
 MODELS = {"dense": toy.MODEL, "moe": toy.MOE, "gpt_oss": toy.GPT_OSS}

@@ -19,10 +19,11 @@ from internvl_jax.data.batch import RowConfig, Sample, assemble_row
 from internvl_jax.data.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
-from internvl_jax.training import MpoConfig, build, hooks, preferences, setup, train
+from internvl_jax.training import MpoConfig, hooks, preferences, setup, train
 from internvl_jax.training.objectives.balance import NoBalance
 from internvl_jax.training.objectives.mpo import Mpo, Pairs
 from internvl_jax.training.preferences import PreferenceRows, table_path
+from tests.programs import build
 from tests.training import toy
 
 

@@ -20,8 +20,9 @@ from internvl_jax.data.views import Views, view
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Thresholds, router_overlay, save_model
 from internvl_jax.sharding.params_io import locate
-from internvl_jax.training import Group, build, hooks, setup, train
+from internvl_jax.training import Group, hooks, setup, train
 from internvl_jax.training.sources import open_source
+from tests.programs import build
 from tests.training import toy
 from tests.training.train_test import interrupt
 
