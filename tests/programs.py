@@ -7,16 +7,19 @@ all runs that differ in nothing that its programs depend on; nothing of it remem
 import contextlib
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 import pytest
 
+from internvl_jax.inference import save_model
 from internvl_jax.inference.rollouts import Sampler
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding.state import Params
-from internvl_jax.training import TrainConfig, loop, preferences, program, rollouts, score
+from internvl_jax.training import TrainConfig, loop, preferences, rollouts, score, setup
+from internvl_jax.training import program as training_program
 from internvl_jax.training.program import Program
 
 # Fields that no program depends on: where things lie, what is saved, what becomes of responses on the host. All fields
@@ -40,7 +43,7 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
         parts.append({field: value for field, value in values.items() if field not in free})
     key = repr(parts)
     if key not in _PROGRAMS:
-        built = program.build(config, devices)
+        built = training_program.build(config, devices)
         fresh = functools.partial(_random_params, built, (config.model, config.run.seed))
         _PROGRAMS[key] = dataclasses.replace(built, random_params=fresh)
     return _PROGRAMS[key]
@@ -53,6 +56,13 @@ def _random_params(built: Program, key: tuple[InternVLConfig, int], paths: Seque
     places = {path: built.abstract.params[path].sharding for path in paths or built.abstract.params}
     # A copy each time: a step may take over the memory of its parameters.
     return {path: jax.device_put(_RANDOM[key][path].copy(), place) for path, place in places.items()}
+
+
+def save_start(config: TrainConfig, directory: pathlib.Path) -> None:
+    """Writes a model to start from, with the random weights that a run of the config would begin with."""
+    config, processor = setup.prepare(config)
+    program = build(config, jax.devices()[:1])
+    save_model(directory, program.random_params(), config.model, processor)
 
 
 def _make_scorer(built: Program, graphdef, micro_batches: int, logprob_chunk: int):

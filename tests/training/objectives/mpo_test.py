@@ -23,7 +23,7 @@ from internvl_jax.training import MpoConfig, hooks, preferences, setup, train
 from internvl_jax.training.objectives.balance import NoBalance
 from internvl_jax.training.objectives.mpo import Mpo, Pairs
 from internvl_jax.training.preferences import PreferenceRows, table_path
-from tests.programs import build
+from tests.programs import build, save_start
 from tests.training import toy
 
 
@@ -114,8 +114,8 @@ def configure(start, tmp_path_factory):
     @functools.cache
     def begin(family):
         folder = tmp_path_factory.mktemp(family)
-        train(toy.config(start, folder, MODELS[family], steps=1))
-        return str(folder)
+        save_start(toy.config(start, folder / "unused", MODELS[family]), folder / "start")
+        return str(folder / "start")
 
     def config(workdir, family="dense", **run):
         given = {} if family == "dense" else {"init_from": begin(family)}
