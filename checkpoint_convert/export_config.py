@@ -12,7 +12,7 @@ from internvl_jax.data.processor import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.language.families import family_of, kind_of
-from internvl_jax.models.language.families.record import Kind
+from internvl_jax.models.language.families.record import ModelKind
 
 Values = dict[str, Any]
 
@@ -221,7 +221,7 @@ def _text(text: TextConfig, dtype: str) -> Values:
     }
 
 
-def _rope(text: TextConfig, kind: Kind) -> Values:
+def _rope(text: TextConfig, kind: ModelKind) -> Values:
     name = lambda rope: dict.fromkeys(kind.rope_names, rope)
     scaling = None
     if text.yarn is not None:

@@ -22,7 +22,7 @@ from internvl_jax.models.config import (
     YarnConfig,
 )
 from internvl_jax.models.language.families import FAMILIES, kind_of
-from internvl_jax.models.language.families.record import Family, Key, Kind
+from internvl_jax.models.language.families.record import Family, Key, ModelKind
 
 Format = Literal["github", "hf", "vit"]
 
@@ -254,7 +254,7 @@ def _text(part: _Part, whole: _Part) -> TextConfig:
     return text
 
 
-def _architecture(part: _Part) -> tuple[Family, Kind]:
+def _architecture(part: _Part) -> tuple[Family, ModelKind]:
     name = part.get("model_type", str)
     family, kind = _KINDS.get(name, (None, None))
     architectures = part.optional("architectures") or [kind and kind.architecture]
@@ -270,7 +270,7 @@ def _read(part: _Part, key: Key) -> Any:
     return part.get(next((name for name in (key.name, *key.also) if name in part.values), key.name), key.kind)
 
 
-def _rope(part: _Part, kind: Kind) -> tuple[float, dict[str, Any]]:
+def _rope(part: _Part, kind: ModelKind) -> tuple[float, dict[str, Any]]:
     """theta, and the field of `TextConfig` that stretches positions, if any does."""
     name = "rope_parameters" if "rope_parameters" in part.values else "rope_scaling"  # transformers >= 5; before
     if name == "rope_scaling" and part.optional(name) is None and "default" in kind.ropes:

@@ -11,7 +11,7 @@ from checkpoint_convert import table_flash, table_intern_vit
 from checkpoint_convert.mxfp4 import Mxfp4Row
 from checkpoint_convert.rows import Row, Shaped, SharedRow
 from internvl_jax.models.language.families import FAMILIES
-from internvl_jax.models.language.families.record import Kind, Released
+from internvl_jax.models.language.families.record import ModelKind, Released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _row(released: Released) -> Row:
     return SharedRow(*where, released.shared) if released.shared else Row(*where)
 
 
-def _language_models(kind: Kind) -> dict[str, tuple[Row, ...]]:
+def _language_models(kind: ModelKind) -> dict[str, tuple[Row, ...]]:
     """Name -> rows: the architecture's, and for every way of packing a table that only reads."""
     plain = [released for released in kind.tensors if released.packed is None]
     tables = {kind.model_type: tuple(map(_row, plain))}

@@ -17,7 +17,7 @@ Table = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class PlainRope:
     """The i-th pair of a head turns by theta^(-2i / H) a position."""
 
     head_width: int
@@ -28,7 +28,7 @@ class Plain:
 
 
 @dataclasses.dataclass(frozen=True)
-class Yarn:
+class YarnRope:
     """Slow rotations are slowed by `factor`, fast ones stay, a ramp between (arXiv 2309.00071, section 3.2).
 
     The bounds of the ramp are not rounded, as GPT-OSS has it.
@@ -56,7 +56,7 @@ class Yarn:
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicNtk:
+class NtkRope:
     """Plain up to the context of the training; in a longer text of L tokens the base of all positions is
 
         theta * (factor * L / positions - (factor - 1)) ^ (H / (H - 2)).
@@ -84,15 +84,15 @@ class DynamicNtk:
         return _table(positions_BT, slowed_B1TH * inverse_H[None, None, None, :])
 
 
-Rope = Plain | Yarn | DynamicNtk
+Rope = PlainRope | YarnRope | NtkRope
 
 
 def make_rope(config: TextConfig) -> Rope:
     if config.yarn is not None:
-        return Yarn(config.head_width, config.rope_theta, config.yarn)
+        return YarnRope(config.head_width, config.rope_theta, config.yarn)
     if config.ntk is not None:
-        return DynamicNtk(config.head_width, config.rope_theta, config.ntk)
-    return Plain(config.head_width, config.rope_theta)
+        return NtkRope(config.head_width, config.rope_theta, config.ntk)
+    return PlainRope(config.head_width, config.rope_theta)
 
 
 def apply_rope(x_BNTH: jax.Array, table: Table) -> jax.Array:

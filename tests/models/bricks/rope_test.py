@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvl_jax.models.bricks.rope import DynamicNtk, Plain, apply_rope
+from internvl_jax.models.bricks.rope import NtkRope, PlainRope, apply_rope
 from internvl_jax.models.config import NtkConfig
 
 H, THETA, NTK = 16, 1e6, NtkConfig(factor=2.0, positions=20)
-ROPE = DynamicNtk(H, THETA, NTK)
+ROPE = NtkRope(H, THETA, NTK)
 
 
 def expected(positions_T, length):
@@ -28,13 +28,13 @@ def table(rope, positions_BT, segments_BT):
 
 def test_plain():
     positions_T = np.arange(50)
-    found = table(Plain(H, THETA), positions_T[None], np.ones((1, 50)))[:, 0]
+    found = table(PlainRope(H, THETA), positions_T[None], np.ones((1, 50)))[:, 0]
     np.testing.assert_allclose(found, expected(positions_T, 0), atol=1e-5)
 
 
 def test_up_to_the_context_of_the_training_positions_are_plain():
     positions, segments = np.arange(20)[None], np.ones((1, 20))
-    np.testing.assert_array_equal(table(ROPE, positions, segments), table(Plain(H, THETA), positions, segments))
+    np.testing.assert_array_equal(table(ROPE, positions, segments), table(PlainRope(H, THETA), positions, segments))
 
 
 @pytest.mark.parametrize("length", [21, 40, 100])

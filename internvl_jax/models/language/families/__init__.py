@@ -3,7 +3,7 @@
 from internvl_jax.errors import InputError
 from internvl_jax.models.config import TextConfig
 from internvl_jax.models.language.families import gpt_oss, internlm2, qwen2, qwen3
-from internvl_jax.models.language.families.record import Family, Kind
+from internvl_jax.models.language.families.record import Family, ModelKind
 
 FAMILIES = {
     family.name: family
@@ -23,6 +23,6 @@ def family_of(config: TextConfig) -> Family:
     return FAMILIES[config.family]
 
 
-def kind_of(config: TextConfig) -> Kind:
+def kind_of(config: TextConfig) -> ModelKind:
     """The released architecture of a model; InputError where its family has no such one."""
     return family_of(config).kind(config)

@@ -9,7 +9,7 @@ from internvl_jax.models.language.families.record import (
     OURS,
     Family,
     Key,
-    Kind,
+    ModelKind,
     Released,
     Values,
     around_attention,
@@ -45,7 +45,7 @@ RECORD = Family(
     attention=partial(Attention, qkv_bias=True, out_bias=True, norm=no_norm, sinks=head_sinks),
     windowed=_windowed,
     dense=None,
-    experts=Kind(
+    experts=ModelKind(
         model_type="gpt_oss",
         architecture="GptOssForCausalLM",
         feed_forward=partial(Moe, experts=ClampedExperts, router_bias=True, balanced=chosen_weights),

@@ -3,7 +3,7 @@
 from functools import partial
 
 from internvl_jax.models.config import TextConfig
-from internvl_jax.models.language.families.record import LAYER, OURS, Family, Key, Kind, Released, Values, keys
+from internvl_jax.models.language.families.record import LAYER, OURS, Family, Key, ModelKind, Released, Values, keys
 from internvl_jax.models.language.layer import Attention, SwiGlu, no_norm, no_sinks
 
 _PARTS = tuple(f"{OURS}.attn.{part}.weight" for part in "qkv")
@@ -25,7 +25,7 @@ def _defaults(config: TextConfig) -> Values:
 RECORD = Family(
     name="internlm2",
     attention=partial(Attention, qkv_bias=False, out_bias=False, norm=no_norm, sinks=no_sinks),
-    dense=Kind(
+    dense=ModelKind(
         model_type="internlm2",
         architecture="InternLM2ForCausalLM",
         feed_forward=SwiGlu,

@@ -6,7 +6,7 @@ from internvl_jax.models.config import TextConfig
 from internvl_jax.models.language.families.record import (
     Family,
     Key,
-    Kind,
+    ModelKind,
     Values,
     around_attention,
     keys,
@@ -27,7 +27,7 @@ def _checked(config: TextConfig) -> Values:
 RECORD = Family(
     name="qwen2",
     attention=partial(Attention, qkv_bias=True, out_bias=False, norm=no_norm, sinks=no_sinks),
-    dense=Kind(
+    dense=ModelKind(
         model_type="qwen2",
         architecture="Qwen2ForCausalLM",
         feed_forward=SwiGlu,

@@ -9,7 +9,7 @@ from internvl_jax.models.language.families.record import (
     OURS,
     Family,
     Key,
-    Kind,
+    ModelKind,
     Released,
     Values,
     around_attention,
@@ -45,7 +45,7 @@ _ATTENTION = (
 RECORD = Family(
     name="qwen3",
     attention=partial(Attention, qkv_bias=False, out_bias=False, norm=head_norm, sinks=no_sinks),
-    dense=Kind(
+    dense=ModelKind(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
         feed_forward=SwiGlu,
@@ -55,7 +55,7 @@ RECORD = Family(
         checked=_checked,
         defaults=lambda config: {"max_position_embeddings": 40960},
     ),
-    experts=Kind(
+    experts=ModelKind(
         model_type="qwen3_moe",
         architecture="Qwen3MoeForCausalLM",
         feed_forward=partial(Moe, experts=SwiGluExperts, router_bias=False, balanced=router_logits),

@@ -1,8 +1,8 @@
 """What a family of language models is, in one record: its bricks, its released tensors, and config.json both ways.
 
 1. `Family` says what a layer is made of and which layers see a window.
-2. `Kind` is one released architecture of it (dense, or with experts): how its config.json and its tensors are named.
-   These are data: `checkpoint_convert` reads and writes by them.
+2. `ModelKind` is one released architecture of it (dense, or with experts): how its config.json and its tensors are
+   named. These are data: `checkpoint_convert` reads and writes by them.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def _nothing(config: TextConfig) -> Values:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class ModelKind:
     """One released architecture.
 
     Attributes:
@@ -106,16 +106,16 @@ class Family:
 
     name: str
     attention: Brick
-    dense: Kind | None
-    experts: Kind | None
+    dense: ModelKind | None
+    experts: ModelKind | None
     template: str
     windowed: Callable[[TextConfig], Sequence[bool] | None] = all_see_all
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[ModelKind, ...]:
         return tuple(kind for kind in (self.dense, self.experts) if kind is not None)
 
-    def kind(self, config: TextConfig) -> Kind:
+    def kind(self, config: TextConfig) -> ModelKind:
         """The architecture of a model.
 
         Raises:

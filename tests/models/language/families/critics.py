@@ -10,9 +10,14 @@ import numpy as np
 from flax import nnx
 
 from checkpoint_convert import load_released
+from checkpoint_convert.released import load_bare
 from checkpoint_convert.source import open_directory
 from internvl_jax.data import Processor
 from internvl_jax.data.text.templates import IMAGE, Message
+from internvl_jax.evaluation.parity import compare, image_token_id, read_case
+from internvl_jax.inference.engine.generator import Generator
+from internvl_jax.inference.engine.requests import Request, Vocabulary
+from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import bind, flatten
 
@@ -89,6 +94,24 @@ def check_tokens(critic: Critic) -> None:
             messages.append(Message(role, tuple(parts)))
         counts = [tiles * critic.prm["tokens_per_tile"] for tiles in case["tiles_per_image"]]
         assert template.encode_prompt(messages, counts, tokenizer).tolist() == response["input_ids"], name
+
+
+def check_outputs(critic: Critic) -> None:
+    """Features, hidden states and logits of one response, as `launch.compare` has them."""
+    inputs, outputs, meta = read_case(critic.directory / "compare")
+    report = compare(load_bare(critic.directory, "float32", image_token_id(meta)), inputs, outputs)
+    assert report.keys() == outputs.keys() >= {"logits", "vit_embeds", "llm_hidden_3"}
+    assert all(error < 1e-4 for error in report.values()), report
+
+
+def check_generation(critic: Critic) -> None:
+    """Token by token with a cache as in one pass over everything."""
+    prompt = next(critic.responses())[2]["input_ids"][-40:]
+    generator = Generator(critic.model, Vocabulary(critic.model.config.text.vocab, (), ()))
+    tiles = np.zeros((0, 56, 56, 3), np.uint8)
+    (answer,) = generator.generate([Request(np.asarray(prompt), tiles, SamplingParams(max_new_tokens=5))])
+    (logits_TV,) = critic.logits([[*prompt, *answer]], [None], 64)
+    assert answer == np.argmax(logits_TV[len(prompt) - 1 : len(prompt) + 4], axis=-1).tolist()
 
 
 def check_scores(critic: Critic) -> None:

@@ -45,6 +45,14 @@ def test_tokens(critic):
     critics.check_tokens(critic)
 
 
+def test_outputs(critic):
+    critics.check_outputs(critic)
+
+
+def test_generation(critic):
+    critics.check_generation(critic)
+
+
 def test_scores(critic):
     critics.check_scores(critic)
 
