@@ -114,7 +114,7 @@ def serving(
             seen_BV=struct(jnp.bool_, (B, text.vocab), "batch", "act_vocab"),
             steps_B=per_row,
             limits_B=per_row,
-            stops_BK=struct(jnp.int32, (B, STOPS), "batch"),
+            stops_BZ=struct(jnp.int32, (B, STOPS), "batch"),
             done_B=struct(jnp.bool_, (B,), "batch"),
             sampling=Sampling(*(struct(kind, (B,), "batch") for kind in _SAMPLING)),
         )

@@ -52,7 +52,7 @@ def by_owner(
     3. Results are summed over the axes of the experts, each device keeping its own rows.
 
     Args:
-      function: given rows as `[N, ...]`, returns `[N, D]`.
+      function: given tokens as `[T, ...]`, returns `[T, D]`.
       params: the first dimension of each is 'expert'.
       axes: logical axes of every parameter.
       rows: `[B, T, ...]`; the result has the shape and dtype of the first.
@@ -93,12 +93,12 @@ def _on_device(
         return lax.all_gather(x, both, axis=0, tiled=True) if both else x
 
     whole = {path: _gather(value, tuple(parts[path]), rows[0].dtype) for path, value in params.items()}
-    out_ND = function(whole, *(of_group(x) for x in rows), Share(first, shards))
+    out_TD = function(whole, *(of_group(x) for x in rows), Share(first, shards))
     if only:
-        out_ND = lax.psum(out_ND, only)
+        out_TD = lax.psum(out_TD, only)
     if both:
-        out_ND = lax.psum_scatter(out_ND, both, scatter_dimension=0, tiled=True)
-    return out_ND.reshape(rows[0].shape)
+        out_TD = lax.psum_scatter(out_TD, both, scatter_dimension=0, tiled=True)
+    return out_TD.reshape(rows[0].shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

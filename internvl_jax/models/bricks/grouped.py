@@ -25,7 +25,7 @@ _BLOCK = 64
 
 
 def grouped_product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`x[R, I] . w[group of the row, O, I] -> [R, O]` in x's dtype, accumulated in float32.
+    """`x[rows, in] . w[group of the row, out, in] -> [rows, out]` in x's dtype, accumulated in float32.
 
     Args:
       sizes: rows of every group, int32. What comes out for rows beyond the last group is not defined.
@@ -91,7 +91,7 @@ def _loop_rows(x: jax.Array, w: jax.Array, sizes: jax.Array, dim: int) -> jax.Ar
 
 
 def _loop_weights(g: jax.Array, x: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`[groups, O, I]` in float32: the sum over a group's rows of g `[R, O]` times x `[R, I]`."""
+    """`[groups, out, in]` in float32: the sum over a group's rows of g `[rows, out]` times x `[rows, in]`."""
     size = min(_BLOCK, len(x))
     g, x = (jnp.pad(part, ((0, size), (0, 0))) for part in (g, x))
 

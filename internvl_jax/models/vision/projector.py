@@ -6,11 +6,11 @@ from flax import nnx
 from internvl_jax.models.bricks.nn import LayerNorm, Linear, dropout, gelu, normal
 
 
-def pixel_shuffle(x_GRCD: jax.Array, side: int) -> jax.Array:
-    """`[G, R, C, D] -> [G, R/side, C/side, side*side*D]`: neighbours join, row-major (released ps_version v2)."""
-    G, R, C, D = x_GRCD.shape
-    x = x_GRCD.reshape(G, R // side, side, C // side, side, D).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(G, R // side, C // side, side * side * D)
+def pixel_shuffle(x: jax.Array, side: int) -> jax.Array:
+    """`[G, rows, columns, D] -> [G, rows/side, columns/side, side*side*D]`: neighbours join, row-major (released ps_version v2)."""
+    G, rows, columns, D = x.shape
+    x = x.reshape(G, rows // side, side, columns // side, side, D).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(G, rows // side, columns // side, side * side * D)
 
 
 class Projector(nnx.Module):
