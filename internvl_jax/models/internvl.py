@@ -31,9 +31,9 @@ class Encoded(NamedTuple):
     """Image features of tiles, in the language model's width.
 
     Attributes:
-      features_GPD: at full resolution.
-      compressed_GPD: of the compressed branch; None but for Flash models.
-      route_G2: the router's logits, float32: of compressing a tile, and of not doing so; None but for Flash models.
+      features_GPD: features at full resolution.
+      compressed_GPD: fewer features a tile, from the compressed branch; only Flash models have them.
+      route_G2: the router's logits for compressing a tile and for not doing so, float32; only Flash models have them.
     """
 
     features_GPD: jax.Array
@@ -49,7 +49,7 @@ class Encoded(NamedTuple):
 
     @property
     def probability_G(self) -> jax.Array | None:
-        """Of "compress", float32; None without a router."""
+        """The router's probability of compressing a tile, float32; None without a router."""
         return None if self.route_G2 is None else jax.nn.softmax(self.route_G2)[:, 0]
 
 
@@ -58,8 +58,8 @@ class Slots(NamedTuple):
     responses to one picture share its pass through the tower.
 
     Attributes:
-      tile_BJ: int32, a tile's number among those of its row; -1 for a slot without tokens.
-      compress_BJ: bool, True for the compressed features of a Flash model; None takes none of these.
+      tile_BJ: int32, the number of a tile among those of its row; -1 for a slot without tokens.
+      compress_BJ: bool, True where the slot takes the tile's compressed features; None: no slot does.
     """
 
     tile_BJ: jax.Array
@@ -74,10 +74,12 @@ class Slots(NamedTuple):
 
 
 class Out(NamedTuple):
-    """Attributes:
-    hidden_BTD: after the final norm; `InternVL.logits` turns it into logits.
-    cache: the given one with this call's keys and values, or None.
-    aux: named intermediates that were asked for ('kv', 'hidden', 'router', 'experts', 'load').
+    """What a pass returns.
+
+    Attributes:
+      hidden_BTD: hidden states after the final norm; `InternVL.logits` makes logits of them.
+      cache: the given cache with the keys and values of this call, or None.
+      aux: intermediates that were asked for, by name ('kv', 'hidden', 'router', 'experts', 'load'); the others None.
     """
 
     hidden_BTD: jax.Array
@@ -227,8 +229,8 @@ def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> j
 
 
 def _chosen(encoded: Encoded, slots: Slots, T: int) -> jax.Array:
-    """`[B, P, D]`: the features of every row's slots one after the other, each from the branch chosen for it; no more
-    than the T tokens of a row can take.
+    """`[B, P, D]`: the features of a row's slots one after the other, each from the branch that was chosen for it. They
+    end where a row of T tokens could take no more.
     """
     B, J = slots.tile_BJ.shape
     (P, D), width = encoded.features_GPD.shape[1:], encoded.pool_GPD.shape[1]
@@ -237,7 +239,7 @@ def _chosen(encoded: Encoded, slots: Slots, T: int) -> jax.Array:
     counts_BJ = jnp.where(slots.tile_BJ >= 0, jnp.where(compress_BJ, width - P, P), 0)
     ends_BJ = jnp.cumsum(counts_BJ, axis=1)
     number_P = jnp.arange(min(J * P, T))
-    # Feature n of a row lies in the first slot that ends after it; beyond the last one anything will do.
+    # Feature n of a row lies in the first slot that ends after it. Beyond the last slot nobody reads what is there.
     slot_BP = jnp.minimum(jnp.sum(number_P[None, :, None] >= ends_BJ[:, None, :], axis=2), J - 1)
     start_BJ = slots.tile_BJ * width + jnp.where(compress_BJ, P, 0) - (ends_BJ - counts_BJ)
     index_BP = jnp.take_along_axis(start_BJ, slot_BP, axis=1) + number_P[None]

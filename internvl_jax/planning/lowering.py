@@ -26,8 +26,10 @@ class Lowered:
     """A program before its compilation.
 
     Attributes:
-      arguments: {kind: tree of shape structs with shardings}, for 'parameters', 'optimizer', 'cache' and 'batch'.
-      lowered: jax's.
+      mesh: the devices that it is for.
+      arguments: its arguments by kind ('parameters', 'optimizer', 'cache', 'batch'), as trees of shape structs with
+        shardings.
+      lowered: jax's lowered function, to be compiled.
     """
 
     mesh: Mesh
@@ -62,9 +64,9 @@ class Serving:
     """What a server holds at a time.
 
     Attributes:
-      rows: conversations.
-      prompt: tokens that prefill takes.
-      slots: cache slots of a row, prompt and answer.
+      rows: how many conversations.
+      prompt: tokens of a prompt, as prefill takes it.
+      slots: tokens that a row's cache has room for, of prompt and answer together.
     """
 
     rows: int

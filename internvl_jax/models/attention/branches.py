@@ -12,20 +12,21 @@ from jax import lax
 
 from internvl_jax.models.attention.attention import MASKED, Window
 
-# A layer's array each, or one stacked over layers.
+# An array for each layer, or one that is stacked over layers.
 Layered = tuple[jax.Array, ...] | jax.Array
 
 
 class Branches(NamedTuple):
-    """Keys and values of Q prompts of T tokens, and of B answers with S slots. Every prompt has A = B / Q answers, which
-    stand together in the order of the prompts.
+    """Keys and values of Q prompts of T tokens, and of B answers with S slots.
+
+    Every prompt has A = B / Q answers; those of the first come first.
 
     Attributes:
-      prompt_k, prompt_v: `[Q, M, T, H]` of every layer.
-      k: `[B, M, H, S]` of every layer: on CPU read 1.5 times as fast as `[B, M, S, H]`.
-      v: `[B, M, S, H]` of every layer.
-      lengths_Q: tokens of the prompts; what stands behind is padding.
-      step: tokens of every answer in the cache.
+      prompt_k, prompt_v: keys and values of the prompts, in every layer `[Q, M, T, H]`.
+      k: keys of the answers, in every layer `[B, M, H, S]`, which a CPU reads 1.5 times as fast as `[B, M, S, H]`.
+      v: values of the answers, in every layer `[B, M, S, H]`.
+      lengths_Q: how many tokens a prompt has; what stands behind them is padding.
+      step: how many tokens of every answer are in the cache.
     """
 
     prompt_k: Layered
@@ -36,10 +37,10 @@ class Branches(NamedTuple):
     step: jax.Array
 
     def mask(self, segments_B1: jax.Array, positions_B1: jax.Array) -> None:
-        """Nothing: what an answer sees follows from its prompt's length and from the step."""
+        """None: what an answer sees follows from its prompt's length and from the step."""
 
     def place(self, slots_B1: jax.Array, segments_B1: jax.Array, positions_B1: jax.Array) -> "Branches":
-        """Counts the token of this call, which takes the next slot of every answer."""
+        """The cache with the token of this call counted; it takes the next slot of every answer."""
         return self._replace(step=self.step + 1)
 
     def write(self, layer: jax.Array | int, k_BM1H: jax.Array, v_BM1H: jax.Array, slots_B1: jax.Array) -> "Branches":
@@ -50,7 +51,7 @@ class Branches(NamedTuple):
     def attend(
         self, layer: jax.Array | int, q_BN1H: jax.Array, mask: None, window: Window | None, sinks_N: jax.Array | None
     ) -> jax.Array:
-        """One query an answer against its prompt and what it has written; as `attention.attend`."""
+        """Attention of one query an answer to its prompt and to what the answer has written; see `attention.attend`."""
         prompt_k, prompt_v, k, v = (part[layer] for part in (self.prompt_k, self.prompt_v, self.k, self.v))
         (B, N, _, H), (Q, M, T, _), S = q_BN1H.shape, prompt_k.shape, k.shape[3]
         R = N // M
@@ -94,7 +95,7 @@ def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _put(stack: Layered, layer: jax.Array | int, new: jax.Array, slot: jax.Array, axis: int) -> Layered:
-    """The stack with one slot of one layer taken, slots being on that axis of a layer."""
+    """The stack with new values in one slot of one layer; `axis` is that of the slots in a layer."""
     if isinstance(stack, tuple):
         part = lax.dynamic_update_slice_in_dim(stack[layer], new.astype(stack[layer].dtype), slot, axis)
         return (*stack[:layer], part, *stack[layer + 1 :])

@@ -15,13 +15,13 @@ from internvl_jax.models.bricks.grouped import ROWS
 from internvl_jax.sharding import Share, bind, by_owner, by_token, flatten
 from internvl_jax.sharding.flat import Params, logical_axes
 
-# Rows of a chunk: so many even shares, so that mostly one is enough, but at most so many rows, for memory's sake
-# (32,768 tokens with 8 experts each are four such chunks).
+# A chunk has 1.25 times the rows that a device has if all have equal shares: mostly one chunk is enough. For memory's
+# sake it has at most 65,536 rows (32,768 tokens with 8 experts each are four such chunks).
 _CHUNK, _MOST = 1.25, 65536
 
 
 def choose(logits_BTE: jax.Array, per_token: int) -> tuple[jax.Array, jax.Array]:
-    """`[B, T, K]`: the largest logits, best first, and whose they are."""
+    """The largest logits of every token, best first, and the numbers of their experts; `[B, T, K]` each."""
     return by_token(lambda logits_BTE: lax.top_k(logits_BTE, per_token), logits_BTE)
 
 
@@ -32,7 +32,7 @@ def dispatch(experts: nnx.Module, x_BTD: jax.Array, chosen_BTK: jax.Array, weigh
       experts: called with rows `[U, D]` sorted by expert, how many rows each expert has `[E]`, and the expert of every
         row `[U]`. The first dimension of every parameter is 'expert'.
       chosen_BTK: numbers of the chosen experts.
-      weights_BTK: float32.
+      weights_BTK: the factors of their outputs, float32.
     """
     graphdef, params = nnx.split(experts, nnx.Param)[0], flatten(experts)
     multiply = functools.partial(_multiply, graphdef)
@@ -44,8 +44,9 @@ def _multiply(
 ) -> jax.Array:
     """`[T, D]`: what the experts of one device contribute.
 
-    Choices are sorted by expert, those of other devices last. Rows of the own experts are multiplied in chunks; chunks
-    without such rows are skipped. So a device that more tokens want takes longer, but no more memory.
+    Choices are sorted by expert; choices of other devices' experts come last. The rows of this device's experts are
+    multiplied in chunks, and chunks without any are skipped: a device that more tokens go to needs more time, but no
+    more memory.
     """
     places, count = chosen_TK.size, len(next(iter(params.values())))  # a place is a token's choice
     expert = chosen_TK.reshape(-1) - share.first
@@ -63,12 +64,14 @@ def _multiply(
 
 
 class _Chunk(NamedTuple):
-    """Rows of some places, sorted by expert.
+    """A part of the rows that a device multiplies, sorted by expert. A row is one token's choice of one expert.
 
     Attributes:
-      place_U, token_U, expert_U: numbers.
-      sizes_E: rows of every expert.
-      real_U1: False for rows beyond those of the own experts.
+      place_U: the number of the choice, among all choices of all tokens.
+      token_U: the number of the token.
+      expert_U: the number of the expert, among those of the device.
+      sizes_E: how many rows every expert has.
+      real_U1: False where the expert is another device's.
     """
 
     place_U: jax.Array
@@ -98,14 +101,17 @@ def _fold(name: str, add: Callable, carry, expert, ends_E, orders, per_token: in
 
 
 def _rows(graphdef: nnx.GraphDef, chunk: _Chunk, params: Params, x_UD: jax.Array, weights_U: jax.Array) -> jax.Array:
-    """Weighted outputs of the experts. What a grouped product returns for rows beyond its groups is not defined."""
+    """Weighted outputs of the experts; 0 for rows that are not real, where a grouped product may return anything."""
     y_UD = bind(graphdef, params)(jnp.where(chunk.real_U1, x_UD, 0), chunk.sizes_E, chunk.expert_U)
     return jnp.where(chunk.real_U1, y_UD.astype(jnp.float32), 0) * weights_U[:, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunks(graphdef, name, params, x_TD, weights_TK, expert, ends_E, orders):
-    """The sum over a token's places, in float32. Its gradient recomputes a chunk's rows, and skips what is skipped."""
+    """For every token the sum over its choices, in float32.
+
+    The gradient computes the rows of a chunk again, and skips the chunks that were skipped.
+    """
     weights = weights_TK.reshape(-1)
 
     def add(out_TD, chunk):

@@ -45,7 +45,7 @@ class Weight(nnx.Param):
         outputs in one dimension.
 
         Args:
-          sizes_E: rows of every expert; those of one stand after those of another.
+          sizes_E: how many rows every expert has; they stand in the order of the experts.
         """
         value = self[...]
         return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), sizes_E)

@@ -7,7 +7,10 @@ from internvl_jax.models.bricks.nn import LayerNorm, Linear, dropout, gelu, norm
 
 
 def pixel_shuffle(x: jax.Array, side: int) -> jax.Array:
-    """`[G, rows, columns, D] -> [G, rows/side, columns/side, side*side*D]`: neighbours join, row-major (released ps_version v2)."""
+    """Neighbours join, row-major (released ps_version v2).
+
+    `[G, rows, columns, D] -> [G, rows / side, columns / side, side * side * D]`.
+    """
     G, rows, columns, D = x.shape
     x = x.reshape(G, rows // side, side, columns // side, side, D).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(G, rows // side, columns // side, side * side * D)
@@ -38,8 +41,10 @@ class CompressedProjector(nnx.Module):
         self.rate = rate
 
     def __call__(self, x_GPD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Args:
-        key: dropout randomness; None outside training.
+        """Features in the language model's width.
+
+        Args:
+          key: randomness of dropout; None outside training.
         """
         keys = (None, None) if key is None else jax.random.split(key)
         x = dropout(gelu(self.fc1(self.norm(x_GPD))), self.rate, keys[0])
