@@ -44,6 +44,7 @@ MODEL = InternVLConfig(  # 111M parameters
         window=None,
         rope_theta=1e6,
         yarn=None,
+        ntk=None,
         norm_eps=1e-6,
         tie_embeddings=False,
         init_std=0.02,

@@ -2,8 +2,8 @@
 
 1. The digits are scikit-learn's: 1,797 of them, 8 x 8 pixels. A fixed rule deals them out to three splits, and no
    picture mixes two.
-2. A `Layout` says how many digits each box holds: 0, 1 (large), or up to 4 (small, one a quarter). A box is as large as
-   a tile, so a tile is empty, easy or crowded, and a router has something to find.
+2. A `BoardLayout` says how many digits each box holds: 0, 1 (large), or up to 4 (small, one a quarter). A box is as
+   large as a tile, so a tile is empty, easy or crowded, and a router has something to find.
 3. `draw` fills a layout with digits of a split and paints it: shapes, strokes, ink, paper and noise vary, and shapes
    and strokes more so in training.
 """
@@ -33,7 +33,7 @@ class Digits(NamedTuple):
     labels_N: np.ndarray
 
 
-class Layout(NamedTuple):
+class BoardLayout(NamedTuple):
     """Boxes of a board, row by row: how many digits each holds."""
 
     columns: int
@@ -70,16 +70,16 @@ def digits(split: Split) -> Digits:
     return Digits((data.images[chosen_N] / 16).astype(np.float32), data.target[chosen_N])
 
 
-def random_layout(rng: np.random.Generator) -> Layout:
+def random_layout(rng: np.random.Generator) -> BoardLayout:
     """One of `HOLDINGS` on one of `GRIDS`, in random boxes."""
     columns, rows = GRIDS[rng.integers(len(GRIDS))]
     holding = HOLDINGS[rng.integers(len(HOLDINGS))]
     held = np.zeros(columns * rows, int)
     held[rng.permutation(columns * rows)[: len(holding)]] = rng.permutation(holding)
-    return Layout(columns, rows, tuple(held.tolist()))
+    return BoardLayout(columns, rows, tuple(held.tolist()))
 
 
-def draw(layout: Layout, split: Split, rng: np.random.Generator) -> Board:
+def draw(layout: BoardLayout, split: Split, rng: np.random.Generator) -> Board:
     """A board of this layout with random digits of a split."""
     available, spread = digits(split), SPREAD if split == "train" else 1.0
     paper, ink = rng.uniform(0.75, 1.0), rng.uniform(0.0, 0.3)

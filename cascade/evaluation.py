@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cascade import boards, progress, questions
-from cascade.boards import Layout, Split
+from cascade.boards import BoardLayout, Split
 from internvl_jax.data import Processor
 from internvl_jax.data.media.images import tile_image
 from internvl_jax.data.processor import ChatInputs
@@ -61,7 +61,7 @@ class Said(NamedTuple):
         return questions.grade(self.text, self.asked.answer).format == 1
 
 
-class Score(NamedTuple):
+class CascadeScore(NamedTuple):
     """Of n answers of a kind: the share that is right, with its 95 % interval, and the share that is well-formed."""
 
     kind: str
@@ -85,18 +85,18 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return (middle - spread) / (n + z * z), (middle + spread) / (n + z * z)
 
 
-def score(said: Sequence[Said]) -> list[Score]:
+def score(said: Sequence[Said]) -> list[CascadeScore]:
     """A score for every kind, then one for all questions together."""
     scores = []
     for kind in (*questions.KINDS, "all"):
         chosen = [one for one in said if kind in (one.asked.kind, "all")]
         if chosen:
             right, n = sum(one.right for one in chosen), len(chosen)
-            scores.append(Score(kind, n, right / n, *wilson(right, n), sum(one.formed for one in chosen) / n))
+            scores.append(CascadeScore(kind, n, right / n, *wilson(right, n), sum(one.formed for one in chosen) / n))
     return scores
 
 
-def table(scores: Sequence[Score]) -> str:
+def table(scores: Sequence[CascadeScore]) -> str:
     """The scores as a Markdown table, which also reads well on a terminal."""
     lines = [
         "| kind of question | n | accuracy | 95 % interval | well-formed |",
@@ -225,8 +225,8 @@ def pass_at(said: Sequence[Said], samples: int) -> float:
 def reading(answerer: Answerer, split: Split, count: int, seed: int) -> dict[str, float]:
     """Shares read rightly: single large digits, small digits of full boxes, and whole boards to their stop."""
     rng = np.random.default_rng((seed, get_args(Split).index(split)))
-    large = [boards.draw(Layout(1, 1, (1,)), split, rng) for _ in range(count)]
-    small = [boards.draw(Layout(1, 1, (4,)), split, rng) for _ in range(count // 4)]
+    large = [boards.draw(BoardLayout(1, 1, (1,)), split, rng) for _ in range(count)]
+    small = [boards.draw(BoardLayout(1, 1, (4,)), split, rng) for _ in range(count // 4)]
     whole = [boards.draw(boards.random_layout(rng), split, rng) for _ in range(count // 4)]
     said = [
         answerer.read([b.picture_HW for b in group], [len(b.digits) + (group is whole) for b in group])

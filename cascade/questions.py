@@ -14,7 +14,7 @@ _BOXED = re.compile(r"\\boxed\{(.*?)\}", re.DOTALL)
 _FORM = re.compile(r"<think>.*</think>.*\\boxed\{.*\}.*", re.DOTALL)
 
 
-class Question(NamedTuple):
+class BoardQuestion(NamedTuple):
     """What is asked, its answer, and how it is found."""
 
     kind: str
@@ -74,11 +74,11 @@ READ = "read"  # a kind that needs no reasoning: for training alone
 _READ = Kind("Read the digits.", lambda digits: (joined(digits), joined(digits)))
 
 
-def ask(kind: str, digits: Sequence[int]) -> Question:
+def ask(kind: str, digits: Sequence[int]) -> BoardQuestion:
     """The question of this kind, one of `KINDS` or `READ`, about a board's digits, in reading order."""
     text, solve = _READ if kind == READ else KINDS[kind]
     chain, answer = solve(digits)
-    return Question(kind, text, answer, chain)
+    return BoardQuestion(kind, text, answer, chain)
 
 
 def grade(response: str, answer: str) -> Score:

@@ -4,7 +4,7 @@ import dataclasses
 
 from internvl_jax.making.responses import PairConfig
 from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
-from internvl_jax.training.config import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, Stage
+from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, StageConfig
 
 REWARD = "cascade.questions:grade"
 PROMPT_TOKENS, ANSWER_TOKENS = 72, 56
@@ -30,7 +30,7 @@ class Training:
     beta2: float
     micro_batches: int = 1
     rates: tuple[tuple[str, float], ...] = ()
-    settings: Stage | None = None
+    settings: StageConfig | None = None
     files: tuple[str, ...] = ()
 
 
@@ -65,7 +65,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class CascadeRecipe:
     """Everything that decides the result."""
 
     seed: int
@@ -111,6 +111,7 @@ MODEL = InternVLConfig(
         window=None,
         rope_theta=1e4,
         yarn=None,
+        ntk=None,
         norm_eps=1e-6,
         tie_embeddings=False,
         init_std=0.1,
@@ -127,7 +128,7 @@ MODEL = InternVLConfig(
 # all right or all wrong and would only cost time. ViCO: rates by tile, so that the model knows pictures of both kinds;
 # what the new branch costs at first is made good by a language model that learns at 8e-4 (with empty boxes compressed
 # 103 % of GSPO's accuracy are left), not at 2e-4 (99 %).
-RECIPE = Recipe(
+RECIPE = CascadeRecipe(
     seed=0,
     data=Data(
         seed=0,

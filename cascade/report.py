@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cascade import evaluation, progress, vico
-from cascade.evaluation import Said, Score
-from cascade.recipe import Recipe
+from cascade.evaluation import CascadeScore, Said
+from cascade.recipe import CascadeRecipe
 from cascade.vico import Point
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.inference.load import load
@@ -65,7 +65,7 @@ class Found(NamedTuple):
     sampled: int
 
 
-def read(folder: pathlib.Path, recipe: Recipe) -> Found:
+def read(folder: pathlib.Path, recipe: CascadeRecipe) -> Found:
     """What a cascade has left in its folder, all parts having ended."""
     points, settings = vico.sweep(folder, recipe), recipe.gspo.settings
     rounds = {name: len(list((folder / name / "rollouts").glob("*.jsonl"))) for name in ("gspo", "gspo_only")}
@@ -114,7 +114,7 @@ def write(folder: pathlib.Path, found: Found) -> pathlib.Path:
     return page
 
 
-def _total(said: Sequence[Said]) -> Score:
+def _total(said: Sequence[Said]) -> CascadeScore:
     return evaluation.score(said)[-1]
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from cascade import evaluation, progress, report, stages, training_data, vico
 from cascade.boards import Split
 from cascade.evaluation import Answerer
-from cascade.recipe import RECIPE, Recipe
+from cascade.recipe import RECIPE, CascadeRecipe
 from internvl_jax.errors import InputError
 
 Part = Literal[
@@ -29,7 +29,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 SAMPLES = 16  # of a question, in `explore`
 
 
-def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: Recipe = RECIPE) -> dict[str, Any] | None:
+def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: CascadeRecipe = RECIPE) -> dict[str, Any] | None:
     """Runs parts of the cascade, each on what the ones before it have left; prints as it goes.
 
     Returns:
@@ -64,7 +64,7 @@ def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: Recipe = RECIPE) ->
     return report.summary(found)
 
 
-def _claim(folder: pathlib.Path, recipe: Recipe) -> None:
+def _claim(folder: pathlib.Path, recipe: CascadeRecipe) -> None:
     """Notes whose folder it is: what parts have left is taken as it is, so all have to be of one recipe."""
     path, ours = folder / "recipe.json", json.loads(json.dumps(dataclasses.asdict(recipe)))
     if not path.exists():
@@ -73,18 +73,18 @@ def _claim(folder: pathlib.Path, recipe: Recipe) -> None:
         raise InputError(f"{folder} was begun with another recipe; give another workdir or delete this one")
 
 
-def _pretrain(folder: pathlib.Path, recipe: Recipe) -> None:
+def _pretrain(folder: pathlib.Path, recipe: CascadeRecipe) -> None:
     _read(stages.run_cpt(folder, recipe), folder, "dev", recipe)
 
 
-def _read(workdir: pathlib.Path, folder: pathlib.Path, split: Split, recipe: Recipe) -> None:
+def _read(workdir: pathlib.Path, folder: pathlib.Path, split: Split, recipe: CascadeRecipe) -> None:
     """How well the pretrained model reads digits that it has never seen; those of the test wait until the end."""
     shares = evaluation.read_unseen(workdir, split, folder / "answers" / f"reading_{split}.json", recipe.seed)
     said = ", ".join(f"{what} {share:.2%}" for what, share in shares.items())
     print(f"CPT reads unseen digits ({split}): {said}", flush=True)
 
 
-def _test(folder: pathlib.Path, recipe: Recipe) -> None:
+def _test(folder: pathlib.Path, recipe: CascadeRecipe) -> None:
     _read(folder / "cpt", folder, "test", recipe)
     for name in report.MODELS:
         if name in ("flash", "random_router"):
@@ -94,7 +94,7 @@ def _test(folder: pathlib.Path, recipe: Recipe) -> None:
         print(f"{name}: {evaluation.score(said)[-1].accuracy:.2%} of {len(said)}", flush=True)
 
 
-def explore(answerer: Answerer, data: pathlib.Path, count: int, recipe: Recipe = RECIPE) -> str:
+def explore(answerer: Answerer, data: pathlib.Path, count: int, recipe: CascadeRecipe = RECIPE) -> str:
     """What there is for reinforcement learning to gain, on the first `count` questions for development, as a text."""
     asked = evaluation.read_questions(data / "dev.jsonl")[:count]
     greedy, sampled = answerer.ask(asked), answerer.ask(asked, temperature=1.0, samples=SAMPLES)

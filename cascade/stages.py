@@ -12,7 +12,7 @@ import re
 import sys
 
 from cascade import progress, training_data
-from cascade.recipe import Recipe, Training
+from cascade.recipe import CascadeRecipe, Training
 from configs.experiments import consistency, cpt, gspo, mpo, router, sft
 from internvl_jax import training
 from internvl_jax.data.reading.prompts import open_prompts
@@ -20,12 +20,12 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
 from internvl_jax.inference.load import load
 from internvl_jax.making import pairs
-from internvl_jax.training.config import Group, TrainConfig
+from internvl_jax.training import Group, TrainConfig
 
 _GRADING_SECONDS = 5.0  # of no effect: comparing letters needs no processes of its own
 
 
-def make_data(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def make_data(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """All boards and questions.
 
     Raises:
@@ -38,17 +38,17 @@ def make_data(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     return folder / "data"
 
 
-def run_cpt(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def run_cpt(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """CPT from random weights."""
     return _train(cpt.get_config("tiny"), recipe.cpt, folder, "cpt", "", recipe)
 
 
-def run_sft(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def run_sft(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """SFT from CPT's end."""
     return _train(sft.get_config("tiny"), recipe.sft, folder, "sft", "cpt", recipe)
 
 
-def make_pairs(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def make_pairs(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """Right and wrong responses of the SFT model to the prompts of reinforcement."""
     out, config = folder / "pairs", recipe.pairs
     if out.exists():
@@ -64,14 +64,14 @@ def make_pairs(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     return out
 
 
-def run_mpo(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def run_mpo(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """MPO on the pairs, from SFT's end, which is the reference too."""
     config = mpo.get_config("tiny")
     config.data.meta = str(folder / "pairs" / pairs.META)
     return _train(config, recipe.mpo, folder, "mpo", "sft", recipe)
 
 
-def run_gspo(folder: pathlib.Path, name: str, init_from: str, recipe: Recipe) -> pathlib.Path:
+def run_gspo(folder: pathlib.Path, name: str, init_from: str, recipe: CascadeRecipe) -> pathlib.Path:
     """GSPO from another stage's end; whatever that is, the prompts and their order are the same.
 
     As in the paper, the responses that were sampled for pairs say which prompts are neither too easy nor too hard.
@@ -106,14 +106,14 @@ def _write_answers(folder: pathlib.Path) -> None:
     progress.write_whole(path, "".join(lines))
 
 
-def run_consistency(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def run_consistency(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """ViCO's first stage from the GSPO model, which is the reference too."""
     _write_answers(folder)
     config = consistency.get_config("tiny")
     return _train(config, recipe.consistency, folder, "consistency", "gspo", recipe)
 
 
-def run_router(folder: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def run_router(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """ViCO's second stage; the reference is still the GSPO model."""
     config = router.get_config("tiny")
     return _train(config, recipe.router, folder, "router", "consistency", recipe, reference=folder / "gspo")
@@ -125,7 +125,7 @@ def _train(
     folder: pathlib.Path,
     name: str,
     init_from: str,
-    recipe: Recipe,
+    recipe: CascadeRecipe,
     **paths: pathlib.Path,
 ) -> pathlib.Path:
     """Runs a stage to its end; does nothing if it has ended before.

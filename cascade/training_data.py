@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from cascade import boards, questions
-from cascade.boards import Board, Layout
+from cascade.boards import Board, BoardLayout
 from cascade.recipe import Data
 from internvl_jax.data import Tokenizer, train_bpe
 from internvl_jax.data.text.templates import INTERNVL2_5
@@ -69,7 +69,7 @@ def make(name: str, number: int, seed: int) -> Board:
     rng = np.random.default_rng((seed, FILES.index(name), number))
     layout = boards.random_layout(rng)
     if name == "boxes":
-        layout = Layout(1, 1, (_BOX_HOLDINGS[rng.integers(len(_BOX_HOLDINGS))],))
+        layout = BoardLayout(1, 1, (_BOX_HOLDINGS[rng.integers(len(_BOX_HOLDINGS))],))
     return boards.draw(layout, name if name in ("dev", "test") else "train", rng)
 
 

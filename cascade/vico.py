@@ -15,7 +15,7 @@ import numpy as np
 
 from cascade import evaluation, progress
 from cascade.evaluation import Answerer, Said
-from cascade.recipe import Recipe
+from cascade.recipe import CascadeRecipe
 from internvl_jax.inference.load import load
 from internvl_jax.inference.resolution import Decided, Thresholds
 
@@ -66,7 +66,7 @@ def _decided(compress_G: np.ndarray) -> Decided:
     return Decided(tuple(compress_G.tolist()))
 
 
-def sweep(folder: pathlib.Path, recipe: Recipe) -> list[Point]:
+def sweep(folder: pathlib.Path, recipe: CascadeRecipe) -> list[Point]:
     """Every threshold of the recipe on the questions for development; kept in answers/sweep.json."""
     path = folder / "answers" / "sweep.json"
     if not path.exists():
@@ -83,7 +83,7 @@ def choose(points: Sequence[Point], saving: float) -> Point:
     return max(enough, key=lambda p: (p.accuracy, p.saved)) if enough else max(points, key=lambda p: p.saved)
 
 
-def test(folder: pathlib.Path, name: str, recipe: Recipe) -> list[Said]:
+def test(folder: pathlib.Path, name: str, recipe: CascadeRecipe) -> list[Said]:
     """Greedy answers to all test questions of the Flash model, or of the one whose tiles are drawn at random."""
     thresholds = choose(sweep(folder, recipe), recipe.sweep.saving).thresholds
     found = probabilities(folder, "test")
@@ -93,7 +93,7 @@ def test(folder: pathlib.Path, name: str, recipe: Recipe) -> list[Said]:
     return evaluation.test(folder / "router", folder, name, at_random(compressed, recipe.seed))
 
 
-def _score_thresholds(folder: pathlib.Path, recipe: Recipe) -> list[Point]:
+def _score_thresholds(folder: pathlib.Path, recipe: CascadeRecipe) -> list[Point]:
     found = probabilities(folder, "dev")
     tried = [("absolute", value) for value in recipe.sweep.absolute]
     tried += [("relative", value) for value in recipe.sweep.relative]

@@ -8,7 +8,7 @@ import time
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ConversionReport:
     """Attributes:
     tensors, bytes: read from the released checkpoint.
     seconds: wall clock.
@@ -21,7 +21,7 @@ class Report:
     peak_rss: int
 
     @classmethod
-    def since(cls, start: float, tensors: int, size: int) -> "Report":
+    def since(cls, start: float, tensors: int, size: int) -> "ConversionReport":
         """`start` as `time.perf_counter` gave it."""
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

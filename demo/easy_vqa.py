@@ -34,7 +34,7 @@ _NAMES = (*COLOURS, *SHAPES)
 _COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
 
 
-class Question(NamedTuple):
+class EasyQuestion(NamedTuple):
     """A question about the image of this number, and its answer."""
 
     image: int
@@ -56,10 +56,10 @@ class Repainted(NamedTuple):
     renamed: dict[str, str]
 
 
-def questions(split: Split) -> list[Question]:
+def questions(split: Split) -> list[EasyQuestion]:
     """All questions of a split, in the package's order."""
     entries = json.loads((_folder(split) / "questions.json").read_text())
-    return [Question(image, text, answer) for text, answer, image in entries]
+    return [EasyQuestion(image, text, answer) for text, answer, image in entries]
 
 
 def image_paths(split: Split) -> dict[int, pathlib.Path]:
@@ -74,14 +74,14 @@ def _folder(split: Split) -> pathlib.Path:
     return pathlib.Path(easy_vqa.__file__).parent / "data" / split
 
 
-def kind(question: Question) -> str:
+def kind(question: EasyQuestion) -> str:
     """One of `KINDS`."""
     if question.answer in ("yes", "no"):
         return "yes/no color" if _COLOUR.search(question.text) else "yes/no shape"
     return "what color" if question.answer in COLOURS else "what shape"
 
 
-def claim(question: Question) -> bool | None:
+def claim(question: EasyQuestion) -> bool | None:
     """Whether what a yes/no question names is in the picture; None for the other questions."""
     if question.answer not in ("yes", "no"):
         return None
@@ -89,7 +89,7 @@ def claim(question: Question) -> bool | None:
     return (question.answer == "yes") != negated
 
 
-def facts(about_one_image: Iterable[Question]) -> Facts:
+def facts(about_one_image: Iterable[EasyQuestion]) -> Facts:
     """What all questions about one image, with their answers, say of it together.
 
     "what is the blue shape? rectangle" says both; "is there not a red shape? no" says red; several "is there a circle?

@@ -4,7 +4,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class DemoStage:
     """One training stage: rows of packed samples, how many of them, and how fast to learn.
 
     `vit` and `lm_layers` multiply the learning rate of the vision tower and of the language model's layers.
@@ -21,7 +21,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class DemoRecipe:
     """Everything that decides the demo's result.
 
     `variants` repaintings of each training picture are captioned in CPT; the first `sft_variants` of them are talked
@@ -33,20 +33,20 @@ class Recipe:
     turns: int
     vocab: int
     seed: int
-    cpt: Stage
-    sft: Stage
+    cpt: DemoStage
+    sft: DemoStage
 
 
 # Found on a tenth of the training pictures held back, but for the number of SFT steps: 1,200 were too few, which a test
 # score had shown as well as the training loss when it was raised. In CPT the layers of the language model learn slowly:
 # at the full rate shapes came later (2026-11; why was not tested).
-RECIPE = Recipe(
+RECIPE = DemoRecipe(
     variants=10,
     sft_variants=5,
     turns=4,
     vocab=512,
     seed=0,
-    cpt=Stage(
+    cpt=DemoStage(
         steps=2500,
         rows=8,
         token_budget=48,
@@ -56,7 +56,7 @@ RECIPE = Recipe(
         lm_layers=0.1,
         beta2=0.99,
     ),
-    sft=Stage(
+    sft=DemoStage(
         steps=2000,
         rows=8,
         token_budget=216,

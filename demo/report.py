@@ -20,7 +20,7 @@ COLUMNS, ROWS = 6, 4  # of the contact sheet; its last row is kept for mistakes
 class Answered(NamedTuple):
     """A test question and what the model said."""
 
-    question: easy_vqa.Question
+    question: easy_vqa.EasyQuestion
     said: str
 
     @property
@@ -28,7 +28,7 @@ class Answered(NamedTuple):
         return self.said.strip() == self.question.answer
 
 
-class Score(NamedTuple):
+class DemoScore(NamedTuple):
     """Of the n questions of a kind: the share answered rightly, by the model and by the best fixed answer."""
 
     kind: str
@@ -37,7 +37,7 @@ class Score(NamedTuple):
     baseline: float
 
 
-def scores(answered: Sequence[Answered], training: Sequence[easy_vqa.Question]) -> list[Score]:
+def scores(answered: Sequence[Answered], training: Sequence[easy_vqa.EasyQuestion]) -> list[DemoScore]:
     """A score for every kind that occurs, then one for all questions together.
 
     The baseline always says the most frequent answer that training questions of the same kind have.
@@ -53,11 +53,13 @@ def scores(answered: Sequence[Answered], training: Sequence[easy_vqa.Question]) 
         right[kind].append(pair)
         right["all"].append(pair)
     return [
-        Score(kind, len(right[kind]), *np.mean(right[kind], axis=0)) for kind in (*easy_vqa.KINDS, "all") if right[kind]
+        DemoScore(kind, len(right[kind]), *np.mean(right[kind], axis=0))
+        for kind in (*easy_vqa.KINDS, "all")
+        if right[kind]
     ]
 
 
-def table(found: Sequence[Score]) -> str:
+def table(found: Sequence[DemoScore]) -> str:
     """The scores as a Markdown table, which also reads well on a terminal."""
     lines = [
         "| kind of question | n | accuracy | majority answer |",
@@ -131,7 +133,7 @@ def contact_sheet(
 
 def write(
     folder: pathlib.Path, stages: dict[str, pathlib.Path], answered: Sequence[Answered], seed: int
-) -> list[Score]:
+) -> list[DemoScore]:
     """Writes report.md, loss.png, examples.png and answers.jsonl; returns the scores.
 
     Args:

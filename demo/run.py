@@ -17,20 +17,20 @@ from tqdm import tqdm
 
 from configs.experiments import cpt, sft
 from demo import easy_vqa, report, training_data
-from demo.recipe import RECIPE, Recipe, Stage
+from demo.recipe import RECIPE, DemoRecipe, DemoStage
 from demo.report import Answered
 from internvl_jax import training
 from internvl_jax.errors import InputError
 from internvl_jax.inference.chat import answer_many
 from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.load import load
-from internvl_jax.training.config import Group, TrainConfig
+from internvl_jax.training import Group, TrainConfig
 from internvl_jax.training.run import hooks
 
 ANSWER_TOKENS = 8  # answers are one token and a stop
 
 
-def run(workdir: str, recipe: Recipe = RECIPE) -> dict[str, Any]:
+def run(workdir: str, recipe: DemoRecipe = RECIPE) -> dict[str, Any]:
     """The whole demo; prints as it goes.
 
     Returns:
@@ -65,7 +65,7 @@ def train_seconds(workdir: pathlib.Path) -> float:
 
 
 def _train(
-    config: TrainConfig, stage: Stage, folder: pathlib.Path, name: str, init_from: str, seed: int
+    config: TrainConfig, stage: DemoStage, folder: pathlib.Path, name: str, init_from: str, seed: int
 ) -> pathlib.Path:
     """Runs a stage to its end and returns its workdir; does nothing if it has ended before."""
     data, workdir = folder / "data", folder / name
@@ -107,12 +107,12 @@ def _bar(what: str, total: int) -> tqdm:
     return tqdm(total=total, desc=what, file=sys.stderr, disable=None)
 
 
-def _message(question: easy_vqa.Question, pictures: dict[int, pathlib.Path]) -> dict[str, Any]:
+def _message(question: easy_vqa.EasyQuestion, pictures: dict[int, pathlib.Path]) -> dict[str, Any]:
     content = [{"type": "image", "image": pictures[question.image]}, {"type": "text", "text": question.text}]
     return {"role": "user", "content": content}
 
 
-def _chat(workdir: pathlib.Path, question: easy_vqa.Question) -> None:
+def _chat(workdir: pathlib.Path, question: easy_vqa.EasyQuestion) -> None:
     """Asks through the command line, in a process of its own."""
     picture = easy_vqa.image_paths("test")[question.image]
     flags = [f"--checkpoint={workdir}", f"--image={picture}", f"--prompt={question.text}"]

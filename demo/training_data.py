@@ -21,13 +21,13 @@ import numpy as np
 from PIL import Image
 
 from demo import easy_vqa
-from demo.recipe import Recipe
+from demo.recipe import DemoRecipe
 from internvl_jax.data import Tokenizer, train_bpe
 from internvl_jax.data.text.templates import INTERNVL2_5
 from internvl_jax.errors import InputError
 
 
-def write(folder: pathlib.Path, recipe: Recipe, progress: Callable[[], object]) -> None:
+def write(folder: pathlib.Path, recipe: DemoRecipe, progress: Callable[[], object]) -> None:
     """Writes all files, unless the folder is there already; `progress` is called after every variant.
 
     Raises:
@@ -75,7 +75,7 @@ def caption_turns(known: easy_vqa.Facts, renamed: dict[str, str]) -> list[dict[s
     return [{"from": "pretrain", "value": f"<image>\n{easy_vqa.rename(easy_vqa.caption(known), renamed)}"}]
 
 
-def choose(about: Sequence[easy_vqa.Question], turns: int, rng: np.random.Generator) -> list[easy_vqa.Question]:
+def choose(about: Sequence[easy_vqa.EasyQuestion], turns: int, rng: np.random.Generator) -> list[easy_vqa.EasyQuestion]:
     """At most `turns` of the questions, in random order.
 
     Seven of eight yes/no questions about colour name one that is not there, so "no such color" is nearly always right,
@@ -91,7 +91,7 @@ def choose(about: Sequence[easy_vqa.Question], turns: int, rng: np.random.Genera
     return [about[i] for i in rng.permutation(order[:turns])]
 
 
-def question_turns(chosen: Sequence[easy_vqa.Question], renamed: dict[str, str]) -> list[dict[str, str]]:
+def question_turns(chosen: Sequence[easy_vqa.EasyQuestion], renamed: dict[str, str]) -> list[dict[str, str]]:
     """A conversation that asks these questions; the picture stands before the first."""
     turns = []
     for question in chosen:
@@ -101,7 +101,7 @@ def question_turns(chosen: Sequence[easy_vqa.Question], renamed: dict[str, str])
     return turns
 
 
-def train_tokenizer(asked: dict[int, list[easy_vqa.Question]], vocab: int) -> Tokenizer:
+def train_tokenizer(asked: dict[int, list[easy_vqa.EasyQuestion]], vocab: int) -> Tokenizer:
     """A vocabulary in which the words of the questions, and the parts of the template's system text, are one token."""
 
     def texts() -> Iterator[str]:

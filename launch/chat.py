@@ -35,9 +35,7 @@ _SAMPLING = {
     "seed": flags.DEFINE_integer("seed", 0, "of the random draws"),
 }
 _THRESHOLDS = {
-    "relative": flags.DEFINE_float(
-        "relative_threshold", None, "Flash: share of tiles never compressed, 0 to 1 (all); default: the model's"
-    ),
+    "relative": flags.DEFINE_float("relative_threshold", None, "Flash: share of tiles kept full; default: the model's"),
     "absolute": flags.DEFINE_float(
         "absolute_threshold", None, "Flash: compress a tile the router gives this probability; default: the model's"
     ),

@@ -104,6 +104,16 @@ def test_what_keeps_the_budgets_passes(source):
     assert breaches(source) == []
 
 
+def test_no_class_name_stands_twice():
+    """A reader who meets a name knows which class it is."""
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_models_name_logical_axes_only():
     """Which mesh axis holds what is the business of `sharding.rules`."""
     wrong = {"PartitionSpec", "NamedSharding", "Mesh"}

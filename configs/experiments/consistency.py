@@ -15,7 +15,7 @@ branch, which begins with random values; other settings are SFT's. State: 18 byt
 """
 
 from configs.experiments import vico
-from internvl_jax.training.config import ConsistencyConfig, Group, TrainConfig
+from internvl_jax.training import ConsistencyConfig, Group, TrainConfig
 
 
 def get_config(size: str) -> TrainConfig:

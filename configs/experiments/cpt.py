@@ -9,7 +9,7 @@ needs, and as long a step.
 """
 
 from configs.experiments import ntp
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.training import TrainConfig
 
 
 def get_config(size: str) -> TrainConfig:

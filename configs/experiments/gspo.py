@@ -17,7 +17,7 @@ stage.sample_prompts x 16 responses of 32,768 tokens, over all devices (TB): 0.5
 """
 
 from configs.experiments import ntp
-from internvl_jax.training.config import Group, GspoConfig, TrainConfig
+from internvl_jax.training import Group, GspoConfig, TrainConfig
 
 PROMPTS = 70_000
 

@@ -10,7 +10,7 @@ as long a step for as many tokens.
 """
 
 from configs.experiments import ntp
-from internvl_jax.training.config import MpoConfig, TrainConfig
+from internvl_jax.training import MpoConfig, TrainConfig
 
 PAIRS, BATCH = 200_000, 256
 

@@ -16,7 +16,7 @@ bfloat16), 52 GB for the 8B. Hardware: what `sft.py` needs is more than enough, 
 
 from configs.experiments import vico
 from internvl_jax.models import UNUSED_PARTS
-from internvl_jax.training.config import Group, RouterConfig, TrainConfig
+from internvl_jax.training import Group, RouterConfig, TrainConfig
 
 
 def get_config(size: str) -> TrainConfig:

@@ -9,7 +9,7 @@ python -m launch.train --config=configs/experiments/sft.py:8b --config.data.meta
 """
 
 from configs.experiments import ntp
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.training import TrainConfig
 
 
 def get_config(size: str) -> TrainConfig:

@@ -4,7 +4,7 @@ import dataclasses
 
 from configs.experiments import ntp
 from configs.models.sizes import FLASH
-from internvl_jax.training.config import Group, OptimConfig, TrainConfig
+from internvl_jax.training import Group, OptimConfig, TrainConfig
 
 
 def config(size: str, learning_rate: float, steps: int, first_groups: tuple[Group, ...]) -> TrainConfig:

@@ -12,7 +12,7 @@ weights in float32 and activations of a row have to fit: half the chips of `sft.
 """
 
 from configs.experiments import ntp
-from internvl_jax.training.config import Group, OptimConfig, TrainConfig
+from internvl_jax.training import Group, OptimConfig, TrainConfig
 
 
 def get_config(size: str) -> TrainConfig:

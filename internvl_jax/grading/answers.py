@@ -20,7 +20,7 @@ _QUOTES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"
 _CHOICE = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([a-z])\)(?:\s.*)?|([a-z])(?:[.:)](?:\s.*)?)?)", re.DOTALL)
 
 
-class Answer(NamedTuple):
+class StatedAnswer(NamedTuple):
     """A final answer: `text` is bare and lower case; then what it is read as."""
 
     text: str
@@ -78,14 +78,14 @@ def bare(text: str) -> str:
     return text
 
 
-def read(text: str) -> Answer:
+def read(text: str) -> StatedAnswer:
     """What a final answer says."""
     text = bare(text).casefold()
     choice = _CHOICE.fullmatch(text)
-    return Answer(text, choice and (choice[1] or choice[2]), numbers.read(text))
+    return StatedAnswer(text, choice and (choice[1] or choice[2]), numbers.read(text))
 
 
-def verdict(given: Answer, truth: Answer) -> bool | None:
+def verdict(given: StatedAnswer, truth: StatedAnswer) -> bool | None:
     """Are they the same? None if only mathematics can tell: neither the same text, nor choices, nor both numbers."""
     if given.text == truth.text:
         return True

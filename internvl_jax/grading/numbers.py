@@ -64,7 +64,7 @@ class Number(NamedTuple):
 
 
 def read(text: str) -> Number | None:
-    """A number and its unit, if that is all there is in `text` (as `answers.Answer` has it)."""
+    """A number and its unit, if that is all there is in `text` (as `answers.StatedAnswer` has it)."""
     for latex, sign in _SIGNS:
         text = text.replace(latex, sign)
     match = _NUMBER.fullmatch(text)

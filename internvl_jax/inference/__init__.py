@@ -8,7 +8,7 @@ from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.generator import Generator
 from internvl_jax.inference.engine.programs import Features, State
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
-from internvl_jax.inference.engine.sampler import Response, Sampler
+from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
 from internvl_jax.inference.resolution import Thresholds
@@ -19,7 +19,7 @@ __all__ = [
     "Generator",
     "Ladders",
     "Request",
-    "Response",
+    "Rollout",
     "Sampler",
     "SamplingParams",
     "Seen",

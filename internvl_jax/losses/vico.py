@@ -55,7 +55,7 @@ def route_cross_entropy(route_G2: jax.Array, target_G: jax.Array, mask_G: jax.Ar
     return LossSum.of(jax.nn.softplus(keep_G) - target_G * keep_G, mask_G)
 
 
-class Window(NamedTuple):
+class RatioWindow(NamedTuple):
     """The last W loss ratios, a ring: value i of all ever pushed is in place i % W.
 
     Attributes:
@@ -67,10 +67,10 @@ class Window(NamedTuple):
     count: jax.Array
 
     @classmethod
-    def start(cls, W: int) -> "Window":
+    def start(cls, W: int) -> "RatioWindow":
         return cls(jnp.zeros(W, jnp.float32), jnp.int32(0))
 
-    def push(self, values_G: jax.Array, mask_G: jax.Array) -> "Window":
+    def push(self, values_G: jax.Array, mask_G: jax.Array) -> "RatioWindow":
         """In order, those of the mask; of more than W the last W stay."""
         W = self.values_W.shape[0]
         pushed = jnp.sum(mask_G, dtype=jnp.int32)
@@ -78,7 +78,7 @@ class Window(NamedTuple):
         # Place W does not exist: what goes there is dropped. No two go to one place.
         place_G = jnp.where(mask_G & (order_G >= pushed - W), (self.count + order_G) % W, W)
         values_W = self.values_W.at[place_G].set(values_G.astype(jnp.float32), mode="drop")
-        return Window(values_W, self.count + pushed)
+        return RatioWindow(values_W, self.count + pushed)
 
     def percentile(self, share: float) -> jax.Array:
         """float32: the value below which lies a share (0 to 1) of the window, between two values by their distance.

@@ -17,8 +17,7 @@ from internvl_jax.data.reading.prompts import Prompt, encode, encode_blind
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampler import Response as Drawn
-from internvl_jax.inference.engine.sampler import Sampler
+from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.text import TextStream
 from internvl_jax.models import InternVL
@@ -84,7 +83,7 @@ class Response:
         text: with its thinking.
         tokens: how many it has.
         ended: it came to an end by itself.
-        accuracy: of the grader; None where nothing was graded.
+        accuracy: the grader's; None where nothing was graded.
         error: why the grader gave none.
     """
 
@@ -105,14 +104,14 @@ class Response:
         return self.accuracy is not None and not self.right
 
 
-class Score(Protocol):
-    """What is read of a grader's score."""
+class Verdict(Protocol):
+    """What is read here of a grader's score of a response; `error` says why there is none."""
 
     accuracy: float
     error: str | None
 
 
-Grade = Callable[[Sequence[str], Sequence[str]], Sequence[Score]]
+Grade = Callable[[Sequence[str], Sequence[str]], Sequence[Verdict]]
 
 
 def cut(text: str, ratio: float) -> str:
@@ -201,7 +200,7 @@ class Responder:
         requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
         A = seeds_QA.shape[1]
         at_a_time = self._config.batch_size // A
-        drawn: list[list[Drawn]] = []
+        drawn: list[list[Rollout]] = []
         for start in range(0, len(requests), at_a_time):
             part = slice(start, start + at_a_time)
             drawn += self._sampler.sample(self._params, requests[part], A, seeds_QA[part], at_a_time)
@@ -215,7 +214,7 @@ class Responder:
         return Response(text, len(tokens), tokens[-1] in stops or stream.stopped)
 
 
-def _scored(response: Response, score: Score) -> Response:
+def _scored(response: Response, score: Verdict) -> Response:
     if score.error is not None:
         return dataclasses.replace(response, error=score.error)
     return dataclasses.replace(response, accuracy=float(score.accuracy))

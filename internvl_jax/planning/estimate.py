@@ -22,7 +22,7 @@ import re
 
 from internvl_jax.models import scopes
 from internvl_jax.planning.chips import Chip
-from internvl_jax.planning.hlo import Instruction, Program, collectives, cycles
+from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycles
 
 KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
@@ -58,7 +58,7 @@ class Estimate:
         return self.compiled_s + self.kernels_s + self.transfers_s
 
 
-def estimate(program: Program, chip: Chip, devices: int) -> Estimate:
+def estimate(program: HloProgram, chip: Chip, devices: int) -> Estimate:
     """The estimate for a program compiled for one of `devices` chips."""
     flops = compiled = counted = kernels = transfers = 0.0
     sent: collections.Counter[str] = collections.Counter()
@@ -85,7 +85,7 @@ def estimate(program: Program, chip: Chip, devices: int) -> Estimate:
     return Estimate(flops, compiled, kernels, transfers, counted, dict(sent))
 
 
-def _seconds(program: Program, one: Instruction, names: dict[str, Instruction], chip: Chip) -> float:
+def _seconds(program: HloProgram, one: Instruction, names: dict[str, Instruction], chip: Chip) -> float:
     counted = cycles(one) / chip.clock
     if not counted:
         return program.row_bytes(one, names) / (chip.hbm_bandwidth * STREAM)

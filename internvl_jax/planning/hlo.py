@@ -63,7 +63,7 @@ class Collective:
     hidden: bool
 
 
-class Program:
+class HloProgram:
     """A compiled program.
 
     Attributes:

@@ -14,7 +14,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.models.flops import token_flops, train_flops
 from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.estimate import estimate
-from internvl_jax.planning.hlo import Program, num_bytes
+from internvl_jax.planning.hlo import HloProgram, num_bytes
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
 from internvl_jax.planning.lowering import Lowered, Serving, serving, training
 from internvl_jax.training.config import TrainConfig, parse_mesh
@@ -112,7 +112,7 @@ def _read(config, task, where, size, lowered, compiled, seconds) -> dict[str, An
     limit = None if chip.hbm == math.inf else chip.hbm
     kinds |= {"activations": total - sum(kinds.values()), "total": total, "limit": limit}
     flops = model_flops(config, task, size) / where.chips
-    program = Program(compiled.as_text())
+    program = HloProgram(compiled.as_text())
     out = {
         "fits": total <= chip.hbm,
         "bytes_per_device": kinds,
@@ -177,7 +177,7 @@ def replicated(lowered: Lowered) -> list[str]:
     return found
 
 
-def largest(program: Program, count: int = 3) -> dict[str, int]:
+def largest(program: HloProgram, count: int = 3) -> dict[str, int]:
     """Shapes of the largest arrays that the program makes, with their bytes: where an accident would show."""
     shapes = {
         part

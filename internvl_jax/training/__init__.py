@@ -1,18 +1,11 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
-from internvl_jax.training.config import (
-    ConsistencyConfig,
-    DataConfig,
-    Group,
-    GspoConfig,
-    MpoConfig,
-    OptimConfig,
-    RouterConfig,
-    RunConfig,
-    TrainConfig,
-)
+from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig
 from internvl_jax.training.run.loop import train
-from internvl_jax.training.run.program import build
+from internvl_jax.training.run.setup import build
+from internvl_jax.training.stages.gspo.settings import GspoConfig
+from internvl_jax.training.stages.mpo import MpoConfig
+from internvl_jax.training.stages.vico import ConsistencyConfig, RouterConfig
 
 __all__ = [
     "ConsistencyConfig",
@@ -23,6 +16,7 @@ __all__ = [
     "OptimConfig",
     "RouterConfig",
     "RunConfig",
+    "StageConfig",
     "TrainConfig",
     "build",
     "train",

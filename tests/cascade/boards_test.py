@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cascade import boards, training_data
-from cascade.boards import Layout
+from cascade.boards import BoardLayout
 from internvl_jax.data.media.images import tile_image
 from internvl_jax.data.media.tiling import ImageConfig
 
@@ -24,7 +24,7 @@ def test_splits_are_disjoint_and_whole():
 
 def test_same_seed_same_board():
     one, same, other = (
-        boards.draw(Layout(3, 2, (4, 0, 1, 3, 0, 1)), "train", np.random.default_rng(seed)) for seed in (5, 5, 6)
+        boards.draw(BoardLayout(3, 2, (4, 0, 1, 3, 0, 1)), "train", np.random.default_rng(seed)) for seed in (5, 5, 6)
     )
     assert one.boxes == same.boxes and np.array_equal(one.picture_HW, same.picture_HW)
     assert one.boxes != other.boxes
@@ -44,7 +44,7 @@ def test_a_board_is_cut_into_its_boxes():
     held = (0, 1, 4, 0, 3, 0)
     config = ImageConfig(boards.BOX, 4, 1, 6, thumbnail=False, apply_exif=False, max_pixels=96 * 64)
     for grid in boards.GRIDS:
-        board = boards.draw(Layout(*grid, held), "train", np.random.default_rng(2))
+        board = boards.draw(BoardLayout(*grid, held), "train", np.random.default_rng(2))
         tiles_GHWC = tile_image(Image.fromarray(board.picture_HW).convert("RGB"), config)
         assert [len(box) for box in board.boxes] == list(held)
         assert board.digits == board.boxes[1] + board.boxes[2] + board.boxes[4]
@@ -59,7 +59,7 @@ def test_small_digits_are_in_reading_order(monkeypatch):
     monkeypatch.setattr(boards, "_paint", lambda ink_HW, side, *_: np.full((side, side), ink_HW.mean()))
     orders = set()
     for seed in range(20):
-        board = boards.draw(Layout(1, 1, (4,)), "train", np.random.default_rng(seed))
+        board = boards.draw(BoardLayout(1, 1, (4,)), "train", np.random.default_rng(seed))
         half, (first, *_) = boards.BOX // 2, board.boxes
         centres = [board.picture_HW[y + 6 : y + 10, x + 6 : x + 10].mean() for y in (0, half) for x in (0, half)]
         if len(set(first)) == 4:

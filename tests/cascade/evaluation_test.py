@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from cascade import evaluation
-from cascade.evaluation import Asked, Said, Score
+from cascade.evaluation import Asked, CascadeScore, Said
 
 FIVE = Asked("sum", pathlib.Path("a.png"), "What is the sum of all digits?", "5")
 NINE = Asked("largest", pathlib.Path("b.png"), "What is the largest digit?", "9")
@@ -42,7 +42,7 @@ def test_scores_and_table():
         ("largest", 1, 1.0, 0.0),
         ("all", 3, pytest.approx(2 / 3), pytest.approx(1 / 3)),
     ]
-    text = evaluation.table([Score("sum", 1234, 0.98765, 0.9, 0.995, 1.0)])
+    text = evaluation.table([CascadeScore("sum", 1234, 0.98765, 0.9, 0.995, 1.0)])
     assert text.splitlines()[-1].replace(" ", "") == "|sum|1234|98.77%|90.00%..99.50%|100.00%|"
 
 

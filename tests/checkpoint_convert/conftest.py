@@ -43,6 +43,7 @@ def make_config(qk_norm: bool = False, tied: bool = False) -> InternVLConfig:
         window=None,
         rope_theta=1e6,
         yarn=None,
+        ntk=None,
         norm_eps=1e-6,
         tie_embeddings=tied,
         init_std=0.02,

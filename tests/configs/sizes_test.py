@@ -13,9 +13,8 @@ from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import abstract
 from internvl_jax.training import TrainConfig
-from internvl_jax.training.config import check
 from internvl_jax.training.run.optim import assign, check_idle
-from internvl_jax.training.stages.registry import make_objective
+from internvl_jax.training.run.setup import check, make_objective
 
 # Recounted from the shapes; 8B is half the bytes that the index of the released checkpoint gives.
 PUBLISHED = {  # vision tower, projector, language model

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from demo import easy_vqa
-from demo.easy_vqa import Facts, Question
+from demo.easy_vqa import EasyQuestion, Facts
 
 
 def picture(path) -> np.ndarray:
@@ -15,7 +15,7 @@ def picture(path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def about() -> dict[int, list[Question]]:
+def about() -> dict[int, list[EasyQuestion]]:
     grouped = collections.defaultdict(list)
     for question in easy_vqa.questions("train"):
         grouped[question.image].append(question)
@@ -44,11 +44,11 @@ def test_splits_are_whole(split, questions, images):
     ],
 )
 def test_facts_of_one_question(text, answer, known):
-    assert easy_vqa.facts([Question(0, text, answer)]) == known
+    assert easy_vqa.facts([EasyQuestion(0, text, answer)]) == known
 
 
 def test_facts_by_exclusion():
-    about = [Question(0, "is there a circle?", "no"), Question(0, "is no triangle present?", "yes")]
+    about = [EasyQuestion(0, "is there a circle?", "no"), EasyQuestion(0, "is no triangle present?", "yes")]
     assert easy_vqa.facts(about) == Facts(None, "rectangle")
 
 
@@ -111,7 +111,7 @@ def test_repainted_questions_tell_the_repainted_facts(about):
     renamed = dict(zip(easy_vqa.COLOURS, [*list(easy_vqa.COLOURS)[3:], *list(easy_vqa.COLOURS)[:3]]))
     for number in range(200):
         known = easy_vqa.facts(about[number])
-        again = [Question(number, *(easy_vqa.rename(text, renamed) for text in q[1:])) for q in about[number]]
+        again = [EasyQuestion(number, *(easy_vqa.rename(text, renamed) for text in q[1:])) for q in about[number]]
         assert easy_vqa.facts(again) == Facts(renamed.get(known.colour), known.shape)
 
 
@@ -125,5 +125,5 @@ def test_kinds():
     kinds = collections.Counter(map(easy_vqa.kind, asked))
     assert set(kinds) == set(easy_vqa.KINDS)
     assert kinds["yes/no shape"] + kinds["yes/no color"] == 28407
-    assert easy_vqa.kind(Question(0, "what is the blue shape?", "circle")) == "what shape"
-    assert easy_vqa.kind(Question(0, "what color is the circle?", "blue")) == "what color"
+    assert easy_vqa.kind(EasyQuestion(0, "what is the blue shape?", "circle")) == "what shape"
+    assert easy_vqa.kind(EasyQuestion(0, "what color is the circle?", "blue")) == "what color"

@@ -7,22 +7,22 @@ import pytest
 from PIL import Image
 
 from demo import easy_vqa, report
-from demo.easy_vqa import Question
-from demo.report import Answered, Score
+from demo.easy_vqa import EasyQuestion
+from demo.report import Answered, DemoScore
 
 TRAINING = [
-    Question(0, "what color is the shape?", "teal"),
-    Question(1, "what color is the circle?", "teal"),
-    Question(2, "what color is the circle?", "red"),
-    Question(3, "is there a circle?", "no"),
-    Question(4, "what shape is present?", "triangle"),
+    EasyQuestion(0, "what color is the shape?", "teal"),
+    EasyQuestion(1, "what color is the circle?", "teal"),
+    EasyQuestion(2, "what color is the circle?", "red"),
+    EasyQuestion(3, "is there a circle?", "no"),
+    EasyQuestion(4, "what shape is present?", "triangle"),
 ]
 ANSWERED = [
-    Answered(Question(5, "what color is the shape?", "teal"), " teal\n"),
-    Answered(Question(5, "what color is the shape?", "red"), "teal"),
-    Answered(Question(6, "what color is the circle?", "blue"), "blue"),
-    Answered(Question(6, "is there a circle?", "yes"), "yes"),
-    Answered(Question(7, "is there a circle?", "no"), ""),
+    Answered(EasyQuestion(5, "what color is the shape?", "teal"), " teal\n"),
+    Answered(EasyQuestion(5, "what color is the shape?", "red"), "teal"),
+    Answered(EasyQuestion(6, "what color is the circle?", "blue"), "blue"),
+    Answered(EasyQuestion(6, "is there a circle?", "yes"), "yes"),
+    Answered(EasyQuestion(7, "is there a circle?", "no"), ""),
 ]
 
 
@@ -39,14 +39,14 @@ def test_scores():
     found = report.scores(ANSWERED, TRAINING)
     assert [score.kind for score in found] == ["what color", "yes/no shape", "all"]
     assert found == [
-        Score("what color", 3, pytest.approx(2 / 3), pytest.approx(1 / 3)),
-        Score("yes/no shape", 2, 0.5, 0.5),
-        Score("all", 5, pytest.approx(3 / 5), pytest.approx(2 / 5)),
+        DemoScore("what color", 3, pytest.approx(2 / 3), pytest.approx(1 / 3)),
+        DemoScore("yes/no shape", 2, 0.5, 0.5),
+        DemoScore("all", 5, pytest.approx(3 / 5), pytest.approx(2 / 5)),
     ]
 
 
 def test_table_shows_every_score():
-    text = report.table([Score("what shape", 1234, 0.98765, 0.25)])
+    text = report.table([DemoScore("what shape", 1234, 0.98765, 0.25)])
     assert text.splitlines()[-1].replace(" ", "") == "|whatshape|1234|98.77%|25.00%|"
 
 

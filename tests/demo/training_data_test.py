@@ -70,7 +70,7 @@ def test_answers_are_true_of_the_pictures(folder):
         assert turns[0]["value"].startswith("<image>\n") and "<image>" not in turns[2]["value"]
         colour = easy_vqa.main_colour(np.asarray(Image.open(folder / "images" / entry["image"])))
         for asked, said in zip(turns[::2], turns[1::2]):
-            question = easy_vqa.Question(0, asked["value"].removeprefix("<image>\n"), said["value"])
+            question = easy_vqa.EasyQuestion(0, asked["value"].removeprefix("<image>\n"), said["value"])
             assert easy_vqa.facts([question]).colour in (None, colour)
             named = [name for name in easy_vqa.COLOURS if name in question.text.split()]
             if easy_vqa.kind(question) == "yes/no color":
@@ -80,7 +80,7 @@ def test_answers_are_true_of_the_pictures(folder):
 
 def test_true_and_false_claims_are_chosen_equally_often():
     """Of one true and seven false claims about colour, the true one comes first in half of the draws."""
-    about = [easy_vqa.Question(0, f"is there a {name} shape?", "no") for name in easy_vqa.COLOURS]
+    about = [easy_vqa.EasyQuestion(0, f"is there a {name} shape?", "no") for name in easy_vqa.COLOURS]
     about[3] = about[3]._replace(answer="yes")
     rng = np.random.default_rng(0)
     draws = [training_data.choose(about, 1, rng) for _ in range(1000)]

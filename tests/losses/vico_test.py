@@ -79,8 +79,8 @@ def test_route_cross_entropy_and_its_gradient():
 def test_the_window_holds_the_last_values():
     """Against a list, through pushes of one shape: none, few, as many as it holds, and more."""
     rng, W, G = np.random.default_rng(11), 5, 7
-    push, window, pushed = jax.jit(vico.Window.push), vico.Window.start(W), []
-    percentile = jax.jit(vico.Window.percentile)
+    push, window, pushed = jax.jit(vico.RatioWindow.push), vico.RatioWindow.start(W), []
+    percentile = jax.jit(vico.RatioWindow.percentile)
     assert window.percentile(0.5) == -np.inf
     for chosen in [(), (1, 3), (6,), (0, 2, 4), (), tuple(range(7)), (5,), tuple(range(6)), (2, 3, 4, 5, 6)]:
         values_G = rng.normal(size=G).astype(np.float32)

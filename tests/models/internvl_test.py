@@ -43,6 +43,7 @@ CONFIG = InternVLConfig(
         window=None,
         rope_theta=1e4,
         yarn=None,
+        ntk=None,
         norm_eps=1e-6,
         tie_embeddings=False,
         init_std=0.02,

@@ -23,7 +23,7 @@ PROGRAM = """ENTRY %main (x.0: f32[250]) -> f32[250] {
 
 
 def test_by_hand():
-    found = estimate(hlo.Program(PROGRAM), CHIP, 2)
+    found = estimate(hlo.HloProgram(PROGRAM), CHIP, 2)
     assert found.compiled_s == pytest.approx(0.1 + 2000 / (1e4 * STREAM))
     assert found.cycles_s == pytest.approx(9.1)
     # 1,000 bytes each; what started early is hidden as long as there is work.
@@ -71,13 +71,13 @@ def test_grouped_products(call, result, operands):
 def test_a_kernel_of_few_rows_takes_as_long_as_reading_its_weights():
     rest = '%w.0), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,64], bf16[5,96,64]}'
     one = hlo.Instruction("gmm", "bf16[8,96]", "custom-call", rest + ", op_name=jit(gmm)/pallas_call", False)
-    program = hlo.Program(PROGRAM)
+    program = hlo.HloProgram(PROGRAM)
     program.computations["main"] = [hlo.Instruction("w.0", "bf16[5,96,64]", "parameter", "0)", False), one]
     assert estimate(program, CHIP, 2).kernels_s == pytest.approx(2 * (5 * 96 * 64 + 8 * 96) / (1e4 * STREAM))
 
 
 def test_a_narrow_head_takes_longer():
-    program = hlo.Program(PROGRAM)
+    program = hlo.HloProgram(PROGRAM)
     program.computations["main"] = [kernel("splash_mha_fwd.1", "bf16[3,2,64,64]", 64)]
     found = estimate(program, dataclasses.replace(CHIP, hbm_bandwidth=math.inf), 2)
     assert found.kernels_s == pytest.approx(4 * 3 * 2 * 64 * 64 * 40 / (CHIP.peak * KERNEL / 2))

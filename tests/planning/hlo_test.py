@@ -55,7 +55,7 @@ ENTRY %main (x.0: bf16[8,4], w.0: bf16[6,4]) -> bf16[8,4] {
 
 
 def test_a_tpu_program_by_hand():
-    program = hlo.Program(TPU)
+    program = hlo.HloProgram(TPU)
     (entry, once), (body, times) = program.bodies()
     assert (once, times) == (1, 5)  # 1, 3, 5, 7, 9
     assert program.product_flops(body) == pytest.approx(2 * 8 * 6 * 4)
@@ -82,7 +82,7 @@ ENTRY %main (x.0: f32[2]) -> f32[2] {
   ROOT %c = f32[2] conditional(%i.0, %x.0, %x.0), branch_computations={%skip, %add}, metadata={op_name="NAME/cond"}
 }
 """
-    shares = lambda name: [times for _, times in hlo.Program(text.replace("NAME", name)).bodies()]
+    shares = lambda name: [times for _, times in hlo.HloProgram(text.replace("NAME", name)).bodies()]
     assert shares("other") == [1, 0.5, 0.5]
     assert shares(scopes.chunks_scope(4, 32)) == [1, 28 / 32, 4 / 32]
 
@@ -102,14 +102,14 @@ ENTRY %main (x.0: f32[9,4], i.0: s32[3]) -> f32[9,4] {
   ROOT %f = f32[9,4] fusion(%x.0, %i.0, %g), kind=kCustom, calls=%rows
 }
 """
-    program = hlo.Program(text)
+    program = hlo.HloProgram(text)
     ((body, _),) = program.bodies()
     assert [program.row_bytes(one, {}) for one in body] == [0, 0, 2 * 48, 3 * 48]
 
 
 def test_a_loop_without_a_constant_end_is_refused():
     with pytest.raises(ValueError, match=r"while\.1 does not count up"):
-        list(hlo.Program(TPU.replace("direction=LT", "direction=GT")).bodies())
+        list(hlo.HloProgram(TPU.replace("direction=LT", "direction=GT")).bodies())
 
 
 def test_a_scan_inside_a_scan_is_counted_as_often_as_it_runs():
@@ -125,7 +125,7 @@ def test_a_scan_inside_a_scan_is_counted_as_often_as_it_runs():
 
     mapped = jax.shard_map(total, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     struct = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=NamedSharding(mesh, P()))
-    program = hlo.Program(jax.jit(mapped).lower(struct).compile().as_text())
+    program = hlo.HloProgram(jax.jit(mapped).lower(struct).compile().as_text())
     sums = [(times, one) for body, times in program.bodies() for one in hlo.collectives(body, 8)]
     assert sum(times for times, _ in sums) == 15
     assert all(one.kind == "all-reduce" and one.bytes == 4 * 8 * 4 * 2 * 7 / 8 for _, one in sums)

@@ -8,8 +8,11 @@ import pytest
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import make_mesh
 from internvl_jax.training import MpoConfig, build
-from internvl_jax.training.config import check, differences, identity, parse_mesh
+from internvl_jax.training.config import differences, parse_mesh
 from internvl_jax.training.run import setup
+from internvl_jax.training.run.initial import read_reference
+from internvl_jax.training.run.program import in_products
+from internvl_jax.training.run.setup import check, identity
 from tests.training import toy
 
 
@@ -77,11 +80,11 @@ def test_settings_are_told_as_they_were_resolved(data, tmp_path):
 def test_a_reference_is_rounded_where_products_round(start, tmp_path):
     """What stays exact in the policy does in its reference, which else were not the same model at the first step."""
     config, _ = setup.prepare(toy.mpo_config(start, tmp_path / "w", mesh="fsdp=8", dtype="bfloat16"))
-    params = setup.read_reference(config, build(config).abstract.params)
+    params = read_reference(config.run.init_from, build(config))
     rounded = {path for path, leaf in params.items() if leaf.dtype == "bfloat16"}
     assert {"lm.embed.weight", "vit.patch.weight", "projector.fc1.weight", "lm.layers.mlp.up.weight"} < rounded
     assert not rounded & {"lm.norm.scale", "vit.layers.attn.qkv.bias", "vit.positions", "lm.layers.attn.q_norm.scale"}
-    assert not setup.in_products("lm.layers.mlp.router.weight")
+    assert not in_products("lm.layers.mlp.router.weight")
 
 
 def test_a_workdir_takes_its_own_config_and_no_other(data, tmp_path):

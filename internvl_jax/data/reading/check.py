@@ -25,7 +25,7 @@ _BAR = 50  # characters of the longest bar of the histogram
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class DataReport:
     """What `check` found. Samples with a problem are in `problems` only."""
 
     samples: int  # lines read
@@ -57,7 +57,7 @@ class Report:
         }
 
 
-def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, decode: bool, render: int) -> Report:
+def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, decode: bool, render: int) -> DataReport:
     """Checks all samples of a meta file.
 
     budgets: of a row; a sample over them is a problem.
@@ -89,7 +89,7 @@ def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, de
         rows = _row_statistics(corpus, tokens_I, tiles_I, budgets, problems)
         shown = sound[np.unique(np.linspace(0, len(sound) - 1, render).astype(int))] if render else []
         rendered = _rendered(corpus, shown, processor, problems)
-    return Report(len(sizes), problems, tokens_I[sound], tiles_I[sound], rows, rendered)
+    return DataReport(len(sizes), problems, tokens_I[sound], tiles_I[sound], rows, rendered)
 
 
 def histogram(tokens_I: np.ndarray) -> str:

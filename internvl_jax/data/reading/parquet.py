@@ -19,7 +19,7 @@ _RELEASE = "MMPR-Tiny/"  # paths of the release start at its own folder, of what
 _BARE_PICTURE = re.compile(r"<image>(?!\n)")
 
 
-class Table:
+class ParquetTable:
     """A parquet file, read one row group at a time; those used last stay in memory while they are small."""
 
     def __init__(self, path: str):

@@ -93,7 +93,7 @@ class RowReader:
     """Prompts of a parquet file."""
 
     dataset: sources.Dataset
-    table: parquet.Table
+    table: parquet.ParquetTable
 
     def __len__(self) -> int:
         return len(self.table)
@@ -149,7 +149,7 @@ def open_prompts(path: str | os.PathLike, root: str | None = None) -> Prompts:
 def _reader(dataset: sources.Dataset) -> LineReader | RowReader:
     suffix = pathlib.Path(dataset.annotation).suffix
     if suffix == ".parquet":
-        return RowReader(dataset, parquet.Table(dataset.annotation))
+        return RowReader(dataset, parquet.ParquetTable(dataset.annotation))
     if suffix == ".jsonl":
         return LineReader(dataset, sources.scan_lines(dataset.annotation)[0])
     raise InputError(f"{dataset.annotation} is no file of prompts; give .jsonl, .parquet, or a meta file (.json).")

@@ -26,7 +26,7 @@ from internvl_jax.data.reading import lengths, preferences, samples, sources
 from internvl_jax.data.rows import packing
 from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, fill_rows, next_fit, stack_rows
 from internvl_jax.data.rows.order import RowPlan
-from internvl_jax.data.rows.views import Layout, Plain
+from internvl_jax.data.rows.views import Plain, RowLayout
 from internvl_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class PipelineConfig:
 class Pipeline:
     """The rows of a run: `row(r)` for any r, `batches(...)` for a host's share of the stream."""
 
-    def __init__(self, config: PipelineConfig, processor: Processor, layout: Layout = _PLAIN):
+    def __init__(self, config: PipelineConfig, processor: Processor, layout: RowLayout = _PLAIN):
         """Reads the meta file and the length indices.
 
         layout: what a row holds of its samples.

@@ -36,7 +36,7 @@ class Views(NamedTuple):
     measured_G2: np.ndarray
 
 
-class Layout(Protocol):
+class RowLayout(Protocol):
     """What a row of a run holds of its samples."""
 
     def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:

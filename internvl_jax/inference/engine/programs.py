@@ -95,18 +95,18 @@ class Programs:
         self._graphdef, self._decode_graphdef = graphdef, decode_graphdef
         self._table_size, self._vocab_size, self._banned = table_size, vocab_size, banned
         self._cache_dtype = cache_dtype
-        self.encode = Program(self._encode)
-        self.gather = Program(self._gather)
-        self.prefill = Program(self._prefill)
-        self._widen = Program(self._store, static_argnames="slots")
-        self.start = Program(self._start, static_argnames="slots")
-        self.first = Program(self._choose, donate_argnames="state")
-        self.decode = Program(self._decode, donate_argnames="state")
+        self.encode = DeviceProgram(self._encode)
+        self.gather = DeviceProgram(self._gather)
+        self.prefill = DeviceProgram(self._prefill)
+        self._widen = DeviceProgram(self._store, static_argnames="slots")
+        self.start = DeviceProgram(self._start, static_argnames="slots")
+        self.first = DeviceProgram(self._choose, donate_argnames="state")
+        self.decode = DeviceProgram(self._decode, donate_argnames="state")
 
     @property
     def num_compiled(self) -> int:
         """Programs compiled so far."""
-        return sum(program.num_compiled for program in vars(self).values() if isinstance(program, Program))
+        return sum(program.num_compiled for program in vars(self).values() if isinstance(program, DeviceProgram))
 
     def _encode(self, params: Params, tiles_GHWC: jax.Array) -> Features:
         model = bind(self._graphdef, params)
@@ -214,7 +214,7 @@ class Programs:
         return state, shown_B
 
 
-class Program:
+class DeviceProgram:
     """`jax.jit`, whose compiler's working memory goes back to the system: glibc would keep it.
 
     Compiling the three large programs of the 1B leaves 0.24 GB free but resident (2026-11, jax 0.10.2).

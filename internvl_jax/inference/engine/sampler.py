@@ -33,7 +33,7 @@ from internvl_jax.sharding.flat import Params
 _PIECE = 256
 
 
-class Response(NamedTuple):
+class Rollout(NamedTuple):
     """An answer.
 
     Attributes:
@@ -116,7 +116,7 @@ class Sampler:
 
     def sample(
         self, params: Params, requests: Sequence[Request], group: int, seeds: int | np.ndarray, prompts: int = 1
-    ) -> list[list[Response]]:
+    ) -> list[list[Rollout]]:
         """`group` answers to every request.
 
         No reference to the parameters is left behind: a training step may take their memory.
@@ -140,7 +140,7 @@ class Sampler:
                 f"seeds have the shape {seeds.shape}, the rollout {len(requests)} requests in groups of {group}; "
                 "give one for every answer, and at least one answer"
             )
-        found: dict[int, Response] = {}
+        found: dict[int, Rollout] = {}
         with sharding.use(self._mesh, self._rules):
             for responses in self._pieces(params, requests, seeds, prompts):
                 found |= responses
@@ -160,7 +160,7 @@ class Sampler:
 
     def _pieces(
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
-    ) -> Iterator[dict[int, Response]]:
+    ) -> Iterator[dict[int, Rollout]]:
         """Answers by their number, as they are complete."""
         group, longest = seeds_QA.shape[1], max(request.sampling.max_new_tokens for request in requests)
         rows, layout, answer_B, before = self._begin(params, requests, seeds_QA, prompts)
@@ -238,7 +238,7 @@ class Sampler:
         requests: Sequence[Request],
         group: int,
         before: list[np.ndarray] | None,
-    ) -> dict[int, Response]:
+    ) -> dict[int, Rollout]:
         """The answers of rows with a number."""
         if (answer_B < 0).all():
             return {}
@@ -252,7 +252,7 @@ class Sampler:
             if before is not None:
                 routes_LTK = np.concatenate([before[number // group], routes_LBSK[:, b, : n - 1]], axis=1)
                 routes = routes_LTK.swapaxes(0, 1)
-            found[number] = Response(tokens, logprobs_BS[b, :n].copy(), int(tokens[-1]) in stops, routes)
+            found[number] = Rollout(tokens, logprobs_BS[b, :n].copy(), int(tokens[-1]) in stops, routes)
         return found
 
     def _divisible(self, dimension: str, axes: tuple[str, ...]) -> tuple[int, ...]:

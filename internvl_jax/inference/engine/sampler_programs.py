@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.inference.engine.programs import Program, Programs
+from internvl_jax.inference.engine.programs import DeviceProgram, Programs
 from internvl_jax.inference.engine.sampling import ban, cut, draw
 from internvl_jax.models import Branches
 from internvl_jax.sharding import bind, shard, whole
@@ -88,10 +88,10 @@ class RolloutPrograms:
         self._run, self._collect = prompts.run, ("experts",) if routes else ()
         self._graphdef, self._apart = graphdef, apart
         self._vocab_size, self._banned, self._cache_dtype = vocab_size, banned, cache_dtype
-        self.prefill = Program(self._prefill)
-        self.start = Program(self._start, static_argnames=("slots", "cuts"))
-        self.write = Program(self._write, donate_argnames="rows", static_argnames="cuts")
-        self.compact = Program(self._compact)
+        self.prefill = DeviceProgram(self._prefill)
+        self.start = DeviceProgram(self._start, static_argnames=("slots", "cuts"))
+        self.write = DeviceProgram(self._write, donate_argnames="rows", static_argnames="cuts")
+        self.compact = DeviceProgram(self._compact)
 
     @property
     def num_compiled(self) -> int:

@@ -58,11 +58,12 @@ def expert_load(routing: Routing, mask_BT: jax.Array) -> Load:
     return Load(*(jnp.sum(part * mask_BT[:, :, None], axis=1) for part in (choices_BTE, probabilities_BTE)))
 
 
-def _router_logits(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+def router_logits(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+    """The router's own logits, of which Qwen3's balance loss is taken."""
     return logits_BTE
 
 
-def _chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+def chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
     """The weights of the chosen experts, 0 elsewhere.
 
     The release trained GPT-OSS with transformers 4.55, whose balance loss takes these for logits: its coefficient of
@@ -73,14 +74,20 @@ def _chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: 
 
 
 class Moe(nnx.Module):
-    """`[B, T, D] -> [B, T, D]`, with the routing that led there."""
+    """`[B, T, D] -> [B, T, D]`, with the routing that led there.
 
-    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        gpt_oss, init = config.family == "gpt_oss", normal(config.init_std)
+    Args:
+      experts: the class of the experts.
+      router_bias: does the router have biases?
+      balanced: (logits_BTE, experts_BTK, weights_BTK) -> `Routing.balanced_BTE`.
+    """
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs, *, experts: Callable, router_bias: bool, balanced: Callable):
+        init, axes = normal(config.init_std), ((None,), ("embed",))
         self.per_token = config.moe.per_token
-        self.router = Linear(rngs, (config.moe.experts,), (config.width,), ((None,), ("embed",)), init, bias=gpt_oss)
-        self.experts = (ClampedExperts if gpt_oss else SwiGluExperts)(config, rngs)
-        self.balanced = _chosen_weights if gpt_oss else _router_logits
+        self.router = Linear(rngs, (config.moe.experts,), (config.width,), axes, init, bias=router_bias)
+        self.experts = experts(config, rngs)
+        self.balanced = balanced
 
     def __call__(self, x_BTD: jax.Array, replay_BTK: jax.Array | None = None) -> tuple[jax.Array, Routing]:
         """The layer's output and its routing.

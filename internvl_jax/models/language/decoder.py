@@ -11,9 +11,10 @@ from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import Cache
 from internvl_jax.models.bricks.moe import Load, expert_load
 from internvl_jax.models.bricks.nn import RmsNorm, normal
-from internvl_jax.models.bricks.rope import rope_table
+from internvl_jax.models.bricks.rope import make_rope
 from internvl_jax.models.bricks.weight import make_weight
 from internvl_jax.models.config import TextConfig
+from internvl_jax.models.language.families import family_of
 from internvl_jax.models.language.layer import Layer
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
 from internvl_jax.sharding import shard
@@ -53,8 +54,12 @@ class Decoder(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs, runtime: Runtime):
         self.config, self.runtime = config, runtime
         self.embed = Embedding(config, rngs)
-        self.layers = make_layers(lambda rngs: Layer(config, rngs), config.layers, rngs)
+        family = family_of(config)
+        halves = family.attention, family.kind(config).feed_forward
+        self.layers = make_layers(lambda rngs: Layer(config, rngs, *halves), config.layers, rngs)
         self.norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.rope = make_rope(config)
+        self.windowed = family.windowed(config)
         self.head = None if config.tie_embeddings else Embedding(config, rngs)
 
     def lookup(self, tokens_BT: jax.Array) -> jax.Array:
@@ -99,10 +104,8 @@ class Decoder(nnx.Module):
         else:
             cache = cache.place(slots_BT, segments_BT, positions_BT)
             mask = cache.mask(segments_BT, positions_BT)
-        table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta, self.config.yarn)
-        windowed_L = None
-        if self.config.window is not None:  # every second layer, from the first on; the others see all
-            windowed_L = jnp.arange(self.config.layers) % 2 == 0
+        table = self.rope(positions_BT, segments_BT)
+        windowed_L = None if self.windowed is None else jnp.asarray(self.windowed)
 
         def body(layer, carry, index, extra):
             x_BTD, cache = carry

@@ -15,21 +15,24 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.params_io import ITEM, first_line, saving_options
-from internvl_jax.training.config import RunConfig
 from internvl_jax.training.run.state import TrainState
 
 FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of a workdir; use as a context manager, which waits for the last save."""
+    """The checkpoints of a workdir; use as a context manager, which waits for the last save.
 
-    def __init__(self, run: RunConfig):
+    Args:
+      keep_last, keep_every: which ones stay: the last n, and each whose step this divides (0: none).
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep_last: int, keep_every: int):
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(run.keep_last)]
-        if run.keep_every:
-            keep.append(policies.EveryNSteps(run.keep_every))
-        self._directory = pathlib.Path(run.workdir).absolute() / FOLDER
+        keep = [policies.LatestN(keep_last)]
+        if keep_every:
+            keep.append(policies.EveryNSteps(keep_every))
+        self._directory = workdir.absolute() / FOLDER
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             # When to save is the loop's decision.

@@ -14,17 +14,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from internvl_jax.errors import InputError
+from internvl_jax.models import InternVLConfig
 from internvl_jax.models.flops import PEAK, train_flops
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.sharding.flat import Params
+from internvl_jax.training.config import RunConfig, TrainConfig
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.checkpoints import Checkpoints
+from internvl_jax.training.run.initial import read_initial, read_reference
 from internvl_jax.training.run.optim import schedule
-from internvl_jax.training.run.program import Program, build
+from internvl_jax.training.run.program import Program
+from internvl_jax.training.run.setup import build
 from internvl_jax.training.run.state import TrainState
-from internvl_jax.training.stages.packed_rows import Source, open_source
+from internvl_jax.training.stages.base import Source, Start
+from internvl_jax.training.stages.registry import STAGES
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,25 +45,32 @@ def train(config: TrainConfig) -> dict[str, Any]:
       InputError: a config, data or workdir that can't be used; a loss that stays non-finite.
     """
     config, processor = setup.prepare(config)
-    program = build(config)
+    run, stage, program = config.run, STAGES[config.objective], build(config)
     for line in setup.describe(config, program.mesh):
         _LOG.info(line)
-    source = open_source(config, program, processor)
+    source = setup.open_source(config, program, processor)
     workdir = setup.claim_workdir(config, processor)
-    with Checkpoints(config.run) as checkpoints:
-        return _loop(config, program, source, checkpoints, workdir)
+    with Checkpoints(workdir, run.keep_last, run.keep_every) as checkpoints:
+        state, position = _initial_state(program, checkpoints, run.init_from, stage.start is Start.BASE)
+        reference = read_reference(setup.reference_of(config), program) if stage.refers else None
+        source.start(position)
+        rate = schedule(config.optim, run.steps)
+        meter = Meter(workdir, int(state.step), run, stage.columns, rate, config.model, program.mesh)
+        started = time.perf_counter()
+        _loop(run, program, source, checkpoints, meter, state, reference)
+    return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
 
 
 def _loop(
-    config: TrainConfig, program: Program, source: Source, checkpoints: Checkpoints, workdir: pathlib.Path
-) -> dict[str, Any]:
-    run = config.run
-    state, position = _initial_state(config, program, checkpoints)
-    reference = setup.read_reference(config, program.abstract.params) if program.objective.refers else None
-    source.start(position)
+    run: RunConfig,
+    program: Program,
+    source: Source,
+    checkpoints: Checkpoints,
+    meter: "Meter",
+    state: TrainState,
+    reference: Params | None,
+) -> None:
     first = saved = int(state.step)
-    meter = Meter(config, program.mesh, workdir, first, program.objective.columns)
-    started = time.perf_counter()
     pending = None
     try:
         for step in range(first, run.steps):
@@ -80,31 +93,44 @@ def _loop(
     finally:
         source.close()
         meter.close()
-    return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
 
 
-def _initial_state(config: TrainConfig, program: Program, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
+def _initial_state(program: Program, checkpoints: Checkpoints, init_from: str, extend: bool) -> tuple[TrainState, Any]:
+    """The state that a run goes on from, and the position of its data."""
     if checkpoints.latest is not None:
         return checkpoints.restore(program.abstract)
-    given = config.run.init_from
-    if given:
-        fresh = program.random_params if program.objective.extends else None
-        params = setup.read_initial(config, given, program.abstract.params, fresh)
-    else:
-        params = program.random_params()
+    params = read_initial(init_from, program, extend) if init_from else program.random_params()
     return program.from_params(params), None
 
 
 class Meter:
-    """Metrics of every step on the host: rates, utilisation, the guard against a run that no longer learns."""
+    """Metrics of every step on the host: rates, utilisation, the guard against a run that no longer learns.
 
-    def __init__(self, config: TrainConfig, mesh: Mesh, workdir: pathlib.Path, step: int, columns: Sequence[str]):
-        self._config, self._rate = config, schedule(config.optim, config.run.steps)
+    Args:
+      workdir: where they are written.
+      step: the steps taken so far.
+      run: has the number of steps, how often to show them, and how many in a row may be non-finite.
+      columns: the stage's metrics to show.
+      rate: the learning rate by step.
+      model, mesh: from these follow the operations of a step, and the peak that they are compared with.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        step: int,
+        run: RunConfig,
+        columns: Sequence[str],
+        rate: optax.Schedule,
+        model: InternVLConfig,
+        mesh: Mesh,
+    ):
+        self._run, self._rate, self._model = run, rate, model
         self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
         self._writes = jax.process_index() == 0  # one process writes for all
         if self._writes:
             shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
-            self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, config.run.steps, shown)
+            self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, run.steps, shown)
             self._picture = hooks.Picture(workdir, shown)
         self._clock = time.perf_counter()
         self._last: dict[str, Any] = {"step": step, "loss": None}
@@ -116,7 +142,7 @@ class Meter:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         context = values["tokens"] / max(1, values["samples"]) / 2
-        flops = train_flops(self._config.model, values["tiles"], values["tokens"], context)
+        flops = train_flops(self._model, values["tiles"], values["tokens"], context)
         self._last = {
             "step": step,
             **values,
@@ -130,14 +156,14 @@ class Meter:
             return
         self._log.write(self._last)
         self._picture.update()
-        if step % self._config.run.log_every == 0 or step == self._config.run.steps:
+        if step % self._run.log_every == 0 or step == self._run.steps:
             self._progress.show(self._last)
 
     def _guard(self, step: int, values: dict[str, float]) -> None:
         count = int(values["nonfinite"])
         if count:
             _LOG.warning("step %d: loss %s, gradient norm %s; not applied", step, values["loss"], values["grad_norm"])
-        if count > self._config.run.max_nonfinite:
+        if count > self._run.max_nonfinite:
             raise InputError(
                 f"step {step}: the gradient has not been finite for {count} steps in a row; lower the learning rate or "
                 "look at the data of these steps, and go on from the last checkpoint"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +15,15 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL, Runtime
+from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import PRESETS, ParamSpec, Rules
-from internvl_jax.training.config import RunConfig, TrainConfig, parse_mesh
+from internvl_jax.sharding.flat import Params
+from internvl_jax.training.config import OptimConfig, RunConfig, parse_mesh
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
 from internvl_jax.training.run.step import make_step
-from internvl_jax.training.stages.base import Objective
-from internvl_jax.training.stages.registry import make_objective
+from internvl_jax.training.stages.terms import Objective
 
 # XLA would gather a weight piece by piece and add up as many partial products in HBM. With rows this long the gather is
 # a small part of a product's time (2026-11, libtpu 0.0.42: by the compiler's estimate a step of the 8B takes 1.4 times
@@ -36,10 +37,13 @@ class Program:
 
     Attributes:
       mesh, rules: where it runs.
+      model: the model's config.
       objective: what it optimises.
       graphdef, specs: the model's structure and parameters.
-      step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
+      reference_graphdef, abstract_reference: structure of the frozen reference, and shapes, dtypes and shardings of its
+        parameters.
       abstract: shapes, dtypes and shardings of the state.
+      step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
       place: a host's numpy batch onto the devices.
       from_params: jitted parameters -> state; they are donated.
       random_params: fresh parameters of the run's seed; given paths, of those alone.
@@ -47,10 +51,12 @@ class Program:
 
     mesh: Mesh
     rules: Rules
+    model: InternVLConfig
     objective: Objective
     graphdef: nnx.GraphDef
-    reference_graphdef: nnx.GraphDef
     specs: dict[str, ParamSpec]
+    reference_graphdef: nnx.GraphDef
+    abstract_reference: Params
     abstract: TrainState
     step: Any
     place: Any
@@ -58,25 +64,34 @@ class Program:
     random_params: Any
 
 
-def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
-    """The program of a config on these devices, or on all that there are."""
-    run = config.run
+def make_program(
+    model: InternVLConfig,
+    optim: OptimConfig,
+    run: RunConfig,
+    objective: Objective,
+    name: str,
+    devices: Sequence[jax.Device] | None = None,
+) -> Program:
+    """The program of an objective of this name on these devices, or on all that there are.
+
+    Raises:
+      InputError: a mesh, preset, remat or group of parameters that can't be; rows that can't be spread.
+    """
     if run.rules not in PRESETS:
         raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
     mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
     runtime = Runtime(np.dtype(run.dtype), run.remat)
-    make = lambda rngs: InternVL(config.model, rngs, runtime)
+    make = lambda rngs: InternVL(model, rngs, runtime)
     graphdef, specs = sharding.abstract(make)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
-    base = dataclasses.replace(config.model, flash=None)
+    base = dataclasses.replace(model, flash=None)
     reference_graphdef, _ = sharding.abstract(lambda rngs: InternVL(base, rngs, runtime))
     where = sharding.shardings(specs, mesh, rules)
-    assigned = assign(specs, config.optim.groups)
-    tx = optimizer(config.optim, run.steps, assigned)
+    assigned = assign(specs, optim.groups)
+    check_idle(assigned, objective.idle, name)
+    tx = optimizer(optim, run.steps, assigned)
 
-    objective = make_objective(config)
-    check_idle(assigned, objective.idle, config.objective)
     start = lambda params: new_state(params, tx, assigned, objective.start())
     shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
     places = state_shardings(shapes, specs, where, mesh)
@@ -89,10 +104,12 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
     return Program(
         mesh=mesh,
         rules=rules,
+        model=model,
         objective=objective,
         graphdef=graphdef,
-        reference_graphdef=reference_graphdef,
         specs=specs,
+        reference_graphdef=reference_graphdef,
+        abstract_reference=_reference(specs, where, runtime.dtype),
         abstract=abstract_like(shapes, places),
         step=jax.jit(
             step,
@@ -104,6 +121,20 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
         random_params=lambda paths=where: sharding.init(make, run.seed, {path: where[path] for path in paths}),
     )
+
+
+def in_products(path: str) -> bool:
+    """Whether a parameter meets activations in a product of the run's dtype; a router's stay exact."""
+    return path.endswith(".weight") and ".router." not in path
+
+
+def _reference(specs: dict[str, ParamSpec], where: dict[str, NamedSharding], dtype: np.dtype) -> Params:
+    """The parameters of a frozen reference: never updated, so its weights have the dtype of the products."""
+    return {
+        path: jax.ShapeDtypeStruct(spec.shape, dtype if in_products(path) else spec.dtype, sharding=where[path])
+        for path, spec in specs.items()
+        if not re.search(FLASH_PARTS, path)
+    }
 
 
 def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:

@@ -13,7 +13,7 @@ from internvl_jax.data.rows.batch import Batch
 from internvl_jax.models import token_logprobs
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.run.step import num_filled, split_rows
-from internvl_jax.training.stages.mpo import read_rows
+from internvl_jax.training.stages.several_texts import read_rows
 
 
 def make_scorer(program: Program, graphdef: nnx.GraphDef, micro_batches: int, logprob_chunk: int) -> Any:

@@ -1,17 +1,14 @@
-"""Before the first step: what a run is given, checked against each other, and its workdir."""
+"""From the config of a run to its parts: checked once, taken apart here, and claimed a workdir for."""
 
 import copy
 import dataclasses
 import json
-import logging
 import os
 import pathlib
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig
@@ -20,13 +17,45 @@ from internvl_jax.data.rows.pipeline import PipelineConfig
 from internvl_jax.data.text.templates import get_template
 from internvl_jax.data.text.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
-from internvl_jax.models import FLASH_PARTS
-from internvl_jax.sharding.flat import Params
-from internvl_jax.sharding.params_io import locate, read_params
-from internvl_jax.training.config import GspoConfig, MpoConfig, TrainConfig, check, differences, identity
+from internvl_jax.training.config import FREE, TrainConfig, differences
+from internvl_jax.training.run.program import Program, make_program
+from internvl_jax.training.stages.balance import Balance, NoBalance
+from internvl_jax.training.stages.base import Source, SourceParts, Start
+from internvl_jax.training.stages.registry import STAGES
+from internvl_jax.training.stages.terms import Objective
 
 RUN_CONFIG = "run.json"
-_LOG = logging.getLogger(__name__)
+
+
+def check(config: TrainConfig) -> None:
+    """Raises InputError for values that no run can have."""
+    run, data = config.run, config.data
+    for name in ("steps", "rows", "micro_batches", "logprob_chunk", "log_every", "save_every", "keep_last"):
+        if vars(run)[name] < 1:
+            raise InputError(f"run.{name} is {vars(run)[name]}; it must be at least 1")
+    given = {"run.workdir": run.workdir, "data.meta": data.meta, "data.tokenizer": data.tokenizer or run.init_from}
+    for name, value in given.items():
+        if not value:
+            raise InputError(f"{name} is empty; give it with --config.{name}=PATH")
+    if run.rows % run.micro_batches:
+        raise InputError(f"run.micro_batches {run.micro_batches} does not divide run.rows {run.rows}; make it")
+    if not run.balance >= 0:
+        raise InputError(f"run.balance is {run.balance}; it must be 0 or more")
+    if run.balance and config.model.text.moe is None:
+        raise InputError(f"run.balance is {run.balance} but the model has no experts; set it to 0")
+    if config.optim.schedule not in ("cosine", "constant"):
+        raise InputError(f"optim.schedule is {config.optim.schedule!r}; use 'cosine' or 'constant'")
+    if run.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"run.dtype is {run.dtype!r}; use float32 or bfloat16")
+    if config.objective not in STAGES:
+        raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(STAGES)}")
+    stage = STAGES[config.objective]
+    if not isinstance(config.stage, stage.settings or type(None)):
+        wanted = "no stage" if stage.settings is None else f"a stage of {stage.settings.__name__}"
+        raise InputError(f"objective {stage.name!r} takes {wanted}, not {config.stage!r}")
+    if stage.start is not Start.NOTHING and not run.init_from:
+        raise InputError(f"objective {stage.name!r} starts from a model; give it with --config.run.init_from=DIR")
+    stage.check(config.stage, config.model, data, run)
 
 
 def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
@@ -59,7 +88,7 @@ def describe(config: TrainConfig, mesh: Mesh) -> list[str]:
     a rollout batch, of the run; of the model what decides its size.
     """
     run, data, stage = config.run, config.data, config.stage
-    sections = {name: getattr(config, name) for name in ("stage", "data", "optim", "run")}
+    sections = {"stage": stage, "data": data, "optim": config.optim, "run": run}
     lines = [f"objective: {config.objective}"]
     for name, section in sections.items():
         if section is not None:
@@ -72,22 +101,46 @@ def describe(config: TrainConfig, mesh: Mesh) -> list[str]:
     tokens = (
         f"at most {run.rows * data.token_budget:,} tokens a step, {run.steps * run.rows * data.token_budget:,} in all"
     )
-    lines += [f"model: {sizes}", f"{step}; {tokens}"]
-    if isinstance(stage, GspoConfig):
-        responses, steps = stage.prompts * stage.group, stage.prompts // stage.mini_batch
-        lines.append(f"rollouts: {responses:,} responses a batch, used up in {steps} steps of {responses // steps:,}")
-    elif isinstance(stage, MpoConfig):
-        lines.append(f"pairs: {stage.pairs:,} a step, {run.steps * stage.pairs:,} in all")
+    lines += [f"model: {sizes}", f"{step}; {tokens}", *STAGES[config.objective].summary(stage, run.steps)]
     if stage is not None:
-        lines.append(f"reference: {stage.reference or run.init_from}")
+        lines.append(f"reference: {reference_of(config)}")
     return lines
 
 
-def pipeline_config(config: TrainConfig, kind: str = "conversations") -> PipelineConfig:
+def make_objective(config: TrainConfig) -> Objective:
+    """The objective of a checked config."""
+    balance = NoBalance() if config.model.text.moe is None else Balance(config.run.balance)
+    return STAGES[config.objective].objective(config.stage, balance, config.run.logprob_chunk)
+
+
+def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of a checked config on these devices, or on all that there are."""
+    objective = make_objective(config)
+    return make_program(config.model, config.optim, config.run, objective, config.objective, devices)
+
+
+def open_source(config: TrainConfig, program: Program, processor: Processor) -> Source:
+    """Where the batches of a run come from; its data is checked here.
+
+    Raises:
+      InputError: data that can't be read.
+    """
+    parts = SourceParts(pipeline_config(config), config.run, reference_of(config), program, processor)
+    return STAGES[config.objective].source(config.stage, parts)
+
+
+def reference_of(config: TrainConfig) -> str:
+    """The model directory or workdir of the frozen reference, in stages that have one."""
+    given = "" if config.stage is None else config.stage.reference
+    return given or config.run.init_from
+
+
+def pipeline_config(config: TrainConfig) -> PipelineConfig:
+    """What is read and how it is laid out in rows, of samples that are conversations."""
     data = config.data
     return PipelineConfig(
         meta=data.meta,
-        kind=kind,
+        kind="conversations",
         token_budget=data.token_budget,
         tile_budget=data.tile_budget,
         max_open=data.max_open,
@@ -100,6 +153,15 @@ def pipeline_config(config: TrainConfig, kind: str = "conversations") -> Pipelin
         workers=data.workers,
         threads=data.threads,
     )
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The part of the config that a resumed run must share with the one that it continues."""
+    values = dataclasses.asdict(config)
+    for section, free in {**FREE, "stage": STAGES[config.objective].free}.items():
+        if values[section] is not None:
+            values[section] = {name: value for name, value in values[section].items() if name not in free}
+    return values
 
 
 def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
@@ -125,76 +187,6 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
         _write(workdir / "config.json", model)
         _write(record, ours)
     return workdir
-
-
-def read_initial(
-    config: TrainConfig, source: str, abstract: Params, fresh: Callable[[list[str]], Params] | None = None
-) -> Params:
-    """The parameters of a model directory or workdir, in their places and with their dtypes.
-
-    Args:
-      source: `run.init_from`, or a reference.
-      abstract: shape structs with shardings.
-      fresh: makes parameters, for a Flash model that may start from its base; None: it may not.
-
-    Raises:
-      InputError: it holds another model, or not exactly its parameters.
-    """
-    theirs, ours = _model_of(source), config.model.to_dict()
-    lacking = []
-    if theirs["flash"] is None and ours["flash"] is not None:
-        if fresh is None:
-            raise InputError(
-                f"{source} has no router and no compressed branch; give a Flash model: objective 'consistency' makes "
-                "one of it"
-            )
-        lacking = [path for path in abstract if re.search(FLASH_PARTS, path)]
-        theirs["flash"] = ours["flash"]
-    _check_same(source, ours, theirs)
-    params = read_params(locate(source), {path: leaf for path, leaf in abstract.items() if path not in lacking})
-    if lacking:
-        _LOG.info("%s has no router and no compressed branch: they begin with random values of run.seed", source)
-        params |= fresh(lacking)
-    return params
-
-
-def in_products(path: str) -> bool:
-    """Whether a parameter meets activations in a product of the run's dtype; a router's stay exact."""
-    return path.endswith(".weight") and ".router." not in path
-
-
-def read_reference(config: TrainConfig, abstract: Params) -> Params:
-    """The frozen reference of a stage, its weights in the dtype of the run's products: it is never updated. It sees
-    every tile at full resolution, so what a Flash model has besides its base is not read.
-    """
-    dtype = jnp.dtype(config.run.dtype)
-    abstract = {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype if in_products(path) else leaf.dtype, sharding=leaf.sharding)
-        for path, leaf in abstract.items()
-        if not re.search(FLASH_PARTS, path)
-    }
-    source = config.stage.reference or config.run.init_from
-    theirs, ours = _model_of(source), config.model.to_dict()
-    _check_same(source, {**ours, "flash": None}, {**theirs, "flash": None})
-    return read_params(locate(source), abstract, ignore=FLASH_PARTS)
-
-
-def _model_of(source: str) -> dict[str, Any]:
-    """The model config of a model directory or workdir."""
-    path = pathlib.Path(source) / "config.json"
-    try:
-        return json.loads(path.read_text())["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} can't be read ({error}); give a model directory or a workdir") from error
-
-
-def _check_same(source: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    # Settings of the stage or of inference, not of the weights.
-    theirs["vision"]["drop_path"] = ours["vision"]["drop_path"]
-    if ours["flash"] is not None and theirs["flash"] is not None:
-        theirs["flash"] = {**ours["flash"], "heads": theirs["flash"]["heads"]}
-    if lines := differences(ours, theirs):
-        raise InputError(f"{source} holds another model ({'; '.join(lines[:5])}); give its config")
 
 
 def _write(path: pathlib.Path, value: Any) -> None:

@@ -21,7 +21,7 @@ from internvl_jax.losses import LossSum
 from internvl_jax.sharding.flat import Params
 from internvl_jax.training.config import Group
 from internvl_jax.training.run.state import TrainState, split_trainable
-from internvl_jax.training.stages.base import Carry, Objective, combine
+from internvl_jax.training.stages.terms import Carry, Objective, combine
 
 Metrics = dict[str, jax.Array]
 

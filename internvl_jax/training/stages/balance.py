@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from internvl_jax.losses import LossSum, load_balancing
-from internvl_jax.training.stages.base import Sums
+from internvl_jax.training.stages.terms import Sums
 
 
 class NoBalance:

@@ -1,79 +1,101 @@
-"""What an objective is: it turns a model and a batch into named terms, each a sum and a weight."""
+"""What a stage is: one record of everything that tells it from the others. `registry` has them all."""
 
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
+from internvl_jax.data.processor import Processor
+from internvl_jax.data.rows.pipeline import PipelineConfig
+from internvl_jax.models import InternVLConfig
+from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
+from internvl_jax.training.run.program import Program
+from internvl_jax.training.run.state import TrainState
+from internvl_jax.training.stages.balance import Balance, NoBalance
+from internvl_jax.training.stages.terms import Objective
 
-from internvl_jax.losses import LossSum
-from internvl_jax.models import FLASH_PARTS, InternVL
 
-Sums = dict[str, jax.Array]
-Carry = dict[str, jax.Array]
+class Source(Protocol):
+    """A host's part of the global batches of a run, in an order that a position describes."""
+
+    def start(self, position: Any) -> None:
+        """Goes to a position; None is the beginning."""
+        ...
+
+    def take(self, state: TrainState) -> Any:
+        """The next batch, numpy; `state` is the one that it will change."""
+        ...
+
+    def notes(self) -> dict[str, float]:
+        """What is known of the last batch on the host, for the metrics; 'skipped' counts samples that could not be used
+        so far.
+        """
+        ...
+
+    def position(self) -> Any:
+        """After the last batch taken, JSON-able and the same on every host."""
+        ...
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        ...
 
 
-class Objective(Protocol):
-    """A step calls, in this order: `weights`, `forward`, `measure`, `advance`, `terms`, `metrics`.
-
-    `forward`, `measure` and `terms` see a micro-batch, the others the whole batch. `metrics` are made of sums, so a
-    step's figures don't depend on its micro-batches.
+@dataclasses.dataclass(frozen=True)
+class SourceParts:
+    """What a source is made of besides the settings of its stage.
 
     Attributes:
-      coefficients: factor of every term in the loss.
-      measures: `measure` returns something that `terms` needs; several micro-batches then take a forward pass before.
-      ragged: the last micro-batches of a step may be empty; those are skipped.
-      refers: `forward` needs the frozen reference model.
-      extends: a Flash model may start from its base; what it has besides begins with random values.
-      idle: pattern of parameters that it gives no gradient, which therefore have to be frozen.
-      columns: metrics to show besides those of every stage.
+      pipeline: what is read and how it is laid out in rows.
+      run: how many rows a step takes, where the run writes.
+      reference: the model directory or workdir of the frozen reference.
+      program: the compiled side, for sources that read texts with the model.
+      processor: turns samples into tokens and tiles.
     """
 
-    coefficients: dict[str, float]
-    measures: bool = False
-    ragged: bool = False
+    pipeline: PipelineConfig
+    run: RunConfig
+    reference: str
+    program: Program
+    processor: Processor
+
+
+class Start(enum.Enum):
+    """The least that a run may start from; what this lacks begins with random values."""
+
+    NOTHING = enum.auto()
+    BASE = enum.auto()  # a model that lacks what a Flash model has besides
+    MODEL = enum.auto()
+
+
+def accept(settings: Any, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
+    """The check of a stage that has nothing to check."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of training.
+
+    Attributes:
+      name: `objective` in the config of a run.
+      start: the least that a run may start from.
+      objective: makes the objective from the stage's settings, the load-balancing term and `run.logprob_chunk`.
+      source: makes the source from the stage's settings and everything else; the data is checked there.
+      settings: the class of `config.stage`; None for a stage that has no settings.
+      check: raises InputError for settings that no run of this model, data and run can have.
+      free: the settings that may differ when a run is resumed: they change neither parameters nor the data's order.
+      refers: whether every step needs the frozen reference model.
+      columns: the metrics to show besides those of every stage.
+      summary: sentences on what the settings come to in a run of so many steps.
+    """
+
+    name: str
+    start: Start
+    objective: Callable[[Any, Balance | NoBalance, int], Objective]
+    source: Callable[[Any, SourceParts], Source]
+    settings: type[StageConfig] | None = None
+    check: Callable[[Any, InternVLConfig, DataConfig, RunConfig], None] = accept
+    free: frozenset[str] = frozenset()
     refers: bool = False
-    extends: bool = False
-    idle: str = FLASH_PARTS
     columns: tuple[str, ...] = ()
-
-    def start(self) -> Carry:
-        """What is carried from step to step, before the first."""
-        return {}
-
-    def weights(self, batch: Any) -> dict[str, jax.Array]:
-        """Weight of every term over the batch, from data alone: known before any forward pass."""
-        ...
-
-    def forward(self, model: InternVL, batch: Any, key: jax.Array | None, reference: InternVL | None) -> Any:
-        """What terms are made of, differentiable."""
-        ...
-
-    def measure(self, outs: Any, batch: Any) -> Any:
-        """What `advance` needs."""
-        return {}
-
-    def advance(self, carry: Carry, measured: Any) -> Carry:
-        """The carry after this batch, which its terms are taken with.
-
-        Args:
-          measured: what `measure` returned, with a leading axis of micro-batches.
-        """
-        return carry
-
-    def terms(self, outs: Any, batch: Any, carry: Carry) -> tuple[dict[str, LossSum], Sums]:
-        """The terms, and whatever else `metrics` is made of: arrays that add up over micro-batches; those whose name
-        starts with 'max_' combine by the maximum.
-        """
-        ...
-
-    def metrics(self, sums: Sums, carry: Carry) -> dict[str, jax.Array]:
-        """Scalars of the whole batch."""
-        return {}
-
-
-def combine(one: Sums, other: Sums) -> Sums:
-    """Sums of two micro-batches together."""
-    return {
-        name: jnp.maximum(value, other[name]) if name.startswith("max_") else value + other[name]
-        for name, value in one.items()
-    }
+    summary: Callable[[Any, int], Sequence[str]] = lambda settings, steps: ()

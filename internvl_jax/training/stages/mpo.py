@@ -1,48 +1,48 @@
 """Mixed preference optimisation: which of two responses is better, how good each is, how to write the better one."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvl_jax.data.rows.batch import Batch
+from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, mpo, next_token, segment_sums
-from internvl_jax.models import InternVL, Out, Slots, token_logprobs
-from internvl_jax.training.config import MpoConfig
+from internvl_jax.models import InternVL, InternVLConfig, token_logprobs
+from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
 from internvl_jax.training.stages.balance import Balance, NoBalance
-from internvl_jax.training.stages.base import Carry, Objective, Sums
+from internvl_jax.training.stages.base import Stage, Start
+from internvl_jax.training.stages.preference_rows import Pairs, PreferenceRows
+from internvl_jax.training.stages.several_texts import read_rows
+from internvl_jax.training.stages.terms import Carry, Objective, Sums
 
 
-class Pairs(NamedTuple):
-    """A batch of preference pairs. Segments 2k - 1 and 2k of a row are the chosen and the rejected response of a pair.
+@dataclasses.dataclass
+class MpoConfig(StageConfig):
+    """Mixed preference optimisation; the released values are 256, 0.8, 0.2, 1.0 and 0.1.
 
     Attributes:
-      rows: loss weights are 1 on the tokens of both responses.
-      reference_BX: float32, log-probability of segment s's response under the reference model at s - 1.
+      pairs: the pairs of an optimizer step; they are packed into `run.rows` rows, of which some may stay empty.
+      preference: the weight of DPO's loss.
+      quality: the weight of BCO's loss.
+      generation: the weight of the next-token loss on chosen responses.
+      beta: how much a log-ratio to the reference is worth, in DPO and in BCO.
+      cache_dir: the folder of the reference's log-probabilities; empty keeps them in the workdir.
     """
 
-    rows: Batch
-    reference_BX: np.ndarray
+    pairs: int = 256
+    preference: float = 0.8
+    quality: float = 0.2
+    generation: float = 1.0
+    beta: float = 0.1
+    cache_dir: str = ""
 
 
-def read_rows(
-    model: InternVL,
-    rows: Batch,
-    key: jax.Array | None = None,
-    collect: tuple[str, ...] = (),
-    routes_BTLK: jax.Array | None = None,
-) -> Out:
-    """The model's pass over rows of several texts, which may replay noted experts."""
-    encoded = model.encode(rows.tiles_GHWC, key) if len(rows.tiles_GHWC) else None
-    inputs = rows.tokens_BT, rows.tile_mask_G, rows.segments_BT, rows.positions_BT
-    replay_LBTK = None if routes_BTLK is None else by_layer(routes_BTLK)
-    return model.read(encoded, *inputs, collect, Slots(rows.slots_BJ, None), replay_LBTK)
-
-
-def by_layer(routes_BTLK: jax.Array) -> jax.Array:
-    """Noted experts as the model takes them, int32 `[L, B, T, K]`."""
-    return jnp.moveaxis(routes_BTLK, 2, 0).astype(jnp.int32)
+def check(settings: MpoConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
+    """Raises InputError for settings that no run can have."""
+    if settings.pairs < 1:
+        raise InputError(f"stage.pairs is {settings.pairs}; it must be at least 1")
 
 
 def summed_logprobs(logprobs_BT: jax.Array, rows: Batch) -> jax.Array:
@@ -61,12 +61,11 @@ class Mpo(Objective):
 
     measures = True
     ragged = True
-    columns = ("preference", "quality", "generation", "accuracy", "reward_margin", "delta")
 
-    def __init__(self, config: MpoConfig, balance: Balance | NoBalance, logprob_chunk: int):
-        weights = {"preference": config.preference, "quality": config.quality, "generation": config.generation}
+    def __init__(self, settings: MpoConfig, balance: Balance | NoBalance, logprob_chunk: int):
+        weights = {"preference": settings.preference, "quality": settings.quality, "generation": settings.generation}
         self.coefficients = {**weights, **balance.coefficients}
-        self.beta, self.balance, self.logprob_chunk = config.beta, balance, logprob_chunk
+        self.beta, self.balance, self.logprob_chunk = settings.beta, balance, logprob_chunk
 
     def start(self) -> Carry:
         return mpo.RunningMean.start()._asdict()
@@ -140,3 +139,16 @@ def _real_pairs(rows: Batch) -> jax.Array:
 def _chosen_tokens(rows: Batch) -> jax.Array:
     """bool [B, T]: supervised tokens of chosen responses."""
     return (rows.weights_BT > 0) & (rows.segments_BT % 2 == 1)
+
+
+MPO = Stage(
+    name="mpo",
+    settings=MpoConfig,
+    check=check,
+    free=frozenset({"cache_dir"}),
+    start=Start.MODEL,
+    objective=Mpo,
+    source=lambda settings, parts: PreferenceRows(parts, settings.pairs, settings.cache_dir),
+    columns=("preference", "quality", "generation", "accuracy", "reward_margin", "delta"),
+    summary=lambda settings, steps: [f"pairs: {settings.pairs:,} a step, {steps * settings.pairs:,} in all"],
+)

@@ -1,21 +1,24 @@
-"""CPT and SFT."""
+"""CPT and SFT: next-token prediction on packed conversations."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.data.rows.views import Plain
 from internvl_jax.losses import LossSum, next_token
 from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.training.stages.balance import Balance, NoBalance
-from internvl_jax.training.stages.base import Carry, Objective, Sums
+from internvl_jax.training.stages.base import Stage, Start
+from internvl_jax.training.stages.packed_rows import PackedRows
+from internvl_jax.training.stages.terms import Carry, Objective, Sums
 
 
 class NextToken(Objective):
     """Next-token prediction.
 
     Args:
-      balance: the term of experts.
+      balance: the load-balancing term of experts.
       logprob_chunk: positions whose logits are held at once.
     """
 
@@ -38,3 +41,11 @@ class NextToken(Objective):
 
     def metrics(self, sums: Sums, carry: Carry) -> dict[str, jax.Array]:
         return self.balance.metrics(sums)
+
+
+NTP = Stage(
+    name="ntp",
+    start=Start.NOTHING,
+    objective=lambda _, balance, logprob_chunk: NextToken(balance, logprob_chunk),
+    source=lambda _, parts: PackedRows(parts, Plain()),
+)

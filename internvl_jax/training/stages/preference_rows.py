@@ -14,50 +14,66 @@ import pathlib
 import time
 import uuid
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.data.processor import Processor
+from internvl_jax.data.rows.batch import Batch
 from internvl_jax.data.rows.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.params_io import locate
-from internvl_jax.training.config import TrainConfig
-from internvl_jax.training.run import setup
-from internvl_jax.training.run.program import Program
+from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
-from internvl_jax.training.stages.mpo import Pairs
+from internvl_jax.training.stages.base import SourceParts
 
 _LOG = logging.getLogger(__name__)
 _SAVE_SECONDS = 300.0
 
 
-class PreferenceRows:
-    """Packed rows of pairs, see `sources.Source`."""
+class Pairs(NamedTuple):
+    """A batch of preference pairs. Segments 2k - 1 and 2k of a row are the chosen and the rejected response of a pair.
 
-    def __init__(self, config: TrainConfig, program: Program, processor: Processor):
-        self._config, self._program = config, program
+    Attributes:
+      rows: loss weights are 1 on the tokens of both responses.
+      reference_BX: float32, the log-probability that the reference model gives the response of segment s, at s - 1.
+    """
+
+    rows: Batch
+    reference_BX: np.ndarray
+
+
+class PreferenceRows:
+    """Packed rows of pairs, see `base.Source`.
+
+    Args:
+      pairs: the pairs of a step.
+      cache_dir: the folder of the reference's log-probabilities; empty keeps them in the workdir.
+    """
+
+    def __init__(self, parts: SourceParts, pairs: int, cache_dir: str):
+        self._pairs, self._run, self._program, self._reference = pairs, parts.run, parts.program, parts.reference
+        self._folder = pathlib.Path(cache_dir or pathlib.Path(parts.run.workdir) / "reference")
         # Every pair a row of the plan: a step takes so many pairs, whatever rows they fill.
-        planned = dataclasses.replace(setup.pipeline_config(config, "preferences"), pack=False)
-        self._pipeline = Pipeline(planned, processor)
-        needed = self._pipeline.rows_needed(config.stage.pairs, config.run.steps, jax.process_count())
-        if needed > config.run.rows:
+        planned = dataclasses.replace(parts.pipeline, kind="preferences", pack=False)
+        self._pipeline = Pipeline(planned, parts.processor)
+        needed = self._pipeline.rows_needed(pairs, parts.run.steps, jax.process_count())
+        if needed > parts.run.rows:
             raise InputError(
-                f"{config.stage.pairs} pairs fill up to {needed} rows of {config.data.token_budget} tokens and "
-                f"{config.data.tile_budget} tiles, but run.rows is {config.run.rows}; raise it (rows that stay empty "
-                "cost next to nothing where run.micro_batches keeps them apart) or lower stage.pairs"
+                f"{pairs} pairs fill up to {needed} rows of {planned.token_budget} tokens and {planned.tile_budget} "
+                f"tiles, but run.rows is {parts.run.rows}; raise it (rows that stay empty cost next to nothing where "
+                "run.micro_batches keeps them apart) or lower stage.pairs"
             )
         self._batches: Any = None
         self._table_N2, self._path = np.zeros((0, 2), np.float32), pathlib.Path()
 
     def start(self, position: Any) -> None:
-        self._path = table_path(self._config, self._pipeline)
-        self._table_N2 = reference_table(self._path, self._config, self._program, self._pipeline)
-        self._batches = _pairs(self._config, self._pipeline, position)
+        self._path = table_path(self._folder, self._pipeline, self._reference, self._run.dtype)
+        self._table_N2 = self._reference_table()
+        self._batches = self._groups(position)
 
     def take(self, state: TrainState) -> Pairs:
         rows = next(self._batches)
@@ -79,53 +95,50 @@ class PreferenceRows:
     def close(self) -> None:
         self._batches.close()
 
+    def _groups(self, position: Any):
+        run, host = self._run, {"host": jax.process_index(), "hosts": jax.process_count()}
+        return self._pipeline.groups(self._pairs, run.rows, run.micro_batches, **host, state=position)
 
-def table_path(config: TrainConfig, pipeline: Pipeline) -> pathlib.Path:
-    """Where the reference's log-probabilities of these pairs are kept."""
-    folder = pathlib.Path(config.stage.cache_dir or pathlib.Path(config.run.workdir) / "reference")
-    source = config.stage.reference or config.run.init_from
-    return folder / f"reference-{_key(source, pipeline, config.run.dtype)}.npz"
-
-
-def reference_table(path: pathlib.Path, config: TrainConfig, program: Program, pipeline: Pipeline) -> np.ndarray:
-    """float32 [I, 2]: the reference's log-probability of the chosen and of the rejected response of every sample that
-    the run meets; NaN where one could not be loaded. Read from the cache as far as it goes, or computed and put there.
-    """
-    epoch = pipeline.plan.rows(0)
-    pairs, size = min(epoch, config.run.steps * config.stage.pairs), config.stage.pairs
-    table_I2, done = np.full((len(pipeline.tokens_I), 2), np.nan, np.float32), 0
-    saved = _read(path)
-    # A whole epoch serves every order of its pairs, a part of it the order that it was read in.
-    if saved and (saved["done"] >= saved["epoch"] or saved["order"] == pipeline.fingerprint):
-        table_I2, done = saved["table"], int(saved["done"])
-    if done >= pairs:
+    def _reference_table(self) -> np.ndarray:
+        """float32 [I, 2]: the reference's log-probability of the chosen and of the rejected response of every sample
+        that the run meets; NaN where one could not be loaded. Read from the cache as far as it goes, or computed and
+        put there.
+        """
+        pipeline, program, run = self._pipeline, self._program, self._run
+        epoch = pipeline.plan.rows(0)
+        pairs = min(epoch, run.steps * self._pairs)
+        table_I2, done = np.full((len(pipeline.tokens_I), 2), np.nan, np.float32), 0
+        saved = _read(self._path)
+        # A whole epoch serves every order of its pairs, a part of it the order that it was read in.
+        if saved and (saved["done"] >= saved["epoch"] or saved["order"] == pipeline.fingerprint):
+            table_I2, done = saved["table"], int(saved["done"])
+        if done >= pairs:
+            return table_I2
+        everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
+        score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
+        params = read_initial(self._reference, program)
+        batches = self._groups({"rows": done, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint})
+        saved_at = time.monotonic()
+        _LOG.info("reference log-probabilities: %d of %d pairs to go", pairs - done, pairs)
+        try:
+            while done < pairs:
+                rows = program.place(next(batches))
+                needed = rows.weights_BT, rows.segments_BT, rows.samples_BX
+                _enter(table_I2, *jax.device_get((score(params, rows), everywhere(*needed))))
+                done += self._pairs
+                if time.monotonic() - saved_at > _SAVE_SECONDS:
+                    _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
+                    _save(self._path, table=table_I2, order=pipeline.fingerprint, done=done, epoch=epoch)
+                    saved_at = time.monotonic()
+        finally:
+            batches.close()
+        _save(self._path, table=table_I2, order=pipeline.fingerprint, done=done, epoch=epoch)
         return table_I2
-    everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
-    score = make_scorer(program, program.graphdef, config.run.micro_batches, config.run.logprob_chunk)
-    params = setup.read_initial(config, config.stage.reference or config.run.init_from, program.abstract.params)
-    position = {"rows": done, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint}
-    batches = _pairs(config, pipeline, position)
-    saved_at = time.monotonic()
-    _LOG.info("reference log-probabilities: %d of %d pairs to go", pairs - done, pairs)
-    try:
-        while done < pairs:
-            rows = program.place(next(batches))
-            needed = rows.weights_BT, rows.segments_BT, rows.samples_BX
-            _enter(table_I2, *jax.device_get((score(params, rows), everywhere(*needed))))
-            done += size
-            if time.monotonic() - saved_at > _SAVE_SECONDS:
-                _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
-                _save(path, table=table_I2, order=pipeline.fingerprint, done=done, epoch=epoch)
-                saved_at = time.monotonic()
-    finally:
-        batches.close()
-    _save(path, table=table_I2, order=pipeline.fingerprint, done=done, epoch=epoch)
-    return table_I2
 
 
-def _pairs(config: TrainConfig, pipeline: Pipeline, position: Any):
-    host = {"host": jax.process_index(), "hosts": jax.process_count()}
-    return pipeline.groups(config.stage.pairs, config.run.rows, config.run.micro_batches, **host, state=position)
+def table_path(folder: pathlib.Path, pipeline: Pipeline, reference: str, dtype: str) -> pathlib.Path:
+    """Where a reference's log-probabilities of these pairs are kept."""
+    return folder / f"reference-{_key(reference, pipeline, dtype)}.npz"
 
 
 def _enter(table_I2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, ...]) -> None:

@@ -6,18 +6,95 @@ over the whole vocabulary, at the tokens of responses.
 Source: InternVL3.5 paper (arXiv 2508.18265) section 2.3. Its training code is not published.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from internvl_jax.data.rows.batch import MIN_TEXT
-from internvl_jax.data.rows.views import Views
+from internvl_jax.data.rows.views import PROBES, RATES, Probes, Rates, Views
+from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, segment_sums, vico
-from internvl_jax.models import UNUSED_PARTS, InternVL, Slots, over_logits
-from internvl_jax.training.config import RouterConfig
+from internvl_jax.models import UNUSED_PARTS, InternVL, InternVLConfig, Slots, over_logits
+from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
 from internvl_jax.training.stages.balance import Balance, NoBalance
-from internvl_jax.training.stages.base import Carry, Objective, Sums
+from internvl_jax.training.stages.base import Source, SourceParts, Stage, Start
+from internvl_jax.training.stages.packed_rows import PackedRows
+from internvl_jax.training.stages.terms import Carry, Objective, Sums
+
+
+@dataclasses.dataclass
+class ConsistencyConfig(StageConfig):
+    """ViCO's first stage: answers that don't change where pictures are compressed. `reference` is the frozen teacher.
+
+    How the loss averages over samples is `data.weighting`; the paper's is 'sample', the mean over the tokens of a
+    response, then over responses.
+
+    Attributes:
+      rates: whether every 'picture' is compressed or not, as the paper has it, or every 'tile' by itself. A router
+        decides tile by tile, and a model that has never seen a picture of both kinds may not know how to read it.
+    """
+
+    rates: str = "picture"
+
+
+@dataclasses.dataclass
+class RouterConfig(StageConfig):
+    """ViCO's second stage: the router learns which tiles can do with fewer tokens. The paper gives no values.
+
+    `reference` has to be given: the frozen teacher that the first stage had.
+
+    Attributes:
+      probe: 'one' measures a tile by compressing it alone; 'all' compresses all probed tiles of a sample together and
+        gives them one ratio.
+      probes: how many tiles of a sample are probed at a visit, drawn anew each time; 0 probes every one.
+      window: the number of ratios, the last ones of the run, that the threshold is taken from.
+      share: the part of the window that lies below the threshold, and so is to be compressed; 0.5 balances the targets.
+      epsilon: the divergence, in nats a token, below which differences don't matter.
+    """
+
+    probe: str = "one"
+    probes: int = 4
+    window: int = 65536
+    share: float = 0.5
+    epsilon: float = 1e-3
+
+
+def check_flash(objective: str, model: InternVLConfig) -> None:
+    """Raises InputError for a model that is no Flash model."""
+    if model.flash is None:
+        raise InputError(f"objective {objective!r} trains a Flash model; give a model config with `flash`")
+
+
+def check_consistency(settings: ConsistencyConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
+    """Raises InputError for settings that no run can have."""
+    check_flash("consistency", model)
+    if settings.rates not in RATES:
+        raise InputError(f"stage.rates is {settings.rates!r}; use 'picture' or 'tile'")
+
+
+def check_router(settings: RouterConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
+    """Raises InputError for settings that no run can have."""
+    check_flash("router", model)
+    if not settings.reference:
+        raise InputError(
+            "objective 'router' measures against the model that the consistency stage began with; give it with "
+            "--config.stage.reference=DIR"
+        )
+    if settings.probe not in PROBES:
+        raise InputError(f"stage.probe is {settings.probe!r}; use one of {', '.join(PROBES)}")
+    if data.weighting != "sample":
+        raise InputError(
+            f"data.weighting is {data.weighting!r}; the router's losses are means over a response: 'sample'"
+        )
+    if run.balance:
+        raise InputError(f"run.balance is {run.balance} but objective 'router' trains no experts; set it to 0")
+    if settings.probes < 0 or settings.window < 1 or not 0 < settings.share < 1 or not settings.epsilon > 0:
+        raise InputError(
+            f"stage has probes {settings.probes}, window {settings.window}, share {settings.share}, epsilon "
+            f"{settings.epsilon}; give at least 0, at least 1, between 0 and 1, above 0"
+        )
 
 
 def divergence(reference: InternVL, policy: InternVL, batch: Views, hidden_BTD: jax.Array, chunk: int) -> jax.Array:
@@ -50,7 +127,6 @@ class Consistency(Objective):
       logprob_chunk: positions whose logits are held at once.
     """
 
-    refers = extends = True
     idle = r"^router\."
 
     def __init__(self, balance: Balance | NoBalance, logprob_chunk: int):
@@ -110,15 +186,14 @@ class Route(Objective):
     """
 
     measures = True
-    refers = True
     idle = rf"^(?!router\.)|{UNUSED_PARTS}"
 
-    def __init__(self, config: RouterConfig, logprob_chunk: int):
+    def __init__(self, settings: RouterConfig, logprob_chunk: int):
         self.coefficients = {"router": 1.0}
-        self.config, self.logprob_chunk = config, logprob_chunk
+        self.settings, self.logprob_chunk = settings, logprob_chunk
 
     def start(self) -> Carry:
-        return vico.Window.start(self.config.window)._asdict()
+        return vico.RatioWindow.start(self.settings.window)._asdict()
 
     def weights(self, batch: Views) -> dict[str, jax.Array]:
         return {"router": jnp.sum(_measured(batch)).astype(jnp.float32)}
@@ -139,7 +214,7 @@ class Route(Objective):
     def advance(self, carry: Carry, measured: Sums) -> Carry:
         # Row r of the batch is row r // M of micro-batch r % M (`step.split_rows`).
         ratio_G, mask_G = (measured[name].swapaxes(0, 1).reshape(-1) for name in ("ratio_BG", "mask_BG"))
-        return vico.Window(**carry).push(ratio_G, mask_G)._asdict()
+        return vico.RatioWindow(**carry).push(ratio_G, mask_G)._asdict()
 
     def terms(self, outs: Any, batch: Views, carry: Carry) -> tuple[dict[str, LossSum], Sums]:
         ratio_G, route_G2 = outs
@@ -161,12 +236,12 @@ class Route(Objective):
         """
         names = ("accuracy", "compress", "compress_target", "ratio")
         means = {name: sums[name] / jnp.maximum(sums["tiles"], 1) for name in names}
-        window = vico.Window(**carry)
+        window = vico.RatioWindow(**carry)
         deciles = {f"ratio_{percent}": window.percentile(percent / 100) for percent in (10, 90)}
         return {**means, "threshold": self._threshold(carry), **deciles}
 
     def _threshold(self, carry: Carry) -> jax.Array:
-        return vico.Window(**carry).percentile(self.config.share)
+        return vico.RatioWindow(**carry).percentile(self.settings.share)
 
     def _ratios(self, kl_BT: jax.Array, batch: Views) -> jax.Array:
         """float32 `[G]`: what compressing a tile multiplies its text's divergence by; anything where not measured."""
@@ -176,9 +251,38 @@ class Route(Objective):
         means_BX = segment_sums(weighted_BT, student.segments_BT, T // MIN_TEXT)
         texts_BG2 = jnp.maximum(batch.measured_G2, 0).reshape(B, -1, 2)
         means_BG2 = jnp.take_along_axis(means_BX[:, :, None], texts_BG2, axis=1)
-        return vico.loss_ratio(means_BG2[..., 0], means_BG2[..., 1], self.config.epsilon).reshape(-1)
+        return vico.loss_ratio(means_BG2[..., 0], means_BG2[..., 1], self.settings.epsilon).reshape(-1)
 
 
 def _measured(batch: Views) -> jax.Array:
     """bool [G]."""
     return batch.measured_G2[:, 0] >= 0
+
+
+def _rated_rows(settings: ConsistencyConfig, parts: SourceParts) -> Source:
+    return PackedRows(parts, Rates(parts.program.model.tokens_per_compressed_tile, settings.rates))
+
+
+def _probed_rows(settings: RouterConfig, parts: SourceParts) -> Source:
+    compressed = parts.program.model.tokens_per_compressed_tile
+    return PackedRows(parts, Probes(compressed, settings.probe, settings.probes))
+
+
+CONSISTENCY = Stage(
+    name="consistency",
+    settings=ConsistencyConfig,
+    check=check_consistency,
+    start=Start.BASE,
+    objective=lambda _, balance, logprob_chunk: Consistency(balance, logprob_chunk),
+    source=_rated_rows,
+    refers=True,
+)
+ROUTER = Stage(
+    name="router",
+    settings=RouterConfig,
+    check=check_router,
+    start=Start.MODEL,
+    objective=lambda settings, _, logprob_chunk: Route(settings, logprob_chunk),
+    source=_probed_rows,
+    refers=True,
+)

@@ -1,5 +1,6 @@
 """Preference optimisation: the recorded step of the released trainer, and what holds whatever the model."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -21,10 +22,11 @@ from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
 from internvl_jax.training import MpoConfig, build, train
 from internvl_jax.training.run import hooks, setup
+from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.stages import preference_rows
 from internvl_jax.training.stages.balance import NoBalance
 from internvl_jax.training.stages.mpo import Mpo, Pairs
-from internvl_jax.training.stages.preference_rows import PreferenceRows, table_path
+from internvl_jax.training.stages.preference_rows import table_path
 from tests.training import toy
 
 
@@ -97,9 +99,9 @@ def first_batch(config):
     """(program, placed batch, start parameters) of a preference run."""
     config, processor = setup.prepare(config)
     program = build(config)
-    source = PreferenceRows(config, program, processor)
+    source = setup.open_source(config, program, processor)
     source.start(None)
-    params = setup.read_initial(config, config.run.init_from, program.abstract.params)
+    params = read_initial(config.run.init_from, program)
     batch = source.take(None)
     source.close()
     return program, batch, params
@@ -142,9 +144,9 @@ def steps(config, count=3, devices=None):
     config.optim.eps = 1e-3  # with less, Adam makes whole steps of what is noise beside zero
     config, processor = setup.prepare(config)
     program = build(config, devices)
-    source = PreferenceRows(config, program, processor)
+    source = setup.open_source(config, program, processor)
     source.start(None)
-    state = program.from_params(setup.read_initial(config, config.run.init_from, program.abstract.params))
+    state = program.from_params(read_initial(config.run.init_from, program))
     lines = []
     for _ in range(count):
         state, metrics = program.step(state, program.place(source.take(state)))
@@ -234,7 +236,7 @@ def changed_pairs(start, folder, change, **entry):
 def references(config):
     """What a run's cache holds once its source has started: the table, and the file."""
     config, processor = setup.prepare(config)
-    source = PreferenceRows(config, build(config, jax.devices()[:1]), processor)
+    source = setup.open_source(config, build(config, jax.devices()[:1]), processor)
     source.start(None)
     source.close()
     (path,) = pathlib.Path(config.stage.cache_dir or f"{config.run.workdir}/reference").glob("*")
@@ -246,7 +248,9 @@ def test_other_data_or_another_model_has_another_table(start, tmp_path):
         config, processor = setup.prepare(toy.mpo_config(start, tmp_path / "w"))
         config.stage.cache_dir = "cache"
         vars(vars(config)[section]).update(change)
-        return table_path(config, Pipeline(setup.pipeline_config(config, "preferences"), processor))
+        pairs = dataclasses.replace(setup.pipeline_config(config), kind="preferences")
+        folder, reference = pathlib.Path(config.stage.cache_dir), setup.reference_of(config)
+        return table_path(folder, Pipeline(pairs, processor), reference, config.run.dtype)
 
     same = [path(), path(workdir=str(tmp_path), seed=9, steps=77, rows=32), path("data", token_budget=111)]
     same += [path("stage", pairs=3, beta=0.3), path("stage", reference=str(start / "start"))]

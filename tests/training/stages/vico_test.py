@@ -23,7 +23,7 @@ from internvl_jax.inference import Thresholds, save_model
 from internvl_jax.sharding.params_io import locate
 from internvl_jax.training import Group, build, train
 from internvl_jax.training.run import hooks, setup
-from internvl_jax.training.stages.packed_rows import open_source
+from internvl_jax.training.run.initial import read_initial, read_reference
 from tests.training import toy
 from tests.training.train_test import interrupt
 
@@ -43,10 +43,10 @@ def steps(config, count, params=None, reference=None):
     config, processor = setup.prepare(config)
     program = build(config, jax.devices()[:1])
     if params is None and config.run.init_from:
-        params = setup.read_initial(config, config.run.init_from, program.abstract.params, program.random_params)
-        reference = setup.read_reference(config, program.abstract.params)
+        params = read_initial(config.run.init_from, program, extend=True)
+        reference = read_reference(setup.reference_of(config), program)
     state = program.from_params(program.random_params() if params is None else params)
-    source = open_source(config, program, processor)
+    source = setup.open_source(config, program, processor)
     source.start(None)
     before, lines = jax.device_get(state.params), []
     for _ in range(count):

@@ -9,10 +9,10 @@ import numpy as np
 from internvl_jax.data.rows.batch import Batch
 from internvl_jax.losses import LossSum, gspo
 from internvl_jax.models import InternVL, token_statistics
-from internvl_jax.training.config import GspoConfig
 from internvl_jax.training.stages.balance import Balance, NoBalance
-from internvl_jax.training.stages.base import Carry, Objective, Sums
-from internvl_jax.training.stages.mpo import by_layer, read_rows
+from internvl_jax.training.stages.gspo.settings import GspoConfig
+from internvl_jax.training.stages.several_texts import by_layer, read_rows
+from internvl_jax.training.stages.terms import Carry, Objective, Sums
 
 
 class RolloutBatch(NamedTuple):
@@ -44,28 +44,12 @@ class Gspo(Objective):
     """
 
     ragged = True
-    columns = (
-        "kl",
-        "reward",
-        "accuracy",
-        "format",
-        "response_tokens",
-        "truncated",
-        "zero_advantage",
-        "clip_fraction",
-        "logprob_difference",
-        "max_logprob_difference",
-        "sampler_difference",
-        "max_sampler_difference",
-        "entropy",
-        "router_agreement",
-    )
 
-    def __init__(self, config: GspoConfig, balance: Balance | NoBalance, logprob_chunk: int):
-        kl = {"kl": config.kl} if config.kl else {}
+    def __init__(self, settings: GspoConfig, balance: Balance | NoBalance, logprob_chunk: int):
+        kl = {"kl": settings.kl} if settings.kl else {}
         self.coefficients = {"policy": 1.0, **kl, **balance.coefficients}
-        self.noted, self.replays = config.routes != "ignore", config.routes == "replay"
-        self.clip, self.kl = (config.clip_low, config.clip_high), bool(config.kl)
+        self.noted, self.replays = settings.routes != "ignore", settings.routes == "replay"
+        self.clip, self.kl = (settings.clip_low, settings.clip_high), bool(settings.kl)
         self.balance, self.logprob_chunk = balance, logprob_chunk
 
     def weights(self, batch: RolloutBatch) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ from internvl_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ResponseLayout:
     """Rows, and which response each of their segments is.
 
     Attributes:
@@ -30,7 +30,7 @@ class Layout:
         return placed_BT
 
     def place_routes(self, routes: Sequence[np.ndarray]) -> np.ndarray:
-        """int16 [B, T, L, K]: the experts of every prompt's and response's tokens (`Response.routes`); -1 elsewhere."""
+        """int16 [B, T, L, K]: the experts of every prompt's and response's tokens (`Rollout.routes`); -1 elsewhere."""
         rows = self.rows
         placed_BTLK = np.full((*rows.tokens_BT.shape, *routes[0].shape[1:]), -1, np.int16)
         for b, numbers in self._filled():
@@ -81,7 +81,7 @@ def lay_out(
     config: RowConfig,
     rows: int,
     micro_batches: int,
-) -> Layout:
+) -> ResponseLayout:
     """Rows of all responses, filled one after the other, those without any in the last micro-batches.
 
     Args:
@@ -106,7 +106,7 @@ def lay_out(
         numbers = [firsts[p] + g for p, members in content for g in members]
         numbers_BX[row, : len(numbers)] = numbers
     batch = stack_rows(made)
-    return Layout(batch, numbers_BX[:, : batch.samples_BX.shape[1]])
+    return ResponseLayout(batch, numbers_BX[:, : batch.samples_BX.shape[1]])
 
 
 def _pack(prompts, responses, config: RowConfig) -> list[list[tuple[int, list[int]]]]:

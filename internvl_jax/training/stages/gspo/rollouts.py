@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from internvl_jax.data.processor import ChatInputs, Processor
+from internvl_jax.data.processor import ChatInputs
 from internvl_jax.data.reading.prompts import Prompt, PromptStream, encode, open_prompts, read_accuracies, screen
 from internvl_jax.data.rows.batch import RowConfig
 from internvl_jax.data.rows.pipeline import Skipped
@@ -28,20 +28,21 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders, Score
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampler import Response, Sampler
+from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
 from internvl_jax.inference.text import TextStream
 from internvl_jax.losses import gspo
 from internvl_jax.sharding.flat import Params
-from internvl_jax.training.config import GspoConfig, TrainConfig
-from internvl_jax.training.run import setup
-from internvl_jax.training.run.program import Program
+from internvl_jax.training.run.initial import read_reference
+from internvl_jax.training.run.program import in_products
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
+from internvl_jax.training.stages.base import SourceParts
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
-from internvl_jax.training.stages.gspo.response_rows import Layout, lay_out, most_rows
-from internvl_jax.training.stages.gspo.rounds import Group, Round, figures, read_round, write_round
+from internvl_jax.training.stages.gspo.response_rows import ResponseLayout, lay_out, most_rows
+from internvl_jax.training.stages.gspo.rounds import ResponseGroup, Round, figures, read_round, write_round
+from internvl_jax.training.stages.gspo.settings import GspoConfig
 
 FOLDER = "rollouts"
 _LOG = logging.getLogger(__name__)
@@ -49,16 +50,17 @@ _SEED_STREAM = 4  # keeps the random numbers of responses apart from those of th
 
 
 class Rollouts:
-    """Batches of a policy's own responses, see `sources.Source`."""
+    """Batches of a policy's own responses, see `base.Source`."""
 
-    def __init__(self, config: TrainConfig, program: Program, processor: Processor):
-        stage, run, data = config.stage, config.run, config.data
-        self._config, self._stage, self._program, self._processor = config, stage, program, processor
+    def __init__(self, settings: GspoConfig, parts: SourceParts):
+        run, data, program, processor = parts.run, parts.pipeline, parts.program, parts.processor
+        self._settings, self._run, self._data, self._program = settings, run, data, program
+        self._processor, self._reference_source = processor, parts.reference
         prompts = open_prompts(data.meta)
-        accuracies = read_accuracies(stage.accuracies) if stage.accuracies else None
-        bounds = (stage.lowest_accuracy, stage.highest_accuracy)
+        accuracies = read_accuracies(settings.accuracies) if settings.accuracies else None
+        bounds = (settings.lowest_accuracy, settings.highest_accuracy)
         screened = screen(
-            prompts, processor, stage.max_prompt_tokens, accuracies, bounds, data.tile_budget, answered=True
+            prompts, processor, settings.max_prompt_tokens, accuracies, bounds, data.tile_budget, answered=True
         )
         self._skipped = Skipped(data.max_skipped)
         self._skipped.extend(screened.broken.values())
@@ -75,20 +77,20 @@ class Rollouts:
             weighting="token",
             several=True,
         )
-        self._graders = Graders(stage.reward, stage.grader_seconds, stage.grader_workers)
+        self._graders = Graders(settings.reward, settings.grader_seconds, settings.grader_workers)
         on_one = program.mesh.size == 1
-        rows = tuple(sorted({*Ladders().rows, stage.sample_prompts}))
+        rows = tuple(sorted({*Ladders().rows, settings.sample_prompts}))
         self._sampler = Sampler(
-            config.model,
+            program.model,
             jnp.dtype(run.dtype),
             Vocabulary.of(processor),
-            dataclasses.replace(Ladders(), rows=rows, slots=(stage.max_new_tokens,)),
+            dataclasses.replace(Ladders(), rows=rows, slots=(settings.max_new_tokens,)),
             None if on_one else program.mesh,
             None if on_one else program.rules,
-            routes=stage.routes != "ignore",
+            routes=settings.routes != "ignore",
         )
         # A Flash model's language is trained at full resolution; its router comes after.
-        self._thresholds = MODEL_THRESHOLDS if config.model.flash is None else Thresholds(relative=1.0)
+        self._thresholds = MODEL_THRESHOLDS if program.model.flash is None else Thresholds(relative=1.0)
         self._score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
         self._score_reference = make_scorer(program, program.reference_graphdef, run.micro_batches, run.logprob_chunk)
         self._reference: Params | None = None
@@ -99,40 +101,40 @@ class Rollouts:
     @property
     def _steps(self) -> int:
         """Optimizer steps of a rollout batch."""
-        return self._stage.prompts // self._stage.mini_batch
+        return self._settings.prompts // self._settings.mini_batch
 
     def start(self, position: Any) -> None:
-        if self._stage.kl:
-            self._reference = setup.read_reference(self._config, self._program.abstract.params)
+        if self._settings.kl:
+            self._reference = read_reference(self._reference_source, self._program)
         if position is None:
             return
         if position["prompts"] != self._digest:
             raise InputError(
                 f"the saved data position belongs to other prompts than the {len(self._stream)} that "
-                f"{self._config.data.meta} and the filters leave; restore them or start a new run"
+                f"{self._data.meta} and the filters leave; restore them or start a new run"
             )
         self._next_round, self._consumed, self._used = (position[name] for name in ("round", "consumed", "used"))
         if self._used:
             self._round = read_round(self._folder, self._next_round - 1)
 
     def take(self, state: TrainState) -> RolloutBatch:
-        stage, run = self._stage, self._config.run
+        settings, run = self._settings, self._run
         if self._round is None or self._used == self._steps:
             self._round = None  # let go of the old one first
             self._round = self._collect(state.params)
             self._consumed, self._next_round, self._used = self._round.consumed, self._next_round + 1, 0
-        groups = self._learned(self._round.groups[self._used * stage.mini_batch :][: stage.mini_batch])
+        groups = self._learned(self._round.groups[self._used * settings.mini_batch :][: settings.mini_batch])
         self._used += 1
         layout = self._lay_out(groups)
-        advantages, keep = _advantages(groups, stage)
+        advantages, keep = _advantages(groups, settings)
         flat = lambda name: [values for group in groups for values in getattr(group, name)]
         batch = RolloutBatch(
             layout.rows,
             layout.place(flat("old")),
             layout.spread(advantages),
             layout.spread(keep),
-            layout.place(flat("reference")) if stage.kl else None,
-            layout.place_routes(flat("routes")) if stage.routes != "ignore" else None,
+            layout.place(flat("reference")) if settings.kl else None,
+            layout.place_routes(flat("routes")) if settings.routes != "ignore" else None,
         )
         share = run.rows // jax.process_count()
         return _rows(batch, run.rows, jax.process_index() * share, share)
@@ -153,21 +155,21 @@ class Rollouts:
 
     def _collect(self, params: Params) -> Round:
         """Samples, grades and scores a rollout batch, and writes it down."""
-        stage, seconds, started = self._stage, {"grading": 0.0}, time.perf_counter()
-        varied: list[Group] = []
-        equal: list[Group] = []
+        settings, seconds, started = self._settings, {"grading": 0.0}, time.perf_counter()
+        varied: list[ResponseGroup] = []
+        equal: list[ResponseGroup] = []
         consumed, drawn = self._consumed, 0
-        sampling_params = _as_products(params, self._config.run.dtype)
-        for _ in range(stage.max_resamples + 1 if stage.zero_variance == "resample" else 1):
-            wanted = stage.prompts - len(varied)
+        sampling_params = _as_products(params, self._run.dtype)
+        for _ in range(settings.max_resamples + 1 if settings.zero_variance == "resample" else 1):
+            wanted = settings.prompts - len(varied)
             sampled, consumed = self._sample(sampling_params, wanted, consumed, seconds)
             drawn += len(sampled)
             for group in sampled:
-                (equal if stage.zero_variance == "resample" and not group.varied else varied).append(group)
-            if len(varied) == stage.prompts:
+                (equal if settings.zero_variance == "resample" and not group.varied else varied).append(group)
+            if len(varied) == settings.prompts:
                 break
         del sampling_params  # views of the parameters, which the step that follows takes over
-        groups = varied + equal[: stage.prompts - len(varied)]
+        groups = varied + equal[: settings.prompts - len(varied)]
         seconds["sampling"] = time.perf_counter() - started - seconds["grading"]
         started = time.perf_counter()
         self._score_groups(groups, self._score, params, "old")
@@ -181,12 +183,14 @@ class Rollouts:
             write_round(self._folder, made, self._stream.prompts, keep=self._rounds_kept())
         return made
 
-    def _sample(self, params: Params, wanted: int, consumed: int, seconds: dict[str, float]) -> tuple[list[Group], int]:
+    def _sample(
+        self, params: Params, wanted: int, consumed: int, seconds: dict[str, float]
+    ) -> tuple[list[ResponseGroup], int]:
         """Groups of the next `wanted` prompts that can be read, and the prompts consumed after them."""
-        groups: list[Group] = []
+        groups: list[ResponseGroup] = []
         while len(groups) < wanted:
             chunk: list[tuple[int, int, Prompt, ChatInputs]] = []
-            while len(chunk) < min(wanted - len(groups), self._stage.sample_prompts):
+            while len(chunk) < min(wanted - len(groups), self._settings.sample_prompts):
                 (number,) = self._stream.numbers(1, consumed).tolist()
                 consumed += 1
                 try:
@@ -194,11 +198,11 @@ class Rollouts:
                     chunk.append((consumed, number, prompt, encode(prompt, self._processor)))
                 except InputError as error:
                     self._skipped.extend([str(error)])
-            sampling = SamplingParams(max_new_tokens=self._stage.max_new_tokens, temperature=1.0)
+            sampling = SamplingParams(max_new_tokens=self._settings.max_new_tokens, temperature=1.0)
             requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, self._thresholds) for *_, inputs in chunk]
             seeds_QA = np.stack([self._seeds(place) for place, *_ in chunk])
             found = self._sampler.sample(
-                params, requests, self._stage.group, seeds_QA, prompts=self._stage.sample_prompts
+                params, requests, self._settings.group, seeds_QA, prompts=self._settings.sample_prompts
             )
             texts = [[self._text(response) for response in group] for group in found]
             started = time.perf_counter()
@@ -207,22 +211,22 @@ class Rollouts:
             for (_, number, *_), group, said, graded in zip(chunk, found, texts, scores, strict=True):
                 tokens, sampled = [each.tokens for each in group], [each.logprobs for each in group]
                 finished, routes = [each.finished for each in group], [each.routes for each in group]
-                groups.append(Group(number, tokens, sampled, said, graded, finished, routes=routes))
+                groups.append(ResponseGroup(number, tokens, sampled, said, graded, finished, routes=routes))
         return groups, consumed
 
     def _seeds(self, place: int) -> np.ndarray:
         """uint32 [group], of the prompt that is the run's n-th."""
-        sequence = np.random.SeedSequence((self._config.run.seed, _SEED_STREAM, place))
-        return sequence.generate_state(self._stage.group)
+        sequence = np.random.SeedSequence((self._run.seed, _SEED_STREAM, place))
+        return sequence.generate_state(self._settings.group)
 
-    def _text(self, response: Response) -> str:
+    def _text(self, response: Rollout) -> str:
         """What graders read: all that was written but the token that ended it."""
         stream = TextStream(self._processor)
         tokens = response.tokens[:-1] if response.finished else response.tokens
         return "".join(stream.feed(token) for token in tokens.tolist()) + stream.finish()
 
     def _grade(self, texts: list[list[str]], answers: list[str]) -> list[list[Score]]:
-        group = self._stage.group
+        group = self._settings.group
         flat = [text for said in texts for text in said]
         truths = [answer for answer in answers for _ in range(group)]
         if jax.process_count() == 1:
@@ -235,36 +239,36 @@ class Rollouts:
             scores = [Score(*row[:3].tolist(), error="see process 0" if row[3] else None) for row in table]
         return [scores[start : start + group] for start in range(0, len(scores), group)]
 
-    def _learned(self, groups: list[Group]) -> list[Group]:
+    def _learned(self, groups: list[ResponseGroup]) -> list[ResponseGroup]:
         """Those that take rows: all, or those that something can be learned from; one at least."""
-        if self._stage.zero_variance != "drop":
+        if self._settings.zero_variance != "drop":
             return groups
         return [group for group in groups if group.varied] or groups[:1]
 
-    def _lay_out(self, groups: Sequence[Group]) -> Layout:
+    def _lay_out(self, groups: Sequence[ResponseGroup]) -> ResponseLayout:
         prompts = [encode(self._stream.prompts[group.number], self._processor) for group in groups]
-        run = self._config.run
+        run = self._run
         return lay_out(prompts, [group.tokens for group in groups], self._layout, run.rows, run.micro_batches)
 
     def _check_rows(self, most_tiles: int) -> None:
-        stage, run, data = self._stage, self._config.run, self._config.data
-        longest = stage.max_prompt_tokens + stage.max_new_tokens
-        needed = most_rows(stage.mini_batch, stage.group, longest, most_tiles, data.token_budget, data.tile_budget)
-        if needed > run.rows:
+        prompts, group, rows = self._settings.mini_batch, self._settings.group, self._run.rows
+        tokens, tiles = self._data.token_budget, self._data.tile_budget
+        longest = self._settings.max_prompt_tokens + self._settings.max_new_tokens
+        needed = most_rows(prompts, group, longest, most_tiles, tokens, tiles)
+        if needed > rows:
             raise InputError(
-                f"{stage.mini_batch} x {stage.group} responses about up to {most_tiles} tiles may fill {needed} rows "
-                f"of {data.token_budget} tokens and {data.tile_budget} tiles, but run.rows is {run.rows}; raise "
-                "data.tile_budget or run.rows"
+                f"{prompts} x {group} responses about up to {most_tiles} tiles may fill {needed} rows of {tokens} "
+                f"tokens and {tiles} tiles, but run.rows is {rows}; raise data.tile_budget or run.rows"
             )
 
-    def _score_groups(self, groups: list[Group], score: Any, params: Params, name: str) -> None:
+    def _score_groups(self, groups: list[ResponseGroup], score: Any, params: Params, name: str) -> None:
         """Fills in log-probabilities, in the very rows that steps will take."""
-        run, share = self._config.run, self._config.run.rows // jax.process_count()
-        for start in range(0, len(groups), self._stage.mini_batch):
-            part = self._learned(groups[start : start + self._stage.mini_batch])
+        run, share = self._run, self._run.rows // jax.process_count()
+        for start in range(0, len(groups), self._settings.mini_batch):
+            part = self._learned(groups[start : start + self._settings.mini_batch])
             layout = self._lay_out(part)
             routes = None
-            if self._stage.routes == "replay":
+            if self._settings.routes == "replay":
                 routes = layout.place_routes([each for group in part for each in group.routes])
             given = {"rows": layout.rows, "routes_BTLK": routes}
             mine = self._program.place(_rows(given, run.rows, jax.process_index() * share, share))
@@ -274,21 +278,21 @@ class Rollouts:
 
     def _rounds_kept(self) -> int:
         """So many of the last rollout batches may a kept checkpoint need."""
-        run = self._config.run
+        run = self._run
         return run.keep_last * run.save_every // self._steps + 2
 
 
-def _advantages(groups: Sequence[Group], stage: GspoConfig) -> tuple[np.ndarray, np.ndarray]:
+def _advantages(groups: Sequence[ResponseGroup], settings: GspoConfig) -> tuple[np.ndarray, np.ndarray]:
     """float32 and bool `[responses]`: the advantage of every response, and whether the loss counts it.
 
     One that could not be graded is in no mean and no loss, nor is one that is left alone by that.
     """
     rewards_QA = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
     graded_QA = np.array([[score.error is None for score in group.scores] for group in groups])
-    keep_QA = graded_QA & (graded_QA.sum(axis=1) > min(1, stage.group - 1))[:, None]
-    if stage.mask_overlong:
+    keep_QA = graded_QA & (graded_QA.sum(axis=1) > min(1, settings.group - 1))[:, None]
+    if settings.mask_overlong:
         keep_QA &= np.array([group.finished for group in groups])
-    if stage.zero_variance == "drop":
+    if settings.zero_variance == "drop":
         keep_QA &= np.array([group.varied for group in groups])[:, None]
     return np.asarray(gspo.advantages(rewards_QA, graded_QA)).reshape(-1), keep_QA.reshape(-1)
 
@@ -307,4 +311,4 @@ def _as_products(params: Params, dtype: str) -> Params:
     """Weights in the dtype that products take them in, once and not at every token; a router's stay exact."""
     if dtype == "float32":
         return params
-    return {path: leaf.astype(dtype) if setup.in_products(path) else leaf for path, leaf in params.items()}
+    return {path: leaf.astype(dtype) if in_products(path) else leaf for path, leaf in params.items()}

@@ -15,7 +15,7 @@ from internvl_jax.grading import Score
 
 
 @dataclasses.dataclass
-class Group:
+class ResponseGroup:
     """A prompt with its responses.
 
     Attributes:
@@ -27,7 +27,7 @@ class Group:
       scores: of the responses.
       finished: False where a response was cut.
       reference: as `old`, under the frozen reference, if there is one.
-      routes: see `Response`, if they are noted.
+      routes: see `Rollout`, if they are noted.
     """
 
     number: int
@@ -59,11 +59,11 @@ class Round:
 
     number: int
     consumed: int
-    groups: list[Group]
+    groups: list[ResponseGroup]
     notes: dict[str, float]
 
 
-def figures(groups: Sequence[Group]) -> dict[str, float]:
+def figures(groups: Sequence[ResponseGroup]) -> dict[str, float]:
     """Means over the responses of a rollout batch; rewards over those that could be graded, log-probabilities over
     those of groups that steps learn from.
     """
@@ -125,7 +125,7 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
             path.unlink()
 
 
-def _routes(groups: Sequence[Group]) -> dict[str, Any]:
+def _routes(groups: Sequence[ResponseGroup]) -> dict[str, Any]:
     found = [routes for group in groups for routes in group.routes]
     if found[0] is None:
         return {}
@@ -153,7 +153,9 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
         mine = slice(p * size, (p + 1) * size)
         scores = [Score(*row[:3].tolist(), "see the log" if row[3] else None) for row in stored["scores"][p]]
         finished = stored["finished"][p].tolist()
-        groups.append(Group(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine]))
+        groups.append(
+            ResponseGroup(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine])
+        )
     return Round(number, int(stored["consumed"]), groups, json.loads(str(stored["notes"])))
 
 

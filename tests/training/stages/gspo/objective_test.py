@@ -16,12 +16,12 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
 from internvl_jax.models import FLASH_PARTS
 from internvl_jax.training import Group, build, train
-from internvl_jax.training.config import check
 from internvl_jax.training.run import hooks, setup
+from internvl_jax.training.run.initial import read_initial
+from internvl_jax.training.run.setup import check
 from internvl_jax.training.stages.gspo import rollouts
-from internvl_jax.training.stages.gspo.objective import Gspo
+from internvl_jax.training.stages.gspo.record import GSPO
 from internvl_jax.training.stages.gspo.response_rows import lay_out
-from internvl_jax.training.stages.gspo.rollouts import Rollouts
 from internvl_jax.training.stages.gspo.rounds import read_round
 from tests.training import toy
 
@@ -32,9 +32,9 @@ def begin(config, devices=None):
     """(program, source, state) of a run at its first step."""
     config, processor = setup.prepare(config)
     program = build(config, devices)
-    source = Rollouts(config, program, processor)
+    source = setup.open_source(config, program, processor)
     source.start(None)
-    params = setup.read_initial(config, config.run.init_from, program.abstract.params)
+    params = read_initial(config.run.init_from, program)
     return program, source, program.from_params(params)
 
 
@@ -71,7 +71,7 @@ def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
     other = other._replace(routes_BTLK=other.routes_BTLK.astype(np.int16))
     found = []
     for each in (batch, other):
-        params = setup.read_initial(config, config.run.init_from, program.abstract.params)
+        params = read_initial(config.run.init_from, program)
         after, metrics = program.step(program.from_params(params), program.place(each))
         found.append(jax.device_get((metrics, after.params["lm.layers.mlp.router.weight"], after.opt_state[1].mu)))
     (same, *_), (moved, _, moments) = found
@@ -328,7 +328,7 @@ def test_the_health_of_every_step(start, tmp_path, capfd):
     config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", steps=2, init_from=str(tmp_path / "start"))
     config.stage.routes = "note"
     train(config)
-    names = {name for name in Gspo.columns if name != "kl"}
+    names = {name for name in GSPO.columns if name != "kl"}
     assert {"reward", "truncated", "zero_advantage", "clip_fraction", "entropy", "router_agreement"} < names
     table = [line.split() for line in capfd.readouterr().err.splitlines()]
     header = next(number for number, cells in enumerate(table) if cells[:1] == ["step"])

@@ -1,0 +1,39 @@
+"""GSPO as a stage."""
+
+from internvl_jax.training.stages.base import Stage, Start
+from internvl_jax.training.stages.gspo.objective import Gspo
+from internvl_jax.training.stages.gspo.rollouts import Rollouts
+from internvl_jax.training.stages.gspo.settings import GspoConfig, check
+
+
+def _summary(settings: GspoConfig, steps: int) -> list[str]:
+    responses, share = settings.prompts * settings.group, settings.prompts // settings.mini_batch
+    return [f"rollouts: {responses:,} responses a batch, used up in {share} steps of {responses // share:,}"]
+
+
+GSPO = Stage(
+    name="gspo",
+    settings=GspoConfig,
+    check=check,
+    free=frozenset({"sample_prompts", "grader_seconds", "grader_workers"}),
+    start=Start.MODEL,
+    objective=Gspo,
+    source=Rollouts,
+    columns=(
+        "kl",
+        "reward",
+        "accuracy",
+        "format",
+        "response_tokens",
+        "truncated",
+        "zero_advantage",
+        "clip_fraction",
+        "logprob_difference",
+        "max_logprob_difference",
+        "sampler_difference",
+        "max_sampler_difference",
+        "entropy",
+        "router_agreement",
+    ),
+    summary=_summary,
+)

@@ -1,0 +1,93 @@
+"""The settings of GSPO, and which of them no run can have."""
+
+import dataclasses
+
+from internvl_jax.errors import InputError
+from internvl_jax.models import InternVLConfig
+from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
+
+
+@dataclasses.dataclass
+class GspoConfig(StageConfig):
+    """Online reinforcement learning by GSPO; defaults as released, but for what the release leaves to verl's.
+
+    `data.meta` names prompts: a meta file, a JSONL file or the parquet file of MMPR-Tiny. A rollout batch is sampled
+    with the policy as it is, at temperature 1, and used up by prompts / mini_batch optimizer steps.
+
+    Attributes:
+      prompts: the prompts of a rollout batch.
+      group: the number of responses to a prompt.
+      mini_batch: the prompts of an optimizer step.
+      sample_prompts: how many prompts are sampled at a time.
+      max_prompt_tokens: longer prompts are left out.
+      max_new_tokens: the longest response, its stop token included.
+      clip_low, clip_high: the sequence's ratio is clipped to 1 - low and 1 + high. The GSPO paper has 3e-4 and 4e-4.
+      zero_variance: what becomes of a group whose rewards are all equal: 'keep' (advantage 0, as released), 'drop' (it
+        takes no rows, and no part in the loss's denominator) or 'resample' (other prompts take its place).
+      max_resamples: how often other prompts are drawn for a rollout batch before such groups stay.
+      mask_overlong: a response that was cut is left out of the loss, numerator and denominator.
+      routes: what becomes of the experts that the sampler took in a mixture: 'ignore' them, 'note' them (the metric
+        router_agreement), or 'replay' them in training too, with the weights that the router gives them now.
+      kl: the coefficient of the KL to the reference; 0 for none.
+      reward: the name of a reward, or 'package.module:function' (`grading.rewards`). A response that it fails to grade
+        is left out of its group: of mean and deviation, and of the loss.
+      grader_seconds: the time limit of an answer.
+      grader_workers: the number of processes that grade; 0 grades in this process, without a time limit.
+      accuracies: a file of known accuracies of prompts (`launch.make_pairs` writes it); empty keeps all prompts.
+      lowest_accuracy, highest_accuracy: prompts with a known accuracy outside of these are left out.
+    """
+
+    prompts: int = 512
+    group: int = 16
+    mini_batch: int = 32
+    sample_prompts: int = 64
+    max_prompt_tokens: int = 8192
+    max_new_tokens: int = 32768
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    zero_variance: str = "keep"
+    max_resamples: int = 3
+    mask_overlong: bool = False
+    routes: str = "ignore"
+    kl: float = 0.0
+    reward: str = "mmpr"
+    grader_seconds: float = 10.0
+    grader_workers: int = 4
+    accuracies: str = ""
+    lowest_accuracy: float = 0.2
+    highest_accuracy: float = 0.8
+
+
+def check(settings: GspoConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
+    """Raises InputError for settings that no run can have."""
+    least = {"prompts": 1, "group": 1, "mini_batch": 1, "sample_prompts": 1, "max_prompt_tokens": 1}
+    least |= {"max_new_tokens": 1, "max_resamples": 0, "kl": 0, "clip_low": 0, "clip_high": 0}
+    for name, value in least.items():
+        if vars(settings)[name] < value:
+            raise InputError(f"stage.{name} is {vars(settings)[name]}; it must be at least {value}")
+    if settings.prompts % settings.mini_batch:
+        raise InputError(
+            f"stage.mini_batch {settings.mini_batch} does not divide stage.prompts {settings.prompts}: a rollout batch "
+            "is used up by whole steps"
+        )
+    if settings.zero_variance not in ("keep", "drop", "resample"):
+        raise InputError(f"stage.zero_variance is {settings.zero_variance!r}; use 'keep', 'drop' or 'resample'")
+    if settings.routes not in ("ignore", "note", "replay"):
+        raise InputError(f"stage.routes is {settings.routes!r}; use 'ignore', 'note' or 'replay'")
+    if settings.routes != "ignore" and model.text.moe is None:
+        raise InputError(f"stage.routes is {settings.routes!r} but the model has no experts; set it to 'ignore'")
+    longest = settings.max_prompt_tokens + settings.max_new_tokens
+    if longest > data.token_budget:
+        raise InputError(
+            f"stage.max_prompt_tokens + max_new_tokens is {longest}, more than data.token_budget {data.token_budget}; "
+            "a row must hold a prompt and its longest response"
+        )
+    # Rows are filled one after the other, so each but the last holds at least so many responses. What tiles have to say
+    # about that is known with the prompts (`Rollouts`).
+    needed = -(-settings.mini_batch * settings.group // (data.token_budget // longest))
+    if run.rows < needed:
+        raise InputError(
+            f"run.rows is {run.rows}, but {settings.mini_batch} x {settings.group} responses of the longest kind "
+            f"fill {needed} rows of {data.token_budget} tokens; raise run.rows (rows that stay empty cost next to "
+            "nothing where run.micro_batches keeps them apart), or lower the mini-batch or the limits of tokens"
+        )
