@@ -7,51 +7,30 @@ from typing import Any
 import jax
 import numpy as np
 
+from configs.models.sizes import TINY, like
 from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, assemble_row, stack_rows
-from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models import InternVLConfig
 from internvl_jax.training import DataConfig, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig, build
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
 from internvl_jax.training.stages.mpo import Pairs
 
 _OPTIM = {"learning_rate": 1e-6, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
 
-MODEL = InternVLConfig(  # 111M parameters
-    vision=VisionConfig(
-        image_size=224,
-        patch_size=14,
-        width=512,
-        layers=12,
-        heads=8,
-        mlp=2048,
-        norm="layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        drop_path=0.0,
-        layer_scale_init=1.0,
-        init_std=0.02,
-    ),
-    text=TextConfig(
-        family="qwen3",
-        vocab=32000,
-        width=512,
-        layers=12,
-        heads=8,
-        kv_heads=4,
-        head_width=64,
-        mlp=1536,
-        moe=None,
-        window=None,
-        rope_theta=1e6,
-        yarn=None,
-        ntk=None,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        init_std=0.02,
-    ),
-    downsample_ratio=0.5,
+MODEL = like(  # 111M parameters
+    TINY,
+    {"image_size": 224, "patch_size": 14, "width": 512, "layers": 12, "heads": 8, "mlp": 2048, "init_std": 0.02},
+    {
+        "vocab": 32000,
+        "width": 512,
+        "layers": 12,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_width": 64,
+        "mlp": 1536,
+        "rope_theta": 1e6,
+        "init_std": 0.02,
+    },
     image_token_id=151,
-    flash=None,
 )
 
 

@@ -39,7 +39,7 @@ def write(folder: pathlib.Path, data: Data, progress: Callable[[], object]) -> N
     if folder.exists():
         return
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
     for name in FILES:
         (partial / "images" / name).mkdir(parents=True)

@@ -28,8 +28,8 @@ def router_overlay(
 
     Args:
       model, processor: as `load` gives them.
-      sources: paths, bytes or PIL pictures, together: decisions depend on all tiles of a request.
-      thresholds: of the request.
+      sources: all pictures of a request (paths, bytes or PIL pictures): decisions depend on all of its tiles.
+      thresholds: those of the request.
 
     Raises:
       InputError: the model has no router, or there is no picture, or one that can't be read.

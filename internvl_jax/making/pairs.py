@@ -54,9 +54,11 @@ def make_pairs(
 
     Args:
         model, processor: as `load` gives them.
-        prompts: for correctness with answers. DropoutNTP takes the response that a prompt brings along, if it does.
-        out: appears when whole. An interrupted run goes on, and ends with the bytes of one that was not.
-        grade: scores of responses, given the true answers; not needed for DropoutNTP.
+        prompts: the questions; they need answers where correctness decides. DropoutNTP takes the response that a prompt
+            brings along, if it does.
+        out: the folder to make, which appears when it is whole. An interrupted run goes on, and ends with the bytes of
+            one that was not.
+        grade: gives the scores of responses, given the true answers; DropoutNTP needs none.
         progress: called with the numbers of questions done and of all, after every batch.
 
     Returns:
@@ -105,8 +107,8 @@ def choose_pairs(candidates: Iterable[Pair], limit: int, balance: int, rng: np.r
     draws pairs at random.)
 
     Args:
-        candidates: different pairs.
-        balance: tokens of chosen minus tokens of rejected responses, over all pairs before.
+        candidates: the pairs to choose from, all different.
+        balance: the tokens of chosen minus those of rejected responses, over all pairs before.
         rng: breaks ties.
     """
     pool = list(candidates)
@@ -131,7 +133,7 @@ def in_balance(lengths_I2: np.ndarray, slack: float) -> np.ndarray:
     lengths cannot be balanced.
 
     Args:
-        lengths_I2: tokens of the chosen and the rejected response of each pair.
+        lengths_I2: how many tokens the chosen and the rejected response of each pair have.
         slack: 0 for equal sums, 1 for any.
     """
     stay_I = np.ones(len(lengths_I2), bool)
@@ -197,7 +199,7 @@ def _digest(asked: dict[str, int]) -> str:
 
 
 def _fingerprint(model: InternVL) -> str:
-    """Of the model, by a row of every parameter: enough to tell one step of a training from another."""
+    """A digest of the model, by a row of every parameter: enough to tell one step of a training from another."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(model).items()):
         row = np.asarray(leaf[(0,) * (leaf.ndim - 1)])

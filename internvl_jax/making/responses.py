@@ -34,16 +34,16 @@ class PairConfig:
 
     Attributes:
         method: one of METHODS.
-        samples: responses to a question; with DropoutNTP also continuations.
-        temperature, top_k, max_new_tokens: of the draws.
+        samples: the number of responses to a question; with DropoutNTP also that of continuations.
+        temperature, top_k, max_new_tokens: how responses are drawn (`SamplingParams`).
         max_prompt_tokens: longer prompts are left out.
-        start_ratio: share of the words of a response that its continuation begins with.
-        max_pairs: of a question.
-        length_slack: share by which chosen and rejected responses may differ in length, over all pairs.
-        reward: name of the reward that grades.
-        max_broken: so many prompts may be unreadable; more stop the run.
-        batch_size: responses sampled at a time.
-        seed: of all draws.
+        start_ratio: the share of a response's words that its continuation begins with.
+        max_pairs: how many pairs a question may give.
+        length_slack: the share by which chosen and rejected responses may differ in length, over all pairs.
+        reward: the name of the reward that grades.
+        max_broken: how many prompts may be unreadable; more stop the run.
+        batch_size: how many responses are sampled at a time.
+        seed: the seed of all draws.
     """
 
     method: str
@@ -80,11 +80,11 @@ class Response:
     """What the model said.
 
     Attributes:
-        text: with its thinking.
-        tokens: how many it has.
-        ended: it came to an end by itself.
-        accuracy: the grader's; None where nothing was graded.
-        error: why the grader gave none.
+        text: the response with its thinking.
+        tokens: how many tokens it has.
+        ended: whether it came to an end by itself.
+        accuracy: what the grader gave; None where nothing was graded.
+        error: why the grader gave no accuracy.
     """
 
     text: str
@@ -126,7 +126,7 @@ class Responder:
     Args:
         model, processor: as `load` gives them.
         config: see `PairConfig`.
-        grade: scores of responses, given the true answers; None for DropoutNTP.
+        grade: gives the scores of responses, given the true answers; None for DropoutNTP.
     """
 
     def __init__(self, model: InternVL, processor: Processor, config: PairConfig, grade: Grade | None):

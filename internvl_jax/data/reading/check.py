@@ -30,9 +30,9 @@ class DataReport:
 
     samples: int  # lines read
     problems: list[str]
-    tokens_I: np.ndarray  # of the sound samples
+    tokens_I: np.ndarray  # tokens of every sound sample
     tiles_I: np.ndarray
-    rows: packing.FillStatistics | None  # of an epoch of sound samples; None if there are none
+    rows: packing.FillStatistics | None  # how an epoch of sound samples is packed; None if there are none
     rendered: list[str]
 
     def text(self, show: int) -> str:
@@ -60,7 +60,7 @@ class DataReport:
 def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, decode: bool, render: int) -> DataReport:
     """Checks all samples of a meta file.
 
-    budgets: of a row; a sample over them is a problem.
+    budgets: what a row holds; a sample that is larger is a problem.
     decode: also decode every picture, which finds truncated ones and takes far longer.
     render: how many samples to show as text.
 

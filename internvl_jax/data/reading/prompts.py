@@ -31,7 +31,7 @@ from internvl_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
-_NAMES_LOGGED = 5  # of the prompts left out for one reason
+_NAMES_LOGGED = 5  # so many of the prompts that are left out for one reason
 _EPOCH_STREAM = 3  # keeps these random numbers apart from those of a run's rows
 _EPOCHS_KEPT = 2
 
@@ -41,13 +41,13 @@ class Prompt:
     """One question.
 
     Attributes:
-        name: FILE:LINE.
-        system: None where the chat template's own holds.
-        question: with "<image>" where pictures stand; a single picture without one stands in front.
-        answer: that graders compare with; "" if the line has none.
+        name: where it stands, as FILE:LINE.
+        system: the system message; None where the chat template's own holds.
+        question: the question, with "<image>" where pictures stand; a single picture without one stands in front.
+        answer: what graders compare with; "" if the line has none.
         response: a full response that the line brings along ("chosen" of prompts for DropoutNTP), or "".
-        pictures: paths as written, or encoded bytes.
-        dataset: where it comes from.
+        pictures: the pictures' paths as written, or their encoded bytes.
+        dataset: the data set that it comes from.
     """
 
     name: str
@@ -232,12 +232,12 @@ class Screened:
     """What `screen` left.
 
     Attributes:
-        numbers: int64, as in the mixture.
-        most_tiles: of a prompt among them.
-        digest: of what they ask and of their order.
-        too_long: prompts over the limit of tokens or tiles.
-        off_accuracy: prompts whose known accuracy is out of bounds.
-        broken: number -> what is wrong with the prompt.
+        numbers: int64, the numbers of the prompts that are left, as in the mixture.
+        most_tiles: the most tiles that one of these prompts has.
+        digest: a digest of what they ask and of their order.
+        too_long: the number of prompts over the limit of tokens or tiles.
+        off_accuracy: the number of prompts whose known accuracy is out of bounds.
+        broken: for the number of every broken prompt what is wrong with it.
     """
 
     numbers: np.ndarray
@@ -260,12 +260,12 @@ def screen(
     """Leaves prompts out, and says so in the log.
 
     Args:
-        max_tokens: of a prompt with its picture tokens; longer ones are left out, as released.
-        max_tiles: of a prompt; None for any number.
-        answered: a prompt without an answer to grade with is a broken one.
-        accuracies: by `Prompt.key`, see `read_accuracies`; prompts that it does not know stay, as the data sets that
-            MMPR-Tiny adds to the filtered ones do.
-        bounds: lowest and highest accuracy that stays.
+        max_tokens: the most tokens that a prompt may have with its pictures; longer ones are left out, as released.
+        max_tiles: the most tiles that a prompt may have; None for any number.
+        answered: whether a prompt without an answer to grade with counts as broken.
+        accuracies: known accuracies by `Prompt.key`, see `read_accuracies`; prompts without one stay, as the data sets
+            that MMPR-Tiny adds to the filtered ones do.
+        bounds: the lowest and the highest accuracy that stays.
 
     Raises:
         InputError: if nothing is left.

@@ -23,12 +23,12 @@ class Sample(NamedTuple):
     """One encoded sample; `name` says where it came from and is used in messages only."""
 
     name: str
-    tokens_T: np.ndarray  # int32, of all texts one after the other
+    tokens_T: np.ndarray  # int32, the tokens of all texts one after the other
     supervised_T: np.ndarray  # bool: the loss asks for this token
     tiles_GHWC: np.ndarray  # uint8 [G, H, W, 3], in the order of the images in each text; G = 0 without images
     starts: tuple[int, ...] = (0,)  # where each text begins; every text shows all tiles
-    number: int = -1  # of the sample in its data
-    images: tuple[int, ...] = ()  # tiles of each picture of a text
+    number: int = -1  # the sample's number in its data
+    images: tuple[int, ...] = ()  # how many tiles each picture of a text has
 
 
 MIN_TEXT = 4  # tokens of the shortest text: what a chat template puts around nothing is longer
@@ -47,8 +47,8 @@ class Batch(NamedTuple):
     positions_BT: np.ndarray  # int32, restarts at 0 with every text; 0 in padding
     tiles_GHWC: np.ndarray  # uint8 RGB; row b owns block b, real tiles first
     tile_mask_G: np.ndarray  # bool, False in padding
-    slots_BJ: np.ndarray | None = None  # int32, the row's tile that feeds its n-th block of image tokens; -1: none
-    samples_BX: np.ndarray | None = None  # int32, for segment s of the row at s - 1 the sample's number; -1: none
+    slots_BJ: np.ndarray | None = None  # int32, which of the row's tiles feeds block j of image tokens; -1: none
+    samples_BX: np.ndarray | None = None  # int32, the number of the sample of segment s, at s - 1; -1: none
 
     @property
     def rows(self) -> "Batch":

@@ -36,7 +36,7 @@ class RowPlan:
             raise InputError("no sample is left to train on; see the samples that the log names as broken or dropped.")
         self._mixture, self._tokens_N, self._tiles_N = mixture, tokens_I, tiles_I
         self._config, self._pack, self._seed = config, pack, seed
-        self._packs: dict[int, packing.Packs] = {}  # of the epochs used last
+        self._packs: dict[int, packing.Packs] = {}  # the packs of the epochs used last
         self._rows: dict[int, int] = {}  # rows of every epoch planned so far
 
     def samples(self, row: int) -> np.ndarray:

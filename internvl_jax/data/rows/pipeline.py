@@ -43,15 +43,15 @@ class PipelineConfig:
     """What is read and how it is laid out. Released SFT: 32768 tokens, 96 tiles, 20 open packs, square weighting."""
 
     meta: str  # meta file
-    kind: str  # of the samples, one of KINDS
-    token_budget: int  # of a row
-    tile_budget: int  # of a row
-    max_open: int  # packs that stay open while packing
+    kind: str  # what the samples are, one of KINDS
+    token_budget: int  # tokens that a row holds
+    tile_budget: int  # tiles that a row holds
+    max_open: int  # how many packs stay open while packing
     pack: bool  # False: every sample gets a row of its own
-    weighting: str  # token, sample or square
+    weighting: str  # how the loss is averaged: token, sample or square
     seed: int
-    over_long: str  # samples over a budget: 'error' or 'drop'
-    max_skipped: int  # broken samples that a host tolerates before it stops
+    over_long: str  # what becomes of samples over a budget: 'error' or 'drop'
+    max_skipped: int  # how many broken samples a host tolerates before it stops
     cache_dir: str | None  # folder of length indices; None keeps none
     workers: int  # processes that load batches; 0 loads in this one
     threads: int  # threads that load batches ahead, in each process; 0 loads when asked
@@ -73,7 +73,8 @@ class Pipeline:
     def __init__(self, config: PipelineConfig, processor: Processor, layout: RowLayout = _PLAIN):
         """Reads the meta file and the length indices.
 
-        layout: what a row holds of its samples.
+        Args:
+            layout: what a row holds of its samples.
 
         Raises:
             InputError: for unreadable files, samples over a budget (with over_long='error'), too many broken samples.
@@ -157,7 +158,8 @@ class Pipeline:
         hosts: int = 1,
         state: dict | None = None,
     ) -> "BatchIterator":
-        """As `batches`, each of so many samples (of a plan that gives every sample a row), filling at most `rows` rows.
+        """Batches of so many samples each, which fill at most `rows` rows; else as `batches`. The plan has to give each
+        sample a row of its own.
 
         Raises:
             InputError: as `batches`; or if samples do not divide among hosts.
@@ -234,7 +236,7 @@ class Pipeline:
         return digest.hexdigest()[:32]
 
     def _fingerprint(self) -> str:
-        """The same, and of what decides which samples stand in which row.
+        """A digest of what samples say and of what decides which of them stand in which row.
 
         It takes in the rows of the first epoch as planned, since another release of numpy may shuffle otherwise.
         """
@@ -285,8 +287,8 @@ class _Shares:
     """Random access to a host's batches, as grain wants it."""
 
     load: Callable[[int], tuple[NamedTuple, list[str]]]  # the host's part, from its first row of the plan on
-    rows: int  # of the plan that a global batch takes
-    share: int  # of these, the host's
+    rows: int  # how many rows of the plan a global batch takes
+    share: int  # how many of these the host takes
     host: int
     start: int  # row that the first batch starts with
 

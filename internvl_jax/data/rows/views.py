@@ -21,8 +21,8 @@ RATES = ("picture", "tile")
 
 class Views(NamedTuple):
     """Attributes:
-    rows: the teacher's, with the tiles of both.
-    student: texts without tiles of their own: `slots_BJ` are those of the same row of the teacher.
+    rows: the teacher's rows, with the tiles of both.
+    student: the student's texts, without tiles of their own: `slots_BJ` point at tiles of the teacher's same row.
     teacher_BT: int32, for every token of the student its place in the teacher's row; 0 in padding.
     compress_BJ: bool, for every slot of the student whether its tile is compressed.
     measured_G2: int32, for every tile two of the student's texts in its row, counted from 0: one where it is compressed
@@ -68,8 +68,8 @@ class Rates:
     Source: InternVL3.5 paper, section 2.3 (consistency training).
     """
 
-    compressed: int  # tokens of a compressed tile
-    of: str = "picture"  # or "tile"
+    compressed: int  # how many tokens a compressed tile has
+    of: str = "picture"  # what has a rate of its own: every "picture" or every "tile"
 
     def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:
         return tokens_I
@@ -94,9 +94,9 @@ class Probes:
     probes save is left empty), so at least twice: the teacher's row is half as long as the student's.
     """
 
-    compressed: int  # tokens of a compressed tile
+    compressed: int  # how many tokens a compressed tile has
     probe: str  # "one": every probed tile in a text of its own; "all": all tiles of a sample in one
-    most: int  # tiles of a sample that are probed at a visit, drawn anew each time; 0: every one
+    most: int  # how many tiles of a sample are probed at a visit, drawn anew each time; 0: every one
 
     def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:
         probes_I = self._probed(tiles_I) if self.probe == "one" else np.minimum(tiles_I, 1)
@@ -122,9 +122,9 @@ def kept(tokens_T: np.ndarray, compress_G: np.ndarray, image_token_id: int, full
     """bool [T]: the tokens of a text that stay.
 
     Args:
-      tokens_T: with as many image tokens as all tiles have at full resolution.
+      tokens_T: the text, with as many image tokens as all tiles have at full resolution.
       compress_G: for every tile, in the order of the image tokens, whether it is compressed.
-      full, compressed: tokens of a tile.
+      full, compressed: how many tokens a tile has, and a compressed one.
     """
     image_T = tokens_T == image_token_id
     tile, place = np.divmod(np.cumsum(image_T)[image_T] - 1, full)
@@ -144,13 +144,13 @@ def view(
     """One row.
 
     Args:
-      samples: of one text each.
+      samples: the row's samples, each of one text.
       compress: for every sample bool [X, G]: the tiles that are compressed in each of the student's X texts. If there
         are several, nothing is compressed in the first.
-      config: of the teacher's row.
-      student_budget: tokens of the student's row.
-      compressed: tokens of a compressed tile.
-      slots: places for tiles in the student's row; those of all texts have to fit.
+      config: the sizes of the teacher's row.
+      student_budget: how many tokens the student's row holds.
+      compressed: how many tokens a compressed tile has.
+      slots: how many places for tiles the student's row has; the tiles of all texts have to fit.
     """
     rows = assemble_row(samples, config)
     views = _empty(rows, student_budget, slots)

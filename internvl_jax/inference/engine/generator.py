@@ -31,9 +31,9 @@ class Generator:
     """A model, ready to answer.
 
     Args:
-      model: any; its parameters may lie on several devices.
+      model: the model; its parameters may lie on several devices.
       vocabulary: see `Vocabulary`.
-      ladders: sizes that programs are compiled for.
+      ladders: the sizes that programs are compiled for.
       apart: decode with every layer's parameters apart (see `unstack`); by default on a single CPU device.
     """
 
@@ -86,7 +86,7 @@ class Generator:
         """Runs the prompts.
 
         Args:
-          requests: at least one.
+          requests: what is asked, one request or more.
           rows: compute at least so many rows, so that a last, smaller batch uses the programs of the others.
           seen: what `look` returned for these requests.
 
@@ -159,7 +159,7 @@ class Generator:
         """Compiles all programs that requests of these sizes need; returns how many programs there are.
 
         Args:
-          rows, prompts, tiles, slots: sizes, rounded up to those of the ladders; tiles may be empty (text only).
+          rows, prompts, tiles, slots: sizes, which are rounded up to those of the ladders; empty tiles: text only.
         """
         sizes = {
             name: sorted({fit(name, size, getattr(self.ladders, name)) for size in given})

@@ -37,8 +37,8 @@ class Features(NamedTuple):
     """What the vision tower makes of tiles.
 
     Attributes:
-      pool_GPD: a tile's features, in Flash models those at full resolution and then the compressed ones.
-      probability_G: that a tile may be compressed, float32; None but for Flash models.
+      pool_GPD: the features of every tile; in Flash models those at full resolution, then the compressed ones.
+      probability_G: float32, the probability that a tile may be compressed; None in models that are not Flash.
     """
 
     pool_GPD: jax.Array
@@ -49,15 +49,15 @@ class State(NamedTuple):
     """Rows in the middle of their answers.
 
     Attributes:
-      cache: keys and values of all tokens but the last.
+      cache: the keys and values of all tokens but the last.
       tokens_B: the last token, not yet in the cache.
-      lengths_B: tokens in the cache: the next slot and position.
-      seen_BV: tokens that prompt and answer hold, for the repetition penalty.
-      steps_B: tokens generated.
-      limits_B: tokens to generate at most.
-      stops_BZ: ids that end the answer; negative ids fill up.
-      done_B: the answer is complete.
-      sampling: parameters of the rows.
+      lengths_B: how many tokens the cache holds, which is the next slot and position.
+      seen_BV: which tokens prompt and answer hold, for the repetition penalty.
+      steps_B: how many tokens were generated.
+      limits_B: how many tokens may be generated.
+      stops_BZ: the ids that end the answer; negative ids fill up.
+      done_B: whether the answer is complete.
+      sampling: how each row's tokens are drawn.
     """
 
     cache: Cache
@@ -75,12 +75,12 @@ class Programs:
     """The functions for one model structure.
 
     Args:
-      graphdef: of an InternVL.
-      decode_graphdef: of the same, as `decode` takes its parameters.
-      table_size: rows of the embedding table.
-      vocab_size: ids from here on are unused rows of it.
-      banned: ids that the model must not write.
-      cache_dtype: of keys and values.
+      graphdef: the structure of an InternVL.
+      decode_graphdef: the structure of the same model as `decode` takes its parameters.
+      table_size: the number of rows of the embedding table.
+      vocab_size: ids from here on are unused rows of the table.
+      banned: the ids that the model must not write.
+      cache_dtype: the dtype of keys and values.
     """
 
     def __init__(

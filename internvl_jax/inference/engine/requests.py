@@ -27,8 +27,8 @@ class Vocabulary:
 
     Attributes:
       size: ids from here on are unused rows of the model's table.
-      banned: ids that a model must not write: they stand for pixels.
-      stops: ids that end an answer.
+      banned: the ids that a model must not write: they stand for pixels.
+      stops: the ids that end an answer.
     """
 
     size: int
@@ -59,9 +59,9 @@ class Seen(NamedTuple):
     """Requests after the vision tower, one entry each.
 
     Attributes:
-      tokens: [T] without the image tokens that compressing saves.
+      tokens: the prompts' tokens [T], without the image tokens that compressing saves.
       features: int32 [P], for every image token its place in the pool.
-      pool_GPD: see `Features`; on the device.
+      pool_GPD: see `Features`; it lies on the device.
     """
 
     tokens: list[np.ndarray]
@@ -73,10 +73,10 @@ class Sight:
     """The vision tower, as a generator uses it.
 
     Args:
-      config: of the model.
-      dtype: of its features.
-      programs: of the model.
-      sizes: numbers of tiles that are encoded together.
+      config: the model's config.
+      dtype: the dtype of features.
+      programs: the model's programs.
+      sizes: the numbers of tiles that may be encoded together.
     """
 
     def __init__(self, config: InternVLConfig, dtype: jnp.dtype, programs: Programs, sizes: tuple[int, ...]):

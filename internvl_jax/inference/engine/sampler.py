@@ -38,8 +38,8 @@ class Rollout(NamedTuple):
 
     Attributes:
       tokens: int32 [n], the stop token included.
-      logprobs: float32 [n], of each token under the policy itself: at temperature 1 and normalised over its whole
-        table, tokens that can't be drawn included, as `token_logprobs` computes them in training.
+      logprobs: float32 [n], each token's log-probability under the policy itself: at temperature 1 and normalised over
+        its whole table, tokens that can't be drawn included, as `token_logprobs` computes them in training.
       finished: False where the answer was cut at its `max_new_tokens`.
       routes: int16 [T + n - 1, L, K], the experts that every layer chose for the tokens of prompt and answer; the last
         one was not looked at. None unless the sampler notes them.
@@ -66,13 +66,13 @@ class Sampler:
     """Samples from a policy whose parameters change.
 
     Args:
-      config: of the model.
-      dtype: of activations, as in training.
+      config: the model's config.
+      dtype: the dtype of activations, the same as in training.
       vocabulary: see `Vocabulary`.
-      ladders: sizes that programs are compiled for; `rows` are prompts, `slots` the longest answer's tokens.
+      ladders: the sizes that programs are compiled for; `rows` are prompts, `slots` the longest answer's tokens.
       mesh, rules: where the parameters lie; rows are spread over the rules' batch axes.
       piece: the loop on the device returns after so many tokens at the latest.
-      routes: note the experts of every token, for a trainer that replays them.
+      routes: whether to note the experts of every token, for a trainer that replays them.
     """
 
     def __init__(
@@ -122,11 +122,12 @@ class Sampler:
         No reference to the parameters is left behind: a training step may take their memory.
 
         Args:
-          params: of the policy, as training holds them.
-          requests: prompts; all processes of a run give the same and get the same. The seed of their `sampling` is
+          params: the policy's parameters as training holds them.
+          requests: the prompts; all processes of a run give the same and get the same. The seed of their `sampling` is
             not read. A policy gradient needs samples of the policy itself: temperature 1, no top-k, no top-p.
-          seeds: of every answer's random stream, uint32 [requests, group]; or one number, from which these are made.
-          prompts: compute at least so many, so that a last, smaller batch uses the programs of the others.
+          seeds: uint32 [requests, group], the seed of every answer's random stream; or one number, from which these are
+            made.
+          prompts: at least so many are computed, so that a last, smaller batch uses the programs of the others.
 
         Raises:
           InputError: see `Sight.look`; sizes beyond the ladders, a repetition penalty or stop strings.
@@ -297,8 +298,8 @@ def _pack(rows: np.ndarray, prompts: np.ndarray, layout: _Layout) -> tuple[np.nd
     """Rows side by side under branches of their prompts.
 
     Args:
-      rows: numbers.
-      prompts: of each of them.
+      rows: the numbers of the rows.
+      prompts: the number of every row's prompt.
 
     Returns:
       for every row of the layout, branch by branch, the number that it takes, and whether it does: a branch's padding

@@ -25,11 +25,11 @@ class Given(NamedTuple):
     """What an answer is asked for.
 
     Attributes:
-      limit_B: tokens to write at most; 0 for padding.
-      stops_BZ: ids that end the answer; negative ids fill up.
+      limit_B: how many tokens may be written; 0 for padding.
+      stops_BZ: the ids that end the answer; negative ids fill up.
       temperature_B: 0 takes the best token each time.
       top_k_B, top_p_B: see `SamplingParams`; read where a program `cuts`.
-      seed_B: of the row's random stream.
+      seed_B: the seed of the row's random stream.
     """
 
     limit_B: jax.Array
@@ -44,13 +44,13 @@ class Rows(NamedTuple):
     """Answers in the middle of being written, all of the same length.
 
     Attributes:
-      cache: keys and values of all tokens but the last.
+      cache: the keys and values of all tokens but the last.
       given: see `Given`.
       tokens_BS, logprobs_BS: what is written; behind a complete answer's tokens stands anything.
-      counts_B: tokens of every answer.
-      count: tokens of an answer that is not complete.
-      done_B: the answer is complete.
-      routes_LBSK: int16, the experts of every answer's tokens, its last one apart; None if not asked for.
+      counts_B: how many tokens every answer has.
+      count: how many tokens an answer has that is not complete.
+      done_B: whether the answer is complete.
+      routes_LBSK: int16, the experts of every answer's tokens but its last; None if not asked for.
     """
 
     cache: Branches
@@ -67,12 +67,12 @@ class RolloutPrograms:
     """The functions for one model structure.
 
     Args:
-      prompts: programs of the same model.
-      graphdef: of an InternVL, as `write` takes its parameters.
-      apart: its layers are apart, and so are those of the cache.
+      prompts: the programs of generation of the same model.
+      graphdef: the structure of an InternVL as `write` takes its parameters.
+      apart: whether its layers are apart, and with them those of the cache.
       vocab_size, banned: see `Vocabulary`.
-      cache_dtype: of keys and values.
-      routes: note every token's experts.
+      cache_dtype: the dtype of keys and values.
+      routes: whether to note every token's experts.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RolloutPrograms:
     def _prefill(
         self, params: Params, tokens_QT: jax.Array, lengths_Q: jax.Array, features_QPD: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None]:
-        """As `Programs.prefill`, and the experts of the prompts' tokens, int16 [L, Q, T, K], if they are noted."""
+        """What `Programs.prefill` gives, and the experts of the prompts' tokens if noted, int16 [L, Q, T, K]."""
         logits_QV, out = self._run(params, tokens_QT, lengths_Q, features_QPD, ("kv", *self._collect))
         return logits_QV, out.kv_LBMTH, _noted(out.experts_LBTK)
 
@@ -120,7 +120,7 @@ class RolloutPrograms:
 
         Args:
           prompt_numbers: the prompt of every branch of the cache; B / (their number) answers belong to each.
-          cuts: draw with top-k and top-p.
+          cuts: whether to draw with top-k and top-p.
         """
         B, branches = len(given.limit_B), len(prompt_numbers)
         L, _, M, _, H = kv_LQMTH[0].shape

@@ -29,8 +29,8 @@ class SamplingParams:
       top_k: draw from the k best tokens only; 0 for all.
       top_p: draw from the smallest set of best tokens that holds this probability; 1 for all.
       repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or answer; 1 for none.
-      seed: of the row's random stream.
-      stop_token_ids: end the answer, besides the model's own.
+      seed: the seed of the row's random stream.
+      stop_token_ids: ids that end the answer besides the model's own.
       stop_strings: end the answer where one of them begins; it isn't part of the answer.
     """
 
@@ -114,8 +114,8 @@ def cut(logits_BV: jax.Array, drawn_B: jax.Array, top_k_B: jax.Array, top_p_B: j
     """`keep_best`, if any row that is drawn asks for it: sorting a vocabulary costs more than all else here.
 
     Args:
-      logits_BV: divided by the rows' temperatures.
-      drawn_B: bool, rows of a positive temperature.
+      logits_BV: the logits, already divided by the rows' temperatures.
+      drawn_B: bool, whether a row has a positive temperature.
       top_k_B, top_p_B: see `SamplingParams`.
     """
     asked = jnp.any(drawn_B & ((top_k_B > 0) | (top_p_B < 1)))
@@ -130,7 +130,7 @@ def draw(logits_BV: jax.Array, temperature_B: jax.Array, uniform_B2: jax.Array) 
 
     Args:
       logits_BV: float32, -inf where banned.
-      uniform_B2: in [0, 1).
+      uniform_B2: random numbers in [0, 1).
     """
     B, V = logits_BV.shape
     width = min((part for part in range(1, V + 1) if V % part == 0), key=lambda part: abs(part - math.sqrt(V)))
@@ -160,8 +160,8 @@ def sample(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, step_B:
     Args:
       logits_BV: float32, -inf where banned.
       sampling: the rows' parameters.
-      seen_BV: tokens in the row so far.
-      step_B: tokens that the row has generated: a row's draw depends on its seed and this only, not on its neighbours.
+      seen_BV: which tokens the row holds so far.
+      step_B: how many tokens the row has generated: its draw depends on its seed and this only, not on its neighbours.
     """
     logits_BV = penalise(logits_BV, seen_BV, sampling.penalty_B)
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

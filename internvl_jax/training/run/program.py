@@ -40,13 +40,13 @@ class Program:
       model: the model's config.
       objective: what it optimises.
       graphdef, specs: the model's structure and parameters.
-      reference_graphdef, abstract_reference: structure of the frozen reference, and shapes, dtypes and shardings of its
-        parameters.
-      abstract: shapes, dtypes and shardings of the state.
+      reference_graphdef, abstract_reference: the structure of the frozen reference, and the shapes, dtypes and
+        shardings of its parameters.
+      abstract: the shapes, dtypes and shardings of the state.
       step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
-      place: a host's numpy batch onto the devices.
-      from_params: jitted parameters -> state; they are donated.
-      random_params: fresh parameters of the run's seed; given paths, of those alone.
+      place: puts a host's numpy batch onto the devices.
+      from_params: jitted parameters -> state; the parameters are donated.
+      random_params: makes fresh parameters from the run's seed; given paths, those alone.
     """
 
     mesh: Mesh

@@ -22,7 +22,7 @@ def make_scorer(program: Program, graphdef: nnx.GraphDef, micro_batches: int, lo
     the end left out.
 
     Args:
-      graphdef: of the program's model or of its references, whichever the parameters are of.
+      graphdef: the structure that the parameters belong to: the program's model or its reference.
     """
 
     def score(params, rows: Batch, routes_BTLK=None):

@@ -93,7 +93,7 @@ def _whole(objective: Objective, forward: Callable, trainable: Params, batch: An
 
 
 def _in_parts(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry, parts: int):
-    """The same, in micro-batches."""
+    """What `_whole` gives, in micro-batches."""
     weights, micros = objective.weights(batch), split_rows(batch, parts)
     take = lambda i: jax.tree.map(lambda array: array[i], micros)
     # Without a known number of rounds XLA's costs are guesses: only where rows may be missing.

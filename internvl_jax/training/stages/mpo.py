@@ -127,7 +127,7 @@ class Mpo(Objective):
 
 
 def _halves(values_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of the chosen and of the rejected responses, `[B, Y]` each."""
+    """The values of the chosen and those of the rejected responses, `[B, Y]` each."""
     paired_BX = values_BX[:, : values_BX.shape[1] // 2 * 2]
     return paired_BX[:, 0::2], paired_BX[:, 1::2]
 

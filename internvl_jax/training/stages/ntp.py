@@ -19,7 +19,7 @@ class NextToken(Objective):
 
     Args:
       balance: the load-balancing term of experts.
-      logprob_chunk: positions whose logits are held at once.
+      logprob_chunk: how many positions' logits are held at once.
     """
 
     def __init__(self, balance: Balance | NoBalance, logprob_chunk: int):

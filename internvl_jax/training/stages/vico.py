@@ -101,10 +101,10 @@ def divergence(reference: InternVL, policy: InternVL, batch: Views, hidden_BTD: 
     """float32 `[B, T]`: KL(reference || policy) of the next token, at every token of the student's texts.
 
     Args:
-      reference: sees the teacher's texts.
-      policy: whose output matrix is used.
-      hidden_BTD: the policy's, of the student's texts.
-      chunk: positions whose logits are held at once.
+      reference: the frozen model, which sees the teacher's texts.
+      policy: the model that is trained; its output matrix makes logits of `hidden_BTD`.
+      hidden_BTD: the policy's hidden states of the student's texts.
+      chunk: how many positions' logits are held at once.
     """
     rows = batch.rows
     out = reference(rows.tokens_BT, rows.tiles_GHWC, rows.tile_mask_G, rows.segments_BT, rows.positions_BT)
@@ -123,8 +123,8 @@ class Consistency(Objective):
     Everything is trained but the router, which has no part in it.
 
     Args:
-      balance: the term of experts.
-      logprob_chunk: positions whose logits are held at once.
+      balance: the load-balancing term of experts.
+      logprob_chunk: how many positions' logits are held at once.
     """
 
     idle = r"^router\."

@@ -20,10 +20,10 @@ class RolloutBatch(NamedTuple):
 
     Attributes:
       rows: segments are prompts with a response each; loss weights are 1 on the tokens of responses.
-      old_BT: float32, log-probabilities of the targets under the policy that sampled.
-      advantages_BX: float32, of the response of segment s at s - 1.
-      keep_BX: bool, responses that the loss counts.
-      reference_BT: as `old_BT`, under the frozen reference; None without KL.
+      old_BT: float32, the log-probabilities of the targets under the policy that sampled.
+      advantages_BX: float32, the advantage of segment s's response, at s - 1.
+      keep_BX: bool, whether the loss counts segment s's response, at s - 1.
+      reference_BT: the same as `old_BT` under the frozen reference; None without KL.
       routes_BTLK: int16, the experts that the sampler took, -1 where none were noted; None where they are ignored.
     """
 

@@ -15,8 +15,8 @@ class ResponseLayout:
     """Rows, and which response each of their segments is.
 
     Attributes:
-      rows: of several texts; loss weights are 1 on the tokens of responses.
-      responses_BX: int32, the number of the response of segment s at s - 1; -1: none.
+      rows: rows of several texts; loss weights are 1 on the tokens of responses.
+      responses_BX: int32, the number of segment s's response, at s - 1; -1 where there is none.
     """
 
     rows: Batch
@@ -66,8 +66,8 @@ def most_rows(prompts: int, group: int, longest: int, tiles: int, token_budget: 
     prompts, and all but the first of these are there with their whole group.
 
     Args:
-      longest: tokens of a prompt with its response, at most.
-      tiles: of a prompt, at most.
+      longest: the most tokens that a prompt has with its response.
+      tiles: the most tiles that a prompt has.
     """
     fit = token_budget // longest
     shown = tile_budget // tiles if tiles else prompts
@@ -85,8 +85,8 @@ def lay_out(
     """Rows of all responses, filled one after the other, those without any in the last micro-batches.
 
     Args:
-      prompts: tokens and tiles.
-      responses: int32 tokens of the responses to each prompt; they are numbered through.
+      prompts: each prompt's tokens and tiles.
+      responses: the int32 tokens of the responses to each prompt; they are numbered through.
 
     Raises:
       InputError: they need more rows.

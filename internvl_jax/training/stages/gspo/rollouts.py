@@ -240,7 +240,7 @@ class Rollouts:
         return [scores[start : start + group] for start in range(0, len(scores), group)]
 
     def _learned(self, groups: list[ResponseGroup]) -> list[ResponseGroup]:
-        """Those that take rows: all, or those that something can be learned from; one at least."""
+        """The groups that take rows: all, or those that something can be learned from; one at least."""
         if self._settings.zero_variance != "drop":
             return groups
         return [group for group in groups if group.varied] or groups[:1]
@@ -277,7 +277,7 @@ class Rollouts:
                 setattr(group, name, [next(found) for _ in group.tokens])
 
     def _rounds_kept(self) -> int:
-        """So many of the last rollout batches may a kept checkpoint need."""
+        """How many of the last rollout batches a kept checkpoint may need."""
         run = self._run
         return run.keep_last * run.save_every // self._steps + 2
 
