@@ -97,12 +97,12 @@ def _rows(config: InternVLConfig, rows: int, texts: int, tokens: int, several: b
 
 def _pairs(config: InternVLConfig, *sizes: int) -> Pairs:
     rows = _rows(config, *sizes, several=True)
-    return Pairs(rows, np.where(rows.samples_BS >= 0, np.float32(-sizes[-1]), np.float32(0)))
+    return Pairs(rows, np.where(rows.samples_BX >= 0, np.float32(-sizes[-1]), np.float32(0)))
 
 
 def _rollout(config: InternVLConfig, *sizes: int) -> RolloutBatch:
     rows = _rows(config, *sizes, several=True)
-    rng, there_BS = np.random.default_rng(1), rows.samples_BS >= 0
+    rng, there_BS = np.random.default_rng(1), rows.samples_BX >= 0
     old_BT = np.where(rows.weights_BT > 0, -np.log(config.text.vocab), 0).astype(np.float32)
-    advantages_BS = np.where(there_BS, rng.normal(size=there_BS.shape), 0).astype(np.float32)
-    return RolloutBatch(rows, old_BT, advantages_BS, there_BS)
+    advantages_BX = np.where(there_BS, rng.normal(size=there_BS.shape), 0).astype(np.float32)
+    return RolloutBatch(rows, old_BT, advantages_BX, there_BS)

@@ -91,7 +91,7 @@ def kept(tokens_T: np.ndarray, compress_G: np.ndarray, config: InternVLConfig) -
 
 
 def feature_index(tiles_J: np.ndarray, compress_J: np.ndarray, config: InternVLConfig) -> np.ndarray:
-    """int32: for every image token of a row its place in a flat pool of features (`Features.pool_GKD`).
+    """int32: for every image token of a row its place in a flat pool of features (`Features.pool_GPD`).
 
     Args:
       tiles_J: the places of the row's tiles in the pool.

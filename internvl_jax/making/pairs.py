@@ -125,27 +125,27 @@ def choose_pairs(candidates: Iterable[Pair], limit: int, balance: int, rng: np.r
     return pairs
 
 
-def in_balance(lengths_P2: np.ndarray, slack: float) -> np.ndarray:
-    """Which pairs stay, bool [P], for chosen and rejected responses to be about as long.
+def in_balance(lengths_I2: np.ndarray, slack: float) -> np.ndarray:
+    """Which pairs stay, bool [I], for chosen and rejected responses to be about as long.
 
     Pairs that are longest on the side that is longer in sum go first, until the sums differ by no more than `slack` of
     the larger one. At least half of the pairs stay: where nearly every right response is shorter than the wrong ones,
     lengths cannot be balanced.
 
     Args:
-        lengths_P2: how many tokens the chosen and the rejected response of each pair have.
+        lengths_I2: how many tokens the chosen and the rejected response of each pair have.
         slack: 0 for equal sums, 1 for any.
     """
-    stay_P = np.ones(len(lengths_P2), bool)
-    sums, excess_P = lengths_P2.sum(axis=0), lengths_P2[:, 0] - lengths_P2[:, 1]
+    stay_I = np.ones(len(lengths_I2), bool)
+    sums, excess_I = lengths_I2.sum(axis=0), lengths_I2[:, 0] - lengths_I2[:, 1]
     sign = np.sign(sums[0] - sums[1])
-    for k in np.argsort(-sign * excess_P, kind="stable"):
+    for k in np.argsort(-sign * excess_I, kind="stable"):
         room, apart = slack * sums.max(), sign * (sums[0] - sums[1])
-        if apart <= room or 2 * (stay_P.sum() - 1) < len(stay_P):
+        if apart <= room or 2 * (stay_I.sum() - 1) < len(stay_I):
             break
-        if sign * excess_P[k] <= apart + room:  # or it would tip over to the other side
-            stay_P[k], sums = False, sums - lengths_P2[k]
-    return stay_P
+        if sign * excess_I[k] <= apart + room:  # or it would tip over to the other side
+            stay_I[k], sums = False, sums - lengths_I2[k]
+    return stay_I
 
 
 def right_and_wrong(responses: Sequence[Response]) -> list[Pair]:
@@ -235,20 +235,20 @@ class _Annotations:
 
     def finish(self) -> tuple[dict[str, list[str]], dict[str, Any]]:
         """Lines by data set, and counts with the mean lengths of chosen and rejected responses."""
-        lengths_P2 = np.array(self._lengths, np.int64).reshape(-1, 2)
-        stay_P = in_balance(lengths_P2, self._config.length_slack)
+        lengths_I2 = np.array(self._lengths, np.int64).reshape(-1, 2)
+        stay_I = in_balance(lengths_I2, self._config.length_slack)
         lines: dict[str, list[str]] = {}
-        for (name, line), stay in zip(self._pairs, stay_P, strict=True):
+        for (name, line), stay in zip(self._pairs, stay_I, strict=True):
             if stay:
                 lines.setdefault(name, []).append(line)
-        totals, means = self._totals, lengths_P2[stay_P].sum(axis=0) / max(1, stay_P.sum())
+        totals, means = self._totals, lengths_I2[stay_I].sum(axis=0) / max(1, stay_I.sum())
         counts = {
             **{name: totals[name] for name in ("questions", "responses")},
-            "pairs": int(stay_P.sum()),
+            "pairs": int(stay_I.sum()),
             "accuracy": totals["right"] / totals["graded"] if totals["graded"] else None,
             "chosen_tokens": round(float(means[0]), 2),
             "rejected_tokens": round(float(means[1]), 2),
-            "out_of_balance": int((~stay_P).sum()),
+            "out_of_balance": int((~stay_I).sum()),
             **{name: totals[name] for name in ("one_sided", "grader_errors")},
         }
         return lines, counts

@@ -182,28 +182,28 @@ class Responder:
             for each in every:
                 inputs.append(encode_blind(prompt, self._processor, cut(each.text, self._config.start_ratio)))
                 begun.append(inputs[-1].tokens_T[head:].tolist())
-        seeds_RK = self._seeds([number for number, _ in batch], _CONTINUATION)
-        drawn = iter(self._draw(inputs, seeds_RK.reshape(-1, 1), begun))
+        seeds_QA = self._seeds([number for number, _ in batch], _CONTINUATION)
+        drawn = iter(self._draw(inputs, seeds_QA.reshape(-1, 1), begun))
         return [{"responses": every, "continuations": [next(drawn)[0] for _ in every]} for every in responses]
 
     def _seeds(self, numbers: Sequence[int], stream: int) -> np.ndarray:
-        K = self._config.samples
+        A = self._config.samples
         sequences = (np.random.SeedSequence((self._config.seed, number, stream)) for number in numbers)
-        return np.array([sequence.generate_state(K) for sequence in sequences], np.uint32).reshape(-1, K)
+        return np.array([sequence.generate_state(A) for sequence in sequences], np.uint32).reshape(-1, A)
 
     def _draw(
-        self, inputs: Sequence[ChatInputs], seeds_RK: np.ndarray, begun: Sequence[Sequence[int]] | None = None
+        self, inputs: Sequence[ChatInputs], seeds_QA: np.ndarray, begun: Sequence[Sequence[int]] | None = None
     ) -> list[list[Response]]:
         """Responses to each of the inputs; `begun` are the tokens that the answers to each start with."""
         if not inputs:
             return []
         requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
-        K = seeds_RK.shape[1]
-        at_a_time = self._config.batch_size // K
+        A = seeds_QA.shape[1]
+        at_a_time = self._config.batch_size // A
         drawn: list[list[Rollout]] = []
         for start in range(0, len(requests), at_a_time):
             part = slice(start, start + at_a_time)
-            drawn += self._sampler.sample(self._params, requests[part], K, seeds_RK[part], at_a_time)
+            drawn += self._sampler.sample(self._params, requests[part], A, seeds_QA[part], at_a_time)
         begun = [()] * len(inputs) if begun is None else begun
         pairs = zip(begun, drawn, strict=True)
         return [[self._read([*start, *each.tokens.tolist()]) for each in every] for start, every in pairs]

@@ -1,8 +1,34 @@
 """Models of the InternVL3.5 family and the bricks that they are built of.
 
-Shapes stand in names. The key, for the whole project: B batch, T query time, S key time, D model width, N query
-heads, M key/value heads, H head width, F feed-forward width, V vocabulary, E experts, L layers, G tiles, P patches,
-C channels.
+Shapes stand in names: `hidden_BTD` is `[B, T, D]`. The key, for the whole project; a digit is a dimension of that size,
+and what has no letter here is written as a word.
+
+    A  answers to a prompt (a group)
+    B  rows of a batch
+    D  width of the model
+    E  experts
+    F  width of a feed-forward layer
+    G  tiles
+    H  width of a head
+    I  items on the host: samples of a data set, pairs
+    J  a row's slots for tiles, in the order of its image tokens
+    K  experts that a token takes
+    L  layers
+    M  key/value heads
+    N  query heads
+    P  patches of a tile, or the image tokens that they become; of a row those of all its tiles
+    Q  prompts (questions)
+    R  query heads of a key/value head
+    S  keys: slots of a cache, positions of an answer in it
+    T  tokens: positions of a row
+    U  choices of experts by tokens, sorted by expert
+    V  vocabulary
+    W  values in a window of the last ones
+    X  texts of a row (its segments)
+    Y  pairs of a row
+    Z  ids that end an answer
+
+HWC (or CHW), always together, are height, width and channels of pictures.
 """
 
 from internvl_jax.models.attention.branches import Branches

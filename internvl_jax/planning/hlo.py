@@ -22,8 +22,13 @@ _COLLECTIVE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """Attributes:
-    shape: of its result, as text; `operands` and what follows them, as text.
+    """A line of the program.
+
+    Attributes:
+      shape: the text of its result's shape.
+      opcode: what it does.
+      rest: the text behind the opcode: its operands, then its attributes.
+      root: whether it is the result of its computation.
     """
 
     name: str
@@ -46,10 +51,10 @@ class Collective:
     """A transfer between devices.
 
     Attributes:
-      kind: opcode, without '-start'.
-      bytes: what one device sends in one go.
-      group: devices that take part.
-      hidden: other work may run meanwhile.
+      kind: its opcode, without '-start'.
+      bytes: how many bytes a device sends in one run of it.
+      group: how many devices exchange with each other.
+      hidden: whether other work may run meanwhile.
     """
 
     kind: str
@@ -62,8 +67,8 @@ class HloProgram:
     """A compiled program.
 
     Attributes:
-      computations: {name: instructions}.
-      entry: the one that runs.
+      computations: the instructions of every computation, by its name.
+      entry: the name of the computation that a call runs.
     """
 
     def __init__(self, text: str):
@@ -89,7 +94,7 @@ class HloProgram:
         Branches run equally often, but for the two of a chunk of experts' rows: the second runs where it has any.
 
         Args:
-          trips: gives how often a loop runs, if not `self.trips`.
+          trips: says how often a loop runs; None: `self.trips`.
         """
         body = self.computations[name or self.entry]
         yield body, times

@@ -26,8 +26,10 @@ class Lowered:
     """A program before its compilation.
 
     Attributes:
-      arguments: {kind: tree of shape structs with shardings}, for 'parameters', 'optimizer', 'cache' and 'batch'.
-      lowered: jax's.
+      mesh: the devices that it is for.
+      arguments: its arguments by kind ('parameters', 'optimizer', 'cache', 'batch'), as trees of shape structs with
+        shardings.
+      lowered: jax's lowered function, to be compiled.
     """
 
     mesh: Mesh
@@ -62,9 +64,9 @@ class Serving:
     """What a server holds at a time.
 
     Attributes:
-      rows: conversations.
-      prompt: tokens that prefill takes.
-      slots: cache slots of a row, prompt and answer.
+      rows: how many conversations.
+      prompt: tokens of a prompt, as prefill takes it.
+      slots: tokens that a row's cache has room for, of prompt and answer together.
     """
 
     rows: int
@@ -114,7 +116,7 @@ def serving(
             seen_BV=struct(jnp.bool_, (B, text.vocab), "batch", "act_vocab"),
             steps_B=per_row,
             limits_B=per_row,
-            stops_BK=struct(jnp.int32, (B, STOPS), "batch"),
+            stops_BZ=struct(jnp.int32, (B, STOPS), "batch"),
             done_B=struct(jnp.bool_, (B,), "batch"),
             sampling=Sampling(*(struct(kind, (B,), "batch") for kind in _SAMPLING)),
         )

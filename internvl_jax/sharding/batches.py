@@ -14,7 +14,7 @@ _AXES = {
     "B": "batch",
     "T": "time",
     "G": "tiles",
-    **dict.fromkeys(("J", "S", "L", "K", "H", "W", "C", "2")),
+    **dict.fromkeys(("J", "X", "L", "K", "H", "W", "C", "2")),
 }
 
 

@@ -96,22 +96,22 @@ class Pipeline:
         self.corpus = samples.Corpus(
             [samples.SampleReader(d, i.offsets, processor, parse) for d, i in zip(datasets, indices, strict=True)]
         )
-        self.tokens_N = np.concatenate([index.tokens for index in indices])
-        self.tiles_N = np.concatenate([index.tiles for index in indices])
-        self.lengths_N = layout.lengths(self.tokens_N, self.tiles_N)  # tokens in a row
+        self.tokens_I = np.concatenate([index.tokens for index in indices])
+        self.tiles_I = np.concatenate([index.tiles for index in indices])
+        self.lengths_I = layout.lengths(self.tokens_I, self.tiles_I)  # tokens in a row
         self.skipped = Skipped(config.max_skipped)
         for dataset, index in zip(datasets, indices, strict=True):
             if dataset.length not in (None, len(index.tokens)):
                 _LOG.warning("%s has %d samples, not %d", dataset.annotation, len(index.tokens), dataset.length)
             self.skipped.extend(index.broken.values())
         self.dropped = self._over_long()  # sample numbers
-        usable_N = self.lengths_N > 0
-        usable_N[self.dropped] = False
+        usable_I = self.lengths_I > 0
+        usable_I[self.dropped] = False
         mixture = self.corpus.mixture()
-        mixture = mixture[usable_N[mixture]]
+        mixture = mixture[usable_I[mixture]]
         self.met = np.unique(mixture)  # numbers of the samples that an epoch has
         packs = packing.PackingConfig(config.token_budget, config.tile_budget, config.max_open)
-        self.plan = RowPlan(mixture, self.lengths_N, self.tiles_N, packs, pack=config.pack, seed=config.seed)
+        self.plan = RowPlan(mixture, self.lengths_I, self.tiles_I, packs, pack=config.pack, seed=config.seed)
         self.data_digest = self._data_digest([index.digest for index in indices])
         self.fingerprint = self._fingerprint()
 
@@ -178,14 +178,14 @@ class Pipeline:
         share, most = _share(samples, "samples", 0, hosts), 0
         for start in range(0, samples * batches, share):
             numbers = np.concatenate([self.plan.samples(row) for row in range(start, start + share)])
-            sizes = zip(self.lengths_N[numbers].tolist(), self.tiles_N[numbers].tolist(), strict=True)
+            sizes = zip(self.lengths_I[numbers].tolist(), self.tiles_I[numbers].tolist(), strict=True)
             most = max(most, len(next_fit(sizes, self.row_config)))
         return most * hosts
 
     def _load(self, sample: int, rng: np.random.Generator):
         loaded = self.corpus.load(sample, rng)
         size = (len(loaded.tokens_T), len(loaded.tiles_GHWC))
-        planned = (int(self.tokens_N[sample]), int(self.tiles_N[sample]))
+        planned = (int(self.tokens_I[sample]), int(self.tiles_I[sample]))
         if size != planned:
             raise InputError(
                 f"{loaded.name} has {size[0]} tokens and {size[1]} tiles but {planned[0]} and {planned[1]} were "
@@ -195,11 +195,11 @@ class Pipeline:
 
     def _over_long(self) -> np.ndarray:
         config = self.config
-        long = np.flatnonzero((self.lengths_N > config.token_budget) | (self.tiles_N > config.tile_budget))
+        long = np.flatnonzero((self.lengths_I > config.token_budget) | (self.tiles_I > config.tile_budget))
         if len(long) and config.over_long == "error":
             first = long[0]
             raise InputError(
-                f"{self.corpus.name(first)} has {self.lengths_N[first]} tokens and {self.tiles_N[first]} tiles, over "
+                f"{self.corpus.name(first)} has {self.lengths_I[first]} tokens and {self.tiles_I[first]} tiles, over "
                 f"the row's budget of {config.token_budget} tokens and {config.tile_budget} tiles ({len(long)} such "
                 "samples in all); raise the budget, lower the tile limit, or set over_long to 'drop'."
             )
@@ -207,8 +207,8 @@ class Pipeline:
             _LOG.warning(
                 "dropped %s: %d tokens, %d tiles",
                 self.corpus.name(number),
-                self.lengths_N[number],
-                self.tiles_N[number],
+                self.lengths_I[number],
+                self.tiles_I[number],
             )
         if len(long):
             _LOG.warning("dropped %d samples over the budget of a row", len(long))
@@ -231,7 +231,7 @@ class Pipeline:
         processor = self.corpus.readers[0].processor
         parts += [processor.tokenizer.digest, processor.to_dict()]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-        for array in (self.tokens_N, self.tiles_N):
+        for array in (self.tokens_I, self.tiles_I):
             digest.update(array.tobytes())
         return digest.hexdigest()[:32]
 

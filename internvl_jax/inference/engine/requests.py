@@ -44,7 +44,7 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt: int32 tokens [T], its tiles [G, S, S, 3] (uint8, or normalised floats), and how to answer.
+    """A prompt: int32 tokens [T], its tiles [G, H, W, 3] (uint8, or normalised floats), and how to answer.
 
     The tokens are those of all tiles at full resolution; thresholds are for Flash models, which may leave some out.
     """
@@ -60,13 +60,13 @@ class Seen(NamedTuple):
 
     Attributes:
       tokens: the prompts' tokens [T], without the image tokens that compressing saves.
-      features: int32 [K], for every image token its place in the pool.
-      pool_GKD: see `Features`; it lies on the device.
+      features: int32 [P], for every image token its place in the pool.
+      pool_GPD: see `Features`; it lies on the device.
     """
 
     tokens: list[np.ndarray]
     features: list[np.ndarray]
-    pool_GKD: jax.Array
+    pool_GPD: jax.Array
 
 
 class Sight:
@@ -83,8 +83,8 @@ class Sight:
         self._config, self._programs, self._sizes = config, programs, sizes
         full, compressed = config.tokens_per_tile, config.tokens_per_compressed_tile
         plain = config.flash is None
-        blank_GKD = jnp.zeros((1, full if plain else full + compressed, config.text.width), dtype)
-        self._blank = Features(blank_GKD, None if plain else jnp.zeros(1))
+        blank_GPD = jnp.zeros((1, full if plain else full + compressed, config.text.width), dtype)
+        self._blank = Features(blank_GPD, None if plain else jnp.zeros(1))
         self._fewest = full if plain else compressed  # image tokens of a tile
 
     def image_slots(self, prompt: int) -> int:
@@ -113,7 +113,7 @@ class Sight:
         features = self.encode(params, tiles_GHWC)
         # A Flash model's prompts have no length before the router has spoken: here the host waits for it.
         probability_G = None if features.probability_G is None else np.asarray(features.probability_G)
-        seen = Seen([], [], features.pool_GKD)
+        seen = Seen([], [], features.pool_GPD)
         for request, tiles_J in zip(requests, which, strict=True):
             compress_J = np.zeros(len(tiles_J), bool)
             if probability_G is not None:

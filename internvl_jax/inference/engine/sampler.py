@@ -160,11 +160,11 @@ class Sampler:
                 rows = self._answers.compact(rows, nothing_B[: layout.branches], nothing_B, nothing_B > 0)
 
     def _pieces(
-        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
+        self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
     ) -> Iterator[dict[int, Rollout]]:
         """Answers by their number, as they are complete."""
-        group, longest = seeds_PG.shape[1], max(request.sampling.max_new_tokens for request in requests)
-        rows, layout, answer_B, before = self._begin(params, requests, seeds_PG, prompts)
+        group, longest = seeds_QA.shape[1], max(request.sampling.max_new_tokens for request in requests)
+        rows, layout, answer_B, before = self._begin(params, requests, seeds_QA, prompts)
         params = unstack_params(params) if self._apart else params
         while True:
             left_B = (answer_B >= 0) & ~np.asarray(rows.done_B)
@@ -177,8 +177,8 @@ class Sampler:
                 if (packed := _pack(left, answer_B[left] // group, smaller)) is None:
                     break
                 row_B, real_B = packed
-                branch_N = row_B[:: smaller.width] // layout.width
-                rows = self._answers.compact(rows, branch_N, row_B, real_B)
+                branch_numbers = row_B[:: smaller.width] // layout.width
+                rows = self._answers.compact(rows, branch_numbers, row_B, real_B)
                 layout, answer_B = smaller, np.where(real_B, answer_B[row_B], -1)
             # Back here as soon as those that are left may fit; if their prompts were too many, once half are complete.
             few = 0 if smaller is None else min(smaller.rows, len(left) // 2)
@@ -186,7 +186,7 @@ class Sampler:
             rows = self._answers.write(params, rows, np.int32(stop), np.int32(few), cuts=_cuts(requests))
 
     def _begin(
-        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
+        self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
     ) -> tuple[Rows, _Layout, np.ndarray, list[np.ndarray] | None]:
         """Runs the prompts.
 
@@ -200,18 +200,18 @@ class Sampler:
         seen = self._sight.look(params, requests)
         lengths = [len(tokens_T) for tokens_T in seen.tokens]
         prompts = max(prompts, len(requests))
-        P = fit("prompts", prompts, self._sizes)
+        Q = fit("prompts", prompts, self._sizes)
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
         S = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
-        tokens_PT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), P)
-        index_PK = pad(np.stack([pad(index_K, self._sight.image_slots(T)) for index_K in seen.features]), P)
-        lengths_P = pad(np.array(lengths, np.int32), P)
-        features_PKD = self._prompts.gather(seen.pool_GKD, index_PK)
-        logits_PV, kv, routes_LPTK = self._answers.prefill(params, tokens_PT, lengths_P, features_PKD)
+        tokens_QT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), Q)
+        index_QP = pad(np.stack([pad(index_P, self._sight.image_slots(T)) for index_P in seen.features]), Q)
+        lengths_Q = pad(np.array(lengths, np.int32), Q)
+        features_QPD = self._prompts.gather(seen.pool_GPD, index_QP)
+        logits_QV, kv, routes_LQTK = self._answers.prefill(params, tokens_QT, lengths_Q, features_QPD)
 
-        group = seeds_PG.shape[1]
+        group = seeds_QA.shape[1]
         layout = self._layout(prompts, group)
-        answers = np.arange(seeds_PG.size)
+        answers = np.arange(seeds_QA.size)
         row_B, real_B = _pack(answers, answers // group, layout)
         prompt_B = row_B // group
         given = Given(
@@ -220,16 +220,16 @@ class Sampler:
             np.array([row.temperature for row in sampling], np.float32)[prompt_B],
             np.array([row.top_k for row in sampling], np.int32)[prompt_B],
             np.array([row.top_p for row in sampling], np.float32)[prompt_B],
-            seeds_PG.reshape(-1)[row_B],
+            seeds_QA.reshape(-1)[row_B],
         )
         branch_prompts = prompt_B[:: layout.width]
         rows = self._answers.start(
-            logits_PV, kv, routes_LPTK, lengths_P, branch_prompts, given, slots=S, cuts=_cuts(requests)
+            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=S, cuts=_cuts(requests)
         )
         before = None
-        if routes_LPTK is not None:
-            routes_PLTK = np.asarray(routes_LPTK).swapaxes(0, 1)
-            before = [routes_PLTK[p, :, :length] for p, length in enumerate(lengths)]
+        if routes_LQTK is not None:
+            routes_QLTK = np.asarray(routes_LQTK).swapaxes(0, 1)
+            before = [routes_QLTK[p, :, :length] for p, length in enumerate(lengths)]
         return rows, layout, np.where(real_B, row_B, -1), before
 
     def _complete(

@@ -137,20 +137,20 @@ def draw(logits_BV: jax.Array, temperature_B: jax.Array, uniform_B2: jax.Array) 
     drawn_B = temperature_B > 0
     largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
     weights_BV = jnp.exp((logits_BV - largest_B1) / jnp.where(drawn_B, temperature_B, 1)[:, None])
-    weights_BKW = weights_BV.reshape(B, V // width, width)
-    block_B = _pick(jnp.sum(weights_BKW, axis=2), uniform_B2[:, 0])
-    inside_BW = jnp.take_along_axis(weights_BKW, block_B[:, None, None], axis=1)[:, 0]
-    token_B = block_B * width + _pick(inside_BW, uniform_B2[:, 1])
+    blocks = weights_BV.reshape(B, V // width, width)
+    block_B = _pick(jnp.sum(blocks, axis=2), uniform_B2[:, 0])
+    inside = jnp.take_along_axis(blocks, block_B[:, None, None], axis=1)[:, 0]
+    token_B = block_B * width + _pick(inside, uniform_B2[:, 1])
     # Slow on CPU, and rollouts rarely ask for it.
     best = lambda logits_BV: jnp.where(drawn_B, token_B, jnp.argmax(logits_BV, axis=-1))
     return jax.lax.cond(jnp.all(drawn_B), lambda _: token_B, best, logits_BV).astype(jnp.int32)
 
 
-def _pick(weights_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:
+def _pick(weights: jax.Array, uniform_B: jax.Array) -> jax.Array:
     """The index that a uniform number falls on, each being as wide as its weight; never one of weight 0."""
-    ends_BN = jnp.cumsum(weights_BN, axis=1)
-    index_B = jnp.sum(ends_BN <= uniform_B[:, None] * ends_BN[:, -1:], axis=1)
-    last_B = weights_BN.shape[1] - 1 - jnp.argmax(weights_BN[:, ::-1] > 0, axis=1)  # rounding may lead beyond it
+    ends = jnp.cumsum(weights, axis=1)
+    index_B = jnp.sum(ends <= uniform_B[:, None] * ends[:, -1:], axis=1)
+    last_B = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=1)  # rounding may lead beyond it
     return jnp.minimum(index_B, last_B)
 
 

@@ -248,9 +248,9 @@ class Route(Objective):
         student = batch.student
         B, T = student.tokens_BT.shape
         weighted_BT = jnp.where(student.weights_BT > 0, kl_BT * student.weights_BT, 0)
-        means_BS = segment_sums(weighted_BT, student.segments_BT, T // MIN_TEXT)
+        means_BX = segment_sums(weighted_BT, student.segments_BT, T // MIN_TEXT)
         texts_BG2 = jnp.maximum(batch.measured_G2, 0).reshape(B, -1, 2)
-        means_BG2 = jnp.take_along_axis(means_BS[:, :, None], texts_BG2, axis=1)
+        means_BG2 = jnp.take_along_axis(means_BX[:, :, None], texts_BG2, axis=1)
         return vico.loss_ratio(means_BG2[..., 0], means_BG2[..., 1], self.settings.epsilon).reshape(-1)
 
 

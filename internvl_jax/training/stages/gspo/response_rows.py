@@ -16,11 +16,11 @@ class ResponseLayout:
 
     Attributes:
       rows: rows of several texts; loss weights are 1 on the tokens of responses.
-      responses_BS: int32, the number of segment s's response, at s - 1; -1 where there is none.
+      responses_BX: int32, the number of segment s's response, at s - 1; -1 where there is none.
     """
 
     rows: Batch
-    responses_BS: np.ndarray
+    responses_BX: np.ndarray
 
     def place(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, T]: values of every response's tokens, where its targets stand; 0 elsewhere."""
@@ -50,12 +50,12 @@ class ResponseLayout:
         return [found[number] for number in range(len(found))]
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """`[B, S]`: a value of every response at its segment; 0 (False) where there is none."""
-        return np.where(self.responses_BS >= 0, values[self.responses_BS], np.zeros((), values.dtype))
+        """`[B, X]`: a value of every response at its segment; 0 (False) where there is none."""
+        return np.where(self.responses_BX >= 0, values[self.responses_BX], np.zeros((), values.dtype))
 
     def _filled(self):
-        for b, responses_S in enumerate(self.responses_BS):
-            if numbers := [int(number) for number in responses_S if number >= 0]:
+        for b, responses_X in enumerate(self.responses_BX):
+            if numbers := [int(number) for number in responses_X if number >= 0]:
                 yield b, numbers
 
 
@@ -98,15 +98,15 @@ def lay_out(
             f"{config.tile_budget} tiles, but run.rows is {rows}; raise data.tile_budget or run.rows"
         )
     firsts = np.cumsum([0, *map(len, responses)])
-    made, numbers_BS = [], np.full((rows, config.token_budget), -1, np.int32)
+    made, numbers_BX = [], np.full((rows, config.token_budget), -1, np.int32)
     for row, place in enumerate(interleaved(rows, micro_batches)):
         content = packed[place] if place < len(packed) else []
         samples = [_sample(prompts[p], [responses[p][g] for g in members], p) for p, members in content]
         made.append(assemble_row(samples, config))
         numbers = [firsts[p] + g for p, members in content for g in members]
-        numbers_BS[row, : len(numbers)] = numbers
+        numbers_BX[row, : len(numbers)] = numbers
     batch = stack_rows(made)
-    return ResponseLayout(batch, numbers_BS[:, : batch.samples_BS.shape[1]])
+    return ResponseLayout(batch, numbers_BX[:, : batch.samples_BX.shape[1]])
 
 
 def _pack(prompts, responses, config: RowConfig) -> list[list[tuple[int, list[int]]]]:

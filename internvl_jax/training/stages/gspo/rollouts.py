@@ -200,9 +200,9 @@ class Rollouts:
                     self._skipped.extend([str(error)])
             sampling = SamplingParams(max_new_tokens=self._settings.max_new_tokens, temperature=1.0)
             requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, self._thresholds) for *_, inputs in chunk]
-            seeds_PG = np.stack([self._seeds(place) for place, *_ in chunk])
+            seeds_QA = np.stack([self._seeds(place) for place, *_ in chunk])
             found = self._sampler.sample(
-                params, requests, self._settings.group, seeds_PG, prompts=self._settings.sample_prompts
+                params, requests, self._settings.group, seeds_QA, prompts=self._settings.sample_prompts
             )
             texts = [[self._text(response) for response in group] for group in found]
             started = time.perf_counter()
@@ -287,14 +287,14 @@ def _advantages(groups: Sequence[ResponseGroup], settings: GspoConfig) -> tuple[
 
     One that could not be graded is in no mean and no loss, nor is one that is left alone by that.
     """
-    rewards_PG = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
-    graded_PG = np.array([[score.error is None for score in group.scores] for group in groups])
-    keep_PG = graded_PG & (graded_PG.sum(axis=1) > min(1, settings.group - 1))[:, None]
+    rewards_QA = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
+    graded_QA = np.array([[score.error is None for score in group.scores] for group in groups])
+    keep_QA = graded_QA & (graded_QA.sum(axis=1) > min(1, settings.group - 1))[:, None]
     if settings.mask_overlong:
-        keep_PG &= np.array([group.finished for group in groups])
+        keep_QA &= np.array([group.finished for group in groups])
     if settings.zero_variance == "drop":
-        keep_PG &= np.array([group.varied for group in groups])[:, None]
-    return np.asarray(gspo.advantages(rewards_PG, graded_PG)).reshape(-1), keep_PG.reshape(-1)
+        keep_QA &= np.array([group.varied for group in groups])[:, None]
+    return np.asarray(gspo.advantages(rewards_QA, graded_QA)).reshape(-1), keep_QA.reshape(-1)
 
 
 def _rows(batch: Any, rows: int, first: int, count: int) -> Any:

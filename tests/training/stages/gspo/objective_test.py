@@ -67,7 +67,7 @@ def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
     batch = source.take(state)
     noted = batch.routes_BTLK[..., 0, 0] >= 0
     # All tokens but the last of each response.
-    assert noted.sum() == (batch.rows.segments_BT > 0).sum() - batch.keep_BS.sum()
+    assert noted.sum() == (batch.rows.segments_BT > 0).sum() - batch.keep_BX.sum()
     other = batch._replace(routes_BTLK=np.where(batch.routes_BTLK >= 0, (batch.routes_BTLK + 1) % 8, -1))
     other = other._replace(routes_BTLK=other.routes_BTLK.astype(np.int16))
     found = []
@@ -124,12 +124,12 @@ def test_packed_responses_equal_responses_alone(sampled):
     layouts = [maker._lay_out(groups) for maker in (source, other)]
     assert packed > 1 == int(np.max(layouts[1].rows.segments_BT))
     old = layouts[0].pick(batch.old_BT)
-    responses = lambda values_BS: layouts[1].spread(_by_response(layouts[0], values_BS))
+    responses = lambda values_BX: layouts[1].spread(_by_response(layouts[0], values_BX))
     alone = batch._replace(
         rows=layouts[1].rows,
         old_BT=layouts[1].place(old),
-        advantages_BS=responses(batch.advantages_BS),
-        keep_BS=responses(batch.keep_BS),
+        advantages_BX=responses(batch.advantages_BX),
+        keep_BX=responses(batch.keep_BX),
     )
     other.close()
     _, metrics = program.step(state, program.place(alone))
@@ -137,10 +137,10 @@ def test_packed_responses_equal_responses_alone(sampled):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5, atol=1e-7, err_msg=name)
 
 
-def _by_response(layout, values_BS):
-    numbers_BS = layout.responses_BS
-    found = np.zeros(numbers_BS.max() + 1, values_BS.dtype)
-    found[numbers_BS[numbers_BS >= 0]] = values_BS[numbers_BS >= 0]
+def _by_response(layout, values_BX):
+    numbers_BX = layout.responses_BX
+    found = np.zeros(numbers_BX.max() + 1, values_BX.dtype)
+    found[numbers_BX[numbers_BX >= 0]] = values_BX[numbers_BX >= 0]
     return found
 
 
@@ -193,7 +193,7 @@ def test_groups_of_equal_rewards(start, tmp_path):
         batch = source.take(state)
         _, metrics = program.step(state, program.place(batch))
         assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["nonfinite"] == 0
-        assert batch.keep_BS.sum() == (0 if choice == "drop" else 8)
+        assert batch.keep_BX.sum() == (0 if choice == "drop" else 8)
         notes = source.notes()
         assert notes["zero_advantage"] == 1 and notes["reward"] == 0.5
         assert notes["resampled"] == (8 if choice == "resample" else 0)
@@ -221,8 +221,8 @@ def test_groups_of_equal_rewards_among_others(start, tmp_path):
     varied = sum(group.varied for group in groups)
     assert 0 < varied < 4 and notes["zero_advantage"] == 1 - varied / 4
     _, dropped, theirs, others = found["drop"]
-    assert batch.keep_BS.sum() == (batch.rows.samples_BS >= 0).sum() == 16
-    assert dropped.keep_BS.sum() == (dropped.rows.samples_BS >= 0).sum() == 4 * varied
+    assert batch.keep_BX.sum() == (batch.rows.samples_BX >= 0).sum() == 16
+    assert dropped.keep_BX.sum() == (dropped.rows.samples_BX >= 0).sum() == 4 * varied
     np.testing.assert_allclose(theirs["grad_norm"] * varied, metrics["grad_norm"] * 4, rtol=1e-4)
     assert {name: others[name] for name in ("reward", "zero_advantage")} == {
         name: notes[name] for name in ("reward", "zero_advantage")
@@ -254,7 +254,7 @@ def test_a_response_that_could_not_be_graded_is_left_out_of_its_group(start, tmp
         alone_P1 = (~failed_PG).sum(axis=1, keepdims=True) < 2
         np.testing.assert_array_equal(keep, ~failed_PG & ~alone_P1)
         np.testing.assert_allclose(np.where(keep, advantages, 0).sum(axis=1), 0, atol=1e-5)
-    assert batch.keep_BS.sum() == keep.sum()
+    assert batch.keep_BX.sum() == keep.sum()
     _, metrics = program.step(state, program.place(batch))
     assert np.isfinite(metrics["grad_norm"]) and metrics["grad_norm"] > 0
 
@@ -270,7 +270,7 @@ def test_overlong_responses_are_out_of_numerator_and_denominator(start, tmp_path
     batch = source.take(state)
     assert source.notes()["truncated"] == 1  # an untrained model rarely stops within 7 tokens
     _, metrics = program.step(state, program.place(batch))
-    assert not batch.keep_BS.any() and metrics["loss"] == 0 and np.isfinite(metrics["grad_norm"])
+    assert not batch.keep_BX.any() and metrics["loss"] == 0 and np.isfinite(metrics["grad_norm"])
 
 
 def test_prompts_of_a_known_accuracy_out_of_bounds_are_left_out(start, tmp_path):
@@ -375,7 +375,7 @@ def test_rows_of_responses():
     for ours, theirs in zip(targets, flat, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     values = np.arange(1, 16)
-    assert sorted(layout.spread(values)[layout.responses_BS >= 0].tolist()) == values.tolist()
+    assert sorted(layout.spread(values)[layout.responses_BX >= 0].tolist()) == values.tolist()
     # Rows without responses are those of the last micro-batches.
     filled = layout.rows.segments_BT.any(axis=1).reshape(2, 4).T
     assert not filled.all() and filled.any(axis=1).tolist() == sorted(filled.any(axis=1), reverse=True)
