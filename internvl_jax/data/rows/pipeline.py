@@ -158,7 +158,7 @@ class Pipeline:
         hosts: int = 1,
         state: dict | None = None,
     ) -> "BatchIterator":
-        """Batches of so many samples each, which fill at most `rows` rows; else as `batches`. The plan has to give each
+        """Batches of `samples` samples, which fill at most `rows` rows; else as `batches`. The plan has to give each
         sample a row of its own.
 
         Raises:
