@@ -22,6 +22,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow>=11.3",
         "safetensors>=0.6",
+        "sentencepiece>=0.2",
         "tensorboardX>=2.6.5",
         "tensorstore>=0.1.80",
         "tokenizers>=0.22",

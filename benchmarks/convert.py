@@ -71,7 +71,7 @@ def write_released(directory: pathlib.Path, config: InternVLConfig) -> int:
     """A checkpoint of this size in GitHub format with random weights, without tokenizer; its bytes."""
     directory.mkdir()
     specs = abstract(lambda rngs: InternVL(config, rngs))[1]
-    rows = [row for row in TABLES["github", language_model(config.text)].rows if row.target in specs]
+    rows = TABLES["github", language_model(config.text)].rows_of(specs)
     tensors = {
         name: jax.ShapeDtypeStruct(row.source_shape(specs[row.target].shape), jnp.bfloat16)
         for row in rows

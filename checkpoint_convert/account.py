@@ -43,7 +43,7 @@ def match(
         second output matrix that differs.
       ValueError: the table has no row, or more than one, for a parameter (a fault of the table).
     """
-    rows = [row for row in table.rows if row.target in specs]
+    rows = table.rows_of(specs)
     targets = [row.target for row in rows]
     if faults := sorted({*(specs.keys() - set(targets)), *(path for path in targets if targets.count(path) > 1)}):
         raise ValueError(f"the table has no row or several rows for the parameters {faults}; mend the table")
@@ -52,13 +52,15 @@ def match(
     for name in tensors:
         spelled.setdefault(table.canonical(name), []).append(name)
     problems = {"given twice": [name for names in spelled.values() if len(names) > 1 for name in names]}
+    read: set[str] = set()  # by canonical spelling; a tensor may be several parameters'
     missing, misshaped, mistyped, leaves = [], [], [], []
     for row in rows:
         shape = tuple(specs[row.target].shape)
         shapes = row.source_shapes(shape)
         leaf = Leaf(row, shape, {})
         for position, names in row.names(shape):
-            found = tuple(spelled.pop(name, [name])[0] for name in names)
+            found = tuple(spelled.get(name, [name])[0] for name in names)
+            read.update(names)
             for name, wanted in zip(found, shapes, strict=True):
                 if name not in tensors:
                     missing.append(name)
@@ -68,7 +70,7 @@ def match(
                     mistyped.append(f"{name}: {tensors[name].dtype}")
             leaf.names[position] = found
         leaves.append(leaf)
-    extra = [name for names in spelled.values() for name in names]
+    extra = [name for canonical, names in spelled.items() if canonical not in read for name in names]
     extra = [name for name in extra if not _repeats_embedding(directory, name, tensors, table, leaves)]
     wrong = {"of another shape": misshaped, "of another type": mistyped}
     refuse(directory, {"missing": missing, "not expected": extra, **wrong, **problems})
@@ -106,5 +108,6 @@ def _repeats_embedding(
 
 
 def _listing(names: list[str]) -> str:
-    listed = ", ".join(sorted(names)[:_LISTED])
+    names = sorted(set(names))  # a tensor that several parameters share is missed by each
+    listed = ", ".join(names[:_LISTED])
     return listed if len(names) <= _LISTED else f"{listed} and {len(names) - _LISTED} more"

@@ -29,7 +29,7 @@ from checkpoint_convert.account import refuse
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import ARCHITECTURES, UNKNOWN_TOKEN, language_model, read_config
 from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader, all_finite
-from checkpoint_convert.released import released_table
+from checkpoint_convert.released import load_processor, released_table
 from checkpoint_convert.report import ConversionReport
 from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
@@ -110,7 +110,7 @@ def _open(directory: pathlib.Path) -> _Checkpoint:
     if "format" in values:
         return _open_ours(directory, values)
     released = read_config(directory)
-    processor = Processor.from_released(directory) if side_files.has_tokenizer(directory) else None
+    processor = load_processor(directory) if side_files.has_tokenizer(directory) else None
     if released.format == "vit":
         config = released.vision()
     else:
@@ -173,7 +173,7 @@ def _write_released(
     main_dtype = max((_nbytes(spec), spec.dtype.name) for spec in specs.values())[1]
     values = released_config(to, config, checkpoint.processor, main_dtype, checkpoint.released)
     family = "vit" if isinstance(config, VisionConfig) else language_model(config.text)
-    rows = [row for row in TABLES[to, family].rows if row.target in specs]
+    rows = TABLES[to, family].rows_of(specs)
     tensors = {}
     for row in rows:
         spec = jax.ShapeDtypeStruct(row.source_shape(specs[row.target].shape), specs[row.target].dtype)
@@ -186,8 +186,8 @@ def _write_released(
             index = (*(slice(i, i + 1) for i in position), *rest)
             piece = _cast(checkpoint.reader.read(row.target, index), spec.dtype)
             piece = piece.reshape(piece.shape[len(position) :])
-            for name, tensor in zip(names, row.backwards(piece), strict=True):
-                writer.write(name, part.start or 0, tensor)
+            for name, first_row, tensor in row.written(names, piece, part.start or 0):
+                writer.write(name, first_row, tensor)
             return _not_finite(checkpoint.reader, row.target, index, piece)
 
         jobs = [job for row in rows for job in _jobs(row, specs[row.target])]

@@ -10,7 +10,7 @@ from typing import Any
 
 from checkpoint_convert.account import match
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, read_config
-from checkpoint_convert.released import released_table
+from checkpoint_convert.released import load_processor, released_table
 from checkpoint_convert.side_files import has_tokenizer
 from checkpoint_convert.source import open_directory, read_json
 from internvl_jax.data import Processor
@@ -46,7 +46,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
         config = VisionConfig(**values["vision"]) if "vision" in values else InternVLConfig.from_dict(values["model"])
     else:
         released, tensors = read_config(directory), open_directory(directory)
-        form, processor = released.format, Processor.from_released(directory) if has_tokenizer(directory) else None
+        form, processor = released.format, load_processor(directory) if has_tokenizer(directory) else None
         token = UNKNOWN_TOKEN if form == "github" else None
         config = released.vision() if form == "vit" else released.model(token)
         make = InternViT if form == "vit" else InternVL

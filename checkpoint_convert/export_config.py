@@ -7,10 +7,12 @@ other people's trainers). Where the checkpoint came with a config.json, those va
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from checkpoint_convert.hf_config import ARCHITECTURES, FAMILIES, language_model
+from checkpoint_convert.hf_config import ARCHITECTURES
 from internvl_jax.data.processor import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.language.families import family_of, kind_of
+from internvl_jax.models.language.families.record import Kind
 
 Values = dict[str, Any]
 
@@ -55,25 +57,28 @@ def released_config(
         if form == "hf":
             raise InputError("transformers has no format for a vision tower alone; use --to=github")
         return {**whole, **_github_vision(config, dtype)}
+    kind = kind_of(config.text)
+    if form not in kind.formats:
+        raise InputError(f"transformers has no format for {kind.architecture}; use --to=github")
     text = {
-        **_text_defaults(config.text),
+        **kind.defaults(config.text),
         **_carry(carried.get("llm_config", carried.get("text_config", {}))),
         **_text(config.text, dtype),
     }
     vision = _carry(carried.get("vision_config", {})) if same_form else {}
     if processor is not None:
-        tokenizer = processor.tokenizer
-        text |= {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+        # The config.json that came with the checkpoint may name another end than its tokenizer does.
+        ends = {"eos_token_id": processor.tokenizer.eos, "pad_token_id": processor.tokenizer.pad}
+        text |= {key: value for key, value in ends.items() if text.get(key) is None}
     if form == "hf":
         if config.flash is not None:
             raise InputError("transformers has no format for Flash models; use --to=github")
         vision |= _hf_vision(config.vision, dtype)
         return {**whole, **_hf(config, dtype), "text_config": text, "vision_config": vision}
     vision |= _github_vision(config.vision, dtype)
-    template = "internvl3_5_gpt_oss" if config.text.family == "gpt_oss" else "internvl2_5"
     values = {
         **_GITHUB_DEFAULTS,
-        "template": template,
+        "template": family_of(config.text).template,
         **whole,
         **_github(config, dtype),
         "llm_config": text,
@@ -88,15 +93,9 @@ def released_config(
             "template": processor.template.name,
             "use_thumbnail": image.thumbnail,
         }
+        if processor.system is not None:
+            values["system_message"] = processor.system
     return values
-
-
-def _text_defaults(text: TextConfig) -> Values:
-    """Released values that nothing here depends on."""
-    if text.family == "gpt_oss":
-        return {"max_position_embeddings": 131072}
-    # A dense layer's width, which the MoE configs name although no layer is dense.
-    return {"max_position_embeddings": 40960, "intermediate_size": text.mlp * (text.moe.per_token if text.moe else 1)}
 
 
 # What a GitHub-format config.json says of pictures, where no processor says it.
@@ -208,52 +207,34 @@ def _hf_vision(vision: VisionConfig, dtype: str) -> Values:
 
 
 def _text(text: TextConfig, dtype: str) -> Values:
-    family = language_model(text)
-    values = {
-        "architectures": [FAMILIES[family]],
-        "attention_bias": text.family == "gpt_oss",
-        "head_dim": text.head_width,
-        "hidden_act": "silu",
-        "hidden_size": text.width,
-        "initializer_range": text.init_std,
-        "model_type": family,
-        "num_attention_heads": text.heads,
-        "num_hidden_layers": text.layers,
-        "num_key_value_heads": text.kv_heads,
-        "rms_norm_eps": text.norm_eps,
-        "rope_scaling": None,
-        "rope_theta": text.rope_theta,
+    kind = kind_of(text)
+    fields = {field: value for field, value in vars(text).items() if field != "moe"}
+    fields |= {f"moe.{field}": value for field, value in (vars(text.moe) if text.moe else {}).items()}
+    return {
+        **{key.name: fields[field] for field, key in kind.keys.items()},
+        **kind.constants(text),
+        **_rope(text, kind),
+        "architectures": [kind.architecture],
+        "model_type": kind.model_type,
         "tie_word_embeddings": text.tie_embeddings,
         "torch_dtype": dtype,
-        "vocab_size": text.vocab,
     }
-    match family:
-        case "qwen3":
-            return values | {"intermediate_size": text.mlp}
-        case "qwen3_moe":
-            return values | {
-                "decoder_sparse_step": 1,
-                "mlp_only_layers": [],
-                "moe_intermediate_size": text.mlp,
-                "norm_topk_prob": True,
-                "num_experts": text.moe.experts,
-                "num_experts_per_tok": text.moe.per_token,
-            }
-        case "gpt_oss":
-            return values | {
-                "experts_per_token": text.moe.per_token,
-                "intermediate_size": text.mlp,
-                "layer_types": [("sliding_attention", "full_attention")[i % 2] for i in range(text.layers)],
-                "num_experts_per_tok": text.moe.per_token,
-                "num_local_experts": text.moe.experts,
-                "rope_scaling": {
-                    "beta_fast": text.yarn.beta_fast,
-                    "beta_slow": text.yarn.beta_slow,
-                    "factor": text.yarn.factor,
-                    "original_max_position_embeddings": text.yarn.positions,
-                    "rope_type": "yarn",
-                    "truncate": False,
-                },
-                "sliding_window": text.window,
-                "swiglu_limit": 7.0,
-            }
+
+
+def _rope(text: TextConfig, kind: Kind) -> Values:
+    name = lambda rope: dict.fromkeys(kind.rope_names, rope)
+    scaling = None
+    if text.yarn is not None:
+        scaling = {
+            "beta_fast": text.yarn.beta_fast,
+            "beta_slow": text.yarn.beta_slow,
+            "factor": text.yarn.factor,
+            "original_max_position_embeddings": text.yarn.positions,
+            **name("yarn"),
+            "truncate": False,
+        }
+    values = {"rope_scaling": scaling, "rope_theta": text.rope_theta}
+    if text.ntk is not None:
+        values["rope_scaling"] = {"factor": text.ntk.factor, **name("dynamic")}
+        values["max_position_embeddings"] = text.ntk.positions
+    return values

@@ -3,6 +3,7 @@
 Formats: 'github' is the public repository's InternVLChatModel, 'hf' is transformers' InternVLForConditionalGeneration
 (as written by 4.5x and by 5.x, which renames a few keys), 'vit' is a vision tower alone (InternVisionModel). Every
 value that would change the computation is either translated or checked against the one that this project computes.
+What the keys of a language model are called, its family's record says.
 """
 
 import dataclasses
@@ -11,7 +12,17 @@ from typing import Any, Literal
 
 from checkpoint_convert.source import read_json
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
+from internvl_jax.models.config import (
+    FlashConfig,
+    InternVLConfig,
+    MoeConfig,
+    NtkConfig,
+    TextConfig,
+    VisionConfig,
+    YarnConfig,
+)
+from internvl_jax.models.language.families import FAMILIES, kind_of
+from internvl_jax.models.language.families.record import Family, Key, Kind
 
 Format = Literal["github", "hf", "vit"]
 
@@ -23,16 +34,12 @@ ARCHITECTURES: dict[str, Format] = {
     "InternVLForConditionalGeneration": "hf",
     "InternVisionModel": "vit",
 }
-FAMILIES = {  # model_type -> architecture
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "gpt_oss": "GptOssForCausalLM",
-}
+_KINDS = {kind.model_type: (family, kind) for family in FAMILIES.values() for kind in family.kinds}
 
 
 def language_model(text: TextConfig) -> str:
     """The released model_type of a language model."""
-    return "qwen3_moe" if text.family == "qwen3" and text.moe is not None else text.family
+    return kind_of(text).model_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +56,11 @@ class ReleasedConfig:
         return self._part("text_config" if self.format == "hf" else "llm_config").get("model_type", str)
 
     @property
+    def language_family(self) -> Family:
+        """The record of the language model's family; InputError where there is none."""
+        return _architecture(self._part("text_config" if self.format == "hf" else "llm_config"))[0]
+
+    @property
     def mxfp4(self) -> bool:
         """Are the experts' weights stored in MXFP4?
 
@@ -61,7 +73,12 @@ class ReleasedConfig:
                 quantized = _Part(self.file, part.where("quantization_config"), part.get("quantization_config", dict))
                 quantized.get("quant_method", str)
                 quantized.expect("quant_method", "mxfp4")
-                text.expect("model_type", "gpt_oss")
+                kind = _architecture(text)[1]
+                if all(released.packed != "mxfp4" for released in kind.tensors):
+                    raise InputError(
+                        f"{self.file}: weights in mxfp4 are not known of {kind.model_type}; "
+                        "use a checkpoint that is not quantised"
+                    )
                 return True
         return False
 
@@ -218,74 +235,72 @@ def _side(part: _Part, key: str) -> int:
 
 
 def _text(part: _Part, whole: _Part) -> TextConfig:
-    family = part.get("model_type", str)
-    architectures = part.optional("architectures") or [FAMILIES.get(family)]
-    if family not in FAMILIES or architectures[0] != FAMILIES[family]:
+    family, kind = _architecture(part)
+    found = {field: _read(part, key) for field, key in kind.keys.items()}
+    moe = {field.removeprefix("moe."): found.pop(field) for field in list(found) if field.startswith("moe.")}
+    theta, stretched = _rope(part, kind)
+    given = {
+        "head_width": found["width"] // found["heads"],
+        "window": None,
+        "yarn": None,
+        "ntk": None,
+        **found,
+        **stretched,
+        "moe": MoeConfig(**moe) if moe else None,
+    }
+    text = TextConfig(family=family.name, rope_theta=theta, tie_embeddings=_tied(part, whole), **given)
+    for key, value in {**kind.constants(text), **kind.checked(text)}.items():
+        part.expect(key, value)
+    return text
+
+
+def _architecture(part: _Part) -> tuple[Family, Kind]:
+    name = part.get("model_type", str)
+    family, kind = _KINDS.get(name, (None, None))
+    architectures = part.optional("architectures") or [kind and kind.architecture]
+    if family is None or architectures[0] != kind.architecture:
+        known = ", ".join(f"{name} ({kind.architecture})" for name, (_, kind) in _KINDS.items())
         raise InputError(
-            f"{part.file}: the language model is {family} ({architectures[0]}); "
-            f"supported families are {', '.join(f'{name} ({cls})' for name, cls in FAMILIES.items())}"
+            f"{part.file}: the language model is {name} ({architectures[0]}); supported families are {known}"
         )
-    part.expect("hidden_act", "silu")
-    gpt_oss = family == "gpt_oss"
-    part.expect("attention_bias", gpt_oss)
-    part.expect("use_sliding_window", False)
-    theta, yarn = _yarn(part) if gpt_oss else (_rope_theta(part), None)
-    return TextConfig(
-        family="gpt_oss" if gpt_oss else "qwen3",
-        vocab=part.get("vocab_size", int),
-        width=part.get("hidden_size", int),
-        layers=part.get("num_hidden_layers", int),
-        heads=part.get("num_attention_heads", int),
-        kv_heads=part.get("num_key_value_heads", int),
-        head_width=part.get("head_dim", int),
-        mlp=part.get("moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size", int),
-        moe=None if family == "qwen3" else _moe(part),
-        window=_window(part) if gpt_oss else None,
-        rope_theta=theta,
-        yarn=yarn,
-        norm_eps=part.get("rms_norm_eps", float),
-        tie_embeddings=_tied(part, whole),
-        init_std=part.get("initializer_range", float),
-    )
+    return family, kind
 
 
-def _moe(part: _Part) -> MoeConfig:
-    part.expect("decoder_sparse_step", 1)
-    part.expect("mlp_only_layers", [])
-    part.expect("norm_topk_prob", True)
-    part.expect("swiglu_limit", 7.0)
-    part.expect("swiglu_alpha", 1.702)
-    experts = "num_local_experts" if "num_local_experts" in part.values else "num_experts"
-    return MoeConfig(part.get(experts, int), part.get("num_experts_per_tok", int))
+def _read(part: _Part, key: Key) -> Any:
+    return part.get(next((name for name in (key.name, *key.also) if name in part.values), key.name), key.kind)
 
 
-def _window(part: _Part) -> int:
-    """The window of GPT-OSS's first, third, ... layer."""
-    kinds = ["sliding_attention", "full_attention"] * part.get("num_hidden_layers", int)
-    part.expect("layer_types", kinds[: part.get("num_hidden_layers", int)])
-    return part.get("sliding_window", int)
-
-
-def _rope_theta(part: _Part) -> float:
-    if "rope_parameters" not in part.values:
-        part.expect("rope_scaling", None)
-        return part.get("rope_theta", float)
-    rope = _Part(part.file, part.where("rope_parameters"), part.get("rope_parameters", dict))  # transformers >= 5
-    rope.expect("rope_type", "default")
-    return rope.get("rope_theta", float)
-
-
-def _yarn(part: _Part) -> tuple[float, YarnConfig]:
-    name = "rope_parameters" if "rope_parameters" in part.values else "rope_scaling"
+def _rope(part: _Part, kind: Kind) -> tuple[float, dict[str, Any]]:
+    """theta, and the field of `TextConfig` that stretches positions, if any does."""
+    name = "rope_parameters" if "rope_parameters" in part.values else "rope_scaling"  # transformers >= 5; before
+    if name == "rope_scaling" and part.optional(name) is None and "default" in kind.ropes:
+        return part.get("rope_theta", float), {}
     rope = _Part(part.file, part.where(name), part.get(name, dict))
-    rope.expect("rope_type", "yarn")
+    key = next((key for key in kind.rope_names if key in rope.values), kind.rope_names[0])
+    if name == "rope_scaling" or key in rope.values:  # rope_parameters without it are the default's
+        found = rope.get(key, str)
+        if found not in kind.ropes:
+            rope.expect(key, kind.ropes[-1])
+    else:
+        found = "default"
+    theta = (rope if "rope_theta" in rope.values else part).get("rope_theta", float)
+    return theta, _ROPES[found](rope, part)
+
+
+def _yarn(rope: _Part, part: _Part) -> dict[str, Any]:
     rope.get("truncate", bool)  # absent it would mean True
     rope.expect("truncate", False)
     for key in ("attention_factor", "mscale", "mscale_all_dim"):
         rope.expect(key, None)
-    theta = (rope if "rope_theta" in rope.values else part).get("rope_theta", float)
     numbers = (rope.get(key, float) for key in ("factor", "beta_fast", "beta_slow"))
-    return theta, YarnConfig(*numbers, rope.get("original_max_position_embeddings", int))
+    return {"yarn": YarnConfig(*numbers, rope.get("original_max_position_embeddings", int))}
+
+
+def _dynamic(rope: _Part, part: _Part) -> dict[str, Any]:
+    return {"ntk": NtkConfig(rope.get("factor", float), part.get("max_position_embeddings", int))}
+
+
+_ROPES = {"default": lambda rope, part: {}, "yarn": _yarn, "dynamic": _dynamic}
 
 
 def _tied(part: _Part, whole: _Part) -> bool:

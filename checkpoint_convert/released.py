@@ -40,8 +40,17 @@ def load_released(
     Raises:
       InputError: see `load_model`; or tokenizer files that are missing.
     """
-    processor = Processor.from_released(directory)
+    processor = load_processor(directory)
     return load_model(directory, dtype, mesh, rules, processor.tokenizer.image_context), processor
+
+
+def load_processor(directory: str | pathlib.Path) -> Processor:
+    """The processor of a released checkpoint, with its family's template where config.json names none.
+
+    Raises:
+      InputError: see `read_config` and `Processor.from_released`.
+    """
+    return Processor.from_released(directory, read_config(directory).language_family.template)
 
 
 def load_model(

@@ -8,11 +8,18 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, Self
 
 import numpy as np
 from einops import rearrange
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class Shaped(Protocol):
+    """A parameter, or what is known of it."""
+
+    shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,10 @@ class Row:
         """Rows of the source tensor are rows of the target: a slice of one is made of that slice of the other."""
         left, right = (side.split()[0] for side in self.pattern.split("->"))
         return isinstance(self.source, str) and left == right
+
+    def fitted(self, specs: Mapping[str, Shaped]) -> Self:
+        """The row for a model that has these parameters."""
+        return self
 
     def names(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
         """Position along the placeholder axes -> tensor names, for a target of this shape."""
@@ -87,6 +98,66 @@ class Row:
         tensor = rearrange(piece, f"{right} -> {left}")
         return [tensor] if isinstance(self.source, str) else list(tensor)
 
+    def written(self, names: Sequence[str], piece: np.ndarray, first_row: int) -> Iterator[tuple[str, int, np.ndarray]]:
+        """Tensor name, row, and what has to be written there, for a piece of one position of the target.
+
+        Args:
+          names: of the position's tensors.
+          piece: all of the position, or from `first_row` on where `keeps_first_axis`.
+        """
+        for name, tensor in zip(names, self.backwards(piece), strict=True):
+            yield name, first_row, tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedRow(Row):
+    """Reads one of several parameters that lie in one tensor in turns, `[(heads, width of a head), ...]`.
+
+    For each head of the last parameter the tensor has first the share of the first one's heads, then the share of the
+    second, and so on: InternLM2's wqkv holds, for each key/value head, its queries, its key and its value.
+
+    Attributes:
+      parameters: all of them, in their order.
+      heads: of each; known of a fitted row.
+    """
+
+    parameters: tuple[str, ...] = ()
+    heads: tuple[int, ...] = ()
+
+    @property
+    def keeps_first_axis(self) -> bool:
+        return False
+
+    def fitted(self, specs: Mapping[str, Shaped]) -> Self:
+        heads = tuple(specs[path].shape[self.stacked_axes] for path in self.parameters)
+        return dataclasses.replace(self, heads=heads)
+
+    @property
+    def _share(self) -> slice:
+        """Where this parameter's heads stand within a turn."""
+        shares = [count // self.heads[-1] for count in self.heads]
+        at = self.parameters.index(self.target)
+        return slice(sum(shares[:at]), sum(shares[: at + 1]))
+
+    def source_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        _, width, *rest = shape[self.stacked_axes :]
+        return (sum(self.heads) * width, *rest)
+
+    def forwards(self, tensors: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        _, width, *rest = here = shape[self.stacked_axes :]
+        turns = tensors[0].reshape(self.heads[-1], -1, width, *rest)
+        return turns[:, self._share].reshape(here)
+
+    def backwards(self, piece: np.ndarray) -> Sequence[np.ndarray]:
+        raise ValueError(f"{self.target} is a part of {self.source}; use `written`")
+
+    def written(self, names: Sequence[str], piece: np.ndarray, first_row: int) -> Iterator[tuple[str, int, np.ndarray]]:
+        del first_row  # a piece is always whole
+        width, (name,) = piece.shape[1], names
+        turn = sum(self.heads) // self.heads[-1] * width
+        for number, heads in enumerate(np.split(piece, self.heads[-1])):
+            yield name, number * turn + self._share.start * width, heads.reshape(-1, *piece.shape[2:])
+
 
 def to_released(rows: Sequence[Row], params: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """All rows backwards: {path: array} -> the released names and tensors, one after the other.
@@ -98,8 +169,14 @@ def to_released(rows: Sequence[Row], params: Mapping[str, np.ndarray]) -> Iterat
     """
     if homeless := sorted(params.keys() - {row.target for row in rows}):
         raise ValueError(f"no row of the table writes the parameters {homeless}; add rows")
-    for row in rows:
-        if row.target in params:
-            leaf = params[row.target]
-            for position, names in row.names(leaf.shape):
+    shared: dict[str, np.ndarray] = {}
+    for row in (row.fitted(params) for row in rows if row.target in params):
+        leaf = params[row.target]
+        for position, names in row.names(leaf.shape):
+            if not isinstance(row, SharedRow):
                 yield from zip(names, row.backwards(leaf[position]), strict=True)
+                continue
+            for name, start, tensor in row.written(names, leaf[position], 0):
+                whole = shared.setdefault(name, np.empty(row.source_shape(leaf.shape), leaf.dtype))
+                whole[start : start + len(tensor)] = tensor
+    yield from shared.items()

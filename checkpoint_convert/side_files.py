@@ -20,7 +20,7 @@ from internvl_jax.data.text.templates import Template
 RELEASED_CONFIG = "released_config.json"
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER += ("vocab.json", "merges.txt")
+_TOKENIZER += ("vocab.json", "merges.txt", "tokenizer.model")
 _GENERATION = "generation_config.json"
 _OF_FORMAT = {
     # The GitHub format is loaded by code that lies beside it. It is never run here.
@@ -31,7 +31,7 @@ _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.
 
 
 def has_tokenizer(directory: pathlib.Path) -> bool:
-    return any((directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    return any((directory / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
 
 
 def carry(source: pathlib.Path, directory: pathlib.Path, source_form: str | None, form: str) -> None:

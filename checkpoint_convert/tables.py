@@ -1,10 +1,17 @@
-"""Format and family -> its table of rows, and the spellings of names that are accepted besides those of the table."""
+"""Format and architecture -> its table of rows, and the spellings of names that are accepted besides the table's.
+
+Rows of a language model are made of its family's record, those of the tower, the projector and the router stand here.
+"""
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
-from checkpoint_convert import table_flash, table_intern_vit, table_language
-from checkpoint_convert.rows import Row
+from checkpoint_convert import table_flash, table_intern_vit
+from checkpoint_convert.mxfp4 import Mxfp4Row
+from checkpoint_convert.rows import Row, Shaped, SharedRow
+from internvl_jax.models.language.families import FAMILIES
+from internvl_jax.models.language.families.record import Kind, Released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +29,10 @@ class Table:
             name = re.sub(pattern, replacement, name)
         return name
 
+    def rows_of(self, specs: Mapping[str, Shaped]) -> list[Row]:
+        """The rows of a model that has these parameters."""
+        return [row.fitted(specs) for row in self.rows if row.target in specs]
+
 
 # hf2custom of the public repository (2410d1d) leaves the 6B tower's q/k norms under HF's name.
 _GITHUB_ALIASES = ((r"^(vision_model\.encoder\.layers\.\d+)\.attention\.([qk]_norm\.)", r"\1.attn.\2"),)
@@ -35,13 +46,6 @@ _HF_ALIASES = (
     (r"^(vision_tower\.encoder\.layer\.\d+)\.attn\.([qk]_norm\.)", r"\1.attention.\2"),
 )
 
-_LANGUAGE_MODELS = {
-    "qwen3": table_language.qwen3,
-    "qwen3_moe": table_language.qwen3_moe,
-    "gpt_oss": table_language.gpt_oss,
-    "gpt_oss_mxfp4": table_language.gpt_oss_mxfp4,  # for reading only
-}
-
 _GITHUB_VISION = (
     *table_intern_vit.github_tower("vision_model.", "vit."),
     *table_intern_vit.projector("mlp1.0", "mlp1.1", "mlp1.3"),
@@ -51,8 +55,36 @@ _HF_VISION = (
     *table_intern_vit.hf_tower(),
     *table_intern_vit.projector(*(f"multi_modal_projector.{part}" for part in ("layer_norm", "linear_1", "linear_2"))),
 )
+_SURROUNDINGS = {"github": (_GITHUB_VISION, _GITHUB_ALIASES), "hf": (_HF_VISION, _HF_ALIASES)}
+_PACKED = {"mxfp4": Mxfp4Row}
+
+
+def _row(released: Released) -> Row:
+    where = released.source, released.target, released.pattern
+    if released.packed is not None:
+        return _PACKED[released.packed](*where)
+    return SharedRow(*where, released.shared) if released.shared else Row(*where)
+
+
+def _language_models(kind: Kind) -> dict[str, tuple[Row, ...]]:
+    """Name -> rows: the architecture's, and for every way of packing a table that only reads."""
+    plain = [released for released in kind.tensors if released.packed is None]
+    tables = {kind.model_type: tuple(map(_row, plain))}
+    for packing in sorted({released.packed for released in kind.tensors} - {None}):
+        packed = [released for released in kind.tensors if released.packed == packing]
+        targets = {released.target for released in packed}
+        rest = [released for released in plain if released.target not in targets]
+        tables[f"{kind.model_type}_{packing}"] = tuple(map(_row, [*rest, *packed]))
+    return tables
+
+
 TABLES = {
-    **{("github", name): Table((*_GITHUB_VISION, *rows()), _GITHUB_ALIASES) for name, rows in _LANGUAGE_MODELS.items()},
-    **{("hf", name): Table((*_HF_VISION, *rows()), _HF_ALIASES) for name, rows in _LANGUAGE_MODELS.items()},
+    **{
+        (form, name): Table((*_SURROUNDINGS[form][0], *rows), _SURROUNDINGS[form][1])
+        for family in FAMILIES.values()
+        for kind in family.kinds
+        for form in kind.formats
+        for name, rows in _language_models(kind).items()
+    },
     ("github", "vit"): Table(tuple(table_intern_vit.github_tower("", "")), ()),
 }

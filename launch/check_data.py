@@ -12,6 +12,7 @@ import pathlib
 
 from absl import flags
 
+from checkpoint_convert.released import load_processor
 from internvl_jax.data.media import tiling
 from internvl_jax.data.processor import Processor
 from internvl_jax.data.reading import check
@@ -48,7 +49,7 @@ def _processor() -> Processor:
         if "processor" in config:
             made = Processor.from_dict(config["processor"], _CHECKPOINT.value)
         else:
-            made = Processor.from_released(_CHECKPOINT.value)
+            made = load_processor(_CHECKPOINT.value)
     given = {name: flag.value for name, flag in _TILE_OPTIONS.items() if flag.value is not None}
     return dataclasses.replace(made, image_config=dataclasses.replace(made.image_config, **given))
 

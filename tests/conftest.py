@@ -1,5 +1,6 @@
 """One test session: eight CPU devices, exact products, no network, no silent broadcasting."""
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -20,13 +21,19 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ |= {
     "XLA_FLAGS": " ".join(_FLAGS),
     "JAX_PLATFORMS": "cpu",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
 import jax
 import pytest
 import tokenizers
 
+from tests import compile_cache, programs
+
+compile_cache.write_whole()
+# Tracing makes millions of small objects that live long: looking through them all the time is a quarter of its time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -54,6 +61,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_programs():
+    with programs.shared():
+        yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pathlib
 import pytest
 
 from internvl_jax.models import FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.bricks.weight import Weight
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("internvl_jax", "checkpoint_convert", "launch", "configs", "demo", "cascade", "benchmarks")
@@ -121,6 +122,31 @@ def test_models_name_logical_axes_only():
             imported = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
             used = {name_of(node)} if isinstance(node, ast.expr) else set()
             assert not wrong & (imported | used), file
+
+
+def raw_weights(source: str, strict: bool) -> list[int]:
+    """Lines that read a `.weight` as an array or, if strict, otherwise than by a method of `Weight`."""
+    nodes = list(ast.walk(ast.parse(source)))
+    methods = {name for name, part in vars(Weight).items() if callable(part) and not name.startswith("_")}
+    called = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr in methods}
+    subscripted = {id(node.value) for node in nodes if isinstance(node, ast.Subscript)}
+    reads = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr == "weight" and isinstance(n.ctx, ast.Load)]
+    return [n.lineno for n in reads if id(n) in subscripted or (strict and id(n) not in called)]
+
+
+def test_how_a_weight_is_stored_is_its_own_business():
+    """So that a low-rank difference or integers can take its place without a change in any brick."""
+    models = ROOT / "internvl_jax" / "models"
+    keepers = {models / "bricks" / "weight.py", *(ROOT / "internvl_jax" / "sharding").glob("*.py")}
+    for file in set((ROOT / "internvl_jax").rglob("*.py")) - keepers:
+        strict = file.is_relative_to(models)  # elsewhere losses have weights as well
+        assert raw_weights(file.read_text(), strict) == [], file
+
+
+@pytest.mark.parametrize("line", ["layer.weight[...]", "w = layer.weight", "layer.weight.shape", "layer.weight.value"])
+def test_a_raw_weight_is_found(line):
+    assert raw_weights(line, strict=True)
+    assert raw_weights("y = self.weight.dot(x)", strict=True) == raw_weights("loss.weight / 2", strict=False) == []
 
 
 def read_attributes() -> set[str]:

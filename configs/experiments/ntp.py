@@ -4,6 +4,7 @@ import dataclasses
 
 from configs.models import sizes
 from internvl_jax.models import FLASH_PARTS
+from internvl_jax.models.language.families import family_of
 from internvl_jax.training import DataConfig, Group, OptimConfig, RunConfig, TrainConfig
 
 # Released scripts: 0 for 1B, 2B and 4B.
@@ -31,7 +32,7 @@ def config(size: str, learning_rate: float, steps: int) -> TrainConfig:
             token_budget=512 if tiny else 32768,
             tile_budget=16 if tiny else 96,
             weighting="square",
-            template="internvl3_5_gpt_oss" if model.text.family == "gpt_oss" else "internvl2_5",
+            template=family_of(model.text).template,
         ),
         optim=OptimConfig(
             learning_rate=learning_rate,

@@ -54,6 +54,7 @@ def _qwen3(
         window=None,
         rope_theta=1e6,
         yarn=None,
+        ntk=None,
         norm_eps=1e-6,
         tie_embeddings=False,  # in every published size, also where the Qwen3 parent ties them
         init_std=0.02,
@@ -87,6 +88,7 @@ SIZES = {
             window=128,
             rope_theta=150000.0,
             yarn=YarnConfig(factor=32.0, beta_fast=32.0, beta_slow=1.0, positions=4096),
+            ntk=None,
             norm_eps=1e-5,
             tie_embeddings=False,
             init_std=0.02,

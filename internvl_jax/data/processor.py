@@ -90,20 +90,35 @@ class Processor:
 
     def to_dict(self) -> dict:
         """The `processor` section of config.json (the tokenizer has files of its own)."""
-        return {"image": dataclasses.asdict(self.image_config), "template": self.template.name}
+        image = dataclasses.asdict(self.image_config)
+        return {"image": image, "template": self.template.name, "system": self.system}
+
+    @property
+    def system(self) -> str | None:
+        """The system text of conversations that bring none; None where it is the one that the template is known by."""
+        text = self.template.default_system
+        return None if text == templates.get_template(self.template.name).default_system else text
 
     @classmethod
     def from_dict(cls, section: dict, directory: str | pathlib.Path) -> "Processor":
-        """The processor of a `processor` section and the tokenizer files in directory; strict about keys."""
-        _check_keys(section, {"image", "template"}, "the processor section")
+        """The processor of a `processor` section and the tokenizer files in directory; strict about keys.
+
+        Sections that were stored before there was a system text of their own have no 'system'.
+        """
+        section = {"system": None, **section} if isinstance(section, dict) else section
+        _check_keys(section, {"image", "template", "system"}, "the processor section")
         fields = {field.name for field in dataclasses.fields(tiling.ImageConfig)}
         _check_keys(section["image"], fields, "the image part of the processor section")
         config = tiling.ImageConfig(**section["image"])
-        return cls(config, Tokenizer.load(directory), templates.get_template(section["template"]))
+        template = templates.get_template(section["template"]).with_system(section["system"])
+        return cls(config, Tokenizer.load(directory), template)
 
     @classmethod
-    def from_released(cls, directory: str | pathlib.Path) -> "Processor":
-        """The processor of a released checkpoint directory, GitHub or HF format."""
+    def from_released(cls, directory: str | pathlib.Path, template: str = templates.INTERNVL2_5.name) -> "Processor":
+        """The processor of a released checkpoint directory, GitHub or HF format.
+
+        template: name of the one to use where config.json names none, as the HF format's doesn't.
+        """
         directory = pathlib.Path(directory)
         config = _read_json(directory / "config.json")
         readers = {"internvl_chat": _github_image_config, "internvl": _hf_image_config}
@@ -116,8 +131,11 @@ class Processor:
             image_config = readers[config["model_type"]](config, directory)
         except KeyError as error:
             raise InputError(f"{directory}/config.json lacks {error}; copy the released file again.") from None
-        template = config.get("template") or _family_template(config)  # the HF format does not name one
-        return cls(image_config, Tokenizer.load(directory), templates.get_template(template))
+        system = config.get("system_message")  # VisualPRM's: what its questions to the critic are
+        if not isinstance(system, str | None):
+            raise InputError(f"{directory}/config.json has system_message {system!r}; it must be a text.")
+        template = templates.get_template(config.get("template") or template).with_system(system)
+        return cls(image_config, Tokenizer.load(directory), template)
 
 
 def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -> None:
@@ -195,11 +213,6 @@ def _github_image_config(config, directory):
         apply_exif=False,
         max_pixels=tiling.DEFAULT_MAX_PIXELS,
     )
-
-
-def _family_template(config) -> str:
-    text = config.get("text_config") or config.get("llm_config") or {}
-    return (templates.INTERNVL3_5_GPT_OSS if text.get("model_type") == "gpt_oss" else templates.INTERNVL2_5).name
 
 
 def _hf_image_config(config, directory):

@@ -60,14 +60,18 @@ class YarnConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class NtkConfig:
+    """Rotary positions whose base grows with texts longer than the context of the training ("dynamic NTK")."""
+
+    factor: float
+    positions: int  # of the training's context
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A decoder-only language model.
+    """A decoder-only language model."""
 
-    Family 'qwen3': per-head q/k RMSNorm, SwiGLU, no attention bias; dense or MoE. Family 'gpt_oss': biases, a sink per
-    head, clamped gated experts; every second layer, the first among them, sees a window.
-    """
-
-    family: Literal["qwen3", "gpt_oss"]
+    family: str  # the name of a record in `models.language.families`
     vocab: int
     width: int
     layers: int
@@ -76,9 +80,10 @@ class TextConfig:
     head_width: int
     mlp: int  # of one expert, where there are several
     moe: MoeConfig | None
-    window: int | None  # tokens that the first, third, ... layer sees; None: all layers see all
+    window: int | None  # tokens that some layers, which the family names, see; None: all layers see all
     rope_theta: float
     yarn: YarnConfig | None
+    ntk: NtkConfig | None
     norm_eps: float
     tie_embeddings: bool
     init_std: float
@@ -117,6 +122,8 @@ class InternVLConfig:
             raise InputError(
                 f"text config: {text.kv_heads} key/value heads do not divide {text.heads} heads; make them"
             )
+        if text.yarn is not None and text.ntk is not None:
+            raise InputError("text config: yarn and ntk are both given; rotary positions are stretched in one way")
         if text.moe is not None and not 0 < text.moe.per_token <= text.moe.experts:
             raise InputError(f"text config: {text.moe.per_token} of {text.moe.experts} experts a token; give fewer")
         if vision.grid % self.shuffle:
@@ -155,10 +162,15 @@ class InternVLConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; an unknown or missing field raises InputError."""
+        """The inverse of `to_dict`; an unknown or missing field raises InputError.
+
+        A field that came later may be missing: a config that was stored before means what it then meant.
+        """
         values = dict(values)
         text = values.get("text")
-        for name, part in (("moe", MoeConfig), ("yarn", YarnConfig)):
+        if isinstance(text, dict):
+            values["text"] = text = {**_BEFORE, **text}
+        for name, part in (("moe", MoeConfig), ("yarn", YarnConfig), ("ntk", NtkConfig)):
             if isinstance(text, dict) and text.get(name) is not None:
                 values["text"] = text = {**text, name: _build(part, text[name], f"model.text.{name}")}
         for name, part in (("vision", VisionConfig), ("text", TextConfig)):
@@ -166,6 +178,10 @@ class InternVLConfig:
         if values.get("flash") is not None:
             values["flash"] = _build(FlashConfig, values["flash"], "model.flash")
         return _build(cls, values, "model")
+
+
+# Fields of the language model that configs of format 1 did not have at first, and what their absence meant.
+_BEFORE = {"ntk": None}
 
 
 def _build(cls: type, values: Any, where: str) -> Any:

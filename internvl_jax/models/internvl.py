@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.models.attention.cache import Cache
-from internvl_jax.models.bricks.nn import along, product
+from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig
 from internvl_jax.models.language.decoder import Decoder
 from internvl_jax.models.stack import Runtime
@@ -198,7 +198,7 @@ class InternVL(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[..., D] -> [..., V]`, float32."""
-        return product(hidden, self.lm.head_VD.astype(hidden.dtype))
+        return self.lm.logits(hidden)
 
 
 def normalise(tiles_GHWC: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -19,12 +19,12 @@ import dataclasses
 import math
 import re
 
+from internvl_jax.models import scopes
 from internvl_jax.planning.chips import Chip
 from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycles
 
 KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
-_KEYS = re.compile(r"attention_(\d+)_keys")
 _GROUPED = re.compile(r"jit\(t?gmm\)+/pallas_call")
 _FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
 # Operations a query, key and head width: of the forward kernel, and of the backward ones, two or one.
@@ -92,7 +92,7 @@ def _seconds(program: HloProgram, one: Instruction, names: dict[str, Instruction
 
 def kernel_flops(one: Instruction) -> tuple[float, int]:
     """Operations of a kernel and the width of its products (attention: of a head); (0, 1) for anything else."""
-    keys, grouped = _KEYS.search(one.rest), _GROUPED.search(one.rest)
+    keys, grouped = scopes.read_keys(one.rest), _GROUPED.search(one.rest)
     if one.opcode != "custom-call" or "tpu_custom_call" not in one.rest or not (keys or grouped):
         return 0.0, 1
     operands = one.rest.split("operand_layout_constraints=", 1)[1]
@@ -110,4 +110,4 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
         kind = _FLOATS.search(operands).group(0).split("[")[0]
         parts = [part for part in re.findall(rf"{kind}\[([\d,]+)\]", one.shape) if len(part.split(",")) > len(shape)]
         factor = _BACKWARD if parts else _BACKWARD_KV
-    return float(factor * elements * int(keys.group(1))), shape[-1]
+    return float(factor * elements * keys), shape[-1]

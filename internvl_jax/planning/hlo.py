@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
+from internvl_jax.models import scopes
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _ARRAY = re.compile(r"(?:pred|[suf]\d+|bf16)\[[\d,]*\](?:\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
-_CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)")  # as `dispatch` names them
 _COLLECTIVE = re.compile(
     r"^(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(-start)?$"
 )
@@ -85,7 +86,7 @@ class HloProgram:
     ) -> Iterator[tuple[list[Instruction], float]]:
         """(instructions, how often they run) of the entry, of loops and of branches.
 
-        Branches run in equal parts, but for chunks of rows: the last runs where there are rows.
+        Branches run equally often, but for the two of a chunk of experts' rows: the second runs where it has any.
 
         Args:
           trips: gives how often a loop runs, if not `self.trips`.
@@ -101,8 +102,7 @@ class HloProgram:
                 branches = re.findall(r"branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+", one.rest)
                 names = re.findall(r"%([\w.\-]+)", " ".join(branches))
                 shares = [1 / len(names)] * len(names)
-                if found := _CHUNKS.search(one.rest):
-                    share = int(found.group(1)) / int(found.group(2))
+                if (share := scopes.read_chunks(one.rest)) is not None:
                     shares = [1 - share, share]
                 for branch, share in zip(names, shares, strict=True):
                     yield from self.bodies(branch, times * share, trips)

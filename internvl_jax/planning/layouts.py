@@ -128,6 +128,6 @@ def _needs(config: TrainConfig, task: str, size: Serving, where: Topology) -> fl
     except InputError:
         return math.inf
     cache = 4 * text.layers * size.rows * size.slots * text.kv_heads * text.head_width / where.chips
-    experts = sum(math.prod(spec.shape) for path, spec in specs(model).items() if ".experts." in path)
+    experts = sum(math.prod(spec.shape) for spec in specs(model).values() if "expert" in spec.axes)
     weights = 2 * (parameters(model) - experts * (1 - 1 / axes.get("expert", 1))) / axes["tensor"]
     return weights + (cache if task == "decode" else cache * size.prompt / size.slots)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from internvl_jax import sharding
 from internvl_jax.data.rows.batch import Batch
@@ -39,8 +39,7 @@ def training(config: TrainConfig, devices: list[jax.Device]) -> Lowered:
     """The training step of a config: packed rows, tiles, AdamW and all."""
     program = build(config, devices)
     rows, data, side = config.run.rows, config.data, config.model.vision.image_size
-    place = NamedSharding(program.mesh, PRESETS[config.run.rules].spec(("batch",)))
-    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
     ints, tiles = struct(jnp.int32, rows, data.token_budget), rows * data.tile_budget
     batch = Batch(
         tokens_BT=ints,
@@ -51,6 +50,8 @@ def training(config: TrainConfig, devices: list[jax.Device]) -> Lowered:
         tiles_GHWC=struct(jnp.uint8, tiles, side, side, 3),
         tile_mask_G=struct(jnp.bool_, tiles),
     )
+    where = sharding.batch_shardings(batch, program.mesh, program.rules)
+    batch = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), batch, where)
     state = program.abstract
     arguments = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
     return Lowered(program.mesh, arguments, program.step.lower(state, batch))

@@ -3,6 +3,7 @@
 Models name logical axes only; a `Rules` table maps these to the five mesh axes `data, fsdp, expert, context, tensor`.
 """
 
+from internvl_jax.sharding.batches import batch_shardings
 from internvl_jax.sharding.flat import ParamSpec, abstract, bind, flatten, init, like_params, shardings
 from internvl_jax.sharding.mesh import AXES, make_mesh
 from internvl_jax.sharding.owners import Share, by_owner, by_token
@@ -16,6 +17,7 @@ __all__ = [
     "Rules",
     "Share",
     "abstract",
+    "batch_shardings",
     "bind",
     "by_owner",
     "by_token",

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.sharding.rules import Rules
+from internvl_jax.sharding.rules import Rules, check_mesh
 
 Params = dict[str, jax.Array]
 
@@ -41,9 +41,19 @@ def flatten(module: nnx.Module) -> Params:
     return {_dotted(path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))}
 
 
+def logical_axes(module: nnx.Module) -> dict[str, tuple[str | None, ...]]:
+    """Logical axes of a module's parameters; of one layer's, where it is a layer out of a stack."""
+    return {
+        # Its parameters still say ('layers', ...), and have that dimension no more.
+        _dotted(path): variable.get_metadata("axes")[-len(variable.shape) :]
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    }
+
+
 def bind(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
     """The module that `abstract` described, with these parameters. Cheap, but meant for trace time."""
-    flat = [(_keys(path), nnx.Param(value)) for path, value in params.items()]
+    # Bare arrays: what else a parameter is (its kind, its axes) stands in the structure.
+    flat = [(_keys(path), value) for path, value in params.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
@@ -62,6 +72,12 @@ def init(make: Callable[[nnx.Rngs], nnx.Module], seed: int, where: dict[str, Nam
 
 
 def shardings(specs: dict[str, ParamSpec], mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
+    """Where the parameters of a model lie.
+
+    Raises:
+      InputError: an axis of the mesh that spreads nothing, or a dimension that can't be spread.
+    """
+    check_mesh(mesh, rules, {axis for spec in specs.values() for axis in spec.axes if axis is not None})
     return {path: rules.sharding(mesh, spec.shape, spec.axes) for path, spec in specs.items()}
 
 

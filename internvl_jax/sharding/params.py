@@ -1,22 +1,29 @@
-"""How a parameter is declared, once: shape, logical axes, initializer, dtype."""
+"""How a parameter is declared, once: shape, logical axes, initializer, kind."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+Kind = TypeVar("Kind", bound=nnx.Param)
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
 def param(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype=jnp.float32
-) -> nnx.Param:
-    """A parameter with a logical axis name (or None) for each dimension of `shape`.
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: Initializer,
+    kind: type[Kind] = nnx.Param,
+    **metadata: Any,
+) -> Kind:
+    """A float32 parameter of a kind, with a logical axis name (or None) for each dimension of `shape`.
 
     The names stand in metadata of our own (`axes`) rather than Flax's `out_sharding`: with the latter Flax wants a mesh
     in context wherever a parameter is made, also to evaluate shapes (flax 0.12, 2026-11).
     """
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {shape} has axes {axes}; give one name per dimension")
-    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
+    return kind(init(rngs.params(), shape, jnp.float32), axes=axes, **metadata)

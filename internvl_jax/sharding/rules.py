@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -72,6 +72,11 @@ class Rules:
                 )
         return NamedSharding(mesh, spec)
 
+    def unused(self, mesh: Mesh, axes: Collection[str]) -> list[str]:
+        """Mesh axes larger than 1 that none of these logical axes lies on."""
+        used = {mesh_axis for part in self.parts(tuple(axes)) for mesh_axis in part}
+        return [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
+
 
 _FSDP = Rules(
     batch=("data", "fsdp"),
@@ -129,12 +134,42 @@ PRESETS = {
     ),
 }
 
+_ACTIVATIONS = ("batch", "tiles", "time", "act_heads", "act_mlp", "act_vocab")
+
+
+def check_mesh(mesh: Mesh, rules: Rules, axes: Collection[str] | None = None) -> None:
+    """Whether every axis of a mesh spreads something.
+
+    Args:
+      axes: logical axes of the parameters that there are; by default of all that rules know.
+
+    Raises:
+      InputError: an axis does not.
+    """
+    known = {field.name for field in dataclasses.fields(Rules)}
+    there = known if axes is None else {*_ACTIVATIONS, *axes}
+    for axis in rules.unused(mesh, there):
+        ours = next((f"the rules {name!r}" for name, preset in PRESETS.items() if preset == rules), "these rules")
+        others = [name for name, preset in PRESETS.items() if axis not in preset.unused(mesh, there)]
+        advice = f" or take rules that do ({', '.join(others)})" if others else ""
+        raise InputError(
+            f"mesh {axis}={mesh.shape[axis]}: {ours} spread nothing of this model over {axis!r}, so its devices would "
+            f"all do the same work; leave {axis!r} out{advice}"
+        )
+
+
 _CONTEXT: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
 
 
 @contextlib.contextmanager
 def use(mesh: Mesh | None, rules: Rules | None) -> Iterator[None]:
-    """Makes `shard` constrain activations while a function is traced; with mesh None it does nothing."""
+    """Makes `shard` constrain activations while a function is traced; with mesh None it does nothing.
+
+    Raises:
+      InputError: as `check_mesh`.
+    """
+    if mesh is not None and rules is not None:
+        check_mesh(mesh, rules)
     token = _CONTEXT.set(None if mesh is None or rules is None else (mesh, rules))
     try:
         yield

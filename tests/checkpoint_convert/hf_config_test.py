@@ -92,7 +92,7 @@ def test_tied_embeddings_as_each_writer_says_it(factory, tmp_path, top, text, ti
     [
         (["architectures"], ["LlavaForConditionalGeneration"], "unknown architecture 'LlavaForConditionalGeneration'"),
         (["architectures"], None, "unknown architecture None"),
-        (["text_config", "model_type"], "qwen2", "language model is qwen2"),
+        (["text_config", "model_type"], "qwen2_moe", "language model is qwen2_moe"),
         (["text_config", "model_type"], "llama", "supported families are qwen3"),
         (["text_config", "architectures"], ["Qwen3MoeForCausalLM"], "language model is qwen3 .Qwen3Moe"),
         (["text_config", "architectures"], ["LlamaForCausalLM"], "LlamaForCausalLM"),

@@ -18,7 +18,7 @@ from checkpoint_convert.rows import Row, to_released
 from checkpoint_convert.tables import TABLES
 from configs.models.sizes import SIZES
 from internvl_jax.errors import InputError
-from internvl_jax.models.bricks.moe import Moe
+from internvl_jax.models.language.families import kind_of
 from internvl_jax.sharding import PRESETS, abstract, bind, flatten, make_mesh
 
 EXPERTS = "mlp.experts"
@@ -149,7 +149,7 @@ def test_it_is_not_written():
 def test_moe_block_equals_the_recorded_one(case, golden):
     stored, outputs, hidden_BTD = case
     config = dataclasses.replace(read_config(golden / "hf_gptoss").model(None).text, mlp=96)
-    graphdef, specs = abstract(lambda rngs: Moe(config, rngs))
+    graphdef, specs = abstract(lambda rngs: kind_of(config).feed_forward(config, rngs))
     rows = {row.target: row for row in TABLES["github", "gpt_oss_mxfp4"].rows}
     params = {}
     for path, spec in specs.items():

@@ -55,6 +55,7 @@ MODEL = InternVLConfig(
         window=None,
         rope_theta=1e4,
         yarn=None,
+        ntk=None,
         norm_eps=1e-6,
         tie_embeddings=False,
         init_std=0.05,

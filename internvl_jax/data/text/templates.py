@@ -68,6 +68,10 @@ class Template:
             )
         return dataclasses.replace(self, default_system=self.efforts[effort])
 
+    def with_system(self, text: str | None) -> "Template":
+        """The template with this system text where a conversation brings none; itself for None."""
+        return self if text is None else dataclasses.replace(self, default_system=text)
+
     def encode_prompt(
         self,
         messages: Sequence[Message],
@@ -84,7 +88,7 @@ class Template:
         Source: released `conversation.py`, with its habit of leaving an empty user turn open. Earlier answers of
         GPT-OSS stand in their channel, as in training; the release writes them as its callers gave them.
         """
-        tokens, turns = [], self._with_system(messages, system)
+        tokens, turns = [*tokenizer.begin], self._with_system(messages, system)
         for i, (message, parts) in enumerate(_fill(turns, image_token_counts, tokenizer), 1):
             if message.role == "user" and message.parts in ((), ("",)):
                 tokens += tokenizer.encode_special(self.user_head)
@@ -113,10 +117,11 @@ class Template:
         messages = from_released(conversations, len(image_token_counts), extra_placeholders_are_text)
         if messages[0].role == "pretrain":
             ((_, parts),) = _fill(messages, image_token_counts, tokenizer)
-            tokens = np.asarray(tokenizer.encode_items(parts), np.int32)
+            tokens = np.asarray([*tokenizer.begin, *tokenizer.encode_items(parts)], np.int32)
             picture = (tokenizer.image_start, tokenizer.image_context, tokenizer.image_end)
             return tokens, ~np.isin(tokens, picture)
-        tokens, supervised, turns = [], [], self._with_system(messages, None)
+        turns = self._with_system(messages, None)
+        tokens, supervised = [*tokenizer.begin], [False] * len(tokenizer.begin)
         for i, (message, parts) in enumerate(_fill(turns, image_token_counts, tokenizer), 1):
             turn, answer = self._turn(message.role, parts, tokenizer, last=i == len(turns))
             tokens += turn

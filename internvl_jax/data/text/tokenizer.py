@@ -1,7 +1,7 @@
-"""Text to token ids and back, around the `tokenizers` library.
+"""Text to token ids and back.
 
 1. `Tokenizer.load` reads a released directory: tokenizer.json, or vocab.json + merges.txt with the added tokens beside
-   them. Which strings are special is read from the files.
+   them, or tokenizer.model of sentencepiece. Which strings are special is read from the files.
 2. Added tokens are of two kinds. *Control* tokens frame a conversation or stand for pixels (`<|im_end|>`,
    `<IMG_CONTEXT>`): text never turns into them (`encode`), only our own markup does (`encode_special`). *Text* tokens
    (`<think>`, `<box>`) are written by users and by the model inside a message, and are encoded wherever they stand.
@@ -19,12 +19,10 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from internvl_jax.data.text import pieces
+from internvl_jax.data.text.vocabulary import BytePairs, Vocabulary, added_tokens, content, read_json
 from internvl_jax.errors import InputError
 
-# Released added tokens that are part of what a message says. InternVL's files mark the second line special, yet
-# training data contains them as plain strings (grounding answers), so they have to be encoded from text.
-TEXT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-TEXT_TOKENS += ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 # What a tokenizer trained here adds, in the released order.
 TRAINED_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<img>", "</img>")
 TRAINED_TOKENS += ("<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
@@ -36,70 +34,56 @@ _QWEN_SPLIT = (
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary with its added tokens.
+    """A vocabulary with its added tokens.
 
-    definition: the contents of a tokenizer.json. eos, pad: strings of the tokens that end and fill a sequence.
+    eos, pad: strings of the tokens that end and fill a sequence.
     """
 
-    def __init__(self, definition: str, *, eos: str, pad: str):
-        fields = json.loads(definition)
-        if not {"added_tokens", "decoder", "model"} <= fields.keys() or "ByteLevel" not in json.dumps(
-            fields["decoder"]
-        ):
-            raise InputError("tokenizer.json is not a byte-level BPE, the only kind this model family uses.")
-        fields |= {"truncation": None, "padding": None}  # some files carry them; nothing is ever cut here
-        for token in fields["added_tokens"]:
-            token["special"] = token["special"] and token["content"] not in TEXT_TOKENS
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fields, ensure_ascii=False))
-        self._tokenizer.encode_special_tokens = True  # the library's name for: special strings in text stay text
-        self._added = {token["id"]: token["content"] for token in fields["added_tokens"]}
-        self._control = {token["id"]: token["content"] for token in fields["added_tokens"] if token["special"]}
-        longest_first = sorted(self._control.values(), key=len, reverse=True)
+    def __init__(self, vocabulary: Vocabulary, *, eos: str, pad: str):
+        self._vocabulary = vocabulary
+        longest_first = sorted(vocabulary.control.values(), key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._names = {"eos": eos, "pad": pad}
         self.eos, self.pad = self.token_id(eos), self.token_id(pad)
 
     def __reduce__(self):
-        # The library's own pickling forgets encode_special_tokens (0.23.3); worker processes get the definition.
-        return functools.partial(Tokenizer, **self._names), (self._tokenizer.to_str(),)
+        return functools.partial(Tokenizer, **self._names), (self._vocabulary,)
 
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> "Tokenizer":
-        """Reads tokenizer.json, or vocab.json + merges.txt and the added tokens of the other files, of a directory.
+        """Reads tokenizer.model, tokenizer.json, or vocab.json + merges.txt, with what other files of a directory say.
 
         Raises InputError where files are missing or unreadable.
         """
         return _load(pathlib.Path(directory))
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which `load` and transformers read."""
-        directory = pathlib.Path(directory)
-        (directory / "tokenizer.json").write_text(self._tokenizer.to_str(), encoding="utf-8")
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self._names["eos"],
-            "pad_token": self._names["pad"],
-        }
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        """Writes the files that `load` and transformers read."""
+        self._vocabulary.save(pathlib.Path(directory), self._names)
 
     @functools.cached_property
     def digest(self) -> str:
         """Hex digest of everything that decides which ids a text gets."""
-        return hashlib.sha256(json.dumps([self._tokenizer.to_str(), self._names]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._vocabulary.definition, self._names]).encode()).hexdigest()
 
-    @functools.cached_property
+    @property
     def vocab_size(self) -> int:
         """The largest id plus one. A model's embedding table may have more rows."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return self._vocabulary.size
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """Ids in front of every sequence that a model sees."""
+        return self._vocabulary.begin
 
     @property
     def added_tokens(self) -> dict[str, int]:
         """Tokens besides the vocabulary proper, string -> id."""
-        return {token: token_id for token_id, token in sorted(self._added.items())}
+        return {token: token_id for token_id, token in sorted(self._vocabulary.added.items())}
 
     def token_id(self, token: str) -> int:
         """The id of one token given as its string; InputError if the vocabulary lacks it."""
-        token_id = self._tokenizer.token_to_id(token)
+        token_id = self._vocabulary.id_of(token)
         if token_id is None:
             raise InputError(f"the tokenizer has no token {token!r}; use the tokenizer files of the model itself.")
         return token_id
@@ -112,7 +96,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of text written by a user or a model: the strings of control tokens in it are plain text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._vocabulary.encode(text)
 
     def split_special(self, markup: str) -> list[int | str]:
         """Our own markup as control token ids and the strings between them."""
@@ -151,10 +135,10 @@ class Tokenizer:
         return DecodeStream(functools.partial(self._bytes, skip_special=skip_special))
 
     def _bytes(self, token_id: int, skip_special: bool) -> bytes:
-        if token_id in self._added:
-            return b"" if skip_special and token_id in self._control else self._added[token_id].encode()
-        token = self._tokenizer.id_to_token(token_id)
-        return b"" if token is None else bytes(_byte_of_char()[char] for char in token)
+        added, control = self._vocabulary.added, self._vocabulary.control
+        if token_id in added:
+            return b"" if skip_special and token_id in control else added[token_id].encode()
+        return self._vocabulary.bytes_of(token_id)
 
 
 class DecodeStream:
@@ -195,7 +179,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(TRAINED_TOKENS))
-    return Tokenizer(tokenizer.to_str(), eos="<|im_end|>", pad="<|endoftext|>")
+    return Tokenizer(BytePairs(tokenizer.to_str()), eos="<|im_end|>", pad="<|endoftext|>")
 
 
 def _byte_level(model) -> tokenizers.Tokenizer:
@@ -212,57 +196,35 @@ def _byte_level(model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-@functools.cache
-def _byte_of_char() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable Latin-1 bytes stand for themselves, the others are shifted above 255."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _load(directory: pathlib.Path) -> Tokenizer:
-    config = _read_json(directory / "tokenizer_config.json") | _read_json(directory / "special_tokens_map.json")
-    if (directory / "tokenizer.json").exists():
-        definition = json.dumps(_read_json(directory / "tokenizer.json"), ensure_ascii=False)
+    config = read_json(directory / "tokenizer_config.json") | read_json(directory / "special_tokens_map.json")
+    # Where no file names them: the ends that the whole released Qwen3-based family uses.
+    ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    if (directory / pieces.MODEL).exists():
+        vocabulary, ends = pieces.Pieces.load(directory), {"eos_token": "</s>", "pad_token": "</s>"}
+    elif (directory / "tokenizer.json").exists():
+        vocabulary = BytePairs(json.dumps(read_json(directory / "tokenizer.json"), ensure_ascii=False))
     elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-        definition = _from_vocabulary(directory, config)
+        vocabulary = BytePairs(_from_vocabulary(directory, config))
     else:
         raise InputError(
-            f"{directory} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt; copy them there."
+            f"{directory} has no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json with merges.txt; "
+            "copy them there."
         )
-    # Where no file names them: the ends that the whole released Qwen3-based family uses.
-    eos, pad = config.get("eos_token") or "<|im_end|>", config.get("pad_token") or "<|endoftext|>"
-    return Tokenizer(definition, eos=_content(eos), pad=_content(pad))
+    eos, pad = (content(config.get(name) or end) for name, end in ends.items())
+    return Tokenizer(vocabulary, eos=eos, pad=pad)
 
 
 def _from_vocabulary(directory: pathlib.Path, config: dict) -> str:
     """A tokenizer.json from vocab.json, merges.txt and the added tokens named in the other files."""
-    added = _read_json(directory / "added_tokens.json")
-    special = dict.fromkeys(added, True)
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
-        added[token["content"]] = int(token_id)
-        special[token["content"]] = token["special"]
-    vocab = _read_json(directory / "vocab.json")
+    added = added_tokens(config, read_json(directory / "added_tokens.json"))
+    vocab = read_json(directory / "vocab.json")
     lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     # The library numbers added tokens by itself unless the model knows them already.
-    tokenizer = _byte_level(models.BPE(vocab=vocab | added, merges=merges))
-    for token in sorted(added, key=added.__getitem__):
-        add = tokenizer.add_special_tokens if special[token] else tokenizer.add_tokens
-        add([tokenizers.AddedToken(token, special=special[token], normalized=False)])
+    known = {token: token_id for token, (token_id, _) in added.items()}
+    tokenizer = _byte_level(models.BPE(vocab=vocab | known, merges=merges))
+    for token, (_, special) in sorted(added.items(), key=lambda item: item[1][0]):
+        add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
+        add([tokenizers.AddedToken(token, special=special, normalized=False)])
     return tokenizer.to_str()
-
-
-def _content(token: str | dict) -> str:
-    """Special tokens are written as a string or as {"content": ...}."""
-    return token if isinstance(token, str) else token["content"]
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    """The object in a JSON file; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); copy the file again.") from None

@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.models import scopes
+
 # Below this many queries the scores of plain products are small.
 LONG = 1024
 # Names for remat policies: of the causal kernel's output and its softmax's statistics (the vision tower's are large and
@@ -79,7 +81,7 @@ def _splash(q, k, v, segments_BT, sinks_N, *, causal, window, interpret):
     keys = (T + block) // 2 if causal else T
     if window is not None:
         keys = block * (1 + -(-(window - 1) // block))
-    with jax.named_scope(f"{SAVED}_{min(keys, T)}_keys"):  # what a query costs: nothing else in the program tells
+    with jax.named_scope(scopes.keys_scope(min(keys, T))):
         if segments_BT is None:
             return jax.vmap(lambda q, k, v: attention(q, k, v, None, sinks_N))(q, k, v)
         ids = lambda segments_T: sk.SegmentIds(segments_T, segments_T)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from internvl_jax.models import scopes
 from internvl_jax.models.bricks.grouped import ROWS
 from internvl_jax.sharding import Share, bind, by_owner, by_token, flatten
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding.flat import Params, logical_axes
 
 # Rows of a chunk: so many even shares, so that mostly one is enough, but at most so many rows, for memory's sake
 # (32,768 tokens with 8 experts each are four such chunks).
@@ -29,13 +30,13 @@ def dispatch(experts: nnx.Module, x_BTD: jax.Array, chosen_BTK: jax.Array, weigh
 
     Args:
       experts: called with rows `[R, D]` sorted by expert, how many rows each expert has `[E]`, and the expert of every
-        row `[R]`; `axes(path)` are the logical axes of its parameters.
+        row `[R]`. The first dimension of every parameter is 'expert'.
       chosen_BTK: numbers of the chosen experts.
       weights_BTK: float32.
     """
     graphdef, params = nnx.split(experts, nnx.Param)[0], flatten(experts)
-    axes = {path: experts.axes(path) for path in params}
-    return by_owner(functools.partial(_multiply, graphdef), params, axes, x_BTD, chosen_BTK, weights_BTK)
+    multiply = functools.partial(_multiply, graphdef)
+    return by_owner(multiply, params, logical_axes(experts), x_BTD, chosen_BTK, weights_BTK)
 
 
 def _multiply(
@@ -56,8 +57,7 @@ def _multiply(
     size = min(places, _MOST, ROWS * math.ceil(even * _CHUNK / ROWS))
     chunks = math.ceil(places / size)
     order_CR = jnp.pad(order, (0, chunks * size - places)).reshape(chunks, size)
-    # How many chunks have rows where experts have equal shares of the tokens: nothing else in the program tells.
-    name = f"chunks_if_even_{math.ceil(even / size)}_of_{chunks}"
+    name = scopes.chunks_scope(math.ceil(even / size), chunks)
     out_ND = _chunks(graphdef, name, params, jnp.asarray(x_ND), weights_NK, expert, ends_E, order_CR)
     return out_ND.astype(x_ND.dtype)
 

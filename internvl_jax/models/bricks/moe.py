@@ -1,6 +1,6 @@
 """Mixture of experts: a router gives every token a few experts, whose outputs are summed by the router's weights.
 
-`dispatch` brings tokens to their experts, which multiply them group by group (`grouped_product`).
+`dispatch` brings tokens to their experts, which multiply them group by group (`Weight.grouped`).
 
 Source: Qwen3-MoE (softmax over all experts, the chosen ones renormalised, which is the softmax over the chosen
 logits) and GPT-OSS (softmax over the chosen logits), whose experts differ.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.models.bricks.dispatch import choose, dispatch
-from internvl_jax.models.bricks.grouped import grouped_product
-from internvl_jax.models.bricks.nn import Linear, along, normal, product, silu, zeros
+from internvl_jax.models.bricks.nn import Linear, normal, silu, zeros
+from internvl_jax.models.bricks.weight import make_weight
 from internvl_jax.models.config import TextConfig
 from internvl_jax.sharding import param, shard
 
@@ -58,11 +58,12 @@ def expert_load(routing: Routing, mask_BT: jax.Array) -> Load:
     return Load(*(jnp.sum(part * mask_BT[:, :, None], axis=1) for part in (choices_BTE, probabilities_BTE)))
 
 
-def _router_logits(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+def router_logits(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+    """The router's own logits, of which Qwen3's balance loss is taken."""
     return logits_BTE
 
 
-def _chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+def chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
     """The weights of the chosen experts, 0 elsewhere.
 
     The release trained GPT-OSS with transformers 4.55, whose balance loss takes these for logits: its coefficient of
@@ -73,24 +74,27 @@ def _chosen_weights(logits_BTE: jax.Array, experts_BTK: jax.Array, weights_BTK: 
 
 
 class Moe(nnx.Module):
-    """`[B, T, D] -> [B, T, D]`, with the routing that led there."""
+    """`[B, T, D] -> [B, T, D]`, with the routing that led there.
 
-    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        gpt_oss, init = config.family == "gpt_oss", normal(config.init_std)
+    Args:
+      experts: the class of the experts.
+      router_bias: does the router have biases?
+      balanced: (logits_BTE, experts_BTK, weights_BTK) -> `Routing.balanced_BTE`.
+    """
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs, *, experts: Callable, router_bias: bool, balanced: Callable):
+        init, axes = normal(config.init_std), ((None,), ("embed",))
         self.per_token = config.moe.per_token
-        self.router = Linear(rngs, (config.moe.experts,), (config.width,), ((None,), ("embed",)), init, bias=gpt_oss)
-        self.experts = (ClampedExperts if gpt_oss else SwiGluExperts)(config, rngs)
-        self.balanced = _chosen_weights if gpt_oss else _router_logits
+        self.router = Linear(rngs, (config.moe.experts,), (config.width,), axes, init, bias=router_bias)
+        self.experts = experts(config, rngs)
+        self.balanced = balanced
 
     def __call__(self, x_BTD: jax.Array, replay_BTK: jax.Array | None = None) -> tuple[jax.Array, Routing]:
         """Args:
         replay_BTK: experts to take instead of the router's own, with the weights that it gives them now (the gradient
           reaches the router); negative where none were noted.
         """
-        router_ED = self.router.weight[...].astype(jnp.float32)
-        logits_BTE = product(x_BTD.astype(jnp.float32), router_ED)
-        if self.router.bias is not None:
-            logits_BTE = logits_BTE + along(self.router.bias[...].astype(jnp.float32), logits_BTE)
+        logits_BTE = self.router(x_BTD.astype(jnp.float32))
         chosen_BTK, own_BTK = choose(logits_BTE, self.per_token)
         experts_BTK = own_BTK
         if replay_BTK is not None:
@@ -103,17 +107,7 @@ class Moe(nnx.Module):
         return shard(out_BTD, "batch", "time", None), routing
 
 
-class Experts(nnx.Module):
-    """Feed-forward layers; subclasses hold `ExpertLinear`s and call each with the same sizes and experts."""
-
-    def axes(self, path: str) -> tuple[str | None, ...]:
-        """Logical axes of a parameter."""
-        name, part = path.split(".")
-        axes = vars(self)[name].axes
-        return axes if part == "weight" else axes[:-1]
-
-
-class SwiGluExperts(Experts):
+class SwiGluExperts(nnx.Module):
     """Qwen3's feed-forward layer, several times."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
@@ -127,7 +121,7 @@ class SwiGluExperts(Experts):
         return self.down(hidden, sizes_E, experts)
 
 
-class ClampedExperts(Experts):
+class ClampedExperts(nnx.Module):
     """GPT-OSS's: a gate clamped from above, a linear half clamped on both sides and shifted by one, biases."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
@@ -148,8 +142,7 @@ class ExpertLinear(nnx.Module):
     def __init__(
         self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable, bias: bool
     ):
-        self.axes = axes
-        self.weight = param(rngs, shape, axes, init)
+        self.weight = make_weight(rngs, shape[:-1], shape[-1:], (axes[:-1], axes[-1:]), init)
         self.bias = param(rngs, shape[:-1], axes[:-1], zeros) if bias else None
 
     def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
@@ -157,8 +150,8 @@ class ExpertLinear(nnx.Module):
         sizes_E: rows of every expert.
         experts: the expert of every row.
         """
-        weight = self.weight[...]
-        y = grouped_product(x, weight.reshape(len(weight), -1, weight.shape[-1]), sizes_E)
+        y = self.weight.grouped(x, sizes_E)
         if self.bias is None:
             return y
-        return y + self.bias[...].astype(y.dtype).reshape(len(weight), -1)[experts]
+        bias = self.bias[...].astype(y.dtype)
+        return y + bias.reshape(len(bias), -1)[experts]

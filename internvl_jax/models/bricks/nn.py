@@ -1,10 +1,9 @@
 """The small bricks: linear layers, norms, activations, layer scale and drop path.
 
-Weights are output-major. Products take inputs in the compute dtype and accumulate in float32; norms, softmax and
-activations are computed in float32 and cast back.
+Products take inputs in the compute dtype and accumulate in float32; norms, softmax and activations are computed in
+float32 and cast back.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from internvl_jax.models.bricks.weight import make_weight
 from internvl_jax.sharding import param
 
 Axes = tuple[str | None, ...]
@@ -20,8 +20,6 @@ Axes = tuple[str | None, ...]
 def normal(stddev: float) -> Callable:
     return jax.nn.initializers.normal(stddev)
 
-
-_FEW = 64  # rows, as in decoding
 
 zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
 
@@ -36,59 +34,6 @@ def along(value: jax.Array, x: jax.Array) -> jax.Array:
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
 
 
-@jax.custom_vjp
-def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`x[..., I] . w[O, I] -> [..., O]` in x's dtype, accumulated in float32.
-
-    The gradient is written out since differentiating an accumulate-in-float32 product makes products of float32 with
-    bfloat16, which no platform has a fast path for. That of w is computed in float32 and has w's own dtype.
-    """
-    return product(x, w.astype(x.dtype)).astype(x.dtype)
-
-
-def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`x[..., I] . w[O, I] -> [..., O]` in float32."""
-    contract = lambda x, w: _contract(x, w, x.ndim - 1, 1)
-    rows = x.size // x.shape[-1]
-    if x.dtype == jnp.float32 and 1 < rows <= _FEW:
-
-        def turned(x, w):
-            y = _contract(w, x.reshape(rows, -1), 1, 1)
-            return lax.optimization_barrier(y).T.reshape(*x.shape[:-1], -1)  # or XLA would turn the product back
-
-        # On CPU a few rows are multiplied 1.3 to 1.7 times as fast from the right; those of bfloat16 are not, and not
-        # everywhere can be (2026-11, jax 0.10.2).
-        return lax.platform_dependent(x, w, cpu=turned, default=contract)
-    if x.dtype != jnp.bfloat16 or x.size > x.shape[-1]:
-        return contract(x, w)
-
-    def padded(x, w):
-        rows = lax.pad(x.reshape(1, -1), jnp.bfloat16(0), ((0, 3, 0), (0, 0, 0)))
-        return contract(rows, w)[:1].reshape(*x.shape[:-1], -1)
-
-    # XLA on CPU multiplies four rows of bfloat16 16 times as fast as one (2026-11, jax 0.10.2).
-    return lax.platform_dependent(x, w, cpu=padded, default=contract)
-
-
-def _contract(x: jax.Array, w: jax.Array, x_dim: int, w_dim: int) -> jax.Array:
-    return lax.dot_general(x, w, (((x_dim,), (w_dim,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _dot_forward(x, w):
-    return dot(x, w), (x, w)
-
-
-def _dot_backward(residuals, g):
-    x, w = residuals
-    dx = _contract(g, w.astype(x.dtype), g.ndim - 1, 0).astype(x.dtype)
-    batch = tuple(range(x.ndim - 1))
-    dw = lax.dot_general(g, x, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
-    return dx, dw.astype(w.dtype)
-
-
-dot.defvjp(_dot_forward, _dot_backward)
-
-
 class Linear(nnx.Module):
     """`y[..., out...] = x[..., in...] . weight[out..., in...] + bias[out...]`."""
 
@@ -101,18 +46,12 @@ class Linear(nnx.Module):
         init: Callable,
         bias: bool,
     ):
-        self.weight = param(rngs, (*outputs, *inputs), (*axes[0], *axes[1]), init)
+        self.weight = make_weight(rngs, outputs, inputs, axes, init)
         self.bias = param(rngs, outputs, axes[0], zeros) if bias else None
-        self.num_inputs = len(inputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.weight[...]
-        outputs, inputs = weight.shape[: -self.num_inputs], weight.shape[-self.num_inputs :]
-        lead = x.shape[: x.ndim - self.num_inputs]
-        y = dot(x.reshape(*lead, -1), weight.reshape(-1, math.prod(inputs)))
-        if self.bias is not None:
-            y = y + along(self.bias[...].reshape(-1).astype(y.dtype), y)
-        return y.reshape(*lead, *outputs)
+        y = self.weight.dot(x)
+        return y if self.bias is None else y + along(self.bias[...].astype(y.dtype), y)
 
 
 class RmsNorm(nnx.Module):

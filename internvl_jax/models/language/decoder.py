@@ -11,11 +11,13 @@ from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import Cache
 from internvl_jax.models.bricks.moe import Load, expert_load
 from internvl_jax.models.bricks.nn import RmsNorm, normal
-from internvl_jax.models.bricks.rope import rope_table
+from internvl_jax.models.bricks.rope import make_rope
+from internvl_jax.models.bricks.weight import make_weight
 from internvl_jax.models.config import TextConfig
+from internvl_jax.models.language.families import family_of
 from internvl_jax.models.language.layer import Layer
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
-from internvl_jax.sharding import param, shard
+from internvl_jax.sharding import shard
 
 
 class DecoderOut(NamedTuple):
@@ -44,27 +46,37 @@ class Embedding(nnx.Module):
     """A row per token id; as `Head`, a logit per token id."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        self.weight = param(rngs, (config.vocab, config.width), ("vocab", "embed"), normal(config.init_std))
+        axes, init = (("vocab",), ("embed",)), normal(config.init_std)
+        self.weight = make_weight(rngs, (config.vocab,), (config.width,), axes, init)
 
 
 class Decoder(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs, runtime: Runtime):
         self.config, self.runtime = config, runtime
         self.embed = Embedding(config, rngs)
-        self.layers = make_layers(lambda rngs: Layer(config, rngs), config.layers, rngs)
+        family = family_of(config)
+        halves = family.attention, family.kind(config).feed_forward
+        self.layers = make_layers(lambda rngs: Layer(config, rngs, *halves), config.layers, rngs)
         self.norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
+        self.rope = make_rope(config)
+        self.windowed = family.windowed(config)
         self.head = None if config.tie_embeddings else Embedding(config, rngs)
 
     def lookup(self, tokens_BT: jax.Array) -> jax.Array:
-        # Whole in width on every device, as the batch is spread over the axes that the table's width lies on.
-        table_VD = shard(self.embed.weight[...].astype(self.runtime.dtype), "act_vocab", None)
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
-        return shard(x_BTD, "batch", "time", None)
+        return shard(self.embed.weight.take(tokens_BT, self.runtime.dtype), "batch", "time", None)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """`[..., D] -> [..., V]`, float32; by the embedding table where the two are tied."""
+        return self._output.weight.product(hidden)
 
     @property
     def head_VD(self) -> jax.Array:
-        """The output matrix; the embedding table where the two are tied."""
-        return (self.embed if self.head is None else self.head).weight[...]
+        """The output matrix, for logits that are computed in chunks (`logprobs.over_logits`)."""
+        return self._output.weight.dense()
+
+    @property
+    def _output(self) -> Embedding:
+        return self.embed if self.head is None else self.head
 
     def __call__(
         self,
@@ -92,10 +104,8 @@ class Decoder(nnx.Module):
         else:
             cache = cache.place(slots_BT, segments_BT, positions_BT)
             mask = cache.mask(segments_BT, positions_BT)
-        table = rope_table(positions_BT, self.config.head_width, self.config.rope_theta, self.config.yarn)
-        windowed_L = None
-        if self.config.window is not None:  # every second layer, from the first on; the others see all
-            windowed_L = jnp.arange(self.config.layers) % 2 == 0
+        table = self.rope(positions_BT, segments_BT)
+        windowed_L = None if self.windowed is None else jnp.asarray(self.windowed)
 
         def body(layer, carry, index, extra):
             x_BTD, cache = carry

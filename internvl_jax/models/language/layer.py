@@ -1,7 +1,10 @@
 """The language model's layer: grouped heads with rotary positions, then a SwiGLU or experts.
 
-Qwen3 has a per-head q/k norm and no biases; GPT-OSS has biases and a sink per head.
+Which biases, norms and sinks there are, and what stands in the feed-forward's place, is the family's to say
+(`families`).
 """
+
+from collections.abc import Callable
 
 import jax
 from flax import nnx
@@ -11,24 +14,57 @@ from internvl_jax.models.attention.attention import Mask, Window, attend
 from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import Cache
 from internvl_jax.models.attention.kernels import GATE, QKV, UP
-from internvl_jax.models.bricks.moe import Moe
 from internvl_jax.models.bricks.nn import Linear, RmsNorm, identity, normal, silu, zeros
 from internvl_jax.models.bricks.rope import apply_rope
 from internvl_jax.models.config import TextConfig
 from internvl_jax.sharding import param, shard
 
 
+def head_norm(config: TextConfig, rngs: nnx.Rngs) -> RmsNorm:
+    """A norm over the width of a head, one for all heads."""
+    return RmsNorm(rngs, (config.head_width,), (None,), config.norm_eps)
+
+
+def no_norm(config: TextConfig, rngs: nnx.Rngs) -> Callable[[jax.Array], jax.Array]:
+    return identity
+
+
+def head_sinks(config: TextConfig, rngs: nnx.Rngs) -> nnx.Param:
+    """A logit per head that takes its share of the softmax and gives nothing."""
+    return param(rngs, (config.heads,), ("heads",), zeros)
+
+
+def no_sinks(config: TextConfig, rngs: nnx.Rngs) -> None:
+    return None
+
+
 class Attention(nnx.Module):
-    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
-        D, H, gpt_oss = (config.width,), config.head_width, config.family == "gpt_oss"
+    """Grouped heads with rotary positions.
+
+    Args:
+      qkv_bias, out_bias: do the products before and after have biases?
+      norm: `head_norm` or `no_norm`, of queries and keys.
+      sinks: `head_sinks` or `no_sinks`.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        rngs: nnx.Rngs,
+        *,
+        qkv_bias: bool,
+        out_bias: bool,
+        norm: Callable,
+        sinks: Callable,
+    ):
+        D, H = (config.width,), config.head_width
         heads, kv_heads, embed, init = ("heads", None), ("kv_heads", None), ("embed",), normal(config.init_std)
-        self.q = Linear(rngs, (config.heads, H), D, (heads, embed), init, bias=gpt_oss)
-        self.k = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=gpt_oss)
-        self.v = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=gpt_oss)
-        self.o = Linear(rngs, D, (config.heads, H), (embed, heads), init, bias=gpt_oss)
-        self.q_norm = identity if gpt_oss else RmsNorm(rngs, (H,), (None,), config.norm_eps)
-        self.k_norm = identity if gpt_oss else RmsNorm(rngs, (H,), (None,), config.norm_eps)
-        self.sinks = param(rngs, (config.heads,), ("heads",), zeros) if gpt_oss else None
+        self.q = Linear(rngs, (config.heads, H), D, (heads, embed), init, bias=qkv_bias)
+        self.k = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=qkv_bias)
+        self.v = Linear(rngs, (config.kv_heads, H), D, (kv_heads, embed), init, bias=qkv_bias)
+        self.o = Linear(rngs, D, (config.heads, H), (embed, heads), init, bias=out_bias)
+        self.q_norm, self.k_norm = norm(config, rngs), norm(config, rngs)
+        self.sinks = sinks(config, rngs)
 
     def __call__(
         self,
@@ -68,11 +104,17 @@ class SwiGlu(nnx.Module):
 
 
 class Layer(nnx.Module):
-    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+    """Two halves, each with its norm before it and the input added after it.
+
+    Args:
+      attention, feed_forward: (config, rngs) -> the halves.
+    """
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs, attention: Callable, feed_forward: Callable):
         self.attn_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
-        self.attn = Attention(config, rngs)
+        self.attn = attention(config, rngs)
         self.mlp_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
-        self.mlp = SwiGlu(config, rngs) if config.moe is None else Moe(config, rngs)
+        self.mlp = feed_forward(config, rngs)
 
     def __call__(self, x_BTD, table, mask, window, cache, index, slots_BT, replay_BTK):
         """One layer; returns its output, the cache with this layer written, this call's keys and values, and the

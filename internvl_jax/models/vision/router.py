@@ -34,7 +34,7 @@ class CrossAttention(nnx.Module):
         """With one query the weights of keys and values may stand on its side of either product: 2D / N times fewer
         operations than projecting every patch, and less to round. The bias of keys adds the same to all scores.
         """
-        q_NHD, k_NHD, v_NHD = self.qkv.weight[...].astype(x_GPD.dtype)
+        q_NHD, k_NHD, v_NHD = self.qkv.weight.dense(x_GPD.dtype)
         q_bias_NH, _, v_bias_NH = self.qkv.bias[...].astype(jnp.float32)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         q_GNH = product("gd,nhd->gnh", q_GD, q_NHD) + q_bias_NH[None]

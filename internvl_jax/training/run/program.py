@@ -117,7 +117,7 @@ def make_program(
             out_shardings=(places, NamedSharding(mesh, P())),
             compiler_options=_COMPILER.get(mesh.devices.flat[0].platform),
         ),
-        place=functools.partial(_place, sharded=NamedSharding(mesh, rules.spec(("batch",)))),
+        place=functools.partial(_place, mesh=mesh, rules=rules),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
         random_params=lambda paths=where: sharding.init(make, run.seed, {path: where[path] for path in paths}),
     )
@@ -146,5 +146,6 @@ def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:
         )
 
 
-def _place(batch: Any, *, sharded: NamedSharding) -> Any:
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharded, array), batch)
+def _place(batch: Any, *, mesh: Mesh, rules: Rules) -> Any:
+    where = sharding.batch_shardings(batch, mesh, rules)
+    return jax.tree.map(jax.make_array_from_process_local_data, where, batch)

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from checkpoint_convert.released import load_processor
 from internvl_jax.data import ImageConfig, Message, Processor, Tokenizer, get_template, split_thinking
 from internvl_jax.data.reading import check
 from internvl_jax.data.rows import packing, pipeline
@@ -288,11 +289,11 @@ def test_released_directories_bring_their_template(golden, gpt_oss_files, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(values))
     for file in gpt_oss_files.iterdir():
         (tmp_path / file.name).write_text(file.read_text())
-    process = Processor.from_released(tmp_path)
+    process = load_processor(tmp_path)
     assert process.template == TEMPLATE
     again = Processor.from_dict(json.loads(json.dumps(process.to_dict())), tmp_path)
     assert (again.template, again.image_config) == (process.template, process.image_config)
     assert json.dumps(dataclasses.asdict(process.template))  # a part of the length index's key
     (tmp_path / "config.json").write_text(json.dumps(values | {"template": "internvl9"}))
     with pytest.raises(InputError, match="'internvl9' is unknown; known are internvl2_5, internvl3_5_gpt_oss"):
-        Processor.from_released(tmp_path)
+        load_processor(tmp_path)

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 
 from configs.models import sizes
 from internvl_jax.models.bricks import grouped
-from internvl_jax.models.bricks.moe import Moe
 from internvl_jax.models.config import MoeConfig
+from internvl_jax.models.language.families import kind_of
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings, use
 
 E, K, D, F, B, T = 8, 3, 16, 7, 4, 5
@@ -23,7 +23,7 @@ CONFIG = dataclasses.replace(sizes.get("tiny").text, width=D, mlp=F, moe=MoeConf
 
 @pytest.fixture(scope="module")
 def structure():
-    return abstract(lambda rngs: Moe(CONFIG, rngs))
+    return abstract(lambda rngs: kind_of(CONFIG).feed_forward(CONFIG, rngs))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ ROWS = (8, 64, D)  # enough for several chunks of rows on every one of these mes
 @pytest.fixture(scope="module", params=["qwen3", "gpt_oss"])
 def wide(request):
     """A family's structure, parameters, inputs and what one device makes of them; also when all want one expert."""
-    graphdef, specs = abstract(lambda rngs: Moe(dataclasses.replace(CONFIG, family=request.param), rngs))
+    config = dataclasses.replace(CONFIG, family=request.param)
+    graphdef, specs = abstract(lambda rngs: kind_of(config).feed_forward(config, rngs))
     rng = np.random.default_rng(1)
     params = {path: rng.normal(size=spec.shape).astype(np.float32) for path, spec in specs.items()}
     x, g = (rng.normal(size=ROWS).astype(np.float32) for _ in range(2))

@@ -20,13 +20,14 @@ from internvl_jax.data.rows.batch import RowConfig, Sample, assemble_row
 from internvl_jax.data.rows.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
-from internvl_jax.training import MpoConfig, build, train
+from internvl_jax.training import MpoConfig, train
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.stages import preference_rows
 from internvl_jax.training.stages.balance import NoBalance
 from internvl_jax.training.stages.mpo import Mpo, Pairs
 from internvl_jax.training.stages.preference_rows import table_path
+from tests.programs import build, save_start
 from tests.training import toy
 
 
@@ -117,8 +118,8 @@ def configure(start, tmp_path_factory):
     @functools.cache
     def begin(family):
         folder = tmp_path_factory.mktemp(family)
-        train(toy.config(start, folder, MODELS[family], steps=1))
-        return str(folder)
+        save_start(toy.config(start, folder / "unused", MODELS[family]), folder / "start")
+        return str(folder / "start")
 
     def config(workdir, family="dense", **run):
         given = {} if family == "dense" else {"init_from": begin(family)}

@@ -21,9 +21,10 @@ from internvl_jax.errors import InputError
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.inference import Thresholds, save_model
 from internvl_jax.sharding.params_io import locate
-from internvl_jax.training import Group, build, train
+from internvl_jax.training import Group, train
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial, read_reference
+from tests.programs import build
 from tests.training import toy
 from tests.training.train_test import interrupt
 

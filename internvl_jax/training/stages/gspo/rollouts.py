@@ -270,8 +270,9 @@ class Rollouts:
             routes = None
             if self._settings.routes == "replay":
                 routes = layout.place_routes([each for group in part for each in group.routes])
-            mine = _rows((layout.rows, routes), run.rows, jax.process_index() * share, share)
-            found = iter(layout.pick(np.asarray(score(params, *self._program.place(mine)))))
+            given = {"rows": layout.rows, "routes_BTLK": routes}
+            mine = self._program.place(_rows(given, run.rows, jax.process_index() * share, share))
+            found = iter(layout.pick(np.asarray(score(params, **mine))))
             for group in part:
                 setattr(group, name, [next(found) for _ in group.tokens])
 

@@ -15,7 +15,7 @@ from internvl_jax.data.rows.batch import RowConfig
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
 from internvl_jax.models import FLASH_PARTS
-from internvl_jax.training import Group, build, train
+from internvl_jax.training import Group, train
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.setup import check
@@ -23,6 +23,7 @@ from internvl_jax.training.stages.gspo import rollouts
 from internvl_jax.training.stages.gspo.record import GSPO
 from internvl_jax.training.stages.gspo.response_rows import lay_out
 from internvl_jax.training.stages.gspo.rounds import read_round
+from tests.programs import build, save_start
 from tests.training import toy
 
 MODELS = {"dense": toy.MODEL, "moe": toy.MOE, "gpt_oss": toy.GPT_OSS}
@@ -42,7 +43,7 @@ def begin(config, devices=None):
 def test_at_the_first_step_of_a_rollout_batch_the_ratio_is_1(start, tmp_path, family):
     model = MODELS[family]
     if family != "dense":
-        train(toy.config(start, tmp_path / "start", model, steps=1))
+        save_start(toy.config(start, tmp_path / "unused", model), tmp_path / "start")
     given = {"init_from": str(tmp_path / "start")} if family != "dense" else {}
     program, source, state = begin(toy.gspo_config(start, tmp_path / "w", model, mesh="data=8", **given))
     batch = source.take(state)
@@ -58,7 +59,7 @@ def test_at_the_first_step_of_a_rollout_batch_the_ratio_is_1(start, tmp_path, fa
 @pytest.mark.parametrize("choice", ["note", "replay"])
 def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
     """They are the trainer's own at the first step; other ones are counted, or replayed with live weights."""
-    train(toy.config(start, tmp_path / "start", toy.MOE, steps=1))
+    save_start(toy.config(start, tmp_path / "unused", toy.MOE), tmp_path / "start")
     config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", init_from=str(tmp_path / "start"))
     config.stage.routes = choice
     program, source, state = begin(config)
@@ -310,9 +311,9 @@ def test_rows_that_tiles_may_fill_are_checked_before_anything_is_sampled(start, 
 
 def test_the_kl_to_the_reference_of_a_flash_model(start, tmp_path):
     """The reference lacks what a Flash model has besides its base."""
-    flash = toy.config(start, tmp_path / "start", toy.FLASH, steps=1)
+    flash = toy.config(start, tmp_path / "unused", toy.FLASH)
     flash.optim.groups = (Group(FLASH_PARTS, frozen=True), *flash.optim.groups)
-    train(flash)
+    save_start(flash, tmp_path / "start")
     config = toy.gspo_config(
         start, tmp_path / "w", toy.FLASH, mesh="data=8", steps=2, init_from=str(tmp_path / "start")
     )
@@ -323,7 +324,7 @@ def test_the_kl_to_the_reference_of_a_flash_model(start, tmp_path):
 
 def test_the_health_of_every_step(start, tmp_path, capfd):
     """Rewards, lengths, differences, entropy, agreement: in the table, the lines, TensorBoard and the picture."""
-    train(toy.config(start, tmp_path / "start", toy.MOE, steps=1))
+    save_start(toy.config(start, tmp_path / "unused", toy.MOE), tmp_path / "start")
     capfd.readouterr()
     config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", steps=2, init_from=str(tmp_path / "start"))
     config.stage.routes = "note"

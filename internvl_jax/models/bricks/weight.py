@@ -1,0 +1,124 @@
+"""Weights: no other module knows how one is stored.
+
+Bricks call the methods of `Weight` and never read its array. What is stored in another way (a base and a low-rank
+difference, integers and scales) is a module with the same methods: it takes a weight's place in the structure of a
+model, and no brick changes. The paths of its parameters then begin with the weight's: `vit.layers.attn.qkv.weight.q`.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from internvl_jax.models.bricks.grouped import grouped_product
+from internvl_jax.sharding import param, shard
+
+_FEW = 64  # rows, as in decoding
+
+
+class Weight(nnx.Param):
+    """`weight[out..., in...]`, stored as it is; make one with `make_weight`."""
+
+    def dense(self, dtype: jnp.dtype | None = None) -> jax.Array:
+        """The whole weight, `[out..., in...]`; without a dtype in the one that it is stored in."""
+        value = self[...]
+        return value if dtype is None else value.astype(dtype)
+
+    def dot(self, x: jax.Array) -> jax.Array:
+        """`x[..., in...] -> [..., out...]` in x's dtype, accumulated in float32."""
+        return self._multiplied(dot, x)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """As `dot`, but what was accumulated in float32 stays so."""
+        return self._multiplied(lambda x, w: product(x, w.astype(x.dtype)), x)
+
+    def take(self, numbers: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """`[...] -> [..., in]`: rows of a table, by their numbers."""
+        # Whole in width on every device, as the batch is spread over the axes that the table's width lies on.
+        return jnp.take(shard(self.dense(dtype), "act_vocab", None), numbers, axis=0)
+
+    def grouped(self, x: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        """Products with the weights of several experts, `[expert, out..., in]`: `x[rows, in] -> [rows, out]`, the
+        outputs in one dimension.
+
+        Args:
+          sizes_E: rows of every expert; those of one stand after those of another.
+        """
+        value = self[...]
+        return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), sizes_E)
+
+    def _multiplied(self, multiply: Callable, x: jax.Array) -> jax.Array:
+        value, count = self[...], self.get_metadata("num_inputs")
+        outputs, inputs = value.shape[:-count], value.shape[-count:]
+        lead = x.shape[: x.ndim - count]
+        # Products of two matrices: the fast paths of `product` know no others.
+        y = multiply(x.reshape(*lead, -1), value.reshape(-1, math.prod(inputs)))
+        return y.reshape(*lead, *outputs)
+
+
+def make_weight(
+    rngs: nnx.Rngs,
+    outputs: tuple[int, ...],
+    inputs: tuple[int, ...],
+    axes: tuple[tuple[str | None, ...], tuple[str | None, ...]],
+    init: Callable,
+) -> Weight:
+    """A weight `[out..., in...]`; `axes` are the logical axes of its outputs and of its inputs."""
+    shape, names = (*outputs, *inputs), (*axes[0], *axes[1])
+    return param(rngs, shape, names, init, kind=Weight, num_inputs=len(inputs))
+
+
+@jax.custom_vjp
+def dot(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`x[..., I] . w[O, I] -> [..., O]` in x's dtype, accumulated in float32.
+
+    The gradient is written out since differentiating an accumulate-in-float32 product makes products of float32 with
+    bfloat16, which no platform has a fast path for. That of w is computed in float32 and has w's own dtype.
+    """
+    return product(x, w.astype(x.dtype)).astype(x.dtype)
+
+
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`x[..., I] . w[O, I] -> [..., O]` in float32."""
+    contract = lambda x, w: _contract(x, w, x.ndim - 1, 1)
+    rows = x.size // x.shape[-1]
+    if x.dtype == jnp.float32 and 1 < rows <= _FEW:
+
+        def turned(x, w):
+            y = _contract(w, x.reshape(rows, -1), 1, 1)
+            return lax.optimization_barrier(y).T.reshape(*x.shape[:-1], -1)  # or XLA would turn the product back
+
+        # On CPU a few rows are multiplied 1.3 to 1.7 times as fast from the right; those of bfloat16 are not, and not
+        # everywhere can be (2026-11, jax 0.10.2).
+        return lax.platform_dependent(x, w, cpu=turned, default=contract)
+    if x.dtype != jnp.bfloat16 or x.size > x.shape[-1]:
+        return contract(x, w)
+
+    def padded(x, w):
+        rows = lax.pad(x.reshape(1, -1), jnp.bfloat16(0), ((0, 3, 0), (0, 0, 0)))
+        return contract(rows, w)[:1].reshape(*x.shape[:-1], -1)
+
+    # XLA on CPU multiplies four rows of bfloat16 16 times as fast as one (2026-11, jax 0.10.2).
+    return lax.platform_dependent(x, w, cpu=padded, default=contract)
+
+
+def _contract(x: jax.Array, w: jax.Array, x_dim: int, w_dim: int) -> jax.Array:
+    return lax.dot_general(x, w, (((x_dim,), (w_dim,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _dot_forward(x, w):
+    return dot(x, w), (x, w)
+
+
+def _dot_backward(residuals, g):
+    x, w = residuals
+    dx = _contract(g, w.astype(x.dtype), g.ndim - 1, 0).astype(x.dtype)
+    batch = tuple(range(x.ndim - 1))
+    dw = lax.dot_general(g, x, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    return dx, dw.astype(w.dtype)
+
+
+dot.defvjp(_dot_forward, _dot_backward)
