@@ -49,7 +49,7 @@ class RowLayout(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class PlainRows:
     """Samples one after another."""
 
     def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ _SPACE = "▁"  # U+2581, sentencepiece's
 
 
 class Pieces:
-    """A `vocabulary.Vocabulary` of the files (name -> contents) that a directory has of `_FILES`."""
+    """A `vocabulary.TextVocabulary` of the files (name -> contents) that a directory has of `_FILES`."""
 
     def __init__(self, files: Mapping[str, bytes]):
         self._files = dict(files)

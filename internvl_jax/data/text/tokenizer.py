@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from internvl_jax.data.text import pieces
-from internvl_jax.data.text.vocabulary import BytePairs, Vocabulary, added_tokens, content, read_json
+from internvl_jax.data.text.vocabulary import BytePairs, TextVocabulary, added_tokens, content, read_json
 from internvl_jax.errors import InputError
 
 # What a tokenizer trained here adds, in the released order.
@@ -39,7 +39,7 @@ class Tokenizer:
     eos, pad: strings of the tokens that end and fill a sequence.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, eos: str, pad: str):
+    def __init__(self, vocabulary: TextVocabulary, *, eos: str, pad: str):
         self._vocabulary = vocabulary
         longest_first = sorted(vocabulary.control.values(), key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

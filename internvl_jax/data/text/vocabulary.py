@@ -19,7 +19,7 @@ TEXT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_resp
 TEXT_TOKENS += ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
-class Vocabulary(Protocol):
+class TextVocabulary(Protocol):
     """Attributes:
     added: id -> string of the tokens besides the vocabulary proper.
     control: those of them that text never becomes.
