@@ -31,7 +31,7 @@ from internvl_jax.models import InternVL
 
 ANSWER_TOKENS = 56
 ROWS = 128
-READINGS = 2000  # so many single digits of either size are read
+READINGS = 2000  # single digits of either size that are read
 LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
 
 
@@ -154,7 +154,7 @@ class Answerer:
         return found
 
     def read(self, pictures: Sequence[np.ndarray], lengths: Sequence[int]) -> list[str]:
-        """The first characters, so many, of what the model writes after each picture, as in pretraining."""
+        """What the model writes after each picture, as in pretraining, cut to so many characters as `lengths` says."""
         tokenizer, config = self._processor.tokenizer, self._processor.image_config
         requests = []
         for picture_HW, length in zip(pictures, lengths, strict=True):

@@ -24,7 +24,7 @@ from internvl_jax.sharding import flatten
 
 Messages = Sequence[dict[str, Any]]
 
-WINDOW_BYTES = 1 << 28  # about so many bytes of tiles does `complete_many` hold on the host
+WINDOW_BYTES = 1 << 28  # bytes of tiles that `complete_many` holds on the host, about
 BATCH_TOKENS = 1 << 16  # rows times slots of its batches: bounds the cache
 
 _GENERATORS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, Generator]] = weakref.WeakKeyDictionary()

@@ -121,7 +121,7 @@ def cut(text: str, ratio: float) -> str:
 
 
 class Responder:
-    """Answers batches of prompts as the method has it.
+    """Answers batches of prompts by the method of the config.
 
     Args:
         model, processor: as `load` gives them.
@@ -163,7 +163,7 @@ class Responder:
         return entries
 
     def _given(self, prompt: Prompt) -> list[Response]:
-        """The response that a prompt brings along, as often as it is to be continued."""
+        """The response that a prompt brings along, once for every continuation."""
         if self._config.method == "correctness" or not prompt.response:
             return []
         tokens = len(self._processor.tokenizer.encode(prompt.response))

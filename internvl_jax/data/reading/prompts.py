@@ -31,7 +31,7 @@ from internvl_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
-_NAMES_LOGGED = 5  # so many of the prompts that are left out for one reason
+_NAMES_LOGGED = 5  # names that the log gives of the prompts left out for one reason
 _EPOCH_STREAM = 3  # keeps these random numbers apart from those of a run's rows
 _EPOCHS_KEPT = 2
 

@@ -26,13 +26,13 @@ from internvl_jax.data.reading import lengths, preferences, samples, sources
 from internvl_jax.data.rows import packing
 from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, fill_rows, next_fit, stack_rows
 from internvl_jax.data.rows.order import RowPlan
-from internvl_jax.data.rows.views import Plain, RowLayout
+from internvl_jax.data.rows.views import PlainRows, RowLayout
 from internvl_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _ROW_STREAM = 1  # keeps the random numbers of rows apart from those of epochs
 _NAMES_LOGGED = 10
-_PLAIN = Plain()
+_PLAIN = PlainRows()
 
 # How a line is read, and whether it has several texts about the same images.
 KINDS = {"conversations": (sources.parse_record, False), "preferences": (preferences.parse_pair, True)}
@@ -158,7 +158,7 @@ class Pipeline:
         hosts: int = 1,
         state: dict | None = None,
     ) -> "BatchIterator":
-        """Batches of so many samples each, which fill at most `rows` rows; else as `batches`. The plan has to give each
+        """Batches of `samples` samples, which fill at most `rows` rows; else as `batches`. The plan has to give each
         sample a row of its own.
 
         Raises:

@@ -49,7 +49,7 @@ class RowLayout(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class PlainRows:
     """Samples one after another."""
 
     def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:

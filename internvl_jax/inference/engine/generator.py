@@ -87,7 +87,7 @@ class Generator:
 
         Args:
           requests: what is asked, one request or more.
-          rows: compute at least so many rows, so that a last, smaller batch uses the programs of the others.
+          rows: the least number to compute, so that a last, smaller batch uses the programs of the others.
           seen: what `look` returned for these requests.
 
         Returns:

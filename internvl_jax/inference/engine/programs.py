@@ -156,7 +156,7 @@ class Programs:
         return model.logits(hidden_BD), out
 
     def store(self, new_LBMTH: jax.Array, slots: int) -> jax.Array:
-        """Keys or values of prompts as those of a cache with so many slots, at least T."""
+        """Keys or values of prompts, widened to a cache of `slots` slots, T or more."""
         fits = slots == new_LBMTH.shape[3] and new_LBMTH.dtype == self._cache_dtype
         return new_LBMTH if fits else self._widen(new_LBMTH, slots=slots)
 

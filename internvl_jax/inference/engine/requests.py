@@ -88,7 +88,7 @@ class Sight:
         self._fewest = full if plain else compressed  # image tokens of a tile
 
     def image_slots(self, prompt: int) -> int:
-        """Image tokens that a prompt of so many tokens may have: as many as whole tiles fill."""
+        """How many image tokens a prompt of this length may have: as many as whole tiles fill."""
         return self._fewest * max(1, prompt // self._fewest)
 
     def encode(self, params: Params, tiles_GHWC: np.ndarray) -> Features:

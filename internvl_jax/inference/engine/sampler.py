@@ -29,7 +29,7 @@ from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.sharding import Rules
 from internvl_jax.sharding.flat import Params
 
-# A call of the loop writes at most so many tokens, so that a long tail is seen to shrink.
+# The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
 _PIECE = 256
 
 
@@ -71,7 +71,7 @@ class Sampler:
       vocabulary: see `Vocabulary`.
       ladders: the sizes that programs are compiled for; `rows` are prompts, `slots` the longest answer's tokens.
       mesh, rules: where the parameters lie; rows are spread over the rules' batch axes.
-      piece: the loop on the device returns after so many tokens at the latest.
+      piece: the most tokens that the loop on the device writes before it returns.
       routes: whether to note the experts of every token, for a trainer that replays them.
     """
 
@@ -127,7 +127,7 @@ class Sampler:
             not read. A policy gradient needs samples of the policy itself: temperature 1, no top-k, no top-p.
           seeds: uint32 [requests, group], the seed of every answer's random stream; or one number, from which these are
             made.
-          prompts: at least so many are computed, so that a last, smaller batch uses the programs of the others.
+          prompts: the least number to compute, so that a last, smaller batch uses the programs of the others.
 
         Raises:
           InputError: see `Sight.look`; sizes beyond the ladders, a repetition penalty or stop strings.

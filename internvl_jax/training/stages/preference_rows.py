@@ -57,7 +57,7 @@ class PreferenceRows:
     def __init__(self, parts: SourceParts, pairs: int, cache_dir: str):
         self._pairs, self._run, self._program, self._reference = pairs, parts.run, parts.program, parts.reference
         self._folder = pathlib.Path(cache_dir or pathlib.Path(parts.run.workdir) / "reference")
-        # Every pair a row of the plan: a step takes so many pairs, whatever rows they fill.
+        # The plan gives every pair a row of its own: a step takes a number of pairs, whatever rows they fill.
         planned = dataclasses.replace(parts.pipeline, kind="preferences", pack=False)
         self._pipeline = Pipeline(planned, parts.processor)
         needed = self._pipeline.rows_needed(pairs, parts.run.steps, jax.process_count())

@@ -60,7 +60,7 @@ class ResponseLayout:
 
 
 def most_rows(prompts: int, group: int, longest: int, tiles: int, token_budget: int, tile_budget: int) -> int:
-    """Rows that groups of responses to so many prompts fill at most, however long they turn out.
+    """The most rows that groups of responses to a number of prompts can fill, however long they turn out.
 
     A row that ends where tokens do holds `fit` responses or more; one that ends where tiles do has begun `shown`
     prompts, and all but the first of these are there with their whole group.
