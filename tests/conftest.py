@@ -37,6 +37,11 @@ gc.set_threshold(100_000, 50, 50)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# The longest files, longest first: each worker takes one file after the other, and none should be left with a long one.
+_LONG = (
+    *("vico", "gspo", "train", "mpo", "run", "step", "multihost", "pairs", "benchmarks", "parity", "convert"),
+    *("rollouts", "sizes", "export", "generate", "plan", "flash", "moe", "chat"),
+)
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # What may not merge across in o200k_harmony, GPT-OSS's vocabulary: words by case, three digits at most.
 _O200K_SPLIT = "|".join(
@@ -48,6 +53,11 @@ _O200K_SPLIT = "|".join(
 )
 _HARMONY = ("endoftext", "return", "constrain", "channel", "start", "end", "message", "call")
 _PICTURES = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"{name}_test.py": rank for rank, name in enumerate(_LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import pytest
 
 from internvl_jax.inference import save_model
 from internvl_jax.inference.engine.sampler import Sampler
+from internvl_jax.making import responses
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding.flat import Params
 from internvl_jax.training import TrainConfig
@@ -76,10 +77,12 @@ def _make_scorer(built: Program, graphdef, micro_batches: int, logprob_chunk: in
 
 @contextlib.contextmanager
 def shared() -> Iterator[None]:
-    """Inside, training takes its programs from here."""
+    """Inside, training and the making of pairs take their programs from here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build", build)
-        patch.setattr(rollouts, "Sampler", functools.cache(Sampler))
+        sampler = functools.cache(Sampler)  # holds no parameters
+        for module in (rollouts, responses):
+            patch.setattr(module, "Sampler", sampler)
         for module in (rollouts, preference_rows):
             patch.setattr(module, "make_scorer", _make_scorer)
         yield

@@ -116,7 +116,7 @@ def config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfig = 
             min_tiles=1,
             max_tiles=1,
             thumbnail=False,
-            token_budget=173,
+            token_budget=101,
             tile_budget=5,
             weighting="square",
         ),
@@ -200,7 +200,7 @@ def gspo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConf
         reward="tests.training.toy:vowels",
         grader_workers=0,
     )
-    made.data.meta, made.data.weighting = str(folder / "prompts.json"), "token"
+    made.data.meta, made.data.weighting, made.data.token_budget = str(folder / "prompts.json"), "token", 173
     made.optim.groups = (Group(r"^vit\.", frozen=True), *made.optim.groups)
     made.optim.schedule, made.optim.warmup_ratio = "constant", 0.0
     return made
