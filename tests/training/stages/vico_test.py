@@ -20,6 +20,7 @@ from internvl_jax.data.rows.views import Views, view
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.inference import Thresholds, save_model
+from internvl_jax.sharding import PRESETS
 from internvl_jax.sharding.params_io import locate
 from internvl_jax.training import Group, train
 from internvl_jax.training.run import hooks, setup
@@ -29,7 +30,10 @@ from tests.training import toy
 from tests.training.train_test import interrupt
 
 STAGES = ("consistency", "router")
-MESH = {"mesh": "fsdp=2,context=2,tensor=2", "rules": "fsdp_tp", "micro_batches": 2}
+MESH = {"mesh": "data=2,fsdp=2,tensor=2", "rules": "fsdp_tp"}
+# Four rows in two parts are spread over two devices at a time: the inner widths lie on what else there is.
+PARTS = {"mesh": "fsdp=2,context=2,tensor=2", "rules": "wide", "micro_batches": 2}
+WIDE = dataclasses.replace(PRESETS["fsdp_tp"], mlp=("tensor", "context"), act_mlp=("tensor", "context"))
 
 
 def stage(start, name, workdir, **run):
@@ -128,9 +132,10 @@ def test_a_copy_of_the_reference_diverges_only_where_tiles_are_compressed(start)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_any_mesh_micro_batches_and_a_stop_change_nothing(start, tmp_path, name):
+def test_any_mesh_micro_batches_and_a_stop_change_nothing(start, tmp_path, monkeypatch, name):
     """A run on eight devices, in two parts of each batch, stopped and resumed; against one device and whole batches."""
-    config = stage(start, name, tmp_path, save_every=2, **MESH)
+    monkeypatch.setitem(PRESETS, "wide", WIDE)
+    config = stage(start, name, tmp_path, save_every=2, **PARTS)
     interrupt(config, after=3)
     before = hooks.read_metrics(tmp_path)
     assert locate(tmp_path).name == "2"
