@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo cascade test lint bench clean
+.PHONY: demo cascade test soak lint bench clean
 
 # One stamp an extra, renewed when setup.py changes.
 $(BIN)/.internvl-%: setup.py pyproject.toml
@@ -20,8 +20,13 @@ demo: $(BIN)/.internvl-demo
 cascade: $(BIN)/.internvl-cascade
 	$(BIN)/python -m launch.cascade --workdir=cascade_out
 
+# PART=losses runs tests/losses alone.
 test: $(BIN)/.internvl-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/$(PART)
+
+# Kills every run of the tests of SIGKILL ten times, not once.
+soak: $(BIN)/.internvl-test
+	INTERNVL_JAX_KILLS=10 $(BIN)/python -m pytest -k sigkill
 
 lint: $(BIN)/.internvl-test
 	$(BIN)/ruff check .

@@ -12,9 +12,8 @@ import numpy as np
 from benchmarks import workload
 from benchmarks.answering import seconds, serve
 from checkpoint_convert import load_model
-from internvl_jax.data.rows.batch import Batch
-from internvl_jax.inference import Generator, Request, Sampler, SamplingParams, Vocabulary
-from internvl_jax.inference.engine.buckets import fit
+from internvl_jax.data import Batch
+from internvl_jax.inference import Generator, Request, Sampler, SamplingParams, Vocabulary, fit
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
 
@@ -34,12 +33,12 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
     T = fit("prompt tokens", prompt, generator.ladders.prompts)
     tokens_BT = np.zeros((1, T), np.int32)
     tokens_BT[0, :prompt] = tokens_T
-    features_BKD = np.zeros((1, tiles * generator.config.tokens_per_tile, generator.config.text.width), np.float32)
-    features_BKD = jax.device_put(features_BKD.astype(dtype))
+    features_BPD = np.zeros((1, tiles * generator.config.tokens_per_tile, generator.config.text.width), np.float32)
+    features_BPD = jax.device_put(features_BPD.astype(dtype))
     request = Request(tokens_T, tiles_GHWC, SamplingParams(max_new_tokens=new, temperature=0.0))
 
     def prefill():
-        jax.block_until_ready(programs.prefill(params, tokens_BT, np.array([prompt], np.int32), features_BKD))
+        jax.block_until_ready(programs.prefill(params, tokens_BT, np.array([prompt], np.int32), features_BPD))
 
     def generate():
         tokens, times = [], []

@@ -7,51 +7,38 @@ from typing import Any
 import jax
 import numpy as np
 
-from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, assemble_row, stack_rows
-from internvl_jax.models import InternVLConfig, TextConfig, VisionConfig
-from internvl_jax.training import DataConfig, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig, build
-from internvl_jax.training.stages.gspo.objective import RolloutBatch
-from internvl_jax.training.stages.mpo import Pairs
+from configs.models.sizes import TINY, like
+from internvl_jax.data import Batch, RowConfig, Sample, assemble_row, stack_rows
+from internvl_jax.models import InternVLConfig
+from internvl_jax.training import (
+    DataConfig,
+    GspoConfig,
+    MpoConfig,
+    OptimConfig,
+    Pairs,
+    RolloutBatch,
+    RunConfig,
+    TrainConfig,
+    build,
+)
 
 _OPTIM = {"learning_rate": 1e-6, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
 
-MODEL = InternVLConfig(  # 111M parameters
-    vision=VisionConfig(
-        image_size=224,
-        patch_size=14,
-        width=512,
-        layers=12,
-        heads=8,
-        mlp=2048,
-        norm="layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        drop_path=0.0,
-        layer_scale_init=1.0,
-        init_std=0.02,
-    ),
-    text=TextConfig(
-        family="qwen3",
-        vocab=32000,
-        width=512,
-        layers=12,
-        heads=8,
-        kv_heads=4,
-        head_width=64,
-        mlp=1536,
-        moe=None,
-        window=None,
-        rope_theta=1e6,
-        yarn=None,
-        ntk=None,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        init_std=0.02,
-    ),
-    downsample_ratio=0.5,
+MODEL = like(  # 111M parameters
+    TINY,
+    {"image_size": 224, "patch_size": 14, "width": 512, "layers": 12, "heads": 8, "mlp": 2048, "init_std": 0.02},
+    {
+        "vocab": 32000,
+        "width": 512,
+        "layers": 12,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_width": 64,
+        "mlp": 1536,
+        "rope_theta": 1e6,
+        "init_std": 0.02,
+    },
     image_token_id=151,
-    flash=None,
 )
 
 
@@ -118,12 +105,12 @@ def _rows(config: InternVLConfig, rows: int, texts: int, tokens: int, several: b
 
 def _pairs(config: InternVLConfig, *sizes: int) -> Pairs:
     rows = _rows(config, *sizes, several=True)
-    return Pairs(rows, np.where(rows.samples_BS >= 0, np.float32(-sizes[-1]), np.float32(0)))
+    return Pairs(rows, np.where(rows.samples_BX >= 0, np.float32(-sizes[-1]), np.float32(0)))
 
 
 def _rollout(config: InternVLConfig, *sizes: int) -> RolloutBatch:
     rows = _rows(config, *sizes, several=True)
-    rng, there_BS = np.random.default_rng(1), rows.samples_BS >= 0
+    rng, there_BS = np.random.default_rng(1), rows.samples_BX >= 0
     old_BT = np.where(rows.weights_BT > 0, -np.log(config.text.vocab), 0).astype(np.float32)
-    advantages_BS = np.where(there_BS, rng.normal(size=there_BS.shape), 0).astype(np.float32)
-    return RolloutBatch(rows, old_BT, advantages_BS, there_BS)
+    advantages_BX = np.where(there_BS, rng.normal(size=there_BS.shape), 0).astype(np.float32)
+    return RolloutBatch(rows, old_BT, advantages_BX, there_BS)

@@ -23,7 +23,7 @@ _QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row and column of a box's quarte
 # How many digits the boxes of a board hold that are not empty, in any order.
 HOLDINGS = ((4,), (3, 1), (4, 1), (3, 1, 1), (4, 1, 1), (3, 3))
 GRIDS = ((3, 2), (2, 3))  # columns, rows
-SPREAD = 1.7  # of the shapes of training digits: they are few, and those of other splits are not to be read by heart
+SPREAD = 1.7  # training digits vary so much more in shape: they are few, and are not to be learned by heart
 
 
 class Digits(NamedTuple):

@@ -19,19 +19,23 @@ from PIL import Image
 
 from cascade import boards, progress, questions
 from cascade.boards import BoardLayout, Split
-from internvl_jax.data import Processor
-from internvl_jax.data.media.images import tile_image
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.inference.engine.buckets import Ladders
-from internvl_jax.inference.engine.generator import Generator, Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.load import load
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresholds
+from internvl_jax.data import ChatInputs, Processor, tile_image
+from internvl_jax.inference import (
+    MODEL_THRESHOLDS,
+    Decided,
+    Generator,
+    Ladders,
+    Request,
+    SamplingParams,
+    Thresholds,
+    Vocabulary,
+    load,
+)
 from internvl_jax.models import InternVL
 
 ANSWER_TOKENS = 56
 ROWS = 128
-READINGS = 2000  # single digits of either size
+READINGS = 2000  # single digits of either size that are read
 LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
 
 
@@ -62,7 +66,7 @@ class Said(NamedTuple):
 
 
 class CascadeScore(NamedTuple):
-    """Of n answers of a kind: the share that is right, with its 95 % interval, and the share that is well-formed."""
+    """The share of n answers of a kind that is right, with its 95 % interval, and the share that is well-formed."""
 
     kind: str
     n: int
@@ -128,8 +132,8 @@ class Answerer:
         """Answers, the samples of a question one after another.
 
         Args:
-          progress: gets the number of answers so far.
-          thresholds: of every question.
+          progress: is called with the number of answers so far.
+          thresholds: those of every question, one after the other.
         """
         requests = []
         for number, (one, own) in enumerate(zip(asked, thresholds)):
@@ -154,7 +158,7 @@ class Answerer:
         return found
 
     def read(self, pictures: Sequence[np.ndarray], lengths: Sequence[int]) -> list[str]:
-        """So many characters of what the model writes after each picture, as in pretraining."""
+        """What the model writes after each picture, as in pretraining, cut to so many characters as `lengths` says."""
         tokenizer, config = self._processor.tokenizer, self._processor.image_config
         requests = []
         for picture_HW, length in zip(pictures, lengths, strict=True):
@@ -188,10 +192,10 @@ def test(
     """Greedy answers of a model to all test questions; read from the cascade's `answers/NAME.jsonl` if they are there.
 
     Args:
-      workdir: of the model.
-      folder: the cascade's.
-      name: of the answers.
-      thresholds: of every question.
+      workdir: the model's workdir.
+      folder: the cascade's folder.
+      name: the name of the answers' file.
+      thresholds: those of every question, one after the other.
     """
     answers = folder / "answers" / f"{name}.jsonl"
     if not answers.exists():

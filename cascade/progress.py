@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-BEAT = 2.0  # seconds: so much of the time spent may a kill forget
+BEAT = 2.0  # seconds: a kill may forget so much of the time that was spent
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
@@ -54,7 +54,7 @@ def clock(folder: pathlib.Path, part: str) -> Iterator[None]:
 
 
 def seconds(folder: pathlib.Path) -> dict[str, float]:
-    """Of every part that has begun."""
+    """The seconds of every part that has begun."""
     return {path.stem: json.loads(path.read_text())["seconds"] for path in sorted(folder.glob("seconds/*.json"))}
 
 

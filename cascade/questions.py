@@ -27,7 +27,7 @@ class BoardQuestion(NamedTuple):
         return f"<think>{self.chain}</think>\\boxed{{{self.answer}}}"
 
 
-class Kind(NamedTuple):
+class QuestionKind(NamedTuple):
     """A kind of question: its text, and from the digits to chain and answer, both strings."""
 
     text: str
@@ -61,17 +61,17 @@ def joined(digits: Sequence[int]) -> str:
 
 
 KINDS = {
-    "sum": Kind("What is the sum of all digits?", _sum),
-    "largest": Kind("What is the largest digit?", lambda digits: (joined(digits), str(max(digits)))),
-    "count even": Kind("How many digits are even?", _picked(lambda digit: digit % 2 == 0)),
-    "count above 5": Kind("How many digits are greater than 5?", _picked(lambda digit: digit > 5)),
-    "sort": Kind("Sort the digits.", lambda digits: (joined(digits), joined(sorted(digits)))),
-    "difference": Kind("What is the largest digit minus the smallest?", _difference),
+    "sum": QuestionKind("What is the sum of all digits?", _sum),
+    "largest": QuestionKind("What is the largest digit?", lambda digits: (joined(digits), str(max(digits)))),
+    "count even": QuestionKind("How many digits are even?", _picked(lambda digit: digit % 2 == 0)),
+    "count above 5": QuestionKind("How many digits are greater than 5?", _picked(lambda digit: digit > 5)),
+    "sort": QuestionKind("Sort the digits.", lambda digits: (joined(digits), joined(sorted(digits)))),
+    "difference": QuestionKind("What is the largest digit minus the smallest?", _difference),
 }
 
 
 READ = "read"  # a kind that needs no reasoning: for training alone
-_READ = Kind("Read the digits.", lambda digits: (joined(digits), joined(digits)))
+_READ = QuestionKind("Read the digits.", lambda digits: (joined(digits), joined(digits)))
 
 
 def ask(kind: str, digits: Sequence[int]) -> BoardQuestion:

@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from internvl_jax.making.responses import PairConfig
-from internvl_jax.models.config import FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from configs.models import sizes
+from internvl_jax.making import PairConfig
+from internvl_jax.models import FlashConfig, InternVLConfig
 from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, StageConfig
 
 REWARD = "cascade.questions:grade"
@@ -17,8 +18,8 @@ class Training:
     Attributes:
       rates: parts of the model (prefixes of their parameters' paths) that learn at another rate: a multiple of
         `learning_rate`, 0 to stay as they are.
-      settings: of the stage's objective, but for paths.
-      files: of conversations or transcripts; empty where the stage has another source.
+      settings: the stage's own settings (`TrainConfig.stage`), but for paths.
+      files: the files of conversations or transcripts; empty where the stage has another source.
     """
 
     steps: int
@@ -82,44 +83,7 @@ class CascadeRecipe:
     sweep: Sweep
 
 
-MODEL = InternVLConfig(
-    vision=VisionConfig(
-        image_size=32,
-        patch_size=8,
-        width=96,
-        layers=4,
-        heads=4,
-        mlp=192,
-        norm="layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        drop_path=0.0,
-        layer_scale_init=1.0,
-        init_std=0.1,
-    ),
-    text=TextConfig(
-        family="qwen3",
-        vocab=512,
-        width=96,
-        layers=3,
-        heads=4,
-        kv_heads=4,
-        head_width=24,
-        mlp=256,
-        moe=None,
-        window=None,
-        rope_theta=1e4,
-        yarn=None,
-        ntk=None,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        init_std=0.1,
-    ),
-    downsample_ratio=0.5,
-    image_token_id=0,  # the tokenizer says it
-    flash=None,
-)
+MODEL = sizes.like(sizes.TINY, {"image_size": 32}, {"layers": 3, "kv_heads": 4})
 
 # Found on the digits for development (2026-11). CPT: all parts learn at the full rate; training digits vary more in
 # shape than others, before that 97 % of unseen ones were read. SFT: 1,000 chains, about eight times each, leave
@@ -173,7 +137,7 @@ RECIPE = CascadeRecipe(
         top_k=0,
         max_new_tokens=ANSWER_TOKENS,
         max_prompt_tokens=PROMPT_TOKENS,
-        start_ratio=0.5,  # of the other method
+        start_ratio=0.5,  # read by the other method only
         max_pairs=1,
         length_slack=0.1,
         reward=REWARD,

@@ -22,9 +22,9 @@ from cascade import evaluation, progress, vico
 from cascade.evaluation import CascadeScore, Said
 from cascade.recipe import CascadeRecipe
 from cascade.vico import Point
-from internvl_jax.evaluation.overlay import router_overlay
-from internvl_jax.inference.load import load
-from internvl_jax.training.run import hooks
+from internvl_jax.evaluation import router_overlay
+from internvl_jax.inference import load
+from internvl_jax.training import hooks
 
 # What answers the test questions, and how the report calls it.
 MODELS = {
@@ -45,14 +45,14 @@ class Found(NamedTuple):
     """All that the report shows.
 
     Attributes:
-      reading: shares of unseen digits that the model reads after CPT.
-      said: answers to the test questions, by model.
-      metrics: lines of the metrics of the stages that curves are drawn of.
-      points: of the sweep over thresholds, on questions for development.
+      reading: the shares of unseen digits that the model reads after CPT.
+      said: the answers to the test questions, by model.
+      metrics: the metrics, line by line, of the stages that curves are drawn of.
+      points: what the sweep over thresholds found, on questions for development.
       chosen: the point whose thresholds the Flash model answers with.
-      seconds: of every part.
-      rollouts: responses that GSPO sampled, by stage.
-      sampled: responses that pairs were made of.
+      seconds: how long every part took.
+      rollouts: how many responses GSPO sampled, by stage.
+      sampled: how many responses pairs were made of.
     """
 
     reading: dict[str, float]

@@ -26,7 +26,7 @@ Part = Literal[
     "data", "cpt", "sft", "pairs", "mpo", "gspo", "gspo_only", "consistency", "router", "sweep", "test", "report"
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
-SAMPLES = 16  # of a question, in `explore`
+SAMPLES = 16  # answers to a question, in `explore`
 
 
 def run(workdir: str, parts: Sequence[Part] = PARTS, recipe: CascadeRecipe = RECIPE) -> dict[str, Any] | None:

@@ -15,14 +15,14 @@ from cascade import progress, training_data
 from cascade.recipe import CascadeRecipe, Training
 from configs.experiments import consistency, cpt, gspo, mpo, router, sft
 from internvl_jax import training
-from internvl_jax.data.reading.prompts import open_prompts
+from internvl_jax.data import open_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
-from internvl_jax.inference.load import load
+from internvl_jax.inference import load
 from internvl_jax.making import pairs
 from internvl_jax.training import Group, TrainConfig
 
-_GRADING_SECONDS = 5.0  # of no effect: comparing letters needs no processes of its own
+_GRADING_SECONDS = 5.0  # has no effect: comparing letters needs no processes of its own
 
 
 def make_data(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
@@ -131,10 +131,10 @@ def _train(
     """Runs a stage to its end; does nothing if it has ended before.
 
     Args:
-      config: of the stage, for a tiny model.
-      name: of the stage, and of its workdir in the folder.
-      init_from: name of the stage before it; "" for random weights.
-      paths: settings of the objective that the recipe can't know.
+      config: the stage's experiment, for a tiny model.
+      name: the name of the stage, and of its workdir in the folder.
+      init_from: the name of the stage before it; "" for random weights.
+      paths: settings of the stage that the recipe can't know.
     """
     data = folder / "data"
     config.model = dataclasses.replace(recipe.model, flash=recipe.flash if config.model.flash else None)

@@ -16,8 +16,7 @@ import numpy as np
 from cascade import evaluation, progress
 from cascade.evaluation import Answerer, Said
 from cascade.recipe import CascadeRecipe
-from internvl_jax.inference.load import load
-from internvl_jax.inference.resolution import Decided, Thresholds
+from internvl_jax.inference import Decided, Thresholds, load
 
 _RANDOM_STREAM = 1
 
@@ -28,7 +27,7 @@ class Point(NamedTuple):
     `random_accuracy` is that of as many compressed tiles of each board, drawn at random.
     """
 
-    kind: str  # of the threshold that varies: absolute, while the relative one is 0, or the other way round
+    kind: str  # which threshold varies: absolute, while the relative one is 0, or the other way round
     threshold: float
     tokens: float
     saved: float
@@ -76,8 +75,8 @@ def sweep(folder: pathlib.Path, recipe: CascadeRecipe) -> list[Point]:
 
 
 def choose(points: Sequence[Point], saving: float) -> Point:
-    """Of the points that save so much the most accurate, and of equals the one that saves more; where none does, the
-    one that saves most.
+    """The most accurate of the points that save so much, and the one that saves more among equals; the one that saves
+    most where none saves so much.
     """
     enough = [point for point in points if point.saved >= saving]
     return max(enough, key=lambda p: (p.accuracy, p.saved)) if enough else max(points, key=lambda p: p.saved)

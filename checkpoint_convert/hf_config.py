@@ -12,17 +12,20 @@ from typing import Any, Literal
 
 from checkpoint_convert.source import read_json
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import (
+from internvl_jax.models import (
+    FAMILIES,
+    Family,
     FlashConfig,
     InternVLConfig,
+    Key,
+    ModelKind,
     MoeConfig,
     NtkConfig,
     TextConfig,
     VisionConfig,
     YarnConfig,
+    kind_of,
 )
-from internvl_jax.models.language.families import FAMILIES, kind_of
-from internvl_jax.models.language.families.record import Family, Key, ModelKind
 
 Format = Literal["github", "hf", "vit"]
 

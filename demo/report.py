@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from demo import easy_vqa
-from internvl_jax.training.run import hooks
+from internvl_jax.training import hooks
 
-COLUMNS, ROWS = 6, 4  # of the contact sheet; its last row is kept for mistakes
+COLUMNS, ROWS = 6, 4  # the contact sheet; its last row is kept for mistakes
 
 
 class Answered(NamedTuple):
@@ -29,7 +29,7 @@ class Answered(NamedTuple):
 
 
 class DemoScore(NamedTuple):
-    """Of the n questions of a kind: the share answered rightly, by the model and by the best fixed answer."""
+    """The share of n questions of a kind that is answered rightly, by the model and by the best fixed answer."""
 
     kind: str
     n: int
@@ -73,8 +73,8 @@ def plot_losses(stages: dict[str, pathlib.Path], path: pathlib.Path) -> None:
     """The loss of every stage over training time, side by side.
 
     Args:
-      stages: training workdirs by name.
-      path: PNG file to write.
+      stages: the training workdirs by name.
+      path: the PNG file to write.
     """
     figure = Figure(figsize=(5 * len(stages), 4), layout="constrained")
     for axes, (name, workdir) in zip(np.ravel(figure.subplots(1, len(stages))), stages.items()):
@@ -96,9 +96,9 @@ def contact_sheet(
     """Pictures with question, answer and truth: a random choice, and in the last row mistakes, if there are any.
 
     Args:
-      answered: to choose from.
-      pictures: files by image number.
-      path: PNG file to write.
+      answered: the answers to choose from.
+      pictures: the picture files by image number.
+      path: the PNG file to write.
     """
     order = np.random.default_rng(seed).permutation(len(answered))
     mistakes = [i for i in order if not answered[i].right][:COLUMNS]
@@ -137,10 +137,10 @@ def write(
     """Writes report.md, loss.png, examples.png and answers.jsonl; returns the scores.
 
     Args:
-      folder: made if it is not there.
-      stages: training workdirs by name.
-      answered: all test questions.
-      seed: of the choice of examples.
+      folder: where they go; it is made if it is not there.
+      stages: the training workdirs by name.
+      answered: the answers to all test questions.
+      seed: decides which examples are shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = scores(answered, easy_vqa.questions("train"))

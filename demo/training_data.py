@@ -22,8 +22,7 @@ from PIL import Image
 
 from demo import easy_vqa
 from demo.recipe import DemoRecipe
-from internvl_jax.data import Tokenizer, train_bpe
-from internvl_jax.data.text.templates import INTERNVL2_5
+from internvl_jax.data import INTERNVL2_5, Tokenizer, train_bpe
 from internvl_jax.errors import InputError
 
 
@@ -39,7 +38,7 @@ def write(folder: pathlib.Path, recipe: DemoRecipe, progress: Callable[[], objec
             raise InputError(f"{folder} was made for another recipe; give another workdir or delete this one")
         return
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
     asked = collections.defaultdict(list)
     for question in easy_vqa.questions("train"):

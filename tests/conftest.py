@@ -1,5 +1,6 @@
 """One test session: eight CPU devices, exact products, no network, no silent broadcasting."""
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -20,16 +21,27 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ |= {
     "XLA_FLAGS": " ".join(_FLAGS),
     "JAX_PLATFORMS": "cpu",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 
 import jax
 import pytest
 import tokenizers
 
+from tests import compile_cache, programs
+
+compile_cache.write_whole()
+# Tracing makes millions of small objects that live long: looking through them all the time is a quarter of its time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# The longest files, longest first: each worker takes one file after the other, and none should be left with a long one.
+_LONG = (
+    *("vico", "gspo", "train", "mpo", "run", "step", "multihost", "pairs", "benchmarks", "parity", "convert"),
+    *("rollouts", "sizes", "export", "generate", "plan", "flash", "moe", "chat"),
+)
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # What may not merge across in o200k_harmony, GPT-OSS's vocabulary: words by case, three digits at most.
 _O200K_SPLIT = "|".join(
@@ -43,6 +55,11 @@ _HARMONY = ("endoftext", "return", "constrain", "channel", "start", "end", "mess
 _PICTURES = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"{name}_test.py": rank for rank, name in enumerate(_LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anything but a loopback address is refused."""
@@ -54,6 +71,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_programs():
+    with programs.shared():
+        yield
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ Where code must break a budget, a line in EXCEPTIONS says when and why.
 import ast
 import dataclasses
 import pathlib
+import re
 
 import pytest
 
+from internvl_jax import models
 from internvl_jax.models import FlashConfig, InternVLConfig, TextConfig, VisionConfig
 from internvl_jax.models.bricks.weight import Weight
 
@@ -136,10 +138,10 @@ def raw_weights(source: str, strict: bool) -> list[int]:
 
 def test_how_a_weight_is_stored_is_its_own_business():
     """So that a low-rank difference or integers can take its place without a change in any brick."""
-    models = ROOT / "internvl_jax" / "models"
-    keepers = {models / "bricks" / "weight.py", *(ROOT / "internvl_jax" / "sharding").glob("*.py")}
+    rooms = ROOT / "internvl_jax" / "models"
+    keepers = {rooms / "bricks" / "weight.py", *(ROOT / "internvl_jax" / "sharding").glob("*.py")}
     for file in set((ROOT / "internvl_jax").rglob("*.py")) - keepers:
-        strict = file.is_relative_to(models)  # elsewhere losses have weights as well
+        strict = file.is_relative_to(rooms)  # elsewhere losses have weights as well
         assert raw_weights(file.read_text(), strict) == [], file
 
 
@@ -147,6 +149,33 @@ def test_how_a_weight_is_stored_is_its_own_business():
 def test_a_raw_weight_is_found(line):
     assert raw_weights(line, strict=True)
     assert raw_weights("y = self.weight.dot(x)", strict=True) == raw_weights("loss.weight / 2", strict=False) == []
+
+
+# So the key in the docstring of `internvl_jax.models` has it.
+LETTERS = set(re.findall(r"^    ([A-Z])  ", models.__doc__, re.MULTILINE))
+PIXELS = re.compile(r"HWC|CHW")
+
+
+def unknown_letters(source: str) -> set[str]:
+    """Names of arrays with a shape letter that the key doesn't have."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        names |= {node.arg} if isinstance(node, ast.arg | ast.keyword) and node.arg else set()
+        names |= {name_of(node)} if isinstance(node, ast.expr) else set()
+    letters = {name: re.fullmatch(r"_?[a-z][a-z0-9_]*_([A-Z0-9]*[A-Z][A-Z0-9]*)", name) for name in names}
+    shapes = {name: PIXELS.sub("", found.group(1)) for name, found in letters.items() if found}
+    return {name for name, shape in shapes.items() if any(c.isalpha() and c not in LETTERS for c in shape)}
+
+
+def test_every_shape_letter_is_in_the_key():
+    assert {"B", "T", "D"} < LETTERS and "C" not in LETTERS
+    for file in (ROOT / "internvl_jax").rglob("*.py"):
+        assert unknown_letters(file.read_text()) == set(), file
+
+
+def test_a_letter_that_is_not_in_the_key_is_found():
+    source = "def f(x_BC, tiles_GHWC, *, kv_heads): return g(y_BTO=x_BC.rows_OB, z=MASK_BC)"
+    assert unknown_letters(source) == {"x_BC", "y_BTO", "rows_OB"}
 
 
 def read_attributes() -> set[str]:

@@ -1,9 +1,10 @@
 """Every size by name: the published ones (paper table 1), each also as Flash, and tiny ones for tests and the demo."""
 
 import dataclasses
+from typing import Any
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
+from internvl_jax.models import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
 
 INTERN_VIT_300M = VisionConfig(
     image_size=448,
@@ -96,50 +97,38 @@ SIZES = {
         image_token_id=200021,  # not published: the third token added after GPT-OSS's last, 200018
         flash=None,
     ),
-    # Learns easy-VQA from scratch on two cores; vocab and image token fit the tokenizer that the demo trains.
-    "tiny": InternVLConfig(
-        vision=VisionConfig(
-            image_size=64,
-            patch_size=8,
-            width=96,
-            layers=4,
-            heads=4,
-            mlp=192,
-            norm="layer_norm",
-            norm_eps=1e-6,
-            qkv_bias=True,
-            qk_norm=False,
-            drop_path=0.0,
-            layer_scale_init=1.0,
-            init_std=0.1,
-        ),
-        text=TextConfig(
-            family="qwen3",
-            vocab=512,
-            width=96,
-            layers=2,
-            heads=4,
-            kv_heads=2,
-            head_width=24,
-            mlp=256,
-            moe=None,
-            window=None,
-            rope_theta=1e4,
-            yarn=None,
-            ntk=None,
-            norm_eps=1e-6,
-            tie_embeddings=False,
-            init_std=0.1,
-        ),
-        downsample_ratio=0.5,
-        image_token_id=0,
-        flash=None,
-    ),
 }
-_TINY = SIZES["tiny"]
-SIZES["tiny-moe"] = dataclasses.replace(
-    _TINY, text=dataclasses.replace(_TINY.text, mlp=64, moe=MoeConfig(experts=8, per_token=2))
+
+
+def like(base: InternVLConfig, vision: dict[str, Any], text: dict[str, Any], **fields: Any) -> InternVLConfig:
+    """A model that differs from another one in these fields: of its vision tower, of its language model, of itself."""
+    return dataclasses.replace(
+        base,
+        vision=dataclasses.replace(base.vision, **vision),
+        text=dataclasses.replace(base.text, **text),
+        **fields,
+    )
+
+
+# Learns easy-VQA from scratch on two cores; the vocabulary fits the tokenizer that the demo trains, and the image token
+# is that tokenizer's to say.
+TINY = like(
+    SIZES["1b"],
+    {"image_size": 64, "patch_size": 8, "width": 96, "layers": 4, "heads": 4, "mlp": 192, "init_std": 0.1},
+    {
+        "vocab": 512,
+        "width": 96,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_width": 24,
+        "mlp": 256,
+        "rope_theta": 1e4,
+        "init_std": 0.1,
+    },
+    image_token_id=0,
 )
+SIZES |= {"tiny": TINY, "tiny-moe": like(TINY, {}, {"mlp": 64, "moe": MoeConfig(experts=8, per_token=2)})}
 
 # The thresholds of the releases are not published. These leave the choice to the router: a tile is compressed where it
 # finds that likelier than not, except a request's least likely one, which the released rule never compresses.

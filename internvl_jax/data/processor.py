@@ -21,7 +21,7 @@ from internvl_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ChatInputs:
-    """One conversation: int32 tokens [T], uint8 tiles [G, S, S, 3] (G = 0 without pictures), tokens of each picture."""
+    """One conversation: int32 tokens [T], uint8 tiles [G, H, W, 3] (G = 0 without pictures), tokens of each picture."""
 
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from internvl_jax.data import Processor
-from internvl_jax.data.media import images, tiling
+from internvl_jax.data import Processor, images, tiling
 from internvl_jax.errors import InputError
-from internvl_jax.inference.chat import get_generator
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
+from internvl_jax.inference import MODEL_THRESHOLDS, Thresholds, get_generator
 from internvl_jax.models import InternVL
 
 _SIDE = 224  # pixels of a drawn tile
@@ -28,8 +26,8 @@ def router_overlay(
 
     Args:
       model, processor: as `load` gives them.
-      sources: paths, bytes or PIL pictures, together: decisions depend on all tiles of a request.
-      thresholds: of the request.
+      sources: all pictures of a request (paths, bytes or PIL pictures): decisions depend on all of its tiles.
+      thresholds: those of the request.
 
     Raises:
       InputError: the model has no router, or there is no picture, or one that can't be read.

@@ -13,12 +13,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from internvl_jax.data.rows.weights import WEIGHTINGS, token_weight
+from internvl_jax.data import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.generator import Generator
-from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.resolution import Thresholds, kept, quantile
+from internvl_jax.inference import Generator, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out, Slots
 from internvl_jax.sharding import bind, flatten
 
@@ -121,16 +118,16 @@ def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
         return model.router.pooling(model.patches(tiles)), model.encode(tiles)
 
     pooled_GD, encoded = run(params, tiles)
-    probability_GK = np.asarray(jax.nn.softmax(encoded.route_G2))
-    probability_G = probability_GK[:, 0]
+    probability_G2 = np.asarray(jax.nn.softmax(encoded.route_G2))
+    probability_G = probability_G2[:, 0]
     pairs = [Thresholds(*pair) for pair in inputs["thresholds64"].tolist()]
     decisions = np.stack([pair.decide(probability_G, config.flash) for pair in pairs])
     masks = [kept(tokens_T, compress_G, config) for compress_G in decisions]
     short_T = tokens_T[masks[0]].astype(np.int32)
     report: Report = {
         "pooled": _error(pooled_GD, outputs["pooled"]),
-        "gate_probs": _error(probability_GK, outputs["gate_probs"]),
-        "vit_embeds_64": _error(encoded.compressed_GQD, outputs["vit_embeds_64"]),
+        "gate_probs": _error(probability_G2, outputs["gate_probs"]),
+        "vit_embeds_64": _error(encoded.compressed_GPD, outputs["vit_embeds_64"]),
         "vit_embeds_256": _error(encoded.features_GPD, outputs["vit_embeds_256"]),
         "quantiles": _error(np.stack([quantile(probability_G, p.relative) for p in pairs]), outputs["quantiles"]),
         "decisions_equal": np.array_equal(decisions, outputs["decisions"]),

@@ -24,7 +24,7 @@ from internvl_jax.sharding import flatten
 
 Messages = Sequence[dict[str, Any]]
 
-WINDOW_BYTES = 1 << 28  # of tiles that `complete_many` holds on the host, about
+WINDOW_BYTES = 1 << 28  # bytes of tiles that `complete_many` holds on the host, about
 BATCH_TOKENS = 1 << 16  # rows times slots of its batches: bounds the cache
 
 _GENERATORS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, Generator]] = weakref.WeakKeyDictionary()
@@ -35,9 +35,9 @@ class Answer:
     """The text of an answer.
 
     Attributes:
-      text: with its thinking, if there is any (see `split_thinking`).
-      num_tokens: that the model wrote for it.
-      picture_tokens: that each picture took in the prompt; fewer where a Flash model compressed tiles.
+      text: the answer with its thinking, if there is any (see `split_thinking`).
+      num_tokens: how many tokens the model wrote for it.
+      picture_tokens: how many tokens each picture took in the prompt; fewer where a Flash model compressed tiles.
     """
 
     text: str
@@ -62,7 +62,7 @@ def chat(
       messages: OpenAI-style, see `Processor`; the last is the user's. Append the answer and the next question to go on.
       max_new_tokens, temperature, sampling: fields of `SamplingParams`.
       thinking: also give what the model thought before it answered, between <think> and </think>.
-      thresholds: of a Flash model: how readily tiles are compressed.
+      thresholds: how readily a Flash model compresses tiles.
 
     Raises:
       InputError: bad messages or sampling parameters, or a conversation that is too long.
@@ -95,7 +95,7 @@ def stream_chat(
     thresholds: Thresholds = MODEL_THRESHOLDS,
     **sampling: Any,
 ) -> Iterator[str]:
-    """As `chat`, piece by piece: whole characters, and never a part of a stop string."""
+    """The answer of `chat`, piece by piece: whole characters, and never a part of a stop string."""
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
     pieces = _stream_text(model, processor, messages, params, thresholds)
     if thinking:
@@ -152,9 +152,9 @@ def complete_many(
 
     Args:
       batch_size: rows at a time, at most; less where prompts are long.
-      sampling: for all; greedy without it.
+      sampling: how all answers are written; greedily without it.
       progress: called with the number of conversations answered so far, after every batch.
-      thresholds: for all, see `chat`.
+      thresholds: the same for all conversations, see `chat`.
 
     Raises:
       InputError: as in `chat`, with the number of the conversation.

@@ -18,9 +18,18 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, InternVLConfig, Runtime
-from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, shardings
-from internvl_jax.sharding.flat import Params
-from internvl_jax.sharding.params_io import locate, read_params, write_params
+from internvl_jax.sharding import (
+    PRESETS,
+    Params,
+    ParamSpec,
+    Rules,
+    abstract,
+    bind,
+    locate,
+    read_params,
+    shardings,
+    write_params,
+)
 
 FORMAT = 1
 DTYPES = ("bfloat16", "float16", "float32")
@@ -34,8 +43,8 @@ def load(
     Every parameter is read straight in `dtype` and into its place; no device or host holds more than its share.
 
     Args:
-      directory: with config.json, tokenizer files and `params/` or `checkpoints/`.
-      dtype: of parameters and activations.
+      directory: holds config.json, tokenizer files and `params/` or `checkpoints/`.
+      dtype: the dtype of parameters and activations.
       mesh, rules: where the parameters live; the first device without a mesh, the fsdp preset without rules.
 
     Raises:
@@ -84,9 +93,9 @@ def save_model(directory: str | os.PathLike, params: Params, config: InternVLCon
     """Writes a model directory: all of it appears under its name, or nothing does.
 
     Args:
-      directory: must not exist.
-      params: stacked, of any dtype.
-      config, processor: of the model.
+      directory: the folder to make; it must not exist.
+      params: the parameters with stacked layers, of any dtype.
+      config, processor: those of the model.
 
     Raises:
       InputError: the directory exists, parameters don't fit the config, or the disk is full.
@@ -99,7 +108,7 @@ def save_model(directory: str | os.PathLike, params: Params, config: InternVLCon
         raise InputError(f"can't save {directory}: {', '.join(wrong[:5])} are not as the config has them; give both")
     _check_match(directory, config, processor)
     partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     try:
         partial.mkdir(parents=True)
         write_params(partial / "params", params)

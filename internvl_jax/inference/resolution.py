@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from internvl_jax.data.rows import views
+from internvl_jax.data import views
 from internvl_jax.errors import InputError
 from internvl_jax.models import FlashConfig, InternVLConfig
 
@@ -41,7 +41,7 @@ class Thresholds:
         """True where a tile is compressed.
 
         Args:
-          probability_G: float32, of all tiles of one request.
+          probability_G: float32, the router's probability of every tile of one request.
         """
         if not len(probability_G):
             return np.zeros(0, bool)
@@ -50,7 +50,7 @@ class Thresholds:
         return (probability_G > quantile(probability_G, relative)) & (probability_G >= np.float32(absolute))
 
 
-MODEL_THRESHOLDS = Thresholds()  # of a request that names none
+MODEL_THRESHOLDS = Thresholds()  # what a request has that names none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +83,19 @@ def kept(tokens_T: np.ndarray, compress_G: np.ndarray, config: InternVLConfig) -
     """bool [T]: the tokens of a prompt that stay.
 
     Args:
-      tokens_T: with as many image tokens as all tiles have at full resolution.
-      compress_G: decision for every tile, in the order of the image tokens.
+      tokens_T: the prompt, with as many image tokens as all tiles have at full resolution.
+      compress_G: for every tile, in the order of the image tokens, whether it is compressed.
     """
     full, compressed = config.tokens_per_tile, config.tokens_per_compressed_tile
     return views.kept(tokens_T, compress_G, config.image_token_id, full, compressed)
 
 
 def feature_index(tiles_J: np.ndarray, compress_J: np.ndarray, config: InternVLConfig) -> np.ndarray:
-    """int32: for every image token of a row its place in a flat pool of features (`Features.pool_GKD`).
+    """int32: for every image token of a row its place in a flat pool of features (`Features.pool_GPD`).
 
     Args:
-      tiles_J: places of the row's tiles in the pool.
-      compress_J: decision for each of them.
+      tiles_J: the places of the row's tiles in the pool.
+      compress_J: whether each of these tiles is compressed.
     """
     full, compressed = config.tokens_per_tile, 0 if config.flash is None else config.tokens_per_compressed_tile
     starts_J = np.asarray(tiles_J, np.int32) * (full + compressed) + full * compress_J

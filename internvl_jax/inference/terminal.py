@@ -23,7 +23,7 @@ def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], im
 
     Args:
       sampling: keyword arguments of `stream_chat`.
-      images: paths, for the first message.
+      images: paths of the first message's pictures.
     """
     messages = []
     while True:

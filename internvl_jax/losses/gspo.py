@@ -15,27 +15,27 @@ _MOST = 10.0  # of a log ratio: exp(10) still has a gradient to speak of, exp(10
 _MOST_TOKEN, _MOST_KL = 20.0, 10.0
 
 
-def advantages(rewards_PG: jax.Array, mask_PG: jax.Array | None = None) -> jax.Array:
-    """float32 `[P, G]`: (reward - mean) / (std + 1e-6) over a prompt's responses, std unbiased.
+def advantages(rewards_QA: jax.Array, mask_QA: jax.Array | None = None) -> jax.Array:
+    """float32 `[Q, A]`: (reward - mean) / (std + 1e-6) over a prompt's responses, std unbiased.
 
     A response without others keeps its reward (mean 0, std 1). Equal rewards give exactly 0: left to rounding, a
     difference of 6e-8 over a std of 6e-8 would be an advantage of 0.06.
 
     Args:
-      rewards_PG: of P prompts with G responses each.
-      mask_PG: bool, responses that count; the others are in neither mean nor std and get 0. None counts all.
+      rewards_QA: of Q prompts with A responses each.
+      mask_QA: bool, responses that count; the others are in neither mean nor std and get 0. None counts all.
     """
-    rewards_PG = jnp.asarray(rewards_PG, jnp.float32)
-    mask_PG = jnp.ones(rewards_PG.shape, bool) if mask_PG is None else jnp.asarray(mask_PG, bool)
-    rewards_PG = jnp.where(mask_PG, rewards_PG, 0)
-    count_P1 = jnp.sum(mask_PG, axis=1, keepdims=True)
-    mean_P1 = jnp.sum(rewards_PG, axis=1, keepdims=True) / jnp.maximum(count_P1, 1)
-    centred_PG = jnp.where(mask_PG, rewards_PG - mean_P1, 0)
-    std_P1 = jnp.sqrt(jnp.sum(centred_PG**2, axis=1, keepdims=True) / jnp.maximum(count_P1 - 1, 1))
-    highest_P1 = jnp.max(rewards_PG, axis=1, keepdims=True, where=mask_PG, initial=-jnp.inf)
-    equal_PG = jnp.all(jnp.where(mask_PG, rewards_PG == highest_P1, True), axis=1, keepdims=True)
-    normalised_PG = jnp.where(equal_PG, 0, centred_PG / (std_P1 + _EPS))
-    return jnp.where(count_P1 == 1, rewards_PG / (1 + _EPS), normalised_PG)
+    rewards_QA = jnp.asarray(rewards_QA, jnp.float32)
+    mask_QA = jnp.ones(rewards_QA.shape, bool) if mask_QA is None else jnp.asarray(mask_QA, bool)
+    rewards_QA = jnp.where(mask_QA, rewards_QA, 0)
+    count_Q1 = jnp.sum(mask_QA, axis=1, keepdims=True)
+    mean_Q1 = jnp.sum(rewards_QA, axis=1, keepdims=True) / jnp.maximum(count_Q1, 1)
+    centred_QA = jnp.where(mask_QA, rewards_QA - mean_Q1, 0)
+    std_Q1 = jnp.sqrt(jnp.sum(centred_QA**2, axis=1, keepdims=True) / jnp.maximum(count_Q1 - 1, 1))
+    highest_Q1 = jnp.max(rewards_QA, axis=1, keepdims=True, where=mask_QA, initial=-jnp.inf)
+    equal_QA = jnp.all(jnp.where(mask_QA, rewards_QA == highest_Q1, True), axis=1, keepdims=True)
+    normalised_QA = jnp.where(equal_QA, 0, centred_QA / (std_Q1 + _EPS))
+    return jnp.where(count_Q1 == 1, rewards_QA / (1 + _EPS), normalised_QA)
 
 
 def policy(
@@ -43,8 +43,8 @@ def policy(
     old_BT: jax.Array,
     mask_BT: jax.Array,
     segments_BT: jax.Array,
-    advantages_BS: jax.Array,
-    keep_BS: jax.Array,
+    advantages_BX: jax.Array,
+    keep_BX: jax.Array,
     clip_low: float,
     clip_high: float,
 ) -> tuple[LossSum, dict[str, jax.Array]]:
@@ -59,8 +59,8 @@ def policy(
       old_BT: float32, of the policy that sampled.
       mask_BT: bool, tokens that were sampled.
       segments_BT: int32.
-      advantages_BS: S is the most segments that a row may have.
-      keep_BS: bool, responses that count; one that was cut off at its longest, or is not there, does not.
+      advantages_BX: X is the most segments that a row may have.
+      keep_BX: bool, responses that count; one that was cut off at its longest, or is not there, does not.
       clip_low, clip_high: 0.2 and 0.2 as released; 3e-4 and 4e-4 in the GSPO paper.
 
     Returns:
@@ -71,31 +71,31 @@ def policy(
         release's clip fraction is clipped_tokens / tokens), max_difference: largest |log(new / old)| of a token,
         max_ratio: largest s.
     """
-    S = advantages_BS.shape[1]
-    on_BT, count_BS, kept_BS = _counted(mask_BT, segments_BT, keep_BS)
+    X = advantages_BX.shape[1]
+    on_BT, count_BX, kept_BX = _counted(mask_BT, segments_BT, keep_BX)
     difference_BT = _difference(logprobs_BT, old_BT, on_BT)
-    mean_BS = segment_sums(difference_BT, segments_BT, S) / jnp.maximum(count_BS, 1)
-    ratio_BS = jnp.exp(jnp.minimum(mean_BS, _MOST))
-    free_BS = ratio_BS * advantages_BS
-    clipped_BS = jnp.clip(ratio_BS, 1 - clip_low, 1 + clip_high) * advantages_BS
-    loss = LossSum.of(-jnp.minimum(free_BS, clipped_BS), kept_BS)
+    mean_BX = segment_sums(difference_BT, segments_BT, X) / jnp.maximum(count_BX, 1)
+    ratio_BX = jnp.exp(jnp.minimum(mean_BX, _MOST))
+    free_BX = ratio_BX * advantages_BX
+    clipped_BX = jnp.clip(ratio_BX, 1 - clip_low, 1 + clip_high) * advantages_BX
+    loss = LossSum.of(-jnp.minimum(free_BX, clipped_BX), kept_BX)
 
     size_BT = jnp.abs(difference_BT)
-    smaller_BS = clipped_BS < free_BS
+    smaller_BX = clipped_BX < free_BX
     sums = {
-        "tokens": jnp.sum(count_BS),
+        "tokens": jnp.sum(count_BX),
         "difference": jnp.sum(size_BT),
         "kl": -jnp.sum(difference_BT),
-        "clipped": jnp.sum(smaller_BS, dtype=jnp.float32),
-        "clipped_tokens": jnp.sum(jnp.where(smaller_BS, count_BS, 0)),
+        "clipped": jnp.sum(smaller_BX, dtype=jnp.float32),
+        "clipped_tokens": jnp.sum(jnp.where(smaller_BX, count_BX, 0)),
         "max_difference": jnp.max(size_BT),
-        "max_ratio": jnp.max(jnp.where(kept_BS, ratio_BS, 0)),
+        "max_ratio": jnp.max(jnp.where(kept_BX, ratio_BX, 0)),
     }
     return loss, jax.lax.stop_gradient(sums)
 
 
 def kl_penalty(
-    logprobs_BT: jax.Array, reference_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array, keep_BS: jax.Array
+    logprobs_BT: jax.Array, reference_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array, keep_BX: jax.Array
 ) -> LossSum:
     """Estimate of KL(policy || reference), mean over a response's tokens, summed over responses.
 
@@ -105,18 +105,18 @@ def kl_penalty(
     Args:
       reference_BT: float32, log-probabilities under the frozen reference; the rest as for `policy`.
     """
-    S = keep_BS.shape[1]
-    on_BT, count_BS, kept_BS = _counted(mask_BT, segments_BT, keep_BS)
+    X = keep_BX.shape[1]
+    on_BT, count_BX, kept_BX = _counted(mask_BT, segments_BT, keep_BX)
     d_BT = jnp.clip(_difference(reference_BT, logprobs_BT, on_BT), -_MOST_TOKEN, _MOST_TOKEN)
     estimate_BT = jnp.minimum(jnp.expm1(d_BT) - d_BT, _MOST_KL)
-    return LossSum.of(segment_sums(estimate_BT, segments_BT, S) / jnp.maximum(count_BS, 1), kept_BS)
+    return LossSum.of(segment_sums(estimate_BT, segments_BT, X) / jnp.maximum(count_BX, 1), kept_BX)
 
 
-def _counted(mask_BT: jax.Array, segments_BT: jax.Array, keep_BS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _counted(mask_BT: jax.Array, segments_BT: jax.Array, keep_BX: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Tokens that count, how many a response has, and the responses that have one."""
-    on_BT = mask_BT & spread(keep_BS, segments_BT)
-    count_BS = segment_sums(on_BT, segments_BT, keep_BS.shape[1])
-    return on_BT, count_BS, count_BS > 0
+    on_BT = mask_BT & spread(keep_BX, segments_BT)
+    count_BX = segment_sums(on_BT, segments_BT, keep_BX.shape[1])
+    return on_BT, count_BX, count_BX > 0
 
 
 def _difference(one_BT: jax.Array, other_BT: jax.Array, on_BT: jax.Array) -> jax.Array:

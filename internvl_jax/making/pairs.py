@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from internvl_jax.data import Processor
-from internvl_jax.data.reading.prompts import Prompt, Prompts, screen
+from internvl_jax.data import Processor, Prompt, Prompts, screen_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.making.responses import Grade, PairConfig, Responder, Response
 from internvl_jax.making.resumable import PartialFolder
@@ -54,9 +53,11 @@ def make_pairs(
 
     Args:
         model, processor: as `load` gives them.
-        prompts: for correctness with answers. DropoutNTP takes the response that a prompt brings along, if it does.
-        out: appears when whole. An interrupted run goes on, and ends with the bytes of one that was not.
-        grade: scores of responses, given the true answers; not needed for DropoutNTP.
+        prompts: the questions; they need answers where correctness decides. DropoutNTP takes the response that a prompt
+            brings along, if it does.
+        out: the folder to make, which appears when it is whole. An interrupted run goes on, and ends with the bytes of
+            one that was not.
+        grade: gives the scores of responses, given the true answers; DropoutNTP needs none.
         progress: called with the numbers of questions done and of all, after every batch.
 
     Returns:
@@ -71,7 +72,7 @@ def make_pairs(
             raise InputError(
                 f"the data set {dataset.name!r} can't name a file; call it something else in the meta file"
             )
-    screened = screen(prompts, processor, config.max_prompt_tokens)
+    screened = screen_prompts(prompts, processor, config.max_prompt_tokens)
     asked = _distinct(prompts, screened.numbers, config)
     responder = Responder(model, processor, config, grade)
     drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
@@ -105,8 +106,8 @@ def choose_pairs(candidates: Iterable[Pair], limit: int, balance: int, rng: np.r
     draws pairs at random.)
 
     Args:
-        candidates: different pairs.
-        balance: tokens of chosen minus tokens of rejected responses, over all pairs before.
+        candidates: the pairs to choose from, all different.
+        balance: the tokens of chosen minus those of rejected responses, over all pairs before.
         rng: breaks ties.
     """
     pool = list(candidates)
@@ -123,27 +124,27 @@ def choose_pairs(candidates: Iterable[Pair], limit: int, balance: int, rng: np.r
     return pairs
 
 
-def in_balance(lengths_P2: np.ndarray, slack: float) -> np.ndarray:
-    """Which pairs stay, bool [P], for chosen and rejected responses to be about as long.
+def in_balance(lengths_I2: np.ndarray, slack: float) -> np.ndarray:
+    """Which pairs stay, bool [I], for chosen and rejected responses to be about as long.
 
     Pairs that are longest on the side that is longer in sum go first, until the sums differ by no more than `slack` of
     the larger one. At least half of the pairs stay: where nearly every right response is shorter than the wrong ones,
     lengths cannot be balanced.
 
     Args:
-        lengths_P2: tokens of the chosen and the rejected response of each pair.
+        lengths_I2: how many tokens the chosen and the rejected response of each pair have.
         slack: 0 for equal sums, 1 for any.
     """
-    stay_P = np.ones(len(lengths_P2), bool)
-    sums, excess_P = lengths_P2.sum(axis=0), lengths_P2[:, 0] - lengths_P2[:, 1]
+    stay_I = np.ones(len(lengths_I2), bool)
+    sums, excess_I = lengths_I2.sum(axis=0), lengths_I2[:, 0] - lengths_I2[:, 1]
     sign = np.sign(sums[0] - sums[1])
-    for k in np.argsort(-sign * excess_P, kind="stable"):
+    for k in np.argsort(-sign * excess_I, kind="stable"):
         room, apart = slack * sums.max(), sign * (sums[0] - sums[1])
-        if apart <= room or 2 * (stay_P.sum() - 1) < len(stay_P):
+        if apart <= room or 2 * (stay_I.sum() - 1) < len(stay_I):
             break
-        if sign * excess_P[k] <= apart + room:  # or it would tip over to the other side
-            stay_P[k], sums = False, sums - lengths_P2[k]
-    return stay_P
+        if sign * excess_I[k] <= apart + room:  # or it would tip over to the other side
+            stay_I[k], sums = False, sums - lengths_I2[k]
+    return stay_I
 
 
 def right_and_wrong(responses: Sequence[Response]) -> list[Pair]:
@@ -197,7 +198,7 @@ def _digest(asked: dict[str, int]) -> str:
 
 
 def _fingerprint(model: InternVL) -> str:
-    """Of the model, by a row of every parameter: enough to tell one step of a training from another."""
+    """A digest of the model, by a row of every parameter: enough to tell one step of a training from another."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(model).items()):
         row = np.asarray(leaf[(0,) * (leaf.ndim - 1)])
@@ -233,20 +234,20 @@ class _Annotations:
 
     def finish(self) -> tuple[dict[str, list[str]], dict[str, Any]]:
         """Lines by data set, and counts with the mean lengths of chosen and rejected responses."""
-        lengths_P2 = np.array(self._lengths, np.int64).reshape(-1, 2)
-        stay_P = in_balance(lengths_P2, self._config.length_slack)
+        lengths_I2 = np.array(self._lengths, np.int64).reshape(-1, 2)
+        stay_I = in_balance(lengths_I2, self._config.length_slack)
         lines: dict[str, list[str]] = {}
-        for (name, line), stay in zip(self._pairs, stay_P, strict=True):
+        for (name, line), stay in zip(self._pairs, stay_I, strict=True):
             if stay:
                 lines.setdefault(name, []).append(line)
-        totals, means = self._totals, lengths_P2[stay_P].sum(axis=0) / max(1, stay_P.sum())
+        totals, means = self._totals, lengths_I2[stay_I].sum(axis=0) / max(1, stay_I.sum())
         counts = {
             **{name: totals[name] for name in ("questions", "responses")},
-            "pairs": int(stay_P.sum()),
+            "pairs": int(stay_I.sum()),
             "accuracy": totals["right"] / totals["graded"] if totals["graded"] else None,
             "chosen_tokens": round(float(means[0]), 2),
             "rejected_tokens": round(float(means[1]), 2),
-            "out_of_balance": int((~stay_P).sum()),
+            "out_of_balance": int((~stay_I).sum()),
             **{name: totals[name] for name in ("one_sided", "grader_errors")},
         }
         return lines, counts

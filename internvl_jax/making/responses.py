@@ -11,15 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from internvl_jax.data import Processor
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.data.reading.prompts import Prompt, encode, encode_blind
+from internvl_jax.data import ChatInputs, Processor, Prompt, encode_blind, encode_prompt
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.buckets import Ladders
-from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampler import Rollout, Sampler
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.text import TextStream
+from internvl_jax.inference import Ladders, Request, Rollout, Sampler, SamplingParams, TextStream, Vocabulary
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
@@ -34,16 +28,16 @@ class PairConfig:
 
     Attributes:
         method: one of METHODS.
-        samples: responses to a question; with DropoutNTP also continuations.
-        temperature, top_k, max_new_tokens: of the draws.
+        samples: the number of responses to a question; with DropoutNTP also that of continuations.
+        temperature, top_k, max_new_tokens: how responses are drawn (`SamplingParams`).
         max_prompt_tokens: longer prompts are left out.
-        start_ratio: share of the words of a response that its continuation begins with.
-        max_pairs: of a question.
-        length_slack: share by which chosen and rejected responses may differ in length, over all pairs.
-        reward: name of the reward that grades.
-        max_broken: so many prompts may be unreadable; more stop the run.
-        batch_size: responses sampled at a time.
-        seed: of all draws.
+        start_ratio: the share of a response's words that its continuation begins with.
+        max_pairs: how many pairs a question may give.
+        length_slack: the share by which chosen and rejected responses may differ in length, over all pairs.
+        reward: the name of the reward that grades.
+        max_broken: how many prompts may be unreadable; more stop the run.
+        batch_size: how many responses are sampled at a time.
+        seed: the seed of all draws.
     """
 
     method: str
@@ -80,11 +74,11 @@ class Response:
     """What the model said.
 
     Attributes:
-        text: with its thinking.
-        tokens: how many it has.
-        ended: it came to an end by itself.
-        accuracy: the grader's; None where nothing was graded.
-        error: why the grader gave none.
+        text: the response with its thinking.
+        tokens: how many tokens it has.
+        ended: whether it came to an end by itself.
+        accuracy: what the grader gave; None where nothing was graded.
+        error: why the grader gave no accuracy.
     """
 
     text: str
@@ -121,12 +115,12 @@ def cut(text: str, ratio: float) -> str:
 
 
 class Responder:
-    """Answers batches of prompts as the method has it.
+    """Answers batches of prompts by the method of the config.
 
     Args:
         model, processor: as `load` gives them.
         config: see `PairConfig`.
-        grade: scores of responses, given the true answers; None for DropoutNTP.
+        grade: gives the scores of responses, given the true answers; None for DropoutNTP.
     """
 
     def __init__(self, model: InternVL, processor: Processor, config: PairConfig, grade: Grade | None):
@@ -149,7 +143,7 @@ class Responder:
         for row, (_, prompt) in enumerate(batch):
             try:
                 if not responses[row]:
-                    inputs[row] = encode(prompt, self._processor)
+                    inputs[row] = encode_prompt(prompt, self._processor)
             except InputError as error:  # its header was sound, or it would not have come so far
                 _LOG.warning("left out %s", error)
                 entries[row]["broken"] = str(error)
@@ -163,7 +157,7 @@ class Responder:
         return entries
 
     def _given(self, prompt: Prompt) -> list[Response]:
-        """The response that a prompt brings along, as often as it is to be continued."""
+        """The response that a prompt brings along, once for every continuation."""
         if self._config.method == "correctness" or not prompt.response:
             return []
         tokens = len(self._processor.tokenizer.encode(prompt.response))
@@ -182,28 +176,28 @@ class Responder:
             for each in every:
                 inputs.append(encode_blind(prompt, self._processor, cut(each.text, self._config.start_ratio)))
                 begun.append(inputs[-1].tokens_T[head:].tolist())
-        seeds_RK = self._seeds([number for number, _ in batch], _CONTINUATION)
-        drawn = iter(self._draw(inputs, seeds_RK.reshape(-1, 1), begun))
+        seeds_QA = self._seeds([number for number, _ in batch], _CONTINUATION)
+        drawn = iter(self._draw(inputs, seeds_QA.reshape(-1, 1), begun))
         return [{"responses": every, "continuations": [next(drawn)[0] for _ in every]} for every in responses]
 
     def _seeds(self, numbers: Sequence[int], stream: int) -> np.ndarray:
-        K = self._config.samples
+        A = self._config.samples
         sequences = (np.random.SeedSequence((self._config.seed, number, stream)) for number in numbers)
-        return np.array([sequence.generate_state(K) for sequence in sequences], np.uint32).reshape(-1, K)
+        return np.array([sequence.generate_state(A) for sequence in sequences], np.uint32).reshape(-1, A)
 
     def _draw(
-        self, inputs: Sequence[ChatInputs], seeds_RK: np.ndarray, begun: Sequence[Sequence[int]] | None = None
+        self, inputs: Sequence[ChatInputs], seeds_QA: np.ndarray, begun: Sequence[Sequence[int]] | None = None
     ) -> list[list[Response]]:
         """Responses to each of the inputs; `begun` are the tokens that the answers to each start with."""
         if not inputs:
             return []
         requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
-        K = seeds_RK.shape[1]
-        at_a_time = self._config.batch_size // K
+        A = seeds_QA.shape[1]
+        at_a_time = self._config.batch_size // A
         drawn: list[list[Rollout]] = []
         for start in range(0, len(requests), at_a_time):
             part = slice(start, start + at_a_time)
-            drawn += self._sampler.sample(self._params, requests[part], K, seeds_RK[part], at_a_time)
+            drawn += self._sampler.sample(self._params, requests[part], A, seeds_QA[part], at_a_time)
         begun = [()] * len(inputs) if begun is None else begun
         pairs = zip(begun, drawn, strict=True)
         return [[self._read([*start, *each.tokens.tolist()]) for each in every] for start, every in pairs]

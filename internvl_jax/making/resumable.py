@@ -18,12 +18,12 @@ class PartialFolder:
     """The folder OUT while it is being made.
 
     Args:
-        out: must not exist.
-        settings: JSON-able; work begun with others is not taken up.
-        name: of the file that grows line by line.
+        out: the folder to make; it must not exist.
+        settings: JSON-able; work that was begun with other settings is not taken up.
+        name: the name of the file that grows line by line.
 
     Attributes:
-        path: of the partial folder; write further files here before `finish`.
+        path: the partial folder's path; write further files here before `finish`.
 
     Raises:
         InputError: if `out` exists, or other settings began the work.

@@ -1,34 +1,93 @@
 """Models of the InternVL3.5 family and the bricks that they are built of.
 
-Shapes stand in names. The key, for the whole project: B batch, T query time, S key time, D model width, N query
-heads, M key/value heads, H head width, F feed-forward width, V vocabulary, E experts, L layers, G tiles, P patches,
-C channels.
+Shapes stand in names: `hidden_BTD` is `[B, T, D]`. The key, for the whole project; a digit is a dimension of that size,
+and what has no letter here is written as a word.
+
+    A  answers to a prompt (a group)
+    B  rows of a batch
+    D  width of the model
+    E  experts
+    F  width of a feed-forward layer
+    G  tiles
+    H  width of a head
+    I  items on the host: samples of a data set, pairs
+    J  a row's slots for tiles, in the order of its image tokens
+    K  experts that a token takes
+    L  layers
+    M  key/value heads
+    N  query heads
+    P  patches of a tile, or the image tokens that they become; of a row those of all its tiles
+    Q  prompts (questions)
+    R  query heads of a key/value head
+    S  keys: slots of a cache, positions of an answer in it
+    T  tokens: positions of a row
+    U  choices of experts by tokens, sorted by expert
+    V  vocabulary
+    W  values in a window of the last ones
+    X  texts of a row (its segments)
+    Y  pairs of a row
+    Z  ids that end an answer
+
+HWC (or CHW), always together, are height, width and channels of pictures.
 """
 
+from internvl_jax.models import scopes
 from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import Cache
-from internvl_jax.models.config import FLASH_PARTS, UNUSED_PARTS, FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import (
+    FLASH_PARTS,
+    UNUSED_PARTS,
+    FlashConfig,
+    InternVLConfig,
+    MoeConfig,
+    NtkConfig,
+    TextConfig,
+    VisionConfig,
+    YarnConfig,
+)
+from internvl_jax.models.flops import PEAK, token_flops, train_flops
 from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
+from internvl_jax.models.language.decoder import DecoderOut
+from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
+from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import Runtime
+from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
-    "FLASH_PARTS",
-    "UNUSED_PARTS",
     "Branches",
     "Cache",
+    "DecoderOut",
     "Encoded",
+    "FAMILIES",
+    "FLASH_PARTS",
+    "Family",
     "FlashConfig",
     "InternVL",
     "InternVLConfig",
     "InternViT",
+    "Key",
+    "ModelKind",
+    "MoeConfig",
+    "NtkConfig",
     "Out",
+    "PEAK",
+    "Released",
     "Runtime",
     "Slots",
     "TextConfig",
+    "UNUSED_PARTS",
     "VisionConfig",
+    "YarnConfig",
+    "family_of",
+    "kind_of",
     "over_logits",
+    "scopes",
+    "token_flops",
     "token_logprobs",
     "token_statistics",
+    "train_flops",
+    "unstack",
+    "unstack_params",
 ]

@@ -45,8 +45,8 @@ class VisionConfig:
 class MoeConfig:
     """Experts in place of every feed-forward layer."""
 
-    experts: int
-    per_token: int
+    experts: int  # how many a layer has
+    per_token: int  # how many of them a token goes through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class YarnConfig:
     factor: float
     beta_fast: float
     beta_slow: float
-    positions: int  # of the first training's context
+    positions: int  # length of the context in the first training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TextConfig:
     heads: int
     kv_heads: int
     head_width: int
-    mlp: int  # of one expert, where there are several
+    mlp: int  # inner width of a feed-forward layer; of one expert, where a layer has experts
     moe: MoeConfig | None
     window: int | None  # tokens that some layers, which the family names, see; None: all layers see all
     rope_theta: float

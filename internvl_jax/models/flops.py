@@ -16,7 +16,7 @@ PEAK = {
 
 
 def tile_flops(config: InternVLConfig) -> float:
-    """Forward flops of one tile through tower and projector: two a weight a patch, and attention to every patch."""
+    """Forward flops of one tile through tower and projector: two for every weight and patch, and those of attention."""
     vision, P = config.vision, config.vision.grid**2 + 1
     layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp
     tower = vision.layers * (2 * P * layer + 4 * P * P * vision.width) + 2 * P * 3 * vision.patch_size**2 * vision.width
@@ -28,7 +28,7 @@ def token_flops(config: InternVLConfig, context: float) -> float:
     """Forward flops of one token through the language model and its head.
 
     Args:
-      context: tokens that it attends to, on average.
+      context: how many tokens it attends to, on average.
     """
     text = config.text
     attention = 2 * text.width * text.head_width * (text.heads + text.kv_heads)

@@ -28,28 +28,28 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Encoded(NamedTuple):
-    """Image features of tiles, in the language model's width; Q is the number of tokens of a compressed tile.
+    """Image features of tiles, in the language model's width.
 
     Attributes:
-      features_GPD: at full resolution.
-      compressed_GQD: of the compressed branch; None but for Flash models.
-      route_G2: the router's logits, float32: of compressing a tile, and of not doing so; None but for Flash models.
+      features_GPD: features at full resolution.
+      compressed_GPD: fewer features a tile, from the compressed branch; only Flash models have them.
+      route_G2: the router's logits for compressing a tile and for not doing so, float32; only Flash models have them.
     """
 
     features_GPD: jax.Array
-    compressed_GQD: jax.Array | None
+    compressed_GPD: jax.Array | None
     route_G2: jax.Array | None
 
     @property
-    def pool_GKD(self) -> jax.Array:
+    def pool_GPD(self) -> jax.Array:
         """The features of both branches side by side, those at full resolution first."""
-        if self.compressed_GQD is None:
+        if self.compressed_GPD is None:
             return self.features_GPD
-        return jnp.concatenate([self.features_GPD, self.compressed_GQD], axis=1)
+        return jnp.concatenate([self.features_GPD, self.compressed_GPD], axis=1)
 
     @property
     def probability_G(self) -> jax.Array | None:
-        """Of "compress", float32; None without a router."""
+        """The router's probability of compressing a tile, float32; None without a router."""
         return None if self.route_G2 is None else jax.nn.softmax(self.route_G2)[:, 0]
 
 
@@ -58,8 +58,8 @@ class Slots(NamedTuple):
     responses to one picture share its pass through the tower.
 
     Attributes:
-      tile_BJ: int32, a tile's number among those of its row; -1 for a slot without tokens.
-      compress_BJ: bool, True for the compressed features of a Flash model; None takes none of these.
+      tile_BJ: int32, the number of a tile among those of its row; -1 for a slot without tokens.
+      compress_BJ: bool, True where the slot takes the tile's compressed features; None: no slot does.
     """
 
     tile_BJ: jax.Array
@@ -74,10 +74,12 @@ class Slots(NamedTuple):
 
 
 class Out(NamedTuple):
-    """Attributes:
-    hidden_BTD: after the final norm; `InternVL.logits` turns it into logits.
-    cache: the given one with this call's keys and values, or None.
-    aux: named intermediates that were asked for ('kv', 'hidden', 'router', 'experts', 'load').
+    """What a pass returns.
+
+    Attributes:
+      hidden_BTD: hidden states after the final norm; `InternVL.logits` makes logits of them.
+      cache: the given cache with the keys and values of this call, or None.
+      aux: intermediates that were asked for, by name ('kv', 'hidden', 'router', 'experts', 'load'); the others None.
     """
 
     hidden_BTD: jax.Array
@@ -116,24 +118,24 @@ class InternVL(nnx.Module):
             return Encoded(features_GPD, None, None)
         # The tower splits the key itself: its numbers are those of the model without these parts.
         keys = [None if key is None else jax.random.fold_in(key, number) for number in (1, 2)]
-        compressed_GQD = self.compressed(_join(x_GPD, self.config.compressed_shuffle), keys[0])
-        return Encoded(features_GPD, compressed_GQD, self.router(x_GPD, keys[1]))
+        compressed_GPD = self.compressed(_join(x_GPD, self.config.compressed_shuffle), keys[0])
+        return Encoded(features_GPD, compressed_GPD, self.router(x_GPD, keys[1]))
 
     def patches(self, tiles_GHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """`[G, P, D]`: the tower's features of all patches, which the branches and the router start from."""
         return self.vit(normalise(tiles_GHWC, self.runtime.dtype), key)[:, 1:]
 
-    def embed(self, tokens_BT: jax.Array, features_BKD: jax.Array | None) -> jax.Array:
+    def embed(self, tokens_BT: jax.Array, features_BPD: jax.Array | None) -> jax.Array:
         """Token embeddings, the n-th <IMG_CONTEXT> of a row being the row's n-th image feature.
 
         Whether a row has as many features as such tokens can't be seen here: who builds the row checks it.
         """
         x_BTD = self.lm.lookup(tokens_BT)
-        if features_BKD is None:
+        if features_BPD is None:
             return x_BTD
         image_BT = tokens_BT == self.config.image_token_id
-        index_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, features_BKD.shape[1] - 1)
-        placed_BTD = jnp.take_along_axis(features_BKD, index_BT[:, :, None], axis=1)
+        index_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, features_BPD.shape[1] - 1)
+        placed_BTD = jnp.take_along_axis(features_BPD, index_BT[:, :, None], axis=1)
         return shard(jnp.where(image_BT[:, :, None], placed_BTD.astype(x_BTD.dtype), x_BTD), "batch", "time", None)
 
     def __call__(
@@ -180,12 +182,12 @@ class InternVL(nnx.Module):
         """
         B, T = tokens_BT.shape
         if encoded is None:
-            features_BKD = None
+            features_BPD = None
         elif slots is None:
-            features_BKD = _real_first(encoded.features_GPD, tile_mask_G, B)
+            features_BPD = _real_first(encoded.features_GPD, tile_mask_G, B)
         else:
-            features_BKD = _chosen(encoded, slots, T)
-        x_BTD = self.embed(tokens_BT, features_BKD)
+            features_BPD = _chosen(encoded, slots, T)
+        x_BTD = self.embed(tokens_BT, features_BPD)
         out = self.lm(x_BTD, segments_BT, positions_BT, collect=collect, replay_LBTK=replay_LBTK)
         aux = {
             "kv": out.kv_LBMTH,
@@ -219,7 +221,7 @@ def _join(x_GPD: jax.Array, side: int) -> jax.Array:
 
 
 def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> jax.Array:
-    """`[B, K, D]`: every row's features with those of real tiles first, in order."""
+    """`[B, P, D]`: every row's features with those of real tiles first, in order."""
     G, P, D = features_GPD.shape
     order_BG = jnp.argsort(~tile_mask_G.reshape(rows, -1), axis=1, stable=True)
     features = jnp.take_along_axis(features_GPD.reshape(rows, G // rows, P, D), order_BG[:, :, None, None], axis=1)
@@ -227,19 +229,19 @@ def _real_first(features_GPD: jax.Array, tile_mask_G: jax.Array, rows: int) -> j
 
 
 def _chosen(encoded: Encoded, slots: Slots, T: int) -> jax.Array:
-    """`[B, K, D]`: the features of every row's slots one after the other, each from the branch chosen for it; no more
-    than the T tokens of a row can take.
+    """`[B, P, D]`: the features of a row's slots one after the other, each from the branch that was chosen for it. They
+    end where a row of T tokens could take no more.
     """
     B, J = slots.tile_BJ.shape
-    (P, D), width = encoded.features_GPD.shape[1:], encoded.pool_GKD.shape[1]
-    pool_BKD = encoded.pool_GKD.reshape(B, -1, D)
+    (P, D), width = encoded.features_GPD.shape[1:], encoded.pool_GPD.shape[1]
+    pool_BPD = encoded.pool_GPD.reshape(B, -1, D)
     compress_BJ = jnp.zeros((B, J), bool) if slots.compress_BJ is None else slots.compress_BJ
     counts_BJ = jnp.where(slots.tile_BJ >= 0, jnp.where(compress_BJ, width - P, P), 0)
     ends_BJ = jnp.cumsum(counts_BJ, axis=1)
-    number_K = jnp.arange(min(J * P, T))
-    # Feature n of a row lies in the first slot that ends after it; beyond the last one anything will do.
-    slot_BK = jnp.minimum(jnp.sum(number_K[None, :, None] >= ends_BJ[:, None, :], axis=2), J - 1)
+    number_P = jnp.arange(min(J * P, T))
+    # Feature n of a row lies in the first slot that ends after it. Beyond the last slot nobody reads what is there.
+    slot_BP = jnp.minimum(jnp.sum(number_P[None, :, None] >= ends_BJ[:, None, :], axis=2), J - 1)
     start_BJ = slots.tile_BJ * width + jnp.where(compress_BJ, P, 0) - (ends_BJ - counts_BJ)
-    index_BK = jnp.take_along_axis(start_BJ, slot_BK, axis=1) + number_K[None]
-    index_BK = jnp.clip(index_BK, 0, pool_BKD.shape[1] - 1)
-    return jnp.take_along_axis(pool_BKD, index_BK[:, :, None], axis=1)
+    index_BP = jnp.take_along_axis(start_BJ, slot_BP, axis=1) + number_P[None]
+    index_BP = jnp.clip(index_BP, 0, pool_BPD.shape[1] - 1)
+    return jnp.take_along_axis(pool_BPD, index_BP[:, :, None], axis=1)

@@ -1,4 +1,7 @@
-"""What is computed from logits, as log-probabilities of given tokens are, in chunks of time: they are never whole."""
+"""Functions of logits, such as log-probabilities of given tokens, a chunk of positions at a time.
+
+The logits of a whole row are never in memory.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,17 +22,17 @@ def over_logits(
 
     Args:
       function: takes float32 logits `[B, t, V]` of every model and the extras `[B, t, ...]`; returns arrays
-        `[B, t, ...]` in any tree. Positions are independent of each other.
-      states: of every model its hidden states `[B, T, D]` after the final norm, and its output matrix `[V, D]`.
+        `[B, t, ...]` in any tree. What it returns for a position depends on that position alone.
+      states: for every model, its hidden states `[B, T, D]` after the final norm and its output matrix `[V, D]`.
       extras: arrays `[B, T, ...]`.
-      chunk: positions a step; B x chunk x V logits of every model live at once, in the backward pass too (they are
-        recomputed).
+      chunk: positions that are computed at a time. B x chunk x V logits of every model are in memory at once, in the
+        backward pass too, which computes them again.
 
     Returns:
       What `function` returns, each array `[B, T, ...]`.
     """
     hiddens = [hidden_BTD for hidden_BTD, _ in states]
-    # Gathered once, and its gradient summed over devices once: inside the loop that would be once a chunk.
+    # Outside of the loop: so a matrix is gathered once and its gradient summed over devices once, not once a chunk.
     heads = [shard(head_VD, "act_vocab", None) for _, head_VD in states]
     B, T, _ = hiddens[0].shape
 
@@ -53,10 +56,10 @@ def token_logprobs(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Ar
     """float32 `[B, T]`: log p(target) at every position.
 
     Args:
-      hidden_BTD: after the final norm.
-      head_VD: output matrix.
-      targets_BT: int32 ids.
-      chunk: as of `over_logits`.
+      hidden_BTD: hidden states after the final norm.
+      head_VD: the output matrix.
+      targets_BT: ids of the tokens, int32.
+      chunk: see `over_logits`.
     """
     return over_logits(_logprobs, [(hidden_BTD, head_VD)], [targets_BT], chunk)
 
@@ -64,7 +67,9 @@ def token_logprobs(hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Ar
 def token_statistics(
     hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`token_logprobs`, and in the same pass the entropy of the distribution, float32 `[B, T]`, without gradient."""
+    """What `token_logprobs` returns and, from the same pass, the entropy of the distribution, float32 `[B, T]`, without
+    gradient.
+    """
     return over_logits(
         lambda logits, targets: (_logprobs(logits, targets), _entropy(jax.lax.stop_gradient(logits))),
         [(hidden_BTD, head_VD)],

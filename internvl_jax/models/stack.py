@@ -1,6 +1,6 @@
-"""L equal layers, run by one scan over stacked parameters or, for decoding on CPU, one after the other.
+"""Equal layers: one scan over their stacked parameters or, where each has arrays of its own, one after the other.
 
-Whatever differs from layer to layer (a window, a drop-path rate) rides along as an array with a leading layer axis.
+What differs from layer to layer (a window, a drop-path rate) is given as an array with a leading layer axis.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
 
 _POLICIES = {
     "none": None,
-    # Keeps the outputs of the weight products, recomputes norms, activations and attention.
+    # Keeps the results of products with weights; recomputes norms, activations and attention.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # Keeps what the causal kernel gives (the CPU's form keeps nothing), so that it runs forward once.
+    # Keeps what the causal attention kernel returns, so that it runs forward once (on CPU there is no kernel).
     "attention": jax.checkpoint_policies.save_only_these_names(kernels.SAVED),
-    # And the language model's queries, keys and values.
+    # The same, and the language model's queries, keys and values.
     "qkv": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV),
-    # And one of its two inner feed-forward products.
+    # The same, and the gate's product of its feed-forward layers.
     "gate": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV, kernels.GATE),
-    # And the other.
+    # The same, and the other inner product of its feed-forward layers.
     "mlp": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV, kernels.GATE, kernels.UP),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -34,11 +34,11 @@ _POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """How a model runs, as against what it is.
+    """How a model runs; what it is stands in its config.
 
     Attributes:
-      dtype: of activations and of the inputs of products.
-      remat: what the backward pass recomputes.
+      dtype: the dtype of activations and of the inputs of products.
+      remat: what the backward pass recomputes; `_POLICIES` says what each name keeps.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -65,10 +65,10 @@ def run_layers(layers: nnx.Module, carry: Any, per_layer: Any, body: Callable, r
       layers: what `make_layers` returned, or a list of layers (for decoding on CPU).
       carry: any pytree.
       per_layer: a pytree whose leaves have a leading layer axis.
-      body: pure; `index` is the layer's number, `extra` its slice of `per_layer`.
+      body: a pure function; `index` is the layer's number, `extra` the layer's slice of `per_layer`.
 
     Returns:
-      the last carry, and the outs stacked on a leading layer axis.
+      The last carry, and the outs stacked on a leading layer axis.
     """
     policy = _POLICIES[runtime.remat]
     if isinstance(layers, nnx.List):

@@ -10,19 +10,23 @@ import jax
 from jax.experimental import topologies
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.flops import PEAK
+from internvl_jax.models import PEAK
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Attributes:
-    kind: jax's device_kind, or that of the GPU; '' for a CPU.
-    matrix: rows of a matrix unit.
-    clock: cycles a second in which the TPU compiler counts; 0 where no compiler says.
-    hbm, hbm_bandwidth: bytes, bytes a second.
-    link_bandwidth: bytes a second that a chip sends along one dimension of its torus, both ways together; on GPU over
-      NVLink.
-    slices: shapes, smallest first.
+    """An accelerator.
+
+    Attributes:
+      platform: jax's name for it: 'tpu', 'gpu' or 'cpu'.
+      kind: jax's device_kind; '' for a CPU.
+      matrix: how many rows a matrix unit has.
+      clock: cycles a second, in the cycles that the TPU compiler counts; 0 where no compiler counts them.
+      hbm: bytes of its memory.
+      hbm_bandwidth: bytes a second that it reads or writes there.
+      link_bandwidth: bytes a second that it sends along one dimension of the torus, both ways together; for GPUs over
+        NVLink.
+      slices: the shapes that it comes in, smallest first.
     """
 
     platform: str
@@ -45,9 +49,9 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 _SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _BOXES = ("1", "2", "4", "8")
 
-# Google Cloud's pages on v5e, v5p and v6e (ICI a chip: 1,600, 4,800 and 3,584 Gbit/s, here over the dimensions of the
-# torus); NVIDIA's data sheets. Memory of TPUs is what their compiler lets a program take. The clock is what makes the
-# peak of the chip's matrix units.
+# From Google Cloud's pages on v5e, v5p and v6e (a chip's links: 1,600, 4,800 and 3,584 Gbit/s in all, here divided by
+# the dimensions of the torus) and NVIDIA's data sheets. The memory of TPUs is what their compiler lets a program take.
+# The clock is the one at which the chip's matrix units reach its peak.
 CHIPS = {
     "v5e": Chip("tpu", "TPU v5 lite", 128, 1.5e9, 15.75 * _GIB, 0.819e12, 1.0e11, _SQUARES),
     "v5p": Chip("tpu", "TPU v5p", 128, 1.75e9, 95.74 * _GIB, 2.765e12, 2.0e11, _CUBES),
@@ -62,14 +66,18 @@ CHIPS["gpu"] = CHIPS["h100"]
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A named slice: `chip` and its shape, as 'v5p:4x4x4', 'h100:8' or 'cpu:8'."""
+    """A slice: the name of a chip and a shape, written 'v5p:4x4x4', 'h100:8' or 'cpu:8'."""
 
     name: str
     shape: tuple[int, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
-        """Raises InputError where the text is no such name."""
+        """The slice that is written so.
+
+        Raises:
+          InputError: no slice is.
+        """
         found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
         if not found or found.group(1) not in CHIPS:
             raise InputError(
@@ -96,9 +104,8 @@ class Topology:
         return f"{self.name}:{'x'.join(map(str, self.shape))}"
 
     def devices(self) -> list[jax.Device]:
-        """Devices to compile for; no hardware is looked for.
-
-        TPU slices come from libtpu, as descriptions. Other platforms are stood in for by as many CPU devices.
+        """Devices to compile for, without any hardware: for TPUs descriptions that libtpu makes, for other platforms as
+        many CPU devices.
 
         Raises:
           InputError: libtpu is not installed, or this process has fewer CPU devices and can't get more.

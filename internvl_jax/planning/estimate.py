@@ -1,17 +1,18 @@
 """Step time of a compiled program: a roofline, loop by loop.
 
-1. The TPU compiler notes how many cycles it expects every fused operation to take. Products take that long. It is
-   pessimistic about operations that only move memory (a copy at a third of the bandwidth, a sum at a tenth): these take
-   the time of their bytes at `STREAM` of the bandwidth where that is less. It notes none for gathering and scattering
-   rows: these take that time as well. Each loop counts as often as it runs.
-2. Kernels (attention, grouped products of experts) are opaque to it. Their operations are known from their shapes; they
-   are taken to run at `KERNEL` of the matrix units' peak, less where a head is narrower than these, and no faster than
-   their bytes at `STREAM` of the bandwidth. Experts are taken to have equal shares of the tokens.
-3. A transfer takes the bytes that a device sends over the bandwidth of one dimension of its torus. One that starts and
-   ends apart hides behind the other work of its loop, the rest is added.
+1. The TPU compiler notes how many cycles it expects a fused operation to take. Products are taken to need these. About
+   operations that only move memory it is pessimistic (a copy at a third of the bandwidth, a sum at a tenth): they are
+   taken to need the time of their bytes at `STREAM` of the bandwidth, if that is less. For gathered and scattered rows
+   it notes no cycles: they need the time of their bytes. Every loop counts as often as it runs.
+2. Kernels (attention, grouped products of experts) are opaque to the compiler. How many operations they are follows
+   from their shapes. They are taken to run at `KERNEL` of the matrix units' peak, less where a head is narrower than
+   these, and to need at least the time of their bytes at `STREAM` of the bandwidth. Experts are taken to have equal
+   shares of the tokens.
+3. A transfer needs the time of the bytes that a device sends, at the bandwidth of one dimension of its torus. Transfers
+   that start and end apart hide behind the other work of their loop, and only what is longer than that is added.
 
-This is an estimate: nothing has run. Known to lean: the kernels' share is an assumption, and rings over several
-dimensions of the torus may be faster than one.
+This is an estimate: nothing has run. It may lean either way in the kernels' share of the peak, which is an assumption,
+and towards too long in transfers, as rings over several dimensions of the torus may be faster.
 """
 
 import collections
@@ -19,27 +20,30 @@ import dataclasses
 import math
 import re
 
+from internvl_jax.models import scopes
 from internvl_jax.planning.chips import Chip
 from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycles
 
 KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
-_KEYS = re.compile(r"attention_(\d+)_keys")
 _GROUPED = re.compile(r"jit\(t?gmm\)+/pallas_call")
 _FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
-# Operations a query, key and head width: of the forward kernel, and of the backward ones, two or one.
+# Operations for every query, key and element of a head: of the forward kernel, of the two backward kernels (for keys
+# and values, for queries), and of the one backward kernel that does the work of both.
 _FORWARD, _BACKWARD_KV, _BACKWARD_Q, _BACKWARD = 4, 8, 6, 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one device and one call.
+    """What one call needs on one device.
 
     Attributes:
-      flops: operations of products and kernels, recomputed ones too.
-      compiled_s, kernels_s, transfers_s: as above; transfers_s is what nothing hides.
-      cycles_s: compiled_s if every operation took the compiler's cycles.
-      sent: bytes that a device sends, by kind of collective.
+      flops: operations of products and kernels, also of those that are computed again.
+      compiled_s: seconds of the operations that the compiler made (1 above).
+      kernels_s: seconds of kernels (2).
+      transfers_s: seconds of transfers that nothing hides (3).
+      cycles_s: what compiled_s would be if every operation took the compiler's cycles.
+      sent: how many bytes a device sends, by kind of collective.
     """
 
     flops: float
@@ -91,8 +95,10 @@ def _seconds(program: HloProgram, one: Instruction, names: dict[str, Instruction
 
 
 def kernel_flops(one: Instruction) -> tuple[float, int]:
-    """Operations of a kernel and the width of its products (attention: of a head); (0, 1) for anything else."""
-    keys, grouped = _KEYS.search(one.rest), _GROUPED.search(one.rest)
+    """How many operations a kernel is, and the width of its products (of a head, in attention); (0, 1) for what is no
+    kernel.
+    """
+    keys, grouped = scopes.read_keys(one.rest), _GROUPED.search(one.rest)
     if one.opcode != "custom-call" or "tpu_custom_call" not in one.rest or not (keys or grouped):
         return 0.0, 1
     operands = one.rest.split("operand_layout_constraints=", 1)[1]
@@ -110,4 +116,4 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
         kind = _FLOATS.search(operands).group(0).split("[")[0]
         parts = [part for part in re.findall(rf"{kind}\[([\d,]+)\]", one.shape) if len(part.split(",")) > len(shape)]
         factor = _BACKWARD if parts else _BACKWARD_KV
-    return float(factor * elements * int(keys.group(1))), shape[-1]
+    return float(factor * elements * keys), shape[-1]

@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
+from internvl_jax.models import scopes
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _ARRAY = re.compile(r"(?:pred|[suf]\d+|bf16)\[[\d,]*\](?:\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
-_CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)")  # as `dispatch` names them
 _COLLECTIVE = re.compile(
     r"^(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(-start)?$"
 )
@@ -21,8 +22,13 @@ _COLLECTIVE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """Attributes:
-    shape: of its result, as text; `operands` and what follows them, as text.
+    """A line of the program.
+
+    Attributes:
+      shape: the text of its result's shape.
+      opcode: what it does.
+      rest: the text behind the opcode: its operands, then its attributes.
+      root: whether it is the result of its computation.
     """
 
     name: str
@@ -45,10 +51,10 @@ class Collective:
     """A transfer between devices.
 
     Attributes:
-      kind: opcode, without '-start'.
-      bytes: what one device sends in one go.
-      group: devices that take part.
-      hidden: other work may run meanwhile.
+      kind: its opcode, without '-start'.
+      bytes: how many bytes a device sends in one run of it.
+      group: how many devices exchange with each other.
+      hidden: whether other work may run meanwhile.
     """
 
     kind: str
@@ -61,8 +67,8 @@ class HloProgram:
     """A compiled program.
 
     Attributes:
-      computations: {name: instructions}.
-      entry: the one that runs.
+      computations: the instructions of every computation, by its name.
+      entry: the name of the computation that a call runs.
     """
 
     def __init__(self, text: str):
@@ -85,10 +91,10 @@ class HloProgram:
     ) -> Iterator[tuple[list[Instruction], float]]:
         """(instructions, how often they run) of the entry, of loops and of branches.
 
-        Branches run in equal parts, but for chunks of rows: the last runs where there are rows.
+        Branches run equally often, but for the two of a chunk of experts' rows: the second runs where it has any.
 
         Args:
-          trips: gives how often a loop runs, if not `self.trips`.
+          trips: says how often a loop runs; None: `self.trips`.
         """
         body = self.computations[name or self.entry]
         yield body, times
@@ -101,8 +107,7 @@ class HloProgram:
                 branches = re.findall(r"branch_computations=\{[^}]*\}|(?:true|false)_computation=%[\w.\-]+", one.rest)
                 names = re.findall(r"%([\w.\-]+)", " ".join(branches))
                 shares = [1 / len(names)] * len(names)
-                if found := _CHUNKS.search(one.rest):
-                    share = int(found.group(1)) / int(found.group(2))
+                if (share := scopes.read_chunks(one.rest)) is not None:
                     shares = [1 - share, share]
                 for branch, share in zip(names, shares, strict=True):
                     yield from self.bodies(branch, times * share, trips)

@@ -15,12 +15,12 @@ from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, InternVLConfig
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.lowering import Serving
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.training import TrainConfig
 
-# float32 weights, their gradients and two moments.
+# Bytes of a parameter in training: its value, its gradient and two moments, all in float32.
 _STATE = 16
 REMATS = ("mlp", "gate", "qkv", "attention", "full")  # from what recomputes least to what needs least memory
-_HEADROOM = 0.97  # of the memory: what the runtime keeps, and what does not fit between two buffers
+_HEADROOM = 0.97  # share of the memory that programs get; the runtime keeps some, and gaps between buffers are lost
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
@@ -56,7 +56,7 @@ def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any
 
 
 def _expert(model: InternVLConfig, chips: int) -> int:
-    """Chips that share a layer's experts: no more than a token has experts (see `by_owner`), and at most eight."""
+    """How many chips share a layer's experts: no more than a token has experts (see `by_owner`), and at most eight."""
     moe = model.text.moe
     if moe is None:
         return 1
@@ -64,7 +64,7 @@ def _expert(model: InternVLConfig, chips: int) -> int:
 
 
 def kept(config: TrainConfig, remat: str) -> float:
-    """Bytes that a row's forward pass leaves for the backward one, and the largest layer's work."""
+    """Bytes that a row needs: what its forward pass keeps for the backward one, and the work of the largest layer."""
     model, tokens = config.model, config.data.token_budget
     text, vision = model.text, model.vision
     patches = config.data.tile_budget * (vision.grid**2 + 1)
@@ -82,7 +82,7 @@ def kept(config: TrainConfig, remat: str) -> float:
 
 
 def _fixed(config: TrainConfig, chips: int) -> float:
-    """Bytes a chip of the state, and of its rows' pixels: as given, and split into micro-batches."""
+    """Bytes that a chip holds of the state and of its rows' pixels, these twice: as given, and in micro-batches."""
     pixels = config.run.rows * config.data.tile_budget * config.model.vision.image_size**2 * 3
     return (parameters(config.model) * _STATE + 2 * pixels) / chips
 
@@ -104,7 +104,7 @@ def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple
 
 
 def candidates(config: TrainConfig, task: str, size: Serving, chip: str) -> Iterator[Topology]:
-    """Slices of a kind that may hold it by arithmetic, smallest first.
+    """The slices of a chip whose memory should suffice for a task by arithmetic, smallest first.
 
     Raises:
       InputError: no such chip, or it comes in no slices.
@@ -128,6 +128,6 @@ def _needs(config: TrainConfig, task: str, size: Serving, where: Topology) -> fl
     except InputError:
         return math.inf
     cache = 4 * text.layers * size.rows * size.slots * text.kv_heads * text.head_width / where.chips
-    experts = sum(math.prod(spec.shape) for path, spec in specs(model).items() if ".experts." in path)
+    experts = sum(math.prod(spec.shape) for spec in specs(model).values() if "expert" in spec.axes)
     weights = 2 * (parameters(model) - experts * (1 - 1 / axes.get("expert", 1))) / axes["tensor"]
     return weights + (cache if task == "decode" else cache * size.prompt / size.slots)

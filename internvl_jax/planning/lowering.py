@@ -5,18 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from internvl_jax import sharding
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.programs import Programs, State
-from internvl_jax.inference.engine.requests import STOPS
-from internvl_jax.inference.engine.sampling import Sampling
+from internvl_jax.inference import STOPS, Programs, Sampling, State
 from internvl_jax.models import Cache, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import PRESETS
-from internvl_jax.training.config import TrainConfig
-from internvl_jax.training.run.loop import build
+from internvl_jax.training import TrainConfig, build
 
 _SAMPLING = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.uint32)  # temperature, top k, top p, penalty, seed
 
@@ -26,8 +23,10 @@ class Lowered:
     """A program before its compilation.
 
     Attributes:
-      arguments: {kind: tree of shape structs with shardings}, for 'parameters', 'optimizer', 'cache' and 'batch'.
-      lowered: jax's.
+      mesh: the devices that it is for.
+      arguments: its arguments by kind ('parameters', 'optimizer', 'cache', 'batch'), as trees of shape structs with
+        shardings.
+      lowered: jax's lowered function, to be compiled.
     """
 
     mesh: Mesh
@@ -39,8 +38,7 @@ def training(config: TrainConfig, devices: list[jax.Device]) -> Lowered:
     """The training step of a config: packed rows, tiles, AdamW and all."""
     program = build(config, devices)
     rows, data, side = config.run.rows, config.data, config.model.vision.image_size
-    place = NamedSharding(program.mesh, PRESETS[config.run.rules].spec(("batch",)))
-    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
     ints, tiles = struct(jnp.int32, rows, data.token_budget), rows * data.tile_budget
     batch = Batch(
         tokens_BT=ints,
@@ -51,6 +49,8 @@ def training(config: TrainConfig, devices: list[jax.Device]) -> Lowered:
         tiles_GHWC=struct(jnp.uint8, tiles, side, side, 3),
         tile_mask_G=struct(jnp.bool_, tiles),
     )
+    where = sharding.batch_shardings(batch, program.mesh, program.rules)
+    batch = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), batch, where)
     state = program.abstract
     arguments = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
     return Lowered(program.mesh, arguments, program.step.lower(state, batch))
@@ -61,9 +61,9 @@ class Serving:
     """What a server holds at a time.
 
     Attributes:
-      rows: conversations.
-      prompt: tokens that prefill takes.
-      slots: cache slots of a row, prompt and answer.
+      rows: how many conversations.
+      prompt: tokens of a prompt, as prefill takes it.
+      slots: tokens that a row's cache has room for, of prompt and answer together.
     """
 
     rows: int
@@ -113,7 +113,7 @@ def serving(
             seen_BV=struct(jnp.bool_, (B, text.vocab), "batch", "act_vocab"),
             steps_B=per_row,
             limits_B=per_row,
-            stops_BK=struct(jnp.int32, (B, STOPS), "batch"),
+            stops_BZ=struct(jnp.int32, (B, STOPS), "batch"),
             done_B=struct(jnp.bool_, (B,), "batch"),
             sampling=Sampling(*(struct(kind, (B,), "batch") for kind in _SAMPLING)),
         )

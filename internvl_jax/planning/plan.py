@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.flops import token_flops, train_flops
+from internvl_jax.models import token_flops, train_flops
 from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.estimate import estimate
 from internvl_jax.planning.hlo import HloProgram, num_bytes
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
 from internvl_jax.planning.lowering import Lowered, Serving, serving, training
-from internvl_jax.training.config import TrainConfig, parse_mesh
+from internvl_jax.training import TrainConfig, parse_mesh
 
 # Parameters and moments from this size on must not lie whole on devices that could share them.
 LARGE = 4 << 20
@@ -27,10 +27,10 @@ def plan(config: TrainConfig, task: str, topology: str, size: Serving, auto: boo
     """The plan of one program on one slice, or on the smallest that it fits.
 
     Args:
-      config: of a run; its mesh, rules, remat and micro-batches are used as they are unless `auto`.
+      config: the config of a run; its mesh, rules, remat and micro-batches are used as they are unless `auto`.
       task: 'train', 'prefill' or 'decode'.
-      topology: as 'v5p:4x4x4', or 'v5p' for the smallest slice that holds it.
-      size: of serving.
+      topology: a slice, like 'v5p:4x4x4', or a chip, like 'v5p', for the smallest of its slices that holds the program.
+      size: what a server holds; training doesn't look at it.
       auto: choose mesh, rules, remat and micro-batches for the slice.
 
     Raises:
@@ -100,10 +100,11 @@ def _read(config, task, where, size, lowered, compiled, seconds) -> dict[str, An
     """What the compiled program says."""
     memory, chip = compiled.memory_analysis(), where.chip
     kinds = {kind: shard_bytes(tree) for kind, tree in lowered.arguments.items()}
-    # What a program doesn't read (decoding: the vision tower) is no argument of it, and lies there all the same.
+    # What a program doesn't read (decoding, the vision tower) is not among its arguments, but in the memory it is.
     beside = max(0, sum(kinds.values()) - memory.argument_size_in_bytes)
-    # libtpu's peak holds arguments, results and what lives between them, and is what it compares with the memory that
-    # there is; its temp_size counts buffers that never meet. XLA's peak on CPU leaves temporaries out.
+    # The peak by libtpu takes in arguments, results and what is alive between them; libtpu itself compares it with the
+    # memory that there is. (Its temp_size adds up buffers that are never alive together.) The peak by XLA on CPU leaves
+    # temporaries out.
     total = memory.peak_memory_in_bytes + beside
     if chip.platform != "tpu":
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + beside
@@ -146,7 +147,7 @@ _ELSEWHERE = "compiled for as many CPU devices: memory is that program's, attent
 
 
 def model_flops(config: TrainConfig, task: str, size: Serving) -> float:
-    """Operations that the model itself needs, of all devices; a row is taken as one sample from end to end."""
+    """How many operations the model itself needs, on all devices together; a row is taken as one sample."""
     model = config.model
     if task == "train":
         rows, data = config.run.rows, config.data
@@ -157,7 +158,7 @@ def model_flops(config: TrainConfig, task: str, size: Serving) -> float:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes of one device's part of shape structs."""
+    """How many bytes of the arrays in a tree of shape structs lie on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
@@ -165,7 +166,7 @@ def shard_bytes(tree: Any) -> int:
 
 
 def replicated(lowered: Lowered) -> list[str]:
-    """Large parameters, moments and caches of which there are more copies than data-parallel groups."""
+    """Large parameters, moments and caches that are on more devices than there are data-parallel groups."""
     found = []
     for kind in ("parameters", "optimizer", "cache"):
         for path, leaf in jax.tree_util.tree_leaves_with_path(lowered.arguments.get(kind)):
@@ -180,7 +181,7 @@ def largest(program: HloProgram, count: int = 3) -> dict[str, int]:
     """Shapes of the largest arrays that the program makes, with their bytes: where an accident would show."""
     shapes = {
         part
-        for body, _ in program.bodies(trips=lambda *_: 1)  # CPU's grouped products take as many as rows need
+        for body, _ in program.bodies(trips=lambda *_: 1)  # on CPU, loops of grouped products have no known length
         for one in body
         if one.opcode not in ("parameter", "get-tuple-element", "tuple", "while", "bitcast")
         for part in re.findall(r"\w+\[[\d,]*\]", one.shape)

@@ -1,6 +1,7 @@
-"""Functions of tokens that run where a parameter lies: tokens travel to the owners of the experts, and results back.
+"""Functions of tokens that run where the experts lie: tokens travel to the owners of experts, and results back.
 
-Left to the compiler, sorting gathers the tokens of all devices, and all of them sum the products of ragged groups.
+If the compiler were left to partition them, every device would gather the tokens of all to sort them, and products of
+ragged groups would be summed over all devices.
 """
 
 import dataclasses
@@ -24,8 +25,8 @@ class Share:
     """A device's part of the experts.
 
     Attributes:
-      first: number of its first expert.
-      shards: parts that there are.
+      first: the number of its first expert.
+      shards: how many parts the experts are in.
     """
 
     first: jax.Array | int
@@ -33,7 +34,7 @@ class Share:
 
 
 def by_token(function: Callable, x_BTD: jax.Array):
-    """`function(x_BTD)`, which treats tokens one by one, on every device's own tokens."""
+    """`function(x_BTD)`, run by every device on its own tokens; what it makes of a token may depend on no other."""
     if context() is None:
         return function(x_BTD)
     mesh, rules = context()
@@ -44,18 +45,18 @@ def by_token(function: Callable, x_BTD: jax.Array):
 def by_owner(
     function: Callable, params: Params, axes: dict[str, tuple[str | None, ...]], *rows: jax.Array
 ) -> jax.Array:
-    """The sum over devices of `function(params, *rows, share)`, each with its own experts.
+    """The sum over devices of `function(params, *rows, share)`, which each device calls with its own experts.
 
-    1. Rows are gathered over those axes of the experts that spread the batch too. (An all-to-all would send a token
-       once for each of its choices: over no more devices than a token has choices, gathering is no more traffic.)
-    2. Parameters are gathered over all axes but those of the experts, in the dtype of the first rows.
-    3. Results are summed over the axes of the experts, each device keeping its own rows.
+    1. Rows are gathered over the mesh axes that spread both experts and rows. (An all-to-all would send a token once
+       for each of its choices. Over no more devices than a token has choices, gathering sends no more.)
+    2. Parameters are gathered over all mesh axes but those of the experts, in the dtype of the first rows.
+    3. Results are summed over the mesh axes of the experts; every device keeps its own rows.
 
     Args:
-      function: given rows as `[N, ...]`, returns `[N, D]`.
-      params: the first dimension of each is 'expert'.
-      axes: logical axes of every parameter.
-      rows: `[B, T, ...]`; the result has the shape and dtype of the first.
+      function: takes arrays of tokens `[T, ...]` for `rows`, and returns `[T, D]`.
+      params: parameters whose first dimension is 'expert'.
+      axes: the logical axes of every parameter.
+      rows: arrays `[B, T, ...]`; the result has the shape and dtype of the first.
     """
     if context() is None:
         flat = (x.reshape(-1, x.shape[-1]) for x in rows)
@@ -64,14 +65,14 @@ def by_owner(
     several = lambda names: [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in rules.parts(names)]
     tokens, (experts,) = several(_TOKENS), several(("expert",))
     spread = tuple(axis for part in tokens for axis in part)
-    # Over an axis that spreads neither experts nor rows, the compiler gathers a parameter before.
+    # Over a mesh axis that spreads neither experts nor rows, the compiler gathers a parameter beforehand.
     known = {*experts, *spread}
     parts = {path: [tuple(axis for axis in part if axis in known) for part in several(axes[path])] for path in params}
     shards = math.prod(mesh.shape[axis] for axis in experts)
     local = functools.partial(_on_device, function, parts, experts, spread, shards)
     specs = ({path: P(*part) for path, part in parts.items()}, *(P(*tokens) for _ in rows))
-    # Unchecked: JAX's types of what differs between devices know no kernels, and where they are left to cast, sums over
-    # devices end up in branches that one device takes and another does not.
+    # Without JAX's check of which values differ between devices (check_vma). It does not take Pallas kernels; and the
+    # sums over devices that it puts in would stand in branches that only some of the devices take.
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(*tokens), check_vma=False)(params, *rows)
 
 
@@ -93,17 +94,17 @@ def _on_device(
         return lax.all_gather(x, both, axis=0, tiled=True) if both else x
 
     whole = {path: _gather(value, tuple(parts[path]), rows[0].dtype) for path, value in params.items()}
-    out_ND = function(whole, *(of_group(x) for x in rows), Share(first, shards))
+    out_TD = function(whole, *(of_group(x) for x in rows), Share(first, shards))
     if only:
-        out_ND = lax.psum(out_ND, only)
+        out_TD = lax.psum(out_TD, only)
     if both:
-        out_ND = lax.psum_scatter(out_ND, both, scatter_dimension=0, tiled=True)
-    return out_ND.reshape(rows[0].shape)
+        out_TD = lax.psum_scatter(out_TD, both, scatter_dimension=0, tiled=True)
+    return out_TD.reshape(rows[0].shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(value, parts, dtype):
-    """Whole but for the first dimension; travels in `dtype`, while gradients are summed over devices in float32."""
+    """The value, gathered in all dimensions but the first, in `dtype`. Gradients are summed over devices in float32."""
     value = value.astype(dtype)
     for dim, axes in enumerate(parts):
         if dim and axes:

@@ -22,7 +22,7 @@ from internvl_jax.sharding.flat import Params
 
 ITEM = "params"
 
-# Bytes of a chunk, at most: converters read a chunk at a time, and a parameter of stacked layers can be 100 GB.
+# The largest chunk, in bytes: converters read a chunk at a time, and a parameter of stacked layers can have 100 GB.
 _CHUNK = 1 << 26
 
 
@@ -85,9 +85,9 @@ def read_params(
     """Reads every parameter of `abstract` in its dtype onto its sharding; each device reads only what it holds.
 
     Args:
-      checkpoint: as `locate` gives it.
-      abstract: shape structs with shardings.
-      ignore: pattern of further parameters that the checkpoint may hold.
+      checkpoint: what `locate` returns.
+      abstract: for every parameter its shape, dtype and sharding.
+      ignore: a pattern of paths; parameters whose paths it matches may be in the checkpoint besides.
 
     Raises:
       InputError: no such checkpoint, or its parameters are not exactly those of `abstract`.
@@ -135,9 +135,9 @@ def create_arrays(
     orbax writes everything that isn't an array. Values are not compressed: weights are nearly random bits.
 
     Args:
-      checkpoint: must not exist.
+      checkpoint: a path where nothing is yet.
       specs: shape and dtype of every parameter.
-      chunks: shape of a chunk, what is written and later read at a time.
+      chunks: for every parameter the shape of a chunk: what is written, and later read, at a time.
     """
     path = pathlib.Path(checkpoint).absolute()
     ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})

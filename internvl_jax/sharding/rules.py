@@ -1,10 +1,10 @@
-"""Logical axes -> mesh axes: one table per strategy, read on one screen, checked for collisions."""
+"""Which mesh axes a logical axis lies on: a table for every strategy, small enough to be read at once."""
 
 import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -21,7 +21,7 @@ class Rules:
 
     # activations
     batch: MeshAxes  # rows of a batch
-    tiles: MeshAxes  # in training, those of a row lie where the row does: as batch
+    tiles: MeshAxes  # in training the same as batch: the tiles of a row lie where the row does
     time: MeshAxes  # positions of a row
     act_heads: MeshAxes
     act_mlp: MeshAxes
@@ -31,8 +31,8 @@ class Rules:
     heads: MeshAxes
     kv_heads: MeshAxes
     mlp: MeshAxes
-    expert: MeshAxes  # experts are never split in their width: the tensor axis takes whole ones
-    expert_embed: MeshAxes  # model width in an expert's weights
+    expert: MeshAxes  # also the tensor axis, which takes whole experts: none is split in its width
+    expert_embed: MeshAxes  # model width in the weights of experts
     vocab: MeshAxes
     vit_embed: MeshAxes
     vit_heads: MeshAxes  # 25 in the 6B tower, which no power of two divides
@@ -72,6 +72,11 @@ class Rules:
                 )
         return NamedSharding(mesh, spec)
 
+    def unused(self, mesh: Mesh, axes: Collection[str]) -> list[str]:
+        """Mesh axes larger than 1 that none of these logical axes lies on."""
+        used = {mesh_axis for part in self.parts(tuple(axes)) for mesh_axis in part}
+        return [axis for axis, size in mesh.shape.items() if size > 1 and axis not in used]
+
 
 _FSDP = Rules(
     batch=("data", "fsdp"),
@@ -109,17 +114,17 @@ _FSDP_TP = dataclasses.replace(
 PRESETS = {
     "fsdp": _FSDP,
     "fsdp_tp": _FSDP_TP,
-    # The expert axis spreads rows as well, and what is not an expert lies on it as on fsdp. At best it has as many
-    # devices as a token has experts (see `by_owner`).
+    # The expert axis spreads rows as well; parameters that are no expert's lie on it as they do on fsdp. It should have
+    # no more devices than a token has experts (see `by_owner`).
     "moe": dataclasses.replace(
         _FSDP_TP,
         batch=("data", "fsdp", "expert"),
         tiles=("data", "fsdp", "expert"),
         embed=("fsdp", "expert"),
     ),
-    # Serving: weights stay where they are and activations travel. The tower is the exception: a device takes its share
-    # of the tiles, and weights, which lie spread over all, come a layer at a time. The expert axis spreads rows, and of
-    # the weights experts alone.
+    # Serving: weights stay where they are, and activations travel. The vision tower is the exception: a device has its
+    # share of the tiles, and gathers the weights, which are spread over all devices, a layer at a time. The expert axis
+    # spreads rows and experts; other weights it repeats.
     "serve_tp": dataclasses.replace(
         _FSDP_TP,
         batch=("data", "expert"),
@@ -129,12 +134,42 @@ PRESETS = {
     ),
 }
 
+_ACTIVATIONS = ("batch", "tiles", "time", "act_heads", "act_mlp", "act_vocab")
+
+
+def check_mesh(mesh: Mesh, rules: Rules, axes: Collection[str] | None = None) -> None:
+    """Makes sure that every mesh axis larger than 1 spreads something.
+
+    Args:
+      axes: the logical axes of the model's parameters; None: all that there are.
+
+    Raises:
+      InputError: an axis spreads nothing.
+    """
+    known = {field.name for field in dataclasses.fields(Rules)}
+    there = known if axes is None else {*_ACTIVATIONS, *axes}
+    for axis in rules.unused(mesh, there):
+        ours = next((f"the rules {name!r}" for name, preset in PRESETS.items() if preset == rules), "these rules")
+        others = [name for name, preset in PRESETS.items() if axis not in preset.unused(mesh, there)]
+        advice = f" or take rules that do ({', '.join(others)})" if others else ""
+        raise InputError(
+            f"mesh {axis}={mesh.shape[axis]}: {ours} spread nothing of this model over {axis!r}, so its devices would "
+            f"all do the same work; leave {axis!r} out{advice}"
+        )
+
+
 _CONTEXT: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar("sharding", default=None)
 
 
 @contextlib.contextmanager
 def use(mesh: Mesh | None, rules: Rules | None) -> Iterator[None]:
-    """Makes `shard` constrain activations while a function is traced; with mesh None it does nothing."""
+    """While a function is traced inside, `shard` states where activations lie; with mesh None it does nothing.
+
+    Raises:
+      InputError: see `check_mesh`.
+    """
+    if mesh is not None and rules is not None:
+        check_mesh(mesh, rules)
     token = _CONTEXT.set(None if mesh is None or rules is None else (mesh, rules))
     try:
         yield
@@ -143,14 +178,15 @@ def use(mesh: Mesh | None, rules: Rules | None) -> Iterator[None]:
 
 
 def context() -> tuple[Mesh, Rules] | None:
-    """Mesh and rules inside `use`, None outside."""
+    """The mesh and rules in use; None outside of `use`."""
     return _CONTEXT.get()
 
 
 def platform() -> str | None:
-    """Of the devices that are traced for: those of the mesh in use, which may be described only; else JAX's default.
+    """The platform that a function is traced for: that of the mesh in use, else JAX's default.
 
-    None where nobody says how an accelerator's devices share the work: no kernel may be chosen then.
+    Devices of a mesh may be descriptions. None where there are several accelerators and nobody says how they share the
+    work: then no kernel may be chosen.
     """
     if meshed():
         return context()[0].devices.flat[0].platform
@@ -159,12 +195,12 @@ def platform() -> str | None:
 
 
 def meshed() -> bool:
-    """Whether mesh and rules are stated: inside `use`."""
+    """Whether a mesh and rules are in use."""
     return context() is not None
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
-    """States the logical axes of an activation; the identity outside `use`."""
+    """x, with its logical axes stated: inside `use` it lies where the rules say."""
     if context() is None:
         return x
     mesh, rules = context()
@@ -172,15 +208,16 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """The same on every device, so that every process can read it; the identity outside `use`."""
+    """x, inside `use` the whole of it on every device, so that every process can read it."""
     return shard(x, *(None,) * x.ndim)
 
 
 def per_device(function: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]):
-    """`function` run on each device's part of its arguments; the function itself outside `use`.
+    """`function`, run by every device on its part of the arguments; outside of `use` the function itself.
 
     Args:
-      inputs, output: logical axes of every argument and of the result. An argument that is None may have any.
+      inputs, output: the logical axes of every argument and of the result; for an argument that is None they are not
+        looked at.
     """
     if not meshed():
         return function

@@ -15,9 +15,9 @@ class Group:
     """Parameters whose path matches `pattern` (re.search); the first group that matches a path has it.
 
     Attributes:
-      learning_rate: multiplies the run's.
-      weight_decay: multiplies the run's.
-      frozen: neither a gradient nor optimizer state is kept.
+      learning_rate: a factor of the run's rate.
+      weight_decay: a factor of the run's decay.
+      frozen: these parameters stay as they are; neither a gradient nor optimizer state is kept.
     """
 
     pattern: str
@@ -47,17 +47,17 @@ class DataConfig:
     """What is read and how it is packed (`data.rows.pipeline` has the details).
 
     Attributes:
-      meta: meta file in the released format.
-      tokenizer: directory with the tokenizer's files; empty takes those of `run.init_from`.
-      template: name of the chat template.
+      meta: a meta file in the released format.
+      tokenizer: the directory with the tokenizer's files; empty takes those of `run.init_from`.
+      template: the name of the chat template.
       min_tiles, max_tiles, thumbnail: how an image is tiled.
-      token_budget, tile_budget: of a packed row.
-      weighting: 'square', 'token' or 'sample' averaging of the loss.
-      max_open: packs that stay open while packing.
+      token_budget, tile_budget: the tokens and tiles that a packed row holds.
+      weighting: how the loss is averaged: 'square', 'token' or 'sample'.
+      max_open: how many packs stay open while packing.
       pack: False gives every sample a row of its own.
-      over_long: 'error' or 'drop', for a sample beyond the budget.
-      max_skipped: samples that may fail to load before the run stops.
-      workers, threads: processes, and threads in each, that load batches ahead.
+      over_long: what becomes of a sample beyond the budget: 'error' or 'drop'.
+      max_skipped: how many samples may fail to load before the run stops.
+      workers, threads: how many processes load batches ahead, and how many threads in each.
     """
 
     meta: str
@@ -82,20 +82,22 @@ class RunConfig:
     """How long, how large, where.
 
     Attributes:
-      workdir: checkpoints, logs and the resolved config; a run resumes from it by itself.
-      init_from: model directory or workdir to start from; empty starts from random weights.
-      steps: optimizer steps.
-      rows: packed rows of a step, over all hosts.
-      micro_batches: parts that a step's rows are taken in; the gradient does not depend on it.
-      dtype: of the products; master weights stay float32.
+      workdir: the folder of checkpoints, logs and the resolved config; a run resumes from it by itself.
+      init_from: the model directory or workdir to start from; empty starts from random weights.
+      steps: the number of optimizer steps.
+      rows: the packed rows of a step, over all hosts.
+      micro_batches: into how many parts a step's rows are split; the gradient does not depend on it.
+      dtype: the dtype of products; master weights stay float32.
       remat: what the backward pass computes again (`models.stack.Runtime`).
-      mesh: sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.
-      rules: name of a sharding preset.
-      balance: coefficient of the experts' load-balancing loss, a mean over packed rows; 0 in models without experts.
-      logprob_chunk: positions whose logits are held at once.
-      log_every: steps between lines on the terminal (metrics.jsonl has every step).
-      keep_last, keep_every: checkpoints kept: the last n, and each whose step this divides (0: none).
-      max_nonfinite: steps in a row with a non-finite gradient, which are not applied, before the run stops.
+      mesh: the sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.
+      rules: the name of a sharding preset.
+      balance: the coefficient of the experts' load-balancing loss (a mean over packed rows); 0 without experts.
+      logprob_chunk: how many positions' logits are held at once.
+      save_every: the steps between checkpoints.
+      keep_last, keep_every: which checkpoints are kept: the last n, and each whose step this divides (0: none).
+      log_every: the steps between lines on the terminal (metrics.jsonl has every step).
+      max_nonfinite: how many steps in a row may have a non-finite gradient (such steps are not applied) before the run
+        stops.
     """
 
     workdir: str

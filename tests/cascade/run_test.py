@@ -1,6 +1,7 @@
 """The whole cascade, on a handful of boards and for a few steps; started again, nothing is redone."""
 
 import base64
+import contextlib
 import dataclasses
 import io
 import json
@@ -69,63 +70,73 @@ def parity(response: str, answer: str) -> Score:
     return Score(right, right, 1.0)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(evaluation, "READINGS", 8)
-    monkeypatch.setattr(evaluation, "ROWS", 8)
-    monkeypatch.setattr(evaluation, "LADDERS", Ladders(rows=(8,), prompts=(96,), tiles=(48,), slots=(144,)))
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "READINGS", 8)
+        patch.setattr(evaluation, "ROWS", 8)
+        patch.setattr(evaluation, "LADDERS", Ladders(rows=(8,), prompts=(96,), tiles=(48,), slots=(144,)))
+        yield
 
 
-def test_from_nothing_to_report(tmp_path, small, monkeypatch, capsys):
-    summary = run.run(str(tmp_path), recipe=SMALL)
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def whole(_small, tmp_path_factory):
+    """Folder, summary and output of a run of all parts."""
+    folder, printed = tmp_path_factory.mktemp("cascade"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        summary = run.run(str(folder), recipe=SMALL)
+    return folder, summary, printed.getvalue()
+
+
+def test_from_nothing_to_report(whole, monkeypatch, capsys):
+    folder, summary, printed = whole
     assert set(summary) == {"accuracy", "visual_tokens", "n", "seconds"} and summary["n"] == 6
     assert set(summary["accuracy"]) == {"sft", "mpo", "gspo", "gspo_only", "flash", "random_router"}
     assert summary["visual_tokens"]["base"] == 24 >= summary["visual_tokens"]["flash"]
     assert "large digits" in printed and "| SFT, MPO, GSPO " in printed
     assert "with 0.0% saved" in printed  # the Flash model, nothing compressed
-    said = evaluation.read_answers(tmp_path / "answers" / "sft.jsonl")
-    assert [one.asked for one in said] == evaluation.read_questions(tmp_path / "data" / "test.jsonl")
+    said = evaluation.read_answers(folder / "answers" / "sft.jsonl")
+    assert [one.asked for one in said] == evaluation.read_questions(folder / "data" / "test.jsonl")
     assert all(0 < one.tokens <= evaluation.ANSWER_TOKENS for one in said)
 
     # The cascade's GSPO and the one without MPO differ in where they start, and in nothing else.
-    ours, others = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("gspo", "gspo_only"))
+    ours, others = (json.loads((folder / name / "run.json").read_text()) for name in ("gspo", "gspo_only"))
     starts = [settings["run"].pop("init_from") for settings in (ours, others)]
-    assert starts == [str(tmp_path / "mpo"), str(tmp_path / "sft")] and ours == others
-    rollouts = [tmp_path / name / "rollouts" / "000000.jsonl" for name in ("gspo", "gspo_only")]
+    assert starts == [str(folder / "mpo"), str(folder / "sft")] and ours == others
+    rollouts = [folder / name / "rollouts" / "000000.jsonl" for name in ("gspo", "gspo_only")]
     prompts = [[json.loads(line)["prompt"] for line in path.read_text().splitlines()] for path in rollouts]
     assert prompts[0] == prompts[1] and len(set(prompts[0])) == 4
 
     # As many tiles, but others; a page that needs no other file.
-    answers = {name: evaluation.read_answers(tmp_path / "answers" / f"{name}.jsonl") for name in report.MODELS}
+    answers = {name: evaluation.read_answers(folder / "answers" / f"{name}.jsonl") for name in report.MODELS}
     flash, random = answers["flash"], answers["random_router"]
     assert [one.image_tokens for one in flash] == [one.image_tokens for one in random]
-    page = (tmp_path / "report" / "index.html").read_text()
+    page = (folder / "report" / "index.html").read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
     assert [Image.open(io.BytesIO(base64.b64decode(each))).format for each in pictures] == ["PNG"] * 4
     assert not re.search(r'(src|href)="(?!data:)', page)
 
     # Started again, whole or in parts, it takes everything as it is.
-    steps = {name: hooks.read_metrics(tmp_path / name) for name in ("cpt", "sft", "mpo", "gspo", "router")}
+    steps = {name: hooks.read_metrics(folder / name) for name in ("cpt", "sft", "mpo", "gspo", "router")}
     monkeypatch.setattr(evaluation, "load", lambda *_, **__: pytest.fail("asked again"))
     monkeypatch.setattr(vico, "load", lambda *_, **__: pytest.fail("asked again"))
-    assert run.run(str(tmp_path), recipe=SMALL) == summary
+    assert run.run(str(folder), recipe=SMALL) == summary
     assert capsys.readouterr().out == printed
-    assert run.run(str(tmp_path), parts=["test"], recipe=SMALL) is None
-    assert steps == {name: hooks.read_metrics(tmp_path / name) for name in steps}
+    assert run.run(str(folder), parts=["test"], recipe=SMALL) is None
+    assert steps == {name: hooks.read_metrics(folder / name) for name in steps}
     with pytest.raises(InputError, match="was begun with another recipe"):
-        run.run(str(tmp_path), parts=["report"], recipe=dataclasses.replace(SMALL, seed=1))
+        run.run(str(folder), parts=["report"], recipe=dataclasses.replace(SMALL, seed=1))
 
 
-def test_exploring(tmp_path, small):
+def test_exploring(whole):
     """Samples of a question differ, and are the same whoever stands beside them."""
-    run.run(str(tmp_path), parts=("data", "cpt", "sft"), recipe=SMALL)
-    answerer = Answerer(*load(tmp_path / "sft", dtype="float32"))
-    asked = evaluation.read_questions(tmp_path / "data" / "dev.jsonl")[:2]
+    folder, *_ = whole
+    answerer = Answerer(*load(folder / "sft", dtype="float32"))
+    asked = evaluation.read_questions(folder / "data" / "dev.jsonl")[:2]
     sampled = answerer.ask(asked, temperature=1.0, samples=3)
     assert len(sampled) == 6 and len({one.text for one in sampled[:3]}) == 3
     assert answerer.ask(asked[:1], temperature=1.0, samples=3) == sampled[:3]
-    assert "boards read rightly: 0.00%" in run.explore(answerer, tmp_path / "data", 1, SMALL)
+    assert "boards read rightly: 0.00%" in run.explore(answerer, folder / "data", 1, SMALL)
 
 
 def test_the_most_accurate_threshold_that_saves_enough_is_chosen():

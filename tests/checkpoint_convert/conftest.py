@@ -9,46 +9,18 @@ from safetensors.numpy import save_file
 
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
-from internvl_jax.models import InternVL, InternVLConfig, VisionConfig
-from internvl_jax.models.config import TextConfig
+from configs.models import sizes
+from internvl_jax.models import InternVL, InternVLConfig, TextConfig
 from internvl_jax.sharding import abstract
 
 
 def make_config(qk_norm: bool = False, tied: bool = False) -> InternVLConfig:
-    vision = VisionConfig(
-        image_size=28,
-        patch_size=7,
-        width=3 * 5,
-        layers=2,
-        heads=3,
-        mlp=23,
-        norm="rms_norm" if qk_norm else "layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=not qk_norm,
-        qk_norm=qk_norm,
-        drop_path=0.0,
-        layer_scale_init=0.1,
-        init_std=0.02,
-    )
-    text = TextConfig(
-        family="qwen3",
-        vocab=53,
-        width=19,
-        layers=3,
-        heads=8,
-        kv_heads=2,
-        head_width=14,
-        mlp=29,
-        moe=None,
-        window=None,
-        rope_theta=1e6,
-        yarn=None,
-        ntk=None,
-        norm_eps=1e-6,
-        tie_embeddings=tied,
-        init_std=0.02,
-    )
-    return InternVLConfig(vision, text, downsample_ratio=0.5, image_token_id=41, flash=None)
+    vision = {"image_size": 28, "patch_size": 7, "width": 3 * 5, "layers": 2, "heads": 3, "mlp": 23}
+    vision |= {"layer_scale_init": 0.1, "qk_norm": qk_norm, "qkv_bias": not qk_norm}
+    vision |= {"norm": "rms_norm" if qk_norm else "layer_norm", "init_std": 0.02}
+    text = {"vocab": 53, "width": 19, "layers": 3, "heads": 8, "kv_heads": 2, "head_width": 14, "mlp": 29}
+    text |= {"rope_theta": 1e6, "tie_embeddings": tied, "init_std": 0.02}
+    return sizes.like(sizes.TINY, vision, text, image_token_id=41)
 
 
 def make_specs(config: InternVLConfig):

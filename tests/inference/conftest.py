@@ -6,48 +6,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.models import sizes
 from internvl_jax import data
 from internvl_jax.data.media import tiling
-from internvl_jax.models import InternVL, InternVLConfig, Runtime, TextConfig, VisionConfig
+from internvl_jax.models import InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import abstract, bind
 
-CONFIG = InternVLConfig(
-    vision=VisionConfig(
-        image_size=28,
-        patch_size=7,
-        width=36,
-        layers=2,
-        heads=3,
-        mlp=37,
-        norm="layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        drop_path=0.0,
-        layer_scale_init=1.0,
-        init_std=0.2,
-    ),
-    text=TextConfig(
-        family="qwen3",
-        vocab=311,
-        width=40,
-        layers=3,
-        heads=6,
-        kv_heads=2,
-        head_width=14,
-        mlp=53,
-        moe=None,
-        window=None,
-        rope_theta=1e4,
-        yarn=None,
-        ntk=None,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        init_std=0.3,
-    ),
-    downsample_ratio=0.5,
-    image_token_id=0,
-    flash=None,
+CONFIG = sizes.like(
+    sizes.TINY,
+    {"image_size": 28, "patch_size": 7, "width": 36, "layers": 2, "heads": 3, "mlp": 37, "init_std": 0.2},
+    {
+        "vocab": 311,
+        "width": 40,
+        "layers": 3,
+        "heads": 6,
+        "kv_heads": 2,
+        "head_width": 14,
+        "mlp": 53,
+        "init_std": 0.3,
+    },
 )
 
 

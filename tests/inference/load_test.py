@@ -39,6 +39,13 @@ def test_loading_casts_and_places(saved, params):
     assert model.runtime.dtype == jnp.bfloat16
 
 
+def test_a_mesh_axis_that_spreads_nothing_is_refused(saved):
+    with pytest.raises(
+        InputError, match=r"tensor=2: the rules 'fsdp' .* take rules that do \(fsdp_tp, moe, serve_tp\)"
+    ):
+        load(saved, mesh=make_mesh({"fsdp": 4, "tensor": 2}))
+
+
 def test_the_model_is_callable(saved):
     model, processor = load(saved, "float32")
     inputs = processor([{"role": "user", "content": "hello"}])

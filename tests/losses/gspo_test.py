@@ -27,9 +27,9 @@ def rows(inputs, name="log_prob"):
 
 
 @jax.jit
-def step(logprobs_BT, old_BT, mask_BT, segments_BT, advantages_BS, keep_BS, clip):
+def step(logprobs_BT, old_BT, mask_BT, segments_BT, advantages_BX, keep_BX, clip):
     def loss(logprobs_BT):
-        loss, sums = gspo.policy(logprobs_BT, old_BT, mask_BT, segments_BT, advantages_BS, keep_BS, *clip)
+        loss, sums = gspo.policy(logprobs_BT, old_BT, mask_BT, segments_BT, advantages_BX, keep_BX, *clip)
         return loss.total / jnp.maximum(loss.weight, 1), (loss, sums)
 
     (value, (loss, sums)), grad_BT = jax.value_and_grad(loss, has_aux=True)(logprobs_BT)
@@ -42,25 +42,25 @@ def test_recorded_advantages(recorded):
     index_R, expected_R = inputs["index"], outputs["advantages"][:, 0]
     assert sorted(np.unique(index_R, return_counts=True)[1]) == [1, 2, 2, 3]
     size = np.bincount(index_R).max()
-    rewards_PG, mask_PG = np.zeros((4, size), np.float32), np.zeros((4, size), bool)
+    rewards_QA, mask_QA = np.zeros((4, size), np.float32), np.zeros((4, size), bool)
     for group in range(4):
         of_group = index_R == group
         alone = advantages(reward_R[of_group][None])
         np.testing.assert_allclose(alone[0], expected_R[of_group], rtol=1e-5, atol=1e-6)
-        rewards_PG[group, : of_group.sum()] = reward_R[of_group]
-        mask_PG[group, : of_group.sum()] = True
-    rewards_PG[~mask_PG] = np.nan
-    found_PG = np.asarray(advantages(rewards_PG, mask_PG))
-    np.testing.assert_allclose(found_PG[mask_PG], expected_R[np.argsort(index_R, kind="stable")], rtol=1e-5, atol=1e-6)
-    assert not found_PG[~mask_PG].any()
+        rewards_QA[group, : of_group.sum()] = reward_R[of_group]
+        mask_QA[group, : of_group.sum()] = True
+    rewards_QA[~mask_QA] = np.nan
+    found_PG = np.asarray(advantages(rewards_QA, mask_QA))
+    np.testing.assert_allclose(found_PG[mask_QA], expected_R[np.argsort(index_R, kind="stable")], rtol=1e-5, atol=1e-6)
+    assert not found_PG[~mask_QA].any()
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1, 0.9, 1 / 3])
 def test_equal_rewards_give_exactly_nothing(reward):
-    mask_PG = np.arange(7)[None] != 3
-    for mask in (None, mask_PG, mask_PG & False):
-        rewards_PG = np.where(mask_PG, np.float32(reward), 7 if mask is not None else np.float32(reward))
-        assert np.all(np.asarray(advantages(rewards_PG, mask)) == 0)
+    mask_QA = np.arange(7)[None] != 3
+    for mask in (None, mask_QA, mask_QA & False):
+        rewards_QA = np.where(mask_QA, np.float32(reward), 7 if mask is not None else np.float32(reward))
+        assert np.all(np.asarray(advantages(rewards_QA, mask)) == 0)
 
 
 @pytest.mark.parametrize("case", [0, 1, 2, "big"])
@@ -87,7 +87,7 @@ def packed(inputs, outputs):
     columns_R = np.array([sum(rows_R[:r] == rows_R[r]) for r in range(8)])
     arrays = {name: np.full((2, 61), np.nan, np.float32) for name in ("log_prob", "old_log_prob")}
     mask_BT, segments_BT = np.zeros((2, 61), bool), np.zeros((2, 61), np.int32)
-    advantages_BS, keep_BS, where = np.zeros((2, S), np.float32), np.zeros((2, S), bool), []
+    advantages_BX, keep_BX, where = np.zeros((2, S), np.float32), np.zeros((2, S), bool), []
     ends = [0, 0]
     for response, (row, column) in enumerate(zip(rows_R, columns_R, strict=True)):
         place = row, slice(ends[row], ends[row] + 11)
@@ -95,9 +95,9 @@ def packed(inputs, outputs):
         for name, array in arrays.items():
             array[place] = inputs[name][response]
         mask_BT[place], segments_BT[place] = inputs["response_mask"][response] > 0, column + 1
-        advantages_BS[row, column], keep_BS[row, column] = outputs["advantages"][response, 0], True
+        advantages_BX[row, column], keep_BX[row, column] = outputs["advantages"][response, 0], True
         where.append(place)
-    return (*arrays.values(), mask_BT, segments_BT, advantages_BS, keep_BS, CLIP), where, (rows_R, columns_R)
+    return (*arrays.values(), mask_BT, segments_BT, advantages_BX, keep_BX, CLIP), where, (rows_R, columns_R)
 
 
 def test_packed_equals_unpacked(recorded):
@@ -129,12 +129,12 @@ def test_parts_combine(recorded):
 def test_masked_is_dropped(recorded):
     """A response that was cut off is in neither sum, whatever it holds."""
     inputs, outputs = recorded
-    (logprobs_BT, *others, advantages_BS, keep_BS, clip), where, (rows_R, columns_R) = packed(inputs, outputs)
+    (logprobs_BT, *others, advantages_BX, keep_BX, clip), where, (rows_R, columns_R) = packed(inputs, outputs)
     cut = 4
     logprobs_BT[where[cut]] = -np.inf
-    keep_BS[rows_R[cut], columns_R[cut]] = False
-    advantages_BS[rows_R[cut], columns_R[cut]] = np.nan
-    value, grad_BT, loss, sums = step(logprobs_BT, *others, advantages_BS, keep_BS, clip)
+    keep_BX[rows_R[cut], columns_R[cut]] = False
+    advantages_BX[rows_R[cut], columns_R[cut]] = np.nan
+    value, grad_BT, loss, sums = step(logprobs_BT, *others, advantages_BX, keep_BX, clip)
 
     rest = np.arange(8) != cut
     alone = step(*(array[rest] for array in rows(inputs)), outputs["advantages"][rest, :1], np.ones((7, 1), bool), CLIP)
@@ -157,11 +157,11 @@ def test_the_same_policy_has_ratio_one(recorded):
 @pytest.mark.parametrize("masked", ["mask", "keep", "segments"])
 def test_nothing_to_learn_from_gives_zero(masked):
     values_BT = np.full((2, 5), -np.inf, np.float32)
-    mask_BT, keep_BS = np.full((2, 5), masked != "mask"), np.full((2, 3), masked != "keep")
+    mask_BT, keep_BX = np.full((2, 5), masked != "mask"), np.full((2, 3), masked != "keep")
     segments_BT = np.full((2, 5), int(masked != "segments"), np.int32)
-    value, grad_BT, loss, sums = step(values_BT, values_BT, mask_BT, segments_BT, np.ones((2, 3)), keep_BS, CLIP)
+    value, grad_BT, loss, sums = step(values_BT, values_BT, mask_BT, segments_BT, np.ones((2, 3)), keep_BX, CLIP)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((value, grad_BT, loss, sums)))
-    penalty, grad_BT = jax.value_and_grad(lambda x: kl_penalty(x, values_BT, mask_BT, segments_BT, keep_BS).total)(
+    penalty, grad_BT = jax.value_and_grad(lambda x: kl_penalty(x, values_BT, mask_BT, segments_BT, keep_BX).total)(
         values_BT
     )
     assert penalty == 0 and not np.any(grad_BT)
@@ -186,15 +186,15 @@ def test_kl_penalty():
     reference_BT[0, 2], reference_BT[1, 3], reference_BT[2, 1] = 30, -30, logprobs_BT[2, 1] + 2.2
     mask_BT = rng.random((3, 11)) < 0.7
     mask_BT[[0, 1, 2], [2, 3, 1]] = True
-    ones_BT, keep_BS = np.ones((3, 11), np.int32), np.array([[True], [True], [False]])
+    ones_BT, keep_BX = np.ones((3, 11), np.int32), np.array([[True], [True], [False]])
 
     def loss(x):
-        return kl_penalty(x, reference_BT, mask_BT, ones_BT, keep_BS)
+        return kl_penalty(x, reference_BT, mask_BT, ones_BT, keep_BX)
 
     d_BT = reference_BT.astype(np.float64) - logprobs_BT
     expected_BT = np.exp(np.clip(d_BT, -20, 20)) - np.clip(d_BT, -20, 20) - 1
     free_BT = (expected_BT < 10) & (np.abs(d_BT) < 20)
-    share_BT = mask_BT * keep_BS / mask_BT.sum(axis=1, keepdims=True)
+    share_BT = mask_BT * keep_BX / mask_BT.sum(axis=1, keepdims=True)
     total, weight = loss(logprobs_BT)
     assert weight == 2
     assert float(total) == pytest.approx(np.sum(np.minimum(expected_BT, 10) * share_BT), rel=1e-5)

@@ -27,10 +27,10 @@ def test_sums_are_those_of_the_sequences():
 
 def test_spread_gives_every_token_what_its_sequence_has():
     _, segments_BT = example(3)
-    values_BS = np.random.default_rng(5).normal(size=(3, S)).astype(np.float32)
-    expected_BT = np.concatenate([np.zeros((3, 1)), values_BS], axis=1)[np.arange(3)[:, None], segments_BT]
-    np.testing.assert_array_equal(spread(values_BS, segments_BT), expected_BT.astype(np.float32))
-    found_BT = spread(values_BS > 0, segments_BT)
+    values_BX = np.random.default_rng(5).normal(size=(3, S)).astype(np.float32)
+    expected_BT = np.concatenate([np.zeros((3, 1)), values_BX], axis=1)[np.arange(3)[:, None], segments_BT]
+    np.testing.assert_array_equal(spread(values_BX, segments_BT), expected_BT.astype(np.float32))
+    found_BT = spread(values_BX > 0, segments_BT)
     assert found_BT.dtype == bool
     np.testing.assert_array_equal(found_BT, expected_BT > 0)
 

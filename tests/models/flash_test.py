@@ -175,7 +175,7 @@ def test_dropout_is_only_for_training(params, tiles):
     encode = jax.jit(lambda key: bind(graphdef, params).encode(tiles, key))
     plain, one, two = encode(None), encode(jax.random.key(1)), encode(jax.random.key(2))
     close(one.features_GPD, plain.features_GPD)  # the tower has no drop path here, mlp1 no dropout
-    for name in ("compressed_GQD", "route_G2"):
+    for name in ("compressed_GPD", "route_G2"):
         draws = [np.asarray(getattr(encoded, name)) for encoded in (plain, one, two)]
         assert all(np.max(np.abs(draws[i] - draws[i - 1])) > 1e-3 for i in range(3))
     np.testing.assert_array_equal(encode(jax.random.key(1)).route_G2, one.route_G2)
@@ -193,7 +193,7 @@ def test_the_router_decides_in_float32(params, tiles):
     for dtype in ("float32", "bfloat16"):
         graphdef, _ = structure(dtype=dtype)
         encoded = jax.jit(lambda params, graphdef=graphdef: bind(graphdef, params).encode(tiles))(params)
-        assert encoded.route_G2.dtype == jnp.float32 and encoded.compressed_GQD.dtype == dtype
+        assert encoded.route_G2.dtype == jnp.float32 and encoded.compressed_GPD.dtype == dtype
         found[dtype] = np.asarray(encoded.probability_G)
     assert 0 < np.max(np.abs(found["float32"] - found["bfloat16"])) < 0.1
 

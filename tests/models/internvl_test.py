@@ -8,49 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.models import sizes
 from internvl_jax.data.rows.batch import RowConfig, Sample, assemble_row, stack_rows
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, TextConfig, VisionConfig
+from internvl_jax.models import InternViT, InternVL, Runtime
 from internvl_jax.models.bricks.nn import drop_path
 from internvl_jax.models.internvl import normalise
 from internvl_jax.sharding import abstract, bind
 
-CONFIG = InternVLConfig(
-    vision=VisionConfig(
-        image_size=12,
-        patch_size=3,
-        width=10,
-        layers=4,
-        heads=2,
-        mlp=13,
-        norm="layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        drop_path=0.0,
-        layer_scale_init=1.0,
-        init_std=0.02,
-    ),
-    text=TextConfig(
-        family="qwen3",
-        vocab=37,
-        width=14,
-        layers=3,
-        heads=6,
-        kv_heads=3,
-        head_width=8,
-        mlp=17,
-        moe=None,
-        window=None,
-        rope_theta=1e4,
-        yarn=None,
-        ntk=None,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        init_std=0.02,
-    ),
-    downsample_ratio=0.5,
+CONFIG = sizes.like(
+    sizes.TINY,
+    {"image_size": 12, "patch_size": 3, "width": 10, "layers": 4, "heads": 2, "mlp": 13, "init_std": 0.02},
+    {
+        "vocab": 37,
+        "width": 14,
+        "layers": 3,
+        "heads": 6,
+        "kv_heads": 3,
+        "head_width": 8,
+        "mlp": 17,
+        "init_std": 0.02,
+    },
     image_token_id=23,
-    flash=None,
 )
 TIED = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, tie_embeddings=True))
 ROW = RowConfig(token_budget=31, tile_budget=3, tile_size=12, tokens_per_tile=4, image_token_id=23, weighting="square")

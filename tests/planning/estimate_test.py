@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from internvl_jax.models import scopes
 from internvl_jax.planning import hlo
 from internvl_jax.planning.chips import CHIPS
 from internvl_jax.planning.estimate import KERNEL, STREAM, estimate, kernel_flops
@@ -35,7 +36,7 @@ def kernel(name: str, result: str, width: int) -> hlo.Instruction:
     rest = (
         '%a), custom_call_target="tpu_custom_call", operand_layout_constraints='
         f"{{s8[1,4]{{1,0}}, bf16[3,2,64,{width}]}}"
-        ', metadata={op_name="attention_40_keys/x"}'
+        f', metadata={{op_name="{scopes.keys_scope(40)}/x"}}'
     )
     return hlo.Instruction(name, result, "custom-call", rest, False)
 

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from internvl_jax.models import scopes
 from internvl_jax.planning import hlo
 from internvl_jax.sharding import make_mesh
 
@@ -83,7 +84,7 @@ ENTRY %main (x.0: f32[2]) -> f32[2] {
 """
     shares = lambda name: [times for _, times in hlo.HloProgram(text.replace("NAME", name)).bodies()]
     assert shares("other") == [1, 0.5, 0.5]
-    assert shares("chunks_if_even_4_of_32") == [1, 28 / 32, 4 / 32]
+    assert shares(scopes.chunks_scope(4, 32)) == [1, 28 / 32, 4 / 32]
 
 
 def test_rows_that_are_gathered_and_scattered():

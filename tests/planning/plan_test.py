@@ -51,6 +51,15 @@ def test_serving_on_cpu_devices(task):
         assert found["bytes_per_device"]["cache"] == pair // 8 + 2 * 4 * 8 * 96 // 4
 
 
+@pytest.mark.parametrize("task", ["train", "prefill", "decode"])
+def test_a_mesh_axis_that_spreads_nothing_is_refused(task):
+    """Before anything is compiled: so is a run of that config, which is built the same way."""
+    config = sft.get_config("tiny")
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh="fsdp=4,context=2"))
+    with pytest.raises(InputError, match=r"context=2: the rules 'fsdp' .*; leave 'context' out$"):
+        plan(config, task, "cpu:8", SIZE, auto=False)
+
+
 def test_experts_on_cpu_devices():
     train, decode = planned("train", size="tiny-moe"), planned("decode", size="tiny-moe")
     assert (train["layout"]["mesh"], train["layout"]["rules"]) == ("fsdp=4,expert=2", "moe")

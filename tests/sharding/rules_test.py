@@ -49,12 +49,37 @@ def test_shard_constrains_inside_use_and_only_there():
         with use(mesh, rules):
             return jax.jit(lambda x: shard(x, "batch", "time", "act_mlp"))(x).sharding
 
-    mesh = make_mesh({"fsdp": 4, "tensor": 2})
-    assert place(mesh, PRESETS["fsdp_tp"]).shard_shape(x.shape) == (1, 3, 3)
-    assert place(mesh, PRESETS["fsdp"]).shard_shape(x.shape) == (1, 3, 6)
+    assert place(make_mesh({"fsdp": 4, "tensor": 2}), PRESETS["fsdp_tp"]).shard_shape(x.shape) == (1, 3, 3)
+    assert place(make_mesh({"fsdp": 4}, jax.devices()[:4]), PRESETS["fsdp"]).shard_shape(x.shape) == (1, 3, 6)
     assert shard(x, "batch", "time", "act_mlp") is x
     with use(None, PRESETS["fsdp"]):
         assert shard(x, "batch", "time", "act_mlp") is x
+
+
+@pytest.mark.parametrize(
+    ("axes", "preset", "message"),
+    [
+        ({"context": 2, "fsdp": 4}, "fsdp_tp", r"context=2: the rules 'fsdp_tp' .*; leave 'context' out$"),
+        ({"tensor": 8}, "fsdp", r"tensor=8: .*; leave 'tensor' out or take rules that do \(fsdp_tp, moe, serve_tp\)$"),
+    ],
+)
+def test_a_mesh_axis_that_spreads_nothing_is_refused(axes, preset, message):
+    mesh, rules = make_mesh(axes), PRESETS[preset]
+    with pytest.raises(InputError, match=message), use(mesh, rules):
+        pass
+    with pytest.raises(InputError, match=message):
+        shardings(specs("1b"), mesh, rules)
+
+
+def test_an_axis_of_experts_spreads_nothing_of_a_model_without():
+    with pytest.raises(InputError, match="fsdp=2: the rules 'serve_tp' spread nothing"):
+        shardings(specs("1b"), make_mesh({"fsdp": 2, "tensor": 4}), PRESETS["serve_tp"])
+    mesh = make_mesh({"fsdp": 4, "expert": 2})
+    shardings(specs("30b-a3b"), mesh, PRESETS["fsdp"])
+    with pytest.raises(InputError, match=r"expert=2: the rules 'fsdp' .* take rules that do \(moe, serve_tp\)"):
+        shardings(specs("1b"), mesh, PRESETS["fsdp"])
+    other = dataclasses.replace(PRESETS["fsdp"], time=("context",))
+    shardings(specs("1b"), make_mesh({"fsdp": 4, "context": 2}), other)
 
 
 @functools.cache

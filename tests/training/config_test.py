@@ -7,12 +7,13 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import make_mesh
-from internvl_jax.training import MpoConfig, build
+from internvl_jax.training import MpoConfig
 from internvl_jax.training.config import differences, parse_mesh
 from internvl_jax.training.run import setup
 from internvl_jax.training.run.initial import read_reference
 from internvl_jax.training.run.program import in_products
 from internvl_jax.training.run.setup import check, identity
+from tests.programs import build
 from tests.training import toy
 
 

@@ -14,8 +14,8 @@ from internvl_jax.inference.load import save_model
 from internvl_jax.sharding import flatten
 from internvl_jax.training import train
 from internvl_jax.training.run import hooks
-from internvl_jax.training.run.loop import build
 from internvl_jax.training.run.setup import prepare
+from tests.programs import build
 from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -4,9 +4,6 @@ import json
 import os
 import pathlib
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -18,29 +15,8 @@ from internvl_jax.errors import InputError
 from internvl_jax.sharding.params_io import locate
 from internvl_jax.training import train
 from internvl_jax.training.run import hooks
-from tests.training import toy
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-RUN = """
-import sys
-from internvl_jax.training import train
-from tests.training import toy
-import pathlib
-data, workdir, steps, stage = sys.argv[1:]
-print("started", flush=True)
-make = getattr(toy, stage)
-config = make(pathlib.Path(data), pathlib.Path(workdir), steps=int(steps), mesh="fsdp=1", keep_every=4)
-train(config)
-"""
-
-
-def process(data, workdir, steps, stage="config"):
-    """A run in a process of its own, on one device; `stage` is the function of `toy` that configures it."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    command = [sys.executable, "-c", RUN, str(data), str(workdir), str(steps), stage]
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+from tests.programs import save_start
+from tests.training import lives, toy
 
 
 def losses(workdir):
@@ -61,11 +37,11 @@ def stored(workdir):
 
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
-    """A folder with what ViCO starts from, after a step each: a base model, and a Flash model made of it."""
+    """A folder with what ViCO starts from, of random weights: a base model, and a Flash model."""
     folder = tmp_path_factory.mktemp("boards")
     toy.write_boards(folder)
-    train(toy.vico_config(folder, folder / "base", "ntp", "", steps=1, rows=8))
-    train(toy.consistency_config(folder, folder / "flash", steps=1, rows=8))
+    save_start(toy.vico_config(folder, folder / "unused", "ntp", ""), folder / "base")
+    save_start(toy.consistency_config(folder, folder / "unused"), folder / "flash")
     return folder
 
 
@@ -79,29 +55,39 @@ def boards(tmp_path_factory):
     ],
 )
 def test_sigkill_at_random_moments_changes_nothing(request, tmp_path, folder, stage):
-    """Parameters, optimizer and the loss of every step are bit-identical to a run that nobody killed."""
-    data, steps, kills = request.getfixturevalue(folder), 24, int(os.environ.get("INTERNVL_JAX_KILLS", "2"))
-    with process(data, tmp_path / "whole", steps, stage) as whole:
-        assert whole.wait(300) == 0
-    rng, within = random.Random(7), 0
+    """Parameters, optimizer and the loss of every step are bit-identical to a run that nobody killed. `make soak`
+    kills ten times.
+    """
+    data, kills = request.getfixturevalue(folder), int(os.environ.get("INTERNVL_JAX_KILLS", "1"))
+    steps = 12 if kills == 1 else 24
+    begin = lambda name: lives.begin(stage, data, tmp_path / name, steps=steps, rows=2, keep_every=4)
+    ended(begin("whole"))
+    rng, within = random.Random(stage), 0
     for kill in range(kills):
         # Further on each time, and at any moment of a step or a save.
         reached = (kill + rng.random()) * (steps - 2) / kills
-        with process(data, tmp_path / "killed", steps, stage) as run:
-            while max(losses(tmp_path / "killed"), default=0) < reached and run.poll() is None:
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.05))
-            run.send_signal(signal.SIGKILL)
+        run = begin("killed")
+        while max(losses(tmp_path / "killed"), default=0) < reached and run.is_alive():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        run.kill()
+        run.join()
         within += 0 < max(losses(tmp_path / "killed")) < steps
     assert within
-    with process(data, tmp_path / "killed", steps, stage) as last:
-        assert last.wait(300) == 0
+    ended(begin("killed"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == steps
     for (path, ours), (_, theirs) in zip(stored(tmp_path / "killed"), stored(tmp_path / "whole"), strict=True):
         assert np.array_equal(ours, theirs), path
     names = {path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()}
-    assert {"22", "24"} <= names and "10" not in names  # the last two, and multiples of four as they came
+    # The last two, and multiples of four as they came.
+    assert {str(steps - 2), str(steps)} <= names and "6" not in names
+
+
+def ended(process):
+    """Waits until a run has ended well."""
+    process.join(300)
+    assert process.exitcode == 0
 
 
 def test_a_resumed_run_on_other_devices_reads_the_same_data(data, tmp_path):
@@ -113,8 +99,7 @@ def test_a_resumed_run_on_other_devices_reads_the_same_data(data, tmp_path):
     assert locate(tmp_path / "part").name == "2"
     interrupt(toy.with_run(part, mesh="data=2,fsdp=2,tensor=2", rules="fsdp_tp"), after=5)
     assert locate(tmp_path / "part").name == "4"
-    with process(data, tmp_path / "part", 6) as last:
-        assert last.wait(300) == 0
+    ended(lives.begin("config", data, tmp_path / "part"))
     ours, theirs = losses(tmp_path / "part"), losses(tmp_path / "whole")
     assert list(ours) == list(theirs) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
@@ -180,14 +165,7 @@ def test_a_run_that_no_longer_learns_stops(data, tmp_path):
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_earlier_checkpoints(data, tmp_path):
-    """A limit on the size of files stands for the full disk."""
-    script = RUN.replace("train(config)", "from launch import main; main.run(lambda argv: train(config))")
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": ""}
-    code = script.replace("sys.argv[1:]", "sys.argv[1:]; sys.argv = sys.argv[:1]")
-    command = ["sh", "-c", 'ulimit -f 100; exec "$@"', "sh", sys.executable, "-c", code]
-    command += [str(data), str(tmp_path / "w"), "4", "config"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: saving a checkpoint in "), done.stderr[-2000:]
+    code, said = lives.fill_disk("config", data, tmp_path / "w", steps=4, keep_every=4)
+    assert code == 1
+    assert said.splitlines()[-1].startswith("error: saving a checkpoint in "), said[-2000:]
     assert not [path for path in (tmp_path / "w" / "checkpoints").iterdir() if path.name.isdigit()]

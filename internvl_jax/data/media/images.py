@@ -58,7 +58,7 @@ def image_size(source: Source, config: tiling.ImageConfig, *, allow_paths: bool 
 
 
 def tile_image(image: Image.Image, config: tiling.ImageConfig) -> np.ndarray:
-    """uint8 tiles [G, S, S, 3] of an RGB picture: the grid row by row, then the thumbnail if there is more than one.
+    """uint8 tiles [G, H, W, 3] of an RGB picture: the grid row by row, then the thumbnail if there is more than one.
 
     Source: released `dynamic_preprocess`. The transform's own resize to S x S changes nothing on such tiles.
     """
@@ -80,7 +80,7 @@ def jpeg_roundtrip(tile_HWC: np.ndarray, quality: int) -> np.ndarray:
 
 
 def random_jpeg(tiles_GHWC: np.ndarray, rng: np.random.Generator, low: int = 75, high: int = 100) -> np.ndarray:
-    """Tiles [G, S, S, 3], each stored as JPEG at its own quality, drawn evenly from low..high inclusive.
+    """Tiles [G, H, W, 3], each stored as JPEG at its own quality, drawn evenly from low..high inclusive.
 
     Source: released training code (dataset.py), where it is on for data sets with `data_augment`.
     """

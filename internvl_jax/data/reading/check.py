@@ -30,15 +30,15 @@ class DataReport:
 
     samples: int  # lines read
     problems: list[str]
-    tokens_N: np.ndarray  # of the sound samples
-    tiles_N: np.ndarray
-    rows: packing.FillStatistics | None  # of an epoch of sound samples; None if there are none
+    tokens_I: np.ndarray  # tokens of every sound sample
+    tiles_I: np.ndarray
+    rows: packing.FillStatistics | None  # how an epoch of sound samples is packed; None if there are none
     rendered: list[str]
 
     def text(self, show: int) -> str:
         """The report for a terminal, with at most `show` of the problems."""
         hidden = len(self.problems) - show
-        lines = [histogram(self.tokens_N), *(f"\n{text}" for text in self.rendered), ""]
+        lines = [histogram(self.tokens_I), *(f"\n{text}" for text in self.rendered), ""]
         lines += [f"{len(self.problems)} problems{':' if self.problems else ''}", *self.problems[:show]]
         return "\n".join([*lines, f"... and {hidden} more (--show_problems)"] if hidden > 0 else lines)
 
@@ -48,9 +48,9 @@ class DataReport:
         return {
             "samples": self.samples,
             "problems": len(self.problems),
-            "tokens": int(self.tokens_N.sum()),
-            "longest": int(self.tokens_N.max(initial=0)),
-            "tiles": int(self.tiles_N.sum()),
+            "tokens": int(self.tokens_I.sum()),
+            "longest": int(self.tokens_I.max(initial=0)),
+            "tiles": int(self.tiles_I.sum()),
             "rows_per_epoch": fill["rows"],
             "token_fill": round(fill["token_fill"], 4),
             "tile_fill": round(fill["tile_fill"], 4),
@@ -60,7 +60,7 @@ class DataReport:
 def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, decode: bool, render: int) -> DataReport:
     """Checks all samples of a meta file.
 
-    budgets: of a row; a sample over them is a problem.
+    budgets: what a row holds; a sample that is larger is a problem.
     decode: also decode every picture, which finds truncated ones and takes far longer.
     render: how many samples to show as text.
 
@@ -81,22 +81,22 @@ def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, de
                 "see whether the file is complete and correct the length."
             )
     sizes = np.array(list(_sizes(readers, budgets, decode, problems)), np.int32).reshape(-1, 2)
-    tokens_N, tiles_N = sizes[:, 0], sizes[:, 1]
-    sound = np.flatnonzero(tokens_N)
+    tokens_I, tiles_I = sizes[:, 0], sizes[:, 1]
+    sound = np.flatnonzero(tokens_I)
     rows, rendered = None, []
     if len(sound):
         corpus = samples.Corpus(readers)
-        rows = _row_statistics(corpus, tokens_N, tiles_N, budgets, problems)
+        rows = _row_statistics(corpus, tokens_I, tiles_I, budgets, problems)
         shown = sound[np.unique(np.linspace(0, len(sound) - 1, render).astype(int))] if render else []
         rendered = _rendered(corpus, shown, processor, problems)
-    return DataReport(len(sizes), problems, tokens_N[sound], tiles_N[sound], rows, rendered)
+    return DataReport(len(sizes), problems, tokens_I[sound], tiles_I[sound], rows, rendered)
 
 
-def histogram(tokens_N: np.ndarray) -> str:
+def histogram(tokens_I: np.ndarray) -> str:
     """Lengths by powers of two, one line each, with bars."""
-    if not len(tokens_N):
+    if not len(tokens_I):
         return "no samples"
-    powers = np.ceil(np.log2(tokens_N)).astype(int)
+    powers = np.ceil(np.log2(tokens_I)).astype(int)
     counts = np.bincount(powers)
     width = len(f"{1 << (len(counts) - 1)}")
     return "\n".join(
@@ -154,10 +154,10 @@ def _size(reader: samples.SampleReader, index: int, budgets: packing.PackingConf
     return real
 
 
-def _row_statistics(corpus, tokens_N, tiles_N, budgets, problems) -> packing.FillStatistics | None:
+def _row_statistics(corpus, tokens_I, tiles_I, budgets, problems) -> packing.FillStatistics | None:
     try:
         mixture = corpus.mixture()
-        rows = order.RowPlan(mixture[tokens_N[mixture] > 0], tokens_N, tiles_N, budgets, pack=True, seed=0)
+        rows = order.RowPlan(mixture[tokens_I[mixture] > 0], tokens_I, tiles_I, budgets, pack=True, seed=0)
     except InputError as error:
         problems.append(str(error))
         return None

@@ -44,7 +44,7 @@ def length_index(
 ) -> LengthIndex:
     """The length index of a data set, from `cache_dir` if it is there; with None nothing is kept.
 
-    parse: of a line, see `samples.SampleReader`.
+    parse: reads a line, see `samples.SampleReader`.
 
     Raises:
         InputError: if the annotation cannot be read or the index cannot be written.

@@ -13,7 +13,7 @@ from typing import Any
 from internvl_jax.errors import InputError
 
 _COLUMNS = ("prompt", "images", "reward_model")
-_KEPT_BYTES = 1 << 28  # of row groups in memory, beyond the one in use
+_KEPT_BYTES = 1 << 28  # so much of row groups stays in memory, beyond the one in use
 _RELEASE = "MMPR-Tiny/"  # paths of the release start at its own folder, of whatever name it is here
 # The released chat template puts a newline after every picture; in training text it is written out.
 _BARE_PICTURE = re.compile(r"<image>(?!\n)")

@@ -2,9 +2,9 @@
 
 1. `open_prompts` opens a file or all data sets of a meta file; `Prompts` gives any prompt by its number, reading
    nothing but its line (or its row group).
-2. `encode` turns a prompt into the tokens and tiles that `encode_training` and `SampleReader` give the same text in
-   training, up to where the answer starts.
-3. `screen` leaves out prompts that are too long, broken, or too easy and too hard for a known accuracy.
+2. `encode_prompt` turns a prompt into the tokens and tiles that `encode_training` and `SampleReader` give the same text
+   in training, up to where the answer starts.
+3. `screen_prompts` leaves out prompts that are too long, broken, or too easy and too hard for a known accuracy.
 4. `PromptStream` orders what is left: prompts n.. of a run are a pure function of seed and position.
 
 Every error is an `InputError` that starts with FILE:LINE (for parquet the row, from 1).
@@ -31,7 +31,7 @@ from internvl_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
-_NAMES_LOGGED = 5  # of the prompts left out for one reason
+_NAMES_LOGGED = 5  # names that the log gives of the prompts left out for one reason
 _EPOCH_STREAM = 3  # keeps these random numbers apart from those of a run's rows
 _EPOCHS_KEPT = 2
 
@@ -41,13 +41,13 @@ class Prompt:
     """One question.
 
     Attributes:
-        name: FILE:LINE.
-        system: None where the chat template's own holds.
-        question: with "<image>" where pictures stand; a single picture without one stands in front.
-        answer: that graders compare with; "" if the line has none.
+        name: where it stands, as FILE:LINE.
+        system: the system message; None where the chat template's own holds.
+        question: the question, with "<image>" where pictures stand; a single picture without one stands in front.
+        answer: what graders compare with; "" if the line has none.
         response: a full response that the line brings along ("chosen" of prompts for DropoutNTP), or "".
-        pictures: paths as written, or encoded bytes.
-        dataset: where it comes from.
+        pictures: the pictures' paths as written, or their encoded bytes.
+        dataset: the data set that it comes from.
     """
 
     name: str
@@ -173,7 +173,7 @@ def parse_prompt(line: bytes, name: str, dataset: sources.Dataset) -> Prompt:
     return Prompt(name, sources.parse_system(entry, name), question, answer, response, pictures, dataset)
 
 
-def encode(prompt: Prompt, processor: Processor) -> ChatInputs:
+def encode_prompt(prompt: Prompt, processor: Processor) -> ChatInputs:
     """Tokens and tiles of a prompt, ready for the model to answer.
 
     Pictures are placed and share the limit of tiles as in training (the chat interface always puts a newline after a
@@ -196,7 +196,7 @@ def encode(prompt: Prompt, processor: Processor) -> ChatInputs:
 
 
 def measure(prompt: Prompt, processor: Processor) -> tuple[int, int]:
-    """How many tokens and tiles `encode` would give, from the headers of the pictures alone. Same errors."""
+    """How many tokens and tiles `encode_prompt` would give, from the headers of the pictures alone. Same errors."""
     config = _image_config(prompt, processor)
     try:
         counts = [tiling.num_image_tokens(*images.image_size(image, config), config) for image in prompt.images]
@@ -229,15 +229,15 @@ def _encode_text(prompt: Prompt, processor: Processor, counts: Sequence[int], be
 
 @dataclasses.dataclass(frozen=True)
 class Screened:
-    """What `screen` left.
+    """What `screen_prompts` left.
 
     Attributes:
-        numbers: int64, as in the mixture.
-        most_tiles: of a prompt among them.
-        digest: of what they ask and of their order.
-        too_long: prompts over the limit of tokens or tiles.
-        off_accuracy: prompts whose known accuracy is out of bounds.
-        broken: number -> what is wrong with the prompt.
+        numbers: int64, the numbers of the prompts that are left, as in the mixture.
+        most_tiles: the most tiles that one of these prompts has.
+        digest: a digest of what they ask and of their order.
+        too_long: the number of prompts over the limit of tokens or tiles.
+        off_accuracy: the number of prompts whose known accuracy is out of bounds.
+        broken: for the number of every broken prompt what is wrong with it.
     """
 
     numbers: np.ndarray
@@ -248,7 +248,7 @@ class Screened:
     broken: Mapping[int, str]
 
 
-def screen(
+def screen_prompts(
     prompts: Prompts,
     processor: Processor,
     max_tokens: int,
@@ -260,12 +260,12 @@ def screen(
     """Leaves prompts out, and says so in the log.
 
     Args:
-        max_tokens: of a prompt with its picture tokens; longer ones are left out, as released.
-        max_tiles: of a prompt; None for any number.
-        answered: a prompt without an answer to grade with is a broken one.
-        accuracies: by `Prompt.key`, see `read_accuracies`; prompts that it does not know stay, as the data sets that
-            MMPR-Tiny adds to the filtered ones do.
-        bounds: lowest and highest accuracy that stays.
+        max_tokens: the most tokens that a prompt may have with its pictures; longer ones are left out, as released.
+        max_tiles: the most tiles that a prompt may have; None for any number.
+        answered: whether a prompt without an answer to grade with counts as broken.
+        accuracies: known accuracies by `Prompt.key`, see `read_accuracies`; prompts without one stay, as the data sets
+            that MMPR-Tiny adds to the filtered ones do.
+        bounds: the lowest and the highest accuracy that stays.
 
     Raises:
         InputError: if nothing is left.
@@ -337,8 +337,8 @@ def read_accuracies(path: str | os.PathLike) -> dict[str, float]:
 class PromptStream:
     """The order in which a run meets its prompts: epoch after epoch, each a permutation of its own.
 
-    numbers: of an epoch, from `screen`. Nothing is remembered between calls but what is costly to compute, so a run
-    resumes anywhere by its position.
+    numbers: of an epoch, from `screen_prompts`. Nothing is remembered between calls but what is costly to compute, so a
+    run resumes anywhere by its position.
     """
 
     def __init__(self, prompts: Prompts, numbers: np.ndarray, seed: int):

@@ -23,12 +23,12 @@ class Sample(NamedTuple):
     """One encoded sample; `name` says where it came from and is used in messages only."""
 
     name: str
-    tokens_T: np.ndarray  # int32, of all texts one after the other
+    tokens_T: np.ndarray  # int32, the tokens of all texts one after the other
     supervised_T: np.ndarray  # bool: the loss asks for this token
-    tiles_GHWC: np.ndarray  # uint8 [G, S, S, 3], in the order of the images in each text; G = 0 without images
+    tiles_GHWC: np.ndarray  # uint8 [G, H, W, 3], in the order of the images in each text; G = 0 without images
     starts: tuple[int, ...] = (0,)  # where each text begins; every text shows all tiles
-    number: int = -1  # of the sample in its data
-    images: tuple[int, ...] = ()  # tiles of each picture of a text
+    number: int = -1  # the sample's number in its data
+    images: tuple[int, ...] = ()  # how many tiles each picture of a text has
 
 
 MIN_TEXT = 4  # tokens of the shortest text: what a chat template puts around nothing is longer
@@ -37,7 +37,7 @@ MIN_TEXT = 4  # tokens of the shortest text: what a chat template puts around no
 class Batch(NamedTuple):
     """A training batch; with T the token budget and G = B x (tile budget).
 
-    Where samples have several texts (see `RowConfig.several`), S = T // MIN_TEXT texts and J slots a row.
+    Where samples have several texts (see `RowConfig.several`), X = T // MIN_TEXT texts and J slots a row.
     """
 
     tokens_BT: np.ndarray  # int32, 0 in padding
@@ -47,8 +47,8 @@ class Batch(NamedTuple):
     positions_BT: np.ndarray  # int32, restarts at 0 with every text; 0 in padding
     tiles_GHWC: np.ndarray  # uint8 RGB; row b owns block b, real tiles first
     tile_mask_G: np.ndarray  # bool, False in padding
-    slots_BJ: np.ndarray | None = None  # int32, the row's tile that feeds its n-th block of image tokens; -1: none
-    samples_BS: np.ndarray | None = None  # int32, for segment s of the row at s - 1 the sample's number; -1: none
+    slots_BJ: np.ndarray | None = None  # int32, which of the row's tiles feeds block j of image tokens; -1: none
+    samples_BX: np.ndarray | None = None  # int32, the number of the sample of segment s, at s - 1; -1: none
 
     @property
     def rows(self) -> "Batch":
@@ -104,7 +104,7 @@ def assemble_row(samples: Sequence[Sample], config: RowConfig) -> Batch:
             _lay(row, start + first, sample.tokens_T[first:last], sample.supervised_T[first:last], segment, config)
             if config.several:
                 row.slots_BJ[0, slot : slot + tile_end - tile_start] = np.arange(tile_start, tile_end)
-                row.samples_BS[0, segment - 1] = sample.number
+                row.samples_BX[0, segment - 1] = sample.number
                 slot += tile_end - tile_start
         start, tile_start = end, tile_end
     row.tile_mask_G[:tile_start] = True
@@ -179,7 +179,7 @@ def _empty_row(config: RowConfig) -> Batch:
         tiles_GHWC=np.zeros((config.tile_budget, side, side, 3), np.uint8),
         tile_mask_G=np.zeros(config.tile_budget, bool),
         slots_BJ=np.full((1, config.token_budget // config.tokens_per_tile), -1, np.int32) if config.several else None,
-        samples_BS=np.full((1, config.token_budget // MIN_TEXT), -1, np.int32) if config.several else None,
+        samples_BX=np.full((1, config.token_budget // MIN_TEXT), -1, np.int32) if config.several else None,
     )
 
 

@@ -24,19 +24,19 @@ class RowPlan:
     def __init__(
         self,
         mixture: np.ndarray,
-        tokens_N: np.ndarray,
-        tiles_N: np.ndarray,
+        tokens_I: np.ndarray,
+        tiles_I: np.ndarray,
         config: packing.PackingConfig,
         *,
         pack: bool,
         seed: int,
     ):
-        """mixture: sample numbers of an epoch, int64; tokens_N, tiles_N: lengths by sample number."""
+        """mixture: sample numbers of an epoch, int64; tokens_I, tiles_I: lengths by sample number."""
         if not len(mixture):
             raise InputError("no sample is left to train on; see the samples that the log names as broken or dropped.")
-        self._mixture, self._tokens_N, self._tiles_N = mixture, tokens_N, tiles_N
+        self._mixture, self._tokens_N, self._tiles_N = mixture, tokens_I, tiles_I
         self._config, self._pack, self._seed = config, pack, seed
-        self._packs: dict[int, packing.Packs] = {}  # of the epochs used last
+        self._packs: dict[int, packing.Packs] = {}  # the packs of the epochs used last
         self._rows: dict[int, int] = {}  # rows of every epoch planned so far
 
     def samples(self, row: int) -> np.ndarray:

@@ -80,14 +80,14 @@ def pack(sizes: Iterable[tuple[int, int]], config: PackingConfig) -> Iterator[li
         yield samples
 
 
-def pack_lengths(samples_N: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, config: PackingConfig) -> Packs:
-    """Packs sample numbers `samples_N` in this order; `tokens` and `tiles` are indexed by sample number."""
-    sizes = zip(tokens[samples_N].tolist(), tiles[samples_N].tolist(), strict=True)
+def pack_lengths(samples_I: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, config: PackingConfig) -> Packs:
+    """Packs sample numbers `samples_I` in this order; `tokens` and `tiles` are indexed by sample number."""
+    sizes = zip(tokens[samples_I].tolist(), tiles[samples_I].tolist(), strict=True)
     flat, starts = [], [0]
     for positions in pack(sizes, config):
         flat.extend(positions)
         starts.append(len(flat))
-    return Packs(samples_N[np.asarray(flat, np.int64)], np.asarray(starts, np.int64))
+    return Packs(samples_I[np.asarray(flat, np.int64)], np.asarray(starts, np.int64))
 
 
 def fill_statistics(packs: Packs, tokens: np.ndarray, tiles: np.ndarray, config: PackingConfig) -> FillStatistics:

@@ -26,13 +26,13 @@ from internvl_jax.data.reading import lengths, preferences, samples, sources
 from internvl_jax.data.rows import packing
 from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, fill_rows, next_fit, stack_rows
 from internvl_jax.data.rows.order import RowPlan
-from internvl_jax.data.rows.views import Plain, RowLayout
+from internvl_jax.data.rows.views import PlainRows, RowLayout
 from internvl_jax.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _ROW_STREAM = 1  # keeps the random numbers of rows apart from those of epochs
 _NAMES_LOGGED = 10
-_PLAIN = Plain()
+_PLAIN = PlainRows()
 
 # How a line is read, and whether it has several texts about the same images.
 KINDS = {"conversations": (sources.parse_record, False), "preferences": (preferences.parse_pair, True)}
@@ -43,15 +43,15 @@ class PipelineConfig:
     """What is read and how it is laid out. Released SFT: 32768 tokens, 96 tiles, 20 open packs, square weighting."""
 
     meta: str  # meta file
-    kind: str  # of the samples, one of KINDS
-    token_budget: int  # of a row
-    tile_budget: int  # of a row
-    max_open: int  # packs that stay open while packing
+    kind: str  # what the samples are, one of KINDS
+    token_budget: int  # tokens that a row holds
+    tile_budget: int  # tiles that a row holds
+    max_open: int  # how many packs stay open while packing
     pack: bool  # False: every sample gets a row of its own
-    weighting: str  # token, sample or square
+    weighting: str  # how the loss is averaged: token, sample or square
     seed: int
-    over_long: str  # samples over a budget: 'error' or 'drop'
-    max_skipped: int  # broken samples that a host tolerates before it stops
+    over_long: str  # what becomes of samples over a budget: 'error' or 'drop'
+    max_skipped: int  # how many broken samples a host tolerates before it stops
     cache_dir: str | None  # folder of length indices; None keeps none
     workers: int  # processes that load batches; 0 loads in this one
     threads: int  # threads that load batches ahead, in each process; 0 loads when asked
@@ -73,7 +73,8 @@ class Pipeline:
     def __init__(self, config: PipelineConfig, processor: Processor, layout: RowLayout = _PLAIN):
         """Reads the meta file and the length indices.
 
-        layout: what a row holds of its samples.
+        Args:
+            layout: what a row holds of its samples.
 
         Raises:
             InputError: for unreadable files, samples over a budget (with over_long='error'), too many broken samples.
@@ -95,22 +96,22 @@ class Pipeline:
         self.corpus = samples.Corpus(
             [samples.SampleReader(d, i.offsets, processor, parse) for d, i in zip(datasets, indices, strict=True)]
         )
-        self.tokens_N = np.concatenate([index.tokens for index in indices])
-        self.tiles_N = np.concatenate([index.tiles for index in indices])
-        self.lengths_N = layout.lengths(self.tokens_N, self.tiles_N)  # tokens in a row
+        self.tokens_I = np.concatenate([index.tokens for index in indices])
+        self.tiles_I = np.concatenate([index.tiles for index in indices])
+        self.lengths_I = layout.lengths(self.tokens_I, self.tiles_I)  # tokens in a row
         self.skipped = Skipped(config.max_skipped)
         for dataset, index in zip(datasets, indices, strict=True):
             if dataset.length not in (None, len(index.tokens)):
                 _LOG.warning("%s has %d samples, not %d", dataset.annotation, len(index.tokens), dataset.length)
             self.skipped.extend(index.broken.values())
         self.dropped = self._over_long()  # sample numbers
-        usable_N = self.lengths_N > 0
-        usable_N[self.dropped] = False
+        usable_I = self.lengths_I > 0
+        usable_I[self.dropped] = False
         mixture = self.corpus.mixture()
-        mixture = mixture[usable_N[mixture]]
+        mixture = mixture[usable_I[mixture]]
         self.met = np.unique(mixture)  # numbers of the samples that an epoch has
         packs = packing.PackingConfig(config.token_budget, config.tile_budget, config.max_open)
-        self.plan = RowPlan(mixture, self.lengths_N, self.tiles_N, packs, pack=config.pack, seed=config.seed)
+        self.plan = RowPlan(mixture, self.lengths_I, self.tiles_I, packs, pack=config.pack, seed=config.seed)
         self.data_digest = self._data_digest([index.digest for index in indices])
         self.fingerprint = self._fingerprint()
 
@@ -157,7 +158,8 @@ class Pipeline:
         hosts: int = 1,
         state: dict | None = None,
     ) -> "BatchIterator":
-        """As `batches`, each of so many samples (of a plan that gives every sample a row), filling at most `rows` rows.
+        """Batches of `samples` samples, which fill at most `rows` rows; else as `batches`. The plan has to give each
+        sample a row of its own.
 
         Raises:
             InputError: as `batches`; or if samples do not divide among hosts.
@@ -176,14 +178,14 @@ class Pipeline:
         share, most = _share(samples, "samples", 0, hosts), 0
         for start in range(0, samples * batches, share):
             numbers = np.concatenate([self.plan.samples(row) for row in range(start, start + share)])
-            sizes = zip(self.lengths_N[numbers].tolist(), self.tiles_N[numbers].tolist(), strict=True)
+            sizes = zip(self.lengths_I[numbers].tolist(), self.tiles_I[numbers].tolist(), strict=True)
             most = max(most, len(next_fit(sizes, self.row_config)))
         return most * hosts
 
     def _load(self, sample: int, rng: np.random.Generator):
         loaded = self.corpus.load(sample, rng)
         size = (len(loaded.tokens_T), len(loaded.tiles_GHWC))
-        planned = (int(self.tokens_N[sample]), int(self.tiles_N[sample]))
+        planned = (int(self.tokens_I[sample]), int(self.tiles_I[sample]))
         if size != planned:
             raise InputError(
                 f"{loaded.name} has {size[0]} tokens and {size[1]} tiles but {planned[0]} and {planned[1]} were "
@@ -193,11 +195,11 @@ class Pipeline:
 
     def _over_long(self) -> np.ndarray:
         config = self.config
-        long = np.flatnonzero((self.lengths_N > config.token_budget) | (self.tiles_N > config.tile_budget))
+        long = np.flatnonzero((self.lengths_I > config.token_budget) | (self.tiles_I > config.tile_budget))
         if len(long) and config.over_long == "error":
             first = long[0]
             raise InputError(
-                f"{self.corpus.name(first)} has {self.lengths_N[first]} tokens and {self.tiles_N[first]} tiles, over "
+                f"{self.corpus.name(first)} has {self.lengths_I[first]} tokens and {self.tiles_I[first]} tiles, over "
                 f"the row's budget of {config.token_budget} tokens and {config.tile_budget} tiles ({len(long)} such "
                 "samples in all); raise the budget, lower the tile limit, or set over_long to 'drop'."
             )
@@ -205,8 +207,8 @@ class Pipeline:
             _LOG.warning(
                 "dropped %s: %d tokens, %d tiles",
                 self.corpus.name(number),
-                self.lengths_N[number],
-                self.tiles_N[number],
+                self.lengths_I[number],
+                self.tiles_I[number],
             )
         if len(long):
             _LOG.warning("dropped %d samples over the budget of a row", len(long))
@@ -229,12 +231,12 @@ class Pipeline:
         processor = self.corpus.readers[0].processor
         parts += [processor.tokenizer.digest, processor.to_dict()]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-        for array in (self.tokens_N, self.tiles_N):
+        for array in (self.tokens_I, self.tiles_I):
             digest.update(array.tobytes())
         return digest.hexdigest()[:32]
 
     def _fingerprint(self) -> str:
-        """The same, and of what decides which samples stand in which row.
+        """A digest of what samples say and of what decides which of them stand in which row.
 
         It takes in the rows of the first epoch as planned, since another release of numpy may shuffle otherwise.
         """
@@ -285,8 +287,8 @@ class _Shares:
     """Random access to a host's batches, as grain wants it."""
 
     load: Callable[[int], tuple[NamedTuple, list[str]]]  # the host's part, from its first row of the plan on
-    rows: int  # of the plan that a global batch takes
-    share: int  # of these, the host's
+    rows: int  # how many rows of the plan a global batch takes
+    share: int  # how many of these the host takes
     host: int
     start: int  # row that the first batch starts with
 

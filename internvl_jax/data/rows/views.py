@@ -21,8 +21,8 @@ RATES = ("picture", "tile")
 
 class Views(NamedTuple):
     """Attributes:
-    rows: the teacher's, with the tiles of both.
-    student: texts without tiles of their own: `slots_BJ` are those of the same row of the teacher.
+    rows: the teacher's rows, with the tiles of both.
+    student: the student's texts, without tiles of their own: `slots_BJ` point at tiles of the teacher's same row.
     teacher_BT: int32, for every token of the student its place in the teacher's row; 0 in padding.
     compress_BJ: bool, for every slot of the student whether its tile is compressed.
     measured_G2: int32, for every tile two of the student's texts in its row, counted from 0: one where it is compressed
@@ -39,7 +39,7 @@ class Views(NamedTuple):
 class RowLayout(Protocol):
     """What a row of a run holds of its samples."""
 
-    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
+    def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:
         """Tokens that samples take of a row's budget; 0 for a sample that is of no use."""
         ...
 
@@ -49,11 +49,11 @@ class RowLayout(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class PlainRows:
     """Samples one after another."""
 
-    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
-        return tokens_N
+    def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:
+        return tokens_I
 
     def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Batch:
         return assemble_row(samples, config)
@@ -68,11 +68,11 @@ class Rates:
     Source: InternVL3.5 paper, section 2.3 (consistency training).
     """
 
-    compressed: int  # tokens of a compressed tile
-    of: str = "picture"  # or "tile"
+    compressed: int  # how many tokens a compressed tile has
+    of: str = "picture"  # what has a rate of its own: every "picture" or every "tile"
 
-    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
-        return tokens_N
+    def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:
+        return tokens_I
 
     def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Views:
         compress = []
@@ -94,37 +94,37 @@ class Probes:
     probes save is left empty), so at least twice: the teacher's row is half as long as the student's.
     """
 
-    compressed: int  # tokens of a compressed tile
+    compressed: int  # how many tokens a compressed tile has
     probe: str  # "one": every probed tile in a text of its own; "all": all tiles of a sample in one
-    most: int  # tiles of a sample that are probed at a visit, drawn anew each time; 0: every one
+    most: int  # how many tiles of a sample are probed at a visit, drawn anew each time; 0: every one
 
-    def lengths(self, tokens_N: np.ndarray, tiles_N: np.ndarray) -> np.ndarray:
-        probes_N = self._probed(tiles_N) if self.probe == "one" else np.minimum(tiles_N, 1)
-        return np.where(tiles_N > 0, (probes_N + 1) * tokens_N.astype(np.int64), 0)
+    def lengths(self, tokens_I: np.ndarray, tiles_I: np.ndarray) -> np.ndarray:
+        probes_I = self._probed(tiles_I) if self.probe == "one" else np.minimum(tiles_I, 1)
+        return np.where(tiles_I > 0, (probes_I + 1) * tokens_I.astype(np.int64), 0)
 
     def assemble(self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], config: RowConfig) -> Views:
         compress = []
         for sample, rng in zip(samples, rngs, strict=True):
             G = len(sample.tiles_GHWC)
             probed = np.sort(rng.permutation(G)[: self._probed(np.array(G))])
-            alone_VG = np.arange(G)[None] == probed[:, None]
-            probes_VG = alone_VG if self.probe == "one" else alone_VG.any(axis=0, keepdims=True)
-            compress.append(np.concatenate([np.zeros((1, G), bool), probes_VG]))
+            alone_XG = np.arange(G)[None] == probed[:, None]
+            probes_XG = alone_XG if self.probe == "one" else alone_XG.any(axis=0, keepdims=True)
+            compress.append(np.concatenate([np.zeros((1, G), bool), probes_XG]))
         shorter = dataclasses.replace(config, token_budget=config.token_budget // 2)
         slots = config.token_budget // self.compressed
         return view(samples, compress, shorter, config.token_budget, self.compressed, slots)
 
-    def _probed(self, tiles_N: np.ndarray) -> np.ndarray:
-        return np.minimum(tiles_N, self.most) if self.most else tiles_N
+    def _probed(self, tiles_I: np.ndarray) -> np.ndarray:
+        return np.minimum(tiles_I, self.most) if self.most else tiles_I
 
 
 def kept(tokens_T: np.ndarray, compress_G: np.ndarray, image_token_id: int, full: int, compressed: int) -> np.ndarray:
     """bool [T]: the tokens of a text that stay.
 
     Args:
-      tokens_T: with as many image tokens as all tiles have at full resolution.
+      tokens_T: the text, with as many image tokens as all tiles have at full resolution.
       compress_G: for every tile, in the order of the image tokens, whether it is compressed.
-      full, compressed: tokens of a tile.
+      full, compressed: how many tokens a tile has, and a compressed one.
     """
     image_T = tokens_T == image_token_id
     tile, place = np.divmod(np.cumsum(image_T)[image_T] - 1, full)
@@ -144,21 +144,21 @@ def view(
     """One row.
 
     Args:
-      samples: of one text each.
-      compress: for every sample bool [V, G]: the tiles that are compressed in each of the student's V texts. If there
+      samples: the row's samples, each of one text.
+      compress: for every sample bool [X, G]: the tiles that are compressed in each of the student's X texts. If there
         are several, nothing is compressed in the first.
-      config: of the teacher's row.
-      student_budget: tokens of the student's row.
-      compressed: tokens of a compressed tile.
-      slots: places for tiles in the student's row; those of all texts have to fit.
+      config: the sizes of the teacher's row.
+      student_budget: how many tokens the student's row holds.
+      compressed: how many tokens a compressed tile has.
+      slots: how many places for tiles the student's row has; the tiles of all texts have to fit.
     """
     rows = assemble_row(samples, config)
     views = _empty(rows, student_budget, slots)
     start = tile = end = segment = slot = 0
-    for sample, compress_VG in zip(samples, compress, strict=True):
+    for sample, compress_XG in zip(samples, compress, strict=True):
         tiles_G = np.arange(tile, tile + len(sample.tiles_GHWC))
         full = segment
-        for compress_G in compress_VG:
+        for compress_G in compress_XG:
             kept_T = kept(sample.tokens_T, compress_G, config.image_token_id, config.tokens_per_tile, compressed)
             teacher_T = start + np.flatnonzero(kept_T)
             _lay(views, teacher_T, end, segment + 1)

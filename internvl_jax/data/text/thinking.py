@@ -55,14 +55,14 @@ class Channels:
     answer_head: str
 
     def items(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[int | str]:
-        """As `Tags.items`."""
+        """See `Tags.items`."""
         markup = tokenizer.split_special  # for our own strings alone: nobody writes control tokens into a text
         thinking, answer = split_thinking("".join(texts))
         before = [*markup(self.thinking_head), thinking, *markup(self.thinking_end)] if thinking else []
         return [*before, *markup(self.answer_head), answer]
 
     def begin(self, text: str, tokenizer: Tokenizer) -> list[int | str]:
-        """As `Tags.begin`: thinking that does not end leaves its channel open."""
+        """See `Tags.begin`: thinking that does not end leaves its channel open."""
         if not text:
             return []
         if text.lstrip().startswith(THINK) and THINK_END not in text:
@@ -70,7 +70,7 @@ class Channels:
         return self.items([text], tokenizer)
 
     def stream(self, tokenizer: Tokenizer) -> "ChannelStream":
-        """As `Tags.stream`."""
+        """See `Tags.stream`."""
         return ChannelStream(tokenizer)
 
 

@@ -19,10 +19,10 @@ class Ladders:
     """Rising sizes of every dimension that requests vary.
 
     Attributes:
-      rows: conversations at a time.
-      prompts: tokens of the longest prompt.
-      tiles: tiles of all rows together, equal ones counted once.
-      slots: cache slots of a row, prompt and answer.
+      rows: how many conversations are answered at a time.
+      prompts: how many tokens the longest prompt has.
+      tiles: how many tiles all rows have together, equal ones counted once.
+      slots: how many cache slots a row has for prompt and answer.
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)

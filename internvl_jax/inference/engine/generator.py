@@ -21,19 +21,17 @@ from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Features, Programs, State
 from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Sight, Vocabulary, pad, stop_ids
 from internvl_jax.inference.engine.sampling import SamplingParams, stack_params
-from internvl_jax.models import InternVL
-from internvl_jax.models.transforms.unstack import unstack, unstack_params
-from internvl_jax.sharding import flatten
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import InternVL, unstack, unstack_params
+from internvl_jax.sharding import Params, flatten
 
 
 class Generator:
     """A model, ready to answer.
 
     Args:
-      model: any; its parameters may lie on several devices.
+      model: the model; its parameters may lie on several devices.
       vocabulary: see `Vocabulary`.
-      ladders: sizes that programs are compiled for.
+      ladders: the sizes that programs are compiled for.
       apart: decode with every layer's parameters apart (see `unstack`); by default on a single CPU device.
     """
 
@@ -86,8 +84,8 @@ class Generator:
         """Runs the prompts.
 
         Args:
-          requests: at least one.
-          rows: compute at least so many rows, so that a last, smaller batch uses the programs of the others.
+          requests: what is asked, one request or more.
+          rows: the least number to compute, so that a last, smaller batch uses the programs of the others.
           seen: what `look` returned for these requests.
 
         Returns:
@@ -105,18 +103,18 @@ class Generator:
         S = fit("tokens of prompt and answer", max(T, longest), self.ladders.slots)
 
         tokens_BT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), B)
-        index_BK = pad(np.stack([pad(index_K, self.sight.image_slots(T)) for index_K in seen.features]), B)
-        stops_BK = np.stack([stop_ids(i, self.vocabulary, row) for i, row in enumerate(sampling)])
+        index_BP = pad(np.stack([pad(index_P, self.sight.image_slots(T)) for index_P in seen.features]), B)
+        stops_BZ = np.stack([stop_ids(i, self.vocabulary, row) for i, row in enumerate(sampling)])
         lengths_B = pad(np.array(lengths, np.int32), B)
 
-        features_BKD = self.programs.gather(seen.pool_GKD, index_BK)
-        logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BKD)
+        features_BPD = self.programs.gather(seen.pool_GPD, index_BP)
+        logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, features_BPD)
         kv = list(kv)
         state = self.programs.start(
             tokens_BT,
             lengths_B,
             pad(np.array([row.max_new_tokens for row in sampling], np.int32), B),
-            pad(stops_BK, B),
+            pad(stops_BZ, B),
             stack_params(sampling + [SamplingParams()] * (B - len(sampling))),
             slots=S,
         )
@@ -137,7 +135,7 @@ class Generator:
         """
         state, tokens_B = self.prefill(requests, rows, seen)
         limits = np.array([request.sampling.max_new_tokens for request in requests])
-        stops_BK = np.stack([stop_ids(i, self.vocabulary, request.sampling) for i, request in enumerate(requests)])
+        stops_BZ = np.stack([stop_ids(i, self.vocabulary, request.sampling) for i, request in enumerate(requests)])
         done = np.zeros(len(requests), bool)
         for step in itertools.count(1):
             # The next step runs while this one's tokens are read.
@@ -145,7 +143,7 @@ class Generator:
             following = None if last else self.decode(state)
             shown = np.asarray(tokens_B)[: len(requests)]
             yield shown
-            done |= (shown[:, None] == stops_BK).any(axis=1)
+            done |= (shown[:, None] == stops_BZ).any(axis=1)
             if last or done.all():
                 return
             state, tokens_B = following
@@ -159,25 +157,25 @@ class Generator:
         """Compiles all programs that requests of these sizes need; returns how many programs there are.
 
         Args:
-          rows, prompts, tiles, slots: sizes, rounded up to those of the ladders; tiles may be empty (text only).
+          rows, prompts, tiles, slots: sizes, which are rounded up to those of the ladders; empty tiles: text only.
         """
         sizes = {
             name: sorted({fit(name, size, getattr(self.ladders, name)) for size in given})
             for name, given in (("rows", rows), ("prompts", prompts), ("tiles", tiles), ("slots", slots))
         }
         side = self.config.vision.image_size
-        pools = [self.encode(np.zeros((G, side, side, 3), np.uint8)).pool_GKD for G in (0, *sizes["tiles"])]
+        pools = [self.encode(np.zeros((G, side, side, 3), np.uint8)).pool_GPD for G in (0, *sizes["tiles"])]
         for B in sizes["rows"]:
-            limits_B, stops_BK = np.ones(B, np.int32), np.full((B, STOPS), -1, np.int32)
+            limits_B, stops_BZ = np.ones(B, np.int32), np.full((B, STOPS), -1, np.int32)
             lengths_B, sampling = np.ones(B, np.int32), stack_params([SamplingParams()] * B)
             states = {}
             for T in sizes["prompts"]:
-                index_BK = np.zeros((B, self.sight.image_slots(T)), np.int32)
-                rows_BKD = [self.programs.gather(pool_GKD, index_BK) for pool_GKD in pools]
+                index_BP = np.zeros((B, self.sight.image_slots(T)), np.int32)
+                rows_BPD = [self.programs.gather(pool_GPD, index_BP) for pool_GPD in pools]
                 tokens_BT = np.zeros((B, T), np.int32)
-                logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BKD[0])
+                logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BPD[0])
                 for S in (S for S in sizes["slots"] if S >= T):
-                    start = self.programs.start(tokens_BT, lengths_B, limits_B, stops_BK, sampling, slots=S)
+                    start = self.programs.start(tokens_BT, lengths_B, limits_B, stops_BZ, sampling, slots=S)
                     states[S] = self._with_cache(start, list(kv), S)
             for state in states.values():
                 self.decode(self.programs.first(state, logits_BV)[0])

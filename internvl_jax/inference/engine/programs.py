@@ -22,10 +22,8 @@ from flax import nnx
 
 from internvl_jax import sharding
 from internvl_jax.inference.engine.sampling import Sampling, ban, sample
-from internvl_jax.models import Cache
-from internvl_jax.models.language.decoder import DecoderOut
-from internvl_jax.sharding import bind
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import Cache, DecoderOut
+from internvl_jax.sharding import Params, bind
 
 try:
     _TRIM = ctypes.CDLL(None).malloc_trim
@@ -37,11 +35,11 @@ class Features(NamedTuple):
     """What the vision tower makes of tiles.
 
     Attributes:
-      pool_GKD: a tile's features, in Flash models those at full resolution and then the compressed ones.
-      probability_G: that a tile may be compressed, float32; None but for Flash models.
+      pool_GPD: the features of every tile; in Flash models those at full resolution, then the compressed ones.
+      probability_G: float32, the probability that a tile may be compressed; None in models that are not Flash.
     """
 
-    pool_GKD: jax.Array
+    pool_GPD: jax.Array
     probability_G: jax.Array | None
 
 
@@ -49,15 +47,15 @@ class State(NamedTuple):
     """Rows in the middle of their answers.
 
     Attributes:
-      cache: keys and values of all tokens but the last.
+      cache: the keys and values of all tokens but the last.
       tokens_B: the last token, not yet in the cache.
-      lengths_B: tokens in the cache: the next slot and position.
-      seen_BV: tokens that prompt and answer hold, for the repetition penalty.
-      steps_B: tokens generated.
-      limits_B: tokens to generate at most.
-      stops_BK: ids that end the answer; negative ids fill up.
-      done_B: the answer is complete.
-      sampling: parameters of the rows.
+      lengths_B: how many tokens the cache holds, which is the next slot and position.
+      seen_BV: which tokens prompt and answer hold, for the repetition penalty.
+      steps_B: how many tokens were generated.
+      limits_B: how many tokens may be generated.
+      stops_BZ: the ids that end the answer; negative ids fill up.
+      done_B: whether the answer is complete.
+      sampling: how each row's tokens are drawn.
     """
 
     cache: Cache
@@ -66,7 +64,7 @@ class State(NamedTuple):
     seen_BV: jax.Array
     steps_B: jax.Array
     limits_B: jax.Array
-    stops_BK: jax.Array
+    stops_BZ: jax.Array
     done_B: jax.Array
     sampling: Sampling
 
@@ -75,12 +73,12 @@ class Programs:
     """The functions for one model structure.
 
     Args:
-      graphdef: of an InternVL.
-      decode_graphdef: of the same, as `decode` takes its parameters.
-      table_size: rows of the embedding table.
-      vocab_size: ids from here on are unused rows of it.
-      banned: ids that the model must not write.
-      cache_dtype: of keys and values.
+      graphdef: the structure of an InternVL.
+      decode_graphdef: the structure of the same model as `decode` takes its parameters.
+      table_size: the number of rows of the embedding table.
+      vocab_size: ids from here on are unused rows of the table.
+      banned: the ids that the model must not write.
+      cache_dtype: the dtype of keys and values.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class Programs:
 
         def together(tiles_GHWC):
             encoded = model.encode(tiles_GHWC)
-            return Features(encoded.pool_GKD, encoded.probability_G)
+            return Features(encoded.pool_GPD, encoded.probability_G)
 
         def one_by_one(tiles_GHWC):
             first = lambda features: jax.tree.map(lambda x: x[0], features)
@@ -125,15 +123,15 @@ class Programs:
         # A tile's activations stay nearer to the CPU's cache: 1.2 times as fast, 1.3 in bfloat16, and less memory.
         return jax.lax.platform_dependent(tiles_GHWC, cpu=one_by_one, default=together)
 
-    def _gather(self, pool_GKD: jax.Array, index_BK: jax.Array) -> jax.Array:
-        """`[B, K, D]`: the features that each row names by their place in the pool, its tiles one after the other."""
-        return pool_GKD.reshape(-1, pool_GKD.shape[-1])[index_BK]
+    def _gather(self, pool_GPD: jax.Array, index_BP: jax.Array) -> jax.Array:
+        """`[B, P, D]`: the features that each row names by their place in the pool, its tiles one after the other."""
+        return pool_GPD.reshape(-1, pool_GPD.shape[-1])[index_BP]
 
     def _prefill(
-        self, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, features_BKD: jax.Array
+        self, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, features_BPD: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Logits after the last token of every prompt, `[B, V]` float32, and keys and values `[L, B, M, T, H]`."""
-        logits_BV, out = self.run(params, tokens_BT, lengths_B, features_BKD, ("kv",))
+        logits_BV, out = self.run(params, tokens_BT, lengths_B, features_BPD, ("kv",))
         return logits_BV, out.kv_LBMTH
 
     def run(
@@ -141,7 +139,7 @@ class Programs:
         params: Params,
         tokens_BT: jax.Array,
         lengths_B: jax.Array,
-        features_BKD: jax.Array,
+        features_BPD: jax.Array,
         collect: tuple[str, ...],
     ) -> tuple[jax.Array, DecoderOut]:
         """Logits after the last token of every prompt, and what else is collected of them."""
@@ -149,14 +147,14 @@ class Programs:
         B, T = tokens_BT.shape
         positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
-        x_BTD = model.embed(tokens_BT, features_BKD)
+        x_BTD = model.embed(tokens_BT, features_BPD)
         out = model.lm(x_BTD, segments_BT, positions_BT, collect=collect)
         last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
         hidden_BD = jnp.take_along_axis(out.hidden_BTD, last_B11, axis=1)[:, 0]
         return model.logits(hidden_BD), out
 
     def store(self, new_LBMTH: jax.Array, slots: int) -> jax.Array:
-        """Keys or values of prompts as those of a cache with so many slots, at least T."""
+        """Keys or values of prompts, widened to a cache of `slots` slots, T or more."""
         fits = slots == new_LBMTH.shape[3] and new_LBMTH.dtype == self._cache_dtype
         return new_LBMTH if fits else self._widen(new_LBMTH, slots=slots)
 
@@ -169,7 +167,7 @@ class Programs:
         tokens_BT: jax.Array,
         lengths_B: jax.Array,
         limits_B: jax.Array,
-        stops_BK: jax.Array,
+        stops_BZ: jax.Array,
         sampling: Sampling,
         slots: int,
     ) -> State:
@@ -185,7 +183,7 @@ class Programs:
         zeros_B = jnp.zeros((B,), jnp.int32)
         # The last token of an answer needs no slot.
         limits_B = jnp.minimum(limits_B, slots - lengths_B + 1)
-        return State(cache, zeros_B, lengths_B, seen_BV, zeros_B, limits_B, stops_BK, limits_B == 0, sampling)
+        return State(cache, zeros_B, lengths_B, seen_BV, zeros_B, limits_B, stops_BZ, limits_B == 0, sampling)
 
     def _decode(self, params: Params, state: State) -> tuple[State, jax.Array]:
         """One step of all rows.
@@ -207,7 +205,7 @@ class Programs:
         logits_BV = ban(logits_BV, self._vocab_size, self._banned)
         tokens_B = sample(logits_BV, state.sampling, state.seen_BV, state.steps_B)
         steps_B = state.steps_B + ~state.done_B
-        ends_B = jnp.any(tokens_B[:, None] == state.stops_BK, axis=1) | (steps_B >= state.limits_B)
+        ends_B = jnp.any(tokens_B[:, None] == state.stops_BZ, axis=1) | (steps_B >= state.limits_B)
         shown_B = jnp.where(state.done_B, -1, tokens_B)
         seen_BV = state.seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
         state = state._replace(tokens_B=tokens_B, steps_B=steps_B, done_B=state.done_B | ends_B, seen_BV=seen_BV)

@@ -16,7 +16,7 @@ from internvl_jax.inference.engine.programs import Features, Programs
 from internvl_jax.inference.engine.sampling import SamplingParams
 from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresholds, feature_index, kept
 from internvl_jax.models import InternVLConfig
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params
 
 STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
 
@@ -27,8 +27,8 @@ class Vocabulary:
 
     Attributes:
       size: ids from here on are unused rows of the model's table.
-      banned: ids that a model must not write: they stand for pixels.
-      stops: ids that end an answer.
+      banned: the ids that a model must not write: they stand for pixels.
+      stops: the ids that end an answer.
     """
 
     size: int
@@ -44,7 +44,7 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt: int32 tokens [T], its tiles [G, S, S, 3] (uint8, or normalised floats), and how to answer.
+    """A prompt: int32 tokens [T], its tiles [G, H, W, 3] (uint8, or normalised floats), and how to answer.
 
     The tokens are those of all tiles at full resolution; thresholds are for Flash models, which may leave some out.
     """
@@ -59,36 +59,36 @@ class Seen(NamedTuple):
     """Requests after the vision tower, one entry each.
 
     Attributes:
-      tokens: [T] without the image tokens that compressing saves.
-      features: [K, int32], for every image token its place in the pool.
-      pool_GKD: see `Features`; on the device.
+      tokens: the prompts' tokens [T], without the image tokens that compressing saves.
+      features: int32 [P], for every image token its place in the pool.
+      pool_GPD: see `Features`; it lies on the device.
     """
 
     tokens: list[np.ndarray]
     features: list[np.ndarray]
-    pool_GKD: jax.Array
+    pool_GPD: jax.Array
 
 
 class Sight:
     """The vision tower, as a generator uses it.
 
     Args:
-      config: of the model.
-      dtype: of its features.
-      programs: of the model.
-      sizes: numbers of tiles that are encoded together.
+      config: the model's config.
+      dtype: the dtype of features.
+      programs: the model's programs.
+      sizes: the numbers of tiles that may be encoded together.
     """
 
     def __init__(self, config: InternVLConfig, dtype: jnp.dtype, programs: Programs, sizes: tuple[int, ...]):
         self._config, self._programs, self._sizes = config, programs, sizes
         full, compressed = config.tokens_per_tile, config.tokens_per_compressed_tile
         plain = config.flash is None
-        blank_GKD = jnp.zeros((1, full if plain else full + compressed, config.text.width), dtype)
-        self._blank = Features(blank_GKD, None if plain else jnp.zeros(1))
+        blank_GPD = jnp.zeros((1, full if plain else full + compressed, config.text.width), dtype)
+        self._blank = Features(blank_GPD, None if plain else jnp.zeros(1))
         self._fewest = full if plain else compressed  # image tokens of a tile
 
     def image_slots(self, prompt: int) -> int:
-        """Image tokens that a prompt of so many tokens may have: as many as whole tiles fill."""
+        """How many image tokens a prompt of this length may have: as many as whole tiles fill."""
         return self._fewest * max(1, prompt // self._fewest)
 
     def encode(self, params: Params, tiles_GHWC: np.ndarray) -> Features:
@@ -113,7 +113,7 @@ class Sight:
         features = self.encode(params, tiles_GHWC)
         # A Flash model's prompts have no length before the router has spoken: here the host waits for it.
         probability_G = None if features.probability_G is None else np.asarray(features.probability_G)
-        seen = Seen([], [], features.pool_GKD)
+        seen = Seen([], [], features.pool_GPD)
         for request, tiles_J in zip(requests, which, strict=True):
             compress_J = np.zeros(len(tiles_J), bool)
             if probability_G is not None:

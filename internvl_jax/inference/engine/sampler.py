@@ -24,12 +24,10 @@ from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Sight, Vocabulary, pad, stop_ids
 from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms, Rows
 from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.models import InternVL, InternVLConfig, Runtime
-from internvl_jax.models.transforms.unstack import unstack, unstack_params
-from internvl_jax.sharding import Rules
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
+from internvl_jax.sharding import Params, Rules
 
-# A call of the loop writes at most so many tokens, so that a long tail is seen to shrink.
+# The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
 _PIECE = 256
 
 
@@ -38,8 +36,8 @@ class Rollout(NamedTuple):
 
     Attributes:
       tokens: int32 [n], the stop token included.
-      logprobs: float32 [n], of each token under the policy itself: at temperature 1 and normalised over its whole
-        table, tokens that can't be drawn included, as `token_logprobs` computes them in training.
+      logprobs: float32 [n], each token's log-probability under the policy itself: at temperature 1 and normalised over
+        its whole table, tokens that can't be drawn included, as `token_logprobs` computes them in training.
       finished: False where the answer was cut at its `max_new_tokens`.
       routes: int16 [T + n - 1, L, K], the experts that every layer chose for the tokens of prompt and answer; the last
         one was not looked at. None unless the sampler notes them.
@@ -66,13 +64,13 @@ class Sampler:
     """Samples from a policy whose parameters change.
 
     Args:
-      config: of the model.
-      dtype: of activations, as in training.
+      config: the model's config.
+      dtype: the dtype of activations, the same as in training.
       vocabulary: see `Vocabulary`.
-      ladders: sizes that programs are compiled for; `rows` are prompts, `slots` the longest answer's tokens.
+      ladders: the sizes that programs are compiled for; `rows` are prompts, `slots` the longest answer's tokens.
       mesh, rules: where the parameters lie; rows are spread over the rules' batch axes.
-      piece: the loop on the device returns after so many tokens at the latest.
-      routes: note the experts of every token, for a trainer that replays them.
+      piece: the most tokens that the loop on the device writes before it returns.
+      routes: whether to note the experts of every token, for a trainer that replays them.
     """
 
     def __init__(
@@ -122,11 +120,12 @@ class Sampler:
         No reference to the parameters is left behind: a training step may take their memory.
 
         Args:
-          params: of the policy, as training holds them.
-          requests: prompts; all processes of a run give the same and get the same. The seed of their `sampling` is
+          params: the policy's parameters as training holds them.
+          requests: the prompts; all processes of a run give the same and get the same. The seed of their `sampling` is
             not read. A policy gradient needs samples of the policy itself: temperature 1, no top-k, no top-p.
-          seeds: of every answer's random stream, uint32 [requests, group]; or one number, from which these are made.
-          prompts: compute at least so many, so that a last, smaller batch uses the programs of the others.
+          seeds: uint32 [requests, group], the seed of every answer's random stream; or one number, from which these are
+            made.
+          prompts: the least number to compute, so that a last, smaller batch uses the programs of the others.
 
         Raises:
           InputError: see `Sight.look`; sizes beyond the ladders, a repetition penalty or stop strings.
@@ -159,11 +158,11 @@ class Sampler:
                 rows = self._answers.compact(rows, nothing_B[: layout.branches], nothing_B, nothing_B > 0)
 
     def _pieces(
-        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
+        self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
     ) -> Iterator[dict[int, Rollout]]:
         """Answers by their number, as they are complete."""
-        group, longest = seeds_PG.shape[1], max(request.sampling.max_new_tokens for request in requests)
-        rows, layout, answer_B, before = self._begin(params, requests, seeds_PG, prompts)
+        group, longest = seeds_QA.shape[1], max(request.sampling.max_new_tokens for request in requests)
+        rows, layout, answer_B, before = self._begin(params, requests, seeds_QA, prompts)
         params = unstack_params(params) if self._apart else params
         while True:
             left_B = (answer_B >= 0) & ~np.asarray(rows.done_B)
@@ -176,8 +175,8 @@ class Sampler:
                 if (packed := _pack(left, answer_B[left] // group, smaller)) is None:
                     break
                 row_B, real_B = packed
-                branch_N = row_B[:: smaller.width] // layout.width
-                rows = self._answers.compact(rows, branch_N, row_B, real_B)
+                branch_numbers = row_B[:: smaller.width] // layout.width
+                rows = self._answers.compact(rows, branch_numbers, row_B, real_B)
                 layout, answer_B = smaller, np.where(real_B, answer_B[row_B], -1)
             # Back here as soon as those that are left may fit; if their prompts were too many, once half are complete.
             few = 0 if smaller is None else min(smaller.rows, len(left) // 2)
@@ -185,7 +184,7 @@ class Sampler:
             rows = self._answers.write(params, rows, np.int32(stop), np.int32(few), cuts=_cuts(requests))
 
     def _begin(
-        self, params: Params, requests: Sequence[Request], seeds_PG: np.ndarray, prompts: int
+        self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
     ) -> tuple[Rows, _Layout, np.ndarray, list[np.ndarray] | None]:
         """Runs the prompts.
 
@@ -199,18 +198,18 @@ class Sampler:
         seen = self._sight.look(params, requests)
         lengths = [len(tokens_T) for tokens_T in seen.tokens]
         prompts = max(prompts, len(requests))
-        P = fit("prompts", prompts, self._sizes)
+        Q = fit("prompts", prompts, self._sizes)
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
         S = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
-        tokens_PT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), P)
-        index_PK = pad(np.stack([pad(index_K, self._sight.image_slots(T)) for index_K in seen.features]), P)
-        lengths_P = pad(np.array(lengths, np.int32), P)
-        features_PKD = self._prompts.gather(seen.pool_GKD, index_PK)
-        logits_PV, kv, routes_LPTK = self._answers.prefill(params, tokens_PT, lengths_P, features_PKD)
+        tokens_QT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), Q)
+        index_QP = pad(np.stack([pad(index_P, self._sight.image_slots(T)) for index_P in seen.features]), Q)
+        lengths_Q = pad(np.array(lengths, np.int32), Q)
+        features_QPD = self._prompts.gather(seen.pool_GPD, index_QP)
+        logits_QV, kv, routes_LQTK = self._answers.prefill(params, tokens_QT, lengths_Q, features_QPD)
 
-        group = seeds_PG.shape[1]
+        group = seeds_QA.shape[1]
         layout = self._layout(prompts, group)
-        answers = np.arange(seeds_PG.size)
+        answers = np.arange(seeds_QA.size)
         row_B, real_B = _pack(answers, answers // group, layout)
         prompt_B = row_B // group
         given = Given(
@@ -219,16 +218,16 @@ class Sampler:
             np.array([row.temperature for row in sampling], np.float32)[prompt_B],
             np.array([row.top_k for row in sampling], np.int32)[prompt_B],
             np.array([row.top_p for row in sampling], np.float32)[prompt_B],
-            seeds_PG.reshape(-1)[row_B],
+            seeds_QA.reshape(-1)[row_B],
         )
         branch_prompts = prompt_B[:: layout.width]
         rows = self._answers.start(
-            logits_PV, kv, routes_LPTK, lengths_P, branch_prompts, given, slots=S, cuts=_cuts(requests)
+            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=S, cuts=_cuts(requests)
         )
         before = None
-        if routes_LPTK is not None:
-            routes_PLTK = np.asarray(routes_LPTK).swapaxes(0, 1)
-            before = [routes_PLTK[p, :, :length] for p, length in enumerate(lengths)]
+        if routes_LQTK is not None:
+            routes_QLTK = np.asarray(routes_LQTK).swapaxes(0, 1)
+            before = [routes_QLTK[p, :, :length] for p, length in enumerate(lengths)]
         return rows, layout, np.where(real_B, row_B, -1), before
 
     def _complete(
@@ -297,8 +296,8 @@ def _pack(rows: np.ndarray, prompts: np.ndarray, layout: _Layout) -> tuple[np.nd
     """Rows side by side under branches of their prompts.
 
     Args:
-      rows: numbers.
-      prompts: of each of them.
+      rows: the numbers of the rows.
+      prompts: the number of every row's prompt.
 
     Returns:
       for every row of the layout, branch by branch, the number that it takes, and whether it does: a branch's padding

@@ -17,23 +17,22 @@ from flax import nnx
 from internvl_jax.inference.engine.programs import DeviceProgram, Programs
 from internvl_jax.inference.engine.sampling import ban, cut, draw
 from internvl_jax.models import Branches
-from internvl_jax.sharding import bind, shard, whole
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params, bind, shard, whole
 
 
 class Given(NamedTuple):
     """What an answer is asked for.
 
     Attributes:
-      limit_B: tokens to write at most; 0 for padding.
-      stops_BK: ids that end the answer; negative ids fill up.
+      limit_B: how many tokens may be written; 0 for padding.
+      stops_BZ: the ids that end the answer; negative ids fill up.
       temperature_B: 0 takes the best token each time.
       top_k_B, top_p_B: see `SamplingParams`; read where a program `cuts`.
-      seed_B: of the row's random stream.
+      seed_B: the seed of the row's random stream.
     """
 
     limit_B: jax.Array
-    stops_BK: jax.Array
+    stops_BZ: jax.Array
     temperature_B: jax.Array
     top_k_B: jax.Array
     top_p_B: jax.Array
@@ -44,13 +43,13 @@ class Rows(NamedTuple):
     """Answers in the middle of being written, all of the same length.
 
     Attributes:
-      cache: keys and values of all tokens but the last.
+      cache: the keys and values of all tokens but the last.
       given: see `Given`.
       tokens_BS, logprobs_BS: what is written; behind a complete answer's tokens stands anything.
-      counts_B: tokens of every answer.
-      count: tokens of an answer that is not complete.
-      done_B: the answer is complete.
-      routes_LBSK: int16, the experts of every answer's tokens, its last one apart; None if not asked for.
+      counts_B: how many tokens every answer has.
+      count: how many tokens an answer has that is not complete.
+      done_B: whether the answer is complete.
+      routes_LBSK: int16, the experts of every answer's tokens but its last; None if not asked for.
     """
 
     cache: Branches
@@ -67,12 +66,12 @@ class RolloutPrograms:
     """The functions for one model structure.
 
     Args:
-      prompts: programs of the same model.
-      graphdef: of an InternVL, as `write` takes its parameters.
-      apart: its layers are apart, and so are those of the cache.
+      prompts: the programs of generation of the same model.
+      graphdef: the structure of an InternVL as `write` takes its parameters.
+      apart: whether its layers are apart, and with them those of the cache.
       vocab_size, banned: see `Vocabulary`.
-      cache_dtype: of keys and values.
-      routes: note every token's experts.
+      cache_dtype: the dtype of keys and values.
+      routes: whether to note every token's experts.
     """
 
     def __init__(
@@ -99,19 +98,19 @@ class RolloutPrograms:
         return sum(program.num_compiled for program in (self.prefill, self.start, self.write, self.compact))
 
     def _prefill(
-        self, params: Params, tokens_PT: jax.Array, lengths_P: jax.Array, features_PKD: jax.Array
+        self, params: Params, tokens_QT: jax.Array, lengths_Q: jax.Array, features_QPD: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None]:
-        """As `Programs.prefill`, and the experts of the prompts' tokens, int16 [L, P, T, K], if they are noted."""
-        logits_PV, out = self._run(params, tokens_PT, lengths_P, features_PKD, ("kv", *self._collect))
-        return logits_PV, out.kv_LBMTH, _noted(out.experts_LBTK)
+        """What `Programs.prefill` gives, and the experts of the prompts' tokens if noted, int16 [L, Q, T, K]."""
+        logits_QV, out = self._run(params, tokens_QT, lengths_Q, features_QPD, ("kv", *self._collect))
+        return logits_QV, out.kv_LBMTH, _noted(out.experts_LBTK)
 
     def _start(
         self,
-        logits_PV: jax.Array,
-        kv_LPMTH: tuple[jax.Array, jax.Array],
-        routes_LPTK: jax.Array | None,
-        lengths_P: jax.Array,
-        prompt_N: jax.Array,
+        logits_QV: jax.Array,
+        kv_LQMTH: tuple[jax.Array, jax.Array],
+        routes_LQTK: jax.Array | None,
+        lengths_Q: jax.Array,
+        prompt_numbers: jax.Array,
         given: Given,
         slots: int,
         cuts: bool,
@@ -119,19 +118,19 @@ class RolloutPrograms:
         """Rows with their first tokens.
 
         Args:
-          prompt_N: the prompt of every branch of the cache; B / N answers belong to each.
-          cuts: draw with top-k and top-p.
+          prompt_numbers: the prompt of every branch of the cache; B / (their number) answers belong to each.
+          cuts: whether to draw with top-k and top-p.
         """
-        B, N = len(given.limit_B), len(prompt_N)
-        L, _, M, _, H = kv_LPMTH[0].shape
-        prompt_k, prompt_v = (part[:, prompt_N].astype(self._cache_dtype) for part in kv_LPMTH)
+        B, branches = len(given.limit_B), len(prompt_numbers)
+        L, _, M, _, H = kv_LQMTH[0].shape
+        prompt_k, prompt_v = (part[:, prompt_numbers].astype(self._cache_dtype) for part in kv_LQMTH)
         layered = lambda part: tuple(part) if self._apart else part
         shapes = (L, B, M, H, slots), (L, B, M, slots, H)
         k, v = (layered(jnp.zeros(shape, self._cache_dtype)) for shape in shapes)
-        cache = Branches(layered(prompt_k), layered(prompt_v), k, v, lengths_P[prompt_N], jnp.int32(0))
+        cache = Branches(layered(prompt_k), layered(prompt_v), k, v, lengths_Q[prompt_numbers], jnp.int32(0))
         zero_B = jnp.zeros(B, jnp.int32)
         written_BS = jnp.zeros((B, slots), jnp.int32)
-        routes_LBSK = None if routes_LPTK is None else jnp.zeros((L, B, slots, routes_LPTK.shape[3]), jnp.int16)
+        routes_LBSK = None if routes_LQTK is None else jnp.zeros((L, B, slots, routes_LQTK.shape[3]), jnp.int16)
         rows = Rows(
             cache,
             given,
@@ -142,7 +141,7 @@ class RolloutPrograms:
             done_B=given.limit_B == zero_B,
             routes_LBSK=routes_LBSK,
         )
-        return _laid(self._choose(rows, logits_PV[jnp.repeat(prompt_N, B // N)], cuts))
+        return _laid(self._choose(rows, logits_QV[jnp.repeat(prompt_numbers, B // branches)], cuts))
 
     def _write(self, params: Params, rows: Rows, stop: jax.Array, few: jax.Array, cuts: bool) -> Rows:
         """Tokens until answers have `stop` of them, or at most `few` answers are not complete."""
@@ -153,8 +152,8 @@ class RolloutPrograms:
         def step(rows: Rows) -> Rows:
             model = bind(self._graphdef, params)
             last_B1 = jax.lax.dynamic_slice_in_dim(rows.tokens_BS, rows.count - 1, 1, axis=1)
-            B, N = len(last_B1), len(rows.cache.lengths_P)
-            positions_B1 = (jnp.repeat(rows.cache.lengths_P, B // N) + rows.cache.step)[:, None]
+            B, Q = len(last_B1), len(rows.cache.lengths_Q)
+            positions_B1 = (jnp.repeat(rows.cache.lengths_Q, B // Q) + rows.cache.step)[:, None]
             x_B1D = model.embed(last_B1, None)
             ones_B1 = jnp.ones_like(positions_B1)
             out = model.lm(x_B1D, ones_B1, positions_B1, rows.cache, positions_B1, collect=self._collect)
@@ -186,7 +185,7 @@ class RolloutPrograms:
         logprobs_B = picked_B - jax.nn.logsumexp(logits_BV, axis=1)
         count = rows.count + 1
         put = lambda old_BS, new_B: jax.lax.dynamic_update_slice(old_BS, new_B[:, None], (0, rows.count))
-        ends_B = jnp.any(tokens_B[:, None] == given.stops_BK, axis=1) | (count >= given.limit_B)
+        ends_B = jnp.any(tokens_B[:, None] == given.stops_BZ, axis=1) | (count >= given.limit_B)
         return rows._replace(
             tokens_BS=put(rows.tokens_BS, tokens_B),
             logprobs_BS=put(rows.logprobs_BS, logprobs_B),
@@ -195,16 +194,16 @@ class RolloutPrograms:
             done_B=rows.done_B | ends_B,
         )
 
-    def _compact(self, rows: Rows, branch_N: jax.Array, row_B: jax.Array, real_B: jax.Array) -> Rows:
+    def _compact(self, rows: Rows, branch_numbers: jax.Array, row_B: jax.Array, real_B: jax.Array) -> Rows:
         """The rows that are named, under branches that are named; not real ones are padding."""
         cache, axis = rows.cache, 0 if self._apart else 1
         take = lambda tree, index: jax.tree.map(lambda part: jnp.take(part, index, axis=axis), tree)
         cache = cache._replace(
-            prompt_k=take(cache.prompt_k, branch_N),
-            prompt_v=take(cache.prompt_v, branch_N),
+            prompt_k=take(cache.prompt_k, branch_numbers),
+            prompt_v=take(cache.prompt_v, branch_numbers),
             k=take(cache.k, row_B),
             v=take(cache.v, row_B),
-            lengths_P=cache.lengths_P[branch_N],
+            lengths_Q=cache.lengths_Q[branch_numbers],
         )
         return _laid(
             Rows(

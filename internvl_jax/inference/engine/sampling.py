@@ -29,8 +29,8 @@ class SamplingParams:
       top_k: draw from the k best tokens only; 0 for all.
       top_p: draw from the smallest set of best tokens that holds this probability; 1 for all.
       repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or answer; 1 for none.
-      seed: of the row's random stream.
-      stop_token_ids: end the answer, besides the model's own.
+      seed: the seed of the row's random stream.
+      stop_token_ids: ids that end the answer besides the model's own.
       stop_strings: end the answer where one of them begins; it isn't part of the answer.
     """
 
@@ -114,8 +114,8 @@ def cut(logits_BV: jax.Array, drawn_B: jax.Array, top_k_B: jax.Array, top_p_B: j
     """`keep_best`, if any row that is drawn asks for it: sorting a vocabulary costs more than all else here.
 
     Args:
-      logits_BV: divided by the rows' temperatures.
-      drawn_B: bool, rows of a positive temperature.
+      logits_BV: the logits, already divided by the rows' temperatures.
+      drawn_B: bool, whether a row has a positive temperature.
       top_k_B, top_p_B: see `SamplingParams`.
     """
     asked = jnp.any(drawn_B & ((top_k_B > 0) | (top_p_B < 1)))
@@ -130,27 +130,27 @@ def draw(logits_BV: jax.Array, temperature_B: jax.Array, uniform_B2: jax.Array) 
 
     Args:
       logits_BV: float32, -inf where banned.
-      uniform_B2: in [0, 1).
+      uniform_B2: random numbers in [0, 1).
     """
     B, V = logits_BV.shape
     width = min((part for part in range(1, V + 1) if V % part == 0), key=lambda part: abs(part - math.sqrt(V)))
     drawn_B = temperature_B > 0
     largest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
     weights_BV = jnp.exp((logits_BV - largest_B1) / jnp.where(drawn_B, temperature_B, 1)[:, None])
-    weights_BKW = weights_BV.reshape(B, V // width, width)
-    block_B = _pick(jnp.sum(weights_BKW, axis=2), uniform_B2[:, 0])
-    inside_BW = jnp.take_along_axis(weights_BKW, block_B[:, None, None], axis=1)[:, 0]
-    token_B = block_B * width + _pick(inside_BW, uniform_B2[:, 1])
+    blocks = weights_BV.reshape(B, V // width, width)
+    block_B = _pick(jnp.sum(blocks, axis=2), uniform_B2[:, 0])
+    inside = jnp.take_along_axis(blocks, block_B[:, None, None], axis=1)[:, 0]
+    token_B = block_B * width + _pick(inside, uniform_B2[:, 1])
     # Slow on CPU, and rollouts rarely ask for it.
     best = lambda logits_BV: jnp.where(drawn_B, token_B, jnp.argmax(logits_BV, axis=-1))
     return jax.lax.cond(jnp.all(drawn_B), lambda _: token_B, best, logits_BV).astype(jnp.int32)
 
 
-def _pick(weights_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:
+def _pick(weights: jax.Array, uniform_B: jax.Array) -> jax.Array:
     """The index that a uniform number falls on, each being as wide as its weight; never one of weight 0."""
-    ends_BN = jnp.cumsum(weights_BN, axis=1)
-    index_B = jnp.sum(ends_BN <= uniform_B[:, None] * ends_BN[:, -1:], axis=1)
-    last_B = weights_BN.shape[1] - 1 - jnp.argmax(weights_BN[:, ::-1] > 0, axis=1)  # rounding may lead beyond it
+    ends = jnp.cumsum(weights, axis=1)
+    index_B = jnp.sum(ends <= uniform_B[:, None] * ends[:, -1:], axis=1)
+    last_B = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=1)  # rounding may lead beyond it
     return jnp.minimum(index_B, last_B)
 
 
@@ -160,8 +160,8 @@ def sample(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, step_B:
     Args:
       logits_BV: float32, -inf where banned.
       sampling: the rows' parameters.
-      seen_BV: tokens in the row so far.
-      step_B: tokens that the row has generated: a row's draw depends on its seed and this only, not on its neighbours.
+      seen_BV: which tokens the row holds so far.
+      step_B: how many tokens the row has generated: its draw depends on its seed and this only, not on its neighbours.
     """
     logits_BV = penalise(logits_BV, seen_BV, sampling.penalty_B)
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

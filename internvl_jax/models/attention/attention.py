@@ -14,17 +14,22 @@ from jax import lax
 from internvl_jax import sharding
 from internvl_jax.models.attention import kernels
 
-# Queries a block: bounds the scores held at once to B x N x QUERY_BLOCK x S.
+# Queries in a block: at most B x N x QUERY_BLOCK x S scores are held at once.
 QUERY_BLOCK = 512
 # On CPU scores beyond this many bytes (about its cache) are computed one key/value head at a time.
 CACHED_BYTES = 1 << 23
-# There, queries a block: fewer where later keys are left out, so that more are.
+# Queries in a block there. Where keys later than a block are left out, smaller blocks leave out more.
 ORDERED_BLOCK, UNORDERED_BLOCK = 256, 2048
 MASKED = -1e30  # finite: a row with nothing to attend to gives a mean, not NaN
 
 
 class Window(NamedTuple):
-    """A query sees this many last positions, itself included, where `holds` (a bool scalar, a layer's own)."""
+    """How far back a query sees.
+
+    Attributes:
+      size: positions that it sees, its own included.
+      holds: bool scalar, whether this layer has the window at all.
+    """
 
     size: int
     holds: jax.Array
@@ -82,9 +87,9 @@ def attend(
 
     Args:
       q_BNTH: queries; N is a multiple of M, head n reads key/value head n // (N / M).
-      k_BMSH, v_BMSH: keys and values; with `layer`, `[L, B, M, S, H]` of which that layer is meant.
-      mask: None attends to everything (the vision tower).
-      window: None sees all.
+      k_BMSH, v_BMSH: keys and values; where a `layer` is given, those of all layers, `[L, B, M, S, H]`.
+      mask: which keys a query may see; None: all of them (the vision tower).
+      window: how far back a query sees; None: to the first key.
       sinks_N: a logit per head that takes part in the softmax and has no value (GPT-OSS).
 
     Returns:
@@ -210,14 +215,16 @@ def _one_query(q_BMR1H, k_LBMSH, v_LBMSH, mask, window, sinks_MR, layer):
 
 
 def _blocks(T: int, S: int, mask: Mask | None, size: int) -> Iterator[tuple[int, int, int]]:
-    """(first query, end, number of keys that these queries may see)."""
+    """For every block of queries: the first, the end, and how many keys these queries may see."""
     for start in range(0, T, size):
         stop = min(start + size, T)
         yield start, stop, stop if mask is not None and mask.ordered else S
 
 
 def _exponentials(scores: jax.Array, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Softmax's numerator and denominator: dividing after the product with the values saves a pass over the scores."""
+    """The softmax's numerators and denominator. Who divides after the product with the values saves a pass over the
+    scores.
+    """
     largest = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
         largest = jnp.maximum(largest, sinks)

@@ -12,33 +12,35 @@ from jax import lax
 
 from internvl_jax.models.attention.attention import MASKED, Window
 
-# A layer's array each, or one stacked over layers.
+# An array for each layer, or one that is stacked over layers.
 Layered = tuple[jax.Array, ...] | jax.Array
 
 
 class Branches(NamedTuple):
-    """Keys and values of P prompts of T tokens, and of B answers with S slots; answers B / P * p and on are those of p.
+    """Keys and values of Q prompts of T tokens, and of B answers with S slots.
+
+    Every prompt has A = B / Q answers; those of the first come first.
 
     Attributes:
-      prompt_k, prompt_v: `[P, M, T, H]` of every layer.
-      k: `[B, M, H, S]` of every layer: on CPU read 1.5 times as fast as `[B, M, S, H]`.
-      v: `[B, M, S, H]` of every layer.
-      lengths_P: tokens of the prompts; what stands behind is padding.
-      step: tokens of every answer in the cache.
+      prompt_k, prompt_v: keys and values of the prompts, in every layer `[Q, M, T, H]`.
+      k: keys of the answers, in every layer `[B, M, H, S]`, which a CPU reads 1.5 times as fast as `[B, M, S, H]`.
+      v: values of the answers, in every layer `[B, M, S, H]`.
+      lengths_Q: how many tokens a prompt has; what stands behind them is padding.
+      step: how many tokens of every answer are in the cache.
     """
 
     prompt_k: Layered
     prompt_v: Layered
     k: Layered
     v: Layered
-    lengths_P: jax.Array
+    lengths_Q: jax.Array
     step: jax.Array
 
     def mask(self, segments_B1: jax.Array, positions_B1: jax.Array) -> None:
-        """Nothing: what an answer sees follows from its prompt's length and from the step."""
+        """None: what an answer sees follows from its prompt's length and from the step."""
 
     def place(self, slots_B1: jax.Array, segments_B1: jax.Array, positions_B1: jax.Array) -> "Branches":
-        """Counts the token of this call, which takes the next slot of every answer."""
+        """The cache with the token of this call counted; it takes the next slot of every answer."""
         return self._replace(step=self.step + 1)
 
     def write(self, layer: jax.Array | int, k_BM1H: jax.Array, v_BM1H: jax.Array, slots_B1: jax.Array) -> "Branches":
@@ -49,41 +51,41 @@ class Branches(NamedTuple):
     def attend(
         self, layer: jax.Array | int, q_BN1H: jax.Array, mask: None, window: Window | None, sinks_N: jax.Array | None
     ) -> jax.Array:
-        """One query an answer against its prompt and what it has written; as `attention.attend`."""
+        """Attention of one query an answer to its prompt and to what the answer has written; see `attention.attend`."""
         prompt_k, prompt_v, k, v = (part[layer] for part in (self.prompt_k, self.prompt_v, self.k, self.v))
-        (B, N, _, H), (P, M, T, _), S = q_BN1H.shape, prompt_k.shape, k.shape[3]
+        (B, N, _, H), (Q, M, T, _), S = q_BN1H.shape, prompt_k.shape, k.shape[3]
         R = N // M
         q_BMRH = (q_BN1H * H**-0.5).reshape(B, M, R, H)
         # To meet a prompt's keys, the queries of its answers stand together, as if they were heads of one.
-        A = B // P
-        by_answer = lambda x_PMQX: x_PMQX.reshape(P, M, A, R, -1).swapaxes(1, 2).reshape(B, M, R, -1)
-        by_prompt = lambda x_BMRX: x_BMRX.reshape(P, A, M, R, -1).swapaxes(1, 2).reshape(P, M, A * R, -1)
-        before_PMQT = _product("pmqh,pmth->pmqt", by_prompt(q_BMRH), prompt_k)
+        A = B // Q
+        by_answer = lambda x: x.reshape(Q, M, A, R, -1).swapaxes(1, 2).reshape(B, M, R, -1)
+        by_prompt = lambda x: x.reshape(Q, A, M, R, -1).swapaxes(1, 2).reshape(Q, M, A * R, -1)
+        before = _product("qmah,qmth->qmat", by_prompt(q_BMRH), prompt_k)
         since_BMRS = _product("bmrh,bmhs->bmrs", q_BMRH, k)
 
-        position_P = self.lengths_P + self.step - 1
-        seen_PT = jnp.arange(T)[None] < self.lengths_P[:, None]
+        position_Q = self.lengths_Q + self.step - 1
+        seen_QT = jnp.arange(T)[None] < self.lengths_Q[:, None]
         seen_S = jnp.arange(S) < self.step
         if window is not None:
             near = lambda distance: (distance < window.size) | ~window.holds
-            seen_PT &= near(position_P[:, None] - jnp.arange(T)[None])
+            seen_QT &= near(position_Q[:, None] - jnp.arange(T)[None])
             seen_S &= near(self.step - 1 - jnp.arange(S))
-        before_PMQT = jnp.where(seen_PT[:, None, None], before_PMQT, MASKED)
+        before = jnp.where(seen_QT[:, None, None], before, MASKED)
         since_BMRS = jnp.where(seen_S[None, None, None], since_BMRS, MASKED)
 
         largest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
-        largest_BMR1 = jnp.maximum(by_answer(largest(before_PMQT)), largest(since_BMRS))
+        largest_BMR1 = jnp.maximum(by_answer(largest(before)), largest(since_BMRS))
         sinks_BMR1 = None if sinks_N is None else sinks_N.astype(jnp.float32).reshape(1, M, R, 1)
         if sinks_N is not None:
             largest_BMR1 = jnp.maximum(largest_BMR1, sinks_BMR1)
-        before_PMQT = jnp.exp(before_PMQT - by_prompt(largest_BMR1))
+        before = jnp.exp(before - by_prompt(largest_BMR1))
         since_BMRS = jnp.exp(since_BMRS - largest_BMR1)
         total = lambda weights: jnp.sum(weights, axis=-1, keepdims=True)
-        total_BMR1 = by_answer(total(before_PMQT)) + total(since_BMRS)
+        total_BMR1 = by_answer(total(before)) + total(since_BMRS)
         if sinks_N is not None:
             total_BMR1 += jnp.exp(sinks_BMR1 - largest_BMR1)
         dtype = q_BN1H.dtype
-        out_BMRH = by_answer(_product("pmqt,pmth->pmqh", before_PMQT.astype(dtype), prompt_v))
+        out_BMRH = by_answer(_product("qmat,qmth->qmah", before.astype(dtype), prompt_v))
         out_BMRH += _product("bmrs,bmsh->bmrh", since_BMRS.astype(dtype), v)
         return (out_BMRH / total_BMR1).astype(dtype).reshape(B, N, 1, H)
 
@@ -93,7 +95,7 @@ def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _put(stack: Layered, layer: jax.Array | int, new: jax.Array, slot: jax.Array, axis: int) -> Layered:
-    """The stack with one slot of one layer taken, slots being on that axis of a layer."""
+    """The stack with new values in one slot of one layer; `axis` is that of the slots in a layer."""
     if isinstance(stack, tuple):
         part = lax.dynamic_update_slice_in_dim(stack[layer], new.astype(stack[layer].dtype), slot, axis)
         return (*stack[:layer], part, *stack[layer + 1 :])

@@ -9,11 +9,11 @@ from internvl_jax.models.attention.attention import Mask, Window, attend
 
 
 class Cache(NamedTuple):
-    """Keys and values of S slots per row, and what each slot holds.
+    """Keys and values in the S slots of every row, and what each slot holds.
 
     Attributes:
-      k, v: `[L, B, M, S, H]`.
-      segments_BS: 0 where a slot is empty, else the segment of the token in it.
+      k, v: keys and values, `[L, B, M, S, H]`.
+      segments_BS: the segment of the token in a slot; 0 where it is empty.
       positions_BS: position of the token in a slot.
     """
 
@@ -27,7 +27,10 @@ class Cache(NamedTuple):
         return Mask(segments_BT, positions_BT, self.segments_BS, self.positions_BS, ordered=False)
 
     def place(self, slots_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> "Cache":
-        """Marks the slots that the tokens of this call take; a slot number of S or more is dropped (padding)."""
+        """The cache with the slots marked that the tokens of this call take.
+
+        A token whose slot is S or more takes none: so padding is left out.
+        """
         rows = jnp.arange(slots_BT.shape[0])[:, None]
         return self._replace(
             segments_BS=self.segments_BS.at[rows, slots_BT].set(segments_BT, mode="drop"),
@@ -35,7 +38,7 @@ class Cache(NamedTuple):
         )
 
     def write(self, layer: jax.Array | int, k_BMTH: jax.Array, v_BMTH: jax.Array, slots_BT: jax.Array) -> "Cache":
-        """Stores the keys and values of one layer in their slots."""
+        """The cache with the keys and values of one layer in their slots."""
         B, M = k_BMTH.shape[:2]
         place = layer, jnp.arange(B)[:, None, None], jnp.arange(M)[None, :, None], slots_BT[:, None, :]
         return self._replace(

@@ -5,25 +5,29 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.models import scopes
+
 # Below this many queries the scores of plain products are small.
 LONG = 1024
-# Names for remat policies: of the causal kernel's output and its softmax's statistics (the vision tower's are large and
-# cheap to compute again), and of products of the language model: queries, keys and values, and the two inner ones of
-# its feed-forward layers.
+# What remat policies may keep, by name.
+# SAVED: the output of the causal kernel and the statistics of its softmax. (The vision tower's have no name: they are
+# large, and cheap to compute again.) QKV: queries, keys and values of the language model. GATE, UP: the two inner
+# products of its feed-forward layers.
 SAVED, QKV, GATE, UP = "attention", "qkv", "gate", "up"
 _LANES = 128
-_PADDED = -1  # segment of what is filled up; no query of a token is in it
+_PADDED = -1  # the segment of what fills up a block; no token is in it
 
 
 def splash(q_BNTH, k_BMTH, v_BMTH, segments_BT, window, windowed, sinks_N, interpret=False) -> jax.Array:
-    """Softmax attention of rows to themselves; q comes scaled.
+    """Softmax attention of the tokens of a row to each other, by queries that are scaled already.
 
-    Padding (segment 0) attends to padding: what it gives is finite and nobody reads it.
+    Padding (segment 0) attends to padding; its results are finite, and nobody reads them.
 
     Args:
-      segments_BT: tokens attend to themselves and earlier ones of their segment; None: all attend to all.
-      window: tokens that a query sees, itself included, where `windowed` (a bool scalar) holds; None: all.
-      sinks_N: float32, or None.
+      segments_BT: a token attends to itself and to earlier ones of its segment; without segments all attend to all.
+      window: how many tokens a query sees, its own included; None: all.
+      windowed: bool scalar, whether this layer has the window at all.
+      sinks_N: a logit per head that takes part in the softmax, float32, or None.
 
     Returns:
       `[B, N, T, H]`.
@@ -79,7 +83,7 @@ def _splash(q, k, v, segments_BT, sinks_N, *, causal, window, interpret):
     keys = (T + block) // 2 if causal else T
     if window is not None:
         keys = block * (1 + -(-(window - 1) // block))
-    with jax.named_scope(f"{SAVED}_{min(keys, T)}_keys"):  # what a query costs: nothing else in the program tells
+    with jax.named_scope(scopes.keys_scope(min(keys, T))):
         if segments_BT is None:
             return jax.vmap(lambda q, k, v: attention(q, k, v, None, sinks_N))(q, k, v)
         ids = lambda segments_T: sk.SegmentIds(segments_T, segments_T)
@@ -87,13 +91,13 @@ def _splash(q, k, v, segments_BT, sinks_N, *, causal, window, interpret):
 
 
 def suits_cudnn(q_BNTH: jax.Array) -> bool:
-    """Whether cuDNN takes such queries (jax 0.10: half precision, heads of at most 128 in eights)."""
+    """Whether cuDNN takes such queries (jax 0.10: half precision, a head's width at most 128 and a multiple of 8)."""
     H = q_BNTH.shape[3]
     return q_BNTH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
 
 
 def cudnn(q_BNTH, k_BMTH, v_BMTH, segments_BT, implementation="cudnn") -> jax.Array:
-    """As `splash` without window and sinks, which cuDNN doesn't know.
+    """What `splash` returns without window and sinks, which cuDNN doesn't know.
 
     Segments are a mask of `[B, 1, T, T]`: JAX's interface to cuDNN has no other way to say them.
     """

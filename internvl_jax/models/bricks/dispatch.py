@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from internvl_jax.models import scopes
 from internvl_jax.models.bricks.grouped import ROWS
-from internvl_jax.sharding import Share, bind, by_owner, by_token, flatten
-from internvl_jax.sharding.flat import Params, logical_axes
+from internvl_jax.sharding import Params, Share, bind, by_owner, by_token, flatten, logical_axes
 
-# Rows of a chunk: so many even shares, so that mostly one is enough, but at most so many rows, for memory's sake
-# (32,768 tokens with 8 experts each are four such chunks).
+# A chunk has 1.25 times the rows that a device has if all have equal shares: mostly one chunk is enough. For memory's
+# sake it has at most 65,536 rows (32,768 tokens with 8 experts each are four such chunks).
 _CHUNK, _MOST = 1.25, 65536
 
 
 def choose(logits_BTE: jax.Array, per_token: int) -> tuple[jax.Array, jax.Array]:
-    """`[B, T, K]`: the largest logits, best first, and whose they are."""
+    """The largest logits of every token, best first, and the numbers of their experts; `[B, T, K]` each."""
     return by_token(lambda logits_BTE: lax.top_k(logits_BTE, per_token), logits_BTE)
 
 
@@ -28,10 +28,10 @@ def dispatch(experts: nnx.Module, x_BTD: jax.Array, chosen_BTK: jax.Array, weigh
     """`[B, T, D]`: for every token the sum of its experts' outputs, weighted.
 
     Args:
-      experts: called with rows `[R, D]` sorted by expert, how many rows each expert has `[E]`, and the expert of every
-        row `[R]`. The first dimension of every parameter is 'expert'.
+      experts: called with rows `[U, D]` sorted by expert, how many rows each expert has `[E]`, and the expert of every
+        row `[U]`. The first dimension of every parameter is 'expert'.
       chosen_BTK: numbers of the chosen experts.
-      weights_BTK: float32.
+      weights_BTK: the factors of their outputs, float32.
     """
     graphdef, params = nnx.split(experts, nnx.Param)[0], flatten(experts)
     multiply = functools.partial(_multiply, graphdef)
@@ -39,15 +39,16 @@ def dispatch(experts: nnx.Module, x_BTD: jax.Array, chosen_BTK: jax.Array, weigh
 
 
 def _multiply(
-    graphdef: nnx.GraphDef, params: Params, x_ND: jax.Array, chosen_NK: jax.Array, weights_NK: jax.Array, share: Share
+    graphdef: nnx.GraphDef, params: Params, x_TD: jax.Array, chosen_TK: jax.Array, weights_TK: jax.Array, share: Share
 ) -> jax.Array:
-    """`[N, D]`: what the experts of one device contribute.
+    """`[T, D]`: what the experts of one device contribute.
 
-    Choices are sorted by expert, those of other devices last. Rows of the own experts are multiplied in chunks; chunks
-    without such rows are skipped. So a device that more tokens want takes longer, but no more memory.
+    Choices are sorted by expert; choices of other devices' experts come last. The rows of this device's experts are
+    multiplied in chunks, and chunks without any are skipped: a device that more tokens go to needs more time, but no
+    more memory.
     """
-    places, count = chosen_NK.size, len(next(iter(params.values())))  # a place is a token's choice
-    expert = chosen_NK.reshape(-1) - share.first
+    places, count = chosen_TK.size, len(next(iter(params.values())))  # a place is a token's choice
+    expert = chosen_TK.reshape(-1) - share.first
     expert = jnp.where((expert >= 0) & (expert < count), expert, count)
     order = jnp.argsort(expert, stable=True)
     ends_E = jnp.cumsum(jnp.bincount(expert, length=count).astype(jnp.int32))
@@ -55,88 +56,92 @@ def _multiply(
     even = math.ceil(places / share.shards)
     size = min(places, _MOST, ROWS * math.ceil(even * _CHUNK / ROWS))
     chunks = math.ceil(places / size)
-    order_CR = jnp.pad(order, (0, chunks * size - places)).reshape(chunks, size)
-    # How many chunks have rows where experts have equal shares of the tokens: nothing else in the program tells.
-    name = f"chunks_if_even_{math.ceil(even / size)}_of_{chunks}"
-    out_ND = _chunks(graphdef, name, params, jnp.asarray(x_ND), weights_NK, expert, ends_E, order_CR)
-    return out_ND.astype(x_ND.dtype)
+    orders = jnp.pad(order, (0, chunks * size - places)).reshape(chunks, size)
+    name = scopes.chunks_scope(math.ceil(even / size), chunks)
+    out_TD = _chunks(graphdef, name, params, jnp.asarray(x_TD), weights_TK, expert, ends_E, orders)
+    return out_TD.astype(x_TD.dtype)
 
 
 class _Chunk(NamedTuple):
-    """Rows of some places, sorted by expert.
+    """A part of the rows that a device multiplies, sorted by expert. A row is one token's choice of one expert.
 
     Attributes:
-      place_R, token_R, expert_R: numbers.
-      sizes_E: rows of every expert.
-      real_R1: False for rows beyond those of the own experts.
+      place_U: the number of the choice, among all choices of all tokens.
+      token_U: the number of the token.
+      expert_U: the number of the expert, among those of the device.
+      sizes_E: how many rows every expert has.
+      real_U1: False where the expert is another device's.
     """
 
-    place_R: jax.Array
-    token_R: jax.Array
-    expert_R: jax.Array
+    place_U: jax.Array
+    token_U: jax.Array
+    expert_U: jax.Array
     sizes_E: jax.Array
-    real_R1: jax.Array
+    real_U1: jax.Array
 
 
-def _fold(name: str, add: Callable, carry, expert, ends_E, order_CR, per_token: int):
+def _fold(name: str, add: Callable, carry, expert, ends_E, orders, per_token: int):
     """Folds `add(carry, chunk)` over the chunks that have rows."""
-    C, R = order_CR.shape
+    chunks, U = orders.shape
 
     def step(carry, inputs):
-        start, order_R = inputs
+        start, order_U = inputs
 
         def run(carry):
-            sizes_E = jnp.diff(jnp.clip(ends_E - start, 0, R), prepend=0)
-            expert_R = jnp.minimum(expert[order_R], len(ends_E) - 1)
-            real_R1 = (start + jnp.arange(R) < ends_E[-1])[:, None]
-            return add(carry, _Chunk(order_R, order_R // per_token, expert_R, sizes_E, real_R1))
+            sizes_E = jnp.diff(jnp.clip(ends_E - start, 0, U), prepend=0)
+            expert_U = jnp.minimum(expert[order_U], len(ends_E) - 1)
+            real_U1 = (start + jnp.arange(U) < ends_E[-1])[:, None]
+            return add(carry, _Chunk(order_U, order_U // per_token, expert_U, sizes_E, real_U1))
 
         with jax.named_scope(name):
             return lax.cond(start < ends_E[-1], run, lambda carry: carry, carry), None
 
-    return lax.scan(step, carry, (jnp.arange(C) * R, order_CR))[0]
+    return lax.scan(step, carry, (jnp.arange(chunks) * U, orders))[0]
 
 
-def _rows(graphdef: nnx.GraphDef, chunk: _Chunk, params: Params, x_RD: jax.Array, weights_R: jax.Array) -> jax.Array:
-    """Weighted outputs of the experts. What a grouped product returns for rows beyond its groups is not defined."""
-    y_RD = bind(graphdef, params)(jnp.where(chunk.real_R1, x_RD, 0), chunk.sizes_E, chunk.expert_R)
-    return jnp.where(chunk.real_R1, y_RD.astype(jnp.float32), 0) * weights_R[:, None]
+def _rows(graphdef: nnx.GraphDef, chunk: _Chunk, params: Params, x_UD: jax.Array, weights_U: jax.Array) -> jax.Array:
+    """Weighted outputs of the experts; 0 for rows that are not real, where a grouped product may return anything."""
+    y_UD = bind(graphdef, params)(jnp.where(chunk.real_U1, x_UD, 0), chunk.sizes_E, chunk.expert_U)
+    return jnp.where(chunk.real_U1, y_UD.astype(jnp.float32), 0) * weights_U[:, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunks(graphdef, name, params, x_ND, weights_NK, expert, ends_E, order_CR):
-    """The sum over a token's places, in float32. Its gradient recomputes a chunk's rows, and skips what is skipped."""
-    weights = weights_NK.reshape(-1)
+def _chunks(graphdef, name, params, x_TD, weights_TK, expert, ends_E, orders):
+    """For every token the sum over its choices, in float32.
 
-    def add(out_ND, chunk):
-        y_RD = _rows(graphdef, chunk, params, x_ND[chunk.token_R], weights[chunk.place_R])
-        return out_ND.at[chunk.token_R].add(y_RD)
+    The gradient computes the rows of a chunk again, and skips the chunks that were skipped.
+    """
+    weights = weights_TK.reshape(-1)
 
-    return _fold(name, add, jnp.zeros(x_ND.shape, jnp.float32), expert, ends_E, order_CR, weights_NK.shape[1])
+    def add(out_TD, chunk):
+        y_UD = _rows(graphdef, chunk, params, x_TD[chunk.token_U], weights[chunk.place_U])
+        return out_TD.at[chunk.token_U].add(y_UD)
+
+    return _fold(name, add, jnp.zeros(x_TD.shape, jnp.float32), expert, ends_E, orders, weights_TK.shape[1])
 
 
 def _chunks_forward(graphdef, name, *given):
     return _chunks(graphdef, name, *given), given
 
 
-def _chunks_backward(graphdef, name, given, g_ND):
-    params, x_ND, weights_NK, expert, ends_E, order_CR = given
-    weights = weights_NK.reshape(-1)
+def _chunks_backward(graphdef, name, given, g_TD):
+    params, x_TD, weights_TK, expert, ends_E, orders = given
+    weights = weights_TK.reshape(-1)
 
     def add(sums, chunk):
         rows = functools.partial(_rows, graphdef, chunk)
-        pull = jax.vjp(rows, params, x_ND[chunk.token_R], weights[chunk.place_R])[1]
-        dparams, dx_RD, dweights_R = pull(g_ND[chunk.token_R])
+        pull = jax.vjp(rows, params, x_TD[chunk.token_U], weights[chunk.place_U])[1]
+        dparams, dx_UD, dweights_U = pull(g_TD[chunk.token_U])
         return (
             jax.tree.map(jnp.add, sums[0], dparams),
-            sums[1].at[chunk.token_R].add(dx_RD.astype(jnp.float32)),
-            sums[2].at[chunk.place_R].add(dweights_R),
+            sums[1].at[chunk.token_U].add(dx_UD.astype(jnp.float32)),
+            sums[2].at[chunk.place_U].add(dweights_U),
         )
 
-    zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, jnp.float32), (params, x_ND, weights))
-    dparams, dx_ND, dweights = _fold(name, add, zeros, expert, ends_E, order_CR, weights_NK.shape[1])
+    zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, jnp.float32), (params, x_TD, weights))
+    dparams, dx_TD, dweights = _fold(name, add, zeros, expert, ends_E, orders, weights_TK.shape[1])
     dparams = jax.tree.map(lambda grad, value: grad.astype(value.dtype), dparams, params)
-    return dparams, dx_ND.astype(x_ND.dtype), dweights.reshape(weights_NK.shape), None, None, None
+    return dparams, dx_TD.astype(x_TD.dtype), dweights.reshape(weights_TK.shape), None, None, None
 
 
 _chunks.defvjp(_chunks_forward, _chunks_backward)

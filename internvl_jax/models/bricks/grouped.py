@@ -18,17 +18,17 @@ from internvl_jax.sharding import meshed, platform
 _FORWARD = lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 _BACKWARD = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0])
 _WEIGHTS = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-# Rows that a kernel takes at once; few rows (decoding) are filled up to a multiple of the second.
+# ROWS: rows that a kernel takes at once. Fewer rows (decoding) are filled up to a multiple of _FEW.
 ROWS, _FEW = 512, 128
-# Rows that the loop takes at once. Of a group's last block, only some rows are the group's.
+# Rows that the loop takes at once. The last block of a group also has rows of the next groups.
 _BLOCK = 64
 
 
 def grouped_product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`x[R, I] . w[group of the row, O, I] -> [R, O]` in x's dtype, accumulated in float32.
+    """`x[rows, in] . w[group of the row, out, in] -> [rows, out]` in x's dtype, accumulated in float32.
 
     Args:
-      sizes: rows of every group, int32. What comes out for rows beyond the last group is not defined.
+      sizes: how many rows every group has, int32. Rows beyond the last group may come out as anything.
     """
     kind = platform()
     # Outside of `use`, weights may be spread in ways that only XLA's own product knows to follow.
@@ -39,7 +39,7 @@ def grouped_product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
 
 
 def _tiles(rows: int, contracted: int, out: int) -> tuple[int, int, int]:
-    """What a kernel takes at once of every dimension: up to 1,024, so that little is added to the last part."""
+    """What a kernel takes at once: of widths 512 to 1,024, whichever fills up the last part least."""
     fitting = lambda size: min(range(1024, 511, -128), key=lambda part: -size % part)
     return math.gcd(rows, ROWS), fitting(contracted), fitting(out)
 
@@ -91,7 +91,7 @@ def _loop_rows(x: jax.Array, w: jax.Array, sizes: jax.Array, dim: int) -> jax.Ar
 
 
 def _loop_weights(g: jax.Array, x: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`[groups, O, I]` in float32: the sum over a group's rows of g `[R, O]` times x `[R, I]`."""
+    """`[groups, out, in]` in float32: the sum over a group's rows of g `[rows, out]` times x `[rows, in]`."""
     size = min(_BLOCK, len(x))
     g, x = (jnp.pad(part, ((0, size), (0, 0))) for part in (g, x))
 

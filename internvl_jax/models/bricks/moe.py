@@ -27,10 +27,10 @@ class Routing(NamedTuple):
     """What a router decided.
 
     Attributes:
-      logits_BTE: float32.
-      experts_BTK: the experts that were taken.
-      own_BTK: those that the router would choose, best first; the same unless a choice was replayed.
-      balanced_BTE: logits of the probabilities that the load-balancing loss is taken of.
+      logits_BTE: the router's logits, float32.
+      experts_BTK: the experts that the tokens went to.
+      own_BTK: the experts that the router itself chooses, best first; other ones only where a choice was replayed.
+      balanced_BTE: logits whose softmax the load-balancing loss is computed from.
     """
 
     logits_BTE: jax.Array
@@ -40,11 +40,11 @@ class Routing(NamedTuple):
 
 
 class Load(NamedTuple):
-    """How the tokens of a row used the experts: sums, from which a load-balancing loss is made.
+    """How the tokens of a row used the experts: sums that a load-balancing loss is made of.
 
     Attributes:
-      choices_BE: tokens that took the expert.
-      probabilities_BE: sum of the tokens' probabilities.
+      choices_BE: how many tokens went to the expert.
+      probabilities_BE: the tokens' probabilities of the expert, summed.
     """
 
     choices_BE: jax.Array
@@ -90,9 +90,11 @@ class Moe(nnx.Module):
         self.balanced = balanced
 
     def __call__(self, x_BTD: jax.Array, replay_BTK: jax.Array | None = None) -> tuple[jax.Array, Routing]:
-        """Args:
-        replay_BTK: experts to take instead of the router's own, with the weights that it gives them now (the gradient
-          reaches the router); negative where none were noted.
+        """The layer's output and its routing.
+
+        Args:
+          replay_BTK: experts to take instead of the router's own, with the weights that the router gives them now, so
+            that the gradient reaches it; negative where none were noted.
         """
         logits_BTE = self.router(x_BTD.astype(jnp.float32))
         chosen_BTK, own_BTK = choose(logits_BTE, self.per_token)
@@ -146,9 +148,11 @@ class ExpertLinear(nnx.Module):
         self.bias = param(rngs, shape[:-1], axes[:-1], zeros) if bias else None
 
     def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
-        """Args:
-        sizes_E: rows of every expert.
-        experts: the expert of every row.
+        """The products of all rows with the weights of their experts.
+
+        Args:
+          sizes_E: how many rows every expert has.
+          experts: the expert of every row.
         """
         y = self.weight.grouped(x, sizes_E)
         if self.bias is None:

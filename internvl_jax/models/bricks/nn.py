@@ -25,12 +25,15 @@ zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """In place of a norm that a family lacks."""
+    """x itself: stands where a family has no norm."""
     return x
 
 
 def along(value: jax.Array, x: jax.Array) -> jax.Array:
-    """`value` with leading dimensions of 1, to meet the last dimensions of x: broadcasting is never silent here."""
+    """`value` with leading dimensions of 1, as many as it takes to broadcast along the last dimensions of x.
+
+    Arrays of different ranks are never combined in this project: tests refuse it (jax_numpy_rank_promotion).
+    """
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
 
 
@@ -55,7 +58,7 @@ class Linear(nnx.Module):
 
 
 class RmsNorm(nnx.Module):
-    """Root-mean-square norm over the trailing dimensions that `shape` names (full-width q/k norm: heads and width)."""
+    """Root-mean-square norm over the last dimensions, those of `shape` (heads and width in the full-width q/k norm)."""
 
     def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, eps: float):
         self.scale = param(rngs, shape, axes, ones)
@@ -110,9 +113,9 @@ def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array
     """Drops the whole residual branch of a tile with probability `rate`, and scales what is kept by 1 / (1 - rate).
 
     Args:
-      x: [G, P, D], one entry of the first dimension is dropped or kept as a whole.
-      rate: scalar.
-      key: None outside training.
+      x: the branch's output, `[G, P, D]`; a tile is dropped or kept as a whole.
+      rate: scalar, the probability of being dropped.
+      key: randomness; None outside training, where nothing is dropped.
     """
     if key is None:
         return x

@@ -45,7 +45,7 @@ class Weight(nnx.Param):
         outputs in one dimension.
 
         Args:
-          sizes_E: rows of every expert; those of one stand after those of another.
+          sizes_E: how many rows every expert has; they stand in the order of the experts.
         """
         value = self[...]
         return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), sizes_E)
@@ -73,7 +73,7 @@ def make_weight(
 
 @jax.custom_vjp
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`x[..., I] . w[O, I] -> [..., O]` in x's dtype, accumulated in float32.
+    """`x[..., in] . w[out, in] -> [..., out]` in x's dtype, accumulated in float32.
 
     The gradient is written out since differentiating an accumulate-in-float32 product makes products of float32 with
     bfloat16, which no platform has a fast path for. That of w is computed in float32 and has w's own dtype.
@@ -82,7 +82,7 @@ def dot(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`x[..., I] . w[O, I] -> [..., O]` in float32."""
+    """`x[..., in] . w[out, in] -> [..., out]` in float32."""
     contract = lambda x, w: _contract(x, w, x.ndim - 1, 1)
     rows = x.size // x.shape[-1]
     if x.dtype == jnp.float32 and 1 < rows <= _FEW:

@@ -24,13 +24,13 @@ class DecoderOut(NamedTuple):
     """What a pass over tokens returns.
 
     Attributes:
-      hidden_BTD: after the final norm.
-      cache: with this call's keys and values, where one was given.
-      kv_LBMTH: keys and values of this call, if collected.
-      hidden_LBTD: the input of every layer, if collected.
-      router_LBTE: logits of the routers, if collected.
-      experts_LBTK: the experts that the routers choose, if collected.
-      load: use of the experts, fields `[L, B, E]`, if collected.
+      hidden_BTD: hidden states after the final norm.
+      cache: the given cache with the keys and values of this call; None where none was given.
+      kv_LBMTH: keys and values of this call. This and the following are None unless collected.
+      hidden_LBTD: the input of every layer.
+      router_LBTE: logits of the routers.
+      experts_LBTK: the experts that the routers choose.
+      load: how the experts were used, fields `[L, B, E]`.
     """
 
     hidden_BTD: jax.Array
@@ -43,7 +43,7 @@ class DecoderOut(NamedTuple):
 
 
 class Embedding(nnx.Module):
-    """A row per token id; as `Head`, a logit per token id."""
+    """A table with a row for every token id: as `embed` looked up, as `head` multiplied to a logit for every id."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         axes, init = (("vocab",), ("embed",)), normal(config.init_std)
@@ -97,7 +97,7 @@ class Decoder(nnx.Module):
           cache: keys to attend to besides this call's own.
           slots_BT: with a cache, the slot that each token takes.
           collect: 'kv', 'hidden', 'router', 'experts' and 'load' add those fields to the result.
-          replay_LBTK: experts to take, see `Moe`.
+          replay_LBTK: experts to take instead of the routers' own, see `Moe`.
         """
         if cache is None:
             mask = Mask.within(segments_BT, positions_BT)

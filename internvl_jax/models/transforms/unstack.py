@@ -1,8 +1,8 @@
 """Layers apart instead of stacked: the layout that decodes fastest on CPU.
 
-A scan over stacked weights copies each layer's slice before using it, which for one-row decode doubles the memory
-traffic (0.218 s a token of the 1B against 0.120, 2026-11). Prefill keeps the scan: against its products the copies
-are nothing, and it compiles in a second instead of eight. The two layouts share their memory.
+A scan over stacked weights copies a layer's slice before it uses it. Decoding one row, that doubles the memory traffic
+(a token of the 1B takes 0.218 s instead of 0.120, 2026-11). Prefill keeps the scan: beside its products the copies cost
+nothing, and it compiles in one second instead of eight. The two layouts share their memory.
 """
 
 import jax
@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 
 from internvl_jax.models import InternVL
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params
 
 _PREFIX = "lm.layers."
 
 
 def unstack(model: InternVL) -> nnx.GraphDef:
-    """The structure of the same function with the language model's layers apart, for what `unstack_params` returns."""
+    """The structure of the same model with the language model's layers apart; its parameters: `unstack_params`."""
     apart = nnx.merge(*nnx.split(model))
     graphdef, state = nnx.split(model.lm.layers)
     apart.lm.layers = nnx.List(nnx.merge(graphdef, state, copy=True) for _ in range(model.config.text.layers))
@@ -24,7 +24,10 @@ def unstack(model: InternVL) -> nnx.GraphDef:
 
 
 def unstack_params(params: Params) -> Params:
-    """`lm.layers.PATH` [L, ...] as `lm.layers.0.PATH` and so on; of arrays on one CPU device as views, not copies."""
+    """Every `lm.layers.PATH` [L, ...] as `lm.layers.0.PATH`, `lm.layers.1.PATH` and so on.
+
+    Arrays on one CPU device become views of the same memory, others are copied.
+    """
     apart: Params = {}
     for path, leaf in params.items():
         if path.startswith(_PREFIX):
@@ -39,7 +42,8 @@ def _apart(leaf: jax.Array) -> list[jax.Array]:
     devices = leaf.devices()
     if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
         return list(leaf)
-    # device_put takes over memory that is aligned for XLA, as a layer's slice of any real weight is. What was bound to
-    # its device stays so, and what was not, not: programs would compile twice.
+    # device_put takes over memory that is aligned for XLA, as a layer's slice of any real weight is. Given a device, it
+    # commits the array to it. Programs compile once for committed arguments and once for others: parts are what the
+    # stack was.
     device = next(iter(devices)) if leaf.committed else None
     return [jax.device_put(part, device) for part in np.asarray(leaf)]

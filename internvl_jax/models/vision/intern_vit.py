@@ -85,7 +85,7 @@ class InternViT(nnx.Module):
         Args:
           tiles_GHWC: float, sides divisible by the patch size; where the grid is not the trained one the position table
             is interpolated.
-          key: drop-path randomness; None outside training.
+          key: randomness of drop path; None outside training.
           collect: also return the input and the output of every layer.
 
         Returns:

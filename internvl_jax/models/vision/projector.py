@@ -6,11 +6,14 @@ from flax import nnx
 from internvl_jax.models.bricks.nn import LayerNorm, Linear, dropout, gelu, normal
 
 
-def pixel_shuffle(x_GRCD: jax.Array, side: int) -> jax.Array:
-    """`[G, R, C, D] -> [G, R/side, C/side, side*side*D]`: neighbours join, row-major (released ps_version v2)."""
-    G, R, C, D = x_GRCD.shape
-    x = x_GRCD.reshape(G, R // side, side, C // side, side, D).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(G, R // side, C // side, side * side * D)
+def pixel_shuffle(x: jax.Array, side: int) -> jax.Array:
+    """Neighbours join, row-major (released ps_version v2).
+
+    `[G, rows, columns, D] -> [G, rows / side, columns / side, side * side * D]`.
+    """
+    G, rows, columns, D = x.shape
+    x = x.reshape(G, rows // side, side, columns // side, side, D).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(G, rows // side, columns // side, side * side * D)
 
 
 class Projector(nnx.Module):
@@ -38,8 +41,10 @@ class CompressedProjector(nnx.Module):
         self.rate = rate
 
     def __call__(self, x_GPD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Args:
-        key: dropout randomness; None outside training.
+        """Features in the language model's width.
+
+        Args:
+          key: randomness of dropout; None outside training.
         """
         keys = (None, None) if key is None else jax.random.split(key)
         x = dropout(gelu(self.fc1(self.norm(x_GPD))), self.rate, keys[0])

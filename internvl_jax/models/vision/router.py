@@ -31,8 +31,11 @@ class CrossAttention(nnx.Module):
         self.proj = Linear(rngs, (width,), (N, H), (width_axes, head_axes), init, bias=True)
 
     def __call__(self, q_GD: jax.Array, x_GPD: jax.Array) -> jax.Array:
-        """With one query the weights of keys and values may stand on its side of either product: 2D / N times fewer
-        operations than projecting every patch, and less to round. The bias of keys adds the same to all scores.
+        """The attention's output.
+
+        Patches are never projected to keys and values. There is one query, so the weight of the keys multiplies it
+        instead, and the weight of the values multiplies the mean: 2D / N times fewer operations, and less to round. The
+        bias of the keys is left out, as it adds the same to all scores of a head.
         """
         q_NHD, k_NHD, v_NHD = self.qkv.weight.dense(x_GPD.dtype)
         q_bias_NH, _, v_bias_NH = self.qkv.bias[...].astype(jnp.float32)
@@ -93,8 +96,10 @@ class Router(nnx.Module):
         self.runtime = runtime
 
     def __call__(self, x_GPD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Args:
-        key: dropout randomness; None outside training.
+        """The logits.
+
+        Args:
+          key: randomness of dropout; None outside training.
         """
         keys = None if key is None else jax.random.split(key, _BLOCKS)
         x_GD = self.pooling(x_GPD).astype(jnp.float32)

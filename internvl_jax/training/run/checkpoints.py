@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding.params_io import ITEM, first_line, saving_options
+from internvl_jax.sharding import ITEM, first_line, saving_options
 from internvl_jax.training.run.state import TrainState
 
 FOLDER = "checkpoints"
@@ -61,9 +61,9 @@ class Checkpoints:
         """Starts saving; an error of the save before (a full disk) is raised here.
 
         Args:
-          step: optimizer steps taken.
-          state: may be donated once this returns.
-          data: position of the data, JSON-able.
+          step: the optimizer steps taken.
+          state: what is saved; it may be donated once this returns.
+          data: the position of the data, JSON-able.
         """
         self.wait()
         with saving_options():
@@ -97,7 +97,7 @@ class Checkpoints:
         """The latest state and data position.
 
         Args:
-          abstract: shapes, dtypes and shardings; the mesh may differ from the one that saved.
+          abstract: the shapes, dtypes and shardings to restore to; the mesh may differ from the one that saved.
         """
         logging.getLogger(__name__).info("restoring step %s of %s", self.latest, self._directory)
         try:

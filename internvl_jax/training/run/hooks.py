@@ -70,9 +70,9 @@ class Progress:
     fit, above a bar.
 
     Args:
-      step: steps taken so far.
-      steps: of the run.
-      columns: metrics to show.
+      step: the steps taken so far.
+      steps: all steps of the run.
+      columns: the metrics to show.
     """
 
     def __init__(self, step: int, steps: int, columns: Sequence[str]):
@@ -116,8 +116,8 @@ class Picture:
     A run does not stop for a picture that can't be written: that is a warning in the log.
 
     Args:
-      workdir: where metrics are read and the picture goes.
-      columns: metrics to draw.
+      workdir: where the metrics are read and the picture is written.
+      columns: the metrics to draw.
     """
 
     def __init__(self, workdir: pathlib.Path, columns: Sequence[str]):

@@ -18,9 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVLConfig
-from internvl_jax.models.flops import PEAK, train_flops
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import PEAK, InternVLConfig, train_flops
 from internvl_jax.training.config import RunConfig, TrainConfig
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.checkpoints import Checkpoints
@@ -29,7 +27,7 @@ from internvl_jax.training.run.optim import schedule
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.run.state import TrainState
-from internvl_jax.training.stages.base import Source, Start
+from internvl_jax.training.stages.base import Start
 from internvl_jax.training.stages.registry import STAGES
 
 _LOG = logging.getLogger(__name__)
@@ -54,45 +52,33 @@ def train(config: TrainConfig) -> dict[str, Any]:
         state, position = _initial_state(program, checkpoints, run.init_from, stage.start is Start.BASE)
         reference = read_reference(setup.reference_of(config), program) if stage.refers else None
         source.start(position)
+        first = saved = int(state.step)
         rate = schedule(config.optim, run.steps)
-        meter = Meter(workdir, int(state.step), run, stage.columns, rate, config.model, program.mesh)
+        meter = Meter(workdir, first, run, stage.columns, rate, config.model, program.mesh)
         started = time.perf_counter()
-        _loop(run, program, source, checkpoints, meter, state, reference)
-    return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
-
-
-def _loop(
-    run: RunConfig,
-    program: Program,
-    source: Source,
-    checkpoints: Checkpoints,
-    meter: "Meter",
-    state: TrainState,
-    reference: Params | None,
-) -> None:
-    first = saved = int(state.step)
-    pending = None
-    try:
-        for step in range(first, run.steps):
-            if step > saved and step % run.save_every == 0:
-                meter.log(*pending)  # a kill after the save must not lose the metrics of a saved step
-                pending = None
-                checkpoints.save(step, state, source.position())
-                saved = step
-            batch = program.place(source.take(state))
-            with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
-                state, metrics = program.step(state, batch, reference)
+        pending = None
+        try:
+            for step in range(first, run.steps):
+                if step > saved and step % run.save_every == 0:
+                    meter.log(*pending)  # a kill after the save must not lose the metrics of a saved step
+                    pending = None
+                    checkpoints.save(step, state, source.position())
+                    saved = step
+                batch = program.place(source.take(state))
+                with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
+                    state, metrics = program.step(state, batch, reference)
+                if pending is not None:
+                    meter.log(*pending)
+                pending = (step + 1, metrics, source.notes())
             if pending is not None:
                 meter.log(*pending)
-            pending = (step + 1, metrics, source.notes())
-        if pending is not None:
-            meter.log(*pending)
-        if run.steps > saved:
-            checkpoints.save(run.steps, state, source.position())
-            checkpoints.wait()
-    finally:
-        source.close()
-        meter.close()
+            if run.steps > saved:
+                checkpoints.save(run.steps, state, source.position())
+                checkpoints.wait()
+        finally:
+            source.close()
+            meter.close()
+    return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
 
 
 def _initial_state(program: Program, checkpoints: Checkpoints, init_from: str, extend: bool) -> tuple[TrainState, Any]:

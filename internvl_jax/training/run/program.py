@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec as P
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime
-from internvl_jax.sharding import PRESETS, ParamSpec, Rules
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig, parse_mesh
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
@@ -40,13 +39,13 @@ class Program:
       model: the model's config.
       objective: what it optimises.
       graphdef, specs: the model's structure and parameters.
-      reference_graphdef, abstract_reference: structure of the frozen reference, and shapes, dtypes and shardings of its
-        parameters.
-      abstract: shapes, dtypes and shardings of the state.
+      reference_graphdef, abstract_reference: the structure of the frozen reference, and the shapes, dtypes and
+        shardings of its parameters.
+      abstract: the shapes, dtypes and shardings of the state.
       step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
-      place: a host's numpy batch onto the devices.
-      from_params: jitted parameters -> state; they are donated.
-      random_params: fresh parameters of the run's seed; given paths, of those alone.
+      place: puts a host's numpy batch onto the devices.
+      from_params: jitted parameters -> state; the parameters are donated.
+      random_params: makes fresh parameters from the run's seed; given paths, those alone.
     """
 
     mesh: Mesh
@@ -117,7 +116,7 @@ def make_program(
             out_shardings=(places, NamedSharding(mesh, P())),
             compiler_options=_COMPILER.get(mesh.devices.flat[0].platform),
         ),
-        place=functools.partial(_place, sharded=NamedSharding(mesh, rules.spec(("batch",)))),
+        place=functools.partial(_place, mesh=mesh, rules=rules),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
         random_params=lambda paths=where: sharding.init(make, run.seed, {path: where[path] for path in paths}),
     )
@@ -146,5 +145,6 @@ def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:
         )
 
 
-def _place(batch: Any, *, sharded: NamedSharding) -> Any:
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharded, array), batch)
+def _place(batch: Any, *, mesh: Mesh, rules: Rules) -> Any:
+    where = sharding.batch_shardings(batch, mesh, rules)
+    return jax.tree.map(jax.make_array_from_process_local_data, where, batch)

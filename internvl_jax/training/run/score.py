@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.models import token_logprobs
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.run.step import num_filled, split_rows
@@ -22,7 +22,7 @@ def make_scorer(program: Program, graphdef: nnx.GraphDef, micro_batches: int, lo
     the end left out.
 
     Args:
-      graphdef: of the program's model or of its references, whichever the parameters are of.
+      graphdef: the structure that the parameters belong to: the program's model or its reference.
     """
 
     def score(params, rows: Batch, routes_BTLK=None):

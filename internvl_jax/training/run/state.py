@@ -8,17 +8,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.sharding import ParamSpec, like_params
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params, ParamSpec, like_params
 from internvl_jax.training.config import Group
 
 
 class TrainState(NamedTuple):
     """Attributes:
-    step: int32 scalar, optimizer steps taken.
-    params: float32, all of them.
-    opt_state: of the trainable ones.
-    nonfinite: int32 scalar, steps in a row that were not applied.
+    step: int32 scalar, the optimizer steps taken.
+    params: float32, all parameters.
+    opt_state: the optimizer's state of the trainable parameters.
+    nonfinite: int32 scalar, how many steps in a row were not applied.
     carry: what the objective carries from step to step; small, and the same on every device.
     """
 

@@ -16,9 +16,9 @@ import optax
 from flax import nnx
 
 from internvl_jax import sharding
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.losses import LossSum
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group
 from internvl_jax.training.run.state import TrainState, split_trainable
 from internvl_jax.training.stages.terms import Carry, Objective, combine
@@ -78,7 +78,7 @@ def make_step(
 
 
 def _whole(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry):
-    """Gradients, values of the terms, sums and the new carry, of a batch in one piece."""
+    """The gradients of a batch in one piece, the values of its terms, its sums and the new carry."""
     weights = objective.weights(batch)
 
     def loss(trainable):
@@ -93,10 +93,10 @@ def _whole(objective: Objective, forward: Callable, trainable: Params, batch: An
 
 
 def _in_parts(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry, parts: int):
-    """The same, in micro-batches."""
+    """What `_whole` gives, in micro-batches."""
     weights, micros = objective.weights(batch), split_rows(batch, parts)
     take = lambda i: jax.tree.map(lambda array: array[i], micros)
-    # Without a known number of rounds XLA's costs are guesses: only where rows may be missing.
+    # XLA guesses costs where it does not know the number of rounds: that is left open only where rows may be missing.
     rounds = num_filled(micros.rows) if objective.ragged else parts
     zeros = lambda shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     if objective.measures:

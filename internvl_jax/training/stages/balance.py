@@ -10,7 +10,7 @@ from internvl_jax.training.stages.terms import Sums
 
 
 class NoBalance:
-    """Of dense models: nothing."""
+    """The term of dense models: there is none."""
 
     collect: tuple[str, ...] = ()
 
@@ -31,7 +31,7 @@ class Balance:
     """Balances the use of experts row by row; padding does not count.
 
     Args:
-      coefficient: of the term.
+      coefficient: the term's factor in the loss.
     """
 
     collect = ("load",)
@@ -44,7 +44,7 @@ class Balance:
 
     def terms(self, aux: dict[str, Any], batch: Any) -> tuple[dict[str, LossSum], Sums]:
         """Args:
-        aux: of the model's pass over the rows, with `collect`.
+        aux: what the model's pass over the rows gave besides, with `collect`.
         """
         choices_LBE, probabilities_LBE = aux["load"]
         balance = load_balancing(choices_LBE, probabilities_LBE, jnp.sum(batch.segments_BT > 0, axis=1))

@@ -5,8 +5,7 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from internvl_jax.data.processor import Processor
-from internvl_jax.data.rows.pipeline import PipelineConfig
+from internvl_jax.data import PipelineConfig, Processor
 from internvl_jax.models import InternVLConfig
 from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
 from internvl_jax.training.run.program import Program
@@ -86,7 +85,7 @@ class Stage:
       free: the settings that may differ when a run is resumed: they change neither parameters nor the data's order.
       refers: whether every step needs the frozen reference model.
       columns: the metrics to show besides those of every stage.
-      summary: sentences on what the settings come to in a run of so many steps.
+      summary: from the settings and the number of steps, lines about what the settings come to.
     """
 
     name: str

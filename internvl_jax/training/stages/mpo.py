@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, mpo, next_token, segment_sums
 from internvl_jax.models import InternVL, InternVLConfig, token_logprobs
@@ -46,9 +46,9 @@ def check(settings: MpoConfig, model: InternVLConfig, data: DataConfig, run: Run
 
 
 def summed_logprobs(logprobs_BT: jax.Array, rows: Batch) -> jax.Array:
-    """`[B, S]`: the log-probability of every segment's response, summed over its tokens."""
+    """`[B, X]`: the log-probability of every segment's response, summed over its tokens."""
     supervised_BT = rows.weights_BT > 0
-    return segment_sums(jnp.where(supervised_BT, logprobs_BT, 0), rows.segments_BT, rows.samples_BS.shape[1])
+    return segment_sums(jnp.where(supervised_BT, logprobs_BT, 0), rows.segments_BT, rows.samples_BX.shape[1])
 
 
 class Mpo(Objective):
@@ -82,31 +82,31 @@ class Mpo(Objective):
         return logprobs_BT, summed_logprobs(logprobs_BT, batch.rows), out.aux
 
     def measure(self, outs: Any, batch: Pairs) -> Sums:
-        chosen_BK, rejected_BK, real_BK = self._ratios(outs, batch)
-        rewards = self.beta * jnp.sum(jnp.where(real_BK, chosen_BK + rejected_BK, 0))
-        return {"rewards": rewards, "responses": 2.0 * jnp.sum(real_BK)}
+        chosen_BY, rejected_BY, real_BY = self._ratios(outs, batch)
+        rewards = self.beta * jnp.sum(jnp.where(real_BY, chosen_BY + rejected_BY, 0))
+        return {"rewards": rewards, "responses": 2.0 * jnp.sum(real_BY)}
 
     def advance(self, carry: Carry, measured: Sums) -> Carry:
         mean = mpo.RunningMean(**carry)
         return mean.update(jnp.sum(measured["rewards"]), jnp.sum(measured["responses"]))._asdict()
 
     def terms(self, outs: Any, batch: Pairs, carry: Carry) -> tuple[dict[str, LossSum], Sums]:
-        logprobs_BT, logps_BS, aux = outs
-        chosen_BK, rejected_BK, real_BK = self._ratios(outs, batch)
+        logprobs_BT, logps_BX, aux = outs
+        chosen_BY, rejected_BY, real_BY = self._ratios(outs, batch)
         terms, sums = self.balance.terms(aux, batch.rows)
         terms |= {
-            "preference": mpo.preference(chosen_BK, rejected_BK, real_BK, self.beta),
-            "quality": mpo.quality(chosen_BK, rejected_BK, real_BK, self.beta, carry["mean"]),
+            "preference": mpo.preference(chosen_BY, rejected_BY, real_BY, self.beta),
+            "quality": mpo.quality(chosen_BY, rejected_BY, real_BY, self.beta, carry["mean"]),
             "generation": next_token(logprobs_BT, _chosen_tokens(batch.rows).astype(jnp.float32)),
         }
-        total = lambda values_BK: jnp.sum(jnp.where(real_BK, values_BK, 0))
+        total = lambda values_BY: jnp.sum(jnp.where(real_BY, values_BY, 0))
         sums |= {
-            "pairs": jnp.sum(real_BK),
-            "chosen_reward": self.beta * total(chosen_BK),
-            "rejected_reward": self.beta * total(rejected_BK),
-            "accuracy": total(chosen_BK > rejected_BK),
-            "chosen_logp": total(_halves(logps_BS)[0]),
-            "rejected_logp": total(_halves(logps_BS)[1]),
+            "pairs": jnp.sum(real_BY),
+            "chosen_reward": self.beta * total(chosen_BY),
+            "rejected_reward": self.beta * total(rejected_BY),
+            "accuracy": total(chosen_BY > rejected_BY),
+            "chosen_logp": total(_halves(logps_BX)[0]),
+            "rejected_logp": total(_halves(logps_BX)[1]),
         }
         return terms, jax.lax.stop_gradient(sums)
 
@@ -121,19 +121,19 @@ class Mpo(Objective):
         return {**means, "reward_margin": margin, "delta": carry["mean"], **self.balance.metrics(sums)}
 
     def _ratios(self, outs: Any, batch: Pairs) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Log-ratios to the reference of chosen and rejected responses, and which pairs are real; `[B, K]`."""
-        _, logps_BS, _ = outs
-        return (*_halves(logps_BS - batch.reference_BS), _real_pairs(batch.rows))
+        """Log-ratios to the reference of chosen and rejected responses, and which pairs are real; `[B, Y]`."""
+        _, logps_BX, _ = outs
+        return (*_halves(logps_BX - batch.reference_BX), _real_pairs(batch.rows))
 
 
-def _halves(values_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of the chosen and of the rejected responses, `[B, K]` each."""
-    paired_BS = values_BS[:, : values_BS.shape[1] // 2 * 2]
-    return paired_BS[:, 0::2], paired_BS[:, 1::2]
+def _halves(values_BX: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The values of the chosen and those of the rejected responses, `[B, Y]` each."""
+    paired_BX = values_BX[:, : values_BX.shape[1] // 2 * 2]
+    return paired_BX[:, 0::2], paired_BX[:, 1::2]
 
 
 def _real_pairs(rows: Batch) -> jax.Array:
-    return _halves(rows.samples_BS)[0] >= 0
+    return _halves(rows.samples_BX)[0] >= 0
 
 
 def _chosen_tokens(rows: Batch) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data.rows.views import Plain
+from internvl_jax.data import PlainRows
 from internvl_jax.losses import LossSum, next_token
 from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.training.stages.balance import Balance, NoBalance
@@ -19,7 +19,7 @@ class NextToken(Objective):
 
     Args:
       balance: the load-balancing term of experts.
-      logprob_chunk: positions whose logits are held at once.
+      logprob_chunk: how many positions' logits are held at once.
     """
 
     def __init__(self, balance: Balance | NoBalance, logprob_chunk: int):
@@ -47,5 +47,5 @@ NTP = Stage(
     name="ntp",
     start=Start.NOTHING,
     objective=lambda _, balance, logprob_chunk: NextToken(balance, logprob_chunk),
-    source=lambda _, parts: PackedRows(parts, Plain()),
+    source=lambda _, parts: PackedRows(parts, PlainRows()),
 )

@@ -21,10 +21,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.data.rows.batch import Batch
-from internvl_jax.data.rows.pipeline import Pipeline
+from internvl_jax.data import Batch, Pipeline
 from internvl_jax.errors import InputError
-from internvl_jax.sharding.params_io import locate
+from internvl_jax.sharding import locate
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
@@ -39,11 +38,11 @@ class Pairs(NamedTuple):
 
     Attributes:
       rows: loss weights are 1 on the tokens of both responses.
-      reference_BS: float32, the log-probability that the reference model gives the response of segment s, at s - 1.
+      reference_BX: float32, the log-probability that the reference model gives the response of segment s, at s - 1.
     """
 
     rows: Batch
-    reference_BS: np.ndarray
+    reference_BX: np.ndarray
 
 
 class PreferenceRows:
@@ -57,7 +56,7 @@ class PreferenceRows:
     def __init__(self, parts: SourceParts, pairs: int, cache_dir: str):
         self._pairs, self._run, self._program, self._reference = pairs, parts.run, parts.program, parts.reference
         self._folder = pathlib.Path(cache_dir or pathlib.Path(parts.run.workdir) / "reference")
-        # Every pair a row of the plan: a step takes so many pairs, whatever rows they fill.
+        # The plan gives every pair a row of its own: a step takes a number of pairs, whatever rows they fill.
         planned = dataclasses.replace(parts.pipeline, kind="preferences", pack=False)
         self._pipeline = Pipeline(planned, parts.processor)
         needed = self._pipeline.rows_needed(pairs, parts.run.steps, jax.process_count())
@@ -77,14 +76,14 @@ class PreferenceRows:
 
     def take(self, state: TrainState) -> Pairs:
         rows = next(self._batches)
-        responses_BS = np.broadcast_to(np.arange(rows.samples_BS.shape[1]) % 2, rows.samples_BS.shape)
-        reference_BS = np.where(rows.samples_BS >= 0, self._table_N2[rows.samples_BS, responses_BS], 0)
-        if len(unread := rows.samples_BS[np.isnan(reference_BS)]):
+        responses_BX = np.broadcast_to(np.arange(rows.samples_BX.shape[1]) % 2, rows.samples_BX.shape)
+        reference_BX = np.where(rows.samples_BX >= 0, self._table_N2[rows.samples_BX, responses_BX], 0)
+        if len(unread := rows.samples_BX[np.isnan(reference_BX)]):
             raise InputError(
                 f"{self._pipeline.corpus.name(int(unread[0]))} can be read now, but could not when the reference's "
                 f"log-probabilities were computed; remove {self._path} to compute them again"
             )
-        return Pairs(rows, reference_BS.astype(np.float32))
+        return Pairs(rows, reference_BX.astype(np.float32))
 
     def position(self) -> Any:
         return self._batches.state()
@@ -100,20 +99,20 @@ class PreferenceRows:
         return self._pipeline.groups(self._pairs, run.rows, run.micro_batches, **host, state=position)
 
     def _reference_table(self) -> np.ndarray:
-        """float32 [N, 2]: the reference's log-probability of the chosen and of the rejected response of every sample
+        """float32 [I, 2]: the reference's log-probability of the chosen and of the rejected response of every sample
         that the run meets; NaN where one could not be loaded. Read from the cache as far as it goes, or computed and
         put there.
         """
         pipeline, program, run = self._pipeline, self._program, self._run
         epoch = pipeline.plan.rows(0)
         pairs = min(epoch, run.steps * self._pairs)
-        table_N2, done = np.full((len(pipeline.tokens_N), 2), np.nan, np.float32), 0
+        table_I2, done = np.full((len(pipeline.tokens_I), 2), np.nan, np.float32), 0
         saved = _read(self._path)
         # A whole epoch serves every order of its pairs, a part of it the order that it was read in.
         if saved and (saved["done"] >= saved["epoch"] or saved["order"] == pipeline.fingerprint):
-            table_N2, done = saved["table"], int(saved["done"])
+            table_I2, done = saved["table"], int(saved["done"])
         if done >= pairs:
-            return table_N2
+            return table_I2
         everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
         score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
         params = read_initial(self._reference, program)
@@ -123,17 +122,17 @@ class PreferenceRows:
         try:
             while done < pairs:
                 rows = program.place(next(batches))
-                needed = rows.weights_BT, rows.segments_BT, rows.samples_BS
-                _enter(table_N2, *jax.device_get((score(params, rows), everywhere(*needed))))
+                needed = rows.weights_BT, rows.segments_BT, rows.samples_BX
+                _enter(table_I2, *jax.device_get((score(params, rows), everywhere(*needed))))
                 done += self._pairs
                 if time.monotonic() - saved_at > _SAVE_SECONDS:
                     _LOG.info("reference log-probabilities: %d of %d pairs", done, pairs)
-                    _save(self._path, table=table_N2, order=pipeline.fingerprint, done=done, epoch=epoch)
+                    _save(self._path, table=table_I2, order=pipeline.fingerprint, done=done, epoch=epoch)
                     saved_at = time.monotonic()
         finally:
             batches.close()
-        _save(self._path, table=table_N2, order=pipeline.fingerprint, done=done, epoch=epoch)
-        return table_N2
+        _save(self._path, table=table_I2, order=pipeline.fingerprint, done=done, epoch=epoch)
+        return table_I2
 
 
 def table_path(folder: pathlib.Path, pipeline: Pipeline, reference: str, dtype: str) -> pathlib.Path:
@@ -141,13 +140,13 @@ def table_path(folder: pathlib.Path, pipeline: Pipeline, reference: str, dtype: 
     return folder / f"reference-{_key(reference, pipeline, dtype)}.npz"
 
 
-def _enter(table_N2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, ...]) -> None:
+def _enter(table_I2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, ...]) -> None:
     """Writes a batch's sums into the table; `rows` are its weights, segments and sample numbers."""
-    for logps_T, weights_T, segments_T, samples_S in zip(logps_BT, *rows, strict=True):
-        real = int(np.sum(samples_S >= 0))
+    for logps_T, weights_T, segments_T, samples_X in zip(logps_BT, *rows, strict=True):
+        real = int(np.sum(samples_X >= 0))
         values_T = np.where(weights_T > 0, logps_T, 0)
-        sums_S = np.bincount(segments_T, values_T, minlength=real + 1)[1 : real + 1]
-        table_N2[samples_S[:real], np.arange(real) % 2] = sums_S
+        sums_X = np.bincount(segments_T, values_T, minlength=real + 1)[1 : real + 1]
+        table_I2[samples_X[:real], np.arange(real) % 2] = sums_X
 
 
 def _key(source: str, pipeline: Pipeline, dtype: str) -> str:

@@ -22,7 +22,7 @@ class Objective(Protocol):
       coefficients: the factor of every term in the loss.
       measures: `measure` returns something that `terms` needs; several micro-batches then take a forward pass before.
       ragged: the last micro-batches of a step may be empty; those are skipped.
-      idle: pattern of the parameters that it gives no gradient, which therefore have to be frozen.
+      idle: a pattern of the parameters that it gives no gradient, which therefore have to be frozen.
     """
 
     coefficients: dict[str, float]

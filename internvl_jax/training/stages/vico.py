@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data.rows.batch import MIN_TEXT
-from internvl_jax.data.rows.views import PROBES, RATES, Probes, Rates, Views
+from internvl_jax.data import MIN_TEXT, PROBES, RATES, Probes, Rates, Views
 from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, segment_sums, vico
 from internvl_jax.models import UNUSED_PARTS, InternVL, InternVLConfig, Slots, over_logits
@@ -101,10 +100,10 @@ def divergence(reference: InternVL, policy: InternVL, batch: Views, hidden_BTD: 
     """float32 `[B, T]`: KL(reference || policy) of the next token, at every token of the student's texts.
 
     Args:
-      reference: sees the teacher's texts.
-      policy: whose output matrix is used.
-      hidden_BTD: the policy's, of the student's texts.
-      chunk: positions whose logits are held at once.
+      reference: the frozen model, which sees the teacher's texts.
+      policy: the model that is trained; its output matrix makes logits of `hidden_BTD`.
+      hidden_BTD: the policy's hidden states of the student's texts.
+      chunk: how many positions' logits are held at once.
     """
     rows = batch.rows
     out = reference(rows.tokens_BT, rows.tiles_GHWC, rows.tile_mask_G, rows.segments_BT, rows.positions_BT)
@@ -123,8 +122,8 @@ class Consistency(Objective):
     Everything is trained but the router, which has no part in it.
 
     Args:
-      balance: the term of experts.
-      logprob_chunk: positions whose logits are held at once.
+      balance: the load-balancing term of experts.
+      logprob_chunk: how many positions' logits are held at once.
     """
 
     idle = r"^router\."
@@ -248,9 +247,9 @@ class Route(Objective):
         student = batch.student
         B, T = student.tokens_BT.shape
         weighted_BT = jnp.where(student.weights_BT > 0, kl_BT * student.weights_BT, 0)
-        means_BS = segment_sums(weighted_BT, student.segments_BT, T // MIN_TEXT)
+        means_BX = segment_sums(weighted_BT, student.segments_BT, T // MIN_TEXT)
         texts_BG2 = jnp.maximum(batch.measured_G2, 0).reshape(B, -1, 2)
-        means_BG2 = jnp.take_along_axis(means_BS[:, :, None], texts_BG2, axis=1)
+        means_BG2 = jnp.take_along_axis(means_BX[:, :, None], texts_BG2, axis=1)
         return vico.loss_ratio(means_BG2[..., 0], means_BG2[..., 1], self.settings.epsilon).reshape(-1)
 
 

@@ -28,7 +28,7 @@ def test_sound_data(tiny, processor, decode):
     report = check_of(tiny, processor, decode=decode)
     summary = report.summary()
     assert report.problems == [] and summary["samples"] == 23 and summary["tiles"] == 39
-    assert summary["tokens"] == report.tokens_N.sum() and summary["longest"] == 94
+    assert summary["tokens"] == report.tokens_I.sum() and summary["longest"] == 94
     assert summary["token_fill"] == pytest.approx(summary["tokens"] / (summary["rows_per_epoch"] * 199), abs=1e-4)
     assert len(report.rendered) == 5
 

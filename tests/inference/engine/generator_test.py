@@ -90,8 +90,8 @@ def test_cache_after_decoding_equals_a_full_pass(generator, processor):
     tokens_BT = np.zeros((4, 32), np.int32)  # four times the whole row, seen up to different places
     tokens_BT[:, :T] = np.concatenate([prompt.tokens_T, tokens[:-1]])
     lengths_B = np.array([T, T - 1, T - 4, T - 6], np.int32)
-    index_BK = np.tile(np.arange(32, dtype=np.int32) % 12, (4, 1))
-    features = generator.programs.gather(generator.encode(prompt.tiles_GHWC).pool_GKD, index_BK)
+    index_BP = np.tile(np.arange(32, dtype=np.int32) % 12, (4, 1))
+    features = generator.programs.gather(generator.encode(prompt.tiles_GHWC).pool_GPD, index_BP)
     logits_BV, kv = generator.programs.prefill(generator.params, tokens_BT, lengths_B, features)
     for ours, full in zip((state.cache.k, state.cache.v), kv, strict=True):
         np.testing.assert_allclose(ours[:, 0, :, :T], full[:, 0, :, :T], atol=1e-5, rtol=1e-5)
@@ -217,8 +217,8 @@ def test_the_picture_matters_and_equal_pictures_are_encoded_once(generator, proc
 def test_more_tiles_than_the_ladder_has_are_encoded_in_parts(generator, processor):
     tiles_GHWC = request(processor, 22, 7, 1).tiles_GHWC
     programs = generator.programs.num_compiled
-    together = np.asarray(generator.encode(tiles_GHWC).pool_GKD)[:7]
-    alone = [np.asarray(generator.encode(tiles_GHWC[i : i + 1]).pool_GKD)[0] for i in range(7)]
+    together = np.asarray(generator.encode(tiles_GHWC).pool_GPD)[:7]
+    alone = [np.asarray(generator.encode(tiles_GHWC[i : i + 1]).pool_GPD)[0] for i in range(7)]
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
     assert generator.programs.num_compiled == programs
 

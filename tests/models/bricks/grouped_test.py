@@ -24,11 +24,11 @@ def test_a_product_for_every_group(monkeypatch, platform):
     monkeypatch.setattr(grouped, "_tiles", lambda *sizes: (8, 8, 8))
     rng = np.random.default_rng(0)
     x, w, g = (rng.normal(size=shape).astype(np.float32) for shape in ((ROWS, IN), (len(SIZES), OUT, IN), (ROWS, OUT)))
-    real_R1 = (np.arange(ROWS) < SIZES.sum())[:, None]
+    real_U1 = (np.arange(ROWS) < SIZES.sum())[:, None]
     group_R = np.append(np.repeat(np.arange(len(SIZES)), SIZES), np.zeros(ROWS - SIZES.sum(), int))
 
     def loss(product, x, w):
-        y = jnp.where(real_R1, product(jnp.where(real_R1, x, 0), w), 0)
+        y = jnp.where(real_U1, product(jnp.where(real_U1, x, 0), w), 0)
         return jnp.sum(y * g), y
 
     ours = lambda x, w: grouped.grouped_product(x, w, jnp.asarray(SIZES))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from internvl_jax.data.rows.pipeline import Pipeline
-from internvl_jax.training import Group, build
+from internvl_jax.training import Group
 from internvl_jax.training.run import setup
+from tests.programs import build
 from tests.training import toy
 
 

@@ -20,13 +20,14 @@ from internvl_jax.data.rows.batch import RowConfig, Sample, assemble_row
 from internvl_jax.data.rows.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
-from internvl_jax.training import MpoConfig, build, train
+from internvl_jax.training import MpoConfig, train
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.stages import preference_rows
 from internvl_jax.training.stages.balance import NoBalance
 from internvl_jax.training.stages.mpo import Mpo, Pairs
 from internvl_jax.training.stages.preference_rows import table_path
+from tests.programs import build, save_start
 from tests.training import toy
 
 
@@ -52,7 +53,7 @@ def recorded_pairs(inputs, config):
     )
     padded = np.concatenate([tiles, np.zeros_like(tiles[:1])])
     rows = assemble_row(samples, layout)._replace(tiles_GHWC=padded)
-    reference = np.zeros(rows.samples_BS.shape, np.float32)
+    reference = np.zeros(rows.samples_BX.shape, np.float32)
     reference[0, 0:6:2], reference[0, 1:6:2] = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
     return Pairs(rows, reference)
 
@@ -76,9 +77,9 @@ def test_the_recorded_step(golden):
         total = sum(objective.coefficients[name] * value for name, value in values.items())
         return total, (values, outs[1], objective.metrics(sums, carry), carry)
 
-    (total, (values, logps_BS, metrics, carry)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    np.testing.assert_allclose(logps_BS[0, 0:6:2], outputs["chosen_logps"], atol=1e-3)
-    np.testing.assert_allclose(logps_BS[0, 1:6:2], outputs["rejected_logps"], atol=1e-3)
+    (total, (values, logps_BX, metrics, carry)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(logps_BX[0, 0:6:2], outputs["chosen_logps"], atol=1e-3)
+    np.testing.assert_allclose(logps_BX[0, 1:6:2], outputs["rejected_logps"], atol=1e-3)
     assert float(total) == pytest.approx(float(outputs["loss"]), rel=1e-5)
     assert float(values["generation"]) == pytest.approx(float(outputs["nll_loss"]), rel=1e-5)
     assert float(carry["mean"]) == pytest.approx(float(outputs["bco_delta"]), rel=1e-5)
@@ -117,8 +118,8 @@ def configure(start, tmp_path_factory):
     @functools.cache
     def begin(family):
         folder = tmp_path_factory.mktemp(family)
-        train(toy.config(start, folder, MODELS[family], steps=1))
-        return str(folder)
+        save_start(toy.config(start, folder / "unused", MODELS[family]), folder / "start")
+        return str(folder / "start")
 
     def config(workdir, family="dense", **run):
         given = {} if family == "dense" else {"init_from": begin(family)}
@@ -185,7 +186,7 @@ def test_packed_pairs_equal_pairs_alone(start, tmp_path):
         config = toy.mpo_config(start, tmp_path / str(rows), mesh="data=8", rows=rows)
         config.stage.pairs, config.data.token_budget = 14, budget
         program, batch, params = first_batch(config)
-        pairs = batch._replace(reference_BS=np.zeros_like(batch.reference_BS))
+        pairs = batch._replace(reference_BX=np.zeros_like(batch.reference_BX))
         found.append((program.step(program.from_params(params), program.place(pairs))[1], batch.rows))
     assert found[0][1].segments_BT.max() == 2 < 4 == found[1][1].segments_BT.max()
     for name in ("loss", "preference", "quality", "generation", "chosen_logp", "rejected_logp", "grad_norm"):

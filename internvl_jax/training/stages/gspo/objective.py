@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.losses import LossSum, gspo
 from internvl_jax.models import InternVL, token_statistics
 from internvl_jax.training.stages.balance import Balance, NoBalance
@@ -20,17 +20,17 @@ class RolloutBatch(NamedTuple):
 
     Attributes:
       rows: segments are prompts with a response each; loss weights are 1 on the tokens of responses.
-      old_BT: float32, log-probabilities of the targets under the policy that sampled.
-      advantages_BS: float32, of the response of segment s at s - 1.
-      keep_BS: bool, responses that the loss counts.
-      reference_BT: as `old_BT`, under the frozen reference; None without KL.
+      old_BT: float32, the log-probabilities of the targets under the policy that sampled.
+      advantages_BX: float32, the advantage of segment s's response, at s - 1.
+      keep_BX: bool, whether the loss counts segment s's response, at s - 1.
+      reference_BT: the same as `old_BT` under the frozen reference; None without KL.
       routes_BTLK: int16, the experts that the sampler took, -1 where none were noted; None where they are ignored.
     """
 
     rows: Batch
     old_BT: np.ndarray
-    advantages_BS: np.ndarray
-    keep_BS: np.ndarray
+    advantages_BX: np.ndarray
+    keep_BX: np.ndarray
     reference_BT: np.ndarray | None = None
     routes_BTLK: np.ndarray | None = None
 
@@ -53,7 +53,7 @@ class Gspo(Objective):
         self.balance, self.logprob_chunk = balance, logprob_chunk
 
     def weights(self, batch: RolloutBatch) -> dict[str, jax.Array]:
-        responses = jnp.sum(batch.keep_BS).astype(jnp.float32)
+        responses = jnp.sum(batch.keep_BX).astype(jnp.float32)
         names = ("policy", "kl") if self.kl else ("policy",)
         return {**dict.fromkeys(names, responses), **self.balance.weights(batch.rows)}
 
@@ -70,10 +70,10 @@ class Gspo(Objective):
         terms, sums = self.balance.terms(aux, batch.rows)
         at = mask_BT, batch.rows.segments_BT
         terms["policy"], health = gspo.policy(
-            logprobs_BT, batch.old_BT, *at, batch.advantages_BS, batch.keep_BS, *self.clip
+            logprobs_BT, batch.old_BT, *at, batch.advantages_BX, batch.keep_BX, *self.clip
         )
         if self.kl:
-            terms["kl"] = gspo.kl_penalty(logprobs_BT, batch.reference_BT, *at, batch.keep_BS)
+            terms["kl"] = gspo.kl_penalty(logprobs_BT, batch.reference_BT, *at, batch.keep_BX)
         if self.noted:
             sums |= _agreement(aux["experts"], by_layer(batch.routes_BTLK))
         entropy = jnp.sum(jnp.where(mask_BT, entropy_BT, 0))

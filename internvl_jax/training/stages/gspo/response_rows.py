@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, assemble_row, interleaved, stack_rows
+from internvl_jax.data import Batch, ChatInputs, RowConfig, Sample, assemble_row, interleaved, stack_rows
 from internvl_jax.errors import InputError
 
 
@@ -15,12 +14,12 @@ class ResponseLayout:
     """Rows, and which response each of their segments is.
 
     Attributes:
-      rows: of several texts; loss weights are 1 on the tokens of responses.
-      responses_BS: int32, the number of the response of segment s at s - 1; -1: none.
+      rows: rows of several texts; loss weights are 1 on the tokens of responses.
+      responses_BX: int32, the number of segment s's response, at s - 1; -1 where there is none.
     """
 
     rows: Batch
-    responses_BS: np.ndarray
+    responses_BX: np.ndarray
 
     def place(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, T]: values of every response's tokens, where its targets stand; 0 elsewhere."""
@@ -50,24 +49,24 @@ class ResponseLayout:
         return [found[number] for number in range(len(found))]
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """`[B, S]`: a value of every response at its segment; 0 (False) where there is none."""
-        return np.where(self.responses_BS >= 0, values[self.responses_BS], np.zeros((), values.dtype))
+        """`[B, X]`: a value of every response at its segment; 0 (False) where there is none."""
+        return np.where(self.responses_BX >= 0, values[self.responses_BX], np.zeros((), values.dtype))
 
     def _filled(self):
-        for b, responses_S in enumerate(self.responses_BS):
-            if numbers := [int(number) for number in responses_S if number >= 0]:
+        for b, responses_X in enumerate(self.responses_BX):
+            if numbers := [int(number) for number in responses_X if number >= 0]:
                 yield b, numbers
 
 
 def most_rows(prompts: int, group: int, longest: int, tiles: int, token_budget: int, tile_budget: int) -> int:
-    """Rows that groups of responses to so many prompts fill at most, however long they turn out.
+    """The most rows that groups of responses to a number of prompts can fill, however long they turn out.
 
     A row that ends where tokens do holds `fit` responses or more; one that ends where tiles do has begun `shown`
     prompts, and all but the first of these are there with their whole group.
 
     Args:
-      longest: tokens of a prompt with its response, at most.
-      tiles: of a prompt, at most.
+      longest: the most tokens that a prompt has with its response.
+      tiles: the most tiles that a prompt has.
     """
     fit = token_budget // longest
     shown = tile_budget // tiles if tiles else prompts
@@ -85,8 +84,8 @@ def lay_out(
     """Rows of all responses, filled one after the other, those without any in the last micro-batches.
 
     Args:
-      prompts: tokens and tiles.
-      responses: int32 tokens of the responses to each prompt; they are numbered through.
+      prompts: each prompt's tokens and tiles.
+      responses: the int32 tokens of the responses to each prompt; they are numbered through.
 
     Raises:
       InputError: they need more rows.
@@ -98,15 +97,15 @@ def lay_out(
             f"{config.tile_budget} tiles, but run.rows is {rows}; raise data.tile_budget or run.rows"
         )
     firsts = np.cumsum([0, *map(len, responses)])
-    made, numbers_BS = [], np.full((rows, config.token_budget), -1, np.int32)
+    made, numbers_BX = [], np.full((rows, config.token_budget), -1, np.int32)
     for row, place in enumerate(interleaved(rows, micro_batches)):
         content = packed[place] if place < len(packed) else []
         samples = [_sample(prompts[p], [responses[p][g] for g in members], p) for p, members in content]
         made.append(assemble_row(samples, config))
         numbers = [firsts[p] + g for p, members in content for g in members]
-        numbers_BS[row, : len(numbers)] = numbers
+        numbers_BX[row, : len(numbers)] = numbers
     batch = stack_rows(made)
-    return ResponseLayout(batch, numbers_BS[:, : batch.samples_BS.shape[1]])
+    return ResponseLayout(batch, numbers_BX[:, : batch.samples_BX.shape[1]])
 
 
 def _pack(prompts, responses, config: RowConfig) -> list[list[tuple[int, list[int]]]]:

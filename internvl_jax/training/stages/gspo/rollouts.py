@@ -20,20 +20,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.data.reading.prompts import Prompt, PromptStream, encode, open_prompts, read_accuracies, screen
-from internvl_jax.data.rows.batch import RowConfig
-from internvl_jax.data.rows.pipeline import Skipped
+from internvl_jax.data import (
+    ChatInputs,
+    Prompt,
+    PromptStream,
+    RowConfig,
+    Skipped,
+    encode_prompt,
+    open_prompts,
+    read_accuracies,
+    screen_prompts,
+)
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders, Score
-from internvl_jax.inference.engine.buckets import Ladders
-from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampler import Rollout, Sampler
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
-from internvl_jax.inference.text import TextStream
+from internvl_jax.inference import (
+    MODEL_THRESHOLDS,
+    Ladders,
+    Request,
+    Rollout,
+    Sampler,
+    SamplingParams,
+    TextStream,
+    Thresholds,
+    Vocabulary,
+)
 from internvl_jax.losses import gspo
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params
 from internvl_jax.training.run.initial import read_reference
 from internvl_jax.training.run.program import in_products
 from internvl_jax.training.run.score import make_scorer
@@ -59,7 +71,7 @@ class Rollouts:
         prompts = open_prompts(data.meta)
         accuracies = read_accuracies(settings.accuracies) if settings.accuracies else None
         bounds = (settings.lowest_accuracy, settings.highest_accuracy)
-        screened = screen(
+        screened = screen_prompts(
             prompts, processor, settings.max_prompt_tokens, accuracies, bounds, data.tile_budget, answered=True
         )
         self._skipped = Skipped(data.max_skipped)
@@ -195,14 +207,14 @@ class Rollouts:
                 consumed += 1
                 try:
                     prompt = self._stream.prompts[number]
-                    chunk.append((consumed, number, prompt, encode(prompt, self._processor)))
+                    chunk.append((consumed, number, prompt, encode_prompt(prompt, self._processor)))
                 except InputError as error:
                     self._skipped.extend([str(error)])
             sampling = SamplingParams(max_new_tokens=self._settings.max_new_tokens, temperature=1.0)
             requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, self._thresholds) for *_, inputs in chunk]
-            seeds_PG = np.stack([self._seeds(place) for place, *_ in chunk])
+            seeds_QA = np.stack([self._seeds(place) for place, *_ in chunk])
             found = self._sampler.sample(
-                params, requests, self._settings.group, seeds_PG, prompts=self._settings.sample_prompts
+                params, requests, self._settings.group, seeds_QA, prompts=self._settings.sample_prompts
             )
             texts = [[self._text(response) for response in group] for group in found]
             started = time.perf_counter()
@@ -240,13 +252,13 @@ class Rollouts:
         return [scores[start : start + group] for start in range(0, len(scores), group)]
 
     def _learned(self, groups: list[ResponseGroup]) -> list[ResponseGroup]:
-        """Those that take rows: all, or those that something can be learned from; one at least."""
+        """The groups that take rows: all, or those that something can be learned from; one at least."""
         if self._settings.zero_variance != "drop":
             return groups
         return [group for group in groups if group.varied] or groups[:1]
 
     def _lay_out(self, groups: Sequence[ResponseGroup]) -> ResponseLayout:
-        prompts = [encode(self._stream.prompts[group.number], self._processor) for group in groups]
+        prompts = [encode_prompt(self._stream.prompts[group.number], self._processor) for group in groups]
         run = self._run
         return lay_out(prompts, [group.tokens for group in groups], self._layout, run.rows, run.micro_batches)
 
@@ -270,13 +282,14 @@ class Rollouts:
             routes = None
             if self._settings.routes == "replay":
                 routes = layout.place_routes([each for group in part for each in group.routes])
-            mine = _rows((layout.rows, routes), run.rows, jax.process_index() * share, share)
-            found = iter(layout.pick(np.asarray(score(params, *self._program.place(mine)))))
+            given = {"rows": layout.rows, "routes_BTLK": routes}
+            mine = self._program.place(_rows(given, run.rows, jax.process_index() * share, share))
+            found = iter(layout.pick(np.asarray(score(params, **mine))))
             for group in part:
                 setattr(group, name, [next(found) for _ in group.tokens])
 
     def _rounds_kept(self) -> int:
-        """So many of the last rollout batches may a kept checkpoint need."""
+        """How many of the last rollout batches a kept checkpoint may need."""
         run = self._run
         return run.keep_last * run.save_every // self._steps + 2
 
@@ -286,14 +299,14 @@ def _advantages(groups: Sequence[ResponseGroup], settings: GspoConfig) -> tuple[
 
     One that could not be graded is in no mean and no loss, nor is one that is left alone by that.
     """
-    rewards_PG = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
-    graded_PG = np.array([[score.error is None for score in group.scores] for group in groups])
-    keep_PG = graded_PG & (graded_PG.sum(axis=1) > min(1, settings.group - 1))[:, None]
+    rewards_QA = np.array([[score.reward for score in group.scores] for group in groups], np.float32)
+    graded_QA = np.array([[score.error is None for score in group.scores] for group in groups])
+    keep_QA = graded_QA & (graded_QA.sum(axis=1) > min(1, settings.group - 1))[:, None]
     if settings.mask_overlong:
-        keep_PG &= np.array([group.finished for group in groups])
+        keep_QA &= np.array([group.finished for group in groups])
     if settings.zero_variance == "drop":
-        keep_PG &= np.array([group.varied for group in groups])[:, None]
-    return np.asarray(gspo.advantages(rewards_PG, graded_PG)).reshape(-1), keep_PG.reshape(-1)
+        keep_QA &= np.array([group.varied for group in groups])[:, None]
+    return np.asarray(gspo.advantages(rewards_QA, graded_QA)).reshape(-1), keep_QA.reshape(-1)
 
 
 def _rows(batch: Any, rows: int, first: int, count: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from internvl_jax.data.reading.prompts import Prompt
+from internvl_jax.data import Prompt
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
 
@@ -19,15 +19,15 @@ class ResponseGroup:
     """A prompt with its responses.
 
     Attributes:
-      number: of the prompt in its data.
-      tokens: int32 of every response.
-      sampled: float32, the sampler's log-probabilities of them.
-      old: float32, the trainer's; none in a group that no step learns from.
-      texts: of the responses, thinking included.
-      scores: of the responses.
-      finished: False where a response was cut.
-      reference: as `old`, under the frozen reference, if there is one.
-      routes: see `Rollout`, if they are noted.
+      number: the prompt's number in its data.
+      tokens: int32, the tokens of every response.
+      sampled: float32, the sampler's log-probabilities of these tokens.
+      old: float32, the trainer's log-probabilities; empty in a group that no step learns from.
+      texts: what every response says, thinking included.
+      scores: every response's score.
+      finished: for every response, False if it was cut.
+      reference: the same as `old` under the frozen reference; empty without one.
+      routes: every response's experts (`Rollout.routes`); None where they are not noted.
     """
 
     number: int
@@ -51,9 +51,9 @@ class Round:
     """A rollout batch.
 
     Attributes:
-      number: of the batch in the run.
-      consumed: prompts that the run has taken after this batch.
-      groups: one a prompt.
+      number: the batch's number in the run.
+      consumed: how many prompts the run has taken after this batch.
+      groups: a group for every prompt.
       notes: figures of the whole batch, for the log.
     """
 

@@ -82,8 +82,8 @@ def check(settings: GspoConfig, model: InternVLConfig, data: DataConfig, run: Ru
             f"stage.max_prompt_tokens + max_new_tokens is {longest}, more than data.token_budget {data.token_budget}; "
             "a row must hold a prompt and its longest response"
         )
-    # Rows are filled one after the other, so each but the last holds at least so many responses. What tiles have to say
-    # about that is known with the prompts (`Rollouts`).
+    # Rows are filled one after the other, so each but the last holds as many of the longest responses as fit. How far
+    # tiles limit that is known with the prompts (`Rollouts`).
     needed = -(-settings.mini_batch * settings.group // (data.token_budget // longest))
     if run.rows < needed:
         raise InputError(

@@ -15,14 +15,15 @@ from internvl_jax.data.rows.batch import RowConfig
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
 from internvl_jax.models import FLASH_PARTS
-from internvl_jax.training import Group, build, train
+from internvl_jax.training import Group, train
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.setup import check
 from internvl_jax.training.stages.gspo import rollouts
-from internvl_jax.training.stages.gspo.record import GSPO
 from internvl_jax.training.stages.gspo.response_rows import lay_out
 from internvl_jax.training.stages.gspo.rounds import read_round
+from internvl_jax.training.stages.gspo.stage import GSPO
+from tests.programs import build, save_start
 from tests.training import toy
 
 MODELS = {"dense": toy.MODEL, "moe": toy.MOE, "gpt_oss": toy.GPT_OSS}
@@ -42,7 +43,7 @@ def begin(config, devices=None):
 def test_at_the_first_step_of_a_rollout_batch_the_ratio_is_1(start, tmp_path, family):
     model = MODELS[family]
     if family != "dense":
-        train(toy.config(start, tmp_path / "start", model, steps=1))
+        save_start(toy.config(start, tmp_path / "unused", model), tmp_path / "start")
     given = {"init_from": str(tmp_path / "start")} if family != "dense" else {}
     program, source, state = begin(toy.gspo_config(start, tmp_path / "w", model, mesh="data=8", **given))
     batch = source.take(state)
@@ -58,7 +59,7 @@ def test_at_the_first_step_of_a_rollout_batch_the_ratio_is_1(start, tmp_path, fa
 @pytest.mark.parametrize("choice", ["note", "replay"])
 def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
     """They are the trainer's own at the first step; other ones are counted, or replayed with live weights."""
-    train(toy.config(start, tmp_path / "start", toy.MOE, steps=1))
+    save_start(toy.config(start, tmp_path / "unused", toy.MOE), tmp_path / "start")
     config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", init_from=str(tmp_path / "start"))
     config.stage.routes = choice
     program, source, state = begin(config)
@@ -66,7 +67,7 @@ def test_the_experts_that_the_sampler_took(start, tmp_path, choice):
     batch = source.take(state)
     noted = batch.routes_BTLK[..., 0, 0] >= 0
     # All tokens but the last of each response.
-    assert noted.sum() == (batch.rows.segments_BT > 0).sum() - batch.keep_BS.sum()
+    assert noted.sum() == (batch.rows.segments_BT > 0).sum() - batch.keep_BX.sum()
     other = batch._replace(routes_BTLK=np.where(batch.routes_BTLK >= 0, (batch.routes_BTLK + 1) % 8, -1))
     other = other._replace(routes_BTLK=other.routes_BTLK.astype(np.int16))
     found = []
@@ -123,12 +124,12 @@ def test_packed_responses_equal_responses_alone(sampled):
     layouts = [maker._lay_out(groups) for maker in (source, other)]
     assert packed > 1 == int(np.max(layouts[1].rows.segments_BT))
     old = layouts[0].pick(batch.old_BT)
-    responses = lambda values_BS: layouts[1].spread(_by_response(layouts[0], values_BS))
+    responses = lambda values_BX: layouts[1].spread(_by_response(layouts[0], values_BX))
     alone = batch._replace(
         rows=layouts[1].rows,
         old_BT=layouts[1].place(old),
-        advantages_BS=responses(batch.advantages_BS),
-        keep_BS=responses(batch.keep_BS),
+        advantages_BX=responses(batch.advantages_BX),
+        keep_BX=responses(batch.keep_BX),
     )
     other.close()
     _, metrics = program.step(state, program.place(alone))
@@ -136,17 +137,17 @@ def test_packed_responses_equal_responses_alone(sampled):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=2e-5, atol=1e-7, err_msg=name)
 
 
-def _by_response(layout, values_BS):
-    numbers_BS = layout.responses_BS
-    found = np.zeros(numbers_BS.max() + 1, values_BS.dtype)
-    found[numbers_BS[numbers_BS >= 0]] = values_BS[numbers_BS >= 0]
+def _by_response(layout, values_BX):
+    numbers_BX = layout.responses_BX
+    found = np.zeros(numbers_BX.max() + 1, values_BX.dtype)
+    found[numbers_BX[numbers_BX >= 0]] = values_BX[numbers_BX >= 0]
     return found
 
 
 def test_a_reward_is_learned_and_a_stopped_run_goes_on_within_a_rollout_batch(start, tmp_path):
     def config():
         made = toy.gspo_config(start, tmp_path / "w", steps=61, save_every=15, keep_every=15, mesh="fsdp=8")
-        made.optim.learning_rate = 6e-3
+        made.optim.learning_rate, made.data.token_budget = 6e-3, 67  # a response a row: short rows are quick
         return made
 
     train(config())
@@ -192,7 +193,7 @@ def test_groups_of_equal_rewards(start, tmp_path):
         batch = source.take(state)
         _, metrics = program.step(state, program.place(batch))
         assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["nonfinite"] == 0
-        assert batch.keep_BS.sum() == (0 if choice == "drop" else 8)
+        assert batch.keep_BX.sum() == (0 if choice == "drop" else 8)
         notes = source.notes()
         assert notes["zero_advantage"] == 1 and notes["reward"] == 0.5
         assert notes["resampled"] == (8 if choice == "resample" else 0)
@@ -220,8 +221,8 @@ def test_groups_of_equal_rewards_among_others(start, tmp_path):
     varied = sum(group.varied for group in groups)
     assert 0 < varied < 4 and notes["zero_advantage"] == 1 - varied / 4
     _, dropped, theirs, others = found["drop"]
-    assert batch.keep_BS.sum() == (batch.rows.samples_BS >= 0).sum() == 16
-    assert dropped.keep_BS.sum() == (dropped.rows.samples_BS >= 0).sum() == 4 * varied
+    assert batch.keep_BX.sum() == (batch.rows.samples_BX >= 0).sum() == 16
+    assert dropped.keep_BX.sum() == (dropped.rows.samples_BX >= 0).sum() == 4 * varied
     np.testing.assert_allclose(theirs["grad_norm"] * varied, metrics["grad_norm"] * 4, rtol=1e-4)
     assert {name: others[name] for name in ("reward", "zero_advantage")} == {
         name: notes[name] for name in ("reward", "zero_advantage")
@@ -253,7 +254,7 @@ def test_a_response_that_could_not_be_graded_is_left_out_of_its_group(start, tmp
         alone_P1 = (~failed_PG).sum(axis=1, keepdims=True) < 2
         np.testing.assert_array_equal(keep, ~failed_PG & ~alone_P1)
         np.testing.assert_allclose(np.where(keep, advantages, 0).sum(axis=1), 0, atol=1e-5)
-    assert batch.keep_BS.sum() == keep.sum()
+    assert batch.keep_BX.sum() == keep.sum()
     _, metrics = program.step(state, program.place(batch))
     assert np.isfinite(metrics["grad_norm"]) and metrics["grad_norm"] > 0
 
@@ -269,7 +270,7 @@ def test_overlong_responses_are_out_of_numerator_and_denominator(start, tmp_path
     batch = source.take(state)
     assert source.notes()["truncated"] == 1  # an untrained model rarely stops within 7 tokens
     _, metrics = program.step(state, program.place(batch))
-    assert not batch.keep_BS.any() and metrics["loss"] == 0 and np.isfinite(metrics["grad_norm"])
+    assert not batch.keep_BX.any() and metrics["loss"] == 0 and np.isfinite(metrics["grad_norm"])
 
 
 def test_prompts_of_a_known_accuracy_out_of_bounds_are_left_out(start, tmp_path):
@@ -310,11 +311,11 @@ def test_rows_that_tiles_may_fill_are_checked_before_anything_is_sampled(start, 
 
 def test_the_kl_to_the_reference_of_a_flash_model(start, tmp_path):
     """The reference lacks what a Flash model has besides its base."""
-    flash = toy.config(start, tmp_path / "start", toy.FLASH, steps=1)
+    flash = toy.config(start, tmp_path / "unused", toy.FLASH)
     flash.optim.groups = (Group(FLASH_PARTS, frozen=True), *flash.optim.groups)
-    train(flash)
+    save_start(flash, tmp_path / "start")
     config = toy.gspo_config(
-        start, tmp_path / "w", toy.FLASH, mesh="data=8", steps=2, init_from=str(tmp_path / "start")
+        start, tmp_path / "w", toy.FLASH, mesh="fsdp=8", steps=2, init_from=str(tmp_path / "start")
     )
     config.stage.kl, config.optim.groups = 0.1, (Group(FLASH_PARTS, frozen=True), *config.optim.groups)
     train(config)
@@ -323,9 +324,9 @@ def test_the_kl_to_the_reference_of_a_flash_model(start, tmp_path):
 
 def test_the_health_of_every_step(start, tmp_path, capfd):
     """Rewards, lengths, differences, entropy, agreement: in the table, the lines, TensorBoard and the picture."""
-    train(toy.config(start, tmp_path / "start", toy.MOE, steps=1))
+    save_start(toy.config(start, tmp_path / "unused", toy.MOE), tmp_path / "start")
     capfd.readouterr()
-    config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", steps=2, init_from=str(tmp_path / "start"))
+    config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="fsdp=8", steps=2, init_from=str(tmp_path / "start"))
     config.stage.routes = "note"
     train(config)
     names = {name for name in GSPO.columns if name != "kl"}
@@ -347,7 +348,7 @@ def test_the_health_of_every_step(start, tmp_path, capfd):
 
 
 def test_the_kl_to_the_reference(start, tmp_path):
-    config = toy.gspo_config(start, tmp_path / "w", mesh="data=8", steps=4)
+    config = toy.gspo_config(start, tmp_path / "w", mesh="fsdp=8", steps=4)
     config.stage.kl = 0.1
     train(config)
     lines = hooks.read_metrics(tmp_path / "w")
@@ -374,7 +375,7 @@ def test_rows_of_responses():
     for ours, theirs in zip(targets, flat, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     values = np.arange(1, 16)
-    assert sorted(layout.spread(values)[layout.responses_BS >= 0].tolist()) == values.tolist()
+    assert sorted(layout.spread(values)[layout.responses_BX >= 0].tolist()) == values.tolist()
     # Rows without responses are those of the last micro-batches.
     filled = layout.rows.segments_BT.any(axis=1).reshape(2, 4).T
     assert not filled.all() and filled.any(axis=1).tolist() == sorted(filled.any(axis=1), reverse=True)

@@ -18,9 +18,9 @@ def rows_filled(lengths_PG, tiles_P):
         tokens_T = np.array([1, 1, 1, *[IMAGE] * tiles], np.int32)
         prompts.append(ChatInputs(tokens_T, np.zeros((tiles, 2, 2, 3), np.uint8), (1,) * tiles))
         responses.append([np.full(length - len(tokens_T), 2, np.int32) for length in lengths_G])
-    numbers_BS = lay_out(prompts, responses, CONFIG, lengths_PG.size, 1).responses_BS
-    assert numbers_BS[numbers_BS >= 0].tolist() == list(range(lengths_PG.size))
-    return int((numbers_BS >= 0).any(axis=1).sum())
+    numbers_BX = lay_out(prompts, responses, CONFIG, lengths_PG.size, 1).responses_BX
+    assert numbers_BX[numbers_BX >= 0].tolist() == list(range(lengths_PG.size))
+    return int((numbers_BX >= 0).any(axis=1).sum())
 
 
 def test_no_responses_fill_more_rows():

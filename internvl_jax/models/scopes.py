@@ -1,0 +1,33 @@
+"""What the model writes into its compiled programs for whoever reads them (`planning`): facts that shapes don't tell.
+
+The compiler keeps the names of scopes, within longer names. Those that carry a number are made and read here only.
+"""
+
+import re
+
+_CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)")
+_KEYS = re.compile(r"attention_(\d+)_keys")
+
+
+def chunks_scope(even: int, chunks: int) -> str:
+    """The scope of a branch that runs for those chunks of an expert's rows which have any: so many of all chunks, where
+    experts have equal shares of the tokens.
+    """
+    return f"chunks_if_even_{even}_of_{chunks}"
+
+
+def read_chunks(text: str) -> float | None:
+    """How often the branch runs, as a share of all chunks; None where `text` holds no such scope."""
+    found = _CHUNKS.search(text)
+    return int(found.group(1)) / int(found.group(2)) if found else None
+
+
+def keys_scope(keys: int) -> str:
+    """The scope of an attention kernel: keys that it multiplies a query with, on average."""
+    return f"attention_{keys}_keys"
+
+
+def read_keys(text: str) -> int | None:
+    """The keys a query; None where `text` holds no such scope."""
+    found = _KEYS.search(text)
+    return int(found.group(1)) if found else None

@@ -1,0 +1,88 @@
+"""Programs that the tests of a process share.
+
+Tracing and compiling the same few toy programs is most of what the suite does. Here whatever compiles is made once for
+all runs that differ in nothing that its programs depend on; nothing of it remembers a run.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+import pytest
+
+from internvl_jax.inference import save_model
+from internvl_jax.inference.engine.sampler import Sampler
+from internvl_jax.making import responses
+from internvl_jax.models import InternVLConfig
+from internvl_jax.sharding.flat import Params
+from internvl_jax.training import TrainConfig
+from internvl_jax.training.run import loop, score, setup
+from internvl_jax.training.run.program import Program
+from internvl_jax.training.stages import preference_rows
+from internvl_jax.training.stages.gspo import rollouts
+
+# Fields that no program depends on: where things lie, what is saved, what becomes of responses on the host. All fields
+# that batches get their shapes from count, so that a shared step still compiles once.
+_FREE = {
+    "run": {"workdir", "init_from", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
+    "data": {"meta", "tokenizer", "max_skipped"},
+    "stage": {"reference", "cache_dir", "reward", "zero_variance", "max_resamples", "mask_overlong", "accuracies"},
+}
+_PROGRAMS: dict[str, Program] = {}
+_RANDOM: dict[tuple[InternVLConfig, int], dict[str, np.ndarray]] = {}
+_SCORERS: dict[tuple, tuple] = {}
+
+
+def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
+    """As `internvl_jax.training.build`; a program that was built before is given again."""
+    parts = [config.model, config.objective, config.optim, devices]
+    for name, free in _FREE.items():
+        section = getattr(config, name)
+        values = {} if section is None else vars(section)
+        parts.append({field: value for field, value in values.items() if field not in free})
+    key = repr(parts)
+    if key not in _PROGRAMS:
+        built = setup.build(config, devices)
+        fresh = functools.partial(_random_params, built, (config.model, config.run.seed))
+        _PROGRAMS[key] = dataclasses.replace(built, random_params=fresh)
+    return _PROGRAMS[key]
+
+
+def _random_params(built: Program, key: tuple[InternVLConfig, int], paths: Sequence[str] | None = None) -> Params:
+    """What `built.random_params` gives: values depend on model and seed alone (`tests/sharding/state_test.py`)."""
+    if key not in _RANDOM:
+        _RANDOM[key] = jax.device_get(built.random_params())
+    places = {path: built.abstract.params[path].sharding for path in paths or built.abstract.params}
+    # A copy each time: a step may take over the memory of its parameters.
+    return {path: jax.device_put(_RANDOM[key][path].copy(), place) for path, place in places.items()}
+
+
+def save_start(config: TrainConfig, directory: pathlib.Path) -> None:
+    """Writes a model to start from, with the random weights that a run of the config would begin with."""
+    config, processor = setup.prepare(config)
+    program = build(config, jax.devices()[:1])
+    save_model(directory, program.random_params(), config.model, processor)
+
+
+def _make_scorer(built: Program, graphdef, micro_batches: int, logprob_chunk: int):
+    key = id(built), graphdef is built.graphdef, micro_batches, logprob_chunk
+    if key not in _SCORERS:  # the program is kept too, so that no other one gets its id
+        _SCORERS[key] = score.make_scorer(built, graphdef, micro_batches, logprob_chunk), built
+    return _SCORERS[key][0]
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Inside, training and the making of pairs take their programs from here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build", build)
+        sampler = functools.cache(Sampler)  # holds no parameters
+        for module in (rollouts, responses):
+            patch.setattr(module, "Sampler", sampler)
+        for module in (rollouts, preference_rows):
+            patch.setattr(module, "make_scorer", _make_scorer)
+        yield
