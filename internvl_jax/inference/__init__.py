@@ -5,6 +5,7 @@ A `Generator` turns token prompts into tokens; `chat`, `stream_chat` and `answer
 
 from internvl_jax.inference import terminal
 from internvl_jax.inference.chat import Answer, answer_many, chat, complete, complete_many, get_generator, stream_chat
+from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.generator import Generator
 from internvl_jax.inference.engine.programs import Features, Programs, State
@@ -12,7 +13,6 @@ from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Vocabul
 from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import Sampling, SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.text import TextStream
 
 __all__ = [
