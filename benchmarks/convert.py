@@ -17,11 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoint_convert import sink
-from checkpoint_convert.export_config import released_config
-from checkpoint_convert.hf_config import language_model
-from checkpoint_convert.source import open_directory
-from checkpoint_convert.tables import TABLES
+from checkpoint_convert import TABLES, language_model, open_directory, released_config, sink
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, InternVLConfig
 from internvl_jax.sharding import abstract

@@ -12,9 +12,8 @@ import numpy as np
 from benchmarks import workload
 from benchmarks.answering import seconds, serve
 from checkpoint_convert import load_model
-from internvl_jax.data.rows.batch import Batch
-from internvl_jax.inference import Generator, Request, Sampler, SamplingParams, Vocabulary
-from internvl_jax.inference.engine.buckets import fit
+from internvl_jax.data import Batch
+from internvl_jax.inference import Generator, Request, Sampler, SamplingParams, Vocabulary, fit
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
 

@@ -8,11 +8,19 @@ import jax
 import numpy as np
 
 from configs.models.sizes import TINY, like
-from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, assemble_row, stack_rows
+from internvl_jax.data import Batch, RowConfig, Sample, assemble_row, stack_rows
 from internvl_jax.models import InternVLConfig
-from internvl_jax.training import DataConfig, GspoConfig, MpoConfig, OptimConfig, RunConfig, TrainConfig, build
-from internvl_jax.training.stages.gspo.objective import RolloutBatch
-from internvl_jax.training.stages.mpo import Pairs
+from internvl_jax.training import (
+    DataConfig,
+    GspoConfig,
+    MpoConfig,
+    OptimConfig,
+    Pairs,
+    RolloutBatch,
+    RunConfig,
+    TrainConfig,
+    build,
+)
 
 _OPTIM = {"learning_rate": 1e-6, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
 

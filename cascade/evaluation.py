@@ -19,14 +19,18 @@ from PIL import Image
 
 from cascade import boards, progress, questions
 from cascade.boards import BoardLayout, Split
-from internvl_jax.data import Processor
-from internvl_jax.data.media.images import tile_image
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.inference.engine.buckets import Ladders
-from internvl_jax.inference.engine.generator import Generator, Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.load import load
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Decided, Thresholds
+from internvl_jax.data import ChatInputs, Processor, tile_image
+from internvl_jax.inference import (
+    MODEL_THRESHOLDS,
+    Decided,
+    Generator,
+    Ladders,
+    Request,
+    SamplingParams,
+    Thresholds,
+    Vocabulary,
+    load,
+)
 from internvl_jax.models import InternVL
 
 ANSWER_TOKENS = 56

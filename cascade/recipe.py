@@ -3,8 +3,8 @@
 import dataclasses
 
 from configs.models import sizes
-from internvl_jax.making.responses import PairConfig
-from internvl_jax.models.config import FlashConfig, InternVLConfig
+from internvl_jax.making import PairConfig
+from internvl_jax.models import FlashConfig, InternVLConfig
 from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, StageConfig
 
 REWARD = "cascade.questions:grade"

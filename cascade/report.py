@@ -22,9 +22,9 @@ from cascade import evaluation, progress, vico
 from cascade.evaluation import CascadeScore, Said
 from cascade.recipe import CascadeRecipe
 from cascade.vico import Point
-from internvl_jax.evaluation.overlay import router_overlay
-from internvl_jax.inference.load import load
-from internvl_jax.training.run import hooks
+from internvl_jax.evaluation import router_overlay
+from internvl_jax.inference import load
+from internvl_jax.training import hooks
 
 # What answers the test questions, and how the report calls it.
 MODELS = {

@@ -15,10 +15,10 @@ from cascade import progress, training_data
 from cascade.recipe import CascadeRecipe, Training
 from configs.experiments import consistency, cpt, gspo, mpo, router, sft
 from internvl_jax import training
-from internvl_jax.data.reading.prompts import open_prompts
+from internvl_jax.data import open_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
-from internvl_jax.inference.load import load
+from internvl_jax.inference import load
 from internvl_jax.making import pairs
 from internvl_jax.training import Group, TrainConfig
 

@@ -26,8 +26,7 @@ from PIL import Image
 from cascade import boards, questions
 from cascade.boards import Board, BoardLayout
 from cascade.recipe import Data
-from internvl_jax.data import Tokenizer, train_bpe
-from internvl_jax.data.text.templates import INTERNVL2_5
+from internvl_jax.data import INTERNVL2_5, Tokenizer, train_bpe
 
 # Their places number random streams; boards of two files never share one.
 FILES = ("boxes", "boards", "reading", "chains", "rl", "dev", "test")

@@ -16,8 +16,7 @@ import numpy as np
 from cascade import evaluation, progress
 from cascade.evaluation import Answerer, Said
 from cascade.recipe import CascadeRecipe
-from internvl_jax.inference.load import load
-from internvl_jax.inference.resolution import Decided, Thresholds
+from internvl_jax.inference import Decided, Thresholds, load
 
 _RANDOM_STREAM = 1
 

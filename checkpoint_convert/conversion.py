@@ -35,7 +35,7 @@ from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
 from checkpoint_convert.source import read_json
 from checkpoint_convert.tables import TABLES
-from internvl_jax.data.processor import Processor
+from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
 from internvl_jax.sharding import abstract, params_io

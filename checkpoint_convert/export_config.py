@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from checkpoint_convert.hf_config import ARCHITECTURES
-from internvl_jax.data.processor import Processor
+from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig, TextConfig, VisionConfig
-from internvl_jax.models.language.families import family_of, kind_of
-from internvl_jax.models.language.families.record import ModelKind
+from internvl_jax.models import InternVLConfig, ModelKind, TextConfig, VisionConfig, family_of, kind_of
 
 Values = dict[str, Any]
 

@@ -21,10 +21,9 @@ from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_con
 from checkpoint_convert.reader import Index, ReleasedReader, all_finite
 from checkpoint_convert.source import read_json
 from checkpoint_convert.tables import TABLES, Table
-from internvl_jax.data.processor import Processor
+from internvl_jax.data import Processor
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
-from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, params_io, shardings
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules, abstract, bind, params_io, shardings
 
 
 def load_released(

@@ -13,8 +13,7 @@ from absl import logging
 
 from checkpoint_convert.sink import write_json
 from checkpoint_convert.source import read_json
-from internvl_jax.data.processor import Processor
-from internvl_jax.data.text.templates import Template
+from internvl_jax.data import Processor, Template
 
 # The config.json that a checkpoint came with, kept beside the one of this project.
 RELEASED_CONFIG = "released_config.json"

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from checkpoint_convert import table_flash, table_intern_vit
 from checkpoint_convert.mxfp4 import Mxfp4Row
 from checkpoint_convert.rows import Row, Shaped, SharedRow
-from internvl_jax.models.language.families import FAMILIES
-from internvl_jax.models.language.families.record import ModelKind, Released
+from internvl_jax.models import FAMILIES, ModelKind, Released
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from demo import easy_vqa
-from internvl_jax.training.run import hooks
+from internvl_jax.training import hooks
 
 COLUMNS, ROWS = 6, 4  # the contact sheet; its last row is kept for mistakes
 

@@ -21,11 +21,8 @@ from demo.recipe import RECIPE, DemoRecipe, DemoStage
 from demo.report import Answered
 from internvl_jax import training
 from internvl_jax.errors import InputError
-from internvl_jax.inference.chat import answer_many
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.load import load
-from internvl_jax.training import Group, TrainConfig
-from internvl_jax.training.run import hooks
+from internvl_jax.inference import SamplingParams, answer_many, load
+from internvl_jax.training import Group, TrainConfig, hooks
 
 ANSWER_TOKENS = 8  # answers are one token and a stop
 

@@ -22,8 +22,7 @@ from PIL import Image
 
 from demo import easy_vqa
 from demo.recipe import DemoRecipe
-from internvl_jax.data import Tokenizer, train_bpe
-from internvl_jax.data.text.templates import INTERNVL2_5
+from internvl_jax.data import INTERNVL2_5, Tokenizer, train_bpe
 from internvl_jax.errors import InputError
 
 

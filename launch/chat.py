@@ -16,7 +16,7 @@ from absl import flags
 
 from internvl_jax.data import split_thinking
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation.overlay import router_overlay
+from internvl_jax.evaluation import router_overlay
 from internvl_jax.inference import SamplingParams, Thresholds, complete, terminal
 from launch import checkpoint
 from launch import main as launcher

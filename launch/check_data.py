@@ -12,13 +12,8 @@ import pathlib
 
 from absl import flags
 
-from checkpoint_convert.released import load_processor
-from internvl_jax.data.media import tiling
-from internvl_jax.data.processor import Processor
-from internvl_jax.data.reading import check
-from internvl_jax.data.rows import packing
-from internvl_jax.data.text.templates import get_template
-from internvl_jax.data.text.tokenizer import Tokenizer
+from checkpoint_convert import load_processor
+from internvl_jax.data import Processor, Tokenizer, check, get_template, packing, tiling
 from launch import main as launcher
 
 _META = flags.DEFINE_string("meta", None, "meta file (JSON) that lists the data sets", required=True)

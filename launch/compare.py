@@ -10,8 +10,8 @@ import json
 
 from absl import flags
 
-from checkpoint_convert.released import load_bare
-from internvl_jax.evaluation.parity import compare, image_token_id, read_case
+from checkpoint_convert import load_bare
+from internvl_jax.evaluation import compare, image_token_id, read_case
 from launch import main as launcher
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model: released (either format) or converted.")

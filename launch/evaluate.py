@@ -14,7 +14,7 @@ import sys
 import tqdm
 from absl import flags
 
-from internvl_jax.evaluation.tasks import evaluate, read_questions
+from internvl_jax.evaluation import evaluate, read_questions
 from launch import checkpoint
 from launch import main as launcher
 

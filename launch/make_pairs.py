@@ -17,10 +17,9 @@ import sys
 import tqdm
 from absl import flags
 
-from internvl_jax.data.reading.prompts import open_prompts
+from internvl_jax.data import open_prompts
 from internvl_jax.grading import Graders
-from internvl_jax.making.pairs import make_pairs
-from internvl_jax.making.responses import METHODS, PairConfig
+from internvl_jax.making import METHODS, PairConfig, make_pairs
 from launch import checkpoint
 from launch import main as launcher
 

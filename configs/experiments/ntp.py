@@ -3,8 +3,7 @@
 import dataclasses
 
 from configs.models import sizes
-from internvl_jax.models import FLASH_PARTS
-from internvl_jax.models.language.families import family_of
+from internvl_jax.models import FLASH_PARTS, family_of
 from internvl_jax.training import DataConfig, Group, OptimConfig, RunConfig, TrainConfig
 
 # Released scripts: 0 for 1B, 2B and 4B.

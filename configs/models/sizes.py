@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
+from internvl_jax.models import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
 
 INTERN_VIT_300M = VisionConfig(
     image_size=448,

@@ -1,24 +1,77 @@
 """Pictures, text and samples on the host: numpy, Pillow, grain and tokenizers, no jax."""
 
+from internvl_jax.data.media import images, tiling
 from internvl_jax.data.media.images import load_image, tile_image
-from internvl_jax.data.media.tiling import ImageConfig, num_image_tokens
+from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig, num_image_tokens
 from internvl_jax.data.processor import ChatInputs, Processor
-from internvl_jax.data.text.templates import IMAGE, Message, Template, get_template
-from internvl_jax.data.text.thinking import split_thinking
+from internvl_jax.data.reading import check
+from internvl_jax.data.reading.prompts import (
+    Prompt,
+    Prompts,
+    PromptStream,
+    encode_blind,
+    encode_prompt,
+    open_prompts,
+    read_accuracies,
+    screen_prompts,
+)
+from internvl_jax.data.rows import packing, views
+from internvl_jax.data.rows.batch import MIN_TEXT, Batch, RowConfig, Sample, assemble_row, interleaved, stack_rows
+from internvl_jax.data.rows.pipeline import Pipeline, PipelineConfig, Skipped
+from internvl_jax.data.rows.views import PROBES, RATES, PlainRows, Probes, Rates, RowLayout, Views
+from internvl_jax.data.rows.weights import WEIGHTINGS, token_weight
+from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
+from internvl_jax.data.text.thinking import THINK, THINK_END, split_thinking
 from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
 
 __all__ = [
-    "IMAGE",
+    "Batch",
     "ChatInputs",
+    "DEFAULT_MAX_PIXELS",
+    "IMAGE",
+    "INTERNVL2_5",
     "ImageConfig",
+    "MIN_TEXT",
     "Message",
+    "PROBES",
+    "Pipeline",
+    "PipelineConfig",
+    "PlainRows",
+    "Probes",
     "Processor",
+    "Prompt",
+    "PromptStream",
+    "Prompts",
+    "RATES",
+    "Rates",
+    "RowConfig",
+    "RowLayout",
+    "Sample",
+    "Skipped",
+    "THINK",
+    "THINK_END",
     "Template",
     "Tokenizer",
+    "Views",
+    "WEIGHTINGS",
+    "assemble_row",
+    "check",
+    "encode_blind",
+    "encode_prompt",
     "get_template",
+    "images",
+    "interleaved",
     "load_image",
     "num_image_tokens",
+    "open_prompts",
+    "packing",
+    "read_accuracies",
+    "screen_prompts",
     "split_thinking",
+    "stack_rows",
     "tile_image",
+    "tiling",
+    "token_weight",
     "train_bpe",
+    "views",
 ]

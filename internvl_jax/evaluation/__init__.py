@@ -1,1 +1,14 @@
 """Accuracy on question files, parity with recorded outputs, pictures of what a router decides."""
+
+from internvl_jax.evaluation.overlay import router_overlay
+from internvl_jax.evaluation.parity import compare, image_token_id, read_case
+from internvl_jax.evaluation.tasks import evaluate, read_questions
+
+__all__ = [
+    "compare",
+    "evaluate",
+    "image_token_id",
+    "read_case",
+    "read_questions",
+    "router_overlay",
+]

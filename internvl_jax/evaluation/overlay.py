@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from internvl_jax.data import Processor
-from internvl_jax.data.media import images, tiling
+from internvl_jax.data import Processor, images, tiling
 from internvl_jax.errors import InputError
-from internvl_jax.inference.chat import get_generator
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
+from internvl_jax.inference import MODEL_THRESHOLDS, Thresholds, get_generator
 from internvl_jax.models import InternVL
 
 _SIDE = 224  # pixels of a drawn tile

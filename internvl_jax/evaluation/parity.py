@@ -13,12 +13,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from internvl_jax.data.rows.weights import WEIGHTINGS, token_weight
+from internvl_jax.data import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.generator import Generator
-from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.resolution import Thresholds, kept, quantile
+from internvl_jax.inference import Generator, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out, Slots
 from internvl_jax.sharding import bind, flatten
 

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
-from internvl_jax.inference.chat import complete_many
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference import SamplingParams, complete_many
 from internvl_jax.models import InternVL
 
 GRADING_SECONDS, GRADING_WORKERS = 10.0, 2

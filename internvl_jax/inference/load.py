@@ -18,9 +18,18 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, InternVLConfig, Runtime
-from internvl_jax.sharding import PRESETS, ParamSpec, Rules, abstract, bind, shardings
-from internvl_jax.sharding.flat import Params
-from internvl_jax.sharding.params_io import locate, read_params, write_params
+from internvl_jax.sharding import (
+    PRESETS,
+    Params,
+    ParamSpec,
+    Rules,
+    abstract,
+    bind,
+    locate,
+    read_params,
+    shardings,
+    write_params,
+)
 
 FORMAT = 1
 DTYPES = ("bfloat16", "float16", "float32")

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from internvl_jax.data import Processor, split_thinking
-from internvl_jax.data.text.thinking import THINK, THINK_END
+from internvl_jax.data import THINK, THINK_END, Processor, split_thinking
 
 
 class TextStream:

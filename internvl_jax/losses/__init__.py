@@ -6,4 +6,13 @@ from internvl_jax.losses.loss_sum import LossSum
 from internvl_jax.losses.ntp import next_token
 from internvl_jax.losses.sequences import segment_sums, spread
 
-__all__ = ["LossSum", "gspo", "load_balancing", "mpo", "next_token", "segment_sums", "spread", "vico"]
+__all__ = [
+    "LossSum",
+    "gspo",
+    "load_balancing",
+    "mpo",
+    "next_token",
+    "segment_sums",
+    "spread",
+    "vico",
+]

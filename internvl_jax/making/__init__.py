@@ -1,1 +1,12 @@
 """Training data made by a model: sampled responses and preference pairs."""
+
+from internvl_jax.making import pairs
+from internvl_jax.making.pairs import make_pairs
+from internvl_jax.making.responses import METHODS, PairConfig
+
+__all__ = [
+    "METHODS",
+    "PairConfig",
+    "make_pairs",
+    "pairs",
+]

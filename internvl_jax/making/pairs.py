@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from internvl_jax.data import Processor
-from internvl_jax.data.reading.prompts import Prompt, Prompts, screen
+from internvl_jax.data import Processor, Prompt, Prompts, screen_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.making.responses import Grade, PairConfig, Responder, Response
 from internvl_jax.making.resumable import PartialFolder
@@ -73,7 +72,7 @@ def make_pairs(
             raise InputError(
                 f"the data set {dataset.name!r} can't name a file; call it something else in the meta file"
             )
-    screened = screen(prompts, processor, config.max_prompt_tokens)
+    screened = screen_prompts(prompts, processor, config.max_prompt_tokens)
     asked = _distinct(prompts, screened.numbers, config)
     responder = Responder(model, processor, config, grade)
     drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}

@@ -11,15 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from internvl_jax.data import Processor
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.data.reading.prompts import Prompt, encode, encode_blind
+from internvl_jax.data import ChatInputs, Processor, Prompt, encode_blind, encode_prompt
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.buckets import Ladders
-from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampler import Rollout, Sampler
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.text import TextStream
+from internvl_jax.inference import Ladders, Request, Rollout, Sampler, SamplingParams, TextStream, Vocabulary
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
@@ -149,7 +143,7 @@ class Responder:
         for row, (_, prompt) in enumerate(batch):
             try:
                 if not responses[row]:
-                    inputs[row] = encode(prompt, self._processor)
+                    inputs[row] = encode_prompt(prompt, self._processor)
             except InputError as error:  # its header was sound, or it would not have come so far
                 _LOG.warning("left out %s", error)
                 entries[row]["broken"] = str(error)

@@ -31,30 +31,63 @@ and what has no letter here is written as a word.
 HWC (or CHW), always together, are height, width and channels of pictures.
 """
 
+from internvl_jax.models import scopes
 from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import Cache
-from internvl_jax.models.config import FLASH_PARTS, UNUSED_PARTS, FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models.config import (
+    FLASH_PARTS,
+    UNUSED_PARTS,
+    FlashConfig,
+    InternVLConfig,
+    MoeConfig,
+    NtkConfig,
+    TextConfig,
+    VisionConfig,
+    YarnConfig,
+)
+from internvl_jax.models.flops import PEAK, token_flops, train_flops
 from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
+from internvl_jax.models.language.decoder import DecoderOut
+from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
+from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import Runtime
+from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
-    "FLASH_PARTS",
-    "UNUSED_PARTS",
     "Branches",
     "Cache",
+    "DecoderOut",
     "Encoded",
+    "FAMILIES",
+    "FLASH_PARTS",
+    "Family",
     "FlashConfig",
     "InternVL",
     "InternVLConfig",
     "InternViT",
+    "Key",
+    "ModelKind",
+    "MoeConfig",
+    "NtkConfig",
     "Out",
+    "PEAK",
+    "Released",
     "Runtime",
     "Slots",
     "TextConfig",
+    "UNUSED_PARTS",
     "VisionConfig",
+    "YarnConfig",
+    "family_of",
+    "kind_of",
     "over_logits",
+    "scopes",
+    "token_flops",
     "token_logprobs",
     "token_statistics",
+    "train_flops",
+    "unstack",
+    "unstack_params",
 ]

@@ -94,7 +94,7 @@ class FlashConfig:
     """The Visual Resolution Router and the branch of compressed tiles, whose pixel shuffle joins twice as many patches
     along each side.
 
-    The thresholds are those of a request that names none; `inference.resolution` says what they do.
+    The thresholds are those of a request that names none; `inference.compression` says what they do.
     """
 
     relative_threshold: float

@@ -10,7 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.flops import PEAK
+from internvl_jax.models import PEAK
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, InternVLConfig
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.lowering import Serving
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.training import TrainConfig
 
 # Bytes of a parameter in training: its value, its gradient and two moments, all in float32.
 _STATE = 16

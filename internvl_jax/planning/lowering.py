@@ -8,15 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from internvl_jax import sharding
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.programs import Programs, State
-from internvl_jax.inference.engine.requests import STOPS
-from internvl_jax.inference.engine.sampling import Sampling
+from internvl_jax.inference import STOPS, Programs, Sampling, State
 from internvl_jax.models import Cache, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import PRESETS
-from internvl_jax.training.config import TrainConfig
-from internvl_jax.training.run.loop import build
+from internvl_jax.training import TrainConfig, build
 
 _SAMPLING = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.uint32)  # temperature, top k, top p, penalty, seed
 

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.flops import token_flops, train_flops
+from internvl_jax.models import token_flops, train_flops
 from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.estimate import estimate
 from internvl_jax.planning.hlo import HloProgram, num_bytes
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
 from internvl_jax.planning.lowering import Lowered, Serving, serving, training
-from internvl_jax.training.config import TrainConfig, parse_mesh
+from internvl_jax.training import TrainConfig, parse_mesh
 
 # Parameters and moments from this size on must not lie whole on devices that could share them.
 LARGE = 4 << 20

@@ -13,7 +13,7 @@ from typing import Any
 from internvl_jax.errors import InputError
 from internvl_jax.planning.lowering import Serving
 from internvl_jax.planning.plan import plan
-from internvl_jax.training.config import TrainConfig
+from internvl_jax.training import TrainConfig
 
 TRAINING = {
     "1b": "v5p:2x2x2",

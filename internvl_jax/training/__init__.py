@@ -1,10 +1,12 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
-from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig
+from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig, parse_mesh
+from internvl_jax.training.run import hooks
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
+from internvl_jax.training.stages.gspo.objective import RolloutBatch
 from internvl_jax.training.stages.gspo.settings import GspoConfig
-from internvl_jax.training.stages.mpo import MpoConfig
+from internvl_jax.training.stages.mpo import MpoConfig, Pairs
 from internvl_jax.training.stages.vico import ConsistencyConfig, RouterConfig
 
 __all__ = [
@@ -14,10 +16,14 @@ __all__ = [
     "GspoConfig",
     "MpoConfig",
     "OptimConfig",
+    "Pairs",
+    "RolloutBatch",
     "RouterConfig",
     "RunConfig",
     "StageConfig",
     "TrainConfig",
     "build",
+    "hooks",
+    "parse_mesh",
     "train",
 ]

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.config import InternVLConfig
+from internvl_jax.models import InternVLConfig
 
 
 @dataclasses.dataclass

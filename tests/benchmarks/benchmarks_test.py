@@ -11,6 +11,7 @@ from benchmarks import convert, ours, stages, theirs
 from benchmarks.workers import Worker, in_turns, ratios
 from configs.models import sizes
 from internvl_jax.errors import InputError
+from tests.programs import build
 
 OPTIM = {"learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
 ECHO = """
@@ -104,7 +105,8 @@ def test_conversions_beside_a_copy(tmp_path):
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_steps_of_the_stages_side_by_side(micro_batches):
+def test_steps_of_the_stages_side_by_side(micro_batches, monkeypatch):
+    monkeypatch.setattr(stages, "build", build)
     model = dataclasses.replace(sizes.get("tiny"), image_token_id=7)
     found = stages.compare(model, texts=4, tokens=40, rounds=1, micro_batches=micro_batches)
     assert found["mpo_ratio"] == pytest.approx(found["mpo_s"] / found["sft_s"], rel=0.1) and found["gspo_ratio"] > 0

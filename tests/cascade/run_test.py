@@ -17,9 +17,9 @@ from cascade.recipe import RECIPE, Training
 from cascade.vico import Point
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
+from internvl_jax.inference.compression import Decided, Thresholds
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.load import load
-from internvl_jax.inference.resolution import Decided, Thresholds
 from internvl_jax.training import MpoConfig
 from internvl_jax.training.run import hooks
 

@@ -1,6 +1,7 @@
 """The published sizes to the last parameter, and every stage for every size."""
 
 import collections
+import functools
 import importlib
 import math
 import pathlib
@@ -47,10 +48,16 @@ TRAINS_EXPERTS = ("cpt", "sft", "mpo", "consistency")  # with a load-balancing l
 STAGES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
 
+@functools.cache
+def specs(model):
+    """Of the parameters; stages share them."""
+    return abstract(lambda rngs: InternVL(model, rngs))[1]
+
+
 def count(size):
     """Parameters by the first part of their path."""
     counts = collections.Counter()
-    for path, spec in abstract(lambda rngs: InternVL(sizes.get(size), rngs))[1].items():
+    for path, spec in specs(sizes.get(size)).items():
         counts[path.split(".")[0]] += math.prod(spec.shape)
     return counts
 
@@ -91,7 +98,7 @@ def test_every_stage_builds_for_every_size(stage, size):
     check(config)
     assert (config.run.balance > 0) == (config.model.text.moe is not None and stage in TRAINS_EXPERTS)
     assert (config.model.flash is not None) == (size.endswith("-flash") or stage in ("consistency", "router"))
-    paths = abstract(lambda rngs: InternVL(config.model, rngs))[1]
+    paths = specs(config.model)
     check_idle(assign(paths, config.optim.groups), make_objective(config).idle, stage)
 
 
@@ -121,7 +128,7 @@ def test_released_values(stage, size):
     assert (config.run.steps, size_of_step, *rates) == RELEASED[stage, size]
     assert (optim.beta1, optim.beta2, optim.eps) == (0.9, 0.999, 1e-8)
     assert config.model.vision.drop_path == {"1b": 0.0, "38b": 0.4, "241b-a28b": 0.4}.get(size, 0.1)
-    frozen = assign(abstract(lambda rngs: InternVL(config.model, rngs))[1], optim.groups)
+    frozen = assign(specs(config.model), optim.groups)
     trained = {path.split(".")[0] for path, group in frozen.items() if not group.frozen}
     assert trained == {"warmup": {"projector"}, "gspo": {"projector", "lm"}}.get(stage, {"vit", "projector", "lm"})
 

@@ -246,10 +246,10 @@ def vico_config(folder: pathlib.Path, workdir: pathlib.Path, objective: str, sta
     `start`, with the base model in `folder/base` as reference.
     """
     length = {"ntp": 130, "consistency": 60, "router": 60}[objective]
-    made = config(folder, workdir, BASE if objective == "ntp" else FLASH, **{"steps": length, "rows": 4, **run})
+    made = config(folder, workdir, BASE if objective == "ntp" else FLASH, **{"steps": length, "rows": 8, **run})
     made.objective, made.run.init_from = objective, str(start)
     made.data.meta, made.data.max_tiles = str(folder / "boards.json"), 1
-    made.data.token_budget, made.data.tile_budget = 231, 8
+    made.data.token_budget, made.data.tile_budget = 116, 4  # two samples: what a row costs grows with its square
     made.optim.learning_rate = 3e-3 if objective == "consistency" else 5e-3
     if objective != "ntp":
         made.data.weighting, reference = "sample", str(folder / "base")

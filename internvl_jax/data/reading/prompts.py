@@ -2,9 +2,9 @@
 
 1. `open_prompts` opens a file or all data sets of a meta file; `Prompts` gives any prompt by its number, reading
    nothing but its line (or its row group).
-2. `encode` turns a prompt into the tokens and tiles that `encode_training` and `SampleReader` give the same text in
-   training, up to where the answer starts.
-3. `screen` leaves out prompts that are too long, broken, or too easy and too hard for a known accuracy.
+2. `encode_prompt` turns a prompt into the tokens and tiles that `encode_training` and `SampleReader` give the same text
+   in training, up to where the answer starts.
+3. `screen_prompts` leaves out prompts that are too long, broken, or too easy and too hard for a known accuracy.
 4. `PromptStream` orders what is left: prompts n.. of a run are a pure function of seed and position.
 
 Every error is an `InputError` that starts with FILE:LINE (for parquet the row, from 1).
@@ -173,7 +173,7 @@ def parse_prompt(line: bytes, name: str, dataset: sources.Dataset) -> Prompt:
     return Prompt(name, sources.parse_system(entry, name), question, answer, response, pictures, dataset)
 
 
-def encode(prompt: Prompt, processor: Processor) -> ChatInputs:
+def encode_prompt(prompt: Prompt, processor: Processor) -> ChatInputs:
     """Tokens and tiles of a prompt, ready for the model to answer.
 
     Pictures are placed and share the limit of tiles as in training (the chat interface always puts a newline after a
@@ -196,7 +196,7 @@ def encode(prompt: Prompt, processor: Processor) -> ChatInputs:
 
 
 def measure(prompt: Prompt, processor: Processor) -> tuple[int, int]:
-    """How many tokens and tiles `encode` would give, from the headers of the pictures alone. Same errors."""
+    """How many tokens and tiles `encode_prompt` would give, from the headers of the pictures alone. Same errors."""
     config = _image_config(prompt, processor)
     try:
         counts = [tiling.num_image_tokens(*images.image_size(image, config), config) for image in prompt.images]
@@ -229,7 +229,7 @@ def _encode_text(prompt: Prompt, processor: Processor, counts: Sequence[int], be
 
 @dataclasses.dataclass(frozen=True)
 class Screened:
-    """What `screen` left.
+    """What `screen_prompts` left.
 
     Attributes:
         numbers: int64, the numbers of the prompts that are left, as in the mixture.
@@ -248,7 +248,7 @@ class Screened:
     broken: Mapping[int, str]
 
 
-def screen(
+def screen_prompts(
     prompts: Prompts,
     processor: Processor,
     max_tokens: int,
@@ -337,8 +337,8 @@ def read_accuracies(path: str | os.PathLike) -> dict[str, float]:
 class PromptStream:
     """The order in which a run meets its prompts: epoch after epoch, each a permutation of its own.
 
-    numbers: of an epoch, from `screen`. Nothing is remembered between calls but what is costly to compute, so a run
-    resumes anywhere by its position.
+    numbers: of an epoch, from `screen_prompts`. Nothing is remembered between calls but what is costly to compute, so a
+    run resumes anywhere by its position.
     """
 
     def __init__(self, prompts: Prompts, numbers: np.ndarray, seed: int):

@@ -21,10 +21,8 @@ from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Features, Programs, State
 from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Sight, Vocabulary, pad, stop_ids
 from internvl_jax.inference.engine.sampling import SamplingParams, stack_params
-from internvl_jax.models import InternVL
-from internvl_jax.models.transforms.unstack import unstack, unstack_params
-from internvl_jax.sharding import flatten
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import InternVL, unstack, unstack_params
+from internvl_jax.sharding import Params, flatten
 
 
 class Generator:

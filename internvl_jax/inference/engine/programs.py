@@ -22,10 +22,8 @@ from flax import nnx
 
 from internvl_jax import sharding
 from internvl_jax.inference.engine.sampling import Sampling, ban, sample
-from internvl_jax.models import Cache
-from internvl_jax.models.language.decoder import DecoderOut
-from internvl_jax.sharding import bind
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import Cache, DecoderOut
+from internvl_jax.sharding import Params, bind
 
 try:
     _TRIM = ctypes.CDLL(None).malloc_trim

@@ -24,10 +24,8 @@ from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Sight, Vocabulary, pad, stop_ids
 from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms, Rows
 from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.models import InternVL, InternVLConfig, Runtime
-from internvl_jax.models.transforms.unstack import unstack, unstack_params
-from internvl_jax.sharding import Rules
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
+from internvl_jax.sharding import Params, Rules
 
 # The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
 _PIECE = 256

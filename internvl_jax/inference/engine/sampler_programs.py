@@ -17,8 +17,7 @@ from flax import nnx
 from internvl_jax.inference.engine.programs import DeviceProgram, Programs
 from internvl_jax.inference.engine.sampling import ban, cut, draw
 from internvl_jax.models import Branches
-from internvl_jax.sharding import bind, shard, whole
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params, bind, shard, whole
 
 
 class Given(NamedTuple):

@@ -12,8 +12,7 @@ from jax import lax
 
 from internvl_jax.models import scopes
 from internvl_jax.models.bricks.grouped import ROWS
-from internvl_jax.sharding import Share, bind, by_owner, by_token, flatten
-from internvl_jax.sharding.flat import Params, logical_axes
+from internvl_jax.sharding import Params, Share, bind, by_owner, by_token, flatten, logical_axes
 
 # A chunk has 1.25 times the rows that a device has if all have equal shares: mostly one chunk is enough. For memory's
 # sake it has at most 65,536 rows (32,768 tokens with 8 experts each are four such chunks).

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from internvl_jax.models import InternVL
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params
 
 _PREFIX = "lm.layers."
 

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding.params_io import ITEM, first_line, saving_options
+from internvl_jax.sharding import ITEM, first_line, saving_options
 from internvl_jax.training.run.state import TrainState
 
 FOLDER = "checkpoints"

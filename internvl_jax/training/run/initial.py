@@ -8,8 +8,7 @@ from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import FLASH_PARTS
-from internvl_jax.sharding.flat import Params
-from internvl_jax.sharding.params_io import locate, read_params
+from internvl_jax.sharding import Params, locate, read_params
 from internvl_jax.training.config import differences
 from internvl_jax.training.run.program import Program
 

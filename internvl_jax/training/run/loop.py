@@ -18,8 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVLConfig
-from internvl_jax.models.flops import PEAK, train_flops
+from internvl_jax.models import PEAK, InternVLConfig, train_flops
 from internvl_jax.training.config import RunConfig, TrainConfig
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.checkpoints import Checkpoints

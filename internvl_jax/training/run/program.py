@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec as P
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime
-from internvl_jax.sharding import PRESETS, ParamSpec, Rules
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig, parse_mesh
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.models import token_logprobs
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.run.step import num_filled, split_rows

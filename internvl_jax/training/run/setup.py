@@ -11,11 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig
-from internvl_jax.data.processor import Processor
-from internvl_jax.data.rows.pipeline import PipelineConfig
-from internvl_jax.data.text.templates import get_template
-from internvl_jax.data.text.tokenizer import Tokenizer
+from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, PipelineConfig, Processor, Tokenizer, get_template
 from internvl_jax.errors import InputError
 from internvl_jax.training.config import FREE, TrainConfig, differences
 from internvl_jax.training.run.program import Program, make_program

@@ -8,8 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.sharding import ParamSpec, like_params
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params, ParamSpec, like_params
 from internvl_jax.training.config import Group
 
 

@@ -16,9 +16,9 @@ import optax
 from flax import nnx
 
 from internvl_jax import sharding
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.losses import LossSum
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group
 from internvl_jax.training.run.state import TrainState, split_trainable
 from internvl_jax.training.stages.terms import Carry, Objective, combine

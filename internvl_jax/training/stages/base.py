@@ -5,8 +5,7 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from internvl_jax.data.processor import Processor
-from internvl_jax.data.rows.pipeline import PipelineConfig
+from internvl_jax.data import PipelineConfig, Processor
 from internvl_jax.models import InternVLConfig
 from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
 from internvl_jax.training.run.program import Program

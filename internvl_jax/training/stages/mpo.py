@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, mpo, next_token, segment_sums
 from internvl_jax.models import InternVL, InternVLConfig, token_logprobs

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data.rows.views import PlainRows
+from internvl_jax.data import PlainRows
 from internvl_jax.losses import LossSum, next_token
 from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.training.stages.balance import Balance, NoBalance

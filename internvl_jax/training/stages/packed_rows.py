@@ -4,8 +4,7 @@ from typing import Any
 
 import jax
 
-from internvl_jax.data.rows.pipeline import Pipeline
-from internvl_jax.data.rows.views import RowLayout
+from internvl_jax.data import Pipeline, RowLayout
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
 

@@ -21,10 +21,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.data.rows.batch import Batch
-from internvl_jax.data.rows.pipeline import Pipeline
+from internvl_jax.data import Batch, Pipeline
 from internvl_jax.errors import InputError
-from internvl_jax.sharding.params_io import locate
+from internvl_jax.sharding import locate
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.models import InternVL, Out, Slots
 
 

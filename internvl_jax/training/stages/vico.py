@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data.rows.batch import MIN_TEXT
-from internvl_jax.data.rows.views import PROBES, RATES, Probes, Rates, Views
+from internvl_jax.data import MIN_TEXT, PROBES, RATES, Probes, Rates, Views
 from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, segment_sums, vico
 from internvl_jax.models import UNUSED_PARTS, InternVL, InternVLConfig, Slots, over_logits

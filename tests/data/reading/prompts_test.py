@@ -118,7 +118,7 @@ def test_prompts_have_the_tokens_and_tiles_of_training(tiny, processor, question
     sample = reader.load(0, np.random.default_rng(0))
 
     prompt = prompts.open_prompts(tiny.write_meta(q={**entry, "max_dynamic_patch": 4}))[0]
-    inputs = prompts.encode(prompt, processor)
+    inputs = prompts.encode_prompt(prompt, processor)
     start = int(sample.supervised_T.argmax())
     assert inputs.tokens_T.tolist() == sample.tokens_T[:start].tolist()
     np.testing.assert_array_equal(inputs.tiles_GHWC, sample.tiles_GHWC)
@@ -165,13 +165,13 @@ def test_screening_leaves_out_and_says_so(tmp_path, processor, caplog):
     accuracies = prompts.read_accuracies(lines_of(tmp_path / "accuracies.jsonl", lines))
     assert len(accuracies) == 2
     with caplog.at_level(logging.WARNING):
-        left = prompts.screen(made, processor, limit, accuracies)
+        left = prompts.screen_prompts(made, processor, limit, accuracies)
     assert left.numbers.tolist() == [0, 4]
     assert (left.too_long, left.off_accuracy, list(left.broken)) == (1, 1, [2])
     assert f"left out 1 prompts of over {limit} tokens: {tmp_path}/q.jsonl:2" in caplog.text
     assert "left out 1 broken prompts" in caplog.text and "none.png does not exist" in caplog.text
     with pytest.raises(InputError, match=r"none of 5 prompts is left: 1 are broken, 4 have over 3 tokens"):
-        prompts.screen(made, processor, 3)
+        prompts.screen_prompts(made, processor, 3)
 
 
 def test_screening_for_training_by_tiles_and_answers(tiny, processor, caplog):
@@ -179,10 +179,10 @@ def test_screening_for_training_by_tiles_and_answers(tiny, processor, caplog):
     lines = [{"image": small, "question": "what?", "answer": "x"}, {"image": wide, "question": "what?", "answer": "x"}]
     lines += [{"question": "why?", "answer": "x"}, {"image": small, "question": "who?", "chosen": "a story"}]
     made = prompts.open_prompts(lines_of(tiny.folder / "q.jsonl", lines))
-    every = prompts.screen(made, processor, 1000)
+    every = prompts.screen_prompts(made, processor, 1000)
     assert (every.numbers.tolist(), every.most_tiles, every.too_long, every.broken) == ([0, 1, 2, 3], 6, 0, {})
     for limit, numbers, most in ((6, [0, 1, 2], 6), (5, [0, 2], 1), (0, [2], 0)):
-        left = prompts.screen(made, processor, 1000, max_tiles=limit, answered=True)
+        left = prompts.screen_prompts(made, processor, 1000, max_tiles=limit, answered=True)
         assert (left.numbers.tolist(), left.most_tiles) == (numbers, most)
         assert left.too_long == 3 - len(numbers) and list(left.broken) == [3]
         assert f"{tiny.folder}/q.jsonl:4 has no answer to grade with" in left.broken[3]
@@ -193,7 +193,7 @@ def test_the_digest_is_what_is_asked_in_which_order(tmp_path, processor):
     def digest(name, lines, **limits):
         (tmp_path / name).mkdir()
         made = prompts.open_prompts(lines_of(tmp_path / name / "q.jsonl", lines))
-        return prompts.screen(made, processor, 1000, **limits).digest
+        return prompts.screen_prompts(made, processor, 1000, **limits).digest
 
     lines = [{"question": f"what is {k}?", "answer": "x"} for k in range(3)]
     first = digest("first", lines)
@@ -265,14 +265,14 @@ def test_parquet_rows_are_prompts(tiny, processor, monkeypatch):
     assert (first.system, first.question, first.answer) == (None, "<image>\nHow many?\nBox it.", "3")
     assert first.images == (f"{tiny.folder}/images/p.png",)
     assert (second.system, second.question, len(second.images)) == ("think", asked, 2)
-    assert prompts.screen(made, processor, 1000).numbers.tolist() == [0, 1, 2, 3, 4]
+    assert prompts.screen_prompts(made, processor, 1000).numbers.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_parquet_rows_may_hold_their_pictures(tiny, processor):
     tiny.picture("p.png", 8, 8)
     image = (tiny.folder / "p.png").read_bytes()
     path = parquet_of(tiny.folder / "q.parquet", [{**ROW, "images": [{"bytes": image, "path": None}]}])
-    assert prompts.encode(prompts.open_prompts(path)[0], processor).tiles_GHWC.shape == (1, 8, 8, 3)
+    assert prompts.encode_prompt(prompts.open_prompts(path)[0], processor).tiles_GHWC.shape == (1, 8, 8, 3)
 
 
 @pytest.mark.parametrize(

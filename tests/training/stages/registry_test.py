@@ -43,7 +43,7 @@ def test_a_record_is_all_that_a_new_stage_takes(config):
     assert program.objective.coefficients == {"ntp": 1.0}
     source = setup.open_source(config, program, processor)
     source.start(None)
-    assert source.take(None).tokens_BT.shape == (8, 173)
+    assert source.take(None).tokens_BT.shape == (config.run.rows, config.data.token_budget)
     source.close()
     told = setup.describe(config, make_mesh({}, jax.devices()[:1]))
     assert "pace: 3 of 6" in told and "reference: elsewhere" in told

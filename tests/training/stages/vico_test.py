@@ -78,11 +78,11 @@ def first_step(ran, batch):
 
 
 def consistency_batch(ran, contents):
-    """Four rows, each of some samples; of every sample one tile is compressed."""
+    """Eight rows, each of some samples; of every sample one tile is compressed."""
     config = Pipeline(setup.pipeline_config(ran.config), ran.processor).row_config
     compress, compressed = [np.array([[True, False]])], ran.config.model.tokens_per_compressed_tile
     lay = lambda row: view(row, compress * len(row), config, config.token_budget, compressed, config.tile_budget)
-    return stack_rows([lay(row) for row in [*contents, [], [], [], []][:4]])
+    return stack_rows([lay(row) for row in [*contents, *[[]] * 8][:8]])
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_a_copy_of_the_reference_diverges_only_where_tiles_are_compressed(start)
     # A batch with nothing compressed: the rows of the teacher are those of the student.
     ran = start.first
     rows, _ = Pipeline(setup.pipeline_config(ran.config), ran.processor).row(0)
-    rows = jax.tree.map(lambda x: np.concatenate([x] * 4), rows)
-    numbers_BJ = np.where(rows.tile_mask_G.reshape(4, -1), np.arange(8)[None], -1).astype(np.int32)
+    rows = jax.tree.map(lambda x: np.concatenate([x] * 8), rows)
+    numbers_BJ = np.where(rows.tile_mask_G.reshape(8, -1), np.arange(4)[None], -1).astype(np.int32)
     student = rows._replace(tiles_GHWC=None, tile_mask_G=None, slots_BJ=numbers_BJ)
     places_BT = np.broadcast_to(np.arange(rows.tokens_BT.shape[1], dtype=np.int32), rows.tokens_BT.shape)
     same = Views(rows, student, places_BT, numbers_BJ < -1, np.full((32, 2), -1, np.int32))
@@ -164,7 +164,7 @@ def test_packed_consistency_equals_samples_alone(start):
     samples = [corpus.load(number, None) for number in (8, 1, 5, 13)]
     packed, alone = (
         first_step(ran, ran.program.place(consistency_batch(ran, contents)))
-        for contents in ([samples[:3], samples[3:]], [[sample] for sample in samples])
+        for contents in ([samples[:2], samples[2:]], [[sample] for sample in samples])
     )
     assert packed["samples"] == alone["samples"] == 4 and 0 < packed["compressed"] < 1 and packed["loss"] > 0.1
     for metric, value in alone.items():
@@ -179,7 +179,7 @@ def test_rows_without_a_supervised_token_are_nothing(start):
     masked = sample._replace(supervised_T=np.zeros_like(sample.supervised_T))
     alone, beside, only, empty = (
         first_step(ran, ran.program.place(consistency_batch(ran, contents)))
-        for contents in ([[sample]], [[sample], [masked], [masked]], [[masked]] * 4, [])
+        for contents in ([[sample]], [[sample], [masked], [masked]], [[masked]] * 8, [])
     )
     for metric in ("loss", "consistency", "kl_full", "kl_compressed", "grad_norm"):
         np.testing.assert_allclose(beside[metric], alone[metric], rtol=1e-5, atol=1e-6, err_msg=metric)
@@ -209,11 +209,12 @@ def test_the_threshold_halves_the_tiles_it_was_taken_from(start):
 
 
 def test_packed_ratios_equal_ratios_of_samples_alone(start):
-    ran, budget = start.second, start.second.config.data.token_budget
+    ran = start.second
     pipeline = Pipeline(setup.pipeline_config(ran.config), ran.processor)
+    layout = dataclasses.replace(pipeline.row_config, tile_budget=8)
     samples = [pipeline.corpus.load(number, None) for number in (8, 1, 5)]
     probes = np.array([[False, False], [True, False], [False, True]])
-    alone = lambda samples: view(samples, [probes] * len(samples), pipeline.row_config, budget, 1, 64)
+    alone = lambda samples: view(samples, [probes] * len(samples), layout, 700, 1, 64)
 
     @jax.jit
     def ratios(params, batch):

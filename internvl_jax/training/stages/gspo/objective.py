@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvl_jax.data.rows.batch import Batch
+from internvl_jax.data import Batch
 from internvl_jax.losses import LossSum, gspo
 from internvl_jax.models import InternVL, token_statistics
 from internvl_jax.training.stages.balance import Balance, NoBalance

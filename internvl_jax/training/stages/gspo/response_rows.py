@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, assemble_row, interleaved, stack_rows
+from internvl_jax.data import Batch, ChatInputs, RowConfig, Sample, assemble_row, interleaved, stack_rows
 from internvl_jax.errors import InputError
 
 

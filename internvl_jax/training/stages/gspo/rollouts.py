@@ -20,20 +20,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from internvl_jax.data.processor import ChatInputs
-from internvl_jax.data.reading.prompts import Prompt, PromptStream, encode, open_prompts, read_accuracies, screen
-from internvl_jax.data.rows.batch import RowConfig
-from internvl_jax.data.rows.pipeline import Skipped
+from internvl_jax.data import (
+    ChatInputs,
+    Prompt,
+    PromptStream,
+    RowConfig,
+    Skipped,
+    encode_prompt,
+    open_prompts,
+    read_accuracies,
+    screen_prompts,
+)
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders, Score
-from internvl_jax.inference.engine.buckets import Ladders
-from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampler import Rollout, Sampler
-from internvl_jax.inference.engine.sampling import SamplingParams
-from internvl_jax.inference.resolution import MODEL_THRESHOLDS, Thresholds
-from internvl_jax.inference.text import TextStream
+from internvl_jax.inference import (
+    MODEL_THRESHOLDS,
+    Ladders,
+    Request,
+    Rollout,
+    Sampler,
+    SamplingParams,
+    TextStream,
+    Thresholds,
+    Vocabulary,
+)
 from internvl_jax.losses import gspo
-from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding import Params
 from internvl_jax.training.run.initial import read_reference
 from internvl_jax.training.run.program import in_products
 from internvl_jax.training.run.score import make_scorer
@@ -59,7 +71,7 @@ class Rollouts:
         prompts = open_prompts(data.meta)
         accuracies = read_accuracies(settings.accuracies) if settings.accuracies else None
         bounds = (settings.lowest_accuracy, settings.highest_accuracy)
-        screened = screen(
+        screened = screen_prompts(
             prompts, processor, settings.max_prompt_tokens, accuracies, bounds, data.tile_budget, answered=True
         )
         self._skipped = Skipped(data.max_skipped)
@@ -195,7 +207,7 @@ class Rollouts:
                 consumed += 1
                 try:
                     prompt = self._stream.prompts[number]
-                    chunk.append((consumed, number, prompt, encode(prompt, self._processor)))
+                    chunk.append((consumed, number, prompt, encode_prompt(prompt, self._processor)))
                 except InputError as error:
                     self._skipped.extend([str(error)])
             sampling = SamplingParams(max_new_tokens=self._settings.max_new_tokens, temperature=1.0)
@@ -246,7 +258,7 @@ class Rollouts:
         return [group for group in groups if group.varied] or groups[:1]
 
     def _lay_out(self, groups: Sequence[ResponseGroup]) -> ResponseLayout:
-        prompts = [encode(self._stream.prompts[group.number], self._processor) for group in groups]
+        prompts = [encode_prompt(self._stream.prompts[group.number], self._processor) for group in groups]
         run = self._run
         return lay_out(prompts, [group.tokens for group in groups], self._layout, run.rows, run.micro_batches)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from internvl_jax.data.reading.prompts import Prompt
+from internvl_jax.data import Prompt
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
 

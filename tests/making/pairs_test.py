@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from internvl_jax.data.reading import preferences, sources
-from internvl_jax.data.reading.prompts import encode_blind, open_prompts, read_accuracies, screen
+from internvl_jax.data.reading.prompts import encode_blind, open_prompts, read_accuracies, screen_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Request, SamplingParams
 from internvl_jax.inference.engine.requests import Vocabulary
@@ -218,7 +218,7 @@ def test_pairs_by_correctness(shared, processor, folder):
     prompts, accuracies = open_prompts(folder / "meta.json"), read_accuracies(folder / "out" / "accuracies.jsonl")
     inside = [k for k in range(5) if 0.4 <= accuracies[prompts[k].key] <= 0.6]
     assert 0 < len(inside) < 5
-    assert screen(prompts, processor, 200, accuracies, (0.4, 0.6)).numbers.tolist() == inside
+    assert screen_prompts(prompts, processor, 200, accuracies, (0.4, 0.6)).numbers.tolist() == inside
 
 
 def test_a_repeated_question_is_asked_once(shared, processor, folder):

@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from internvl_jax.data.rows import views
+from internvl_jax.data import views
 from internvl_jax.errors import InputError
 from internvl_jax.models import FlashConfig, InternVLConfig
 

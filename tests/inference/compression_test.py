@@ -7,7 +7,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.parity import read_case
-from internvl_jax.inference.resolution import Thresholds, feature_index, kept, picture_tokens, quantile
+from internvl_jax.inference.compression import Thresholds, feature_index, kept, picture_tokens, quantile
 from internvl_jax.models import FlashConfig
 
 FLASH = FlashConfig(relative_threshold=0.25, absolute_threshold=0.35, heads=3, dropout=0.1)
