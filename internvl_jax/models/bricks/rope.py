@@ -44,10 +44,10 @@ class YarnRope:
         return cos * scale, sin * scale
 
     def _slowed(self) -> np.ndarray:
-        inverse_H, yarn = _inverse(self.head_width, self.theta), self.yarn
+        inverse, yarn = _inverse(self.head_width, self.theta), self.yarn
         low, high = max(self._place(yarn.beta_fast), 0), min(self._place(yarn.beta_slow), self.head_width - 1)
         ramp = np.clip((np.arange(self.head_width // 2, dtype=np.float32) - low) / (high - low), 0, 1)
-        return (inverse_H / yarn.factor * ramp + inverse_H * (1 - ramp)).astype(np.float32)
+        return (inverse / yarn.factor * ramp + inverse * (1 - ramp)).astype(np.float32)
 
     def _place(self, rotations: float) -> float:
         """Index of the frequency that turns so often over the first training's context."""
@@ -76,12 +76,12 @@ class NtkRope:
 
     def __call__(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Table:
         # With exponents from 0 to 1: theta^-e times growth^-e', so that neither power loses what float32 holds.
-        exponents_H = np.arange(0, self.head_width, 2, dtype=np.float32) / np.float32(self.head_width - 2)
+        exponents = np.arange(0, self.head_width, 2, dtype=np.float32) / np.float32(self.head_width - 2)
         lengths_BT = _lengths(positions_BT, segments_BT).astype(jnp.float32)
         growth_BT = jnp.maximum(self.ntk.factor * lengths_BT / self.ntk.positions - (self.ntk.factor - 1), 1.0)
-        slowed_B1TH = growth_BT[:, None, :, None] ** -jnp.asarray(exponents_H)[None, None, None, :]
-        inverse_H = jnp.asarray(_inverse(self.head_width, self.theta))
-        return _table(positions_BT, slowed_B1TH * inverse_H[None, None, None, :])
+        slowed = growth_BT[:, None, :, None] ** -jnp.asarray(exponents)[None, None, None, :]
+        inverse = jnp.asarray(_inverse(self.head_width, self.theta))
+        return _table(positions_BT, slowed * inverse[None, None, None, :])
 
 
 Rope = PlainRope | YarnRope | NtkRope

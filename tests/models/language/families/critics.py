@@ -65,9 +65,9 @@ class Critic:
         arguments = tokens_BT, np.concatenate(blocks), mask_G, segments_BT, positions_BT
         return np.asarray(run(flatten(self.model), *arguments))
 
-    def scores(self, logits_KV: np.ndarray) -> np.ndarray:
+    def scores(self, step_logits: np.ndarray) -> np.ndarray:
         """Softmax over the logits of "+" and "-"; the part of "+"."""
-        plus, minus = (logits_KV[:, self.processor.tokenizer.token_id(sign)] for sign in "+-")
+        plus, minus = (step_logits[:, self.processor.tokenizer.token_id(sign)] for sign in "+-")
         return 1 / (1 + np.exp(minus - plus))
 
 
@@ -120,9 +120,9 @@ def check_scores(critic: Critic) -> None:
     pictures = [case["pixel_values"] if case["tiles_per_image"] else None for _, case, _ in found]
     logits_BTV = critic.logits([response["input_ids"] for _, _, response in found], pictures, LENGTH)
     for (name, _, response), logits_TV in zip(found, logits_BTV, strict=True):
-        logits_KV = logits_TV[response["score_positions"]]
-        assert np.max(np.abs(logits_KV - critic.outputs[f"{name}_logits"])) < 1e-4, name
-        assert np.max(np.abs(critic.scores(logits_KV) - response["step_scores"])) < 2e-5, name
+        step_logits = logits_TV[response["score_positions"]]
+        assert np.max(np.abs(step_logits - critic.outputs[f"{name}_logits"])) < 1e-4, name
+        assert np.max(np.abs(critic.scores(step_logits) - response["step_scores"])) < 2e-5, name
 
 
 def check_long(critic: Critic) -> None:
@@ -131,11 +131,11 @@ def check_long(critic: Critic) -> None:
     assert long["length"] == len(long["input_ids"]) > 2 * long["max_position_embeddings"]
     rows, pictures = [long["input_ids"], response["input_ids"]], ["pixel_values_a", case["pixel_values"]]
     logits_BTV = critic.logits(rows, pictures, 1792)
-    logits_KV = logits_BTV[0, long["score_positions"]]
-    assert np.max(np.abs(logits_KV - critic.outputs["long_logits"])) < 2e-4
-    assert np.max(np.abs(critic.scores(logits_KV) - long["step_scores"])) < 2e-5
-    logits_KV = logits_BTV[1, response["score_positions"]]
-    assert np.max(np.abs(logits_KV - critic.outputs[f"{name}_logits"])) < 1e-4
+    step_logits = logits_BTV[0, long["score_positions"]]
+    assert np.max(np.abs(step_logits - critic.outputs["long_logits"])) < 2e-4
+    assert np.max(np.abs(critic.scores(step_logits) - long["step_scores"])) < 2e-5
+    step_logits = logits_BTV[1, response["score_positions"]]
+    assert np.max(np.abs(step_logits - critic.outputs[f"{name}_logits"])) < 1e-4
 
 
 def bits(directory: pathlib.Path) -> dict[str, tuple]:
