@@ -37,9 +37,13 @@ _RANDOM: dict[tuple[InternVLConfig, int], dict[str, np.ndarray]] = {}
 _SCORERS: dict[tuple, tuple] = {}
 
 
-def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
-    """As `internvl_jax.training.build`; a program that was built before is given again."""
-    parts = [config.model, config.objective, config.optim, devices]
+def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None, guarded: bool = False) -> Program:
+    """As `internvl_jax.training.build`; a program that was built before is given again.
+
+    The loop calls its step under a transfer guard, for which JAX compiles it apart: a step that is called either way
+    (`guarded`) would not look as if it had compiled once.
+    """
+    parts = [config.model, config.objective, config.optim, devices, guarded]
     for name, free in _FREE.items():
         section = getattr(config, name)
         values = {} if section is None else vars(section)
@@ -79,7 +83,7 @@ def _make_scorer(built: Program, graphdef, micro_batches: int, logprob_chunk: in
 def shared() -> Iterator[None]:
     """Inside, training and the making of pairs take their programs from here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build", build)
+        patch.setattr(loop, "build", functools.partial(build, guarded=True))
         sampler = functools.cache(Sampler)  # holds no parameters
         for module in (rollouts, responses):
             patch.setattr(module, "Sampler", sampler)
