@@ -29,7 +29,7 @@ from tests.training import toy
 from tests.training.train_test import interrupt
 
 STAGES = ("consistency", "router")
-MESH = {"mesh": "fsdp=2,context=2,tensor=2", "rules": "fsdp_tp", "micro_batches": 2}
+MESH = {"mesh": "data=2,fsdp=2,tensor=2", "rules": "fsdp_tp", "micro_batches": 2}
 
 
 def stage(start, name, workdir, **run):
