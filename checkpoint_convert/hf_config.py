@@ -242,8 +242,9 @@ def _text(part: _Part, whole: _Part) -> TextConfig:
     found = {field: _read(part, key) for field, key in kind.keys.items()}
     moe = {field.removeprefix("moe."): found.pop(field) for field in list(found) if field.startswith("moe.")}
     theta, stretched = _rope(part, kind)
+    if "head_width" not in found:
+        found["head_width"] = _share(part, kind, found["width"], found["heads"])
     given = {
-        "head_width": found["width"] // found["heads"],
         "window": None,
         "yarn": None,
         "ntk": None,
@@ -269,6 +270,14 @@ def _architecture(part: _Part) -> tuple[Family, ModelKind]:
     return family, kind
 
 
+def _share(part: _Part, kind: ModelKind, width: int, heads: int) -> int:
+    """A head's share of the model's width."""
+    if heads < 1 or width % heads:
+        keys = part.where(kind.keys["width"].name), part.where(kind.keys["heads"].name)
+        raise InputError(f"{part.file}: {keys[0]} {width} is not a multiple of {keys[1]} {heads}; make it one")
+    return width // heads
+
+
 def _read(part: _Part, key: Key) -> Any:
     return part.get(next((name for name in (key.name, *key.also) if name in part.values), key.name), key.kind)
 
@@ -280,12 +289,9 @@ def _rope(part: _Part, kind: ModelKind) -> tuple[float, dict[str, Any]]:
         return part.get("rope_theta", float), {}
     rope = _Part(part.file, part.where(name), part.get(name, dict))
     key = next((key for key in kind.rope_names if key in rope.values), kind.rope_names[0])
-    if name == "rope_scaling" or key in rope.values:  # rope_parameters without it are the default's
-        found = rope.get(key, str)
-        if found not in kind.ropes:
-            rope.expect(key, kind.ropes[-1])
-    else:
-        found = "default"
+    found = kind.ropes[0] if name == "rope_parameters" and key not in rope.values else rope.get(key, str)
+    if found not in kind.ropes:
+        rope.expect(key, kind.ropes[-1])
     theta = (rope if "rope_theta" in rope.values else part).get("rope_theta", float)
     return theta, _ROPES[found](rope, part)
 

@@ -183,3 +183,10 @@ def test_another_gpt_oss_is_refused(golden, tmp_path, key, value, message):
     values["text_config"][key] = value
     with pytest.raises(InputError, match=message):
         read(tmp_path, json.dumps(values)).model(None)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gptoss"])
+def test_rope_parameters_of_no_kind_are_of_the_family_s_own(golden, tmp_path, family):
+    values = json.loads((golden / f"hf_{family}" / "config_tf5.json").read_text())
+    del values["text_config"]["rope_parameters"]["rope_type"]
+    assert read(tmp_path, json.dumps(values)).model(None) == read_config(golden / f"hf_{family}").model(None)

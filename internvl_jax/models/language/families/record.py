@@ -70,7 +70,7 @@ class ModelKind:
       constants: keys whose value follows from the rest. They are written, and another value is refused.
       checked: the same for keys that are not written.
       defaults: values on which nothing here depends, written where the checkpoint came without config.json.
-      ropes: rotary positions that it may have: 'default', 'yarn', 'dynamic'.
+      ropes: rotary positions that it may have, of "default", "yarn", "dynamic"; the first where config.json names none.
       rope_names: what the key of these is called in `rope_scaling`; the first is read first.
       formats: released formats that have this architecture.
     """

@@ -65,6 +65,7 @@ def test_there_and_back(critic, tmp_path):
         ("use_sliding_window", True, "use_sliding_window is True"),
         ("layer_types", ["sliding_attention"] * 3, "layer_types"),
         ("head_dim", 32, "head_dim is 32, but only 16"),
+        ("hidden_size", 66, "llm_config.hidden_size 66 is not a multiple of llm_config.num_attention_heads 4"),
         ("rope_scaling", {"type": "mrope", "factor": 2.0}, "rope_scaling.type is 'mrope'"),
         ("rope_scaling", {"type": "dynamic"}, "lacks llm_config.rope_scaling.factor"),
     ],
