@@ -7,9 +7,10 @@ import random
 
 from PIL import Image
 
+from configs.models import sizes
 from internvl_jax.data.text.tokenizer import train_bpe
 from internvl_jax.grading import Score
-from internvl_jax.models import UNUSED_PARTS, FlashConfig, InternVLConfig, TextConfig, VisionConfig
+from internvl_jax.models import UNUSED_PARTS, FlashConfig, InternVLConfig
 from internvl_jax.models.config import MoeConfig, YarnConfig
 from internvl_jax.training import (
     ConsistencyConfig,
@@ -26,52 +27,16 @@ from internvl_jax.training import (
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 
 # Divisible by the meshes of the tests (fsdp 8, tensor 2), otherwise different from each other.
-MODEL = InternVLConfig(
-    vision=VisionConfig(
-        image_size=12,
-        patch_size=3,
-        width=24,
-        layers=2,
-        heads=3,
-        mlp=40,
-        norm="layer_norm",
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        drop_path=0.0,
-        layer_scale_init=1.0,
-        init_std=0.05,
-    ),
-    text=TextConfig(
-        family="qwen3",
-        vocab=328,
-        width=32,
-        layers=3,
-        heads=4,
-        kv_heads=2,
-        head_width=10,
-        mlp=56,
-        moe=None,
-        window=None,
-        rope_theta=1e4,
-        yarn=None,
-        ntk=None,
-        norm_eps=1e-6,
-        tie_embeddings=False,
-        init_std=0.05,
-    ),
-    downsample_ratio=0.5,
+MODEL = sizes.like(
+    sizes.TINY,
+    {"image_size": 12, "patch_size": 3, "width": 24, "layers": 2, "heads": 3, "mlp": 40, "init_std": 0.05},
+    {"vocab": 328, "width": 32, "layers": 3, "kv_heads": 2, "head_width": 10, "mlp": 56, "init_std": 0.05},
     image_token_id=-1,
-    flash=None,
 )
 _EXPERTS = {"moe": MoeConfig(experts=8, per_token=3), "mlp": 20}
-MOE = dataclasses.replace(MODEL, text=dataclasses.replace(MODEL.text, **_EXPERTS))
-GPT_OSS = dataclasses.replace(
-    MODEL,
-    text=dataclasses.replace(
-        MODEL.text, family="gpt_oss", window=7, yarn=YarnConfig(4.0, 32.0, 1.0, positions=64), **_EXPERTS
-    ),
-)
+MOE = sizes.like(MODEL, {}, _EXPERTS)
+_YARN = YarnConfig(4.0, 32.0, 1.0, positions=64)
+GPT_OSS = sizes.like(MODEL, {}, {"family": "gpt_oss", "window": 7, "yarn": _YARN, **_EXPERTS})
 
 
 def write_data(folder: pathlib.Path) -> None:
@@ -214,7 +179,7 @@ def gspo_within_config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> Tr
 
 
 # Released routers have 16 heads.
-BASE = dataclasses.replace(MODEL, vision=dataclasses.replace(MODEL.vision, width=32, heads=4))
+BASE = sizes.like(MODEL, {"width": 32, "heads": 4}, {})
 FLASH = dataclasses.replace(BASE, flash=FlashConfig(0.0, 0.5, heads=16, dropout=0.0))
 
 
