@@ -20,9 +20,9 @@ from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.setup import check
 from internvl_jax.training.stages.gspo import rollouts
-from internvl_jax.training.stages.gspo.stage import GSPO
 from internvl_jax.training.stages.gspo.response_rows import lay_out
 from internvl_jax.training.stages.gspo.rounds import read_round
+from internvl_jax.training.stages.gspo.stage import GSPO
 from tests.programs import build, save_start
 from tests.training import toy
 
