@@ -31,6 +31,7 @@ soak: $(BIN)/.internvl-test
 lint: $(BIN)/.internvl-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(BIN)/.internvl-bench
 	$(BIN)/python -m launch.bench_inference

@@ -38,6 +38,7 @@ setup(
             "easy-vqa>=1.0",
             "jinja2>=3.1",
             "math-verify>=0.9",
+            "mypy>=2.1,<3",
             "pebble>=5.2",
             "pyarrow>=21",
             "pytest>=8.4",

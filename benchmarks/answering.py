@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+# What a worker can do, by name.
+Actions = Mapping[str, Callable[[], dict[str, Any]]]
 
-def serve(load: Callable[[], Mapping[str, Callable[[], dict[str, Any]]]]) -> None:
+
+def serve(load: Callable[[], Actions]) -> None:
     """The worker's side: loads, then runs the action that each line names and answers with its result.
 
     Args:

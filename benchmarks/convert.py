@@ -42,7 +42,8 @@ def compare(config: InternVLConfig, directory: str | None, rounds: int) -> dict[
         root = pathlib.Path(folder)
         size = write_released(root / "source", config)
         wanted = checksum(root / "source")
-        copies, runs = [], {"orbax": [], "hf": [], "github": []}
+        copies: list[float] = []
+        runs: dict[str, list[dict[str, Any]]] = {"orbax": [], "hf": [], "github": []}
         for _ in range(rounds):
             copies.append(_seconds(lambda: _copy(root / "source", root / "copy")))
             shutil.rmtree(root / "copy")
@@ -88,7 +89,7 @@ def checksum(directory: pathlib.Path) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(open_directory(directory).items()):
         digest.update(f"{name} {tensor.shape} {tensor.dtype.name}".encode())
-        digest.update(np.ascontiguousarray(tensor.array()).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(tensor.array()).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

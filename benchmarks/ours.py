@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from benchmarks import workload
-from benchmarks.answering import seconds, serve
+from benchmarks.answering import Actions, seconds, serve
 from checkpoint_convert import load_model
 from internvl_jax.data import Batch
 from internvl_jax.inference import Generator, Request, Sampler, SamplingParams, Vocabulary, fit
@@ -18,12 +18,13 @@ from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
 
 
-def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
+def load(arguments: dict[str, Any]) -> Actions:
     """The actions of a task; see `inference`, `rollout` and `train` for their arguments."""
-    return {"inference": _inference, "rollout": _rollout, "train": _train}[arguments.pop("task")](**arguments)
+    tasks: dict[str, Callable[..., Actions]] = {"inference": _inference, "rollout": _rollout, "train": _train}
+    return tasks[arguments.pop("task")](**arguments)
 
 
-def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int):
+def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int) -> Actions:
     model = load_model(directory, dtype)
     vocab = model.config.text.vocab
     generator = Generator(model, Vocabulary(size=vocab, banned=(), stops=()))
@@ -37,10 +38,10 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
     features_BPD = jax.device_put(features_BPD.astype(dtype))
     request = Request(tokens_T, tiles_GHWC, SamplingParams(max_new_tokens=new, temperature=0.0))
 
-    def prefill():
+    def prefill() -> None:
         jax.block_until_ready(programs.prefill(params, tokens_BT, np.array([prompt], np.int32), features_BPD))
 
-    def generate():
+    def generate() -> dict[str, Any]:
         tokens, times = [], []
         for tokens_B in generator.stream([request]):
             tokens.append(int(tokens_B[0]))
@@ -54,14 +55,14 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
     }
 
 
-def _rollout(directory: str, config: dict, prompt: int, tiles: int, group: int, new: int):
+def _rollout(directory: str, config: dict, prompt: int, tiles: int, group: int, new: int) -> Actions:
     model = load_model(directory, "float32")
     vocab, params = model.config.text.vocab, flatten(model)
     sampler = Sampler(model.config, np.dtype("float32"), Vocabulary(size=vocab, banned=(), stops=()))
     del model
     pair = workload.prompt(config, prompt, tiles)
 
-    def sample(group: int, new: int, temperature: float):
+    def sample(group: int, new: int, temperature: float) -> dict[str, Any]:
         request = Request(*pair, SamplingParams(max_new_tokens=new, temperature=temperature))
         start = time.perf_counter()
         (responses,) = sampler.sample(params, [request], group, 0)
@@ -76,7 +77,7 @@ def _rollout(directory: str, config: dict, prompt: int, tiles: int, group: int, 
     }
 
 
-def _train(directory: str, config: dict, tokens: int, tiles: int, optim: dict):
+def _train(directory: str, config: dict, tokens: int, tiles: int, optim: dict) -> Actions:
     model = load_model(directory, "float32")
     program = build(
         TrainConfig(
@@ -105,7 +106,7 @@ def _train(directory: str, config: dict, tokens: int, tiles: int, optim: dict):
         )
     )
 
-    def step():
+    def step() -> dict[str, Any]:
         nonlocal state
         start = time.perf_counter()
         state, metrics = program.step(state, batch)

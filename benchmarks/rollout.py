@@ -29,7 +29,7 @@ def compare(size: str, python: str, torch_python: str, rounds: int, device: str)
     config, prompt = SIZES[size]
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         Worker(torch_python, "benchmarks.theirs", {"task": "make", "directory": directory, "config": config}).close()
-        given = {"task": "rollout", "directory": directory, "config": config}
+        given: dict[str, Any] = {"task": "rollout", "directory": directory, "config": config}
         given |= {"prompt": prompt, "tiles": 1, "group": GROUP, "new": NEW}
         workers = {
             "ours": Worker(python, "benchmarks.ours", given, device),

@@ -22,7 +22,9 @@ from internvl_jax.training import (
     build,
 )
 
-_OPTIM = {"learning_rate": 1e-6, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "clip_norm": 1.0}
+_OPTIM = OptimConfig(
+    learning_rate=1e-6, warmup_ratio=0.0, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8, clip_norm=1.0
+)
 
 MODEL = like(  # 111M parameters
     TINY,
@@ -83,7 +85,7 @@ def _config(config: InternVLConfig, objective: str, stage: Any, rows: int, texts
         objective=objective,
         stage=stage,
         data=DataConfig("", "", 1, 1, False, texts * tokens, texts, "token"),
-        optim=OptimConfig(**_OPTIM, warmup_ratio=0.0),
+        optim=_OPTIM,
         run=RunConfig(workdir="", steps=1_000_000, rows=rows, micro_batches=rows, dtype="float32", remat="none"),
     )
 
@@ -103,14 +105,14 @@ def _rows(config: InternVLConfig, rows: int, texts: int, tokens: int, several: b
     return stack_rows([assemble_row(samples[start : start + texts], layout) for start in range(0, rows * texts, texts)])
 
 
-def _pairs(config: InternVLConfig, *sizes: int) -> Pairs:
-    rows = _rows(config, *sizes, several=True)
-    return Pairs(rows, np.where(rows.samples_BX >= 0, np.float32(-sizes[-1]), np.float32(0)))
+def _pairs(config: InternVLConfig, rows: int, texts: int, tokens: int) -> Pairs:
+    batch = _rows(config, rows, texts, tokens, several=True)
+    return Pairs(batch, np.where(batch.samples_BX >= 0, np.float32(-tokens), np.float32(0)))
 
 
-def _rollout(config: InternVLConfig, *sizes: int) -> RolloutBatch:
-    rows = _rows(config, *sizes, several=True)
-    rng, there_BS = np.random.default_rng(1), rows.samples_BX >= 0
-    old_BT = np.where(rows.weights_BT > 0, -np.log(config.text.vocab), 0).astype(np.float32)
+def _rollout(config: InternVLConfig, rows: int, texts: int, tokens: int) -> RolloutBatch:
+    batch = _rows(config, rows, texts, tokens, several=True)
+    rng, there_BS = np.random.default_rng(1), batch.samples_BX >= 0
+    old_BT = np.where(batch.weights_BT > 0, -np.log(config.text.vocab), 0).astype(np.float32)
     advantages_BX = np.where(there_BS, rng.normal(size=there_BS.shape), 0).astype(np.float32)
-    return RolloutBatch(rows, old_BT, advantages_BX, there_BS)
+    return RolloutBatch(batch, old_BT, advantages_BX, there_BS)

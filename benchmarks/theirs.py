@@ -4,17 +4,18 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from benchmarks import workload
-from benchmarks.answering import seconds, serve
+from benchmarks.answering import Actions, seconds, serve
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
+def load(arguments: dict[str, Any]) -> Actions:
     """The actions of a task; see `inference`, `rollout` and `train` for their arguments."""
     try:
         import torch
@@ -24,11 +25,12 @@ def load(arguments: dict[str, Any]) -> dict[str, Callable[[], dict[str, Any]]]:
             f"the comparison needs PyTorch and transformers ({error}); install them with "
             "`pip install '.[bench]'`, or give an interpreter that has them with --torch_python"
         ) from None
-    tasks = {"make": _make, "inference": _inference, "rollout": _rollout, "train": _train}
-    return tasks[arguments.pop("task")](torch, transformers, **arguments)
+    task = arguments.pop("task")
+    tasks: dict[str, Callable[..., Actions]] = {"inference": _inference, "rollout": _rollout, "train": _train}
+    return {"make": _make, **tasks}[task](torch, transformers, **arguments)
 
 
-def _make(torch, transformers, directory: str, config: dict):
+def _make(torch: ModuleType, transformers: ModuleType, directory: str, config: dict) -> Actions:
     """Writes a random checkpoint."""
     torch.manual_seed(0)
     model = transformers.InternVLForConditionalGeneration(transformers.InternVLConfig(**config))
@@ -40,18 +42,27 @@ def _make(torch, transformers, directory: str, config: dict):
     return {}
 
 
-def _read(torch, transformers, directory: str, dtype: str):
+def _read(torch: ModuleType, transformers: ModuleType, directory: str, dtype: str) -> Any:
     return transformers.InternVLForConditionalGeneration.from_pretrained(
         directory, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     )
 
 
-def _pixels(torch, tiles_GHWC: np.ndarray, dtype):
-    pixels = (tiles_GHWC.astype(np.float32) / 255 - np.float32(_MEAN)) / np.float32(_STD)
+def _pixels(torch: ModuleType, tiles_GHWC: np.ndarray, dtype: Any) -> Any:
+    pixels = (tiles_GHWC.astype(np.float32) / 255 - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32)
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(dtype)
 
 
-def _inference(torch, transformers, directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int):
+def _inference(
+    torch: ModuleType,
+    transformers: ModuleType,
+    directory: str,
+    config: dict,
+    dtype: str,
+    prompt: int,
+    tiles: int,
+    new: int,
+) -> Actions:
     model = _read(torch, transformers, directory, dtype).eval()
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
     pixels = _pixels(torch, tiles_GHWC, model.dtype)
@@ -61,22 +72,22 @@ def _inference(torch, transformers, directory: str, config: dict, dtype: str, pr
     class Clock:
         """A streamer of `generate` that notes when every token came."""
 
-        def __init__(self):
-            self.times = []
+        def __init__(self) -> None:
+            self.times: list[float] = []
 
-        def put(self, value):
+        def put(self, value: Any) -> None:
             self.times.append(time.perf_counter())
 
-        def end(self):
+        def end(self) -> None:
             pass
 
     @torch.inference_mode()
-    def prefill():
+    def prefill() -> Any:
         out = model.model.language_model(inputs_embeds=embeddings, use_cache=True)
         return model.lm_head(out.last_hidden_state[:, -1:])
 
     @torch.inference_mode()
-    def generate():
+    def generate() -> dict[str, Any]:
         clock = Clock()
         out = model.generate(
             input_ids=tokens,
@@ -92,13 +103,22 @@ def _inference(torch, transformers, directory: str, config: dict, dtype: str, pr
         return {"seconds": (last - first) / (new - 1), "tokens": out[0, -new:].tolist()}
 
     @torch.inference_mode()
-    def vision():
+    def vision() -> Any:
         return model.get_image_features(pixel_values=pixels)
 
     return {"vision": lambda: seconds(vision), "prefill": lambda: seconds(prefill), "decode": generate}
 
 
-def _rollout(torch, transformers, directory: str, config: dict, prompt: int, tiles: int, group: int, new: int):
+def _rollout(
+    torch: ModuleType,
+    transformers: ModuleType,
+    directory: str,
+    config: dict,
+    prompt: int,
+    tiles: int,
+    group: int,
+    new: int,
+) -> Actions:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _read(torch, transformers, directory, "float32").eval().to(device)
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
@@ -106,7 +126,7 @@ def _rollout(torch, transformers, directory: str, config: dict, prompt: int, til
     tokens = torch.from_numpy(tokens_T.astype(np.int64))[None].to(device)
 
     @torch.inference_mode()
-    def sample(new: int, **how):
+    def sample(new: int, **how: Any) -> dict[str, Any]:
         torch.manual_seed(0)
         start = time.perf_counter()
         out = model.generate(
@@ -130,7 +150,9 @@ def _rollout(torch, transformers, directory: str, config: dict, prompt: int, til
     }
 
 
-def _train(torch, transformers, directory: str, config: dict, tokens: int, tiles: int, optim: dict):
+def _train(
+    torch: ModuleType, transformers: ModuleType, directory: str, config: dict, tokens: int, tiles: int, optim: dict
+) -> Actions:
     model = _read(torch, transformers, directory, "float32").train()
     tokens_T, tiles_GHWC = workload.prompt(config, tokens, tiles)
     pixels = _pixels(torch, tiles_GHWC, torch.float32)
@@ -144,7 +166,7 @@ def _train(torch, transformers, directory: str, config: dict, tokens: int, tiles
         weight_decay=optim["weight_decay"],
     )
 
-    def step():
+    def step() -> dict[str, Any]:
         start = time.perf_counter()
         loss = model(input_ids=ids, pixel_values=pixels, labels=labels, use_cache=False).loss
         loss.backward()

@@ -63,7 +63,7 @@ class Worker:
 
 def in_turns(workers: Mapping[str, Worker], action: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
     """Every worker's answers, the workers one after the other in each round; a first round warms up and is dropped."""
-    answers = {name: [] for name in workers}
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     for turn in range(rounds + 1):
         for name, worker in workers.items():
             answer = worker.ask(action)

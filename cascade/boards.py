@@ -57,7 +57,8 @@ def split_of(number: int) -> Split:
 
     Blocks of ten, since the first digits of the collection come in the order 0 to 9.
     """
-    return {0: "test", 5: "test", 7: "dev"}.get(number // 10 % 10, "train")
+    held_out: dict[int, Split] = {0: "test", 5: "test", 7: "dev"}
+    return held_out.get(number // 10 % 10, "train")
 
 
 @functools.cache

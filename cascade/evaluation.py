@@ -141,7 +141,7 @@ class Answerer:
             for sample in range(samples):
                 sampling = SamplingParams(ANSWER_TOKENS, temperature, seed=(seed * 1009 + number) * samples + sample)
                 requests.append(Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, own))
-        said = []
+        said: list[Said] = []
         for tokens, image_tokens in self._generate(requests, progress):
             text = self._processor.tokenizer.decode(tokens)
             said.append(Said(asked[len(said) // samples], text, len(tokens), image_tokens))

@@ -12,9 +12,10 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,7 +25,7 @@ from cascade.recipe import CascadeRecipe
 from cascade.vico import Point
 from internvl_jax.evaluation import router_overlay
 from internvl_jax.inference import load
-from internvl_jax.training import hooks
+from internvl_jax.training import GspoConfig, hooks
 
 # What answers the test questions, and how the report calls it.
 MODELS = {
@@ -67,7 +68,7 @@ class Found(NamedTuple):
 
 def read(folder: pathlib.Path, recipe: CascadeRecipe) -> Found:
     """What a cascade has left in its folder, all parts having ended."""
-    points, settings = vico.sweep(folder, recipe), recipe.gspo.settings
+    points, settings = vico.sweep(folder, recipe), cast(GspoConfig, recipe.gspo.settings)
     rounds = {name: len(list((folder / name / "rollouts").glob("*.jsonl"))) for name in ("gspo", "gspo_only")}
     return Found(
         json.loads((folder / "answers" / "reading_test.json").read_text()),
@@ -198,7 +199,7 @@ def _draw_training(found: Found) -> Figure:
     return figure
 
 
-def _curve(axes, metrics: Sequence[dict[str, Any]], name: str, label: str) -> None:
+def _curve(axes: Axes, metrics: Sequence[dict[str, Any]], name: str, label: str) -> None:
     points = np.array([(line["step"], line[name]) for line in metrics if line.get(name) is not None], float)
     window = max(1, min(_SMOOTH, len(points) // 4))
     smooth = np.convolve(points[:, 1], np.full(window, 1 / window), "valid")
@@ -209,8 +210,8 @@ def _curve(axes, metrics: Sequence[dict[str, Any]], name: str, label: str) -> No
 def _draw_thresholds(found: Found) -> Figure:
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for (kind, points), marker in zip(itertools.groupby(found.points, lambda point: point.kind), "os"):
-        points = list(points)
+    for (kind, of_kind), marker in zip(itertools.groupby(found.points, lambda point: point.kind), "os"):
+        points = list(of_kind)
         tokens, accuracies, random = (
             [getattr(point, name) for point in points] for name in ("tokens", "accuracy", "random_accuracy")
         )

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from cascade import boards, questions
-from cascade.boards import Board, BoardLayout
+from cascade.boards import Board, BoardLayout, Split
 from cascade.recipe import Data
 from internvl_jax.data import INTERNVL2_5, Tokenizer, train_bpe
 
@@ -69,7 +69,8 @@ def make(name: str, number: int, seed: int) -> Board:
     layout = boards.random_layout(rng)
     if name == "boxes":
         layout = BoardLayout(1, 1, (_BOX_HOLDINGS[rng.integers(len(_BOX_HOLDINGS))],))
-    return boards.draw(layout, name if name in ("dev", "test") else "train", rng)
+    held_out: dict[str, Split] = {"dev": "dev", "test": "test"}
+    return boards.draw(layout, held_out.get(name, "train"), rng)
 
 
 def entry(name: str, number: int, image: str, board: Board) -> dict:

@@ -4,7 +4,7 @@
 """
 
 from checkpoint_convert import sink
-from checkpoint_convert.conversion import convert
+from checkpoint_convert.conversion import Format, convert
 from checkpoint_convert.describe import describe
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import language_model
@@ -13,6 +13,7 @@ from checkpoint_convert.source import open_directory
 from checkpoint_convert.tables import TABLES
 
 __all__ = [
+    "Format",
     "TABLES",
     "convert",
     "describe",

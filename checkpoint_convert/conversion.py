@@ -29,7 +29,7 @@ from checkpoint_convert.account import refuse
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import ARCHITECTURES, UNKNOWN_TOKEN, language_model, read_config
 from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader, all_finite
-from checkpoint_convert.released import load_processor, released_table
+from checkpoint_convert.released import load_processor, released_table, specs_of
 from checkpoint_convert.report import ConversionReport
 from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
@@ -37,8 +37,8 @@ from checkpoint_convert.source import read_json
 from checkpoint_convert.tables import TABLES
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
-from internvl_jax.sharding import abstract, params_io
+from internvl_jax.models import InternVLConfig, VisionConfig
+from internvl_jax.sharding import params_io
 
 Format = Literal["orbax", "github", "hf"]
 
@@ -96,7 +96,10 @@ def convert(
         specs = {path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)) for path, spec in specs.items()}
     with whole_or_nothing(destination, sum(_nbytes(spec) for spec in specs.values())) as directory:
         try:
-            (_write_orbax if to == "orbax" else _write_released)(checkpoint, directory, specs, to)
+            if to == "orbax":
+                _write_orbax(checkpoint, directory, specs, to)
+            else:
+                _write_released(checkpoint, directory, specs, to)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             if isinstance(error, InputError):
                 raise
@@ -112,10 +115,10 @@ def _open(directory: pathlib.Path) -> _Checkpoint:
     released = read_config(directory)
     processor = load_processor(directory) if side_files.has_tokenizer(directory) else None
     if released.format == "vit":
-        config = released.vision()
+        config: InternVLConfig | VisionConfig = released.vision()
     else:
         config = released.model(processor.tokenizer.image_context if processor else _unknown(released.format))
-    reader = ReleasedReader(directory, released_table(released), _specs(config))
+    reader = ReleasedReader(directory, released_table(released), specs_of(config))
     return _Checkpoint(directory, config, processor, values, reader)
 
 
@@ -123,7 +126,7 @@ def _open_ours(directory: pathlib.Path, values: Mapping[str, Any]) -> _Checkpoin
     config = VisionConfig(**values["vision"]) if "vision" in values else InternVLConfig.from_dict(values.get("model"))
     processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
     once = directory / side_files.RELEASED_CONFIG
-    reader, wanted = OrbaxReader(params_io.locate(directory)), _specs(config)
+    reader, wanted = OrbaxReader(params_io.locate(directory)), specs_of(config)
     refuse(
         directory,
         {
@@ -167,14 +170,17 @@ def _write_orbax(
 
 
 def _write_released(
-    checkpoint: _Checkpoint, directory: pathlib.Path, specs: Mapping[str, jax.ShapeDtypeStruct], to: Format
+    checkpoint: _Checkpoint,
+    directory: pathlib.Path,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    to: Literal["github", "hf"],
 ) -> None:
     config = checkpoint.config
     main_dtype = max((_nbytes(spec), spec.dtype.name) for spec in specs.values())[1]
     values = released_config(to, config, checkpoint.processor, main_dtype, checkpoint.released)
     family = "vit" if isinstance(config, VisionConfig) else language_model(config.text)
     rows = TABLES[to, family].rows_of(specs)
-    tensors = {}
+    tensors: dict[str, jax.ShapeDtypeStruct] = {}
     for row in rows:
         spec = jax.ShapeDtypeStruct(row.source_shape(specs[row.target].shape), specs[row.target].dtype)
         tensors |= {name: spec for _, names in row.names(specs[row.target].shape) for name in names}
@@ -260,11 +266,6 @@ def _not_finite(reader: Reader, path: str, index: Index, piece: np.ndarray) -> l
     if all_finite(piece):
         return []
     return reader.not_finite(path, index) or [f"{path} as {piece.dtype.name}"]
-
-
-def _specs(config: InternVLConfig | VisionConfig) -> Mapping[str, Any]:
-    make = InternViT if isinstance(config, VisionConfig) else InternVL
-    return abstract(lambda rngs: make(config, rngs, Runtime()))[1]
 
 
 def _unknown(form: str) -> int | None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from checkpoint_convert.account import match
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, read_config
-from checkpoint_convert.released import load_processor, released_table
+from checkpoint_convert.released import load_processor, released_table, specs_of
 from checkpoint_convert.side_files import has_tokenizer
 from checkpoint_convert.source import open_directory, read_json
 from internvl_jax.data import Processor
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
-from internvl_jax.sharding import abstract, params_io
+from internvl_jax.models import InternVLConfig, VisionConfig
+from internvl_jax.sharding import params_io
 
 _STAGE = re.compile(r"(?i)-(pretrained|instruct|mpo)(?:-hf)?$")
 
@@ -41,25 +41,26 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
     directory = pathlib.Path(directory)
     values, packed = read_json(directory / "config.json"), 0
     if "format" in values:
-        form, tensors = "orbax", params_io.read_specs(params_io.locate(directory)).values()
+        form, tensors = "orbax", params_io.read_specs(params_io.locate(directory))
         processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
-        config = VisionConfig(**values["vision"]) if "vision" in values else InternVLConfig.from_dict(values["model"])
+        if "vision" in values:
+            config: InternVLConfig | VisionConfig = VisionConfig(**values["vision"])
+        else:
+            config = InternVLConfig.from_dict(values.get("model"))
     else:
-        released, tensors = read_config(directory), open_directory(directory)
+        released, stored = read_config(directory), open_directory(directory)
         form, processor = released.format, load_processor(directory) if has_tokenizer(directory) else None
         token = UNKNOWN_TOKEN if form == "github" else None
         config = released.vision() if form == "vit" else released.model(token)
-        make = InternViT if form == "vit" else InternVL
-        specs = abstract(lambda rngs: make(config, rngs, Runtime()))[1]
-        leaves = match(directory, tensors, released_table(released), specs)
+        leaves = match(directory, stored, released_table(released), specs_of(config))
         packed = sum(math.prod(leaf.shape) for leaf in leaves if leaf.row.in_bytes)
-        tensors = tensors.values()
+        tensors = {**stored}
     stage = _STAGE.search(directory.resolve().name)
     return {
         "format": form,
         **_architecture(config, sizes),
         "stage": stage.group(1).lower() if stage else None,
-        **_count(tensors, packed),
+        **_count(tensors.values(), packed),
         "template": processor.template.name if processor else None,
         "tiles": [processor.image_config.min_tiles, processor.image_config.max_tiles] if processor else None,
         "special_tokens": processor.tokenizer.added_tokens if processor else None,

@@ -301,8 +301,8 @@ def _yarn(rope: _Part, part: _Part) -> dict[str, Any]:
     rope.expect("truncate", False)
     for key in ("attention_factor", "mscale", "mscale_all_dim"):
         rope.expect(key, None)
-    numbers = (rope.get(key, float) for key in ("factor", "beta_fast", "beta_slow"))
-    return {"yarn": YarnConfig(*numbers, rope.get("original_max_position_embeddings", int))}
+    factor, fast, slow = (rope.get(key, float) for key in ("factor", "beta_fast", "beta_slow"))
+    return {"yarn": YarnConfig(factor, fast, slow, rope.get("original_max_position_embeddings", int))}
 
 
 def _dynamic(rope: _Part, part: _Part) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from checkpoint_convert.account import match
+from checkpoint_convert.account import Leaf, match
 from checkpoint_convert.source import open_directory
 from checkpoint_convert.tables import Table
 from internvl_jax.sharding import ParamSpec, params_io
@@ -23,13 +23,15 @@ _INFINITY_BITS = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
 
 class Reader(Protocol):
     """Attributes:
-    specs: shape and stored dtype of every parameter.
     num_tensors, nbytes: of what is stored.
     """
 
-    specs: Mapping[str, jax.ShapeDtypeStruct]
     num_tensors: int
     nbytes: int
+
+    @property
+    def specs(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Shape and stored dtype of every parameter."""
 
     def read(self, path: str, index: Index) -> np.ndarray:
         """A slice of a parameter; it may be a view of a file."""
@@ -67,7 +69,7 @@ class ReleasedReader:
         lead = leaf.row.stacked_axes
         starts = [part.indices(size)[0] for part, size in zip(index, leaf.shape, strict=True)][:lead]
         for position in self._positions(path, index):
-            at = tuple(place - start for place, start in zip(position, starts, strict=True))
+            at: tuple[Any, ...] = tuple(place - start for place, start in zip(position, starts, strict=True))
             leaf.row.read(self._arrays(leaf, position), leaf.shape, index[lead:], out[(*at, ...)])
         return out
 
@@ -80,15 +82,15 @@ class ReleasedReader:
                 found += [name for name in names if leaf.row.in_bytes or not all_finite(self._tensors[name].array())]
         return found
 
-    def _positions(self, path, index):
+    def _positions(self, path: str, index: Index) -> Iterator[tuple[int, ...]]:
         leaf = self._leaves[path]
         bounds = (range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True))
         return itertools.product(*itertools.islice(bounds, leaf.row.stacked_axes))
 
-    def _arrays(self, leaf, position):
+    def _arrays(self, leaf: Leaf, position: tuple[int, ...]) -> list[np.ndarray]:
         return [self._tensors[name].array() for name in leaf.names[position]]
 
-    def _dtype(self, leaf):
+    def _dtype(self, leaf: Leaf) -> np.dtype:
         return leaf.row.dtype(list({self._tensors[name].dtype for names in leaf.names.values() for name in names}))
 
 

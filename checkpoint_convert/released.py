@@ -26,6 +26,13 @@ from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, Vi
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules, abstract, bind, params_io, shardings
 
 
+def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
+    """The parameters of a model, or of a vision tower alone."""
+    if isinstance(config, VisionConfig):
+        return abstract(lambda rngs: InternViT(config, rngs, Runtime()))[1]
+    return abstract(lambda rngs: InternVL(config, rngs, Runtime()))[1]
+
+
 def load_released(
     directory: str | pathlib.Path, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | None = None
 ) -> tuple[InternVL, Processor]:

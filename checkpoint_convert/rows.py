@@ -19,7 +19,8 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 class Shaped(Protocol):
     """A parameter, or what is known of it."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from internvl_jax.data import Processor, Template
 # The config.json that a checkpoint came with, kept beside the one of this project.
 RELEASED_CONFIG = "released_config.json"
 
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER += ("vocab.json", "merges.txt", "tokenizer.model")
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
+_TOKENIZER = (*_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _GENERATION = "generation_config.json"
 _OF_FORMAT = {
     # The GitHub format is loaded by code that lies beside it. It is never run here.

@@ -64,7 +64,7 @@ class SafetensorsWriter:
         self._places: dict[str, tuple[int, int, int]] = {}  # name -> file, offset, bytes of one row
         self._files: list[int] = []
         groups = _groups(specs)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for i, group in enumerate(groups):
             name = "model.safetensors" if len(groups) == 1 else f"model-{i + 1:05}-of-{len(groups):05}.safetensors"
             weight_map |= dict.fromkeys(group, name)
@@ -87,7 +87,7 @@ class SafetensorsWriter:
     def write(self, name: str, first_row: int, array: np.ndarray) -> None:
         """Rows of a tensor from `first_row` on; a tensor without axes has one row."""
         file, offset, row = self._places[name]
-        data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         offset += first_row * row
         while data:
             written = os.pwrite(file, data, offset)
@@ -119,7 +119,8 @@ def write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
 
 def _groups(specs: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
     """The tensors of each file: in the order of layers; in a file the widest types first, which keeps all aligned."""
-    groups, size = [[]], 0
+    groups: list[list[str]] = [[]]
+    size = 0
     for name in sorted(specs, key=_numbers_as_numbers):
         if groups[-1] and size + _nbytes(specs[name]) > MAX_SHARD:
             groups.append([])

@@ -92,7 +92,7 @@ def choose(about: Sequence[easy_vqa.EasyQuestion], turns: int, rng: np.random.Ge
 
 def question_turns(chosen: Sequence[easy_vqa.EasyQuestion], renamed: dict[str, str]) -> list[dict[str, str]]:
     """A conversation that asks these questions; the picture stands before the first."""
-    turns = []
+    turns: list[dict[str, str]] = []
     for question in chosen:
         image = "" if turns else "<image>\n"
         turns.append({"from": "human", "value": image + easy_vqa.rename(question.text, renamed)})

@@ -11,6 +11,7 @@ With --prompt, stderr then says how many tokens each picture took, and --router_
 
 import os
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -44,7 +45,7 @@ _THRESHOLDS = {
 
 def main(argv: list[str]) -> None:
     del argv
-    sampling = {name: flag.value for name, flag in _SAMPLING.items()}
+    sampling: dict[str, Any] = {name: flag.value for name, flag in _SAMPLING.items()}
     thresholds = Thresholds(**{name: flag.value for name, flag in _THRESHOLDS.items()})
     model, processor = checkpoint.load()
     processor = processor.with_reasoning(_REASONING.value) if _REASONING.value else processor

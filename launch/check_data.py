@@ -9,6 +9,7 @@ with file and line. The last line of stdout is a JSON summary. Exit code 1 if th
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -45,11 +46,11 @@ def _processor() -> Processor:
             made = Processor.from_dict(config["processor"], _CHECKPOINT.value)
         else:
             made = load_processor(_CHECKPOINT.value)
-    given = {name: flag.value for name, flag in _TILE_OPTIONS.items() if flag.value is not None}
+    given: dict[str, Any] = {name: flag.value for name, flag in _TILE_OPTIONS.items() if flag.value is not None}
     return dataclasses.replace(made, image_config=dataclasses.replace(made.image_config, **given))
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     del argv
     budgets = packing.PackingConfig(_TOKEN_BUDGET.value, _TILE_BUDGET.value, _MAX_OPEN.value)
     report = check.check(_META.value, _processor(), budgets, decode=_DECODE.value, render=_RENDER.value)

@@ -7,9 +7,11 @@ Memory stays small: slices are read and written at the same time, and nothing ap
 there. The last line of stdout is JSON: tensors, bytes, seconds and peak_rss.
 """
 
+from typing import cast
+
 from absl import flags
 
-from checkpoint_convert import convert
+from checkpoint_convert import Format, convert
 from launch import main as launcher
 
 _SRC = flags.DEFINE_string(
@@ -35,7 +37,7 @@ flags.mark_flags_as_required(["src", "dst"])
 def main(argv: list[str]) -> None:
     del argv
     dtype = None if _DTYPE.value == "stored" else _DTYPE.value
-    print(convert(_SRC.value, _DST.value, _TO.value, dtype).to_json())
+    print(convert(_SRC.value, _DST.value, cast(Format, _TO.value), dtype).to_json())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -10,7 +11,7 @@ from internvl_jax.errors import InputError
 _HELP = ("--help", "-help", "-?", "--helpshort", "--helpfull")
 
 
-def run(main: Callable[[list[str]], object]) -> None:
+def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses flags and calls `main(argv)`, as `absl.app.run` does, for use under `if __name__ == "__main__"`.
 
     Unknown flags and wrong values, arguments that are no flags, an `InputError` (bad files, settings, data) and an
@@ -18,7 +19,7 @@ def run(main: Callable[[list[str]], object]) -> None:
     returns is the exit code, None being 0. Any other exception is a fault of the program and shows its traceback.
     """
 
-    def guarded(argv):
+    def guarded(argv: list[str]) -> int | None:
         logging.set_verbosity(logging.WARNING)  # orbax tells every rename; what we say has its own level
         try:
             return main(argv)
@@ -48,6 +49,6 @@ def _sentence(error: Exception) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
-def _fail(problem) -> None:
+def _fail(problem: object) -> NoReturn:
     print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
     sys.exit(1)

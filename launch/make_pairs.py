@@ -13,6 +13,7 @@ A run that was stopped goes on with the same command. The last line of stdout is
 import contextlib
 import json
 import sys
+from typing import Any
 
 import tqdm
 from absl import flags
@@ -47,7 +48,7 @@ _SETTINGS = {
 
 def main(argv: list[str]) -> None:
     del argv
-    settings = {name: flag.value for name, flag in _SETTINGS.items()}
+    settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items()}
     settings["samples"] = settings["samples"] or {"correctness": 32, "dropout_ntp": 1}[settings["method"]]
     config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value)
     model, processor = checkpoint.load()

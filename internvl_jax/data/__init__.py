@@ -17,7 +17,7 @@ from internvl_jax.data.reading.prompts import (
 )
 from internvl_jax.data.rows import packing, views
 from internvl_jax.data.rows.batch import MIN_TEXT, Batch, RowConfig, Sample, assemble_row, interleaved, stack_rows
-from internvl_jax.data.rows.pipeline import Pipeline, PipelineConfig, Skipped
+from internvl_jax.data.rows.pipeline import BatchIterator, Pipeline, PipelineConfig, Skipped
 from internvl_jax.data.rows.views import PROBES, RATES, PlainRows, Probes, Rates, RowLayout, Views
 from internvl_jax.data.rows.weights import WEIGHTINGS, token_weight
 from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
@@ -26,6 +26,7 @@ from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
 
 __all__ = [
     "Batch",
+    "BatchIterator",
     "ChatInputs",
     "DEFAULT_MAX_PIXELS",
     "IMAGE",

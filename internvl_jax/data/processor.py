@@ -10,12 +10,14 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from internvl_jax.data.media import images, tiling
 from internvl_jax.data.text import templates
-from internvl_jax.data.text.tokenizer import Tokenizer
+from internvl_jax.data.text.thinking import ChannelStream
+from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 from internvl_jax.errors import InputError
 
 
@@ -36,7 +38,7 @@ class Processor:
     tokenizer: Tokenizer
     template: templates.Template
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.template.stop not in self.tokenizer.added_tokens:
             raise InputError(
                 f"the chat template {self.template.name!r} ends answers in {self.template.stop}, a token that the "
@@ -51,7 +53,7 @@ class Processor:
         """
         return dataclasses.replace(self, template=self.template.with_reasoning(effort))
 
-    def decode_stream(self):
+    def decode_stream(self) -> DecodeStream | ChannelStream:
         """Decodes an answer token by token, thinking between <think> and </think>; a `DecodeStream` or its like."""
         return self.template.speech.stream(self.tokenizer)
 
@@ -134,8 +136,8 @@ class Processor:
         system = config.get("system_message")  # VisualPRM's: what its questions to the critic are
         if not isinstance(system, str | None):
             raise InputError(f"{directory}/config.json has system_message {system!r}; it must be a text.")
-        template = templates.get_template(config.get("template") or template).with_system(system)
-        return cls(image_config, Tokenizer.load(directory), template)
+        written = templates.get_template(config.get("template") or template).with_system(system)
+        return cls(image_config, Tokenizer.load(directory), written)
 
 
 def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -> None:
@@ -145,7 +147,9 @@ def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -
         raise InputError(f"the prompt has {found} picture tokens but its {len(inputs.tiles_GHWC)} tiles need {needed}.")
 
 
-def _read_message(message, where, config, allow_paths):
+def _read_message(
+    message: Any, where: str, config: tiling.ImageConfig, allow_paths: bool
+) -> tuple[templates.Message, list[np.ndarray]]:
     """A templates.Message and the tiles of its pictures."""
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
         raise InputError(f"{where} must be an object with role system, user or assistant.")
@@ -154,7 +158,8 @@ def _read_message(message, where, config, allow_paths):
         return templates.Message(message["role"], (content,)), []
     if not isinstance(content, list | tuple):
         raise InputError(f"{where} must have content that is a string or a list of parts.")
-    parts, tiles = [], []
+    parts: list[str | templates.Slot] = []
+    tiles: list[np.ndarray] = []
     for j, part in enumerate(content):
         text, source, detail = _read_part(part, f"part {j} of {where}")
         if text is not None:
@@ -171,7 +176,7 @@ def _read_message(message, where, config, allow_paths):
     return templates.Message(message["role"], tuple(parts)), tiles
 
 
-def _read_part(part, where):
+def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
     """(text, None, None) or (None, source of a picture, detail)."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
@@ -190,7 +195,7 @@ def _read_part(part, where):
     )
 
 
-def _check_keys(section, expected, where):
+def _check_keys(section: Any, expected: set[str], where: str) -> None:
     if not isinstance(section, dict):
         raise InputError(f"{where} of config.json must be an object.")
     missing, unknown = sorted(expected - section.keys()), sorted(section.keys() - expected)
@@ -198,7 +203,7 @@ def _check_keys(section, expected, where):
         raise InputError(f"{where} of config.json lacks {missing} and has unknown {unknown}.")
 
 
-def _github_image_config(config, directory):
+def _github_image_config(config: dict, directory: pathlib.Path) -> tiling.ImageConfig:
     vision = config["vision_config"]
     size = config.get("force_image_size") or vision["image_size"]
     if config.get("pad2square"):
@@ -215,7 +220,7 @@ def _github_image_config(config, directory):
     )
 
 
-def _hf_image_config(config, directory):
+def _hf_image_config(config: dict, directory: pathlib.Path) -> tiling.ImageConfig:
     vision = config["vision_config"]
     preprocessor_path = directory / "preprocessor_config.json"
     preprocessor = _read_json(preprocessor_path) if preprocessor_path.exists() else {}

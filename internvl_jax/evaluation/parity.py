@@ -16,8 +16,8 @@ from flax import nnx
 from internvl_jax.data import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Generator, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Out, Slots
-from internvl_jax.sharding import bind, flatten
+from internvl_jax.models import Encoded, InternViT, InternVL, InternVLConfig, Out, Slots
+from internvl_jax.sharding import Params, bind, flatten
 
 Arrays = dict[str, np.ndarray]
 Report = dict[str, float | bool]
@@ -113,7 +113,7 @@ def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
     graphdef, params = nnx.split(model, nnx.Param)[0], flatten(model)
 
     @jax.jit
-    def run(params, tiles):
+    def run(params: Params, tiles: jax.Array) -> tuple[jax.Array, Encoded]:
         model = bind(graphdef, params)
         return model.router.pooling(model.patches(tiles)), model.encode(tiles)
 
@@ -143,7 +143,7 @@ def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
     row_BT = np.concatenate([outputs["compressed_input_ids"], wanted_T])[None].astype(np.int32)
 
     @jax.jit
-    def run_row(params, tokens_BT, tiles, compress_G):
+    def run_row(params: Params, tokens_BT: jax.Array, tiles: jax.Array, compress_G: jax.Array) -> jax.Array:
         model = bind(graphdef, params)
         positions_BT = np.arange(tokens_BT.shape[1], dtype=np.int32)[None]
         mask_G, segments_BT = np.ones(len(tiles), bool), np.ones_like(positions_BT)
@@ -188,7 +188,7 @@ def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.
     graphdef, _ = nnx.split(model, nnx.Param)
 
     @jax.jit
-    def run(params, *arguments):
+    def run(params: Params, *arguments: jax.Array) -> tuple[Out, jax.Array]:
         model = bind(graphdef, params)
         out = model(*arguments, collect=("hidden", "router"))
         return out, model.logits(out.hidden_BTD)

@@ -82,7 +82,7 @@ def read(text: str) -> StatedAnswer:
     """What a final answer says."""
     text = bare(text).casefold()
     choice = _CHOICE.fullmatch(text)
-    return StatedAnswer(text, choice and (choice[1] or choice[2]), numbers.read(text))
+    return StatedAnswer(text, choice[1] or choice[2] if choice else None, numbers.read(text))
 
 
 def verdict(given: StatedAnswer, truth: StatedAnswer) -> bool | None:

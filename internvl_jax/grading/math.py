@@ -63,7 +63,7 @@ def equal(given: str, truth: str) -> bool:
     load()
     from math_verify import LatexExtractionConfig, parse, verify
 
-    def parsed(text: str):
+    def parsed(text: str) -> list:
         for pattern, latex in _AS_LATEX:
             text = pattern.sub(latex, text)
         # As a formula, whole: the library would otherwise look for any number within the text.

@@ -11,10 +11,14 @@ import threading
 import time
 import types
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from internvl_jax.errors import InputError
 from internvl_jax.grading import math as mathematics
 from internvl_jax.grading.rewards import MATHEMATICAL, Reward, Score, get_reward
+
+if TYPE_CHECKING:
+    import pebble
 
 CHUNK = 32  # answers a task: a task takes a tenth of a millisecond, a cheap answer a hundredth
 BROKEN_POOLS = 10  # a call lives through as many; a machine that starts no process any more must not stop it for ever
@@ -46,13 +50,13 @@ class Graders:
             mathematics.require()
         self._reward, self._name = get_reward(reward), reward
         self._seconds, self._workers = seconds, workers
-        self._pool = None
+        self._pool: pebble.ProcessPool | None = None
         self._logged: set[str] = set()
 
     def __enter__(self) -> "Graders":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             pool, self._pool = self._pool, None
             pool.stop()
@@ -74,8 +78,9 @@ class Graders:
 
     def _in_workers(self, pairs: list[tuple[str, str]]) -> list[Score]:
         scores = [_failed("did not answer")] * len(pairs)
-        running = {}  # future: (its pool, first pair, last pair + 1)
-        broken = set()  # pools, by no fault of an answer: their answers get other ones
+        # future: (its pool, first pair, last pair + 1)
+        running: dict[concurrent.futures.Future, tuple[pebble.ProcessPool, int, int]] = {}
+        broken: set[pebble.ProcessPool] = set()  # pools, by no fault of an answer: their answers get other ones
 
         def submit(start: int, stop: int) -> None:
             # A worker hands a chunk back once `seconds` are over: one that takes twice that has an answer that hangs.
@@ -110,7 +115,7 @@ class Graders:
                         submit(each, each + 1)
         return scores
 
-    def _running_pool(self):
+    def _running_pool(self) -> "pebble.ProcessPool":
         import pebble
 
         if self._pool is not None and not self._pool.active:  # an idle worker killed from outside breaks a pool

@@ -107,7 +107,9 @@ def stream_chat(
         yield piece
 
 
-def _stream_text(model, processor, messages, params, thresholds) -> Iterator[str]:
+def _stream_text(
+    model: InternVL, processor: Processor, messages: Messages, params: SamplingParams, thresholds: Thresholds
+) -> Iterator[str]:
     """Thinking and answer, piece by piece."""
     inputs = processor(messages)
     text = TextStream(processor, params.stop_strings)
@@ -236,7 +238,8 @@ def _batches(
     generator: Generator, window: list[tuple[int, Request]], batch_size: int
 ) -> Iterator[list[tuple[int, Request]]]:
     """Cuts a sorted window: the last of a batch is the longest."""
-    batch, tiles = [], 0
+    batch: list[tuple[int, Request]] = []
+    tiles = 0
     for item in window:
         tiles += len(item[1].tiles_GHWC)
         rows = len(batch) + 1

@@ -11,6 +11,7 @@ Source: modeling_internvl_chat.py as released with the Flash models.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def kept(tokens_T: np.ndarray, compress_G: np.ndarray, config: InternVLConfig) -
     return views.kept(tokens_T, compress_G, config.image_token_id, full, compressed)
 
 
-def feature_index(tiles_J: np.ndarray, compress_J: np.ndarray, config: InternVLConfig) -> np.ndarray:
+def feature_index(tiles_J: Sequence[int] | np.ndarray, compress_J: np.ndarray, config: InternVLConfig) -> np.ndarray:
     """int32: for every image token of a row its place in a flat pool of features (`Features.pool_GPD`).
 
     Args:

@@ -25,7 +25,7 @@ def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], im
       sampling: keyword arguments of `stream_chat`.
       images: paths of the first message's pictures.
     """
-    messages = []
+    messages: list[dict[str, Any]] = []
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()

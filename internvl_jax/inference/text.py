@@ -50,7 +50,7 @@ class TextStream:
 class AnswerStream:
     """Feed pieces of text that may begin with thinking, get those of the answer; see `split_thinking`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._held: str | None = ""  # None once the answer has begun
 
     def feed(self, piece: str) -> str:

@@ -17,7 +17,7 @@ def segment_sums(values_BT: jax.Array, segments_BT: jax.Array, X: int) -> jax.Ar
     # that are added up at the end it is 2e-6, and [B, X, lanes] is small where [B, T, X] is not.
     lane_T = jnp.arange(T, dtype=jnp.int32) % _LANES
 
-    def row(values_T, segments_T):
+    def row(values_T: jax.Array, segments_T: jax.Array) -> jax.Array:
         sums = jax.ops.segment_sum(values_T, segments_T * _LANES + lane_T, num_segments=(X + 1) * _LANES)
         return jnp.sum(sums.reshape(X + 1, _LANES), axis=1)[1:]
 

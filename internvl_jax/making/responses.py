@@ -101,8 +101,11 @@ class Response:
 class Verdict(Protocol):
     """What is read here of a grader's score of a response; `error` says why there is none."""
 
-    accuracy: float
-    error: str | None
+    @property
+    def accuracy(self) -> float: ...
+
+    @property
+    def error(self) -> str | None: ...
 
 
 Grade = Callable[[Sequence[str], Sequence[str]], Sequence[Verdict]]
@@ -163,13 +166,17 @@ class Responder:
         tokens = len(self._processor.tokenizer.encode(prompt.response))
         return [Response(prompt.response, tokens, ended=True)] * self._config.samples
 
-    def _graded(self, batch, responses) -> list[dict[str, list[Response]]]:
+    def _graded(
+        self, batch: Sequence[tuple[int, Prompt]], responses: Sequence[list[Response]]
+    ) -> list[dict[str, list[Response]]]:
         texts = [each.text for every in responses for each in every]
         truths = [prompt.answer for _, prompt in batch for _ in range(self._config.samples)]
         scores = iter(self._grade(texts, truths) if texts else ())
         return [{"responses": [_scored(each, next(scores)) for each in every]} for every in responses]
 
-    def _continued(self, batch, responses) -> list[dict[str, list[Response]]]:
+    def _continued(
+        self, batch: Sequence[tuple[int, Prompt]], responses: Sequence[list[Response]]
+    ) -> list[dict[str, list[Response]]]:
         inputs, begun = [], []
         for (_, prompt), every in zip(batch, responses, strict=True):
             head = len(encode_blind(prompt, self._processor, "").tokens_T)

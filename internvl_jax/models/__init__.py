@@ -51,7 +51,7 @@ from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
-from internvl_jax.models.stack import Runtime
+from internvl_jax.models.stack import Remat, Runtime
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
@@ -74,6 +74,7 @@ __all__ = [
     "Out",
     "PEAK",
     "Released",
+    "Remat",
     "Runtime",
     "Slots",
     "TextConfig",

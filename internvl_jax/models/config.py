@@ -161,11 +161,13 @@ class InternVLConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; an unknown or missing field raises InputError.
+    def from_dict(cls, values: Any) -> Self:
+        """The inverse of `to_dict`; no object, an unknown or a missing field raise InputError.
 
         A field that came later may be missing: a config that was stored before means what it then meant.
         """
+        if not isinstance(values, dict):
+            return _build(cls, values, "model")
         values = dict(values)
         text = values.get("text")
         if isinstance(text, dict):
@@ -173,8 +175,8 @@ class InternVLConfig:
         for name, part in (("moe", MoeConfig), ("yarn", YarnConfig), ("ntk", NtkConfig)):
             if isinstance(text, dict) and text.get(name) is not None:
                 values["text"] = text = {**text, name: _build(part, text[name], f"model.text.{name}")}
-        for name, part in (("vision", VisionConfig), ("text", TextConfig)):
-            values[name] = _build(part, values.get(name), f"model.{name}")
+        for name, half in (("vision", VisionConfig), ("text", TextConfig)):
+            values[name] = _build(half, values.get(name), f"model.{name}")
         if values.get("flash") is not None:
             values["flash"] = _build(FlashConfig, values["flash"], "model.flash")
         return _build(cls, values, "model")

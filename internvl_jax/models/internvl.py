@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import Cache
 from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig
@@ -83,7 +84,7 @@ class Out(NamedTuple):
     """
 
     hidden_BTD: jax.Array
-    cache: Cache | None
+    cache: Cache | Branches | None
     aux: dict[str, Any]
 
 

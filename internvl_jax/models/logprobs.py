@@ -36,14 +36,14 @@ def over_logits(
     heads = [shard(head_VD, "act_vocab", None) for _, head_VD in states]
     B, T, _ = hiddens[0].shape
 
-    def part(hiddens, extras):
+    def part(hiddens: Sequence[jax.Array], extras: Sequence[jax.Array]) -> Any:
         return function(*map(_logits, hiddens, heads), *extras)
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         padded = jnp.pad(x, ((0, 0), (0, -T % chunk), *((0, 0),) * (x.ndim - 2)))
         return padded.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    def join(x):
+    def join(x: jax.Array) -> jax.Array:
         return x.swapaxes(0, 1).reshape(B, -1, *x.shape[3:])[:, :T]
 
     if T <= chunk:

@@ -80,7 +80,7 @@ def run_layers(layers: nnx.Module, carry: Any, per_layer: Any, body: Callable, r
 
     graphdef, state = nnx.split(layers)
 
-    def step(carry, inputs):
+    def step(carry: Any, inputs: tuple) -> tuple[Any, Any]:
         state, index, extra = inputs
         return body(nnx.merge(graphdef, state), carry, index, extra)
 

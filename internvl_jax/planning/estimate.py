@@ -61,7 +61,7 @@ class Estimate:
 def estimate(program: HloProgram, chip: Chip, devices: int) -> Estimate:
     """The estimate for a program compiled for one of `devices` chips."""
     flops = compiled = counted = kernels = transfers = 0.0
-    sent: collections.Counter[str] = collections.Counter()
+    sent: dict[str, float] = collections.defaultdict(float)
     for body, times in program.bodies():
         names = {one.name: one for one in body}
         work = sum(_seconds(program, one, names, chip) for one in body)

@@ -86,9 +86,9 @@ def serving(
     params = {path: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16, sharding=where[path]) for path, s in specs.items()}
     programs = Programs(graphdef, graphdef, model.text.vocab, model.text.vocab, (), jnp.dtype(jnp.bfloat16))
 
-    def struct(dtype, shape, *logical):
-        logical = (*logical, *(None,) * (len(shape) - len(logical)))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=table.sharding(mesh, shape, logical))
+    def struct(dtype: jnp.dtype, shape: tuple[int, ...], *logical: str | None) -> jax.ShapeDtypeStruct:
+        axes = (*logical, *(None,) * (len(shape) - len(logical)))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=table.sharding(mesh, shape, axes))
 
     text, B = model.text, size.rows
     with sharding.use(mesh, table):

@@ -41,7 +41,7 @@ def plan(config: TrainConfig, task: str, topology: str, size: Serving, auto: boo
         found = _best(config, task, where, size, auto)
         smaller = candidates(config, task, size, where.name) if where.chip.slices else iter(())
         return {**found, "smallest_slice": next(map(str, smaller), None), "smallest_slice_is": "by arithmetic"}
-    tried = []
+    tried: list[str] = []
     for where in candidates(config, task, size, topology):
         found = _best(config, task, where, size, auto)
         if found["fits"]:
@@ -96,10 +96,18 @@ def _plan(config: TrainConfig, task: str, where: Topology, size: Serving, auto: 
     return {**head, **_read(config, task, where, size, lowered, compiled, time.perf_counter() - started)}
 
 
-def _read(config, task, where, size, lowered, compiled, seconds) -> dict[str, Any]:
+def _read(
+    config: TrainConfig,
+    task: str,
+    where: Topology,
+    size: Serving,
+    lowered: Lowered,
+    compiled: jax.stages.Compiled,
+    seconds: float,
+) -> dict[str, Any]:
     """What the compiled program says."""
     memory, chip = compiled.memory_analysis(), where.chip
-    kinds = {kind: shard_bytes(tree) for kind, tree in lowered.arguments.items()}
+    kinds: dict[str, float] = {kind: shard_bytes(tree) for kind, tree in lowered.arguments.items()}
     # What a program doesn't read (decoding, the vision tower) is not among its arguments, but in the memory it is.
     beside = max(0, sum(kinds.values()) - memory.argument_size_in_bytes)
     # The peak by libtpu takes in arguments, results and what is alive between them; libtpu itself compares it with the

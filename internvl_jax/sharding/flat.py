@@ -6,6 +6,7 @@ hold and what converters fill; `bind` puts it back into the model, at trace time
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def init(make: Callable[[nnx.Rngs], nnx.Module], seed: int, where: dict[str, Nam
         parameter has the same values whichever others are made. None: all of them, on the default device.
     """
 
-    def fresh():
+    def fresh() -> Params:
         params = flatten(make(nnx.Rngs(jax.random.key(seed, impl="rbg"))))
         return params if where is None else {path: params[path] for path in where}
 
@@ -84,7 +85,7 @@ def shardings(specs: dict[str, ParamSpec], mesh: Mesh, rules: Rules) -> dict[str
     return {path: rules.sharding(mesh, spec.shape, spec.axes) for path, spec in specs.items()}
 
 
-def like_params(tree, specs: dict[str, ParamSpec], where: dict[str, NamedSharding], mesh: Mesh):
+def like_params(tree: Any, specs: dict[str, ParamSpec], where: dict[str, NamedSharding], mesh: Mesh) -> Any:
     """Shardings of an optimizer state: what belongs to a parameter lies as the parameter does, the rest is everywhere.
 
     To be given as `out_shardings` wherever such a state is made or updated. Without it `jit(tx.init)` replicates both
@@ -92,7 +93,7 @@ def like_params(tree, specs: dict[str, ParamSpec], where: dict[str, NamedShardin
     """
     replicated = NamedSharding(mesh, P())
 
-    def place(path, leaf):
+    def place(path: tuple, leaf: Any) -> NamedSharding:
         keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         name = next((key for key in keys if key in where), None)
         return where[name] if name is not None and leaf.shape == specs[name].shape else replicated

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Share:
     shards: int
 
 
-def by_token(function: Callable, x_BTD: jax.Array):
+def by_token(function: Callable, x_BTD: jax.Array) -> Any:
     """`function(x_BTD)`, run by every device on its own tokens; what it makes of a token may depend on no other."""
     if context() is None:
         return function(x_BTD)
@@ -89,7 +90,7 @@ def _on_device(
     only = tuple(axis for axis in experts if axis not in spread)
     first = lax.axis_index(experts) * len(next(iter(params.values()))) if experts else 0
 
-    def of_group(x):
+    def of_group(x: jax.Array) -> jax.Array:
         x = x.reshape(-1, x.shape[-1])
         return lax.all_gather(x, both, axis=0, tiled=True) if both else x
 
@@ -103,7 +104,7 @@ def _on_device(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(value, parts, dtype):
+def _gather(value: jax.Array, parts: tuple[MeshAxes, ...], dtype: jnp.dtype) -> jax.Array:
     """The value, gathered in all dimensions but the first, in `dtype`. Gradients are summed over devices in float32."""
     value = value.astype(dtype)
     for dim, axes in enumerate(parts):
@@ -112,11 +113,11 @@ def _gather(value, parts, dtype):
     return value
 
 
-def _gather_forward(value, parts, dtype):
+def _gather_forward(value: jax.Array, parts: tuple[MeshAxes, ...], dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     return _gather(value, parts, dtype), value[:0]  # for its dtype
 
 
-def _gather_backward(parts, dtype, like, g):
+def _gather_backward(parts: tuple[MeshAxes, ...], dtype: jnp.dtype, like: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     g = g.astype(jnp.float32)
     for dim, axes in enumerate(parts):
         if dim and axes:

@@ -212,7 +212,9 @@ def whole(x: jax.Array) -> jax.Array:
     return shard(x, *(None,) * x.ndim)
 
 
-def per_device(function: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]):
+def per_device(
+    function: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]
+) -> Callable:
     """`function`, run by every device on its part of the arguments; outside of `use` the function itself.
 
     Args:

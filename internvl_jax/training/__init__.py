@@ -6,7 +6,8 @@ from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
 from internvl_jax.training.stages.gspo.settings import GspoConfig
-from internvl_jax.training.stages.mpo import MpoConfig, Pairs
+from internvl_jax.training.stages.mpo import MpoConfig
+from internvl_jax.training.stages.preference_rows import Pairs
 from internvl_jax.training.stages.vico import ConsistencyConfig, RouterConfig
 
 __all__ = [

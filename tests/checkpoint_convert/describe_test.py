@@ -81,6 +81,14 @@ def test_a_missing_tensor_is_named(golden, tmp_path):
         describe(tmp_path, SIZES)
 
 
+def test_a_config_without_model_is_named(golden, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    convert(golden / "hf_qwen3", tmp_path / "ours")
+    (tmp_path / "ours" / "config.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match=r"model of config\.json is None, not an object"):
+        describe(tmp_path / "ours", SIZES)
+
+
 def test_the_launcher(golden, tmp_path):
     command = [sys.executable, "-m", "launch.inspect"]
     done = subprocess.run([*command, f"--checkpoint={golden / 'hf_qwen3'}"], capture_output=True, text=True, check=True)

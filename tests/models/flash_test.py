@@ -218,6 +218,12 @@ def test_the_config_survives_json():
         InternVLConfig.from_dict(broken)
 
 
+@pytest.mark.parametrize("values", [None, ["vision"], "2b"])
+def test_a_config_that_is_no_object_is_named(values):
+    with pytest.raises(InputError, match=r"model of config\.json is .*, not an object"):
+        InternVLConfig.from_dict(values)
+
+
 def test_a_mesh_equals_one_device(golden):
     """Two rows, tiles of both resolutions among them, on 2 x 2 x 2 devices."""
     mesh, rules = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), sharding.PRESETS["fsdp_tp"]

@@ -13,9 +13,10 @@ import pathlib
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from internvl_jax.data.media import tiling
 from internvl_jax.errors import InputError
@@ -98,7 +99,7 @@ def normalise(tiles_GHWC: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(source, config, allow_paths):
+def _opened(source: Source, config: tiling.ImageConfig, allow_paths: bool) -> Iterator[Image.Image]:
     """The picture behind `source`, header read and size checked; errors while it is used name the source."""
     name = describe(source)
     try:
@@ -114,7 +115,7 @@ def _opened(source, config, allow_paths):
         raise
     except FileNotFoundError:
         raise InputError(f"{name} does not exist; check the path and the image folder.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture that can be read ({', '.join(_FORMATS)}).") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name} has more pixels than any allowed; the limit is {config.max_pixels}.") from None
@@ -122,7 +123,7 @@ def _opened(source, config, allow_paths):
         raise InputError(f"{name} cannot be read, it may be truncated or broken ({error}); replace it.") from error
 
 
-def _check_pixels(image, name, config):
+def _check_pixels(image: Image.Image, name: str, config: tiling.ImageConfig) -> None:
     width, height = image.size
     if width * height > config.max_pixels:
         raise InputError(
@@ -130,7 +131,7 @@ def _check_pixels(image, name, config):
         )
 
 
-def _file(source, name, allow_paths):
+def _file(source: Source, name: str, allow_paths: bool) -> str | pathlib.Path | io.BytesIO:
     """What Image.open takes: a path, or a file in memory."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
@@ -145,7 +146,7 @@ def _file(source, name, allow_paths):
     return source
 
 
-def _decode_data_url(source, name):
+def _decode_data_url(source: str, name: str) -> bytes:
     header, comma, payload = source.partition(",")
     if not comma or not header.startswith("data:image/") or not header.endswith(";base64"):
         raise InputError(f"{name} is not of the form data:image/...;base64,....")

@@ -34,7 +34,7 @@ class ImageConfig:
     apply_exif: bool
     max_pixels: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("tile_size", "tokens_per_tile", "max_tiles", "min_tiles", "max_pixels"):
             if getattr(self, name) < 1:
                 raise InputError(f"image option {name} is {getattr(self, name)}; it must be at least 1.")

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -118,7 +118,9 @@ def render_sample(sample: Sample, processor: Processor) -> str:
     return f"{sample.name} ({len(sample.tokens_T)} tokens, {len(sample.tiles_GHWC)} tiles)\n{''.join(parts)}"
 
 
-def _sizes(readers, budgets, decode: bool, problems: list[str]) -> Iterator[tuple[int, int]]:
+def _sizes(
+    readers: Sequence[samples.SampleReader], budgets: packing.PackingConfig, decode: bool, problems: list[str]
+) -> Iterator[tuple[int, int]]:
     """(tokens, tiles) of every sample; (0, 0) for those that it adds to `problems`."""
     logged, total = time.monotonic(), sum(map(len, readers))
     numbered = ((reader, index) for reader in readers for index in range(len(reader)))
@@ -154,7 +156,13 @@ def _size(reader: samples.SampleReader, index: int, budgets: packing.PackingConf
     return real
 
 
-def _row_statistics(corpus, tokens_I, tiles_I, budgets, problems) -> packing.FillStatistics | None:
+def _row_statistics(
+    corpus: samples.Corpus,
+    tokens_I: np.ndarray,
+    tiles_I: np.ndarray,
+    budgets: packing.PackingConfig,
+    problems: list[str],
+) -> packing.FillStatistics | None:
     try:
         mixture = corpus.mixture()
         rows = order.RowPlan(mixture[tokens_I[mixture] > 0], tokens_I, tiles_I, budgets, pack=True, seed=0)
@@ -164,7 +172,7 @@ def _row_statistics(corpus, tokens_I, tiles_I, budgets, problems) -> packing.Fil
     return rows.statistics()
 
 
-def _rendered(corpus, numbers, processor: Processor, problems: list[str]) -> list[str]:
+def _rendered(corpus: samples.Corpus, numbers: Iterable[int], processor: Processor, problems: list[str]) -> list[str]:
     rendered = []
     for number in numbers:
         try:

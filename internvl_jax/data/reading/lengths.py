@@ -40,7 +40,10 @@ class LengthIndex:
 
 
 def length_index(
-    dataset: sources.Dataset, processor: Processor, cache_dir: str | None, parse=sources.parse_record
+    dataset: sources.Dataset,
+    processor: Processor,
+    cache_dir: str | None,
+    parse: samples.Parse = sources.parse_record,
 ) -> LengthIndex:
     """The length index of a data set, from `cache_dir` if it is there; with None nothing is kept.
 
@@ -67,7 +70,7 @@ def length_index(
     return index
 
 
-def _key(dataset: sources.Dataset, processor: Processor, parse) -> str:
+def _key(dataset: sources.Dataset, processor: Processor, parse: samples.Parse) -> str:
     try:
         status = os.stat(dataset.annotation)
     except OSError as error:

@@ -20,6 +20,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -116,7 +117,15 @@ class Prompts(Sequence[Prompt]):
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
-    def __getitem__(self, number: int) -> Prompt:
+    @overload
+    def __getitem__(self, number: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, number: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
         if not 0 <= number < len(self):
             raise IndexError(number)
         which = int(np.searchsorted(self._firsts, number, side="right")) - 1

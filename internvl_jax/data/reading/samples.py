@@ -14,6 +14,9 @@ from internvl_jax.data.reading import sources
 from internvl_jax.data.rows.batch import Sample
 from internvl_jax.errors import InputError
 
+# Reads a line of an annotation; (line, FILE:LINE, data set).
+Parse = Callable[[bytes, str, sources.Dataset], sources.Record]
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleReader:
@@ -22,7 +25,7 @@ class SampleReader:
     dataset: sources.Dataset
     offsets: np.ndarray  # int64 [n + 1], from sources.scan_lines
     processor: Processor  # the data set's own tile limit overrides the processor's
-    parse: Callable[[bytes, str, sources.Dataset], sources.Record] = sources.parse_record
+    parse: Parse = sources.parse_record
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

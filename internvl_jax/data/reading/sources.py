@@ -14,12 +14,13 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from internvl_jax.errors import InputError
 
-_META_KEYS = {
+_META_KEYS: dict[str, type | tuple[type, ...]] = {
     "root": str,
     "annotation": str,
     "data_augment": bool,
@@ -191,7 +192,7 @@ def mixture(datasets: Sequence[Dataset], sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _dataset(path: str, name: str, entry) -> Dataset:
+def _dataset(path: str, name: str, entry: Any) -> Dataset:
     where = f"data set {name!r} of meta file {path}"
     if not isinstance(entry, dict):
         raise InputError(f'{where} must be an object with "root" and "annotation".')
@@ -218,7 +219,7 @@ def _dataset(path: str, name: str, entry) -> Dataset:
     )
 
 
-def _no_duplicates(pairs):
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:

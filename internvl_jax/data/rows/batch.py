@@ -9,7 +9,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class RowConfig:
     weighting: str  # one of weights.WEIGHTINGS
     several: bool = False  # samples have several texts, which share their tiles
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         weights.token_weight(1, self.weighting)
         if self.image_token_id == 0:
             raise ValueError("image_token_id is 0, the token of padding; give the image context token another id")
@@ -111,7 +111,9 @@ def assemble_row(samples: Sequence[Sample], config: RowConfig) -> Batch:
     return row
 
 
-def _lay(row: Batch, start: int, tokens_T: np.ndarray, supervised_T: np.ndarray, segment: int, config: RowConfig):
+def _lay(
+    row: Batch, start: int, tokens_T: np.ndarray, supervised_T: np.ndarray, segment: int, config: RowConfig
+) -> None:
     """Writes one text into the row."""
     end = start + len(tokens_T)
     weight = weights.token_weight(int(supervised_T.sum()), config.weighting)
@@ -161,11 +163,16 @@ def interleaved(rows: int, micro_batches: int) -> np.ndarray:
 
 def stack_rows(rows: Sequence[Rows]) -> Rows:
     """Joins rows (or batches) along B; the tiles of row b become block b. Rows may be any tuples of arrays."""
-    if rows[0] is None:
+    return _joined(rows)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """`stack_rows` of what rows are made of: None, arrays, and tuples of them."""
+    if parts[0] is None:
         return None
-    if isinstance(rows[0], np.ndarray):
-        return np.concatenate(rows)
-    return type(rows[0])(*map(stack_rows, zip(*rows, strict=True)))
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return type(parts[0])(*map(_joined, zip(*parts, strict=True)))
 
 
 def _empty_row(config: RowConfig) -> Batch:

@@ -56,7 +56,7 @@ class PipelineConfig:
     workers: int  # processes that load batches; 0 loads in this one
     threads: int  # threads that load batches ahead, in each process; 0 loads when asked
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"the kind of the samples is {self.kind!r}; use one of {', '.join(KINDS)}.")
         if self.over_long not in ("error", "drop"):
@@ -182,7 +182,7 @@ class Pipeline:
             most = max(most, len(next_fit(sizes, self.row_config)))
         return most * hosts
 
-    def _load(self, sample: int, rng: np.random.Generator):
+    def _load(self, sample: int, rng: np.random.Generator) -> Sample:
         loaded = self.corpus.load(sample, rng)
         size = (len(loaded.tokens_T), len(loaded.tiles_GHWC))
         planned = (int(self.tokens_I[sample]), int(self.tiles_I[sample]))

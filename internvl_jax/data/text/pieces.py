@@ -51,7 +51,7 @@ class Pieces:
         # A model may know the string of a control token as a piece that no text is split within.
         self._known = _any_of([token for token in self.control.values() if self._piece(token) is not None])
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Pieces"], tuple[dict[str, bytes]]]:
         return Pieces, (self._files,)
 
     @classmethod
@@ -66,7 +66,7 @@ class Pieces:
         return json.dumps([self._files[MODEL].hex(), self._ids, sorted(self.control), self.begin])
 
     def encode(self, text: str) -> list[int]:
-        ids = []
+        ids: list[int] = []
         for part in self._splits.split(text):
             encoded = [[self._written[part]]] if part in self._written else self._model.encode(self._cut(part))
             ids += itertools.chain.from_iterable(encoded)

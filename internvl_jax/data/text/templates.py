@@ -10,7 +10,8 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -117,9 +118,9 @@ class Template:
         messages = from_released(conversations, len(image_token_counts), extra_placeholders_are_text)
         if messages[0].role == "pretrain":
             ((_, parts),) = _fill(messages, image_token_counts, tokenizer)
-            tokens = np.asarray([*tokenizer.begin, *tokenizer.encode_items(parts)], np.int32)
+            tokens_T = np.asarray([*tokenizer.begin, *tokenizer.encode_items(parts)], np.int32)
             picture = (tokenizer.image_start, tokenizer.image_context, tokenizer.image_end)
-            return tokens, ~np.isin(tokens, picture)
+            return tokens_T, ~np.isin(tokens_T, picture)
         turns = self._with_system(messages, None)
         tokens, supervised = [*tokenizer.begin], [False] * len(tokenizer.begin)
         for i, (message, parts) in enumerate(_fill(turns, image_token_counts, tokenizer), 1):
@@ -128,7 +129,7 @@ class Template:
             supervised += [message.role == "assistant" and k in answer for k in range(len(turn))]
         return np.asarray(tokens, np.int32), np.asarray(supervised, bool)
 
-    def _with_system(self, messages, system):
+    def _with_system(self, messages: Sequence[Message], system: str | None) -> list[Message]:
         """The messages with a system turn in front, unless they have one or there is none to add."""
         if not messages:
             raise InputError("a conversation has no messages; give at least one.")
@@ -143,15 +144,16 @@ class Template:
             return list(messages)
         return [Message("system", (system,)), *messages]
 
-    def _turn(self, role, parts, tokenizer, last) -> tuple[list[int], range]:
+    def _turn(self, role: str, parts: Sequence[Any], tokenizer: Tokenizer, last: bool) -> tuple[list[int], range]:
         """Tokens of a turn, and which of them the speaker wrote: all between the head and what follows the end.
 
         A head may end in a newline that merges with newlines at the start of the text. The release encodes a turn as
-        one string and leaves out as many tokens as the head alone has; so does this.
+        one string and leaves out as many tokens as the head alone has; so does this. Parts are ids and strings, an
+        assistant's strings alone.
         """
         heads = {"system": self.system_head, "user": self.user_head, "assistant": self.assistant_head}
-        end = self.stop if last and role == "assistant" else self.end
-        head, end = tokenizer.split_special(heads[role]), tokenizer.split_special(end + self.after_end)
+        ending = self.stop if last and role == "assistant" else self.end
+        head, end = tokenizer.split_special(heads[role]), tokenizer.split_special(ending + self.after_end)
         body = self.speech.items(parts, tokenizer) if role == "assistant" else parts
         tokens = tokenizer.encode_items([*head, *body, *end])
         after = len(tokenizer.encode_special(self.after_end))
@@ -191,7 +193,7 @@ def from_released(
     return messages
 
 
-def _turn_of(entry, index) -> tuple[str, str]:
+def _turn_of(entry: Any, index: int) -> tuple[str, str]:
     roles = {"system": "system", "human": "user", "gpt": "assistant", "pretrain": "pretrain"}
     if not isinstance(entry, dict) or not isinstance(entry.get("value"), str) or entry.get("from") not in [*roles]:
         raise InputError(
@@ -200,14 +202,16 @@ def _turn_of(entry, index) -> tuple[str, str]:
     return roles[entry["from"]], entry["value"]
 
 
-def _fill(messages, image_token_counts, tokenizer):
+def _fill(
+    messages: Sequence[Message], image_token_counts: Sequence[int], tokenizer: Tokenizer
+) -> Iterator[tuple[Message, list[int | str]]]:
     """Each message with its parts as ids and strings, IMAGE slots replaced by the tokens of the pictures in order."""
     slots = sum(part is IMAGE for message in messages for part in message.parts)
     if slots != len(image_token_counts):
         raise InputError(f"a conversation has {slots} picture slots but {len(image_token_counts)} pictures.")
     counts = iter(image_token_counts)
     for message in messages:
-        parts = []
+        parts: list[int | str] = []
         for part in message.parts:
             if part is IMAGE:
                 parts += [tokenizer.image_start, *[tokenizer.image_context] * next(counts), tokenizer.image_end]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -24,8 +24,8 @@ from internvl_jax.data.text.vocabulary import BytePairs, TextVocabulary, added_t
 from internvl_jax.errors import InputError
 
 # What a tokenizer trained here adds, in the released order.
-TRAINED_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<img>", "</img>")
-TRAINED_TOKENS += ("<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+_TURN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<img>", "</img>")
+TRAINED_TOKENS = (*_TURN_TOKENS, "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 # Qwen2's rule of what may not merge across (its public tokenizer files).
 _QWEN_SPLIT = (
@@ -46,8 +46,8 @@ class Tokenizer:
         self._names = {"eos": eos, "pad": pad}
         self.eos, self.pad = self.token_id(eos), self.token_id(pad)
 
-    def __reduce__(self):
-        return functools.partial(Tokenizer, **self._names), (self._vocabulary,)
+    def __reduce__(self) -> tuple[Callable[[TextVocabulary], "Tokenizer"], tuple[TextVocabulary]]:
+        return functools.partial(Tokenizer, eos=self._names["eos"], pad=self._names["pad"]), (self._vocabulary,)
 
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> "Tokenizer":
@@ -100,7 +100,8 @@ class Tokenizer:
 
     def split_special(self, markup: str) -> list[int | str]:
         """Our own markup as control token ids and the strings between them."""
-        items, end = [], 0
+        items: list[int | str] = []
+        end = 0
         for match in self._control_pattern.finditer(markup):
             items += [markup[end : match.start()], self.token_id(match.group())]
             end = match.end()
@@ -150,7 +151,7 @@ class DecodeStream:
 
     ended = False
 
-    def __init__(self, token_bytes):
+    def __init__(self, token_bytes: Callable[[int], bytes]):
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -182,7 +183,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(BytePairs(tokenizer.to_str()), eos="<|im_end|>", pad="<|endoftext|>")
 
 
-def _byte_level(model) -> tokenizers.Tokenizer:
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     """Qwen2's pipeline around a BPE model: NFC, its split rule, bytes as printable characters."""
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
@@ -201,7 +202,8 @@ def _load(directory: pathlib.Path) -> Tokenizer:
     # Where no file names them: the ends that the whole released Qwen3-based family uses.
     ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     if (directory / pieces.MODEL).exists():
-        vocabulary, ends = pieces.Pieces.load(directory), {"eos_token": "</s>", "pad_token": "</s>"}
+        vocabulary: TextVocabulary = pieces.Pieces.load(directory)
+        ends = {"eos_token": "</s>", "pad_token": "</s>"}
     elif (directory / "tokenizer.json").exists():
         vocabulary = BytePairs(json.dumps(read_json(directory / "tokenizer.json"), ensure_ascii=False))
     elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
@@ -220,10 +222,10 @@ def _from_vocabulary(directory: pathlib.Path, config: dict) -> str:
     added = added_tokens(config, read_json(directory / "added_tokens.json"))
     vocab = read_json(directory / "vocab.json")
     lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     # The library numbers added tokens by itself unless the model knows them already.
     known = {token: token_id for token, (token_id, _) in added.items()}
-    tokenizer = _byte_level(models.BPE(vocab=vocab | known, merges=merges))
+    tokenizer = _byte_level(models.BPE(vocab=vocab | known, merges=[(left, right) for left, right in merges]))
     for token, (_, special) in sorted(added.items(), key=lambda item: item[1][0]):
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
         add([tokenizers.AddedToken(token, special=special, normalized=False)])

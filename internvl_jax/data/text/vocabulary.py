@@ -15,24 +15,32 @@ from internvl_jax.errors import InputError
 
 # Released added tokens that are part of what a message says. InternVL's files mark the second line special, yet
 # training data contains them as plain strings (grounding answers), so they have to be encoded from text.
-TEXT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-TEXT_TOKENS += ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+_THOUGHTS_AND_TOOLS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+TEXT_TOKENS = (*_THOUGHTS_AND_TOOLS, "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
 class TextVocabulary(Protocol):
-    """Attributes:
-    added: id -> string of the tokens besides the vocabulary proper.
-    control: those of them that text never becomes.
-    begin: ids in front of every sequence.
-    size: the largest id plus one.
-    definition: all that decides which ids a text gets, as a string.
-    """
+    """What a tokenizer makes ids of."""
 
-    added: Mapping[int, str]
-    control: Mapping[int, str]
-    begin: tuple[int, ...]
-    size: int
-    definition: str
+    @property
+    def added(self) -> Mapping[int, str]:
+        """id -> string of the tokens besides the vocabulary proper."""
+
+    @property
+    def control(self) -> Mapping[int, str]:
+        """Those of them that text never becomes."""
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """Ids in front of every sequence."""
+
+    @property
+    def size(self) -> int:
+        """The largest id plus one."""
+
+    @property
+    def definition(self) -> str:
+        """All that decides which ids a text gets."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; the strings of control tokens in it stay text."""
@@ -50,7 +58,7 @@ class TextVocabulary(Protocol):
 class BytePairs:
     """A byte-level BPE. definition: the contents of a tokenizer.json."""
 
-    begin = ()
+    begin: tuple[int, ...] = ()
 
     def __init__(self, definition: str):
         fields = json.loads(definition)
@@ -66,7 +74,7 @@ class BytePairs:
         self.added = {token["id"]: token["content"] for token in fields["added_tokens"]}
         self.control = {token["id"]: token["content"] for token in fields["added_tokens"] if token["special"]}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["BytePairs"], tuple[str]]:
         # The library's own pickling forgets encode_special_tokens (0.23.3); worker processes get the definition.
         return BytePairs, (self.definition,)
 

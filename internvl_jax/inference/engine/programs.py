@@ -109,11 +109,11 @@ class Programs:
     def _encode(self, params: Params, tiles_GHWC: jax.Array) -> Features:
         model = bind(self._graphdef, params)
 
-        def together(tiles_GHWC):
+        def together(tiles_GHWC: jax.Array) -> Features:
             encoded = model.encode(tiles_GHWC)
             return Features(encoded.pool_GPD, encoded.probability_G)
 
-        def one_by_one(tiles_GHWC):
+        def one_by_one(tiles_GHWC: jax.Array) -> Features:
             first = lambda features: jax.tree.map(lambda x: x[0], features)
             return jax.lax.map(lambda tile_HWC: first(together(tile_HWC[None])), tiles_GHWC)
 

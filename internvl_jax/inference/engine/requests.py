@@ -153,7 +153,8 @@ def pad(array: np.ndarray, size: int) -> np.ndarray:
 def _distinct(tiles: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]:
     """All different tiles, and for every row the numbers of its own."""
     numbers: dict[bytes, int] = {}
-    found, which = [], []
+    found: list[np.ndarray] = []
+    which: list[list[int]] = []
     for tiles_GHWC in tiles:
         row = []
         for tile_HWC in tiles_GHWC:

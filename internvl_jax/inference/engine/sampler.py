@@ -261,7 +261,8 @@ class Sampler:
 
     def _layout(self, prompts: int, group: int) -> _Layout:
         """The fewest rows that hold all answers, with as few copies of prompts as they allow."""
-        layouts, width = [], group
+        layouts: list[_Layout] = []
+        width = group
         while True:
             copies = prompts * -(-group // width)
             if layouts and (copies > self._sizes[-1] or width == layouts[-1].width):

@@ -8,7 +8,7 @@
 Complete answers are written on until the batch shrinks; nobody reads what is.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,7 @@ class RolloutPrograms:
         """Adds a token to every row that isn't done."""
         given = rows.given
 
-        def uniform(seed):
+        def uniform(seed: jax.Array) -> jax.Array:
             return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), rows.count), (2,))
 
         allowed_BV = ban(logits_BV, self._vocab_size, self._banned)
@@ -227,7 +227,7 @@ def _laid(rows: Rows) -> Rows:
     """Keys and values spread as the rows are, the rest the same everywhere: the host reads it."""
     cache = rows.cache
 
-    def spread(layered):
+    def spread(layered: Any) -> Any:
         names = ("batch", "kv_heads", None, None)
         return jax.tree.map(lambda part: shard(part, *(None,) * (part.ndim - 4), *names), layered)
 

@@ -167,7 +167,7 @@ def sample(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, step_B:
     greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     drawn_B = sampling.temperature_B > 0
 
-    def draw(logits_BV):
+    def draw(logits_BV: jax.Array) -> jax.Array:
         logits_BV = logits_BV / jnp.where(drawn_B, sampling.temperature_B, 1)[:, None]
         logits_BV = cut(logits_BV, drawn_B, sampling.top_k_B, sampling.top_p_B)
         key_B = jax.vmap(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step))(sampling.seed_B, step_B)

@@ -4,16 +4,16 @@ All answers are equally long at any time, so a token's slot is one number. The q
 its keys in one product: with 16 answers the prompt is read a 16th as often as if each had a copy.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from internvl_jax.models.attention.attention import MASKED, Window
+from internvl_jax.models.attention.attention import MASKED, Mask, Window
 
 # An array for each layer, or one that is stacked over layers.
-Layered = tuple[jax.Array, ...] | jax.Array
+Layered: TypeAlias = tuple[jax.Array, ...] | jax.Array
 
 
 class Branches(NamedTuple):
@@ -49,7 +49,12 @@ class Branches(NamedTuple):
         return self._replace(k=put(self.k, k_BM1H.swapaxes(2, 3), 3), v=put(self.v, v_BM1H, 2))
 
     def attend(
-        self, layer: jax.Array | int, q_BN1H: jax.Array, mask: None, window: Window | None, sinks_N: jax.Array | None
+        self,
+        layer: jax.Array | int,
+        q_BN1H: jax.Array,
+        mask: Mask | None,
+        window: Window | None,
+        sinks_N: jax.Array | None,
     ) -> jax.Array:
         """Attention of one query an answer to its prompt and to what the answer has written; see `attention.attend`."""
         prompt_k, prompt_v, k, v = (part[layer] for part in (self.prompt_k, self.prompt_v, self.k, self.v))

@@ -18,7 +18,16 @@ _LANES = 128
 _PADDED = -1  # the segment of what fills up a block; no token is in it
 
 
-def splash(q_BNTH, k_BMTH, v_BMTH, segments_BT, window, windowed, sinks_N, interpret=False) -> jax.Array:
+def splash(
+    q_BNTH: jax.Array,
+    k_BMTH: jax.Array,
+    v_BMTH: jax.Array,
+    segments_BT: jax.Array | None,
+    window: int | None,
+    windowed: jax.Array | None,
+    sinks_N: jax.Array | None,
+    interpret: bool = False,
+) -> jax.Array:
     """Softmax attention of the tokens of a row to each other, by queries that are scaled already.
 
     Padding (segment 0) attends to padding; its results are finite, and nobody reads them.
@@ -50,7 +59,17 @@ def splash(q_BNTH, k_BMTH, v_BMTH, segments_BT, window, windowed, sinks_N, inter
     return out[:, :, :T]
 
 
-def _splash(q, k, v, segments_BT, sinks_N, *, causal, window, interpret):
+def _splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments_BT: jax.Array | None,
+    sinks_N: jax.Array | None,
+    *,
+    causal: bool,
+    window: int | None,
+    interpret: bool,
+) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as sk
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
 
@@ -96,7 +115,13 @@ def suits_cudnn(q_BNTH: jax.Array) -> bool:
     return q_BNTH.dtype in (jnp.bfloat16, jnp.float16) and H % 8 == 0 and H <= 128
 
 
-def cudnn(q_BNTH, k_BMTH, v_BMTH, segments_BT, implementation="cudnn") -> jax.Array:
+def cudnn(
+    q_BNTH: jax.Array,
+    k_BMTH: jax.Array,
+    v_BMTH: jax.Array,
+    segments_BT: jax.Array | None,
+    implementation: str = "cudnn",
+) -> jax.Array:
     """What `splash` returns without window and sinks, which cuDNN doesn't know.
 
     Segments are a mask of `[B, 1, T, T]`: JAX's interface to cuDNN has no other way to say them.

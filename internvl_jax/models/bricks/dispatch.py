@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,14 +80,16 @@ class _Chunk(NamedTuple):
     real_U1: jax.Array
 
 
-def _fold(name: str, add: Callable, carry, expert, ends_E, orders, per_token: int):
+def _fold(
+    name: str, add: Callable, carry: Any, expert: jax.Array, ends_E: jax.Array, orders: jax.Array, per_token: int
+) -> Any:
     """Folds `add(carry, chunk)` over the chunks that have rows."""
     chunks, U = orders.shape
 
-    def step(carry, inputs):
+    def step(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         start, order_U = inputs
 
-        def run(carry):
+        def run(carry: Any) -> Any:
             sizes_E = jnp.diff(jnp.clip(ends_E - start, 0, U), prepend=0)
             expert_U = jnp.minimum(expert[order_U], len(ends_E) - 1)
             real_U1 = (start + jnp.arange(U) < ends_E[-1])[:, None]
@@ -106,29 +108,38 @@ def _rows(graphdef: nnx.GraphDef, chunk: _Chunk, params: Params, x_UD: jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunks(graphdef, name, params, x_TD, weights_TK, expert, ends_E, orders):
+def _chunks(
+    graphdef: nnx.GraphDef,
+    name: str,
+    params: Params,
+    x_TD: jax.Array,
+    weights_TK: jax.Array,
+    expert: jax.Array,
+    ends_E: jax.Array,
+    orders: jax.Array,
+) -> jax.Array:
     """For every token the sum over its choices, in float32.
 
     The gradient computes the rows of a chunk again, and skips the chunks that were skipped.
     """
     weights = weights_TK.reshape(-1)
 
-    def add(out_TD, chunk):
+    def add(out_TD: jax.Array, chunk: _Chunk) -> jax.Array:
         y_UD = _rows(graphdef, chunk, params, x_TD[chunk.token_U], weights[chunk.place_U])
         return out_TD.at[chunk.token_U].add(y_UD)
 
     return _fold(name, add, jnp.zeros(x_TD.shape, jnp.float32), expert, ends_E, orders, weights_TK.shape[1])
 
 
-def _chunks_forward(graphdef, name, *given):
+def _chunks_forward(graphdef: nnx.GraphDef, name: str, *given: Any) -> tuple[jax.Array, tuple]:
     return _chunks(graphdef, name, *given), given
 
 
-def _chunks_backward(graphdef, name, given, g_TD):
+def _chunks_backward(graphdef: nnx.GraphDef, name: str, given: tuple, g_TD: jax.Array) -> tuple:
     params, x_TD, weights_TK, expert, ends_E, orders = given
     weights = weights_TK.reshape(-1)
 
-    def add(sums, chunk):
+    def add(sums: tuple, chunk: _Chunk) -> tuple:
         rows = functools.partial(_rows, graphdef, chunk)
         pull = jax.vjp(rows, params, x_TD[chunk.token_U], weights[chunk.place_U])[1]
         dparams, dx_UD, dweights_U = pull(g_TD[chunk.token_U])

@@ -6,6 +6,7 @@ XLA's own product costs as many times too much as there are groups: on CPU alway
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def _tiles(rows: int, contracted: int, out: int) -> tuple[int, int, int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _product(x, w, sizes, kind):
+def _product(x: jax.Array, w: jax.Array, sizes: jax.Array, kind: str) -> jax.Array:
     w = w.astype(x.dtype)
     if kind == "tpu":
         return gmm(x, w, sizes, x.dtype, _tiles, transpose_rhs=True)
@@ -54,11 +55,11 @@ def _product(x, w, sizes, kind):
     return lax.ragged_dot_general(x, w, sizes, _FORWARD, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def _forward(x, w, sizes, kind):
+def _forward(x: jax.Array, w: jax.Array, sizes: jax.Array, kind: str) -> tuple[jax.Array, tuple]:
     return _product(x, w, sizes, kind), (x, w, sizes)
 
 
-def _backward(kind, residuals, g):
+def _backward(kind: str, residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     x, w, sizes = residuals
     if kind == "tpu":
         dx = gmm(g, w.astype(x.dtype), sizes, x.dtype, _tiles)
@@ -80,7 +81,7 @@ def _loop_rows(x: jax.Array, w: jax.Array, sizes: jax.Array, dim: int) -> jax.Ar
     rows, size = len(x), min(_BLOCK, len(x))
     x = jnp.pad(x, ((0, size), (0, 0)))
 
-    def block(out, group, start, end):
+    def block(out: jax.Array, group: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         part = lax.dynamic_slice_in_dim(x, start, size)
         weight = lax.dynamic_index_in_dim(w, group, keepdims=False)
         y = lax.dot_general(part, weight, (((1,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
@@ -95,7 +96,7 @@ def _loop_weights(g: jax.Array, x: jax.Array, sizes: jax.Array) -> jax.Array:
     size = min(_BLOCK, len(x))
     g, x = (jnp.pad(part, ((0, size), (0, 0))) for part in (g, x))
 
-    def block(dw, group, start, end):
+    def block(dw: jax.Array, group: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         own = (start + jnp.arange(size) < end)[:, None]
         ours = (jnp.where(own, lax.dynamic_slice_in_dim(part, start, size), 0) for part in (g, x))
         new = lax.dot_general(*ours, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
@@ -104,12 +105,12 @@ def _loop_weights(g: jax.Array, x: jax.Array, sizes: jax.Array) -> jax.Array:
     return _blocks(block, jnp.zeros((len(sizes), g.shape[1], x.shape[1]), jnp.float32), sizes, size)
 
 
-def _blocks(block, out: jax.Array, sizes: jax.Array, size: int) -> jax.Array:
+def _blocks(block: Callable, out: jax.Array, sizes: jax.Array, size: int) -> jax.Array:
     """Folds `block(out, group, first row, end of the group)` over all blocks that have rows, in order."""
     ends = jnp.cumsum(sizes)
     last = jnp.cumsum((sizes + size - 1) // size)  # blocks up to the group's last
 
-    def step(index, out):
+    def step(index: jax.Array, out: jax.Array) -> jax.Array:
         group = jnp.searchsorted(last, index, side="right", method="compare_all")
         blocks = (sizes[group] + size - 1) // size
         start = ends[group] - sizes[group] + (index - last[group] + blocks) * size

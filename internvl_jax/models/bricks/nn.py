@@ -50,7 +50,7 @@ class Linear(nnx.Module):
         bias: bool,
     ):
         self.weight = make_weight(rngs, outputs, inputs, axes, init)
-        self.bias = param(rngs, outputs, axes[0], zeros) if bias else None
+        self.bias: nnx.Param | None = param(rngs, outputs, axes[0], zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.weight.dot(x)
@@ -61,7 +61,7 @@ class RmsNorm(nnx.Module):
     """Root-mean-square norm over the last dimensions, those of `shape` (heads and width in the full-width q/k norm)."""
 
     def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, eps: float):
-        self.scale = param(rngs, shape, axes, ones)
+        self.scale: nnx.Param = param(rngs, shape, axes, ones)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,8 +75,8 @@ class LayerNorm(nnx.Module):
     """Layer norm over the last dimension, with scale and bias."""
 
     def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, eps: float):
-        self.scale = param(rngs, shape, axes, ones)
-        self.bias = param(rngs, shape, axes, zeros)
+        self.scale: nnx.Param = param(rngs, shape, axes, ones)
+        self.bias: nnx.Param = param(rngs, shape, axes, zeros)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ class LayerNorm(nnx.Module):
         return (x32 * scale + bias).astype(x.dtype)
 
 
-NORMS = {"layer_norm": LayerNorm, "rms_norm": RmsNorm}
+NORMS: dict[str, type[LayerNorm] | type[RmsNorm]] = {"layer_norm": LayerNorm, "rms_norm": RmsNorm}
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -87,7 +87,7 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
     rows = x.size // x.shape[-1]
     if x.dtype == jnp.float32 and 1 < rows <= _FEW:
 
-        def turned(x, w):
+        def turned(x: jax.Array, w: jax.Array) -> jax.Array:
             y = _contract(w, x.reshape(rows, -1), 1, 1)
             return lax.optimization_barrier(y).T.reshape(*x.shape[:-1], -1)  # or XLA would turn the product back
 
@@ -97,7 +97,7 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
     if x.dtype != jnp.bfloat16 or x.size > x.shape[-1]:
         return contract(x, w)
 
-    def padded(x, w):
+    def padded(x: jax.Array, w: jax.Array) -> jax.Array:
         rows = lax.pad(x.reshape(1, -1), jnp.bfloat16(0), ((0, 3, 0), (0, 0, 0)))
         return contract(rows, w)[:1].reshape(*x.shape[:-1], -1)
 
@@ -109,11 +109,11 @@ def _contract(x: jax.Array, w: jax.Array, x_dim: int, w_dim: int) -> jax.Array:
     return lax.dot_general(x, w, (((x_dim,), (w_dim,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _dot_forward(x, w):
+def _dot_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return dot(x, w), (x, w)
 
 
-def _dot_backward(residuals, g):
+def _dot_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
     dx = _contract(g, w.astype(x.dtype), g.ndim - 1, 0).astype(x.dtype)
     batch = tuple(range(x.ndim - 1))

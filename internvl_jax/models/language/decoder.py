@@ -1,6 +1,6 @@
 """The language model: embeddings, layers, final norm and head, over whole rows or with a cache."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,7 @@ class Decoder(nnx.Module):
         table = self.rope(positions_BT, segments_BT)
         windowed_L = None if self.windowed is None else jnp.asarray(self.windowed)
 
-        def body(layer, carry, index, extra):
+        def body(layer: Layer, carry: tuple, index: jax.Array | int, extra: tuple) -> tuple[tuple, dict[str, Any]]:
             x_BTD, cache = carry
             windowed, replay_BTK = extra
             window = None if windowed is None else Window(self.config.window, windowed)

@@ -14,6 +14,7 @@ from internvl_jax.models.attention.attention import Mask, Window, attend
 from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import Cache
 from internvl_jax.models.attention.kernels import GATE, QKV, UP
+from internvl_jax.models.bricks.moe import Routing
 from internvl_jax.models.bricks.nn import Linear, RmsNorm, identity, normal, silu, zeros
 from internvl_jax.models.bricks.rope import apply_rope
 from internvl_jax.models.config import TextConfig
@@ -75,7 +76,7 @@ class Attention(nnx.Module):
         cache: Cache | Branches | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
-    ):
+    ) -> tuple[jax.Array, Cache | Branches | None, tuple[jax.Array, jax.Array]]:
         heads_first = lambda x: x.transpose(0, 2, 1, 3)
         q_BTNH, k_BTMH, v_BTMH = (checkpoint_name(part(x_BTD), QKV) for part in (self.q, self.k, self.v))
         q_BNTH = apply_rope(heads_first(self.q_norm(q_BTNH)), table)
@@ -116,7 +117,17 @@ class Layer(nnx.Module):
         self.mlp_norm = RmsNorm(rngs, (config.width,), ("embed",), config.norm_eps)
         self.mlp = feed_forward(config, rngs)
 
-    def __call__(self, x_BTD, table, mask, window, cache, index, slots_BT, replay_BTK):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        table: tuple[jax.Array, jax.Array],
+        mask: Mask,
+        window: Window | None,
+        cache: Cache | Branches | None,
+        index: jax.Array | int,
+        slots_BT: jax.Array | None,
+        replay_BTK: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | Branches | None, tuple[jax.Array, jax.Array], Routing | None]:
         """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
         routing (None without experts)."""
         out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)

@@ -4,6 +4,9 @@ Source: released modeling_intern_vit.py (300M with LayerNorm and qkv bias; 6B wi
 norm over the full width and no qkv bias).
 """
 
+from collections.abc import Callable
+from typing import Literal, overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +28,8 @@ class VisionAttention(nnx.Module):
         self.qkv = Linear(rngs, (3, N, H), (config.width,), ((None, *heads), width), init, bias=config.qkv_bias)
         self.proj = Linear(rngs, (config.width,), (N, H), (width, heads), init, bias=True)
         if config.qk_norm:
-            self.q_norm = RmsNorm(rngs, (N, H), heads, config.norm_eps)
-            self.k_norm = RmsNorm(rngs, (N, H), heads, config.norm_eps)
+            self.q_norm: Callable[[jax.Array], jax.Array] = RmsNorm(rngs, (N, H), heads, config.norm_eps)
+            self.k_norm: Callable[[jax.Array], jax.Array] = RmsNorm(rngs, (N, H), heads, config.norm_eps)
         else:
             self.q_norm = self.k_norm = identity
 
@@ -56,8 +59,8 @@ class VisionLayer(nnx.Module):
         self.attn = VisionAttention(config, rngs)
         self.mlp = VisionMlp(config, rngs)
         scale = nnx.initializers.constant(config.layer_scale_init)
-        self.ls1 = param(rngs, width, ("vit_embed",), scale)
-        self.ls2 = param(rngs, width, ("vit_embed",), scale)
+        self.ls1: nnx.Param = param(rngs, width, ("vit_embed",), scale)
+        self.ls2: nnx.Param = param(rngs, width, ("vit_embed",), scale)
 
     def __call__(self, x_GPD: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
         keys = (None, None) if key is None else jax.random.split(key)
@@ -75,11 +78,23 @@ class InternViT(nnx.Module):
         patch, width = config.patch_size, config.width
         init = normal(config.init_std)
         self.patch = Linear(rngs, (width,), (patch, patch, 3), (("vit_embed",), (None, None, None)), init, bias=True)
-        self.cls = param(rngs, (width,), ("vit_embed",), init)
-        self.positions = param(rngs, (1 + config.grid**2, width), (None, "vit_embed"), init)
+        self.cls: nnx.Param = param(rngs, (width,), ("vit_embed",), init)
+        self.positions: nnx.Param = param(rngs, (1 + config.grid**2, width), (None, "vit_embed"), init)
         self.layers = make_layers(lambda rngs: VisionLayer(config, rngs), config.layers, rngs)
 
-    def __call__(self, tiles_GHWC: jax.Array, key: jax.Array | None = None, collect: bool = False):
+    @overload
+    def __call__(
+        self, tiles_GHWC: jax.Array, key: jax.Array | None = None, collect: Literal[False] = False
+    ) -> jax.Array: ...
+
+    @overload
+    def __call__(
+        self, tiles_GHWC: jax.Array, key: jax.Array | None = None, *, collect: Literal[True]
+    ) -> tuple[jax.Array, jax.Array]: ...
+
+    def __call__(
+        self, tiles_GHWC: jax.Array, key: jax.Array | None = None, collect: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Patch features of normalised tiles.
 
         Args:
@@ -104,7 +119,9 @@ class InternViT(nnx.Module):
         # Random numbers cost compile time, also where every rate is 0.
         keys = jax.random.split(key, config.layers) if key is not None and config.drop_path else None
 
-        def body(layer, x, index, extra):
+        def body(
+            layer: VisionLayer, x: jax.Array, index: jax.Array | int, extra: tuple[jax.Array, jax.Array | None]
+        ) -> tuple[jax.Array, jax.Array | None]:
             rate, key = extra
             x = layer(x, rate, key)
             return x, (x if collect else None)

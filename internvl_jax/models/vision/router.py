@@ -55,7 +55,7 @@ class CrossAttentionPooling(nnx.Module):
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs, init_std: float):
         attention = lambda: CrossAttention(width, heads, rngs, init_std)
         norm = lambda: LayerNorm(rngs, (width,), ("vit_embed",), _EPS)
-        self.query = param(rngs, (width,), ("vit_embed",), normal(init_std))
+        self.query: nnx.Param = param(rngs, (width,), ("vit_embed",), normal(init_std))
         self.attn1, self.norm1, self.attn2, self.norm2 = attention(), norm(), attention(), norm()
         # The release makes, saves and counts four of each, but its forward pass runs the second pair three times.
         self.attn3, self.norm3, self.attn4, self.norm4 = attention(), norm(), attention(), norm()

@@ -3,11 +3,14 @@
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from internvl_jax.errors import InputError
+from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group, OptimConfig
 
 
@@ -46,7 +49,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear from 0 over the warm-up, then half a cosine to 0 at `steps` (transformers' cosine schedule)."""
     warmup = math.ceil(config.warmup_ratio * steps)
 
-    def rate(step):
+    def rate(step: Any) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
         after = 1.0 if config.schedule == "constant" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
@@ -61,10 +64,10 @@ def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> op
     decay = {path: group.weight_decay for path, group in trainable.items()}
     rate = {path: group.learning_rate for path, group in trainable.items()}
 
-    def decayed(updates, state, params):
+    def decayed(updates: Params, state: optax.EmptyState, params: Params) -> tuple[Params, optax.EmptyState]:
         return {path: u + config.weight_decay * decay[path] * params[path] for path, u in updates.items()}, state
 
-    def scaled(updates, state, params):
+    def scaled(updates: Params, state: optax.EmptyState, params: Params) -> tuple[Params, optax.EmptyState]:
         return {path: u * rate[path] for path, u in updates.items()}, state
 
     stateless = lambda params: optax.EmptyState()

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -15,13 +15,13 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime
+from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Remat, Runtime
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig, parse_mesh
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
-from internvl_jax.training.run.step import make_step
+from internvl_jax.training.run.step import Metrics, make_step
 from internvl_jax.training.stages.terms import Objective
 
 # XLA would gather a weight piece by piece and add up as many partial products in HBM. With rows this long the gather is
@@ -80,7 +80,7 @@ def make_program(
         raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
     mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
-    runtime = Runtime(np.dtype(run.dtype), run.remat)
+    runtime = Runtime(np.dtype(run.dtype), cast(Remat, run.remat))  # which refuses other names
     make = lambda rngs: InternVL(model, rngs, runtime)
     graphdef, specs = sharding.abstract(make)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
@@ -96,7 +96,7 @@ def make_program(
     places = state_shardings(shapes, specs, where, mesh)
     body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, reference_graphdef)
 
-    def step(state, batch, reference=None):
+    def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
         with sharding.use(mesh, rules):
             return body(state, batch, reference)
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from internvl_jax import sharding
 from internvl_jax.data import Batch
 from internvl_jax.models import token_logprobs
+from internvl_jax.sharding import Params
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.run.step import num_filled, split_rows
 from internvl_jax.training.stages.several_texts import read_rows
@@ -25,8 +26,8 @@ def make_scorer(program: Program, graphdef: nnx.GraphDef, micro_batches: int, lo
       graphdef: the structure that the parameters belong to: the program's model or its reference.
     """
 
-    def score(params, rows: Batch, routes_BTLK=None):
-        def part(rows, routes_BTLK):
+    def score(params: Params, rows: Batch, routes_BTLK: jax.Array | None = None) -> jax.Array:
+        def part(rows: Batch, routes_BTLK: jax.Array | None) -> jax.Array:
             model = sharding.bind(graphdef, params)
             hidden_BTD = read_rows(model, rows, routes_BTLK=routes_BTLK).hidden_BTD
             return token_logprobs(hidden_BTD, model.lm.head_VD, rows.targets_BT, logprob_chunk)

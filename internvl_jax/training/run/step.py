@@ -21,9 +21,11 @@ from internvl_jax.losses import LossSum
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group
 from internvl_jax.training.run.state import TrainState, split_trainable
-from internvl_jax.training.stages.terms import Carry, Objective, combine
+from internvl_jax.training.stages.terms import Carry, Objective, Sums, combine
 
 Metrics = dict[str, jax.Array]
+# Gradients, values of the terms, sums, the new carry.
+Gradient = tuple[Params, dict[str, jax.Array], Sums, Carry]
 
 
 def make_step(
@@ -44,7 +46,7 @@ def make_step(
         trainable, frozen = split_trainable(state.params, assigned)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def forward(trainable, micro, index):
+        def forward(trainable: Params, micro: Any, index: jax.Array | int) -> Any:
             model = sharding.bind(graphdef, {**trainable, **frozen})
             refers = None if reference is None else sharding.bind(reference_graphdef, reference)
             return objective.forward(model, micro, jax.random.fold_in(key, index), refers)
@@ -77,11 +79,11 @@ def make_step(
     return step
 
 
-def _whole(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry):
+def _whole(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry) -> Gradient:
     """The gradients of a batch in one piece, the values of its terms, its sums and the new carry."""
     weights = objective.weights(batch)
 
-    def loss(trainable):
+    def loss(trainable: Params) -> tuple[jax.Array, tuple]:
         outs = forward(trainable, batch, 0)
         measured = jax.lax.stop_gradient(objective.measure(outs, batch))
         after = objective.advance(carry, jax.tree.map(lambda value: value[None], measured))
@@ -92,7 +94,9 @@ def _whole(objective: Objective, forward: Callable, trainable: Params, batch: An
     return grads, values, sums, after
 
 
-def _in_parts(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry, parts: int):
+def _in_parts(
+    objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry, parts: int
+) -> Gradient:
     """What `_whole` gives, in micro-batches."""
     weights, micros = objective.weights(batch), split_rows(batch, parts)
     take = lambda i: jax.tree.map(lambda array: array[i], micros)
@@ -105,12 +109,12 @@ def _in_parts(objective: Objective, forward: Callable, trainable: Params, batch:
         shapes = jax.eval_shape(jax.vmap(measure), micros, jnp.arange(parts))
         carry = objective.advance(carry, jax.lax.fori_loop(0, rounds, enter, zeros(shapes)))
 
-    def loss(trainable, i):
+    def loss(trainable: Params, i: jax.Array | int) -> tuple[jax.Array, tuple]:
         micro = take(i)
         terms, sums = objective.terms(forward(trainable, micro, i), micro, carry)
         return _total(objective, terms, weights, sums)
 
-    def accumulate(i, so_far):
+    def accumulate(i: jax.Array | int, so_far: tuple | None) -> tuple:
         (_, (values, sums)), grads = jax.value_and_grad(loss, has_aux=True)(trainable, i)
         return _add(so_far, (grads, values, sums))
 
@@ -118,14 +122,16 @@ def _in_parts(objective: Objective, forward: Callable, trainable: Params, batch:
     return *jax.lax.fori_loop(0, rounds, accumulate, zeros(first)), carry
 
 
-def _total(objective: Objective, terms: dict[str, LossSum], weights: dict[str, jax.Array], others: Any):
+def _total(
+    objective: Objective, terms: dict[str, LossSum], weights: dict[str, jax.Array], others: Any
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
     """The loss; and the values of its terms, with whatever else is to be returned."""
     # A batch without a supervised token has loss 0, not 0/0.
     values = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in terms.items()}
     return sum(objective.coefficients[name] * value for name, value in values.items()), (values, others)
 
 
-def _add(so_far, new):
+def _add(so_far: tuple | None, new: tuple) -> tuple:
     """(gradients, values, sums) of two parts of a batch together."""
     if so_far is None:
         return new
@@ -142,7 +148,7 @@ def split_rows(batch: Any, parts: int) -> Any:
     """Every array as `[parts, ...]`; part j has rows j, j + parts, ...: each device keeps the rows that it holds."""
     rows = jax.tree.leaves(batch)[0].shape[0]  # tokens come first in every batch
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         per_row = x.shape[0] // rows
         x = x.reshape(rows // parts, parts, per_row, *x.shape[1:]).swapaxes(0, 1)
         return x.reshape(parts, rows // parts * per_row, *x.shape[3:])

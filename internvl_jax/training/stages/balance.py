@@ -14,7 +14,7 @@ class NoBalance:
 
     collect: tuple[str, ...] = ()
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.coefficients: dict[str, float] = {}
 
     def weights(self, batch: Any) -> dict[str, jax.Array]:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.data import Batch, Pipeline
+from internvl_jax.data import Batch, BatchIterator, Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import locate
 from internvl_jax.training.run.initial import read_initial
@@ -94,7 +94,7 @@ class PreferenceRows:
     def close(self) -> None:
         self._batches.close()
 
-    def _groups(self, position: Any):
+    def _groups(self, position: Any) -> BatchIterator:
         run, host = self._run, {"host": jax.process_index(), "hosts": jax.process_count()}
         return self._pipeline.groups(self._pairs, run.rows, run.micro_batches, **host, state=position)
 

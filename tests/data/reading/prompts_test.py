@@ -38,6 +38,13 @@ def test_a_line():
     assert parse(answer=3.5).answer == "3.5"
 
 
+def test_a_slice_of_prompts_is_a_list(tmp_path):
+    found = texts(tmp_path)
+    assert [prompt.answer for prompt in found[2:7:2]] == ["2", "4", "6"]
+    assert [prompt.answer for prompt in found[-2:]] == ["5", "6"]
+    assert found[9:] == []
+
+
 def test_a_line_for_dropout_ntp_brings_its_response():
     prompt = parse(answer=None, chosen="a long story", rejected=None)
     assert (prompt.answer, prompt.response) == ("", "a long story")

@@ -1,7 +1,7 @@
 """Sampled responses as packed rows: those to one prompt stand side by side and share its tiles."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class ResponseLayout:
         """`[B, X]`: a value of every response at its segment; 0 (False) where there is none."""
         return np.where(self.responses_BX >= 0, values[self.responses_BX], np.zeros((), values.dtype))
 
-    def _filled(self):
+    def _filled(self) -> Iterator[tuple[int, list[int]]]:
         for b, responses_X in enumerate(self.responses_BX):
             if numbers := [int(number) for number in responses_X if number >= 0]:
                 yield b, numbers
@@ -108,7 +108,9 @@ def lay_out(
     return ResponseLayout(batch, numbers_BX[:, : batch.samples_BX.shape[1]])
 
 
-def _pack(prompts, responses, config: RowConfig) -> list[list[tuple[int, list[int]]]]:
+def _pack(
+    prompts: Sequence[ChatInputs], responses: Sequence[Sequence[np.ndarray]], config: RowConfig
+) -> list[list[tuple[int, list[int]]]]:
     """For every row, its prompts with the numbers of their responses."""
     rows: list[list[tuple[int, list[int]]]] = []
     tokens = tiles = 0

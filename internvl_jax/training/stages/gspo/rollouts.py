@@ -248,7 +248,10 @@ class Rollouts:
             graded = self._graders.grade(flat, truths) if jax.process_index() == 0 else []
             table = np.array([[s.reward, s.accuracy, s.format, s.error is not None] for s in graded], np.float64)
             table = multihost_utils.broadcast_one_to_all(table if len(graded) else np.zeros((len(flat), 4)))
-            scores = [Score(*row[:3].tolist(), error="see process 0" if row[3] else None) for row in table]
+            scores = [
+                Score(reward, accuracy, form, "see process 0" if failed else None)
+                for reward, accuracy, form, failed in table.tolist()
+            ]
         return [scores[start : start + group] for start in range(0, len(scores), group)]
 
     def _learned(self, groups: list[ResponseGroup]) -> list[ResponseGroup]:

@@ -143,15 +143,19 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
             f"{path} can't be read ({error}), but the checkpoint stands within this rollout batch; restore the file, "
             "or remove the checkpoint to go on from the one before"
         ) from error
-    groups, routes = [], [None] * stored["lengths"].size
+    groups: list[ResponseGroup] = []
+    routes: list[np.ndarray | None] = [None] * stored["lengths"].size
     if "routes" in stored:
-        routes = np.split(stored["routes"], np.cumsum(stored["route_lengths"])[:-1])
+        routes[:] = np.split(stored["routes"], np.cumsum(stored["route_lengths"])[:-1])
     ends = np.cumsum(stored["lengths"].reshape(-1))[:-1]
     tokens, old, reference = (np.split(stored[name], ends) for name in ("tokens", "old", "reference"))
     size = stored["lengths"].shape[1]
     for p, prompt in enumerate(stored["numbers"].tolist()):
         mine = slice(p * size, (p + 1) * size)
-        scores = [Score(*row[:3].tolist(), "see the log" if row[3] else None) for row in stored["scores"][p]]
+        scores = [
+            Score(reward, accuracy, form, "see the log" if failed else None)
+            for reward, accuracy, form, failed in stored["scores"][p].tolist()
+        ]
         finished = stored["finished"][p].tolist()
         groups.append(
             ResponseGroup(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine])
