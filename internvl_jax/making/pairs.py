@@ -49,7 +49,7 @@ def make_pairs(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder `out`: an MMPR annotation for every data set of the prompts, meta.json, what was sampled
-    (responses.jsonl) and, where responses are graded, accuracies.jsonl, which `prompts.screen` can filter by.
+    (responses.jsonl) and, where responses are graded, accuracies.jsonl, which `prompts.screen_prompts` can filter by.
 
     Args:
         model, processor: as `load` gives them.

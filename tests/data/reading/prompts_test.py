@@ -157,7 +157,7 @@ def test_what_cannot_be_encoded_is_named(tiny, processor, fields, message):
     tiny.picture("p.png", 8, 8)
     line = {"image": "p.png", "question": "what?", "answer": "x", **fields}
     prompt = prompts.open_prompts(lines_of(tiny.folder / "q.jsonl", [line]))[0]
-    for read in (prompts.encode, prompts.measure):
+    for read in (prompts.encode_prompt, prompts.measure):
         with pytest.raises(InputError, match=message):
             read(prompt, processor)
 
