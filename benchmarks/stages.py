@@ -48,9 +48,9 @@ def compare(config: InternVLConfig, texts: int, tokens: int, rounds: int, micro_
     """Seconds of a step by stage, medians of steps taken in turns, and their ratios to SFT's.
 
     Args:
-      config: of a model with random weights; all of it is trained.
-      texts: of a step, with a tile each; an even number for every micro-batch.
-      tokens: of a text, half of them supervised.
+      config: the model's; it begins with random weights, and all of it is trained.
+      texts: how many a step takes, each with a tile; an even number for every micro-batch.
+      tokens: how many a text has, half of them supervised.
       rounds: steps of each stage.
       micro_batches: rows that a step takes one after the other; with several, MPO has a forward pass more.
     """

@@ -16,7 +16,7 @@ class Worker:
     Args:
       python: interpreter of the process.
       module: to run in it.
-      arguments: of the module, by name.
+      arguments: what the module is called with, by name.
       device: "cpu", or "cuda" for both frameworks on one GPU, in turns: JAX then takes what memory it needs and no
         more, and float32 means float32 to it as it does to PyTorch.
 

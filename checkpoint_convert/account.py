@@ -22,7 +22,7 @@ class Leaf:
     """A parameter and the tensors that make it.
 
     Attributes:
-      shape: of the whole parameter.
+      shape: the shape of the whole parameter.
       names: position along the placeholder axes -> names of the tensors as the checkpoint spells them.
     """
 

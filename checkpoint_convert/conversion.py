@@ -51,10 +51,10 @@ class _Checkpoint:
     """What is converted.
 
     Attributes:
-      config: of a model, or of a vision tower alone.
+      config: the config of a model, or of a vision tower alone.
       processor: None where there are no tokenizer files.
       released: the config.json that it came or once came with; None for a model trained here from scratch.
-      reader: of its parameters.
+      reader: reads its parameters.
     """
 
     directory: pathlib.Path
@@ -77,7 +77,7 @@ def convert(
         last step is taken.
       destination: must not exist.
       to: 'orbax' is the format that training and chat of this project read.
-      dtype: of the written parameters; None keeps each as it is stored.
+      dtype: the dtype to write parameters in; None keeps each as it is stored.
 
     Raises:
       InputError: a source that is broken or of an unknown kind, parameters that are not finite or not those of the

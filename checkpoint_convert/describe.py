@@ -26,7 +26,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
     Names and shapes of all tensors are checked against config.json on the way.
 
     Args:
-      directory: of the checkpoint.
+      directory: the checkpoint's.
       sizes: the published sizes, to name the one that this is.
 
     Returns:

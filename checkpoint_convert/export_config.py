@@ -38,9 +38,9 @@ def released_config(
 
     Args:
       form: the format to write.
-      config: of a model, or of a vision tower alone.
+      config: the config of a model, or of a vision tower alone.
       processor: says the bounds of tiles, the template and the ends of an answer.
-      dtype: in which most parameters are stored.
+      dtype: the dtype that most parameters are stored in.
       carried: the config.json that the checkpoint once came with, of either format.
 
     Raises:

@@ -23,7 +23,7 @@ _INFINITY_BITS = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
 
 class Reader(Protocol):
     """Attributes:
-    num_tensors, nbytes: of what is stored.
+    num_tensors, nbytes: how many tensors are stored, and their bytes.
     """
 
     num_tensors: int

@@ -40,7 +40,7 @@ def load_released(
 
     Args:
       directory: config.json, safetensors and tokenizer files, GitHub or HF format.
-      dtype: of parameters and activations.
+      dtype: the dtype of parameters and activations.
       mesh, rules: where the parameters live; one device without a mesh, the fsdp preset without rules.
 
     Raises:
@@ -70,7 +70,7 @@ def load_model(
 
     Args:
       directory: config.json and safetensors files, GitHub or HF format.
-      dtype: of parameters and activations.
+      dtype: the dtype of parameters and activations.
       mesh, rules: where the parameters live; one device without a mesh, the fsdp preset without rules.
       image_token_id: the id of <IMG_CONTEXT>; needed for GitHub-format checkpoints.
 
@@ -136,7 +136,7 @@ def read_params(
     Args:
       directory: safetensors files.
       table: how the format and family name things.
-      dtype: of the result.
+      dtype: the dtype of the result.
       where: sharding of every parameter; None puts all on the first device.
 
     Raises:

@@ -103,7 +103,7 @@ class Row:
         """Tensor name, row, and what has to be written there, for a piece of one position of the target.
 
         Args:
-          names: of the position's tensors.
+          names: the names of the position's tensors.
           piece: all of the position, or from `first_row` on where `keeps_first_axis`.
         """
         for name, tensor in zip(names, self.backwards(piece), strict=True):
@@ -119,7 +119,7 @@ class SharedRow(Row):
 
     Attributes:
       parameters: all of them, in their order.
-      heads: of each; known of a fitted row.
+      heads: how many heads each has; known of a fitted row.
     """
 
     parameters: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ def carry(source: pathlib.Path, directory: pathlib.Path, source_form: str | None
     """Copies what may travel.
 
     Args:
-      source, directory: of the checkpoint that is read, and of the one that is written.
+      source, directory: the checkpoint that is read, and the one that is written.
       source_form: released format that the files of `source` belong to ('github', 'hf'), None if to neither.
       form: 'github', 'hf' or 'orbax', which keeps the files of a released format for the way back.
     """
@@ -53,7 +53,7 @@ def complete(directory: pathlib.Path, form: str, processor: Processor) -> None:
     """Writes what a released format needs for its model to be used at once, and what did not travel.
 
     Args:
-      directory: with the tokenizer files.
+      directory: holds the tokenizer files.
       form: 'github' or 'hf'.
     """
     _unless_there(

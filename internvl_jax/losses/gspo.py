@@ -22,7 +22,7 @@ def advantages(rewards_QA: jax.Array, mask_QA: jax.Array | None = None) -> jax.A
     difference of 6e-8 over a std of 6e-8 would be an advantage of 0.06.
 
     Args:
-      rewards_QA: of Q prompts with A responses each.
+      rewards_QA: the rewards of Q prompts with A responses each.
       mask_QA: bool, responses that count; the others are in neither mean nor std and get 0. None counts all.
     """
     rewards_QA = jnp.asarray(rewards_QA, jnp.float32)

@@ -46,7 +46,7 @@ def route_cross_entropy(route_G2: jax.Array, target_G: jax.Array, mask_G: jax.Ar
 
     Args:
       route_G2: logits of the released router, whose column 0 is "compress" and column 1 "keep".
-      target_G: as of `router_targets`, 1 keeps.
+      target_G: what `router_targets` gives; 1 keeps.
       mask_G: bool, the tiles that are there.
     """
     # Two logits are one: of their difference, keep over compress.

@@ -346,8 +346,8 @@ def read_accuracies(path: str | os.PathLike) -> dict[str, float]:
 class PromptStream:
     """The order in which a run meets its prompts: epoch after epoch, each a permutation of its own.
 
-    numbers: of an epoch, from `screen_prompts`. Nothing is remembered between calls but what is costly to compute, so a
-    run resumes anywhere by its position.
+    numbers: the prompts of an epoch, as `screen_prompts` gives them. Nothing is remembered between calls but what is
+    costly to compute, so a run resumes anywhere by its position.
     """
 
     def __init__(self, prompts: Prompts, numbers: np.ndarray, seed: int):

@@ -98,7 +98,7 @@ class Meter:
       run: has the number of steps, how often to show them, and how many in a row may be non-finite.
       columns: the stage's metrics to show.
       rate: the learning rate by step.
-      model, mesh: from these follow the operations of a step, and the peak that they are compared with.
+      model, mesh: say how many operations a step has, and the peak that these are compared with.
     """
 
     def __init__(

@@ -85,7 +85,7 @@ class Stage:
       free: the settings that may differ when a run is resumed: they change neither parameters nor the data's order.
       refers: whether every step needs the frozen reference model.
       columns: the metrics to show besides those of every stage.
-      summary: from the settings and the number of steps, lines about what the settings come to.
+      summary: makes lines about what the settings come to, from them and the number of steps.
     """
 
     name: str
