@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +34,8 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self._path)
         self._file = self._path.open("a")
+        import tensorboardX  # here: it imports torch where that is installed, and processes that write no log need neither
+
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
@@ -140,6 +140,8 @@ class Picture:
 
 def plot_health(workdir: pathlib.Path, columns: Sequence[str]) -> None:
     """Draws `workdir/health.png`: what every column did, step by step, its running mean on top."""
+    from matplotlib.figure import Figure  # here: most of what imports this module draws nothing
+
     metrics = read_metrics(workdir)
     columns = [name for name in columns if any(line.get(name) is not None for line in metrics)]
     across = min(4, max(1, len(columns)))
