@@ -34,7 +34,7 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self._path)
         self._file = self._path.open("a")
-        import tensorboardX  # here: it imports torch where that is installed, and processes that write no log need neither
+        import tensorboardX  # here: it imports torch where that is installed
 
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
