@@ -44,6 +44,7 @@ _LONG = (
     *("benchmarks/benchmarks", "engine/sampler", "models/parity", "engine/generator", "demo/run", "planning/plan"),
     *("making/pairs", "checkpoint_convert/convert", "checkpoint_convert/export", "launch/chat", "configs/sizes"),
 )
+MOST_MAPPINGS = 20_000
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # What may not merge across in o200k_harmony, GPT-OSS's vocabulary: words by case, three digits at most.
 _O200K_SPLIT = "|".join(
@@ -79,6 +80,18 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def _shared_programs():
     with programs.shared():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_mappings():
+    """Linux grants a process 65,530 memory mappings, every compiled program takes some, and with none left LLVM aborts:
+    long before, all programs are let go."""
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        programs.forget()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

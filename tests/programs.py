@@ -79,6 +79,12 @@ def _make_scorer(built: Program, graphdef, micro_batches: int, logprob_chunk: in
     return _SCORERS[key][0]
 
 
+def forget() -> None:
+    """Lets go of all programs; what is asked for next is made anew."""
+    _PROGRAMS.clear()
+    _SCORERS.clear()
+
+
 @contextlib.contextmanager
 def shared() -> Iterator[None]:
     """Inside, training and the making of pairs take their programs from here."""
