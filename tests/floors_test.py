@@ -144,16 +144,6 @@ def test_no_two_modules_share_a_name():
     assert {name for name, times in last.items() if times > 1} <= PARALLEL
 
 
-def test_no_two_classes_share_a_name():
-    classes = Counter(
-        node.name
-        for name, file in MODULES.items()
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ClassDef)
-    )
-    assert {name for name, times in classes.items() if times > 1} == set()
-
-
 def test_data_and_grading_do_without_jax():
     for name, file in MODULES.items():
         if room(name) in ("data", "grading"):
