@@ -17,6 +17,7 @@ setup(
         "jax>=0.10.2",
         "matplotlib>=3.9",
         "ml_collections>=1.1",
+        "msgspec>=0.20",
         "numpy>=2.1",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",

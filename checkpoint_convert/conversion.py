@@ -33,12 +33,12 @@ from checkpoint_convert.released import load_processor, released_table, specs_of
 from checkpoint_convert.report import ConversionReport
 from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
-from checkpoint_convert.source import read_json
 from checkpoint_convert.tables import TABLES
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig, VisionConfig
 from internvl_jax.sharding import params_io
+from internvl_jax.validation import build, read_json
 
 Format = Literal["orbax", "github", "hf"]
 
@@ -123,7 +123,11 @@ def _open(directory: pathlib.Path) -> _Checkpoint:
 
 
 def _open_ours(directory: pathlib.Path, values: Mapping[str, Any]) -> _Checkpoint:
-    config = VisionConfig(**values["vision"]) if "vision" in values else InternVLConfig.from_dict(values.get("model"))
+    config = (
+        build(VisionConfig, values["vision"], "vision of config.json")
+        if "vision" in values
+        else InternVLConfig.from_dict(values.get("model"))
+    )
     processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
     once = directory / side_files.RELEASED_CONFIG
     reader, wanted = OrbaxReader(params_io.locate(directory)), specs_of(config)

@@ -12,10 +12,11 @@ from checkpoint_convert.account import match
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, read_config
 from checkpoint_convert.released import load_processor, released_table, specs_of
 from checkpoint_convert.side_files import has_tokenizer
-from checkpoint_convert.source import open_directory, read_json
+from checkpoint_convert.source import open_directory
 from internvl_jax.data import Processor
 from internvl_jax.models import InternVLConfig, VisionConfig
 from internvl_jax.sharding import params_io
+from internvl_jax.validation import build, read_json
 
 _STAGE = re.compile(r"(?i)-(pretrained|instruct|mpo)(?:-hf)?$")
 
@@ -44,7 +45,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
         form, tensors = "orbax", params_io.read_specs(params_io.locate(directory))
         processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
         if "vision" in values:
-            config: InternVLConfig | VisionConfig = VisionConfig(**values["vision"])
+            config: InternVLConfig | VisionConfig = build(VisionConfig, values["vision"], "vision of config.json")
         else:
             config = InternVLConfig.from_dict(values.get("model"))
     else:

@@ -10,7 +10,6 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from checkpoint_convert.source import read_json
 from internvl_jax.errors import InputError
 from internvl_jax.models import (
     FAMILIES,
@@ -26,6 +25,7 @@ from internvl_jax.models import (
     YarnConfig,
     kind_of,
 )
+from internvl_jax.validation import Fields, bounds_of, check_value, not_null, read_json, shown
 
 Format = Literal["github", "hf", "vit"]
 
@@ -37,6 +37,7 @@ ARCHITECTURES: dict[str, Format] = {
     "InternVLForConditionalGeneration": "hf",
     "InternVisionModel": "vit",
 }
+_THETA = bounds_of(TextConfig, "rope_theta")
 _KINDS = {kind.model_type: (family, kind) for family in FAMILIES.values() for kind in family.kinds}
 
 
@@ -56,12 +57,12 @@ class ReleasedConfig:
     @property
     def family(self) -> str:
         """The language model's model_type."""
-        return self._part("text_config" if self.format == "hf" else "llm_config").get("model_type", str)
+        return self._language.get("model_type", str)
 
     @property
     def language_family(self) -> Family:
         """The record of the language model's family; InputError where there is none."""
-        return _architecture(self._part("text_config" if self.format == "hf" else "llm_config"))[0]
+        return _architecture(self._language)[0]
 
     @property
     def mxfp4(self) -> bool:
@@ -70,10 +71,10 @@ class ReleasedConfig:
         Raises:
           InputError: weights that are quantised in another way, or of another family.
         """
-        text = self._part("text_config" if self.format == "hf" else "llm_config")
-        for part in (text, _Part(self.file, "", self.values)):
-            if part.optional("quantization_config") is not None:
-                quantized = _Part(self.file, part.where("quantization_config"), part.get("quantization_config", dict))
+        text = self._language
+        for part in (text, self._whole):
+            if part.optional("quantization_config", dict) is not None:
+                quantized = part.part("quantization_config")
                 quantized.get("quant_method", str)
                 quantized.expect("quant_method", "mxfp4")
                 kind = _architecture(text)[1]
@@ -86,9 +87,7 @@ class ReleasedConfig:
         return False
 
     def vision(self) -> VisionConfig:
-        return _vision(
-            self._part("vision_config") if self.format != "vit" else _Part(self.file, "", self.values), self.format
-        )
+        return _vision(self._whole.part("vision_config") if self.format != "vit" else self._whole, self.format)
 
     def model(self, image_token_id: int | None) -> InternVLConfig:
         """Args:
@@ -98,16 +97,16 @@ class ReleasedConfig:
         Raises:
           InputError: a missing key, or a value that this project doesn't compute.
         """
-        whole = _Part(self.file, "", self.values)
+        whole = self._whole
         if self.format == "vit":
             raise InputError(f"{self.file} describes a vision tower alone (InternVisionModel); give a whole model")
         vision = self.vision()
         if self.format == "hf":
-            text = _text(self._part("text_config"), whole)
+            text = _text(self._language, whole)
             whole.expect("projector_hidden_act", "gelu")
             whole.expect("vision_feature_layer", -1)
             whole.expect("vision_feature_select_strategy", "default")
-            written = whole.get("image_token_id", int)
+            written = whole.get("image_token_id", bounds_of(InternVLConfig, "image_token_id"))
             if written == UNKNOWN_TOKEN and image_token_id is not None:
                 written = image_token_id
             if image_token_id not in (None, written):
@@ -117,12 +116,12 @@ class ReleasedConfig:
                 )
             image_token_id = written
         else:
-            text = _text(self._part("llm_config"), whole)
+            text = _text(self._language, whole)
             whole.expect("select_layer", -1)
             whole.expect("ps_version", "v2")
             for key in ("use_backbone_lora", "use_llm_lora"):
                 whole.expect(key, 0)
-            if (forced := whole.optional("force_image_size")) not in (None, vision.image_size):
+            if (forced := whole.optional("force_image_size", int)) not in (None, vision.image_size):
                 raise InputError(
                     f"{self.file}: force_image_size {forced} is not vision_config.image_size {vision.image_size}; "
                     "make them agree"
@@ -131,12 +130,16 @@ class ReleasedConfig:
             raise InputError(
                 f"{self.file} does not say the id of <IMG_CONTEXT>; put the tokenizer files of the checkpoint beside it"
             )
-        return InternVLConfig(
-            vision, text, whole.get("downsample_ratio", float), image_token_id, _flash(whole, self.format)
-        )
+        ratio = whole.get("downsample_ratio", bounds_of(InternVLConfig, "downsample_ratio"))
+        return InternVLConfig(vision, text, ratio, image_token_id, _flash(whole, self.format))
 
-    def _part(self, name: str) -> "_Part":
-        return _Part(self.file, name, _Part(self.file, "", self.values).get(name, dict))
+    @property
+    def _whole(self) -> Fields:
+        return Fields(self.file, "", self.values)
+
+    @property
+    def _language(self) -> Fields:
+        return self._whole.part("text_config" if self.format == "hf" else "llm_config")
 
 
 def read_config(directory: str | pathlib.Path) -> ReleasedConfig:
@@ -149,45 +152,12 @@ def read_config(directory: str | pathlib.Path) -> ReleasedConfig:
     values = read_json(file)
     architectures = values.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in ARCHITECTURES:
-        raise InputError(f"{file}: unknown architecture {name!r}; supported are {', '.join(ARCHITECTURES)}")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise InputError(f"{file}: unknown architecture {shown(name)}; supported are {', '.join(ARCHITECTURES)}")
     return ReleasedConfig(file, ARCHITECTURES[name], values)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """One object of a config.json, with errors that name file and key."""
-
-    file: pathlib.Path
-    name: str
-    values: dict[str, Any]
-
-    def where(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
-
-    def get(self, key: str, kind: type) -> Any:
-        if key not in self.values:
-            raise InputError(f"{self.file} lacks {self.where(key)}; use the config.json that the checkpoint came with")
-        value = self.values[key]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise InputError(f"{self.file}: {self.where(key)} is {value!r}; it must be a value of type {kind.__name__}")
-        return value
-
-    def optional(self, key: str) -> Any:
-        return self.values.get(key)
-
-    def expect(self, key: str, computed: Any) -> None:
-        """Absent keys pass: the formats leave out what has its default."""
-        if self.values.get(key, computed) != computed:
-            raise InputError(
-                f"{self.file}: {self.where(key)} is {self.values[key]!r}, but only {computed!r} is supported; "
-                "use a checkpoint of the InternVL3.5 family"
-            )
-
-
-def _vision(part: _Part, form: Format) -> VisionConfig:
+def _vision(part: Fields, form: Format) -> VisionConfig:
     keys = {"qkv_bias": "qkv_bias", "qk_norm": "qk_normalization", "layer_scale_init": "initializer_factor"}
     if form == "hf":
         keys = {"qkv_bias": "attention_bias", "qk_norm": "use_qk_norm", "layer_scale_init": "layer_scale_init_value"}
@@ -196,50 +166,52 @@ def _vision(part: _Part, form: Format) -> VisionConfig:
         part.expect("use_mask_token", False)
     part.expect("hidden_act", "gelu")
     part.expect("num_channels", 3)
-    norm = part.get("norm_type", str)
-    if norm not in ("layer_norm", "rms_norm"):
-        raise InputError(f"{part.file}: {part.where('norm_type')} is {norm!r}; use 'layer_norm' or 'rms_norm'")
+    read = lambda field, key: part.get(key, bounds_of(VisionConfig, field))
     return VisionConfig(
         image_size=_side(part, "image_size"),
         patch_size=_side(part, "patch_size"),
-        width=part.get("hidden_size", int),
-        layers=part.get("num_hidden_layers", int),
-        heads=part.get("num_attention_heads", int),
-        mlp=part.get("intermediate_size", int),
-        norm=norm,
-        norm_eps=part.get("layer_norm_eps", float),
-        qkv_bias=part.get(keys["qkv_bias"], bool),
-        qk_norm=part.get(keys["qk_norm"], bool),
+        width=read("width", "hidden_size"),
+        layers=read("layers", "num_hidden_layers"),
+        heads=read("heads", "num_attention_heads"),
+        mlp=read("mlp", "intermediate_size"),
+        norm=read("norm", "norm_type"),
+        norm_eps=read("norm_eps", "layer_norm_eps"),
+        qkv_bias=read("qkv_bias", keys["qkv_bias"]),
+        qk_norm=read("qk_norm", keys["qk_norm"]),
         # transformers' vision tower has no drop path.
-        drop_path=0.0 if form == "hf" else part.get("drop_path_rate", float),
-        layer_scale_init=part.get(keys["layer_scale_init"], float),
-        init_std=part.get("initializer_range", float),
+        drop_path=0.0 if form == "hf" else read("drop_path", "drop_path_rate"),
+        layer_scale_init=read("layer_scale_init", keys["layer_scale_init"]),
+        init_std=read("init_std", "initializer_range"),
     )
 
 
-def _flash(whole: _Part, form: Format) -> FlashConfig | None:
+def _flash(whole: Fields, form: Format) -> FlashConfig | None:
     if form == "hf":
         whole.expect("flash_mode", False)  # only the GitHub format has a router
     if "flash_mode" not in whole.values or not whole.get("flash_mode", bool):
         return None
-    relative, absolute = (whole.get(f"flash_{kind}_threshold", float) for kind in ("relative", "absolute"))
+    relative, absolute = (
+        whole.get(f"flash_{kind}_threshold", bounds_of(FlashConfig, f"{kind}_threshold"))
+        for kind in ("relative", "absolute")
+    )
     # Both numbers stand in the released code, not in its config.
     return FlashConfig(relative, absolute, heads=16, dropout=0.1)
 
 
-def _side(part: _Part, key: str) -> int:
+def _side(part: Fields, key: str) -> int:
     """A length in pixels; HF writes [height, width]."""
     value = part.values.get(key)
     if not isinstance(value, list):
-        return part.get(key, int)
-    if len(value) != 2 or value[0] != value[1] or not isinstance(value[0], int):
-        raise InputError(f"{part.file}: {part.where(key)} is {value}; only squares are supported")
+        return part.get(key, bounds_of(VisionConfig, key))
+    if len(value) != 2 or value[0] != value[1]:
+        raise InputError(f"{part.file}: {part.where(key)} is {shown(value)}; only squares are supported")
+    check_value(value[0], bounds_of(VisionConfig, key), f"{part.file}: {part.where(key)}[0]")
     return value[0]
 
 
-def _text(part: _Part, whole: _Part) -> TextConfig:
+def _text(part: Fields, whole: Fields) -> TextConfig:
     family, kind = _architecture(part)
-    found = {field: _read(part, key) for field, key in kind.keys.items()}
+    found = {field: _read(part, field, key) for field, key in kind.keys.items()}
     moe = {field.removeprefix("moe."): found.pop(field) for field in list(found) if field.startswith("moe.")}
     theta, stretched = _rope(part, kind)
     if "head_width" not in found:
@@ -258,10 +230,10 @@ def _text(part: _Part, whole: _Part) -> TextConfig:
     return text
 
 
-def _architecture(part: _Part) -> tuple[Family, ModelKind]:
+def _architecture(part: Fields) -> tuple[Family, ModelKind]:
     name = part.get("model_type", str)
     family, kind = _KINDS.get(name, (None, None))
-    architectures = part.optional("architectures") or [kind and kind.architecture]
+    architectures = part.optional("architectures", list[str]) or [kind and kind.architecture]
     if family is None or architectures[0] != kind.architecture:
         known = ", ".join(f"{name} ({kind.architecture})" for name, (_, kind) in _KINDS.items())
         raise InputError(
@@ -270,7 +242,7 @@ def _architecture(part: _Part) -> tuple[Family, ModelKind]:
     return family, kind
 
 
-def _share(part: _Part, kind: ModelKind, width: int, heads: int) -> int:
+def _share(part: Fields, kind: ModelKind, width: int, heads: int) -> int:
     """A head's share of the model's width."""
     if heads < 1 or width % heads:
         keys = part.where(kind.keys["width"].name), part.where(kind.keys["heads"].name)
@@ -278,41 +250,44 @@ def _share(part: _Part, kind: ModelKind, width: int, heads: int) -> int:
     return width // heads
 
 
-def _read(part: _Part, key: Key) -> Any:
-    return part.get(next((name for name in (key.name, *key.also) if name in part.values), key.name), key.kind)
+def _read(part: Fields, field: str, key: Key) -> Any:
+    bounds = bounds_of(MoeConfig, field[4:]) if field.startswith("moe.") else bounds_of(TextConfig, field)
+    return part.get(next((name for name in (key.name, *key.also) if name in part.values), key.name), not_null(bounds))
 
 
-def _rope(part: _Part, kind: ModelKind) -> tuple[float, dict[str, Any]]:
+def _rope(part: Fields, kind: ModelKind) -> tuple[float, dict[str, Any]]:
     """theta, and the field of `TextConfig` that stretches positions, if any does."""
     name = "rope_parameters" if "rope_parameters" in part.values else "rope_scaling"  # transformers >= 5; before
-    if name == "rope_scaling" and part.optional(name) is None and "default" in kind.ropes:
-        return part.get("rope_theta", float), {}
-    rope = _Part(part.file, part.where(name), part.get(name, dict))
+    if name == "rope_scaling" and part.values.get(name) is None and "default" in kind.ropes:
+        return part.get("rope_theta", _THETA), {}
+    rope = part.part(name)
     key = next((key for key in kind.rope_names if key in rope.values), kind.rope_names[0])
     found = kind.ropes[0] if name == "rope_parameters" and key not in rope.values else rope.get(key, str)
     if found not in kind.ropes:
         rope.expect(key, kind.ropes[-1])
-    theta = (rope if "rope_theta" in rope.values else part).get("rope_theta", float)
+    theta = (rope if "rope_theta" in rope.values else part).get("rope_theta", _THETA)
     return theta, _ROPES[found](rope, part)
 
 
-def _yarn(rope: _Part, part: _Part) -> dict[str, Any]:
+def _yarn(rope: Fields, part: Fields) -> dict[str, Any]:
     rope.get("truncate", bool)  # absent it would mean True
     rope.expect("truncate", False)
     for key in ("attention_factor", "mscale", "mscale_all_dim"):
         rope.expect(key, None)
-    factor, fast, slow = (rope.get(key, float) for key in ("factor", "beta_fast", "beta_slow"))
-    return {"yarn": YarnConfig(factor, fast, slow, rope.get("original_max_position_embeddings", int))}
+    factor, fast, slow = (rope.get(key, bounds_of(YarnConfig, key)) for key in ("factor", "beta_fast", "beta_slow"))
+    positions = rope.get("original_max_position_embeddings", bounds_of(YarnConfig, "positions"))
+    return {"yarn": YarnConfig(factor, fast, slow, positions)}
 
 
-def _dynamic(rope: _Part, part: _Part) -> dict[str, Any]:
-    return {"ntk": NtkConfig(rope.get("factor", float), part.get("max_position_embeddings", int))}
+def _dynamic(rope: Fields, part: Fields) -> dict[str, Any]:
+    factor = rope.get("factor", bounds_of(NtkConfig, "factor"))
+    return {"ntk": NtkConfig(factor, part.get("max_position_embeddings", bounds_of(NtkConfig, "positions")))}
 
 
 _ROPES = {"default": lambda rope, part: {}, "yarn": _yarn, "dynamic": _dynamic}
 
 
-def _tied(part: _Part, whole: _Part) -> bool:
+def _tied(part: Fields, whole: Fields) -> bool:
     """True where either level says so: the GitHub code and transformers 4.5x obey the language model's flag, which is
     left out where False; transformers 5 obeys the top level's. Should the file then hold an output matrix of its own,
     the account of tensors settles it."""

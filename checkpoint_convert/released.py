@@ -19,11 +19,11 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from checkpoint_convert.account import refuse
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_config
 from checkpoint_convert.reader import Index, ReleasedReader, all_finite
-from checkpoint_convert.source import read_json
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules, abstract, bind, params_io, shardings
+from internvl_jax.validation import build, read_json
 
 
 def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
@@ -107,7 +107,7 @@ def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | N
         return load_model(directory, dtype, image_token_id=image_token_id)
     runtime = _runtime(dtype)
     if "vision" in values:
-        make = lambda rngs: InternViT(VisionConfig(**values["vision"]), rngs, runtime)
+        make = lambda rngs: InternViT(build(VisionConfig, values["vision"], "vision of config.json"), rngs, runtime)
     else:
         config = InternVLConfig.from_dict(values.get("model"))
         if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:

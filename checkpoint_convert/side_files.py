@@ -12,8 +12,8 @@ from typing import Any
 from absl import logging
 
 from checkpoint_convert.sink import write_json
-from checkpoint_convert.source import read_json
 from internvl_jax.data import Processor, Template
+from internvl_jax.validation import read_json
 
 # The config.json that a checkpoint came with, kept beside the one of this project.
 RELEASED_CONFIG = "released_config.json"

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from internvl_jax.errors import InputError
+from internvl_jax.validation import read_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -75,23 +75,6 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-      InputError: no such file, not JSON, or not an object.
-    """
-    if not file.is_file():
-        raise InputError(f"{file} is not there; give the folder of a released checkpoint")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise InputError(f"{file} is not valid JSON ({error}); download it again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file} does not hold a JSON object; download it again")
-    return values
-
-
 def _file_name(tensors: dict[str, Tensor], name: str) -> str | None:
     return tensors[name].file.name if name in tensors else None
 
@@ -115,7 +98,7 @@ def _tensors(file: pathlib.Path) -> dict[str, Tensor]:
         raise InputError(f"{file} is damaged or truncated ({error}); download it again") from error
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
+        header = json.loads(stream.read(size))  # as the library has checked it
     header.pop("__metadata__", None)
     if strange := sorted(name for name, entry in header.items() if entry["dtype"] not in _DTYPES):
         kinds = sorted({header[name]["dtype"] for name in strange})

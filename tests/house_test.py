@@ -18,7 +18,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("internvl_jax", "checkpoint_convert", "launch", "configs", "demo", "cascade", "benchmarks")
 FILE_LINES, FUNCTION_LINES, ARGUMENTS, LAUNCHER_LINES = 400, 80, 8, 70
 EXCEPTIONS = {  # breach: date and reason; one that no longer happens must go
-    "internvl_jax/grading/pool.py: has a broad except": "2026-11: what a grader raises costs its answer, not the run"
+    "internvl_jax/data/text/tokenizer.py: has a broad except": "2026-11: tokenizers raises plain exceptions",
+    "internvl_jax/data/text/vocabulary.py: has a broad except": "2026-11: tokenizers raises plain exceptions",
+    "internvl_jax/grading/pool.py: has a broad except": "2026-11: what a grader raises costs its answer, not the run",
 }
 
 FILES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))

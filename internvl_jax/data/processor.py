@@ -7,18 +7,19 @@
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from internvl_jax.data.media import images, tiling
 from internvl_jax.data.text import templates
 from internvl_jax.data.text.thinking import ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 from internvl_jax.errors import InputError
+from internvl_jax.validation import Fields, Share, bounds_of, build, check_fields, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,18 @@ class ChatInputs:
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     image_token_counts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """What config.json says of a processor."""
+
+    image: dict
+    template: str
+    system: str | None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "the processor section of config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +121,9 @@ class Processor:
         Sections that were stored before there was a system text of their own have no 'system'.
         """
         section = {"system": None, **section} if isinstance(section, dict) else section
-        _check_keys(section, {"image", "template", "system"}, "the processor section")
-        fields = {field.name for field in dataclasses.fields(tiling.ImageConfig)}
-        _check_keys(section["image"], fields, "the image part of the processor section")
-        config = tiling.ImageConfig(**section["image"])
-        template = templates.get_template(section["template"]).with_system(section["system"])
+        parts = build(_Section, section, "the processor section of config.json")
+        config = build(tiling.ImageConfig, parts.image, "the image part of the processor section of config.json")
+        template = templates.get_template(parts.template).with_system(parts.system)
         return cls(config, Tokenizer.load(directory), template)
 
     @classmethod
@@ -122,22 +133,14 @@ class Processor:
         template: name of the one to use where config.json names none, as the HF format's doesn't.
         """
         directory = pathlib.Path(directory)
-        config = _read_json(directory / "config.json")
+        path = directory / "config.json"
+        config = Fields(path, "", read_json(path))
         readers = {"internvl_chat": _github_image_config, "internvl": _hf_image_config}
-        if config.get("model_type") not in readers:
-            raise InputError(
-                f"{directory}/config.json has model_type {config.get('model_type')!r}; released checkpoints of this "
-                "family have 'internvl_chat' (GitHub format) or 'internvl' (HF format)."
-            )
-        try:
-            image_config = readers[config["model_type"]](config, directory)
-        except KeyError as error:
-            raise InputError(f"{directory}/config.json lacks {error}; copy the released file again.") from None
-        system = config.get("system_message")  # VisualPRM's: what its questions to the critic are
-        if not isinstance(system, str | None):
-            raise InputError(f"{directory}/config.json has system_message {system!r}; it must be a text.")
-        written = templates.get_template(config.get("template") or template).with_system(system)
-        return cls(image_config, Tokenizer.load(directory), written)
+        image_config = readers[config.get("model_type", Literal["internvl_chat", "internvl"])](config, directory)
+        name = config.optional("template", str, template)
+        # VisualPRM's: what its questions to the critic are.
+        system = config.optional("system_message", str)
+        return cls(image_config, Tokenizer.load(directory), templates.get_template(name).with_system(system))
 
 
 def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -> None:
@@ -195,53 +198,40 @@ def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
     )
 
 
-def _check_keys(section: Any, expected: set[str], where: str) -> None:
-    if not isinstance(section, dict):
-        raise InputError(f"{where} of config.json must be an object.")
-    missing, unknown = sorted(expected - section.keys()), sorted(section.keys() - expected)
-    if missing or unknown:
-        raise InputError(f"{where} of config.json lacks {missing} and has unknown {unknown}.")
-
-
-def _github_image_config(config: dict, directory: pathlib.Path) -> tiling.ImageConfig:
-    vision = config["vision_config"]
-    size = config.get("force_image_size") or vision["image_size"]
-    if config.get("pad2square"):
-        raise InputError(f"{directory}/config.json asks for pad2square, which no released 3.5 model uses.")
-    dynamic = config.get("dynamic_image_size", True)
+def _github_image_config(config: Fields, directory: pathlib.Path) -> tiling.ImageConfig:
+    vision = config.part("vision_config")
+    size = config.optional("force_image_size", _bounds("tile_size")) or vision.get("image_size", _bounds("tile_size"))
+    config.expect("pad2square", False)
+    dynamic = config.optional("dynamic_image_size", bool, True)
+    patches = size // vision.get("patch_size", _bounds("tile_size"))
     return tiling.ImageConfig(
         tile_size=size,
-        tokens_per_tile=int((size // vision["patch_size"]) ** 2 * config["downsample_ratio"] ** 2),
-        min_tiles=config["min_dynamic_patch"] if dynamic else 1,
-        max_tiles=config["max_dynamic_patch"] if dynamic else 1,
-        thumbnail=config["use_thumbnail"],
+        tokens_per_tile=int(patches**2 * config.get("downsample_ratio", Share) ** 2),
+        min_tiles=config.get("min_dynamic_patch", _bounds("min_tiles")) if dynamic else 1,
+        max_tiles=config.get("max_dynamic_patch", _bounds("max_tiles")) if dynamic else 1,
+        thumbnail=config.get("use_thumbnail", bool),
         apply_exif=False,
         max_pixels=tiling.DEFAULT_MAX_PIXELS,
     )
 
 
-def _hf_image_config(config: dict, directory: pathlib.Path) -> tiling.ImageConfig:
-    vision = config["vision_config"]
-    preprocessor_path = directory / "preprocessor_config.json"
-    preprocessor = _read_json(preprocessor_path) if preprocessor_path.exists() else {}
-    height, width = vision["image_size"]
-    if height != width:
-        raise InputError(f"{directory}/config.json has tiles of {width} x {height} pixels; they must be square.")
+def _hf_image_config(config: Fields, directory: pathlib.Path) -> tiling.ImageConfig:
+    path = directory / "preprocessor_config.json"
+    preprocessor = Fields(path, "", read_json(path) if path.exists() else {})
+    vision = config.part("vision_config")
+    size = vision.get("image_size", Annotated[list[tiling.Side], Meta(min_length=2, max_length=2)])
+    if size[0] != size[1]:
+        raise InputError(f"{directory}/config.json has tiles of {size[1]} x {size[0]} pixels; they must be square.")
     return tiling.ImageConfig(
-        tile_size=width,
-        tokens_per_tile=config["image_seq_length"],
-        min_tiles=preprocessor.get("min_patches", 1),
-        max_tiles=preprocessor.get("max_patches", 12),
+        tile_size=size[0],
+        tokens_per_tile=config.get("image_seq_length", _bounds("tokens_per_tile")),
+        min_tiles=preprocessor.optional("min_patches", _bounds("min_tiles"), 1),
+        max_tiles=preprocessor.optional("max_patches", _bounds("max_tiles"), 12),
         thumbnail=True,  # the HF image processor always adds it
         apply_exif=False,
         max_pixels=tiling.DEFAULT_MAX_PIXELS,
     )
 
 
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the directory of a released checkpoint.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); copy the file again.") from None
+def _bounds(field: str) -> Any:
+    return bounds_of(tiling.ImageConfig, field)

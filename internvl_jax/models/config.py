@@ -4,33 +4,51 @@ Published sizes are instances in `configs/models`; `checkpoint_convert.hf_config
 """
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from msgspec import Meta
 
 from internvl_jax.errors import InputError
+from internvl_jax.validation import Positive, Share, build, check_fields
 
 # Paths of the parameters that a Flash model has besides those of its base, and of those among them that the released
 # checkpoints hold but the released forward pass never uses.
 FLASH_PARTS = r"^(router|compressed)\."
 UNUSED_PARTS = r"^router\.pooling\.(attn|norm)[34]\."
 
+# Bounds that no model of these families comes near, and beyond which memory would end before an error does.
+Layers = Annotated[int, Meta(ge=1, le=512)]
+Heads = Annotated[int, Meta(ge=1, le=65536)]
+Width = Annotated[int, Meta(ge=1, le=2**22)]
+Experts = Annotated[int, Meta(ge=1, le=1024)]
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Pixels = Annotated[int, Meta(ge=1, le=65536)]
+
+
+class _Checked:
+    """A config whose fields are held against their bounds when it is made."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, type(self).__name__)
+
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(_Checked):
     """InternViT (300M: LayerNorm and qkv bias; 6B: RMSNorm and full-width q/k norm without qkv bias)."""
 
-    image_size: int  # pixels, one side of a tile
-    patch_size: int  # pixels, one side of a patch
-    width: int
-    layers: int
-    heads: int
-    mlp: int
+    image_size: Pixels  # pixels, one side of a tile
+    patch_size: Pixels  # pixels, one side of a patch
+    width: Width
+    layers: Layers
+    heads: Heads
+    mlp: Width
     norm: Literal["layer_norm", "rms_norm"]
-    norm_eps: float
+    norm_eps: Share
     qkv_bias: bool
     qk_norm: bool
-    drop_path: float  # rate of the last layer; rises linearly from 0 at the first
-    layer_scale_init: float
-    init_std: float
+    drop_path: Annotated[float, Meta(ge=0, lt=1)]  # rate of the last layer; rises linearly from 0 at the first
+    layer_scale_init: Annotated[float, Meta(ge=-(10**9), le=10**9)]
+    init_std: Share
 
     @property
     def grid(self) -> int:
@@ -42,78 +60,81 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MoeConfig:
+class MoeConfig(_Checked):
     """Experts in place of every feed-forward layer."""
 
-    experts: int  # how many a layer has
-    per_token: int  # how many of them a token goes through
+    experts: Experts  # how many a layer has
+    per_token: Experts  # how many of them a token goes through
 
 
 @dataclasses.dataclass(frozen=True)
-class YarnConfig:
+class YarnConfig(_Checked):
     """Rotary positions stretched beyond the context of the first training (arXiv 2309.00071)."""
 
-    factor: float
-    beta_fast: float
-    beta_slow: float
-    positions: int  # length of the context in the first training
+    factor: Positive
+    beta_fast: Positive
+    beta_slow: Positive
+    positions: Tokens  # length of the context in the first training
 
 
 @dataclasses.dataclass(frozen=True)
-class NtkConfig:
+class NtkConfig(_Checked):
     """Rotary positions whose base grows with texts longer than the context of the training ("dynamic NTK")."""
 
-    factor: float
-    positions: int  # of the training's context
+    factor: Positive
+    positions: Tokens  # of the training's context
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(_Checked):
     """A decoder-only language model."""
 
     family: str  # the name of a record in `models.language.families`
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    mlp: int  # inner width of a feed-forward layer; of one expert, where a layer has experts
+    vocab: Tokens
+    width: Width
+    layers: Layers
+    heads: Heads
+    kv_heads: Heads
+    head_width: Width
+    mlp: Width  # inner width of a feed-forward layer; of one expert, where a layer has experts
     moe: MoeConfig | None
-    window: int | None  # tokens that some layers, which the family names, see; None: all layers see all
-    rope_theta: float
+    window: Tokens | None  # tokens that some layers, which the family names, see; None: all layers see all
+    rope_theta: Annotated[float, Meta(gt=0, le=10**15)]
     yarn: YarnConfig | None
     ntk: NtkConfig | None
-    norm_eps: float
+    norm_eps: Share
     tie_embeddings: bool
-    init_std: float
+    init_std: Share
 
 
 @dataclasses.dataclass(frozen=True)
-class FlashConfig:
+class FlashConfig(_Checked):
     """The Visual Resolution Router and the branch of compressed tiles, whose pixel shuffle joins twice as many patches
     along each side.
 
     The thresholds are those of a request that names none; `inference.compression` says what they do.
     """
 
-    relative_threshold: float
-    absolute_threshold: float
-    heads: int  # of the router's attention pooling
-    dropout: float  # in router and compressed branch, in training
+    relative_threshold: Share
+    absolute_threshold: Annotated[float, Meta(ge=-(10**9), le=10**9)]
+    heads: Heads  # of the router's attention pooling
+    dropout: Annotated[float, Meta(ge=0, lt=1)]  # in router and compressed branch, in training
 
 
 @dataclasses.dataclass(frozen=True)
-class InternVLConfig:
+class InternVLConfig(_Checked):
     """Vision tower, pixel shuffle, projector and language model."""
 
     vision: VisionConfig
     text: TextConfig
-    downsample_ratio: float  # 0.5: four patches become one token
-    image_token_id: int  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
+    downsample_ratio: Annotated[float, Meta(ge=2**-8, le=1)]  # 0.5: four patches become one token
+    image_token_id: Annotated[
+        int, Meta(ge=-1, lt=2**31)
+    ]  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
     flash: FlashConfig | None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         vision, text = self.vision, self.text
         for part, whole in ((vision.patch_size, vision.image_size), (vision.heads, vision.width)):
             if whole % part:
@@ -126,6 +147,8 @@ class InternVLConfig:
             raise InputError("text config: yarn and ntk are both given; rotary positions are stretched in one way")
         if text.moe is not None and not 0 < text.moe.per_token <= text.moe.experts:
             raise InputError(f"text config: {text.moe.per_token} of {text.moe.experts} experts a token; give fewer")
+        if abs(self.downsample_ratio * self.shuffle - 1) > 1e-6:
+            raise InputError(f"downsample_ratio is {self.downsample_ratio}; give 1 divided by a whole number")
         if vision.grid % self.shuffle:
             raise InputError(
                 f"downsample_ratio {self.downsample_ratio} needs a patch grid divisible by {self.shuffle}, "
@@ -136,8 +159,6 @@ class InternVLConfig:
                 f"flash config: a patch grid of {vision.grid} has to be divisible by {self.compressed_shuffle} and the "
                 f"tower's width {vision.width} by {self.flash.heads} heads; change one of them"
             )
-        if self.flash is not None and not 0 <= self.flash.relative_threshold <= 1:
-            raise InputError(f"flash config: relative_threshold {self.flash.relative_threshold} is not from 0 to 1")
 
     @property
     def shuffle(self) -> int:
@@ -167,31 +188,20 @@ class InternVLConfig:
         A field that came later may be missing: a config that was stored before means what it then meant.
         """
         if not isinstance(values, dict):
-            return _build(cls, values, "model")
+            return build(cls, values, "model of config.json")
         values = dict(values)
         text = values.get("text")
         if isinstance(text, dict):
             values["text"] = text = {**_BEFORE, **text}
         for name, part in (("moe", MoeConfig), ("yarn", YarnConfig), ("ntk", NtkConfig)):
             if isinstance(text, dict) and text.get(name) is not None:
-                values["text"] = text = {**text, name: _build(part, text[name], f"model.text.{name}")}
+                values["text"] = text = {**text, name: build(part, text[name], f"model.text.{name} of config.json")}
         for name, half in (("vision", VisionConfig), ("text", TextConfig)):
-            values[name] = _build(half, values.get(name), f"model.{name}")
+            values[name] = build(half, values.get(name), f"model.{name} of config.json")
         if values.get("flash") is not None:
-            values["flash"] = _build(FlashConfig, values["flash"], "model.flash")
-        return _build(cls, values, "model")
+            values["flash"] = build(FlashConfig, values["flash"], "model.flash of config.json")
+        return build(cls, values, "model of config.json")
 
 
 # Fields of the language model that configs of format 1 did not have at first, and what their absence meant.
 _BEFORE = {"ntk": None}
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise InputError(f"{where} of config.json is {values!r}, not an object; write the fields of {cls.__name__}")
-    names = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(values.keys() - names):
-        raise InputError(f"{where} of config.json has unknown fields {unknown}; remove them")
-    if missing := sorted(names - values.keys()):
-        raise InputError(f"{where} of config.json lacks the fields {missing}; add them")
-    return cls(**values)

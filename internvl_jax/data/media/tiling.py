@@ -7,11 +7,19 @@
 
 import dataclasses
 import functools
+from typing import Annotated
+
+from msgspec import Meta
 
 from internvl_jax.errors import InputError
+from internvl_jax.validation import Count, check_fields, check_value
 
 # What Pillow itself calls suspicious (a quarter of a GiB as 24-bit pixels).
 DEFAULT_MAX_PIXELS = 89_478_485
+
+Side = Annotated[int, Meta(ge=1, le=65536)]  # pixels
+# More tiles than any model reads of a picture; the grids to choose from are listed, about 7 for every tile.
+Tiles = Annotated[int, Meta(ge=1, le=4096)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +34,23 @@ class ImageConfig:
     max_pixels: larger pictures are refused before they are decoded.
     """
 
-    tile_size: int
-    tokens_per_tile: int
-    min_tiles: int
-    max_tiles: int
+    tile_size: Side
+    tokens_per_tile: Count
+    min_tiles: Tiles
+    max_tiles: Tiles
     thumbnail: bool
     apply_exif: bool
-    max_pixels: int
+    max_pixels: Count
 
     def __post_init__(self) -> None:
-        for name in ("tile_size", "tokens_per_tile", "max_tiles", "min_tiles", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise InputError(f"image option {name} is {getattr(self, name)}; it must be at least 1.")
+        check_fields(self, "image options")
         if self.min_tiles > self.max_tiles:
             raise InputError(f"image options ask for at least {self.min_tiles} and at most {self.max_tiles} tiles.")
 
 
 def limit_tiles(config: ImageConfig, max_tiles: int) -> ImageConfig:
-    """The same options with another upper bound on the tiles of a picture."""
+    """The same options with another upper bound on the tiles of a picture; InputError for one that none can have."""
+    check_value(max_tiles, Tiles, "max_tiles")
     return dataclasses.replace(config, min_tiles=min(config.min_tiles, max_tiles), max_tiles=max_tiles)
 
 

@@ -15,16 +15,17 @@ from collections.abc import Iterable, Mapping
 
 import sentencepiece
 
-from internvl_jax.data.text.vocabulary import TEXT_TOKENS, added_tokens, content, read_json
+from internvl_jax.data.text import token_files
+from internvl_jax.data.text.vocabulary import TEXT_TOKENS
 from internvl_jax.errors import InputError
+from internvl_jax.validation import read_file
 
 MODEL = "tokenizer.model"
-_FILES = (MODEL, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _SPACE = "▁"  # U+2581, sentencepiece's
 
 
 class Pieces:
-    """A `vocabulary.TextVocabulary` of the files (name -> contents) that a directory has of `_FILES`."""
+    """A `vocabulary.TextVocabulary` of tokenizer.model and the files beside it, name -> contents."""
 
     def __init__(self, files: Mapping[str, bytes]):
         self._files = dict(files)
@@ -32,20 +33,19 @@ class Pieces:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=files[MODEL])
         except RuntimeError:
             raise InputError(f"{MODEL} is not a sentencepiece model; copy the file again.") from None
-        read = lambda name: json.loads(files.get(name, b"{}"))
-        config = read("tokenizer_config.json") | read("special_tokens_map.json")
-        named = added_tokens(config, read("added_tokens.json"))
-        for token in config.get("additional_special_tokens", []):
-            if content(token) not in named and (token_id := self._piece(content(token))) is not None:
-                named[content(token)] = token_id, True
+        config, named = token_files.config_of(files), token_files.added_of(files)
+        for token in config.additional_special_tokens or []:
+            text = token_files.text_of(token, "")
+            if text not in named and (token_id := self._piece(text)) is not None:
+                named[text] = token_id, True
         self._ids = {token: token_id for token, (token_id, _) in named.items()}
         self.added = {token_id: token for token, token_id in self._ids.items()}
         self.control = {
             token_id: token for token, (token_id, special) in named.items() if special and token not in TEXT_TOKENS
         }
         self.size = max([self._model.vocab_size() - 1, *self.added]) + 1
-        begin = self.id_of(content(config.get("bos_token") or "<s>"))
-        self.begin = (begin,) if config.get("add_bos_token", True) and begin is not None else ()
+        begin = self.id_of(token_files.text_of(config.bos_token, "<s>"))
+        self.begin = () if config.add_bos_token is False or begin is None else (begin,)
         self._written = {token: i for token, i in self._ids.items() if i not in self.control}
         self._splits = _any_of(self._written)
         # A model may know the string of a control token as a piece that no text is split within.
@@ -57,9 +57,7 @@ class Pieces:
     @classmethod
     def load(cls, directory: pathlib.Path) -> "Pieces":
         """Raises InputError where a file can't be read as what it is."""
-        for name in _FILES[1:]:
-            read_json(directory / name)
-        return cls({name: (directory / name).read_bytes() for name in _FILES if (directory / name).exists()})
+        return cls({MODEL: read_file(directory / MODEL), **token_files.read(directory)})
 
     @property
     def definition(self) -> str:

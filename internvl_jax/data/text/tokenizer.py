@@ -14,14 +14,16 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from internvl_jax.data.text import pieces
-from internvl_jax.data.text.vocabulary import BytePairs, TextVocabulary, added_tokens, content, read_json
+from internvl_jax.data.text import pieces, token_files
+from internvl_jax.data.text.vocabulary import BytePairs, TextVocabulary
 from internvl_jax.errors import InputError
+from internvl_jax.validation import convert, read_file, read_json
 
 # What a tokenizer trained here adds, in the released order.
 _TURN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<img>", "</img>")
@@ -31,6 +33,8 @@ TRAINED_TOKENS = (*_TURN_TOKENS, "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", 
 _QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -95,7 +99,15 @@ class Tokenizer:
     im_end = functools.cached_property(lambda self: self.token_id("<|im_end|>"))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of text written by a user or a model: the strings of control tokens in it are plain text."""
+        """Ids of text written by a user or a model: the strings of control tokens in it are plain text.
+
+        Raises InputError for half of a surrogate pair, which no text in UTF-8 has.
+        """
+        if half := _HALF_PAIR.search(text):
+            raise InputError(
+                f"a text has half of a surrogate pair ({half.group()!a}) at character {half.start()}; it was cut "
+                "in two or comes from bytes that are not UTF-8."
+            )
         return self._vocabulary.encode(text)
 
     def split_special(self, markup: str) -> list[int | str]:
@@ -198,35 +210,47 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 
 
 def _load(directory: pathlib.Path) -> Tokenizer:
-    config = read_json(directory / "tokenizer_config.json") | read_json(directory / "special_tokens_map.json")
+    files = token_files.read(directory)
+    config = token_files.config_of(files)
     # Where no file names them: the ends that the whole released Qwen3-based family uses.
-    ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    end, fill = "<|im_end|>", "<|endoftext|>"
     if (directory / pieces.MODEL).exists():
         vocabulary: TextVocabulary = pieces.Pieces.load(directory)
-        ends = {"eos_token": "</s>", "pad_token": "</s>"}
+        end = fill = "</s>"
     elif (directory / "tokenizer.json").exists():
-        vocabulary = BytePairs(json.dumps(read_json(directory / "tokenizer.json"), ensure_ascii=False))
+        vocabulary = BytePairs(_text(directory / "tokenizer.json"))
     elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-        vocabulary = BytePairs(_from_vocabulary(directory, config))
+        vocabulary = BytePairs(_from_vocabulary(directory, files))
     else:
         raise InputError(
             f"{directory} has no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json with merges.txt; "
             "copy them there."
         )
-    eos, pad = (content(config.get(name) or end) for name, end in ends.items())
-    return Tokenizer(vocabulary, eos=eos, pad=pad)
+    text_of = token_files.text_of
+    return Tokenizer(vocabulary, eos=text_of(config.eos_token, end), pad=text_of(config.pad_token, fill))
 
 
-def _from_vocabulary(directory: pathlib.Path, config: dict) -> str:
+def _from_vocabulary(directory: pathlib.Path, files: Mapping[str, bytes]) -> str:
     """A tokenizer.json from vocab.json, merges.txt and the added tokens named in the other files."""
-    added = added_tokens(config, read_json(directory / "added_tokens.json"))
-    vocab = read_json(directory / "vocab.json")
-    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    added = token_files.added_of(files)
+    vocab = convert(read_json(directory / "vocab.json"), dict[str, token_files.TokenId], str(directory / "vocab.json"))
+    lines = _text(directory / "merges.txt").split("\n")
+    merges: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     # The library numbers added tokens by itself unless the model knows them already.
     known = {token: token_id for token, (token_id, _) in added.items()}
-    tokenizer = _byte_level(models.BPE(vocab=vocab | known, merges=[(left, right) for left, right in merges]))
+    try:
+        model = models.BPE(vocab=vocab | known, merges=merges)
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"{directory / 'merges.txt'} is damaged ({error}); copy the file again.") from None
+    tokenizer = _byte_level(model)
     for token, (_, special) in sorted(added.items(), key=lambda item: item[1][0]):
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
         add([tokenizers.AddedToken(token, special=special, normalized=False)])
     return tokenizer.to_str()
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return read_file(path).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}); copy the file again.") from None

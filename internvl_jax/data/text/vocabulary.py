@@ -7,11 +7,13 @@ import functools
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import tokenizers
 
+from internvl_jax.data.text.token_files import Definition
 from internvl_jax.errors import InputError
+from internvl_jax.validation import convert, parse_json
 
 # Released added tokens that are part of what a message says. InternVL's files mark the second line special, yet
 # training data contains them as plain strings (grounding answers), so they have to be encoded from text.
@@ -61,15 +63,16 @@ class BytePairs:
     begin: tuple[int, ...] = ()
 
     def __init__(self, definition: str):
-        fields = json.loads(definition)
-        if not {"added_tokens", "decoder", "model"} <= fields.keys() or "ByteLevel" not in json.dumps(
-            fields["decoder"]
-        ):
+        fields = parse_json(definition.encode(), "tokenizer.json")
+        if "ByteLevel" not in json.dumps(convert(fields, Definition, "tokenizer.json").decoder):
             raise InputError("tokenizer.json is not a byte-level BPE, the only kind of it that these families use.")
         fields |= {"truncation": None, "padding": None}  # some files carry them; nothing is ever cut here
         for token in fields["added_tokens"]:
             token["special"] = token["special"] and token["content"] not in TEXT_TOKENS
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fields, ensure_ascii=False))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fields, ensure_ascii=False))
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"tokenizer.json is damaged ({error}); copy the file again.") from None
         self._tokenizer.encode_special_tokens = True  # the library's name for: special strings in text stay text
         self.added = {token["id"]: token["content"] for token in fields["added_tokens"]}
         self.control = {token["id"]: token["content"] for token in fields["added_tokens"] if token["special"]}
@@ -94,7 +97,11 @@ class BytePairs:
 
     def bytes_of(self, token_id: int) -> bytes:
         token = self._tokenizer.id_to_token(token_id)
-        return b"" if token is None else bytes(_byte_of_char()[char] for char in token)
+        if token is None:
+            return b""
+        known = _byte_of_char()
+        # As the library: a token with a character of no byte stands for itself.
+        return bytes(map(known.__getitem__, token)) if known.keys() >= set(token) else token.encode()
 
     def save(self, directory: pathlib.Path, names: Mapping[str, str]) -> None:
         (directory / "tokenizer.json").write_text(self.definition, encoding="utf-8")
@@ -104,29 +111,6 @@ class BytePairs:
             "pad_token": names["pad"],
         }
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def content(token: str | dict) -> str:
-    """Special tokens are written as a string or as {"content": ...}."""
-    return token if isinstance(token, str) else token["content"]
-
-
-def added_tokens(config: Mapping[str, Any], added: Mapping[str, int]) -> dict[str, tuple[int, bool]]:
-    """String -> id and whether it is special, of tokenizer_config.json and added_tokens.json, which marks all so."""
-    found = {token: (token_id, True) for token, token_id in added.items()}
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
-        found[token["content"]] = int(token_id), token["special"]
-    return found
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """The object in a JSON file; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); copy the file again.") from None
 
 
 @functools.cache

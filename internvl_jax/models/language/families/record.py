@@ -44,12 +44,10 @@ class Key:
     """A key of a released config.json.
 
     Attributes:
-      kind: type of its value.
       also: other spellings that are read.
     """
 
     name: str
-    kind: type = int
     also: tuple[str, ...] = ()
 
 
@@ -143,8 +141,8 @@ def keys(**more: Key) -> dict[str, Key]:
         "layers": Key("num_hidden_layers"),
         "heads": Key("num_attention_heads"),
         "kv_heads": Key("num_key_value_heads"),
-        "norm_eps": Key("rms_norm_eps", float),
-        "init_std": Key("initializer_range", float),
+        "norm_eps": Key("rms_norm_eps"),
+        "init_std": Key("initializer_range"),
         **more,
     }
 
