@@ -43,6 +43,7 @@ Count = Annotated[int, Meta(ge=1, le=2**40)]
 CountOrZero = Annotated[int, Meta(ge=0, le=2**40)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=10**9)]
+FilePath = Annotated[str, Meta(pattern=r"\A[^\x00]*\Z", description="without NUL characters")]
 NotNegative = Annotated[float, Meta(ge=0, le=10**9)]
 
 
@@ -115,8 +116,13 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return msgspec.convert(value, kind, str_keys=True)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
+        place = place.rstrip("`")
+        if reason.startswith("Object missing required field"):
+            raise InputError(f"{where}{place} lacks the field {reason.split('`')[1]!r}; add it.") from None
         if place or _is_struct(kind):
-            raise InputError(f"{where}{place.rstrip('`')} is wrong: {reason}.") from None
+            expected = reason.partition(", got")[0]
+            found = shown(_at(value, place))
+            raise InputError(f"{where}{place} is {found}; {expected[0].lower()}{expected[1:]}.") from None
         raise InputError(f"{where} is {shown(value)}; it must be {describe(kind)}.") from None
 
 
@@ -157,7 +163,7 @@ class Fields:
       name: where the object stands in it; "" for the file's own.
     """
 
-    file: pathlib.Path
+    file: str | os.PathLike
     name: str
     values: dict[str, Any]
 
@@ -171,7 +177,7 @@ class Fields:
           InputError: it is missing, or of another type or out of bounds.
         """
         if key not in self.values:
-            raise InputError(f"{self.file} lacks {self.where(key)}; use the file that the checkpoint came with.")
+            raise InputError(f"{self.file} lacks {self.where(key)}; add it, or take the file that it came from again.")
         value = self.values[key]
         check_value(value, kind, f"{self.file}: {self.where(key)}")
         return float(value) if isinstance(value, int) and _plain(kind) is float else value
@@ -246,6 +252,13 @@ def not_null(kind: Any) -> Any:
     return typing.get_args(kind)[0] if typing.get_origin(kind) in _UNIONS else kind
 
 
+def _at(value: Any, place: str) -> Any:
+    """The value at a place as msgspec writes it, '.a[0].b[...]'; the part before "[...]", which says of no key."""
+    for name, number in re.findall(r"\.(\w+)|\[(\d+)\]", place.partition("[...]")[0]):
+        value = value[name] if name else value[int(number)]
+    return value
+
+
 def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
@@ -261,7 +274,7 @@ def describe(kind: Any) -> str:
         bounds = [meta for meta in arguments[1:] if isinstance(meta, Meta)]
         return " ".join([describe(arguments[0]), *map(_bounds, bounds)])
     if origin is Literal:
-        return " or ".join(map(repr, arguments))
+        return " or ".join(map(repr, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(repr, arguments))}"
     if origin in _UNIONS:
         return " or ".join(map(describe, arguments))
     if origin in (list, tuple):

@@ -15,6 +15,7 @@ from absl import flags
 
 from checkpoint_convert import load_processor
 from internvl_jax.data import Processor, Tokenizer, check, get_template, packing, tiling
+from internvl_jax.validation import read_json
 from launch import main as launcher
 
 _META = flags.DEFINE_string("meta", None, "meta file (JSON) that lists the data sets", required=True)
@@ -41,7 +42,7 @@ def _processor() -> Processor:
         image = tiling.ImageConfig(448, 256, 1, 12, True, False, tiling.DEFAULT_MAX_PIXELS)
         made = Processor(image, Tokenizer.load(_TOKENIZER.value), get_template(_TEMPLATE.value))
     else:
-        config = json.loads((pathlib.Path(_CHECKPOINT.value) / "config.json").read_text(encoding="utf-8"))
+        config = read_json(pathlib.Path(_CHECKPOINT.value) / "config.json", "give a model directory with --checkpoint")
         if "processor" in config:
             made = Processor.from_dict(config["processor"], _CHECKPOINT.value)
         else:

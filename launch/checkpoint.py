@@ -1,6 +1,5 @@
 """--checkpoint and --dtype of the launchers that answer questions."""
 
-import json
 import pathlib
 
 import jax
@@ -9,8 +8,8 @@ from absl import flags
 import internvl_jax as ivl
 from checkpoint_convert import load_released
 from internvl_jax.data import Processor
-from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL
+from internvl_jax.validation import read_json
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
@@ -32,11 +31,5 @@ def load() -> tuple[InternVL, Processor]:
     if dtype == "auto":
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--checkpoint={directory} is no model directory: config.json can't be read ({error})"
-        ) from None
-    ours = isinstance(config, dict) and "format" in config
+    ours = "format" in read_json(directory / "config.json", "give a model directory with --checkpoint")
     return (ivl.load if ours else load_released)(directory, dtype=dtype)

@@ -9,8 +9,10 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,11 +67,17 @@ def _random_params(built: Program, key: tuple[InternVLConfig, int], paths: Seque
     return {path: jax.device_put(_RANDOM[key][path].copy(), place) for path, place in places.items()}
 
 
-def save_start(config: TrainConfig, directory: pathlib.Path) -> None:
-    """Writes a model to start from, with the random weights that a run of the config would begin with."""
+def save_start(config: TrainConfig, directory: pathlib.Path, **others: Any) -> None:
+    """Writes a model to start from, with the random weights that a run of the config would begin with; `others` fill
+    parameters with one value, dots of their paths written as double underscores.
+    """
     config, processor = setup.prepare(config)
     program = build(config, jax.devices()[:1])
-    save_model(directory, program.random_params(), config.model, processor)
+    params = program.random_params()
+    for name, value in others.items():
+        path = name.replace("__", ".")
+        params[path] = jnp.full_like(params[path], value)
+    save_model(directory, params, config.model, processor)
 
 
 def _make_scorer(built: Program, graphdef, micro_batches: int, logprob_chunk: int):

@@ -2,7 +2,7 @@
 
 from internvl_jax.data.media import images, tiling
 from internvl_jax.data.media.images import load_image, tile_image
-from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig, num_image_tokens
+from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig, Tiles, num_image_tokens
 from internvl_jax.data.processor import ChatInputs, Processor
 from internvl_jax.data.reading import check
 from internvl_jax.data.reading.prompts import (
@@ -18,8 +18,8 @@ from internvl_jax.data.reading.prompts import (
 from internvl_jax.data.rows import packing, views
 from internvl_jax.data.rows.batch import MIN_TEXT, Batch, RowConfig, Sample, assemble_row, interleaved, stack_rows
 from internvl_jax.data.rows.pipeline import BatchIterator, Pipeline, PipelineConfig, Skipped
-from internvl_jax.data.rows.views import PROBES, RATES, PlainRows, Probes, Rates, RowLayout, Views
-from internvl_jax.data.rows.weights import WEIGHTINGS, token_weight
+from internvl_jax.data.rows.views import PlainRows, Probe, Probes, Rate, Rates, RowLayout, Views
+from internvl_jax.data.rows.weights import WEIGHTINGS, Weighting, token_weight
 from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
 from internvl_jax.data.text.thinking import THINK, THINK_END, split_thinking
 from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
@@ -34,16 +34,16 @@ __all__ = [
     "ImageConfig",
     "MIN_TEXT",
     "Message",
-    "PROBES",
     "Pipeline",
     "PipelineConfig",
     "PlainRows",
+    "Probe",
     "Probes",
     "Processor",
     "Prompt",
     "PromptStream",
     "Prompts",
-    "RATES",
+    "Rate",
     "Rates",
     "RowConfig",
     "RowLayout",
@@ -52,9 +52,11 @@ __all__ = [
     "THINK",
     "THINK_END",
     "Template",
+    "Tiles",
     "Tokenizer",
     "Views",
     "WEIGHTINGS",
+    "Weighting",
     "assemble_row",
     "check",
     "encode_blind",

@@ -5,17 +5,20 @@ default those that equal the expected one, without thinking and surrounding spac
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
 from internvl_jax.inference import SamplingParams, complete_many
 from internvl_jax.models import InternVL
+from internvl_jax.validation import FilePath, convert, read_lines
 
 GRADING_SECONDS, GRADING_WORKERS = 10.0, 2
 
@@ -32,6 +35,14 @@ class Question:
         return [{"role": "user", "content": [*picture, {"type": "text", "text": self.text}]}]
 
 
+class _Line(msgspec.Struct):
+    """A line of a benchmark file."""
+
+    image: FilePath | None
+    question: str
+    answer: str
+
+
 def read_questions(path: str | os.PathLike) -> list[Question]:
     """The questions of a benchmark file.
 
@@ -39,11 +50,7 @@ def read_questions(path: str | os.PathLike) -> list[Question]:
       InputError: the file is missing or empty, or a line isn't as described above; says which.
     """
     path = pathlib.Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read ({error}); give a JSONL file of questions") from None
-    questions = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    questions = [_question(path, where, fields) for where, fields in read_lines(path)]
     if not questions:
         raise InputError(f"{path} has no questions; give a JSONL file of questions")
     return questions
@@ -83,12 +90,6 @@ def evaluate(
     }
 
 
-def _question(path: pathlib.Path, number: int, line: str) -> Question:
-    try:
-        fields = json.loads(line)
-        image, text, answer = fields["image"], fields["question"], fields["answer"]
-    except (ValueError, KeyError, TypeError):
-        image = text = answer = 0
-    if not (isinstance(text, str) and isinstance(answer, str) and (image is None or isinstance(image, str))):
-        raise InputError(f'{path}:{number} must be {{"image": path or null, "question": text, "answer": text}}')
-    return Question(None if image is None else path.parent / image, text, answer)
+def _question(path: pathlib.Path, where: str, fields: Any) -> Question:
+    asked = convert(fields, _Line, where)
+    return Question(None if asked.image is None else path.parent / asked.image, asked.question, asked.answer)

@@ -30,6 +30,7 @@ from internvl_jax.sharding import (
     shardings,
     write_params,
 )
+from internvl_jax.validation import read_json
 
 FORMAT = 1
 DTYPES = ("bfloat16", "float16", "float32")
@@ -71,13 +72,8 @@ def read_config(directory: str | os.PathLike) -> tuple[InternVLConfig, Processor
     """
     directory = pathlib.Path(directory)
     path = directory / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the directory of a model or a training run") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({error}); copy or convert the model again") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = read_json(path, "give the directory of a model or a training run")
+    if values.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a config of format {FORMAT}; released checkpoints go through checkpoint_convert first"
         )

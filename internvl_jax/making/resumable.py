@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.validation import read_json, read_lines
 
 
 class PartialFolder:
@@ -41,7 +42,7 @@ class PartialFolder:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             temporary.rename(path)
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = read_json(path, f"remove {self.path} to start anew")
         settings = json.loads(json.dumps(settings))
         if changed := sorted(key for key in begun.keys() | settings.keys() if begun.get(key) != settings.get(key)):
             raise InputError(
@@ -72,8 +73,10 @@ class PartialFolder:
         """All lines so far."""
         if not self._lines.exists():
             return
-        with open(self._lines, encoding="utf-8") as file:
-            yield from map(json.loads, file)
+        for where, entry in read_lines(self._lines):
+            if not isinstance(entry, dict):
+                raise InputError(f"{where} is damaged; remove {self.path} to start anew.")
+            yield entry
 
     def finish(self) -> None:
         """Gives the folder its name."""

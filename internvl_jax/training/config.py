@@ -4,10 +4,17 @@
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
+from internvl_jax.data import Tiles, Weighting
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVLConfig
+from internvl_jax.models import InternVLConfig, Remat
+from internvl_jax.validation import CountOrZero, NotNegative, Share
+
+Steps = Annotated[int, Meta(ge=1, le=10**9)]
+Below1 = Annotated[float, Meta(ge=0, lt=1)]
 
 
 @dataclasses.dataclass
@@ -21,8 +28,8 @@ class Group:
     """
 
     pattern: str
-    learning_rate: float = 1.0
-    weight_decay: float = 1.0
+    learning_rate: NotNegative = 1.0
+    weight_decay: NotNegative = 1.0
     frozen: bool = False
 
 
@@ -30,14 +37,14 @@ class Group:
 class OptimConfig:
     """AdamW with linear warm-up; then the rate decays to zero along a cosine, or stays ('constant')."""
 
-    learning_rate: float
-    warmup_ratio: float  # of the run's steps
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    clip_norm: float
-    schedule: str = "cosine"
+    learning_rate: Annotated[float, Meta(gt=0, le=10)]
+    warmup_ratio: Annotated[float, Meta(ge=0, le=1, description="(a share of the run's steps)")]
+    weight_decay: Share
+    beta1: Below1
+    beta2: Below1
+    eps: Annotated[float, Meta(gt=0, le=1)]
+    clip_norm: Annotated[float, Meta(gt=0, le=10**9, description="(1e9 clips nothing)")]
+    schedule: Literal["cosine", "constant"] = "cosine"
     # As the release (HF Trainer): no decay on biases and norms.
     groups: tuple[Group, ...] = (Group(r"(\.bias|norm\w*\.scale)$", weight_decay=0.0), Group(".*"))
 
@@ -62,19 +69,19 @@ class DataConfig:
 
     meta: str
     tokenizer: str
-    min_tiles: int
-    max_tiles: int
+    min_tiles: Tiles
+    max_tiles: Tiles
     thumbnail: bool
-    token_budget: int
-    tile_budget: int
-    weighting: str
+    token_budget: Annotated[int, Meta(ge=1, le=2**24)]
+    tile_budget: Annotated[int, Meta(ge=0, le=2**20)]
+    weighting: Weighting
     template: str = "internvl2_5"
-    max_open: int = 20
+    max_open: Annotated[int, Meta(ge=1, le=2**20)] = 20
     pack: bool = True
-    over_long: str = "error"
-    max_skipped: int = 0
-    workers: int = 0
-    threads: int = 2
+    over_long: Literal["error", "drop"] = "error"
+    max_skipped: CountOrZero = 0
+    workers: Annotated[int, Meta(ge=0, le=1024)] = 0
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2
 
 
 @dataclasses.dataclass
@@ -101,22 +108,22 @@ class RunConfig:
     """
 
     workdir: str
-    steps: int
-    rows: int
+    steps: Steps
+    rows: Annotated[int, Meta(ge=1, le=2**24)]
     init_from: str = ""
-    micro_batches: int = 1
-    seed: int = 42
-    dtype: str = "bfloat16"
-    remat: str = "full"
+    micro_batches: Annotated[int, Meta(ge=1, le=2**24)] = 1
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 42
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Remat = "full"
     mesh: str = "fsdp=-1"
     rules: str = "fsdp"
-    balance: float = 0.0
-    logprob_chunk: int = 1024
-    save_every: int = 500
-    keep_last: int = 2
-    keep_every: int = 0
-    log_every: int = 10
-    max_nonfinite: int = 3
+    balance: NotNegative = 0.0
+    logprob_chunk: Annotated[int, Meta(ge=1, le=2**24)] = 1024
+    save_every: Steps = 500
+    keep_last: Steps = 2
+    keep_every: Annotated[int, Meta(ge=0, le=10**9)] = 0
+    log_every: Steps = 10
+    max_nonfinite: CountOrZero = 3
 
 
 @dataclasses.dataclass

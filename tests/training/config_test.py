@@ -7,8 +7,8 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import make_mesh
-from internvl_jax.training import MpoConfig
-from internvl_jax.training.config import differences, parse_mesh
+from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig
+from internvl_jax.training.config import Group, differences, parse_mesh
 from internvl_jax.training.run import setup
 from internvl_jax.training.run.initial import read_reference
 from internvl_jax.training.run.program import in_products
@@ -21,16 +21,76 @@ from tests.training import toy
     ("change", "sentence"),
     [
         ({"steps": 0}, "run.steps is 0"),
+        ({"steps": 2.5}, "run.steps is 2.5; it must be a whole number"),
+        ({"seed": -1}, "run.seed is -1"),
         ({"workdir": ""}, "run.workdir is empty"),
         ({"micro_batches": 3}, "run.micro_batches 3 does not divide run.rows 8"),
         ({"dtype": "float16"}, "run.dtype is 'float16'"),
+        ({"remat": "some"}, "run.remat is 'some'; it must be one of 'none'"),
         ({"balance": 0.001}, "run.balance is 0.001 but the model has no experts"),
-        ({"balance": -1.0}, "run.balance is -1.0; it must be 0 or more"),
+        ({"balance": -1.0}, "run.balance is -1.0; it must be a number from 0"),
     ],
 )
 def test_impossible_values_are_refused(data, change, sentence):
     with pytest.raises(InputError, match=sentence):
         check(toy.with_run(toy.config(data, data / "w"), **change))
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "values"),
+    [
+        ("optim", "learning_rate", (0.0, -1e-3, NAN, INFINITY, "1e-3", True)),
+        ("optim", "warmup_ratio", (-0.1, 100, NAN, INFINITY)),
+        ("optim", "weight_decay", (-0.1, 2.0, NAN, -INFINITY)),
+        ("optim", "beta1", (-1.0, 1.0, NAN)),
+        ("optim", "beta2", (-1.0, 1.0, NAN)),
+        ("optim", "eps", (0.0, -1e-8, NAN)),
+        ("optim", "clip_norm", (0.0, -1.0, NAN, INFINITY)),
+        ("optim", "schedule", ("linear", None)),
+        ("optim", "groups", ((Group(".*", learning_rate=-1),), (Group(".*", weight_decay=NAN),), (".*",), ())),
+        ("data", "weighting", ("tokens", None)),
+        ("data", "token_budget", (0, -5, 2.5, 10**12)),
+        ("data", "max_tiles", (0, 10**8)),
+        ("data", "max_skipped", (-1, 0.5)),
+        ("data", "workers", (-1, 10**6)),
+        ("data", "thumbnail", (1, "no")),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(data, section, field, values):
+    """Each would end as a run that learned nothing, or the other way round, or as a traceback later."""
+    for value in values:
+        config = toy.config(data, data / "w")
+        setattr(getattr(config, section), field, value)
+        with pytest.raises(InputError, match=rf"^{section}\.{field}\b"):
+            check(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "values"),
+    [
+        (GspoConfig, "clip_low", (-0.1, 2.0, NAN)),
+        (GspoConfig, "kl", (-1.0, NAN)),
+        (GspoConfig, "grader_seconds", (0, NAN, INFINITY)),
+        (GspoConfig, "lowest_accuracy", (-1.0, 0.9)),  # the second: above the highest
+        (GspoConfig, "zero_variance", ("skip",)),
+        (MpoConfig, "beta", (0.0, -1.0, NAN)),
+        (MpoConfig, "pairs", (0, 1.5)),
+        (MpoConfig, "quality", (-0.2, NAN)),
+        (RouterConfig, "share", (0, 1, NAN)),
+        (RouterConfig, "epsilon", (0, -1.0, NAN)),
+        (ConsistencyConfig, "rates", ("pictures",)),
+    ],
+)
+def test_settings_that_no_stage_can_have_are_refused(data, settings, field, values):
+    names = {GspoConfig: "gspo", MpoConfig: "mpo", RouterConfig: "router", ConsistencyConfig: "consistency"}
+    for value in values:
+        config = toy.with_run(toy.config(data, data / "w"), init_from=str(data))
+        config.objective, config.stage = names[settings], settings(**{field: value})
+        with pytest.raises(InputError, match=rf"^stage\.{field}\b"):
+            check(config)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +100,6 @@ def test_impossible_values_are_refused(data, change, sentence):
         ({"mesh": "fsdp=3"}, "does not use the 8 devices"),
         ({"mesh": "fsdp:8"}, "write it as 'fsdp=16,tensor=4'"),
         ({"mesh": "pipeline=8"}, r"unknown axes \['pipeline'\]"),
-        ({"remat": "some"}, "remat is 'some'"),
         ({"rows": 12, "mesh": "fsdp=8"}, "12 in 1 micro-batches can't be spread over 8 devices"),
     ],
 )

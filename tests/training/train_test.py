@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import time
 
 import jax
@@ -158,9 +159,25 @@ def test_a_stage_starts_from_another_and_refuses_another_model(data, tmp_path):
 
 
 def test_a_run_that_no_longer_learns_stops(data, tmp_path):
-    config = toy.config(data, tmp_path / "w", steps=9, max_nonfinite=2)
-    config.optim.learning_rate = float("inf")
+    save_start(toy.config(data, tmp_path / "unused"), tmp_path / "start", lm__norm__scale=float("nan"))
+    config = toy.config(data, tmp_path / "w", init_from=str(tmp_path / "start"), max_nonfinite=2)
     with pytest.raises(InputError, match="has not been finite for 3 steps in a row"):
+        train(config)
+
+
+def test_a_run_in_which_nothing_is_supervised_stops(data, tmp_path):
+    """As where the folder of the images is another one: a loss of 0 in every step is no training."""
+    shutil.copytree(data, tmp_path / "data")
+    lines = (tmp_path / "data" / "toy.jsonl").read_text().split("\n")
+    lines = [line.replace(".png", ".gone") for line in lines if '"image"' in line]
+    (tmp_path / "data" / "toy.jsonl").write_text("\n".join(lines))
+    meta = json.loads((tmp_path / "data" / "meta.json").read_text())
+    meta["toy"] |= {"root": str(tmp_path / "data" / "images"), "annotation": str(tmp_path / "data" / "toy.jsonl")}
+    del meta["toy"]["length"]
+    (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
+    config = toy.config(tmp_path / "data", tmp_path / "w")
+    config.data.max_skipped = 10**6
+    with pytest.raises(InputError, match=r"step 6: no token has been supervised for 6 steps .* [1-9]\d* samples could"):
         train(config)
 
 

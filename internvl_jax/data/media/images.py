@@ -164,5 +164,5 @@ def describe(source: Source) -> str:
         return f"PIL image of mode {source.mode}"
     if not isinstance(source, str | pathlib.Path):
         return f"image given as {type(source).__name__}"
-    text = str(source)
+    text = ascii(str(source))[1:-1]  # a path may hold anything
     return f"image {text if len(text) <= 200 and not text.startswith('data:') else text[:32] + '...'}"

@@ -15,13 +15,13 @@ import os
 import pathlib
 import tempfile
 import time
-import zipfile
 
 import numpy as np
 
 from internvl_jax.data.processor import Processor
 from internvl_jax.data.reading import samples, sources
 from internvl_jax.errors import InputError
+from internvl_jax.validation import read_arrays
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1  # raise it when samples of the same files get other lengths
@@ -106,15 +106,16 @@ def _measure_missing(index: LengthIndex, reader: samples.SampleReader) -> Length
 
 
 def _read(path: pathlib.Path) -> LengthIndex | None:
+    if not path.exists():
+        return None
     try:
-        # np.load leaves the file open when it is broken.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return LengthIndex(file["offsets"], file["tokens"], file["tiles"], str(file["digest"]), {})
-    except FileNotFoundError:
+        found = read_arrays(path, {"offsets": "i1", "tokens": "i1", "tiles": "i1", "digest": "U0"})
+        if not len(found["offsets"]) - 1 == len(found["tokens"]) == len(found["tiles"]):
+            raise InputError("its arrays are of different lengths")
+    except InputError as error:
+        _LOG.warning("length index %s cannot be used (%s); it is computed anew", path, error)
         return None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        _LOG.warning("length index %s cannot be read (%s); it is computed anew", path, error)
-        return None
+    return LengthIndex(found["offsets"], found["tokens"], found["tiles"], str(found["digest"]), {})
 
 
 def _write(path: pathlib.Path, index: LengthIndex) -> None:

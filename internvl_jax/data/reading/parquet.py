@@ -49,16 +49,15 @@ class ParquetTable:
     def row(self, index: int) -> dict[str, Any]:
         """One row as plain Python objects."""
         group = bisect.bisect_right(self._firsts, index) - 1
-        table = self._groups.pop(group, None)
-        if table is None:
-            try:
-                table = self._file.read_row_group(group, columns=self._columns)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{self.path}:{index + 1} cannot be read: {error}; copy the file again.") from error
+        try:
+            table = self._groups.pop(group, None) or self._file.read_row_group(group, columns=self._columns)
+            row = table.slice(index - self._firsts[group], 1).to_pylist()[0]
+        except (OSError, ValueError) as error:  # among them texts that are not UTF-8
+            raise InputError(f"{self.path}:{index + 1} cannot be read: {error}; copy the file again.") from error
         self._groups[group] = table
         while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > _KEPT_BYTES:
             self._groups.popitem(last=False)
-        return table.slice(index - self._firsts[group], 1).to_pylist()[0]
+        return row
 
 
 def read_prompt(row: dict[str, Any], name: str) -> tuple[str | None, str, str]:
@@ -89,10 +88,13 @@ def read_pictures(row: dict[str, Any], name: str) -> tuple[str | bytes, ...]:
         InputError: naming the row, if one is neither.
     """
     pictures = []
-    for number, image in enumerate(row.get("images") or []):
+    images = row.get("images")
+    if not isinstance(images, list | None):
+        raise InputError(f"{name} has images that are no list; write one or remove the row.")
+    for number, image in enumerate(images or []):
         image = {"path": image} if isinstance(image, str) else {"bytes": image} if isinstance(image, bytes) else image
         found = (image.get("bytes") or image.get("path")) if isinstance(image, dict) else None
-        if not found:
+        if not isinstance(found, str | bytes) or not found:
             raise InputError(f"{name} has image {number} without path and bytes; write one or remove the row.")
         pictures.append(found.removeprefix(_RELEASE) if isinstance(found, str) else found)
     return tuple(pictures)

@@ -10,25 +10,19 @@ Source: released `docs/chat_data_format` and `internvl_chat_finetune.py` (`LazyS
 
 import dataclasses
 import hashlib
-import json
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from internvl_jax.data.media import tiling
 from internvl_jax.errors import InputError
+from internvl_jax.validation import CountOrZero, Fields, FilePath, Positive, check_value, parse_json, read_json, shown
 
-_META_KEYS: dict[str, type | tuple[type, ...]] = {
-    "root": str,
-    "annotation": str,
-    "data_augment": bool,
-    "max_dynamic_patch": int,
-    "repeat_time": (int, float),
-    "length": int,
-}
+_META_KEYS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
 _BLOCK_BYTES = 1 << 24
+_MOST_SAMPLES = 2**31  # of a data set in an epoch; their numbers take 8 bytes each, and no run comes that far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +54,9 @@ def read_meta(path: str) -> tuple[Dataset, ...]:
     Raises:
         InputError: if the file cannot be read or an entry is not as it should be.
     """
-    try:
-        meta = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except OSError as error:
-        raise InputError(f"meta file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"meta file {path} is not valid JSON: {error}.") from error
-    if not isinstance(meta, dict) or not meta:
-        raise InputError(f'meta file {path} must be an object {{"name": {{"root": ..., "annotation": ...}}}}.')
+    meta = read_json(path, 'give a meta file, {"name": {"root": ..., "annotation": ...}}', unique=True)
+    if not meta:
+        raise InputError(f"{path} lists no data set; add one.")
     return tuple(_dataset(path, name, entry) for name, entry in meta.items())
 
 
@@ -117,10 +106,7 @@ def parse_entry(line: bytes, name: str) -> dict:
     Raises:
         InputError: naming the line, if it is none, or a video sample.
     """
-    try:
-        entry = json.loads(line)
-    except ValueError as error:  # covers bytes that are not UTF-8
-        raise InputError(f"{name} is not valid JSON: {error}.") from error
+    entry = parse_json(line, name)
     if not isinstance(entry, dict):
         raise InputError(f"{name} is a {type(entry).__name__}; a sample is a JSON object.")
     if entry.get("video"):
@@ -138,6 +124,8 @@ def parse_images(entry: dict, name: str) -> tuple[tuple[str, ...], tuple[tuple[i
     images = [image] if isinstance(image, str) else image
     if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
         raise InputError(f'{name} has an "image" that is neither a path nor a list of paths.')
+    for path in images:
+        check_value(path, FilePath, f"{name}: image")
     return tuple(images), _sizes(entry, image, name)
 
 
@@ -182,6 +170,11 @@ def mixture(datasets: Sequence[Dataset], sizes: Sequence[int]) -> np.ndarray:
     parts, first = [], 0
     for dataset, size in zip(datasets, sizes, strict=True):
         count = int(size * dataset.repeat_time)
+        if count > _MOST_SAMPLES:
+            raise InputError(
+                f"data set {dataset.name!r} has {size} samples, which repeat_time {dataset.repeat_time} makes {count} "
+                f"an epoch, more than {_MOST_SAMPLES:,}; lower it."
+            )
         if not count:
             raise InputError(
                 f"data set {dataset.name!r} has {size} samples, of which repeat_time {dataset.repeat_time} leaves "
@@ -193,38 +186,20 @@ def mixture(datasets: Sequence[Dataset], sizes: Sequence[int]) -> np.ndarray:
 
 
 def _dataset(path: str, name: str, entry: Any) -> Dataset:
-    where = f"data set {name!r} of meta file {path}"
+    fields = Fields(path, f"data set {name!r}", entry)
     if not isinstance(entry, dict):
-        raise InputError(f'{where} must be an object with "root" and "annotation".')
-    for key, value in entry.items():
-        if key not in _META_KEYS:
-            raise InputError(f"{where} has the unknown key {key!r}; known keys are {', '.join(_META_KEYS)}.")
-        kind = _META_KEYS[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise InputError(f"{where} has {key!r} = {value!r}, which has the wrong type.")
-    missing = [key for key in ("root", "annotation") if key not in entry]
-    if missing:
-        raise InputError(f"{where} lacks {missing[0]!r}; add it.")
-    for key in ("max_dynamic_patch", "repeat_time"):
-        if key in entry and not 0 < entry[key] < float("inf"):
-            raise InputError(f"{where} has {key!r} = {entry[key]}; it must be positive.")
+        raise InputError(f'{path}: {fields.name} is {shown(entry)}; it must be an object with "root" and "annotation".')
+    if unknown := sorted(entry.keys() - set(_META_KEYS)):
+        raise InputError(f"{path}: {fields.name} has an unknown key {unknown[0]!r}; known are {', '.join(_META_KEYS)}.")
     return Dataset(
         name=name,
-        root=entry["root"],
-        annotation=entry["annotation"],
-        data_augment=entry.get("data_augment", False),
-        max_tiles=entry.get("max_dynamic_patch"),
-        repeat_time=entry.get("repeat_time", 1),
-        length=entry.get("length"),
+        root=fields.get("root", FilePath),
+        annotation=fields.get("annotation", FilePath),
+        data_augment=fields.optional("data_augment", bool, False),
+        max_tiles=fields.optional("max_dynamic_patch", tiling.Tiles),
+        repeat_time=fields.optional("repeat_time", Positive, 1),
+        length=fields.optional("length", CountOrZero),
     )
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise ValueError(f"{sorted(repeated)[0]!r} stands there twice")
-    return dict(pairs)
 
 
 def _conversations(entry: dict, name: str) -> list[dict[str, str]]:

@@ -9,14 +9,14 @@ student sees with fewer tokens.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from internvl_jax.data.rows.batch import Batch, RowConfig, Sample, assemble_row
 
-PROBES = ("one", "all")
-RATES = ("picture", "tile")
+Probe = Literal["one", "all"]  # which tiles are compressed together
+Rate = Literal["picture", "tile"]  # what is drawn to be compressed or not
 
 
 class Views(NamedTuple):

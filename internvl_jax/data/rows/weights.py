@@ -4,7 +4,10 @@
 between the two and is what pre-training and SFT use: InternVL3.5 paper, section 2.2; released `len2weight`.
 """
 
-WEIGHTINGS = ("token", "sample", "square")
+from typing import Literal, get_args
+
+Weighting = Literal["token", "sample", "square"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 _EXPONENTS = {"token": 0.0, "sample": -1.0, "square": -0.5}
 

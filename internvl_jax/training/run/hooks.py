@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from internvl_jax.errors import InputError
+from internvl_jax.validation import check_value, parse_json, read_file
+
 _LOG = logging.getLogger(__name__)
 JSONL = "metrics.jsonl"
 _WIDEST = 9  # characters of a number
@@ -53,15 +56,23 @@ class MetricsLog:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; one cut off by a kill is left out."""
+    """The lines of `metrics.jsonl`; the last one, where a kill or a power failure cut it off, is left out.
+
+    Raises:
+      InputError: another line is damaged.
+    """
     path = workdir / JSONL
-    lines = path.read_text().splitlines() if path.exists() else []
-    metrics = []
-    for line in lines:
+    lines = [line for line in read_file(path).split(b"\n") if line] if path.exists() else []
+    metrics: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
         try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            values = parse_json(line, f"{path}:{number}")
+            check_value(values, dict[str, float | None], f"{path}:{number}")
+            check_value(values.get("step"), int, f"{path}:{number}.step")
+            metrics.append(values)
+        except InputError as error:
+            if number < len(lines):
+                raise InputError(f"{str(error).rstrip('.')}; remove the line") from None
     return metrics
 
 

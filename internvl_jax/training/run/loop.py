@@ -31,6 +31,7 @@ from internvl_jax.training.stages.base import Start
 from internvl_jax.training.stages.registry import STAGES
 
 _LOG = logging.getLogger(__name__)
+_MOST_IDLE = 10  # steps in a row in which nothing is supervised, before a run stops
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -118,13 +119,13 @@ class Meter:
             shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
             self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, run.steps, shown)
             self._picture = hooks.Picture(workdir, shown)
-        self._clock = time.perf_counter()
+        self._clock, self._idle = time.perf_counter(), 0
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
     def log(self, step: int, metrics: dict[str, jax.Array], notes: dict[str, float]) -> None:
         """Waits for the step's metrics and writes them; every `log_every` steps shows them."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._guard(step, values)
+        self._guard(step, values, notes)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         context = values["tokens"] / max(1, values["samples"]) / 2
@@ -145,7 +146,7 @@ class Meter:
         if step % self._run.log_every == 0 or step == self._run.steps:
             self._progress.show(self._last)
 
-    def _guard(self, step: int, values: dict[str, float]) -> None:
+    def _guard(self, step: int, values: dict[str, float], notes: dict[str, float]) -> None:
         count = int(values["nonfinite"])
         if count:
             _LOG.warning("step %d: loss %s, gradient norm %s; not applied", step, values["loss"], values["grad_norm"])
@@ -153,6 +154,13 @@ class Meter:
             raise InputError(
                 f"step {step}: the gradient has not been finite for {count} steps in a row; lower the learning rate or "
                 "look at the data of these steps, and go on from the last checkpoint"
+            )
+        self._idle = 0 if values["supervised"] else self._idle + 1
+        if self._idle == _MOST_IDLE or self._idle == step == self._run.steps:
+            raise InputError(
+                f"step {step}: no token has been supervised for {self._idle} steps in a row and "
+                f"{notes.get('skipped', 0):.0f} samples could not be loaded (the log says why); look at the data with "
+                "launch.check_data"
             )
 
     def summary(self) -> dict[str, Any]:

@@ -12,19 +12,21 @@ import optax
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group, OptimConfig
+from internvl_jax.validation import shown
 
 
 def assign(paths: Iterable[str], groups: tuple[Group, ...]) -> dict[str, Group]:
     """The group of every parameter.
 
     Raises:
-      InputError: a parameter that no group covers, or a group that covers none (a typo would train or freeze the wrong
-        part without a word).
+      InputError: a pattern that is no regular expression, a parameter that no group covers, a group that covers none (a
+        typo would train or freeze the wrong part without a word), or nothing that is left to train.
     """
     assigned, used = {}, set()
+    patterns = [_compile(group.pattern) for group in groups]
     for path in paths:
         for index, group in enumerate(groups):
-            if re.search(group.pattern, path):
+            if patterns[index].search(path):
                 assigned[path] = group
                 used.add(index)
                 break
@@ -32,6 +34,8 @@ def assign(paths: Iterable[str], groups: tuple[Group, ...]) -> dict[str, Group]:
             raise InputError(f"optim.groups: no pattern covers {path}; add one (frozen=True to leave it as it is)")
     if idle := [groups[index].pattern for index in range(len(groups)) if index not in used]:
         raise InputError(f"optim.groups: the patterns {idle} cover no parameter; correct or remove them")
+    if all(group.frozen for group in assigned.values()):
+        raise InputError("optim.groups: every parameter is frozen, nothing is left to train; thaw some")
     return assigned
 
 
@@ -43,6 +47,13 @@ def check_idle(assigned: dict[str, Group], pattern: str, objective: str) -> None
             f"optim.groups: objective {objective!r} gives {idle[0]} no gradient ({len(idle)} such parameters); freeze "
             f"them with a first group of pattern {pattern!r} and frozen=True"
         )
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"optim.groups: {shown(pattern)} is no regular expression ({error}); correct it") from None
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Remat, Runtime
+from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig, parse_mesh
 from internvl_jax.training.run.checkpoints import abstract_like
@@ -80,7 +80,7 @@ def make_program(
         raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
     mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
-    runtime = Runtime(np.dtype(run.dtype), cast(Remat, run.remat))  # which refuses other names
+    runtime = Runtime(np.dtype(run.dtype), run.remat)
     make = lambda rngs: InternVL(model, rngs, runtime)
     graphdef, specs = sharding.abstract(make)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.

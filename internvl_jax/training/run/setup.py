@@ -19,30 +19,23 @@ from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.base import Source, SourceParts, Start
 from internvl_jax.training.stages.registry import STAGES
 from internvl_jax.training.stages.terms import Objective
+from internvl_jax.validation import check_fields, read_json
 
 RUN_CONFIG = "run.json"
 
 
 def check(config: TrainConfig) -> None:
     """Raises InputError for values that no run can have."""
+    check_fields(config, "")
     run, data = config.run, config.data
-    for name in ("steps", "rows", "micro_batches", "logprob_chunk", "log_every", "save_every", "keep_last"):
-        if vars(run)[name] < 1:
-            raise InputError(f"run.{name} is {vars(run)[name]}; it must be at least 1")
     given = {"run.workdir": run.workdir, "data.meta": data.meta, "data.tokenizer": data.tokenizer or run.init_from}
     for name, value in given.items():
         if not value:
             raise InputError(f"{name} is empty; give it with --config.{name}=PATH")
     if run.rows % run.micro_batches:
         raise InputError(f"run.micro_batches {run.micro_batches} does not divide run.rows {run.rows}; make it")
-    if not run.balance >= 0:
-        raise InputError(f"run.balance is {run.balance}; it must be 0 or more")
     if run.balance and config.model.text.moe is None:
         raise InputError(f"run.balance is {run.balance} but the model has no experts; set it to 0")
-    if config.optim.schedule not in ("cosine", "constant"):
-        raise InputError(f"optim.schedule is {config.optim.schedule!r}; use 'cosine' or 'constant'")
-    if run.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"run.dtype is {run.dtype!r}; use float32 or bfloat16")
     if config.objective not in STAGES:
         raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(STAGES)}")
     stage = STAGES[config.objective]
@@ -170,7 +163,7 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
     ours = json.loads(json.dumps(identity(config)))
     record = workdir / RUN_CONFIG
     if record.exists():
-        if lines := differences(ours, json.loads(record.read_text())):
+        if lines := differences(ours, read_json(record, f"restore it, or remove {workdir} to start anew")):
             raise InputError(
                 f"{workdir} holds a run of another config ({'; '.join(lines[:5])}); give another run.workdir, or the "
                 "config of that run to resume it"

@@ -1,21 +1,22 @@
 """Mixed preference optimisation: which of two responses is better, how good each is, how to write the better one."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from msgspec import Meta
 
 from internvl_jax.data import Batch
-from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, mpo, next_token, segment_sums
-from internvl_jax.models import InternVL, InternVLConfig, token_logprobs
-from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
+from internvl_jax.models import InternVL, token_logprobs
+from internvl_jax.training.config import StageConfig
 from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.base import Stage, Start
 from internvl_jax.training.stages.preference_rows import Pairs, PreferenceRows
 from internvl_jax.training.stages.several_texts import read_rows
 from internvl_jax.training.stages.terms import Carry, Objective, Sums
+from internvl_jax.validation import NotNegative, Positive
 
 
 @dataclasses.dataclass
@@ -31,18 +32,12 @@ class MpoConfig(StageConfig):
       cache_dir: the folder of the reference's log-probabilities; empty keeps them in the workdir.
     """
 
-    pairs: int = 256
-    preference: float = 0.8
-    quality: float = 0.2
-    generation: float = 1.0
-    beta: float = 0.1
+    pairs: Annotated[int, Meta(ge=1, le=10**7)] = 256
+    preference: NotNegative = 0.8
+    quality: NotNegative = 0.2
+    generation: NotNegative = 1.0
+    beta: Positive = 0.1
     cache_dir: str = ""
-
-
-def check(settings: MpoConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
-    """Raises InputError for settings that no run can have."""
-    if settings.pairs < 1:
-        raise InputError(f"stage.pairs is {settings.pairs}; it must be at least 1")
 
 
 def summed_logprobs(logprobs_BT: jax.Array, rows: Batch) -> jax.Array:
@@ -144,7 +139,6 @@ def _chosen_tokens(rows: Batch) -> jax.Array:
 MPO = Stage(
     name="mpo",
     settings=MpoConfig,
-    check=check,
     free=frozenset({"cache_dir"}),
     start=Start.MODEL,
     objective=Mpo,

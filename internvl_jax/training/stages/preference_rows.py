@@ -13,7 +13,6 @@ import os
 import pathlib
 import time
 import uuid
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +27,7 @@ from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
+from internvl_jax.validation import read_arrays
 
 _LOG = logging.getLogger(__name__)
 _SAVE_SECONDS = 300.0
@@ -161,12 +161,11 @@ def _key(source: str, pipeline: Pipeline, dtype: str) -> str:
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """What `_save` wrote; nothing where there is no such file or it is damaged."""
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in ("table", "order", "done", "epoch")}
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    try:
+        return read_arrays(path, {"table": "f2", "order": "U0", "done": "i0", "epoch": "i0"})
+    except InputError as error:
         _LOG.warning("%s can't be read (%s); its log-probabilities are computed again", path, error)
         return {}
 

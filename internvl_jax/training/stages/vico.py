@@ -7,12 +7,13 @@ Source: InternVL3.5 paper (arXiv 2508.18265) section 2.3. Its training code is n
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from msgspec import Meta
 
-from internvl_jax.data import MIN_TEXT, PROBES, RATES, Probes, Rates, Views
+from internvl_jax.data import MIN_TEXT, Probe, Probes, Rate, Rates, Views
 from internvl_jax.errors import InputError
 from internvl_jax.losses import LossSum, segment_sums, vico
 from internvl_jax.models import UNUSED_PARTS, InternVL, InternVLConfig, Slots, over_logits
@@ -21,6 +22,7 @@ from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.base import Source, SourceParts, Stage, Start
 from internvl_jax.training.stages.packed_rows import PackedRows
 from internvl_jax.training.stages.terms import Carry, Objective, Sums
+from internvl_jax.validation import Positive
 
 
 @dataclasses.dataclass
@@ -35,7 +37,7 @@ class ConsistencyConfig(StageConfig):
         decides tile by tile, and a model that has never seen a picture of both kinds may not know how to read it.
     """
 
-    rates: str = "picture"
+    rates: Rate = "picture"
 
 
 @dataclasses.dataclass
@@ -53,11 +55,11 @@ class RouterConfig(StageConfig):
       epsilon: the divergence, in nats a token, below which differences don't matter.
     """
 
-    probe: str = "one"
-    probes: int = 4
-    window: int = 65536
-    share: float = 0.5
-    epsilon: float = 1e-3
+    probe: Probe = "one"
+    probes: Annotated[int, Meta(ge=0, le=10**6)] = 4
+    window: Annotated[int, Meta(ge=1, le=2**28)] = 65536
+    share: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    epsilon: Positive = 1e-3
 
 
 def check_flash(objective: str, model: InternVLConfig) -> None:
@@ -69,8 +71,6 @@ def check_flash(objective: str, model: InternVLConfig) -> None:
 def check_consistency(settings: ConsistencyConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
     """Raises InputError for settings that no run can have."""
     check_flash("consistency", model)
-    if settings.rates not in RATES:
-        raise InputError(f"stage.rates is {settings.rates!r}; use 'picture' or 'tile'")
 
 
 def check_router(settings: RouterConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
@@ -81,19 +81,12 @@ def check_router(settings: RouterConfig, model: InternVLConfig, data: DataConfig
             "objective 'router' measures against the model that the consistency stage began with; give it with "
             "--config.stage.reference=DIR"
         )
-    if settings.probe not in PROBES:
-        raise InputError(f"stage.probe is {settings.probe!r}; use one of {', '.join(PROBES)}")
     if data.weighting != "sample":
         raise InputError(
             f"data.weighting is {data.weighting!r}; the router's losses are means over a response: 'sample'"
         )
     if run.balance:
         raise InputError(f"run.balance is {run.balance} but objective 'router' trains no experts; set it to 0")
-    if settings.probes < 0 or settings.window < 1 or not 0 < settings.share < 1 or not settings.epsilon > 0:
-        raise InputError(
-            f"stage has probes {settings.probes}, window {settings.window}, share {settings.share}, epsilon "
-            f"{settings.epsilon}; give at least 0, at least 1, between 0 and 1, above 0"
-        )
 
 
 def divergence(reference: InternVL, policy: InternVL, batch: Views, hidden_BTD: jax.Array, chunk: int) -> jax.Array:

@@ -86,7 +86,7 @@ def test_nothing_sound(tiny, processor):
 
 def test_unreadable_meta(tiny, processor):
     (tiny.folder / "meta.json").unlink()
-    with pytest.raises(InputError, match=r"meta\.json cannot be read"):
+    with pytest.raises(InputError, match=r"meta\.json is not there"):
         check_of(tiny, processor)
 
 

@@ -30,17 +30,27 @@ def test_meta(tmp_path):
     ("text", "message"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "must be an object"),
-        ("{}", "must be an object"),
-        ('{"a": 3}', "data set 'a' of meta file .* must be an object"),
+        ("[]", "holds a list, not a JSON object"),
+        ("{}", "lists no data set"),
+        ('{"a": 3}', "data set 'a' is 3; it must be an object"),
         ('{"a": {}, "a": {}}', "'a' stands there twice"),
-        (json.dumps({"a": {**ENTRY, "max_tiles": 3}}), "'a' .*unknown key 'max_tiles'; known keys are root"),
-        (json.dumps({"a": {"root": ""}}), "'a' .*lacks 'annotation'"),
-        (json.dumps({"a": {**ENTRY, "repeat_time": "2"}}), "'repeat_time' = '2', which has the wrong type"),
-        (json.dumps({"a": {**ENTRY, "repeat_time": True}}), "'repeat_time' = True, which has the wrong type"),
-        (json.dumps({"a": {**ENTRY, "data_augment": 1}}), "'data_augment' = 1, which has the wrong type"),
-        (json.dumps({"a": {**ENTRY, "repeat_time": 0}}), "'repeat_time' = 0; it must be positive"),
-        (json.dumps({"a": {**ENTRY, "max_dynamic_patch": -1}}), "'max_dynamic_patch' = -1; it must be positive"),
+        (json.dumps({"a": {**ENTRY, "max_tiles": 3}}), "'a' .*unknown key 'max_tiles'; known are root"),
+        (json.dumps({"a": {"root": ""}}), r"lacks data set 'a'\.annotation"),
+        (json.dumps({"a": {**ENTRY, "repeat_time": "2"}}), r"'a'\.repeat_time is '2'; it must be a number above 0"),
+        (json.dumps({"a": {**ENTRY, "repeat_time": True}}), r"'a'\.repeat_time is True; it must be a number"),
+        (json.dumps({"a": {**ENTRY, "data_augment": 1}}), r"'a'\.data_augment is 1; it must be true or false"),
+        (json.dumps({"a": {**ENTRY, "repeat_time": 0}}), r"'a'\.repeat_time is 0; it must be a number above 0"),
+        (json.dumps({"a": {**ENTRY, "repeat_time": 1e308}}), r"'a'\.repeat_time is 1e\+308"),
+        (json.dumps({"a": {**ENTRY, "repeat_time": float("nan")}}), "is not valid JSON"),
+        (
+            json.dumps({"a": {**ENTRY, "max_dynamic_patch": -1}}),
+            "max_dynamic_patch is -1; it must be a whole number",
+        ),
+        (json.dumps({"a": {**ENTRY, "max_dynamic_patch": 10**8}}), "max_dynamic_patch is 100000000; it must be"),
+        (
+            json.dumps({"a": {**ENTRY, "root": "images\0"}}),
+            r"'a'\.root is 'images\\x00'; .*without NUL",
+        ),
     ],
 )
 def test_bad_meta(tmp_path, text, message):
@@ -49,7 +59,7 @@ def test_bad_meta(tmp_path, text, message):
 
 
 def test_missing_meta(tmp_path):
-    with pytest.raises(InputError, match=r"none\.json cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"none\.json is not there"):
         sources.read_meta(str(tmp_path / "none.json"))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from internvl_jax.data import Prompt
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Score
+from internvl_jax.validation import parse_json, read_arrays
 
 
 @dataclasses.dataclass
@@ -132,15 +133,45 @@ def _routes(groups: Sequence[ResponseGroup]) -> dict[str, Any]:
     return {"routes": np.concatenate(found), "route_lengths": [len(routes) for routes in found]}
 
 
+# The arrays of a batch, for `read_arrays`: P prompts of S responses.
+_ARRAYS = {
+    "consumed": "i0",
+    "notes": "U0",
+    "numbers": "i1",
+    "lengths": "i2",
+    "tokens": "i1",
+    "old": "f1",
+    "reference": "f1",
+    "scores": "f3",
+    "finished": "b2",
+}
+_ROUTES = {"routes": "i3", "route_lengths": "i1"}
+
+
+def _check_sizes(stored: Mapping[str, np.ndarray]) -> None:
+    lengths_PS = stored["lengths"]
+    tokens = int(lengths_PS.sum())
+    sizes = {"numbers": lengths_PS.shape[:1], "scores": (*lengths_PS.shape, 4), "finished": lengths_PS.shape}
+    sizes |= dict.fromkeys(("tokens", "old", "reference"), (tokens,))
+    wrong = [name for name, shape in sizes.items() if stored[name].shape != shape]
+    if wrong or lengths_PS.size == 0 or lengths_PS.min() < 0:
+        raise InputError(f"its arrays {wrong or ['lengths']} don't fit one another")
+    if "routes" in stored and (
+        stored["route_lengths"].shape != (lengths_PS.size,) or stored["route_lengths"].sum() != len(stored["routes"])
+    ):
+        raise InputError("its routes don't fit its responses")
+
+
 def read_round(folder: pathlib.Path, number: int) -> Round:
     """A rollout batch that was written down, without its texts."""
     path = folder / f"{number:06d}.npz"
     try:
-        with np.load(path) as file:
-            stored = dict(file)  # an archive reads an array anew each time that it is asked for
-    except OSError as error:
+        stored = read_arrays(path, _ARRAYS, _ROUTES)
+        notes = parse_json(str(stored["notes"]).encode(), "its notes")
+        _check_sizes(stored)
+    except InputError as error:
         raise InputError(
-            f"{path} can't be read ({error}), but the checkpoint stands within this rollout batch; restore the file, "
+            f"{path} can't be used ({error}), but the checkpoint stands within this rollout batch; restore the file, "
             "or remove the checkpoint to go on from the one before"
         ) from error
     groups: list[ResponseGroup] = []
@@ -160,7 +191,7 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
         groups.append(
             ResponseGroup(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine])
         )
-    return Round(number, int(stored["consumed"]), groups, json.loads(str(stored["notes"])))
+    return Round(number, int(stored["consumed"]), groups, notes)
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:

@@ -1,10 +1,17 @@
 """The settings of GSPO, and which of them no run can have."""
 
 import dataclasses
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
+from internvl_jax.validation import NotNegative, Share
+
+Prompts = Annotated[int, Meta(ge=1, le=10**7)]
+Tokens = Annotated[int, Meta(ge=1, le=2**24)]
 
 
 @dataclasses.dataclass
@@ -37,43 +44,39 @@ class GspoConfig(StageConfig):
       lowest_accuracy, highest_accuracy: prompts with a known accuracy outside of these are left out.
     """
 
-    prompts: int = 512
-    group: int = 16
-    mini_batch: int = 32
-    sample_prompts: int = 64
-    max_prompt_tokens: int = 8192
-    max_new_tokens: int = 32768
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    zero_variance: str = "keep"
-    max_resamples: int = 3
+    prompts: Prompts = 512
+    group: Prompts = 16
+    mini_batch: Prompts = 32
+    sample_prompts: Prompts = 64
+    max_prompt_tokens: Tokens = 8192
+    max_new_tokens: Tokens = 32768
+    clip_low: Share = 0.2
+    clip_high: NotNegative = 0.2
+    zero_variance: Literal["keep", "drop", "resample"] = "keep"
+    max_resamples: Annotated[int, Meta(ge=0, le=10**6)] = 3
     mask_overlong: bool = False
-    routes: str = "ignore"
-    kl: float = 0.0
+    routes: Literal["ignore", "note", "replay"] = "ignore"
+    kl: NotNegative = 0.0
     reward: str = "mmpr"
-    grader_seconds: float = 10.0
-    grader_workers: int = 4
+    grader_seconds: Annotated[float, Meta(gt=0, le=10**5)] = 10.0
+    grader_workers: Annotated[int, Meta(ge=0, le=1024)] = 4
     accuracies: str = ""
-    lowest_accuracy: float = 0.2
-    highest_accuracy: float = 0.8
+    lowest_accuracy: Share = 0.2
+    highest_accuracy: Share = 0.8
 
 
 def check(settings: GspoConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:
     """Raises InputError for settings that no run can have."""
-    least = {"prompts": 1, "group": 1, "mini_batch": 1, "sample_prompts": 1, "max_prompt_tokens": 1}
-    least |= {"max_new_tokens": 1, "max_resamples": 0, "kl": 0, "clip_low": 0, "clip_high": 0}
-    for name, value in least.items():
-        if vars(settings)[name] < value:
-            raise InputError(f"stage.{name} is {vars(settings)[name]}; it must be at least {value}")
+    if settings.lowest_accuracy > settings.highest_accuracy:
+        raise InputError(
+            f"stage.lowest_accuracy is {settings.lowest_accuracy}, above stage.highest_accuracy "
+            f"{settings.highest_accuracy}; no prompt with a known accuracy would be left"
+        )
     if settings.prompts % settings.mini_batch:
         raise InputError(
             f"stage.mini_batch {settings.mini_batch} does not divide stage.prompts {settings.prompts}: a rollout batch "
             "is used up by whole steps"
         )
-    if settings.zero_variance not in ("keep", "drop", "resample"):
-        raise InputError(f"stage.zero_variance is {settings.zero_variance!r}; use 'keep', 'drop' or 'resample'")
-    if settings.routes not in ("ignore", "note", "replay"):
-        raise InputError(f"stage.routes is {settings.routes!r}; use 'ignore', 'note' or 'replay'")
     if settings.routes != "ignore" and model.text.moe is None:
         raise InputError(f"stage.routes is {settings.routes!r} but the model has no experts; set it to 'ignore'")
     longest = settings.max_prompt_tokens + settings.max_new_tokens
