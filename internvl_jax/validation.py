@@ -145,8 +145,15 @@ def check_fields(config: Any, where: str) -> None:
       InputError: naming the first field that is wrong, as `where.field`.
     """
     cls: Any = type(config)
-    for name, kind in _hints(cls).items():
-        _check(getattr(config, name), kind, f"{where}.{name}" if where else name)
+    for name, kind, classes in _plan(cls):
+        value, place = getattr(config, name), f"{where}.{name}" if where else name
+        if not classes:
+            check_value(value, kind, place)
+        elif typing.get_origin(kind) is tuple and isinstance(value, tuple):
+            for number, part in enumerate(value):
+                _check_config(part, typing.get_args(kind)[0], classes, f"{place}[{number}]")
+        elif value is not None or type(None) not in typing.get_args(kind):
+            _check_config(value, kind, classes, place)
 
 
 def bounds_of(cls: Any, field: str) -> Any:
@@ -288,26 +295,26 @@ def _bounds(meta: Meta) -> str:
     if meta.ge is not None and meta.le is not None:
         bounds = f"from {meta.ge:,} to {meta.le:,}"
     else:
-        words = {"of at least": meta.ge, "above": meta.gt, "of at most": meta.le, "below": meta.lt}
+        words = {"from": meta.ge, "above": meta.gt, "at most": meta.le, "below": meta.lt}
         bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
     return " ".join(filter(None, [bounds, "that isn't empty" * bool(meta.min_length), meta.description]))
 
 
-def _check(value: Any, kind: Any, where: str) -> None:
-    if dataclasses.is_dataclass(value) and isinstance(value, _classes(kind)):
-        check_fields(value, where)
-    elif isinstance(value, tuple) and _classes(kind):
-        for number, part in enumerate(value):
-            _check(part, typing.get_args(kind)[0], f"{where}[{number}]")
-    elif _classes(kind) and not (value is None and type(None) in typing.get_args(kind)):
-        raise InputError(f"{where} is {shown(value)}; it must be {describe(kind)}.")
-    else:
-        check_value(value, kind, where)
+def _check_config(config: Any, kind: Any, classes: tuple[type, ...], where: str) -> None:
+    if typing.get_origin(kind) is tuple or not isinstance(config, classes):
+        raise InputError(f"{where} is {shown(config)}; it must be {describe(kind)}.")
+    check_fields(config, where)
 
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
+def _plan(cls: type) -> list[tuple[str, Any, tuple[type, ...]]]:
+    """Name, type and dataclasses within the type of every field."""
+    return [(name, kind, _classes(kind)) for name, kind in _hints(cls).items()]
 
 
 def _classes(kind: Any) -> tuple[type, ...]:

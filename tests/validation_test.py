@@ -113,6 +113,7 @@ def test_fields_within_their_bounds_pass():
         ({"parts": ("a",)}, r"run\.parts\[0\] is 'a'; it must be the fields of Part\."),
         ({"parts": "a"}, r"run\.parts is 'a'; it must be a list of the fields of Part\."),
         ({"other": 3}, r"run\.other is 3; it must be the fields of Part or null\."),
+        ({"other": (Part("b"),)}, r"run\.other is \(Part.*; it must be the fields of Part or null\."),
         ({"other": Part("b", float("inf"))}, r"run\.other\.rate is inf"),
         ({"kind": "z" * 10_000}, r"run\.kind is 'z{79}\.\.\. \(10002 characters\)"),
     ],

@@ -169,12 +169,12 @@ def mixture(datasets: Sequence[Dataset], sizes: Sequence[int]) -> np.ndarray:
     """
     parts, first = [], 0
     for dataset, size in zip(datasets, sizes, strict=True):
-        count = int(size * dataset.repeat_time)
-        if count > _MOST_SAMPLES:
+        if size * dataset.repeat_time > _MOST_SAMPLES:
             raise InputError(
-                f"data set {dataset.name!r} has {size} samples, which repeat_time {dataset.repeat_time} makes {count} "
-                f"an epoch, more than {_MOST_SAMPLES:,}; lower it."
+                f"data set {dataset.name!r} has {size} samples, which repeat_time {dataset.repeat_time:g} makes more "
+                f"than {_MOST_SAMPLES:,} an epoch; lower it."
             )
+        count = int(size * dataset.repeat_time)
         if not count:
             raise InputError(
                 f"data set {dataset.name!r} has {size} samples, of which repeat_time {dataset.repeat_time} leaves "

@@ -10,13 +10,14 @@ Parameters are arrays over rows, so one compiled program serves mixed requests.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
-from internvl_jax.errors import InputError
+from internvl_jax.validation import Positive, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +35,17 @@ class SamplingParams:
       stop_strings: end the answer where one of them begins; it isn't part of the answer.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
+    max_new_tokens: Annotated[int, Meta(ge=1, lt=2**31)] = 256
+    temperature: Annotated[float, Meta(ge=0, le=10**6)] = 0.0
+    top_k: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    repetition_penalty: Positive = 1.0
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    stop_token_ids: tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...] = ()
+    stop_strings: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
 
     def __post_init__(self) -> None:
-        rules = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or a positive number"),
-            "top_k": (self.top_k >= 0, "0 (off) or a positive integer"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "a positive number, 1 for none"),
-            "seed": (0 <= self.seed < 2**32, "between 0 and 2**32 - 1"),
-            "stop_strings": (all(self.stop_strings), "strings that are not empty"),
-        }
-        for name, (good, wanted) in rules.items():
-            if not good:
-                raise InputError(f"sampling: {name} is {getattr(self, name)!r}; use {wanted}")
+        check_fields(self, "sampling")
 
 
 class Sampling(NamedTuple):

@@ -12,7 +12,7 @@ import optax
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group, OptimConfig
-from internvl_jax.validation import shown
+from internvl_jax.validation import check_fields, shown
 
 
 def assign(paths: Iterable[str], groups: tuple[Group, ...]) -> dict[str, Group]:
@@ -70,7 +70,12 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> optax.GradientTransformation:
-    """AdamW over the trainable parameters: clipping by their joint norm, then each group's rate and decay."""
+    """AdamW over the trainable parameters: clipping by their joint norm, then each group's rate and decay.
+
+    Raises:
+      InputError: a value that no optimizer can have.
+    """
+    check_fields(config, "optim")  # for those too who make one without a run
     trainable = {path: group for path, group in assigned.items() if not group.frozen}
     decay = {path: group.weight_decay for path, group in trainable.items()}
     rate = {path: group.learning_rate for path, group in trainable.items()}
