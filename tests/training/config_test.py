@@ -50,7 +50,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ("optim", "eps", (0.0, -1e-8, NAN)),
         ("optim", "clip_norm", (0.0, -1.0, NAN, INFINITY)),
         ("optim", "schedule", ("linear", None)),
-        ("optim", "groups", ((Group(".*", learning_rate=-1),), (Group(".*", weight_decay=NAN),), (".*",), ())),
+        ("optim", "groups", ((Group(".*", learning_rate=-1),), (Group(".*", weight_decay=NAN),), (".*",))),
         ("data", "weighting", ("tokens", None)),
         ("data", "token_budget", (0, -5, 2.5, 10**12)),
         ("data", "max_tiles", (0, 10**8)),
