@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo cascade test soak lint bench clean
+.PHONY: demo cascade test soak fuzz lint bench clean
 
 # One stamp an extra, renewed when setup.py changes.
 $(BIN)/.internvl-%: setup.py pyproject.toml
@@ -27,6 +27,11 @@ test: $(BIN)/.internvl-test
 # Kills every run of the tests of SIGKILL ten times, not once.
 soak: $(BIN)/.internvl-test
 	INTERNVL_JAX_KILLS=10 $(BIN)/python -m pytest -k sigkill
+
+# Nearly right inputs for everything that reads from outside; INPUTS=2000 for a short run.
+INPUTS ?= 20000
+fuzz: $(BIN)/.internvl-test
+	$(BIN)/python -m tests.fuzzing --inputs=$(INPUTS)
 
 lint: $(BIN)/.internvl-test
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ def parse_json(text: bytes, where: str, *, unique: bool = False) -> Any:
     except RecursionError:
         raise InputError(f"{where} is nested more than {MAX_DEPTH} deep; flatten it.") from None
     except (ValueError, msgspec.MsgspecError) as error:
-        raise InputError(f"{where} is not valid JSON: {_half_pair(text) or _reason(error)}.") from None
+        raise InputError(f"{where} is not valid JSON: {_half_pair(text) or first_line(error)}.") from None
     if _deeper(value, MAX_DEPTH):
         raise InputError(f"{where} is nested more than {MAX_DEPTH} deep; flatten it.")
     if unique:
@@ -124,6 +124,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
             found = shown(_at(value, place))
             raise InputError(f"{where}{place} is {found}; {expected[0].lower()}{expected[1:]}.") from None
         raise InputError(f"{where} is {shown(value)}; it must be {describe(kind)}.") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where} is {shown(value)}, with half of a surrogate pair; write it in UTF-8.") from None
 
 
 def check_value(value: Any, kind: Any, where: str) -> None:
@@ -236,16 +238,24 @@ def read_arrays(path: str | os.PathLike, kinds: Mapping[str, str], optional: Map
     Raises:
       InputError: the archive can't be read, lacks an array, or has one of another kind.
     """
-    wanted = {**kinds, **optional}
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            found = {name: file[name] for name in wanted if name in kinds or name in file}
-    except _DAMAGE as error:
-        raise InputError(f"{path} can't be read: {_reason(error)}.") from error
+    wanted, found = {**kinds, **optional}, read_all_arrays(path)
+    if missing := sorted(kinds.keys() - found.keys()):
+        raise InputError(f"{path} has no array {missing[0]!r}; take the whole file again.")
+    found = {name: found[name] for name in wanted if name in found}
     for name, array in found.items():
         if (kind := f"{array.dtype.kind}{array.ndim}") != wanted[name]:
             raise InputError(f"{path} has {name} of kind {kind} instead of {wanted[name]}.")
     return found
+
+
+def read_all_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of an npz archive; InputError where it can't be read."""
+    try:
+        # Python objects stay unread: they would be unpickled. np.load leaves the file open where it is broken.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except _DAMAGE as error:
+        raise InputError(f"{path} can't be read: {first_line(error)}.") from error
 
 
 def shown(value: Any) -> str:
@@ -355,8 +365,8 @@ def _refuse_repeated(where: str, pairs: list[tuple[str, Any]]) -> None:
         seen.add(name)
 
 
-def _reason(error: BaseException) -> str:
-    """What a library says, in one line."""
+def first_line(error: BaseException) -> str:
+    """What a library says, in one line: what follows is its trace."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text.removeprefix("JSON is malformed: ").partition(" - at `$")[0].rstrip(".")[:300]
 

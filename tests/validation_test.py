@@ -175,7 +175,7 @@ def test_arrays_of_an_archive(tmp_path):
     whole = path.read_bytes()
     with pytest.raises(InputError, match="has numbers of kind i1 instead of f1"):
         validation.read_arrays(path, {"numbers": "f1"})
-    with pytest.raises(InputError, match=r"can't be read: .*more"):
+    with pytest.raises(InputError, match="has no array 'more'"):
         validation.read_arrays(path, {"more": "f2"})
     np.savez(path, numbers=np.array([{}], dtype=object))
     with pytest.raises(InputError, match="can't be read: Object arrays"):

@@ -19,7 +19,7 @@ from internvl_jax.data.text import templates
 from internvl_jax.data.text.thinking import ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 from internvl_jax.errors import InputError
-from internvl_jax.validation import Fields, Share, bounds_of, build, check_fields, read_json
+from internvl_jax.validation import Fields, Share, bounds_of, build, check_fields, read_json, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Processor:
         config = self.image_config
         if max_dynamic_patch is not None:
             config = tiling.limit_tiles(config, max_dynamic_patch)
+        if not isinstance(messages, list | tuple):
+            raise InputError(f"messages are {shown(messages)}; they must be a list of objects with role and content.")
         turns, tiles = [], []
         for i, message in enumerate(messages):
             turn, pictures = _read_message(message, f"message {i}", config, allow_paths)

@@ -4,7 +4,6 @@ Cases are a vision tower alone, a GitHub-format model (also Flash) or an HF-form
 holds say which comparisons are made. Positions of padding are left out. Answers come from the engine that chat uses.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference import Generator, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
 from internvl_jax.models import Encoded, InternViT, InternVL, InternVLConfig, Out, Slots
 from internvl_jax.sharding import Params, bind, flatten
+from internvl_jax.validation import read_all_arrays, read_json
 
 Arrays = dict[str, np.ndarray]
 Report = dict[str, float | bool]
@@ -32,15 +32,9 @@ def read_case(directory: str | pathlib.Path) -> tuple[Arrays, Arrays, dict[str, 
       InputError: a file that is missing or unreadable.
     """
     directory = pathlib.Path(directory)
-    arrays = []
-    for name in ("inputs.npz", "outputs.npz"):
-        try:
-            with np.load(directory / name) as file:
-                arrays.append(dict(file))
-        except (OSError, ValueError) as error:
-            raise InputError(f"can't read {directory / name} ({error}); give the folder of a golden case") from error
+    inputs, outputs = (read_all_arrays(directory / name) for name in ("inputs.npz", "outputs.npz"))
     meta = directory / "meta.json"
-    return arrays[0], arrays[1], json.loads(meta.read_text()) if meta.exists() else {}
+    return inputs, outputs, read_json(meta) if meta.exists() else {}
 
 
 def image_token_id(meta: Mapping[str, Any]) -> int | None:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from internvl_jax.data.media import tiling
 from internvl_jax.errors import InputError
+from internvl_jax.validation import first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -120,7 +121,8 @@ def _opened(source: Source, config: tiling.ImageConfig, allow_paths: bool) -> It
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name} has more pixels than any allowed; the limit is {config.max_pixels}.") from None
     except _BROKEN as error:
-        raise InputError(f"{name} cannot be read, it may be truncated or broken ({error}); replace it.") from error
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise InputError(f"{name} cannot be read, it may be truncated or broken ({reason}); replace it.") from error
 
 
 def _check_pixels(image: Image.Image, name: str, config: tiling.ImageConfig) -> None:

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.validation import first_line
 
 _COLUMNS = ("prompt", "images", "reward_model")
 _KEPT_BYTES = 1 << 28  # so much of row groups stays in memory, beyond the one in use
@@ -31,7 +32,7 @@ class ParquetTable:
         try:
             self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         except (OSError, ValueError) as error:  # pyarrow's own errors are among both
-            raise InputError(f"parquet file {path} cannot be read: {error}.") from error
+            raise InputError(f"parquet file {path} cannot be read: {first_line(error)}.") from error
         names = self._file.schema_arrow.names
         if missing := [name for name in ("prompt", "reward_model") if name not in names]:
             raise InputError(f"parquet file {path} has no column {missing[0]!r}; it has {', '.join(names)}.")
@@ -53,7 +54,9 @@ class ParquetTable:
             table = self._groups.pop(group, None) or self._file.read_row_group(group, columns=self._columns)
             row = table.slice(index - self._firsts[group], 1).to_pylist()[0]
         except (OSError, ValueError) as error:  # among them texts that are not UTF-8
-            raise InputError(f"{self.path}:{index + 1} cannot be read: {error}; copy the file again.") from error
+            raise InputError(
+                f"{self.path}:{index + 1} cannot be read: {first_line(error)}; copy the file again."
+            ) from error
         self._groups[group] = table
         while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > _KEPT_BYTES:
             self._groups.popitem(last=False)

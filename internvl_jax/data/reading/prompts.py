@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import overload
 
+import msgspec
 import numpy as np
 
 from internvl_jax.data.media import images, tiling
@@ -29,6 +30,7 @@ from internvl_jax.data.processor import ChatInputs, Processor, check_inputs
 from internvl_jax.data.reading import parquet, sources
 from internvl_jax.data.text import templates
 from internvl_jax.errors import InputError
+from internvl_jax.validation import Share, convert, read_lines
 
 _LOG = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
@@ -324,23 +326,21 @@ def _warn(what: str, names: Sequence[str], count: int | None = None) -> None:
         )
 
 
+class _Accuracy(msgspec.Struct):
+    """A line of the file of accuracies."""
+
+    key: str
+    accuracy: Share | None
+
+
 def read_accuracies(path: str | os.PathLike) -> dict[str, float]:
     """The file of accuracies that `launch.make_pairs` writes: JSONL of {"key", "accuracy", ...}, by key.
 
     Raises:
         InputError: if the file cannot be read or a line is not of this form.
     """
-    offsets, _ = sources.scan_lines(str(path))
-    accuracies = {}
-    for index in range(len(offsets) - 1):
-        name = f"{path}:{index + 1}"
-        entry = sources.parse_entry(sources.read_span(str(path), *offsets[index : index + 2]), name)
-        key, accuracy = entry.get("key"), entry.get("accuracy")
-        if not isinstance(key, str) or isinstance(accuracy, bool) or not isinstance(accuracy, int | float | None):
-            raise InputError(f'{name} must be {{"key": text, "accuracy": number or null}}; make the file again.')
-        if accuracy is not None:
-            accuracies[key] = float(accuracy)
-    return accuracies
+    entries = [convert(entry, _Accuracy, where) for where, entry in read_lines(path)]
+    return {entry.key: entry.accuracy for entry in entries if entry.accuracy is not None}
 
 
 class PromptStream:

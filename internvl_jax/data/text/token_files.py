@@ -13,7 +13,8 @@ from internvl_jax.validation import convert, parse_json, read_file
 
 _FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
-TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+# The library takes memory for every id up to the largest; released vocabularies end below 2**18.
+TokenId = Annotated[int, Meta(ge=0, lt=2**22)]
 
 
 class Content(Struct):

@@ -23,7 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from internvl_jax.data.text import pieces, token_files
 from internvl_jax.data.text.vocabulary import BytePairs, TextVocabulary
 from internvl_jax.errors import InputError
-from internvl_jax.validation import convert, read_file, read_json
+from internvl_jax.validation import convert, first_line, read_file, read_json, shown
 
 # What a tokenizer trained here adds, in the released order.
 _TURN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<img>", "</img>")
@@ -89,7 +89,7 @@ class Tokenizer:
         """The id of one token given as its string; InputError if the vocabulary lacks it."""
         token_id = self._vocabulary.id_of(token)
         if token_id is None:
-            raise InputError(f"the tokenizer has no token {token!r}; use the tokenizer files of the model itself.")
+            raise InputError(f"the tokenizer has no token {shown(token)}; use the tokenizer files of the model itself.")
         return token_id
 
     image_start = functools.cached_property(lambda self: self.token_id("<img>"))
@@ -241,7 +241,7 @@ def _from_vocabulary(directory: pathlib.Path, files: Mapping[str, bytes]) -> str
     try:
         model = models.BPE(vocab=vocab | known, merges=merges)
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{directory / 'merges.txt'} is damaged ({error}); copy the file again.") from None
+        raise InputError(f"{directory / 'merges.txt'} is damaged ({first_line(error)}); copy the file again.") from None
     tokenizer = _byte_level(model)
     for token, (_, special) in sorted(added.items(), key=lambda item: item[1][0]):
         add = tokenizer.add_special_tokens if special else tokenizer.add_tokens

@@ -13,7 +13,7 @@ import tokenizers
 
 from internvl_jax.data.text.token_files import Definition
 from internvl_jax.errors import InputError
-from internvl_jax.validation import convert, parse_json
+from internvl_jax.validation import convert, first_line, parse_json
 
 # Released added tokens that are part of what a message says. InternVL's files mark the second line special, yet
 # training data contains them as plain strings (grounding answers), so they have to be encoded from text.
@@ -72,7 +72,7 @@ class BytePairs:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fields, ensure_ascii=False))
         except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"tokenizer.json is damaged ({error}); copy the file again.") from None
+            raise InputError(f"tokenizer.json is damaged ({first_line(error)}); copy the file again.") from None
         self._tokenizer.encode_special_tokens = True  # the library's name for: special strings in text stay text
         self.added = {token["id"]: token["content"] for token in fields["added_tokens"]}
         self.control = {token["id"]: token["content"] for token in fields["added_tokens"] if token["special"]}
