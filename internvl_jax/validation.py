@@ -158,7 +158,7 @@ def read_text(text: str, kind: Any, where: str) -> Any:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """For errors about unknown names: ' (did you mean ...?)', or nothing where none is like it."""
-    found = difflib.get_close_matches(name, list(names), 1, 0.5)
+    found = difflib.get_close_matches(name, list(names), 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 

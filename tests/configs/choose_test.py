@@ -37,7 +37,7 @@ def test_every_kind_of_field_can_be_set(path, text, value):
     [
         ("stf:8b", {}, "no experiment 'stf' .did you mean 'sft'"),
         ("configs/experiments/stf.py:8b", {}, "did you mean 'sft'"),
-        ("sft:9b", {}, "no model size is called '9b' .did you mean"),
+        ("sft:30b", {}, "no model size is called '30b' .did you mean"),
         ("sft", {}, "write sft:8b"),
         ("sft:tiny", {"run.stepz": "3"}, "--config.run.stepz: run has no field 'stepz' .did you mean 'steps'"),
         ("sft:tiny", {"rum.steps": "3"}, "the config has no field 'rum' .did you mean 'run'"),
