@@ -16,7 +16,6 @@ setup(
         "grain>=0.2.18",
         "jax>=0.10.2",
         "matplotlib>=3.9",
-        "ml_collections>=1.1",
         "msgspec>=0.20",
         "numpy>=2.1",
         "optax>=0.2.8",

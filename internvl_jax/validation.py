@@ -10,6 +10,7 @@ Every error is an `InputError` that says where the value stands and what it must
 """
 
 import dataclasses
+import difflib
 import functools
 import json
 import os
@@ -19,7 +20,7 @@ import types
 import typing
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -140,6 +141,29 @@ def check_value(value: Any, kind: Any, where: str) -> None:
     convert(value, kind, where)
 
 
+def read_text(text: str, kind: Any, where: str) -> Any:
+    """A value that was written as a text, as in a flag: true, 3, 1e-5, bfloat16; lists as JSON.
+
+    Args:
+      kind: as for `check_value`, or a tuple of dataclasses.
+
+    Raises:
+      InputError: naming where it stands, the text, and what it must be.
+    """
+    value = parse_json(text.encode(), where) if typing.get_origin(kind) in (list, tuple) else text
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        reason = f" ({_reason(error)})" if value is not text else ""
+        raise InputError(f"{where} is {shown(text)}; it must be {describe(kind)}{reason}.") from None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """For errors about unknown names: ' (did you mean ...?)', or nothing where none is like it."""
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
 def check_fields(config: Any, where: str) -> None:
     """Holds every field of a dataclass against its annotation, and those of dataclasses within.
 
@@ -221,7 +245,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
         raise InputError(f"{where} is {shown(values)}, not an object; write the fields of {cls.__name__}.")
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(values.keys() - names):
-        raise InputError(f"{where} has unknown fields {unknown}; remove them.")
+        raise InputError(f"{where} has unknown fields {unknown}{nearest(unknown[0], names)}; remove them.")
     if missing := sorted(names - values.keys()):
         raise InputError(f"{where} lacks the fields {missing}; add them.")
     return cls(**values)

@@ -1,5 +1,7 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
+import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -8,15 +10,24 @@ from absl import app, flags, logging
 
 from internvl_jax.errors import InputError
 
-_HELP = ("--help", "-help", "-?", "--helpshort", "--helpfull")
+_HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+_REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def run(
+    main: Callable[[list[str]], int | None],
+    take: Callable[[list[str]], list[str]] = list,
+    explain: Callable[[], str] = str,
+) -> None:
     """Parses flags and calls `main(argv)`, as `absl.app.run` does, for use under `if __name__ == "__main__"`.
 
     Unknown flags and wrong values, arguments that are no flags, an `InputError` (bad files, settings, data) and an
     `OSError` (file missing, disk full) become one line on stderr and exit code 1. `--help` exits with 0. What `main`
     returns is the exit code, None being 0. Any other exception is a fault of the program and shows its traceback.
+
+    Args:
+      take: called with the arguments before flags are parsed; returns those that are left for that.
+      explain: text that `--help` shows after the flags.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -26,27 +37,30 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except (InputError, OSError) as error:
             _fail(error)
 
-    app.run(guarded, flags_parser=_parse)
+    def parse(argv: Sequence[str]) -> list[str]:
+        if _HELP.intersection(argv):
+            _show_help(main, explain())
+        try:
+            rest = flags.FLAGS(take(flags.FLAGS.read_flags_from_files(argv, force_gnu=False)))
+        except (flags.Error, OSError) as error:
+            sentence = _REQUIRED.sub(r"--\1 is missing; give it as --\1=...", str(error))
+            _fail(f"{sentence} (--help lists the flags)")
+        if len(rest) > 1:
+            _fail(f"argument {rest[1]!r} is no flag; flags are written --name=value (--help lists them)")
+        return rest
+
+    app.run(guarded, flags_parser=parse)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
-    except SystemExit:
-        if any(argument in _HELP for argument in argv):
-            sys.exit(0)  # absl prints the help and exits with 1
-        raise
-    # config_flags raises the last three for fields that a config does not have, or values of another type.
-    except (flags.Error, InputError, OSError, KeyError, AttributeError, TypeError) as error:
-        _fail(f"{_sentence(error)} (--help lists the flags)")
-    if len(rest) > 1:
-        _fail(f"argument {rest[1]!r} is no flag; flags are written --name=value (--help lists them)")
-    return rest
-
-
-def _sentence(error: Exception) -> str:
-    # str(KeyError) is the repr of its message.
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+def _show_help(main: Callable, more: str) -> NoReturn:
+    """What the launcher says of itself, the flags that it takes, wherever they are defined, and `more`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who pages through it may leave
+    print(sys.modules[main.__module__].__doc__.strip())
+    for module in flags.FLAGS.flags_by_module_dict():
+        if module == sys.argv[0] or module.startswith("launch."):
+            print("\n" + "\n".join(flags.FLAGS.module_help(module).strip().splitlines()[1:]))
+    print(f"\n{more}" if more else "")
+    sys.exit(0)
 
 
 def _fail(problem: object) -> NoReturn:

@@ -1,6 +1,6 @@
 """Compiles a config's real program for accelerators that are not attached, and says what it needs.
 
-  python -m launch.plan --config=configs/experiments/sft.py:8b --topology=v5p:4x4x4
+  python -m launch.plan --config=sft:8b --topology=v5p:4x4x4
 
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
 and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling. TPU slices need libtpu
@@ -14,15 +14,13 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs on an accelerator, one that is there stays free
 
 from absl import flags
-from ml_collections import config_flags
 
 from configs.experiments import sft
 from internvl_jax import planning
 from internvl_jax.errors import InputError
 from internvl_jax.planning import table
-from launch import main
+from launch import config, main
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/experiments/STAGE.py:SIZE", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x4, v6e:8x8, h100:8, cpu:8; or v5p, for the smallest slice")
 _TASK = flags.DEFINE_enum("task", "train", ["train", "prefill", "decode"], "the program")
 _ROWS = flags.DEFINE_integer("rows", 8, "of serving: conversations at a time")
@@ -37,11 +35,12 @@ def _main(argv: list[str]) -> None:
         configs = {name: sft.get_config(name) for name in table.TRAINING}
         print(json.dumps(table.write(_TABLE.value, configs)))
         return
-    if not _CONFIG.value or not _TOPOLOGY.value:
-        raise InputError("give --config=configs/experiments/STAGE.py:SIZE and --topology=v5p:4x4x4, or --table=FILE")
+    settings = config.read()
+    if settings is None or not _TOPOLOGY.value:
+        raise InputError("give --config=STAGE:SIZE and --topology=v5p:4x4x4, or --table=FILE")
     size = planning.Serving(_ROWS.value, _PROMPT.value, _SLOTS.value)
-    print(json.dumps(planning.plan(_CONFIG.value, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))
+    print(json.dumps(planning.plan(settings, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))
 
 
 if __name__ == "__main__":
-    main.run(_main)
+    main.run(_main, config.take, config.explain)

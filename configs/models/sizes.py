@@ -1,10 +1,12 @@
 """Every size by name: the published ones (paper table 1), each also as Flash, and tiny ones for tests and the demo."""
 
 import dataclasses
+import math
 from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import FlashConfig, InternVLConfig, MoeConfig, TextConfig, VisionConfig, YarnConfig
+from internvl_jax.validation import nearest
 
 INTERN_VIT_300M = VisionConfig(
     image_size=448,
@@ -144,5 +146,21 @@ def get(name: str) -> InternVLConfig:
       InputError: no size has this name.
     """
     if name not in SIZES:
-        raise InputError(f"no model size is called {name!r}; the sizes are {', '.join(SIZES)}")
+        raise InputError(f"no model size is called {name!r}{nearest(name, SIZES)}; the sizes are {', '.join(SIZES)}")
     return SIZES[name]
+
+
+def nearest_to(model: InternVLConfig) -> str:
+    """The name of the size that a model has, or that is most like it."""
+
+    def distance(name: str) -> tuple[bool, bool, float, bool]:
+        size, text = SIZES[name], model.text
+        weights = lambda text: text.layers * text.width**2
+        return (
+            (size.text.moe is None) != (text.moe is None),
+            size.text.family != text.family,
+            abs(math.log(weights(size.text) / weights(text))),
+            (size.flash is None) != (model.flash is None),
+        )
+
+    return min(SIZES, key=distance)

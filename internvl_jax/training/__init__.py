@@ -8,6 +8,7 @@ from internvl_jax.training.stages.gspo.objective import RolloutBatch
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 from internvl_jax.training.stages.mpo import MpoConfig
 from internvl_jax.training.stages.preference_rows import Pairs
+from internvl_jax.training.stages.registry import STAGES
 from internvl_jax.training.stages.vico import ConsistencyConfig, RouterConfig
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RolloutBatch",
     "RouterConfig",
     "RunConfig",
+    "STAGES",
     "StageConfig",
     "TrainConfig",
     "build",

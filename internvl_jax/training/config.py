@@ -35,7 +35,16 @@ class Group:
 
 @dataclasses.dataclass
 class OptimConfig:
-    """AdamW with linear warm-up; then the rate decays to zero along a cosine, or stays ('constant')."""
+    """AdamW with linear warm-up; then the rate decays to zero along a cosine, or stays ('constant').
+
+    Attributes:
+      learning_rate: the rate after warm-up.
+      warmup_ratio: the share of the run's steps over which the rate rises.
+      weight_decay: decoupled, as in AdamW.
+      clip_norm: the largest norm of the gradient; larger ones are scaled down to it.
+      groups: factors of rate and decay by parameter, and which are frozen; a flag gives them as JSON,
+        '[{"pattern": "^vit", "frozen": true}, {"pattern": ".*"}]'.
+    """
 
     learning_rate: Annotated[float, Meta(gt=0, le=10)]
     warmup_ratio: Annotated[float, Meta(ge=0, le=1, description="(a share of the run's steps)")]
@@ -94,6 +103,7 @@ class RunConfig:
       steps: the number of optimizer steps.
       rows: the packed rows of a step, over all hosts.
       micro_batches: into how many parts a step's rows are split; the gradient does not depend on it.
+      seed: of the data's order and of everything that is drawn.
       dtype: the dtype of products; master weights stay float32.
       remat: what the backward pass computes again (`models.stack.Runtime`).
       mesh: the sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.

@@ -59,6 +59,37 @@ def test_help_is_no_error():
     assert done.returncode == 0 and "Helps." in done.stdout and "--do" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("launcher", "flags"),
+    [
+        ("train", ("--config:", "--[no]distributed:", "--config.run.steps:", "--config.stage.clip_low:")),
+        ("chat", ("--checkpoint:", "--dtype:", "--prompt:", "--[no]thinking:")),
+    ],
+)
+def test_help_lists_flags_wherever_they_are_defined(launcher, flags):
+    command = [sys.executable, "-m", f"launch.{launcher}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not [flag for flag in flags if flag not in done.stdout]
+
+
+def test_fields_of_a_config_are_flags():
+    program = """
+from launch import config, main
+main.run(lambda argv: print(config.read().run.steps, config.read().data.pack), config.take)
+"""
+    command = [sys.executable, "-c", program, "--config=sft:tiny", "--config.run.steps", "7", "--config.data.pack"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "7 True\n"), done.stderr
+    done = subprocess.run([*command, "--config.run.stepz=1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: --config.run.stepz: run has no field 'stepz' (did")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_flag_that_is_missing_is_named():
+    done = subprocess.run([sys.executable, "-m", "launch.inspect"], capture_output=True, text=True, check=False)
+    assert done.stderr == "error: --checkpoint is missing; give it as --checkpoint=... (--help lists the flags)\n"
+
+
 def test_fault_shows_its_traceback():
     done = launch("--do=fault")
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr

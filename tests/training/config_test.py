@@ -96,7 +96,7 @@ def test_settings_that_no_stage_can_have_are_refused(data, settings, field, valu
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"rules": "fdsp"}, "run.rules is 'fdsp'; the presets are fsdp"),
+        ({"rules": "fdsp"}, "run.rules is 'fdsp' .did you mean 'fsdp'.*; the presets are fsdp"),
         ({"mesh": "fsdp=3"}, "does not use the 8 devices"),
         ({"mesh": "fsdp:8"}, "write it as 'fsdp=16,tensor=4'"),
         ({"mesh": "pipeline=8"}, r"unknown axes \['pipeline'\]"),

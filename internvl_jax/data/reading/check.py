@@ -70,7 +70,7 @@ def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, de
     problems, readers = [], []
     for dataset in sources.read_meta(meta):
         try:
-            offsets, _ = sources.scan_lines(dataset.annotation)
+            offsets, _ = sources.scan_lines(dataset.annotation, dataset.beside)
         except InputError as error:
             problems.append(str(error))
             continue

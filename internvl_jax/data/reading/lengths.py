@@ -58,7 +58,7 @@ def length_index(
         path = pathlib.Path(cache_dir) / f"lengths-{_key(dataset, processor, parse)}.npz"
         index = _read(path)
     if index is None:
-        offsets, digest = sources.scan_lines(dataset.annotation)
+        offsets, digest = sources.scan_lines(dataset.annotation, dataset.beside)
         unknown = np.zeros(len(offsets) - 1, np.int32)
         index = LengthIndex(offsets, unknown, unknown.copy(), digest, {})
     if index.tokens.all():

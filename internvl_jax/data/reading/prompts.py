@@ -162,7 +162,7 @@ def _reader(dataset: sources.Dataset) -> LineReader | RowReader:
     if suffix == ".parquet":
         return RowReader(dataset, parquet.ParquetTable(dataset.annotation))
     if suffix == ".jsonl":
-        return LineReader(dataset, sources.scan_lines(dataset.annotation)[0])
+        return LineReader(dataset, sources.scan_lines(dataset.annotation, dataset.beside)[0])
     raise InputError(f"{dataset.annotation} is no file of prompts; give .jsonl, .parquet, or a meta file (.json).")
 
 

@@ -18,7 +18,17 @@ import numpy as np
 
 from internvl_jax.data.media import tiling
 from internvl_jax.errors import InputError
-from internvl_jax.validation import CountOrZero, Fields, FilePath, Positive, check_value, parse_json, read_json, shown
+from internvl_jax.validation import (
+    CountOrZero,
+    Fields,
+    FilePath,
+    Positive,
+    check_value,
+    nearest,
+    parse_json,
+    read_json,
+    shown,
+)
 
 _META_KEYS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
 _BLOCK_BYTES = 1 << 24
@@ -27,7 +37,7 @@ _MOST_SAMPLES = 2**31  # of a data set in an epoch; their numbers take 8 bytes e
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One entry of a meta file. Relative paths count from the working directory, as in the release."""
+    """One entry of a meta file, its paths found (`read_meta`)."""
 
     name: str
     root: str  # folder of the images
@@ -36,6 +46,7 @@ class Dataset:
     max_tiles: int | None  # `max_dynamic_patch`, overrides the run's tile limit
     repeat_time: float
     length: int | None  # number of samples that the file is said to have
+    beside: str = dataclasses.field(default="", compare=False)  # where the annotation was looked for too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Record:
 def read_meta(path: str) -> tuple[Dataset, ...]:
     """The data sets of a meta file, in its order.
 
+    Relative paths count from the working directory, as in the release, or, where nothing is there, from the folder of
+    the meta file.
+
     Raises:
         InputError: if the file cannot be read or an entry is not as it should be.
     """
@@ -60,8 +74,11 @@ def read_meta(path: str) -> tuple[Dataset, ...]:
     return tuple(_dataset(path, name, entry) for name, entry in meta.items())
 
 
-def scan_lines(path: str) -> tuple[np.ndarray, str]:
-    """Byte offsets int64 [n + 1] of the n lines of a file (blank lines at the end left out), and its SHA-256."""
+def scan_lines(path: str, beside: str = "") -> tuple[np.ndarray, str]:
+    """Byte offsets int64 [n + 1] of the n lines of a file (blank lines at the end left out), and its SHA-256.
+
+    beside: where it was looked for too, for the error.
+    """
     digest, starts, size, last = hashlib.sha256(), [np.zeros(1, np.int64)], 0, b"\n"
     try:
         with open(path, "rb") as file:
@@ -75,7 +92,8 @@ def scan_lines(path: str) -> tuple[np.ndarray, str]:
             while len(offsets) > 1 and not read_span(path, *offsets[-2:]).strip():
                 offsets = offsets[:-1]
     except OSError as error:
-        raise InputError(f"annotation file {path} cannot be read: {error.strerror}.") from error
+        also = f", nor is {beside} there" if beside not in ("", path) else ""
+        raise InputError(f"annotation file {path} cannot be read: {error.strerror}{also}.") from error
     if len(offsets) == 1:
         raise InputError(f"annotation file {path} has no samples; write one JSON object a line or leave it out.")
     return offsets, digest.hexdigest()
@@ -190,15 +208,23 @@ def _dataset(path: str, name: str, entry: Any) -> Dataset:
     if not isinstance(entry, dict):
         raise InputError(f'{path}: {fields.name} is {shown(entry)}; it must be an object with "root" and "annotation".')
     if unknown := sorted(entry.keys() - set(_META_KEYS)):
-        raise InputError(f"{path}: {fields.name} has an unknown key {unknown[0]!r}; known are {', '.join(_META_KEYS)}.")
+        hint = nearest(unknown[0], _META_KEYS)
+        raise InputError(
+            f"{path}: {fields.name} has an unknown key {unknown[0]!r}{hint}; known are {', '.join(_META_KEYS)}."
+        )
+    annotation, root = fields.get("annotation", FilePath), fields.get("root", FilePath)
+    beside, folder = os.path.join(os.path.dirname(path), annotation), os.path.join(os.path.dirname(path), root)
+    moved = not os.path.exists(annotation) and os.path.exists(beside)
     return Dataset(
         name=name,
-        root=fields.get("root", FilePath),
-        annotation=fields.get("annotation", FilePath),
+        # A root that says nothing is the folder that the annotation's path counts from.
+        root=folder if (not os.path.exists(root) and os.path.exists(folder) if root else moved) else root,
+        annotation=beside if moved else annotation,
         data_augment=fields.optional("data_augment", bool, False),
         max_tiles=fields.optional("max_dynamic_patch", tiling.Tiles),
         repeat_time=fields.optional("repeat_time", Positive, 1),
         length=fields.optional("length", CountOrZero),
+        beside=beside,
     )
 
 

@@ -23,6 +23,7 @@ from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
 from internvl_jax.training.run.step import Metrics, make_step
 from internvl_jax.training.stages.terms import Objective
+from internvl_jax.validation import nearest
 
 # XLA would gather a weight piece by piece and add up as many partial products in HBM. With rows this long the gather is
 # a small part of a product's time (2026-11, libtpu 0.0.42: by the compiler's estimate a step of the 8B takes 1.4 times
@@ -77,7 +78,8 @@ def make_program(
       InputError: a mesh, preset, remat or group of parameters that can't be; rows that can't be spread.
     """
     if run.rules not in PRESETS:
-        raise InputError(f"run.rules is {run.rules!r}; the presets are {', '.join(PRESETS)}")
+        hint = nearest(run.rules, PRESETS)
+        raise InputError(f"run.rules is {run.rules!r}{hint}; the presets are {', '.join(PRESETS)}")
     mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
     runtime = Runtime(np.dtype(run.dtype), run.remat)

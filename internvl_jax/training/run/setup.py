@@ -19,7 +19,7 @@ from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.base import Source, SourceParts, Start
 from internvl_jax.training.stages.registry import STAGES
 from internvl_jax.training.stages.terms import Objective
-from internvl_jax.validation import check_fields, read_json
+from internvl_jax.validation import check_fields, nearest, read_json
 
 RUN_CONFIG = "run.json"
 
@@ -37,7 +37,8 @@ def check(config: TrainConfig) -> None:
     if run.balance and config.model.text.moe is None:
         raise InputError(f"run.balance is {run.balance} but the model has no experts; set it to 0")
     if config.objective not in STAGES:
-        raise InputError(f"objective is {config.objective!r}; the objectives are {', '.join(STAGES)}")
+        hint = nearest(config.objective, STAGES)
+        raise InputError(f"objective is {config.objective!r}{hint}; the objectives are {', '.join(STAGES)}")
     stage = STAGES[config.objective]
     if not isinstance(config.stage, stage.settings or type(None)):
         wanted = "no stage" if stage.settings is None else f"a stage of {stage.settings.__name__}"

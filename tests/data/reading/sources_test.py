@@ -133,3 +133,25 @@ def test_record(fields, images, sizes):
 def test_bad_record(line, message):
     with pytest.raises(InputError, match=rf"^a\.jsonl:3 {message}"):
         sources.parse_record(line, "a.jsonl:3", DATASET)
+
+
+def test_relative_paths_count_from_the_working_directory_or_else_from_the_meta_file(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there / "pictures"):
+        folder.mkdir(parents=True)
+    (there / "a.jsonl").write_text("{}")
+    entries = {"a": {"root": "pictures", "annotation": "a.jsonl"}, "b": {"root": "", "annotation": "a.jsonl"}}
+    path = meta_of(there, json.dumps(entries))
+    monkeypatch.chdir(here)
+    for dataset, root in zip(sources.read_meta(path), (f"{there}/pictures", f"{there}/"), strict=True):
+        assert (dataset.annotation, dataset.root) == (f"{there}/a.jsonl", root)
+    (here / "a.jsonl").write_text("{}")
+    (here / "pictures").mkdir()
+    for dataset, root in zip(sources.read_meta(path), ("pictures", ""), strict=True):
+        assert (dataset.annotation, dataset.root) == ("a.jsonl", root)
+
+
+def test_a_missing_annotation_names_both_places(tmp_path):
+    dataset = sources.read_meta(meta_of(tmp_path, json.dumps({"a": {"root": "", "annotation": "none/a.jsonl"}})))[0]
+    with pytest.raises(InputError, match=f"file none/a.jsonl cannot be read.*, nor is {tmp_path}/none/a.jsonl there"):
+        sources.scan_lines(dataset.annotation, dataset.beside)
