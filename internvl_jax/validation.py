@@ -154,7 +154,7 @@ def read_text(text: str, kind: Any, where: str) -> Any:
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
-        reason = f" ({_reason(error)})" if value is not text else ""
+        reason = f" ({first_line(error)})" if value is not text else ""
         raise InputError(f"{where} is {shown(text)}; it must be {describe(kind)}{reason}.") from None
 
 

@@ -26,4 +26,4 @@ def test_check_data(tmp_path):
     (tmp_path / "meta.json").write_text("{")
     done = launch(tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: meta file") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
