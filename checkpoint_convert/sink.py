@@ -14,6 +14,7 @@ import numpy as np
 
 from checkpoint_convert.source import INDEX, TYPE_NAMES
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_folder
 
 # Bytes of tensors in a file, at most; what the Hub recommends, and what the released checkpoints keep to.
 MAX_SHARD = 5_000_000_000
@@ -21,23 +22,12 @@ MAX_SHARD = 5_000_000_000
 
 @contextlib.contextmanager
 def whole_or_nothing(destination: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
-    """Yields a directory beside `destination` to write into; on leaving without an error it takes that name.
-
-    What a killed run left behind is removed by the next one.
-
-    Args:
-      destination: must not exist, unless as an empty directory.
-      size: bytes that will be written, at least.
+    """A `whole_folder` that needs `size` bytes at least.
 
     Raises:
-      InputError: the destination exists, or the disk has no room for it.
+      InputError: see `whole_folder`; or the disk has no room for it.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"{destination} already exists; remove it or choose another --dst")
-    partial = destination.with_name(f"{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(destination) as partial:
         free = shutil.disk_usage(partial).free
         if free < size:
             raise InputError(
@@ -45,9 +35,6 @@ def whole_or_nothing(destination: pathlib.Path, size: int) -> Iterator[pathlib.P
                 "make room or choose another --dst"
             )
         yield partial
-        partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already where it took its name
 
 
 class SafetensorsWriter:
