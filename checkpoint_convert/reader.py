@@ -98,10 +98,11 @@ class OrbaxReader:
     """An orbax checkpoint of parameters.
 
     Raises:
-      InputError: see `params_io.read_specs`.
+      InputError: see `params_io.open_arrays`; `read`: it is damaged.
     """
 
     def __init__(self, checkpoint: str | os.PathLike):
+        self._checkpoint = pathlib.Path(checkpoint)
         self._arrays = params_io.open_arrays(checkpoint)
         self.specs = {
             path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for path, array in self._arrays.items()
@@ -110,7 +111,10 @@ class OrbaxReader:
         self.nbytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        return self._arrays[path][index].read().result()
+        try:
+            return self._arrays[path][index].read().result()
+        except params_io.DAMAGE as error:
+            raise params_io.damaged(self._checkpoint, error) from error
 
     def not_finite(self, path: str, index: Index) -> list[str]:
         return [] if all_finite(self.read(path, index)) else [path]

@@ -38,10 +38,17 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """Maps the tensor read-only. Slices of it read only their own pages; dropping it gives them back, which
-        is why the file isn't kept open: the mapping of a whole file would count as memory of this process."""
+        is why the file isn't kept open: the mapping of a whole file would count as memory of this process.
+
+        Raises:
+          InputError: the file was removed or cut off since it was opened.
+        """
         if self.nbytes == 0:  # an empty range can't be mapped
             return np.zeros(self.shape, self.dtype)
-        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+        try:
+            return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.file} changed while it was read ({error}); copy or download it again") from error
 
 
 def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:

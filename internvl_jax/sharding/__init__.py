@@ -19,11 +19,22 @@ from internvl_jax.sharding.flat import (
 from internvl_jax.sharding.mesh import AXES, make_mesh
 from internvl_jax.sharding.owners import Share, by_owner, by_token
 from internvl_jax.sharding.params import param
-from internvl_jax.sharding.params_io import ITEM, first_line, locate, read_params, saving_options, write_params
+from internvl_jax.sharding.params_io import (
+    DAMAGE,
+    ITEM,
+    damaged,
+    first_line,
+    locate,
+    read_params,
+    saving_options,
+    step_names,
+    write_params,
+)
 from internvl_jax.sharding.rules import PRESETS, Rules, meshed, per_device, platform, shard, use, whole
 
 __all__ = [
     "AXES",
+    "DAMAGE",
     "ITEM",
     "PRESETS",
     "ParamSpec",
@@ -35,6 +46,7 @@ __all__ = [
     "bind",
     "by_owner",
     "by_token",
+    "damaged",
     "first_line",
     "flatten",
     "init",
@@ -51,6 +63,7 @@ __all__ = [
     "saving_options",
     "shard",
     "shardings",
+    "step_names",
     "use",
     "whole",
     "write_params",

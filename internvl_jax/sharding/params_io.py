@@ -2,10 +2,12 @@
 
 Both `MODEL/params` and `WORKDIR/checkpoints/STEP` are such checkpoints (the latter hold an optimizer as well). Models
 read and write them whole; converters, which must not hold a whole parameter, slice by slice (`open_arrays`,
-`create_arrays`).
+`create_arrays`). Every chunk ends with its CRC-32C, which reading checks; checkpoints without are read as well.
 """
 
+import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -16,11 +18,18 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.flat import Params
 
 ITEM = "params"
+# What damaged files make orbax and tensorstore raise.
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+_LOG = logging.getLogger(__name__)
+_STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a whole step; one that is being written has a longer one
+_CHECKSUM = {"name": "crc32c"}
 
 # The largest chunk, in bytes: converters read a chunk at a time, and a parameter of stacked layers can have 100 GB.
 _CHUNK = 1 << 26
@@ -28,6 +37,7 @@ _CHUNK = 1 << 26
 
 def saving_options() -> ocp.Context:
     """orbax's settings for whatever holds parameters; use as a context manager."""
+    _add_checksums()
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK
     return context
@@ -42,11 +52,17 @@ def locate(directory: str | os.PathLike) -> pathlib.Path:
     directory = pathlib.Path(directory)
     if (directory / "params").is_dir():
         return directory / "params"
-    # A step under its final name is whole; one being written has a longer name.
-    steps = [path for path in (directory / "checkpoints").glob("*") if path.name.isdigit()]
-    if not steps:
+    steps = step_names(directory / "checkpoints")
+    folders = [path for path in steps.values() if path.is_dir()]
+    if not folders:
         raise InputError(f"{directory} holds neither params/ nor checkpoints/STEP; give a model directory or a workdir")
-    return max(steps, key=lambda path: int(path.name))
+    # A folder without parameters is somebody else's, if there is one with them.
+    return max(folders, key=lambda path: ((path / ITEM).is_dir(), int(path.name)))
+
+
+def step_names(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """What has the name of a step in a folder of checkpoints, by its number; it need not be one."""
+    return {int(path.name): path for path in folder.glob("*") if _STEP.fullmatch(path.name)}
 
 
 def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
@@ -69,14 +85,10 @@ def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
     """Shape and dtype of every parameter, without reading any.
 
     Raises:
-      InputError: no such checkpoint.
+      InputError: no such checkpoint, or it is damaged.
     """
-    path = pathlib.Path(checkpoint).absolute()
-    try:
-        stored = ocp.checkpointables_metadata(path).metadata[ITEM]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no checkpoint with parameters ({first_line(error)}); give another path") from error
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()}
+    arrays = open_arrays(checkpoint)
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for name, array in arrays.items()}
 
 
 def read_params(
@@ -90,7 +102,7 @@ def read_params(
       ignore: a pattern of paths; parameters whose paths it matches may be in the checkpoint besides.
 
     Raises:
-      InputError: no such checkpoint, or its parameters are not exactly those of `abstract`.
+      InputError: no such checkpoint, it is damaged, or its parameters are not exactly those of `abstract`.
     """
     path = pathlib.Path(checkpoint).absolute()
     stored = {name: spec for name, spec in read_specs(path).items() if name in abstract or not re.search(ignore, name)}
@@ -107,24 +119,32 @@ def read_params(
     try:
         with context:
             return ocp.load_checkpointables(path, {ITEM: dict(abstract)})[ITEM]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({first_line(error)}); copy or convert it again") from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
 def open_arrays(checkpoint: str | os.PathLike) -> dict[str, ts.TensorStore]:
     """Every parameter as an array on disk, of which slices can be read.
 
     Raises:
-      InputError: no such checkpoint.
+      InputError: no such checkpoint, or it is damaged.
     """
     path = pathlib.Path(checkpoint).absolute()
-    names = read_specs(path)
-    layout = json.loads((path / ITEM / "_METADATA").read_text(encoding="utf-8"))
-    driver = "zarr3" if layout["use_zarr3"] else "zarr"
-    return {
-        name: ts.open({"driver": driver, "kvstore": _store(path, name, layout["use_ocdbt"])}, open=True).result()
-        for name in names
-    }
+    if not (path / ITEM / "_METADATA").exists():
+        raise InputError(f"{path} is no checkpoint with parameters: it has no {ITEM}/_METADATA; give another path")
+    try:
+        layout = json.loads((path / ITEM / "_METADATA").read_text(encoding="utf-8"))
+        names = [leaf["key_metadata"][0]["key"] for leaf in layout["tree_metadata"].values()]
+        spec = {
+            "driver": "zarr3" if layout["use_zarr3"] else "zarr",
+            # A missing chunk is one of zeros where those are not stored, and lost elsewhere.
+            "fill_missing_data_reads": not layout.get("store_array_data_equal_to_fill_value", False),
+        }
+        stores = {name: _store(path, name, layout["use_ocdbt"]) for name in names}
+        opened = {name: ts.open({**spec, "kvstore": store}, open=True) for name, store in stores.items()}
+        return {name: array.result() for name, array in opened.items()}
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
 def create_arrays(
@@ -151,7 +171,7 @@ def create_arrays(
                     "shape": spec.shape,
                     "data_type": np.dtype(spec.dtype).name,
                     "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks[name]}},
-                    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+                    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _CHECKSUM],
                 },
             },
             create=True,
@@ -167,6 +187,49 @@ def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:
     return {"driver": "file", "path": f"{checkpoint / ITEM / name}/"}
 
 
-def first_line(error: Exception) -> str:
+@functools.cache  # once a process
+def _add_checksums() -> None:
+    """Has orbax end every chunk with a checksum, for which it has no setting."""
+    try:
+        build = tensorstore_utils._build_zarr3_metadata
+    except AttributeError:
+        _LOG.warning("this version of orbax writes checkpoints without checksums of their weights")
+        return
+
+    def build_with_checksum(*args: Any, **kwargs: Any) -> Any:
+        metadata = build(*args, **kwargs)
+        codecs = metadata["codecs"]
+        inner = codecs[0]["configuration"]["codecs"] if codecs[0]["name"] == "sharding_indexed" else codecs
+        inner.append(_CHECKSUM)
+        return metadata
+
+    tensorstore_utils._build_zarr3_metadata = build_with_checksum
+
+
+def damaged(checkpoint: pathlib.Path, error: Exception, advice: str = "copy or convert it again") -> InputError:
+    """The sentence about a checkpoint that can't be read, whatever a library said about it."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or it shows what orbax's other readers met
+    root: BaseException = error
+    while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
+        root = cause  # orbax wraps what it was told
+    where = next((path for path in _json_files(checkpoint) if not _is_json(path)), checkpoint)
+    return InputError(f"{where} is damaged or incomplete ({first_line(root)}); {advice}")
+
+
+def _json_files(checkpoint: pathlib.Path) -> list[pathlib.Path]:
+    """The files that orbax reads as JSON, of every item of a checkpoint."""
+    names = ("_METADATA", "_sharding", "array_metadatas/*", "metadata")
+    return [checkpoint / "_CHECKPOINT_METADATA", *(path for name in names for path in checkpoint.glob(f"*/{name}"))]
+
+
+def _is_json(path: pathlib.Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def first_line(error: BaseException) -> str:
     """The first line of a library's message: the rest is its trace."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
