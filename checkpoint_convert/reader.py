@@ -104,15 +104,13 @@ class OrbaxReader:
     def __init__(self, checkpoint: str | os.PathLike):
         self._checkpoint = pathlib.Path(checkpoint)
         self._arrays = params_io.open_arrays(checkpoint)
-        self.specs = {
-            path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for path, array in self._arrays.items()
-        }
+        self.specs = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in self._arrays.items()}
         self.num_tensors = len(self.specs)
         self.nbytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
 
     def read(self, path: str, index: Index) -> np.ndarray:
         try:
-            return self._arrays[path][index].read().result()
+            return self._arrays[path].read(index)
         except params_io.DAMAGE as error:
             raise params_io.damaged(self._checkpoint, error) from error
 

@@ -2,9 +2,11 @@
 
 Both `MODEL/params` and `WORKDIR/checkpoints/STEP` are such checkpoints (the latter hold an optimizer as well). Models
 read and write them whole; converters, which must not hold a whole parameter, slice by slice (`open_arrays`,
-`create_arrays`). Every chunk ends with its CRC-32C, which reading checks; checkpoints without are read as well.
+`create_arrays`). Every chunk has a checksum, which reading checks: slices that of `checked`, and what orbax writes, and
+compresses, a CRC-32C. Checkpoints without are read as well.
 """
 
+import concurrent.futures
 import functools
 import json
 import logging
@@ -21,6 +23,7 @@ import tensorstore as ts
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from internvl_jax.errors import InputError
+from internvl_jax.sharding.checked import StoredArray, WritableArray
 from internvl_jax.sharding.flat import Params
 
 ITEM = "params"
@@ -29,7 +32,7 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recursion
 
 _LOG = logging.getLogger(__name__)
 _STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a whole step; one that is being written has a longer one
-_CHECKSUM = {"name": "crc32c"}
+_READERS = 4  # parameters that are read at a time
 
 # The largest chunk, in bytes: converters read a chunk at a time, and a parameter of stacked layers can have 100 GB.
 _CHUNK = 1 << 26
@@ -88,7 +91,7 @@ def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
       InputError: no such checkpoint, or it is damaged.
     """
     arrays = open_arrays(checkpoint)
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for name, array in arrays.items()}
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
 
 def read_params(
@@ -105,7 +108,8 @@ def read_params(
       InputError: no such checkpoint, it is damaged, or its parameters are not exactly those of `abstract`.
     """
     path = pathlib.Path(checkpoint).absolute()
-    stored = {name: spec for name, spec in read_specs(path).items() if name in abstract or not re.search(ignore, name)}
+    arrays = open_arrays(path)
+    stored = {name: array for name, array in arrays.items() if name in abstract or not re.search(ignore, name)}
     wrong = [f"{name} is missing" for name in sorted(abstract.keys() - stored.keys())]
     wrong += [f"{name} is not of this model" for name in sorted(stored.keys() - abstract.keys())]
     for name in sorted(abstract.keys() & stored.keys()):
@@ -114,16 +118,23 @@ def read_params(
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise InputError(f"{path} does not fit the model: {'; '.join(wrong[:8])}{more}; give the model's own config")
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    try:
-        with context:
-            return ocp.load_checkpointables(path, {ITEM: dict(abstract)})[ITEM]
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    # By tensorstore alone: orbax prints traces of whatever else it was reading when one parameter is damaged.
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        try:
+            read = pool.map(lambda name: _read(arrays[name], abstract[name]), abstract)
+            return dict(zip(abstract, read, strict=True))
+        except DAMAGE as error:
+            raise damaged(path, error) from error
 
 
-def open_arrays(checkpoint: str | os.PathLike) -> dict[str, ts.TensorStore]:
+def _read(array: StoredArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """A parameter in its dtype and place; a slice that several devices hold is read once."""
+    read = functools.cache(lambda *bounds: array.read(tuple(slice(*each) for each in bounds), abstract.dtype))
+    bounds = lambda index: tuple(part.indices(size)[:2] for part, size in zip(index, abstract.shape, strict=True))
+    return jax.make_array_from_callback(abstract.shape, abstract.sharding, lambda index: read(*bounds(index)))
+
+
+def open_arrays(checkpoint: str | os.PathLike) -> dict[str, StoredArray]:
     """Every parameter as an array on disk, of which slices can be read.
 
     Raises:
@@ -142,14 +153,14 @@ def open_arrays(checkpoint: str | os.PathLike) -> dict[str, ts.TensorStore]:
         }
         stores = {name: _store(path, name, layout["use_ocdbt"]) for name in names}
         opened = {name: ts.open({**spec, "kvstore": store}, open=True) for name, store in stores.items()}
-        return {name: array.result() for name, array in opened.items()}
+        return {name: StoredArray(array.result(), path, name) for name, array in opened.items()}
     except DAMAGE as error:
         raise damaged(path, error) from error
 
 
 def create_arrays(
     checkpoint: str | os.PathLike, specs: Mapping[str, jax.ShapeDtypeStruct], chunks: Mapping[str, tuple[int, ...]]
-) -> dict[str, ts.TensorStore]:
+) -> dict[str, WritableArray]:
     """A new checkpoint whose parameters wait to be written, slice by slice; whole chunks can be written side by side.
 
     orbax writes everything that isn't an array. Values are not compressed: weights are nearly random bits.
@@ -161,7 +172,7 @@ def create_arrays(
     """
     path = pathlib.Path(checkpoint).absolute()
     ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
-    return {
+    opened = {
         name: ts.open(
             {
                 "driver": "zarr3",
@@ -171,14 +182,15 @@ def create_arrays(
                     "shape": spec.shape,
                     "data_type": np.dtype(spec.dtype).name,
                     "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks[name]}},
-                    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _CHECKSUM],
+                    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
                 },
             },
             create=True,
             delete_existing=True,
-        ).result()
+        )
         for name, spec in specs.items()
     }
+    return {name: WritableArray(array.result()) for name, array in opened.items()}
 
 
 def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:
@@ -200,7 +212,7 @@ def _add_checksums() -> None:
         metadata = build(*args, **kwargs)
         codecs = metadata["codecs"]
         inner = codecs[0]["configuration"]["codecs"] if codecs[0]["name"] == "sharding_indexed" else codecs
-        inner.append(_CHECKSUM)
+        inner.append({"name": "crc32c"})
         return metadata
 
     tensorstore_utils._build_zarr3_metadata = build_with_checksum
@@ -208,6 +220,8 @@ def _add_checksums() -> None:
 
 def damaged(checkpoint: pathlib.Path, error: Exception, advice: str = "copy or convert it again") -> InputError:
     """The sentence about a checkpoint that can't be read, whatever a library said about it."""
+    if isinstance(error, InputError):
+        return error
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or it shows what orbax's other readers met
     root: BaseException = error
     while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):

@@ -1,10 +1,12 @@
 """Checkpoints of a run: the last whole one is restored, and what is not a checkpoint is named or passed over."""
 
+import gc
 import json
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
@@ -13,7 +15,7 @@ from internvl_jax.training.run.state import TrainState
 
 
 def state(step: int) -> TrainState:
-    value = jnp.full((8, 3), float(step))
+    value = jnp.asarray(np.random.default_rng(step).normal(size=(60, 64)), jnp.float32).at[0, 0].set(step)
     return TrainState(jnp.asarray(step), {"a": value}, {"moment": value}, jnp.asarray(0), {})
 
 
@@ -65,17 +67,24 @@ def test_what_is_not_ours_under_a_step_s_name_is_named_and_kept(workdir, make, s
     assert (workdir / "checkpoints" / step).lstat()
 
 
-def test_a_damaged_step_is_one_sentence(workdir):
+@pytest.fixture
+def leftovers():
+    """Orbax leaves readers of other arrays behind when one fails; they end with the test."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_step_is_one_sentence(workdir, leftovers):
     step = workdir / "checkpoints" / "6"
     advice = "; remove that step to go on from the one before"
     data = max(step.glob("optimizer/*/d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
-    for byte in range(0, len(content), 97):
-        content[byte] ^= 4
+    content[len(content) // 2] ^= 4
     data.write_bytes(content)
     with pytest.raises(InputError, match=rf"^{re.escape(str(step))} is damaged or incomplete \([^\n]*\){advice}$"):
         restored(workdir)
-    (position,) = (path for path in step.glob("position/*") if path.is_file() and "rows" in path.read_text())
+    (position,) = (path for path in step.glob("position/*") if path.is_file() and b"rows" in path.read_bytes())
     position.write_text(json.dumps([]))
     with pytest.raises(InputError, match=f"is damaged or incomplete .*{advice}"):
         restored(workdir)
