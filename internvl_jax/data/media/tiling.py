@@ -10,8 +10,11 @@ import functools
 
 from internvl_jax.errors import InputError
 
-# What Pillow itself calls suspicious (a quarter of a GiB as 24-bit pixels).
-DEFAULT_MAX_PIXELS = 89_478_485
+# What Pillow itself refuses as a bomb; the largest cameras have less. Decoded it takes 4 bytes a pixel, 0.7 GB.
+DEFAULT_MAX_PIXELS = 178_956_970
+# The longest side that a JPEG can have. Resizing takes memory by the sides, not by the pixels: up to 2 KB for each pixel
+# of one side (a tile's row of every line, and the filter's weights), so 60,000,000 x 1 pixels would take gigabytes.
+MAX_SIDE = 65_535
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class ImageConfig:
     min_tiles, max_tiles: bounds on columns x rows, thumbnail not counted.
     thumbnail: whether the whole picture follows as one more tile when there is more than one.
     apply_exif: whether pictures are turned upright first; the release does not.
-    max_pixels: larger pictures are refused before they are decoded.
+    max_pixels: larger pictures are refused before they are decoded; so are those with a side over MAX_SIDE.
     """
 
     tile_size: int
