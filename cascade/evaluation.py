@@ -20,6 +20,7 @@ from PIL import Image
 from cascade import boards, progress, questions
 from cascade.boards import BoardLayout, Split
 from internvl_jax.data import ChatInputs, Processor, tile_image
+from internvl_jax.files import read_lines
 from internvl_jax.inference import (
     MODEL_THRESHOLDS,
     Decided,
@@ -79,7 +80,7 @@ class CascadeScore(NamedTuple):
 def read_questions(path: pathlib.Path) -> list[Asked]:
     """The questions of a prompt file."""
     kinds = {kind.text: name for name, kind in questions.KINDS.items()}
-    entries = map(json.loads, path.read_text().splitlines())
+    entries = map(json.loads, read_lines(path))
     return [Asked(kinds[e["question"]], path.parent / e["image"], e["question"], e["answer"]) for e in entries]
 
 
@@ -257,7 +258,7 @@ def write_answers(said: Sequence[Said], path: pathlib.Path) -> None:
 
 def read_answers(path: pathlib.Path) -> list[Said]:
     """What `write_answers` wrote."""
-    entries = map(json.loads, path.read_text().splitlines())
+    entries = map(json.loads, read_lines(path))
     return [
         Said(
             Asked(e["kind"], pathlib.Path(e["image"]), e["question"], e["answer"]),

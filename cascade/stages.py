@@ -17,6 +17,7 @@ from configs.experiments import consistency, cpt, gspo, mpo, router, sft
 from internvl_jax import training
 from internvl_jax.data import open_prompts
 from internvl_jax.errors import InputError
+from internvl_jax.files import read_lines
 from internvl_jax.grading import Graders
 from internvl_jax.inference import load
 from internvl_jax.making import pairs
@@ -91,12 +92,12 @@ def _write_answers(folder: pathlib.Path) -> None:
     if path.exists():
         return
     for rollouts in sorted((folder / "gspo" / "rollouts").glob("*.jsonl")):
-        for group in map(json.loads, rollouts.read_text().splitlines()):
+        for group in map(json.loads, read_lines(rollouts)):
             right = [each["text"] for each in group["responses"] if each["accuracy"] == 1]
             if right:
                 answers[int(group["prompt"].rpartition(":")[2])] = right[0]
     lines = []
-    prompts = (folder / "data" / "rl.jsonl").read_text().splitlines()
+    prompts = read_lines(folder / "data" / "rl.jsonl")
     for number, answer in sorted(answers.items()):
         prompt = json.loads(prompts[number - 1])
         turns = [("human", f"<image>\n{prompt['question']}"), ("gpt", answer)]

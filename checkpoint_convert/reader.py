@@ -53,6 +53,7 @@ class ReleasedReader:
         self._leaves = {leaf.row.target: leaf for leaf in match(directory, self._tensors, table, specs)}
         self.specs = {path: jax.ShapeDtypeStruct(leaf.shape, self._dtype(leaf)) for path, leaf in self._leaves.items()}
         self.num_tensors = len(self._tensors)
+        self._checked: set[str] = set()
         self.nbytes = sum(tensor.nbytes for tensor in self._tensors.values())
 
     def read(self, path: str, index: Index) -> np.ndarray:
@@ -88,6 +89,10 @@ class ReleasedReader:
         return itertools.product(*itertools.islice(bounds, leaf.row.stacked_axes))
 
     def _arrays(self, leaf: Leaf, position: tuple[int, ...]) -> list[np.ndarray]:
+        for name in leaf.names[position]:
+            if name not in self._checked:  # all of it, whatever is read of it
+                self._tensors[name].check()
+                self._checked.add(name)
         return [self._tensors[name].array() for name in leaf.names[position]]
 
     def _dtype(self, leaf: Leaf) -> np.dtype:

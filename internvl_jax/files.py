@@ -36,6 +36,18 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_lines(path: str | os.PathLike) -> list[str]:
+    r"""The lines of a JSONL file.
+
+    They end at \n alone: str.splitlines cuts at characters such as U+2028 and U+0085 too, which JSON need not escape.
+
+    Raises:
+      OSError, UnicodeDecodeError: as reading a file does.
+    """
+    text = pathlib.Path(path).read_bytes().decode().removesuffix("\n")
+    return text.split("\n") if text else []
+
+
 @contextlib.contextmanager
 def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields an empty folder beside `out` to write into; on leaving without an error it takes that name.

@@ -1,6 +1,7 @@
 """Nothing half-written under a final name, one writer at a time, and what is the user's stays."""
 
 import errno
+import json
 import os
 import pathlib
 import signal
@@ -10,7 +11,7 @@ import sys
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.files import MARK, PartialFolder, claimed, whole_file, whole_folder
+from internvl_jax.files import MARK, PartialFolder, claimed, read_lines, whole_file, whole_folder
 
 
 def names(folder: pathlib.Path) -> list[str]:
@@ -157,3 +158,25 @@ def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeyp
     write(tmp_path / "out")
     assert names(tmp_path / "out") == ["a"]
     assert "out.partial can't be locked" in caplog.text
+
+
+def test_lines_end_where_json_lines_do(tmp_path):
+    said = ["a\u2028b", "c\u0085d\u2029", "e\x0bf\x0cg\x1ch", "", "i"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f"{json.dumps(text, ensure_ascii=False)}\n" for text in said), encoding="utf-8")
+    assert [json.loads(line) for line in read_lines(path)] == said
+    path.write_bytes(b"1\r\n2")
+    assert [json.loads(line) for line in read_lines(path)] == [1, 2]
+    path.write_bytes(b"")
+    assert read_lines(path) == []
+
+
+def test_no_other_code_splits_files_at_what_unicode_calls_a_line():
+    """In the packages `splitlines` is for what programs say, never for files."""
+    root = pathlib.Path(__file__).parent.parent
+    programs = {"internvl_jax/planning/hlo.py", "internvl_jax/planning/chips.py", "internvl_jax/sharding/params_io.py"}
+    programs.add("benchmarks/convert.py")
+    for folder in ("internvl_jax", "checkpoint_convert", "launch", "demo", "cascade", "benchmarks"):
+        for file in (root / folder).rglob("*.py"):
+            name = file.relative_to(root).as_posix()
+            assert name in programs or ".splitlines(" not in file.read_text(), name

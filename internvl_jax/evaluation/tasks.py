@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
+from internvl_jax.files import read_lines
 from internvl_jax.grading import Graders
 from internvl_jax.inference import SamplingParams, complete_many
 from internvl_jax.models import InternVL
@@ -40,7 +41,7 @@ def read_questions(path: str | os.PathLike) -> list[Question]:
     """
     path = pathlib.Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read ({error}); give a JSONL file of questions") from None
     questions = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]

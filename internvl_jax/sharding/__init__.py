@@ -5,6 +5,7 @@ Models name logical axes only; a `Rules` table maps these to the five mesh axes 
 
 from internvl_jax.sharding import params_io
 from internvl_jax.sharding.batches import batch_shardings
+from internvl_jax.sharding.checked import checksum
 from internvl_jax.sharding.flat import (
     Params,
     ParamSpec,
@@ -46,6 +47,7 @@ __all__ = [
     "bind",
     "by_owner",
     "by_token",
+    "checksum",
     "damaged",
     "first_line",
     "flatten",

@@ -7,7 +7,8 @@ used: it costs a copy of every chunk, a quarter of the time that reading takes; 
 import collections
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -47,9 +48,8 @@ class WritableArray:
         """Begins to write whole chunks, from memory that stays as it is."""
         start, size = self._array.domain.origin, self._array.chunk_layout.write_chunk.shape
         for chunk in _chunks(start, self._array.domain.exclusive_max, size):
-            piece = values[tuple(slice(a - o, b - o) for (a, b), o in zip(chunk, start, strict=True))]
-            key = _key(chunk, size)
-            self._array.kvstore.write(key, checksum(piece).to_bytes(8, "little")).result()
+            noted = checksum(values[_within(chunk, start)]).to_bytes(8, "little")
+            self._array.kvstore.write(_key(chunk, size), noted).result()
         return self._array.write(values, can_reference_source_data_indefinitely=True)
 
 
@@ -80,37 +80,39 @@ class StoredArray:
         bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
         start, stop = zip(*bounds) if bounds else ((), ())
         out = np.empty([b - a for a, b in bounds], dtype)
-        for chunk, piece in self._pieces(start, stop):
-            both = [(max(a, i), min(b, j)) for (a, b), i, j in zip(chunk, start, stop, strict=True)]
-            here = tuple(slice(a - i, b - i) for (a, b), i in zip(both, start, strict=True))
-            there = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, chunk, strict=True))
-            if dtype == self.dtype:
-                out[here] = piece[there]
-            else:
-                ts.array(out)[here] = ts.cast(ts.array(piece[there]), dtype)  # numpy is twenty times slower
+        pending: collections.deque[Callable[[], None]] = collections.deque()
+        for part in _chunks(start, stop, self._size):
+            pending.append(self._begin(part, out[_within(part, start)]))
+            if len(pending) > _AHEAD:
+                pending.popleft()()
+        for finish in pending:
+            finish()
         return out
 
-    def _pieces(self, start: tuple[int, ...], stop: tuple[int, ...]) -> Iterator[tuple[Bounds, np.ndarray]]:
-        """The chunks between two corners and their values, which are checked."""
-        pending: collections.deque = collections.deque()
+    def _begin(self, part: Bounds, out: np.ndarray) -> Callable[[], None]:
+        """Begins to read the chunk that a part is of; calling the result checks it and puts the part into `out`."""
+        chunk = [(a // s * s, min(-(-b // s) * s, n)) for (a, b), s, n in zip(part, self._size, self.shape)]
+        direct = chunk == part and out.dtype == self.dtype
+        values = out if direct else np.empty([b - a for a, b in chunk], self.dtype)
+        noted = self._array.kvstore.read(_key(chunk, self._size))
+        reading = ts.array(values).write(self._array[_within(chunk, (0,) * len(chunk))])
 
-        def checked() -> tuple[Bounds, np.ndarray]:
-            chunk, noted, values = pending.popleft()
-            piece = values.result()
-            if checksum(piece).to_bytes(8, "little") != noted.result().value:
+        def finish() -> None:
+            reading.result()
+            if checksum(values).to_bytes(8, "little") != noted.result().value:
                 raise InputError(
-                    f"{self._name} in {self._file} is damaged: its checksum differs; copy or convert it again"
+                    f"{self._name} in {self._file} is damaged (its checksum differs); copy or convert it again"
                 )
-            return chunk, piece
+            if not direct:
+                piece = values[_within(part, tuple(a for a, _ in chunk))]
+                ts.array(out).write(ts.cast(ts.array(piece), out.dtype)).result()  # numpy casts twenty times slower
 
-        for chunk in _chunks(start, stop, self._size):
-            chunk = [(a // s * s, min(-(-b // s) * s, n)) for (a, b), s, n in zip(chunk, self._size, self.shape)]
-            values = self._array[tuple(slice(*each) for each in chunk)].read()
-            pending.append((chunk, self._array.kvstore.read(_key(chunk, self._size)), values))
-            if len(pending) > _AHEAD:
-                yield checked()
-        while pending:
-            yield checked()
+        return finish
+
+
+def _within(part: Bounds, start: tuple[int, ...]) -> tuple[Any, ...]:
+    """The index of a part in what starts there; it gives a view even of an array without axes."""
+    return (*(slice(a - s, b - s) for (a, b), s in zip(part, start, strict=True)), ...)
 
 
 def _chunks(start: tuple[int, ...], stop: tuple[int, ...], size: tuple[int, ...]) -> Iterator[Bounds]:

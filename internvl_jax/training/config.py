@@ -57,6 +57,7 @@ class DataConfig:
       pack: False gives every sample a row of its own.
       over_long: what becomes of a sample beyond the budget: 'error' or 'drop'.
       max_skipped: how many samples may fail to load before the run stops.
+      allow_outside_root: whether images may lie outside of the root that the meta file gives.
       workers, threads: how many processes load batches ahead, and how many threads in each.
     """
 
@@ -75,6 +76,7 @@ class DataConfig:
     max_skipped: int = 0
     workers: int = 0
     threads: int = 2
+    allow_outside_root: bool = False
 
 
 @dataclasses.dataclass
@@ -149,7 +151,7 @@ class TrainConfig:
 # says so of its own settings (`Stage.free`).
 FREE = {
     "run": {"workdir", "mesh", "rules", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
-    "data": {"workers", "threads", "max_skipped"},
+    "data": {"workers", "threads", "max_skipped", "allow_outside_root"},
 }
 
 

@@ -12,8 +12,8 @@ from internvl_jax.errors import InputError
 
 # What Pillow itself refuses as a bomb; the largest cameras have less. Decoded it takes 4 bytes a pixel, 0.7 GB.
 DEFAULT_MAX_PIXELS = 178_956_970
-# The longest side that a JPEG can have. Resizing takes memory by the sides, not by the pixels: up to 2 KB for each pixel
-# of one side (a tile's row of every line, and the filter's weights), so 60,000,000 x 1 pixels would take gigabytes.
+# The longest side that a JPEG can have. Resizing takes memory by the sides, up to 2 KB for each pixel of one (a row of
+# tiles for every line, the filter's weights): gigabytes for 60,000,000 x 1 pixels.
 MAX_SIDE = 65_535
 
 

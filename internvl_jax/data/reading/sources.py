@@ -42,6 +42,7 @@ class Dataset:
     max_tiles: int | None  # `max_dynamic_patch`, overrides the run's tile limit
     repeat_time: float
     length: int | None  # number of samples that the file is said to have
+    allow_outside_root: bool = False  # whether images may lie elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Record:
     sizes: tuple[tuple[int, int] | None, ...]  # noted (width, height) of each image
 
 
-def read_meta(path: str) -> tuple[Dataset, ...]:
-    """The data sets of a meta file, in its order.
+def read_meta(path: str, allow_outside_root: bool = False) -> tuple[Dataset, ...]:
+    """The data sets of a meta file, in its order; images lie below their roots unless allowed elsewhere.
 
     Raises:
         InputError: if the file cannot be read or an entry is not as it should be.
@@ -68,7 +69,7 @@ def read_meta(path: str) -> tuple[Dataset, ...]:
         raise InputError(f"meta file {path} is not valid JSON: {error}.") from error
     if not isinstance(meta, dict) or not meta:
         raise InputError(f'meta file {path} must be an object {{"name": {{"root": ..., "annotation": ...}}}}.')
-    return tuple(_dataset(path, name, entry) for name, entry in meta.items())
+    return tuple(_dataset(path, name, entry, allow_outside_root) for name, entry in meta.items())
 
 
 def scan_lines(path: str) -> tuple[np.ndarray, str]:
@@ -108,7 +109,7 @@ def parse_record(line: bytes, name: str, dataset: Dataset) -> Record:
     entry = parse_entry(line, name)
     conversations = _conversations(entry, name)
     images, sizes = parse_images(entry, name)
-    return Record(name, (conversations,), tuple(os.path.join(dataset.root, path) for path in images), sizes)
+    return Record(name, (conversations,), tuple(resolve(path, name, dataset) for path in images), sizes)
 
 
 def parse_entry(line: bytes, name: str) -> dict:
@@ -139,6 +140,23 @@ def parse_images(entry: dict, name: str) -> tuple[tuple[str, ...], tuple[tuple[i
     if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
         raise InputError(f'{name} has an "image" that is neither a path nor a list of paths.')
     return tuple(images), _sizes(entry, image, name)
+
+
+def resolve(path: str, name: str, dataset: Dataset) -> str:
+    """An image path of a line, from the root of its data set on.
+
+    Raises:
+        InputError: naming the line, if it leads out of a root that is given (by .. or as an absolute path).
+    """
+    whole = os.path.join(dataset.root, path)
+    if dataset.root and not dataset.allow_outside_root:
+        root = os.path.abspath(dataset.root)
+        if os.path.commonpath([root, os.path.abspath(whole)]) != root:
+            raise InputError(
+                f"{name} has the image {path!r}, which is not below the root {dataset.root!r}; correct the line, or "
+                "set allow_outside_root if you trust the file."
+            )
+    return whole
 
 
 def parse_text(entry: dict, key: str, name: str) -> str:
@@ -192,7 +210,7 @@ def mixture(datasets: Sequence[Dataset], sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _dataset(path: str, name: str, entry: Any) -> Dataset:
+def _dataset(path: str, name: str, entry: Any, allow_outside_root: bool) -> Dataset:
     where = f"data set {name!r} of meta file {path}"
     if not isinstance(entry, dict):
         raise InputError(f'{where} must be an object with "root" and "annotation".')
@@ -216,6 +234,7 @@ def _dataset(path: str, name: str, entry: Any) -> Dataset:
         max_tiles=entry.get("max_dynamic_patch"),
         repeat_time=entry.get("repeat_time", 1),
         length=entry.get("length"),
+        allow_outside_root=allow_outside_root,
     )
 
 

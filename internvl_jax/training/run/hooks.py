@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from internvl_jax.files import whole_file
+from internvl_jax.files import read_lines, whole_file
 
 _LOG = logging.getLogger(__name__)
 JSONL = "metrics.jsonl"
@@ -55,7 +55,7 @@ class MetricsLog:
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; one cut off by a kill is left out."""
     path = workdir / JSONL
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = read_lines(path) if path.exists() else []
     metrics = []
     for line in lines:
         try:

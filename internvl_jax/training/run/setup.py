@@ -149,6 +149,7 @@ def pipeline_config(config: TrainConfig) -> PipelineConfig:
         cache_dir=str(pathlib.Path(config.run.workdir) / "lengths"),
         workers=data.workers,
         threads=data.threads,
+        allow_outside_root=data.allow_outside_root,
     )
 
 
