@@ -32,6 +32,7 @@ from internvl_jax.inference import (
     load,
 )
 from internvl_jax.models import InternVL
+from internvl_jax.validation import read_lines
 
 ANSWER_TOKENS = 56
 ROWS = 128
@@ -79,7 +80,7 @@ class CascadeScore(NamedTuple):
 def read_questions(path: pathlib.Path) -> list[Asked]:
     """The questions of a prompt file."""
     kinds = {kind.text: name for name, kind in questions.KINDS.items()}
-    entries = map(json.loads, path.read_text().splitlines())
+    entries = [entry for _, entry in read_lines(path)]
     return [Asked(kinds[e["question"]], path.parent / e["image"], e["question"], e["answer"]) for e in entries]
 
 
@@ -257,7 +258,7 @@ def write_answers(said: Sequence[Said], path: pathlib.Path) -> None:
 
 def read_answers(path: pathlib.Path) -> list[Said]:
     """What `write_answers` wrote."""
-    entries = map(json.loads, path.read_text().splitlines())
+    entries = [entry for _, entry in read_lines(path)]
     return [
         Said(
             Asked(e["kind"], pathlib.Path(e["image"]), e["question"], e["answer"]),

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import sys
 import threading
@@ -11,15 +10,16 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from internvl_jax.files import whole_file
+
 BEAT = 2.0  # seconds: a kill may forget so much of the time that was spent
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
     """The file appears under its name once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import base64
 import html
 import itertools
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -24,6 +23,7 @@ from cascade.evaluation import CascadeScore, Said
 from cascade.recipe import CascadeRecipe
 from cascade.vico import Point
 from internvl_jax.evaluation import router_overlay
+from internvl_jax.files import whole_file
 from internvl_jax.inference import load
 from internvl_jax.training import GspoConfig, hooks
 
@@ -108,8 +108,8 @@ def write(folder: pathlib.Path, found: Found) -> pathlib.Path:
     _save(_draw_stages(found), out / "stages.png")
     _save(_draw_training(found), out / "training.png")
     _save(_draw_thresholds(found), out / "thresholds.png")
-    _overlay(folder, found).save(out / "router.partial", format="png")
-    os.replace(out / "router.partial", out / "router.png")
+    with whole_file(out / "router.png") as temporary:
+        _overlay(folder, found).save(temporary, format="png")
     page = out / "index.html"
     progress.write_whole(page, _page(found, out))
     return page
@@ -245,9 +245,8 @@ def _overlay(folder: pathlib.Path, found: Found) -> Image.Image:
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    os.replace(partial, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 _STYLE = """

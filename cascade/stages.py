@@ -21,6 +21,7 @@ from internvl_jax.grading import Graders
 from internvl_jax.inference import load
 from internvl_jax.making import pairs
 from internvl_jax.training import Group, TrainConfig
+from internvl_jax.validation import read_lines
 
 _GRADING_SECONDS = 5.0  # has no effect: comparing letters needs no processes of its own
 
@@ -91,14 +92,14 @@ def _write_answers(folder: pathlib.Path) -> None:
     if path.exists():
         return
     for rollouts in sorted((folder / "gspo" / "rollouts").glob("*.jsonl")):
-        for group in map(json.loads, rollouts.read_text().splitlines()):
+        for _, group in read_lines(rollouts):
             right = [each["text"] for each in group["responses"] if each["accuracy"] == 1]
             if right:
                 answers[int(group["prompt"].rpartition(":")[2])] = right[0]
     lines = []
-    prompts = (folder / "data" / "rl.jsonl").read_text().splitlines()
+    prompts = [prompt for _, prompt in read_lines(folder / "data" / "rl.jsonl")]
     for number, answer in sorted(answers.items()):
-        prompt = json.loads(prompts[number - 1])
+        prompt = prompts[number - 1]
         turns = [("human", f"<image>\n{prompt['question']}"), ("gpt", answer)]
         conversation = [{"from": speaker, "value": text} for speaker, text in turns]
         line = {"image": prompt["image"].removeprefix("images/"), "conversations": conversation}

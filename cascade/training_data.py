@@ -15,9 +15,7 @@ cascade's are is noted in its own folder (`run`).
 """
 
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -27,6 +25,7 @@ from cascade import boards, questions
 from cascade.boards import Board, BoardLayout, Split
 from cascade.recipe import Data
 from internvl_jax.data import INTERNVL2_5, Tokenizer, train_bpe
+from internvl_jax.files import whole_folder
 
 # Their places number random streams; boards of two files never share one.
 FILES = ("boxes", "boards", "reading", "chains", "rl", "dev", "test")
@@ -37,24 +36,21 @@ def write(folder: pathlib.Path, data: Data, progress: Callable[[], object]) -> N
     """Writes all files, unless the folder is there already; `progress` is called after every file."""
     if folder.exists():
         return
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir(parents=True)
-    for name in FILES:
-        (partial / "images" / name).mkdir(parents=True)
-        with (partial / f"{name}.jsonl").open("w") as file:
-            for number in range(getattr(data, name)):
-                board = make(name, number, data.seed)
-                image = f"{name}/{number}.png"
-                Image.fromarray(board.picture_HW).save(partial / "images" / image, compress_level=1)
-                file.write(json.dumps(entry(name, number, image, board)) + "\n")
-        progress()
-    with (partial / "sums.jsonl").open("w") as file:
-        for text in sums(data.sums, data.seed):
-            file.write(json.dumps({"conversations": [{"from": "pretrain", "value": text}]}) + "\n")
-    (partial / "tokenizer").mkdir()
-    train_tokenizer(data.vocab).save(partial / "tokenizer")
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        for name in FILES:
+            (partial / "images" / name).mkdir(parents=True)
+            with (partial / f"{name}.jsonl").open("w") as file:
+                for number in range(getattr(data, name)):
+                    board = make(name, number, data.seed)
+                    image = f"{name}/{number}.png"
+                    Image.fromarray(board.picture_HW).save(partial / "images" / image, compress_level=1)
+                    file.write(json.dumps(entry(name, number, image, board)) + "\n")
+            progress()
+        with (partial / "sums.jsonl").open("w") as file:
+            for text in sums(data.sums, data.seed):
+                file.write(json.dumps({"conversations": [{"from": "pretrain", "value": text}]}) + "\n")
+        (partial / "tokenizer").mkdir()
+        train_tokenizer(data.vocab).save(partial / "tokenizer")
 
 
 def meta(folder: pathlib.Path, names: Sequence[str]) -> dict[str, dict]:

@@ -154,8 +154,7 @@ def _write_orbax(
 
     def copy(path: str, index: Index) -> list[str]:
         piece = _cast(checkpoint.reader.read(path, index), specs[path].dtype)
-        # A view of a file stays as it is: tensorstore need not copy it first.
-        arrays[path][index].write(piece, can_reference_source_data_indefinitely=True).result()
+        arrays[path][index].write(piece).result()
         return _not_finite(checkpoint.reader, path, index, piece)
 
     jobs = [(path, index) for path, spec in specs.items() for index in _grid(spec.shape, chunks[path])]

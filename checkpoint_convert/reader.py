@@ -53,6 +53,7 @@ class ReleasedReader:
         self._leaves = {leaf.row.target: leaf for leaf in match(directory, self._tensors, table, specs)}
         self.specs = {path: jax.ShapeDtypeStruct(leaf.shape, self._dtype(leaf)) for path, leaf in self._leaves.items()}
         self.num_tensors = len(self._tensors)
+        self._checked: set[str] = set()
         self.nbytes = sum(tensor.nbytes for tensor in self._tensors.values())
 
     def read(self, path: str, index: Index) -> np.ndarray:
@@ -88,6 +89,10 @@ class ReleasedReader:
         return itertools.product(*itertools.islice(bounds, leaf.row.stacked_axes))
 
     def _arrays(self, leaf: Leaf, position: tuple[int, ...]) -> list[np.ndarray]:
+        for name in leaf.names[position]:
+            if name not in self._checked:  # all of it, whatever is read of it
+                self._tensors[name].check()
+                self._checked.add(name)
         return [self._tensors[name].array() for name in leaf.names[position]]
 
     def _dtype(self, leaf: Leaf) -> np.dtype:
@@ -98,19 +103,21 @@ class OrbaxReader:
     """An orbax checkpoint of parameters.
 
     Raises:
-      InputError: see `params_io.read_specs`.
+      InputError: see `params_io.open_arrays`; `read`: it is damaged.
     """
 
     def __init__(self, checkpoint: str | os.PathLike):
+        self._checkpoint = pathlib.Path(checkpoint)
         self._arrays = params_io.open_arrays(checkpoint)
-        self.specs = {
-            path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype) for path, array in self._arrays.items()
-        }
+        self.specs = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in self._arrays.items()}
         self.num_tensors = len(self.specs)
         self.nbytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.specs.values())
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        return self._arrays[path][index].read().result()
+        try:
+            return self._arrays[path].read(index)
+        except params_io.DAMAGE as error:
+            raise params_io.damaged(self._checkpoint, error) from error
 
     def not_finite(self, path: str, index: Index) -> list[str]:
         return [] if all_finite(self.read(path, index)) else [path]

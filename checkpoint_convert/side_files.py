@@ -6,13 +6,13 @@ they are written from the processor of this project.
 
 import json
 import pathlib
-import shutil
 from typing import Any
 
 from absl import logging
 
 from checkpoint_convert.sink import write_json
 from internvl_jax.data import Processor, Template
+from internvl_jax.errors import InputError
 from internvl_jax.validation import read_json
 
 # The config.json that a checkpoint came with, kept beside the one of this project.
@@ -40,13 +40,20 @@ def carry(source: pathlib.Path, directory: pathlib.Path, source_form: str | None
       source, directory: the checkpoint that is read, and the one that is written.
       source_form: released format that the files of `source` belong to ('github', 'hf'), None if to neither.
       form: 'github', 'hf' or 'orbax', which keeps the files of a released format for the way back.
+
+    Raises:
+      InputError: a file can't be read.
     """
     patterns = [*_TOKENIZER, _GENERATION]
     if source_form is not None and form in (source_form, "orbax"):
         patterns += _OF_FORMAT[source_form]
     for pattern in patterns:
         for file in sorted(source.glob(pattern)):
-            shutil.copyfile(file, directory / file.name)
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise InputError(f"{file} can't be read ({error.strerror}); copy or download it again") from error
+            (directory / file.name).write_bytes(content)
 
 
 def complete(directory: pathlib.Path, form: str, processor: Processor) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from checkpoint_convert.source import INDEX, TYPE_NAMES
+from checkpoint_convert.source import CHECKSUMS, INDEX, TYPE_NAMES
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_folder
+from internvl_jax.sharding import checksum
 
 # Bytes of tensors in a file, at most; what the Hub recommends, and what the released checkpoints keep to.
 MAX_SHARD = 5_000_000_000
@@ -21,23 +23,12 @@ MAX_SHARD = 5_000_000_000
 
 @contextlib.contextmanager
 def whole_or_nothing(destination: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
-    """Yields a directory beside `destination` to write into; on leaving without an error it takes that name.
-
-    What a killed run left behind is removed by the next one.
-
-    Args:
-      destination: must not exist, unless as an empty directory.
-      size: bytes that will be written, at least.
+    """A `whole_folder` that needs `size` bytes at least.
 
     Raises:
-      InputError: the destination exists, or the disk has no room for it.
+      InputError: see `whole_folder`; or the disk has no room for it.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"{destination} already exists; remove it or choose another --dst")
-    partial = destination.with_name(f"{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(destination) as partial:
         free = shutil.disk_usage(partial).free
         if free < size:
             raise InputError(
@@ -45,15 +36,13 @@ def whole_or_nothing(destination: pathlib.Path, size: int) -> Iterator[pathlib.P
                 "make room or choose another --dst"
             )
         yield partial
-        partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already where it took its name
 
 
 class SafetensorsWriter:
     """Safetensors files whose tensors are written in any order, by any thread, in pieces; use as a context manager.
 
-    The headers are written first, from names, shapes and dtypes, so nothing waits for a file to be complete.
+    The headers are written first, from names, shapes and dtypes, so nothing waits for a file to be complete. Checksums
+    of the pieces go into a file of their own.
 
     Args:
       directory: where `model.safetensors` goes, or several numbered files and their index.
@@ -63,6 +52,8 @@ class SafetensorsWriter:
     def __init__(self, directory: pathlib.Path, specs: Mapping[str, jax.ShapeDtypeStruct]):
         self._places: dict[str, tuple[int, int, int]] = {}  # name -> file, offset, bytes of one row
         self._files: list[int] = []
+        self._directory = directory
+        self._checksums: dict[str, list[tuple[int, int, str]]] = {name: [] for name in specs}
         groups = _groups(specs)
         weight_map: dict[str, str] = {}
         for i, group in enumerate(groups):
@@ -83,12 +74,16 @@ class SafetensorsWriter:
             if kind is None:
                 os.fsync(file)
             os.close(file)
+        if kind is None:
+            noted = {name: sorted(pieces) for name, pieces in self._checksums.items()}
+            write_json(self._directory / CHECKSUMS, noted, indent=None)
 
     def write(self, name: str, first_row: int, array: np.ndarray) -> None:
         """Rows of a tensor from `first_row` on; a tensor without axes has one row."""
         file, offset, row = self._places[name]
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        offset += first_row * row
+        pieces = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._checksums[name].append((first_row * row, len(pieces), f"{checksum(pieces):x}"))
+        data, offset = pieces.data, offset + first_row * row
         while data:
             written = os.pwrite(file, data, offset)
             data, offset = data[written:], offset + written
@@ -113,8 +108,8 @@ class SafetensorsWriter:
             self._places[name] = (file, place, _nbytes(spec) // rows if rows else 0)
 
 
-def write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(file: pathlib.Path, values: Mapping[str, Any], indent: int | None = 2) -> None:
+    file.write_text(json.dumps(values, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _groups(specs: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:

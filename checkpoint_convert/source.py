@@ -6,12 +6,17 @@ import pathlib
 
 import ml_dtypes
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, safe_open
 
 from internvl_jax.errors import InputError
+from internvl_jax.sharding import checksum
 from internvl_jax.validation import read_json
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CHECKSUMS = "checksums.json"  # of weights that this project wrote
+_MERGE = "merge_and_unload, save_pretrained"
 
 # What released checkpoints of these families store: floating-point numbers, and the bytes of MXFP4.
 _DTYPES = {
@@ -31,6 +36,7 @@ class Tensor:
     offset: int  # bytes from the start of the file
     shape: tuple[int, ...]
     dtype: np.dtype
+    checksums: tuple[tuple[int, int, int], ...] = ()  # first byte, bytes and checksum of pieces that make the tensor
 
     @property
     def nbytes(self) -> int:
@@ -38,14 +44,35 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """Maps the tensor read-only. Slices of it read only their own pages; dropping it gives them back, which
-        is why the file isn't kept open: the mapping of a whole file would count as memory of this process."""
+        is why the file isn't kept open: the mapping of a whole file would count as memory of this process.
+
+        Raises:
+          InputError: the file was removed or cut off since it was opened.
+        """
         if self.nbytes == 0:  # an empty range can't be mapped
             return np.zeros(self.shape, self.dtype)
-        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+        try:
+            return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.file} changed while it was read ({error}); copy or download it again") from error
+
+    def check(self) -> None:
+        """Reads all of the tensor, if it has checksums.
+
+        Raises:
+          InputError: one of them differs.
+        """
+        for start, size, noted in self.checksums:
+            if checksum(Tensor(self.file, self.offset + start, (size,), np.dtype(np.uint8)).array()) != noted:
+                raise InputError(
+                    f"{self.file} is damaged from byte {self.offset + start} on ({CHECKSUMS} beside it has another "
+                    f"checksum); copy it again, or remove {CHECKSUMS} if you changed it yourself"
+                )
 
 
 def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
-    """Every tensor of a released checkpoint, by name: one file, or the files that an index names.
+    """Every tensor of a released checkpoint, by name: the files that an index names, or model.safetensors alone as
+    transformers has it, or else all files. A PEFT adapter that lies beside them is not read; a warning says so.
 
     Raises:
       InputError: no such directory or no weights in it; a file that is damaged or truncated; an index that names a file
@@ -54,11 +81,18 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; give the folder of a released checkpoint")
+    adapters = sorted(directory.glob("adapter_*"))
     if not (directory / INDEX).exists():
-        files = sorted(directory.glob("*.safetensors"))
+        files = sorted(set(directory.glob("*.safetensors")) - set(adapters))
         if not files:
-            raise InputError(f"{directory} holds no .safetensors file; give the folder of a released checkpoint")
-        return _merge(files)
+            raise InputError(f"{directory} holds no .safetensors file{_only(adapters)}")
+        _warn_of(adapters)
+        if (directory / SINGLE) in files and len(files) > 1:
+            unread = ", ".join(file.name for file in files if file.name != SINGLE)
+            logging.warning("%s: only %s is read, as transformers does; not %s", directory, SINGLE, unread)
+            files = [directory / SINGLE]
+        return _with_checksums(directory, _merge(files))
+    _warn_of(adapters)
 
     weight_map = read_json(directory / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -72,7 +106,38 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
     )
     if wrong:
         raise InputError(f"{directory / INDEX} disagrees with its files about the tensors {wrong}; download them again")
-    return tensors
+    return _with_checksums(directory, tensors)
+
+
+def _with_checksums(directory: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with what `SafetensorsWriter` noted of them, if it wrote them."""
+    if not (directory / CHECKSUMS).exists():
+        return tensors
+    found = read_json(directory / CHECKSUMS)
+    try:
+        noted = {
+            name: tuple((int(a), int(b), int(c, 16)) for a, b, c in found[name]) for name in found.keys() & tensors
+        }
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{directory / CHECKSUMS} is damaged ({error}); copy it again or remove it") from error
+    return {name: dataclasses.replace(tensor, checksums=noted.get(name, ())) for name, tensor in tensors.items()}
+
+
+def _only(adapters: list[pathlib.Path]) -> str:
+    if adapters:
+        return f" but a PEFT adapter ({adapters[0].name}); merge it into the model that it is of (in PEFT: {_MERGE})"
+    return "; give the folder of a released checkpoint"
+
+
+def _warn_of(adapters: list[pathlib.Path]) -> None:
+    if adapters:
+        logging.warning(
+            "%s: a PEFT adapter lies beside the weights (%s) and is not read; if you want it, merge it into them first "
+            "(in PEFT: %s), or else move it away",
+            adapters[0].parent,
+            ", ".join(file.name for file in adapters),
+            _MERGE,
+        )
 
 
 def _file_name(tensors: dict[str, Tensor], name: str) -> str | None:

@@ -12,9 +12,7 @@ The folder appears under its name once it is whole, and the same seed always giv
 import collections
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -24,6 +22,7 @@ from demo import easy_vqa
 from demo.recipe import DemoRecipe
 from internvl_jax.data import INTERNVL2_5, Tokenizer, train_bpe
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_folder
 
 
 def write(folder: pathlib.Path, recipe: DemoRecipe, progress: Callable[[], object]) -> None:
@@ -37,9 +36,12 @@ def write(folder: pathlib.Path, recipe: DemoRecipe, progress: Callable[[], objec
         if json.loads((folder / "recipe.json").read_text()) != ours:
             raise InputError(f"{folder} was made for another recipe; give another workdir or delete this one")
         return
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir(parents=True)
+    with whole_folder(folder) as partial:
+        _write_all(partial, folder, recipe, progress)
+        (partial / "recipe.json").write_text(json.dumps(ours, indent=2) + "\n")
+
+
+def _write_all(partial: pathlib.Path, folder: pathlib.Path, recipe: DemoRecipe, progress: Callable[[], object]) -> None:
     asked = collections.defaultdict(list)
     for question in easy_vqa.questions("train"):
         asked[question.image].append(question)
@@ -65,8 +67,6 @@ def write(folder: pathlib.Path, recipe: DemoRecipe, progress: Callable[[], objec
         (partial / f"{stage}.json").write_text(json.dumps(meta, indent=2) + "\n")
     (partial / "tokenizer").mkdir()
     train_tokenizer(asked, recipe.vocab).save(partial / "tokenizer")
-    (partial / "recipe.json").write_text(json.dumps(ours, indent=2) + "\n")
-    os.replace(partial, folder)
 
 
 def caption_turns(known: easy_vqa.Facts, renamed: dict[str, str]) -> list[dict[str, str]]:

@@ -9,7 +9,6 @@ A Flash model shows tiles with a quarter of their tokens where its router finds 
 With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles.
 """
 
-import os
 import sys
 from typing import Any
 
@@ -18,6 +17,7 @@ from absl import flags
 from internvl_jax.data import split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import router_overlay
+from internvl_jax.files import whole_file
 from internvl_jax.inference import SamplingParams, Thresholds, complete, terminal
 from launch import checkpoint
 from launch import main as launcher
@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
         return
     if _PICTURE.value:
         drawn = router_overlay(model, processor, _IMAGE.value, thresholds)
-        drawn.save(f"{_PICTURE.value}.partial", "png")
-        os.replace(f"{_PICTURE.value}.partial", _PICTURE.value)
+        with whole_file(_PICTURE.value) as temporary:
+            drawn.save(temporary, "png")
     messages, params = [terminal.message(_PROMPT.value, _IMAGE.value)], SamplingParams(**sampling)
     answer = complete(model, processor, messages, params, thresholds)
     if model.config.flash is not None:

@@ -33,6 +33,7 @@ _TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 32768, "tokens of a packed 
 _TILE_BUDGET = flags.DEFINE_integer("tile_budget", 96, "tiles of a packed row")
 _MAX_OPEN = flags.DEFINE_integer("max_open", 20, "packs that stay open while packing")
 _DECODE = flags.DEFINE_boolean("decode", False, "decode every image: finds truncated ones, takes far longer")
+_OUTSIDE = flags.DEFINE_boolean("allow_outside_root", False, "images may lie outside of their data set's root")
 _RENDER = flags.DEFINE_integer("render", 5, "samples to show")
 _SHOW = flags.DEFINE_integer("show_problems", 100, "problems to list")
 
@@ -54,7 +55,8 @@ def _processor() -> Processor:
 def main(argv: list[str]) -> int:
     del argv
     budgets = packing.PackingConfig(_TOKEN_BUDGET.value, _TILE_BUDGET.value, _MAX_OPEN.value)
-    report = check.check(_META.value, _processor(), budgets, decode=_DECODE.value, render=_RENDER.value)
+    options: dict[str, Any] = {"decode": _DECODE.value, "render": _RENDER.value, "allow_outside_root": _OUTSIDE.value}
+    report = check.check(_META.value, _processor(), budgets, **options)
     print(report.text(_SHOW.value))
     print(json.dumps(report.summary()))
     return 1 if report.problems else 0

@@ -5,9 +5,8 @@
 samples answers to every question, grades them, and pairs right ones with wrong ones. With --method=dropout_ntp, for
 answers that can't be graded, a response is preferred to one whose second half was written without seeing the picture.
 Prompts are lines of {"image", "question", "answer"}, a parquet file as MMPR-Tiny, or a meta file of such files.
-
-The folder --out has pairs, meta.json for training, responses, and the accuracy of each question; it appears when whole.
-A run that was stopped goes on with the same command. The last line of stdout is a JSON summary.
+--out has pairs, meta.json for training, responses, and the accuracy of each question; it appears when whole, and a run
+that was stopped goes on with the same command. The last line of stdout is a JSON summary.
 """
 
 import contextlib
@@ -26,6 +25,7 @@ from launch import main as launcher
 
 _PROMPTS = flags.DEFINE_string("prompts", None, "questions: .jsonl, .parquet, or a meta file (.json)", required=True)
 _ROOT = flags.DEFINE_string("root", None, "folder of the images, where no meta file says it; default: the file's own")
+_OUTSIDE = flags.DEFINE_boolean("allow_outside_root", False, "images may lie outside of the folder that is given")
 _OUT = flags.DEFINE_string("out", None, "folder to write", required=True)
 _SECONDS = flags.DEFINE_float("grading_seconds", 5.0, "longest time that grading one response may take")
 _WORKERS = flags.DEFINE_integer("grading_workers", 2, "processes that grade", 1)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     del argv
     settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items()}
     settings["samples"] = settings["samples"] or {"correctness": 32, "dropout_ntp": 1}[settings["method"]]
-    config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value)
+    config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value, _OUTSIDE.value)
     model, processor = checkpoint.load()
     with contextlib.ExitStack() as stack:
         graded = config.method == "correctness"

@@ -13,6 +13,7 @@ TOPS = ("internvl_jax", "checkpoint_convert", "configs", "launch", "demo", "casc
 FLOORS = (
     {"errors"},
     {"validation"},
+    {"files"},
     {"losses", "data", "grading", "sharding"},
     {"models"},
     {"inference", "checkpoint_convert"},

@@ -7,7 +7,6 @@
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_folder
 from internvl_jax.models import InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import (
     PRESETS,
@@ -89,31 +89,23 @@ def save_model(directory: str | os.PathLike, params: Params, config: InternVLCon
     """Writes a model directory: all of it appears under its name, or nothing does.
 
     Args:
-      directory: the folder to make; it must not exist.
+      directory: the folder to make; it must not exist, unless empty.
       params: the parameters with stacked layers, of any dtype.
       config, processor: those of the model.
 
     Raises:
-      InputError: the directory exists, parameters don't fit the config, or the disk is full.
+      InputError: see `whole_folder`; parameters don't fit the config, or the disk is full.
     """
     directory = pathlib.Path(directory)
-    if directory.exists():
-        raise InputError(f"{directory} already exists; remove it or give another name")
     specs = _structure(config, Runtime())[1]
     if wrong := sorted(path for path in specs.keys() | params.keys() if not _fits(params, specs, path)):
         raise InputError(f"can't save {directory}: {', '.join(wrong[:5])} are not as the config has them; give both")
     _check_match(directory, config, processor)
-    partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(directory) as partial:
         write_params(partial / "params", params)
         processor.tokenizer.save(partial)
         values: dict[str, Any] = {"format": FORMAT, "model": config.to_dict(), "processor": processor.to_dict()}
         (partial / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _structure(config: InternVLConfig, runtime: Runtime) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:

@@ -27,7 +27,7 @@ import numpy as np
 from internvl_jax.data import Processor, Prompt, Prompts, screen_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.making.responses import Grade, PairConfig, Responder, Response
-from internvl_jax.making.resumable import PartialFolder
+from internvl_jax.making.resumable import ResumableFolder
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
@@ -77,23 +77,23 @@ def make_pairs(
     responder = Responder(model, processor, config, grade)
     drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
     settings = {**drawn, "prompts": _digest(asked), "model": _fingerprint(model)}
-    folder = PartialFolder(out, settings, RESPONSES)
-    numbers, size = list(asked.values()), config.batch_size // config.samples
-    batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    done = folder.resume([len(batch) for batch in batches])
-    if done:
-        _LOG.info("%s has %d of %d batches of questions; going on from there", folder.path, done, len(batches))
-    broken = len(screened.broken) + sum("broken" in entry for entry in folder.entries())
-    _check_broken(broken, config)
-    for count, batch in enumerate(batches[done:], done + 1):
-        entries = responder.answer([(number, prompts[number]) for number in batch])
-        broken += sum("broken" in entry for entry in entries)
+    with ResumableFolder(out, settings, RESPONSES) as folder:
+        numbers, size = list(asked.values()), config.batch_size // config.samples
+        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        done = folder.resume([len(batch) for batch in batches])
+        if done:
+            _LOG.info("%s has %d of %d batches of questions; going on from there", folder.path, done, len(batches))
+        broken = len(screened.broken) + sum("broken" in entry for entry in folder.entries())
         _check_broken(broken, config)
-        folder.append(entries)
-        if progress is not None:
-            progress(min(count * size, len(numbers)), len(numbers))
-    summary = _write(folder, prompts, config)
-    folder.finish()
+        for count, batch in enumerate(batches[done:], done + 1):
+            entries = responder.answer([(number, prompts[number]) for number in batch])
+            broken += sum("broken" in entry for entry in entries)
+            _check_broken(broken, config)
+            folder.append(entries)
+            if progress is not None:
+                progress(min(count * size, len(numbers)), len(numbers))
+        summary = _write(folder, prompts, config)
+        folder.finish()
     left_out = {"too_long": screened.too_long, "broken": broken}
     return summary | left_out | {"seconds": round(time.perf_counter() - started, 3)}
 
@@ -261,7 +261,7 @@ class _Annotations:
         self.accuracies.append(json.dumps(line, ensure_ascii=False))
 
 
-def _write(folder: PartialFolder, prompts: Prompts, config: PairConfig) -> dict[str, Any]:
+def _write(folder: ResumableFolder, prompts: Prompts, config: PairConfig) -> dict[str, Any]:
     """Writes what follows from the responses, and returns the counts of the summary."""
     annotations = _Annotations(prompts, config)
     for entry in folder.entries():

@@ -4,22 +4,25 @@ Until then the work stands in FOLDER.partial: settings.json says what it belongs
 What a kill cut off is removed when the work goes on, so the lines are those of an uninterrupted run.
 """
 
+import contextlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.files import PartialFolder, whole_file
 from internvl_jax.validation import read_json, read_lines
 
+_SETTINGS = "settings.json"
 
-class PartialFolder:
-    """The folder OUT while it is being made.
+
+class ResumableFolder:
+    """The folder OUT while it is being made; use as a context manager, which lets go of it.
 
     Args:
-        out: the folder to make; it must not exist.
+        out: the folder to make; it must not exist, unless empty.
         settings: JSON-able; work that was begun with other settings is not taken up.
         name: the name of the file that grows line by line.
 
@@ -27,21 +30,30 @@ class PartialFolder:
         path: the partial folder's path; write further files here before `finish`.
 
     Raises:
-        InputError: if `out` exists, or other settings began the work.
+        InputError: see `PartialFolder`; or other settings began the work.
     """
 
     def __init__(self, out: str | os.PathLike, settings: dict[str, Any], name: str):
-        self.out = pathlib.Path(out)
-        self.path = self.out.with_name(f"{self.out.name}.partial")
-        if self.out.exists():
-            raise InputError(f"{self.out} already exists; remove it or give another name.")
-        self._lines, path = self.path / name, self.path / "settings.json"
+        self.out, self._partial = pathlib.Path(out), PartialFolder(out, known=_SETTINGS)
+        self.path = self._partial.path
+        self._lines = self.path / name
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._partial.release)
+            self._begin(settings)
+            failed.pop_all()
+
+    def __enter__(self) -> "ResumableFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._partial.release()
+
+    def _begin(self, settings: dict[str, Any]) -> None:
+        path = self.path / _SETTINGS
         if not path.exists():  # the first thing written, and whole or not there
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            temporary.rename(path)
+            self._partial.clear()
+            with whole_file(path) as temporary:
+                temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         begun = read_json(path, f"remove {self.path} to start anew")
         settings = json.loads(json.dumps(settings))
         if changed := sorted(key for key in begun.keys() | settings.keys() if begun.get(key) != settings.get(key)):
@@ -80,4 +92,4 @@ class PartialFolder:
 
     def finish(self) -> None:
         """Gives the folder its name."""
-        self.path.rename(self.out)
+        self._partial.publish()

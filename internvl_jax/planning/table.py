@@ -5,12 +5,12 @@ what is removed from that file.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_file
 from internvl_jax.planning.lowering import Serving
 from internvl_jax.planning.plan import plan
 from internvl_jax.training import TrainConfig
@@ -85,9 +85,8 @@ def _time(seconds: float) -> str:
 
 def _replace(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 _COLUMNS = (

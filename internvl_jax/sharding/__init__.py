@@ -5,6 +5,7 @@ Models name logical axes only; a `Rules` table maps these to the five mesh axes 
 
 from internvl_jax.sharding import params_io
 from internvl_jax.sharding.batches import batch_shardings
+from internvl_jax.sharding.checked import checksum
 from internvl_jax.sharding.flat import (
     Params,
     ParamSpec,
@@ -19,11 +20,22 @@ from internvl_jax.sharding.flat import (
 from internvl_jax.sharding.mesh import AXES, make_mesh
 from internvl_jax.sharding.owners import Share, by_owner, by_token
 from internvl_jax.sharding.params import param
-from internvl_jax.sharding.params_io import ITEM, first_line, locate, read_params, saving_options, write_params
+from internvl_jax.sharding.params_io import (
+    DAMAGE,
+    ITEM,
+    damaged,
+    first_line,
+    locate,
+    read_params,
+    saving_options,
+    step_names,
+    write_params,
+)
 from internvl_jax.sharding.rules import PRESETS, Rules, meshed, per_device, platform, shard, use, whole
 
 __all__ = [
     "AXES",
+    "DAMAGE",
     "ITEM",
     "PRESETS",
     "ParamSpec",
@@ -35,6 +47,8 @@ __all__ = [
     "bind",
     "by_owner",
     "by_token",
+    "checksum",
+    "damaged",
     "first_line",
     "flatten",
     "init",
@@ -51,6 +65,7 @@ __all__ = [
     "saving_options",
     "shard",
     "shardings",
+    "step_names",
     "use",
     "whole",
     "write_params",

@@ -2,10 +2,14 @@
 
 Both `MODEL/params` and `WORKDIR/checkpoints/STEP` are such checkpoints (the latter hold an optimizer as well). Models
 read and write them whole; converters, which must not hold a whole parameter, slice by slice (`open_arrays`,
-`create_arrays`).
+`create_arrays`). Every chunk has a checksum, which reading checks: slices that of `checked`, and what orbax writes, and
+compresses, a CRC-32C. Checkpoints without are read as well.
 """
 
+import concurrent.futures
+import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -16,11 +20,19 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from internvl_jax.errors import InputError
+from internvl_jax.sharding.checked import StoredArray, WritableArray
 from internvl_jax.sharding.flat import Params
 
 ITEM = "params"
+# What damaged files make orbax and tensorstore raise.
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+_LOG = logging.getLogger(__name__)
+_STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a whole step; one that is being written has a longer one
+_READERS = 4  # parameters that are read at a time
 
 # The largest chunk, in bytes: converters read a chunk at a time, and a parameter of stacked layers can have 100 GB.
 _CHUNK = 1 << 26
@@ -28,6 +40,7 @@ _CHUNK = 1 << 26
 
 def saving_options() -> ocp.Context:
     """orbax's settings for whatever holds parameters; use as a context manager."""
+    _add_checksums()
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK
     return context
@@ -42,11 +55,17 @@ def locate(directory: str | os.PathLike) -> pathlib.Path:
     directory = pathlib.Path(directory)
     if (directory / "params").is_dir():
         return directory / "params"
-    # A step under its final name is whole; one being written has a longer name.
-    steps = [path for path in (directory / "checkpoints").glob("*") if path.name.isdigit()]
-    if not steps:
+    steps = step_names(directory / "checkpoints")
+    folders = [path for path in steps.values() if path.is_dir()]
+    if not folders:
         raise InputError(f"{directory} holds neither params/ nor checkpoints/STEP; give a model directory or a workdir")
-    return max(steps, key=lambda path: int(path.name))
+    # A folder without parameters is somebody else's, if there is one with them.
+    return max(folders, key=lambda path: ((path / ITEM).is_dir(), int(path.name)))
+
+
+def step_names(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """What has the name of a step in a folder of checkpoints, by its number; it need not be one."""
+    return {int(path.name): path for path in folder.glob("*") if _STEP.fullmatch(path.name)}
 
 
 def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
@@ -69,14 +88,10 @@ def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
     """Shape and dtype of every parameter, without reading any.
 
     Raises:
-      InputError: no such checkpoint.
+      InputError: no such checkpoint, or it is damaged.
     """
-    path = pathlib.Path(checkpoint).absolute()
-    try:
-        stored = ocp.checkpointables_metadata(path).metadata[ITEM]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no checkpoint with parameters ({first_line(error)}); give another path") from error
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()}
+    arrays = open_arrays(checkpoint)
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
 
 def read_params(
@@ -90,10 +105,11 @@ def read_params(
       ignore: a pattern of paths; parameters whose paths it matches may be in the checkpoint besides.
 
     Raises:
-      InputError: no such checkpoint, or its parameters are not exactly those of `abstract`.
+      InputError: no such checkpoint, it is damaged, or its parameters are not exactly those of `abstract`.
     """
     path = pathlib.Path(checkpoint).absolute()
-    stored = {name: spec for name, spec in read_specs(path).items() if name in abstract or not re.search(ignore, name)}
+    arrays = open_arrays(path)
+    stored = {name: array for name, array in arrays.items() if name in abstract or not re.search(ignore, name)}
     wrong = [f"{name} is missing" for name in sorted(abstract.keys() - stored.keys())]
     wrong += [f"{name} is not of this model" for name in sorted(stored.keys() - abstract.keys())]
     for name in sorted(abstract.keys() & stored.keys()):
@@ -102,34 +118,49 @@ def read_params(
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise InputError(f"{path} does not fit the model: {'; '.join(wrong[:8])}{more}; give the model's own config")
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    try:
-        with context:
-            return ocp.load_checkpointables(path, {ITEM: dict(abstract)})[ITEM]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({first_line(error)}); copy or convert it again") from error
+    # By tensorstore alone: orbax prints traces of whatever else it was reading when one parameter is damaged.
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        try:
+            read = pool.map(lambda name: _read(arrays[name], abstract[name]), abstract)
+            return dict(zip(abstract, read, strict=True))
+        except DAMAGE as error:
+            raise damaged(path, error) from error
 
 
-def open_arrays(checkpoint: str | os.PathLike) -> dict[str, ts.TensorStore]:
+def _read(array: StoredArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """A parameter in its dtype and place; a slice that several devices hold is read once."""
+    read = functools.cache(lambda *bounds: array.read(tuple(slice(*each) for each in bounds), abstract.dtype))
+    bounds = lambda index: tuple(part.indices(size)[:2] for part, size in zip(index, abstract.shape, strict=True))
+    return jax.make_array_from_callback(abstract.shape, abstract.sharding, lambda index: read(*bounds(index)))
+
+
+def open_arrays(checkpoint: str | os.PathLike) -> dict[str, StoredArray]:
     """Every parameter as an array on disk, of which slices can be read.
 
     Raises:
-      InputError: no such checkpoint.
+      InputError: no such checkpoint, or it is damaged.
     """
     path = pathlib.Path(checkpoint).absolute()
-    names = read_specs(path)
-    layout = json.loads((path / ITEM / "_METADATA").read_text(encoding="utf-8"))
-    driver = "zarr3" if layout["use_zarr3"] else "zarr"
-    return {
-        name: ts.open({"driver": driver, "kvstore": _store(path, name, layout["use_ocdbt"])}, open=True).result()
-        for name in names
-    }
+    if not (path / ITEM / "_METADATA").exists():
+        raise InputError(f"{path} is no checkpoint with parameters: it has no {ITEM}/_METADATA; give another path")
+    try:
+        layout = json.loads((path / ITEM / "_METADATA").read_text(encoding="utf-8"))
+        names = [leaf["key_metadata"][0]["key"] for leaf in layout["tree_metadata"].values()]
+        spec = {
+            "driver": "zarr3" if layout["use_zarr3"] else "zarr",
+            # A missing chunk is one of zeros where those are not stored, and lost elsewhere.
+            "fill_missing_data_reads": not layout.get("store_array_data_equal_to_fill_value", False),
+        }
+        stores = {name: _store(path, name, layout["use_ocdbt"]) for name in names}
+        opened = {name: ts.open({**spec, "kvstore": store}, open=True) for name, store in stores.items()}
+        return {name: StoredArray(array.result(), path, name) for name, array in opened.items()}
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
 def create_arrays(
     checkpoint: str | os.PathLike, specs: Mapping[str, jax.ShapeDtypeStruct], chunks: Mapping[str, tuple[int, ...]]
-) -> dict[str, ts.TensorStore]:
+) -> dict[str, WritableArray]:
     """A new checkpoint whose parameters wait to be written, slice by slice; whole chunks can be written side by side.
 
     orbax writes everything that isn't an array. Values are not compressed: weights are nearly random bits.
@@ -141,7 +172,7 @@ def create_arrays(
     """
     path = pathlib.Path(checkpoint).absolute()
     ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
-    return {
+    opened = {
         name: ts.open(
             {
                 "driver": "zarr3",
@@ -156,9 +187,10 @@ def create_arrays(
             },
             create=True,
             delete_existing=True,
-        ).result()
+        )
         for name, spec in specs.items()
     }
+    return {name: WritableArray(array.result()) for name, array in opened.items()}
 
 
 def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:
@@ -167,6 +199,51 @@ def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:
     return {"driver": "file", "path": f"{checkpoint / ITEM / name}/"}
 
 
-def first_line(error: Exception) -> str:
+@functools.cache  # once a process
+def _add_checksums() -> None:
+    """Has orbax end every chunk with a checksum, for which it has no setting."""
+    try:
+        build = tensorstore_utils._build_zarr3_metadata
+    except AttributeError:
+        _LOG.warning("this version of orbax writes checkpoints without checksums of their weights")
+        return
+
+    def build_with_checksum(*args: Any, **kwargs: Any) -> Any:
+        metadata = build(*args, **kwargs)
+        codecs = metadata["codecs"]
+        inner = codecs[0]["configuration"]["codecs"] if codecs[0]["name"] == "sharding_indexed" else codecs
+        inner.append({"name": "crc32c"})
+        return metadata
+
+    tensorstore_utils._build_zarr3_metadata = build_with_checksum
+
+
+def damaged(checkpoint: pathlib.Path, error: Exception, advice: str = "copy or convert it again") -> InputError:
+    """The sentence about a checkpoint that can't be read, whatever a library said about it."""
+    if isinstance(error, InputError):
+        return error
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or it shows what orbax's other readers met
+    root: BaseException = error
+    while cause := root.__cause__ or (None if root.__suppress_context__ else root.__context__):
+        root = cause  # orbax wraps what it was told
+    where = next((path for path in _json_files(checkpoint) if not _is_json(path)), checkpoint)
+    return InputError(f"{where} is damaged or incomplete ({first_line(root)}); {advice}")
+
+
+def _json_files(checkpoint: pathlib.Path) -> list[pathlib.Path]:
+    """The files that orbax reads as JSON, of every item of a checkpoint."""
+    names = ("_METADATA", "_sharding", "array_metadatas/*", "metadata")
+    return [checkpoint / "_CHECKPOINT_METADATA", *(path for name in names for path in checkpoint.glob(f"*/{name}"))]
+
+
+def _is_json(path: pathlib.Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def first_line(error: BaseException) -> str:
     """The first line of a library's message: the rest is its trace."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -73,6 +73,7 @@ class DataConfig:
       pack: False gives every sample a row of its own.
       over_long: what becomes of a sample beyond the budget: 'error' or 'drop'.
       max_skipped: how many samples may fail to load before the run stops.
+      allow_outside_root: whether images may lie outside of the root that the meta file gives.
       workers, threads: how many processes load batches ahead, and how many threads in each.
     """
 
@@ -91,6 +92,7 @@ class DataConfig:
     max_skipped: CountOrZero = 0
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2
+    allow_outside_root: bool = False
 
 
 @dataclasses.dataclass
@@ -166,7 +168,7 @@ class TrainConfig:
 # says so of its own settings (`Stage.free`).
 FREE = {
     "run": {"workdir", "mesh", "rules", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
-    "data": {"workers", "threads", "max_skipped"},
+    "data": {"workers", "threads", "max_skipped", "allow_outside_root"},
 }
 
 

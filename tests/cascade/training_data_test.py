@@ -13,6 +13,7 @@ from cascade import evaluation, questions, training_data
 from cascade.recipe import RECIPE
 from internvl_jax.data import ImageConfig, Processor, Tokenizer, get_template
 from internvl_jax.data.rows.pipeline import Pipeline, PipelineConfig
+from internvl_jax.files import MARK
 
 SMALL = dataclasses.replace(RECIPE.data, boxes=29, boards=17, reading=5, sums=9, chains=13, rl=11, dev=6, test=6)
 
@@ -104,7 +105,8 @@ def test_the_pipeline_packs_them(folder, tmp_path, stage):
 
 def test_same_files_each_time(folder, tmp_path):
     (tmp_path / "data.partial").mkdir()
-    (tmp_path / "data.partial" / "left by a kill").touch()
+    for name in ("left by a kill", MARK):
+        (tmp_path / "data.partial" / name).touch()
     training_data.write(tmp_path / "data", SMALL, lambda: None)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert names == sorted(p.relative_to(tmp_path / "data") for p in (tmp_path / "data").rglob("*") if p.is_file())

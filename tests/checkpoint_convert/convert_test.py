@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from checkpoint_convert import convert, load_model, load_released, load_vision_tower
+from checkpoint_convert import conversion, convert, load_model, load_released, load_vision_tower
 from checkpoint_convert.released import load_bare
 from internvl_jax.data import train_bpe
 from internvl_jax.errors import InputError
@@ -222,6 +222,43 @@ def test_a_disk_without_room_is_noticed_before_writing(golden, tmp_path, monkeyp
     with pytest.raises(InputError, match="make room"):
         convert(golden / "vit6b_github", tmp_path / "ours")
     assert not list(tmp_path.iterdir())
+
+
+def halved(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("form", "damage", "message"),
+    [
+        (
+            "released",
+            lambda source: halved(source / "model.safetensors"),
+            "model.safetensors changed while it was read",
+        ),
+        ("released", lambda source: (source / "model.safetensors").unlink(), "model.safetensors changed while"),
+        ("released", lambda source: (source / "vocab.json").mkdir(), "vocab.json can't be read"),
+        ("orbax", lambda source: halved(largest(source)), r"source.params is damaged or incomplete \(OUT_OF_RANGE"),
+    ],
+)
+def test_a_source_that_breaks_meanwhile_is_called_so(golden, tmp_path, monkeypatch, form, damage, message):
+    source = tmp_path / "source"
+    if form == "orbax":
+        convert(golden / "vit300m_github", source)
+    else:
+        source.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (source / name).write_bytes((golden / "vit300m_github" / name).read_bytes())
+    opened = conversion._open
+    monkeypatch.setattr(conversion, "_open", lambda directory: (opened(directory), damage(directory))[0])
+    with pytest.raises(InputError, match=message) as caught:
+        convert(source, tmp_path / "out", "github")
+    assert "make room" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def largest(directory):
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 # The process is killed when it has written so many slices.

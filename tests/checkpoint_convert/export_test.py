@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoint_convert import convert, load_model, load_released, sink
+from checkpoint_convert import conversion, convert, load_model, load_released, sink
 from checkpoint_convert.hf_config import read_config
 from checkpoint_convert.released import load_bare
 from checkpoint_convert.side_files import jinja
@@ -90,6 +90,30 @@ def test_several_files_have_an_index(golden, tmp_path, monkeypatch):
     assert index["metadata"]["total_size"] == sum(len(part[2]) for part in tensors_of(tmp_path / "ours").values())
 
 
+@pytest.mark.parametrize("way", ["load", "convert"])
+def test_a_flipped_bit_of_what_was_written_is_found(factory, tmp_path, monkeypatch, way):
+    monkeypatch.setattr(conversion, "_SLICE", 300)  # large parameters are written in pieces
+    convert(factory.released("hf", factory.config()), tmp_path / "ours", "hf")
+    file = tmp_path / "ours" / "model.safetensors"
+    use = {"load": lambda: load_bare(tmp_path / "ours", "float32", None), "convert": None}[way]
+    use = use or (lambda: convert(tmp_path / "ours", tmp_path / "again", "hf"))
+    random, whole = np.random.default_rng(1), file.read_bytes()
+    for byte in random.integers(8 + int.from_bytes(whole[:8], "little"), len(whole), size=5):
+        content = bytearray(whole)
+        content[byte] ^= 1 << int(random.integers(8))
+        file.write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"model.safetensors is damaged from byte \d+ on .*; copy it again, or remove"
+        ):
+            use()
+    file.write_bytes(whole)
+    (tmp_path / "ours" / "checksums.json").write_text('{"language_model.lm_head.weight": 3}')
+    with pytest.raises(InputError, match=r"checksums.json is damaged .*; copy it again or remove it"):
+        use()
+    (tmp_path / "ours" / "checksums.json").unlink()
+    use()  # as checkpoints that others wrote
+
+
 def test_types_may_differ_from_tensor_to_tensor(factory, tmp_path):
     """Wide types come first in a file, which keeps them aligned."""
     tensors = factory.tensors("github", factory.config())
@@ -103,8 +127,6 @@ def test_types_may_differ_from_tensor_to_tensor(factory, tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_large_parameters_are_written_in_slices(factory, tmp_path, monkeypatch, tied):
-    from checkpoint_convert import conversion
-
     monkeypatch.setattr(conversion, "_SLICE", 300)
     released = factory.released("hf", factory.config(tied=tied))
     convert(released, tmp_path / "ours")

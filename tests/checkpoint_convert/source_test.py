@@ -94,10 +94,34 @@ def test_an_index_that_disagrees_with_its_files(sharded, change, message):
         open_directory(sharded)
 
 
-def test_two_files_with_one_tensor(single):
-    save_file({"b": ARRAYS["b"]}, single / "old.safetensors")
+def test_two_files_with_one_tensor(tmp_path):
+    for name in ("a", "b"):
+        save_file({"b": ARRAYS["b"]}, tmp_path / f"{name}.safetensors")
     with pytest.raises(InputError, match=r"repeats tensors .*\['b'\]"):
-        open_directory(single)
+        open_directory(tmp_path)
+
+
+def test_beside_a_whole_model_nothing_else_is_read(single, caplog):
+    wanted = open_directory(single).keys()
+    save_file({"c": ARRAYS["b"]}, single / "old.safetensors")
+    assert open_directory(single).keys() == wanted
+    assert "only model.safetensors is read" in caplog.text and "old.safetensors" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+def test_an_adapter_beside_the_weights_is_named(kind, request, caplog):
+    directory = request.getfixturevalue(kind)
+    wanted = open_directory(directory).keys()
+    save_file({"base_model.model.a.lora_A.weight": ARRAYS["b"]}, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text("{}")
+    assert open_directory(directory).keys() == wanted
+    assert "PEFT adapter" in caplog.text and "adapter_config.json, adapter_model.safetensors" in caplog.text
+
+
+def test_an_adapter_alone_is_no_checkpoint(tmp_path):
+    save_file({"base_model.model.a.lora_A.weight": ARRAYS["b"]}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"but a PEFT adapter \(adapter_model.safetensors\); merge it into the model"):
+        open_directory(tmp_path)
 
 
 def test_integers_are_not_weights(tmp_path):

@@ -14,6 +14,7 @@ from demo.recipe import RECIPE
 from internvl_jax.data import ImageConfig, Processor, Tokenizer, get_template
 from internvl_jax.data.rows.pipeline import Pipeline, PipelineConfig
 from internvl_jax.errors import InputError
+from internvl_jax.files import MARK
 
 IMAGES = 7
 SMALL = dataclasses.replace(RECIPE, variants=3, sft_variants=2, turns=2)
@@ -122,7 +123,8 @@ def test_the_pipeline_packs_them(folder, stage):
 
 def test_same_files_each_time(folder, tmp_path):
     (tmp_path / "again.partial").mkdir()
-    (tmp_path / "again.partial" / "left by a kill").touch()
+    for name in ("left by a kill", MARK):
+        (tmp_path / "again.partial" / name).touch()
     training_data.write(tmp_path / "again", SMALL, lambda: None)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert names == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())

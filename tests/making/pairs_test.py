@@ -19,6 +19,7 @@ from internvl_jax.inference.engine.requests import Vocabulary
 from internvl_jax.inference.engine.sampler import Sampler
 from internvl_jax.making import pairs, responses
 from internvl_jax.making.responses import PairConfig, Response
+from internvl_jax.making.resumable import ResumableFolder
 from internvl_jax.sharding import bind, flatten
 
 CONFIG = PairConfig(
@@ -302,6 +303,27 @@ def test_what_is_there_is_not_overwritten_nor_mixed(shared, processor, folder):
         file.write('{"question": "and?", "answer": "red"}\n')
     with pytest.raises(InputError, match=r"out.partial was begun with another prompts"):
         make(shared, processor, folder)
+
+
+def test_two_runs_on_one_folder_are_kept_apart(tmp_path):
+    with ResumableFolder(tmp_path / "out", {"seed": 1}, "lines") as first:
+        first.append([{"a": 1}])
+        with pytest.raises(InputError, match=r"out.partial is being written by process \d+"):
+            ResumableFolder(tmp_path / "out", {"seed": 1}, "lines")
+    with pytest.raises(InputError, match="begun with another seed"):
+        ResumableFolder(tmp_path / "out", {"seed": 2}, "lines")
+    with ResumableFolder(tmp_path / "out", {"seed": 1}, "lines") as second:
+        assert second.resume([1, 1]) == 1
+        second.finish()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lines", "settings.json"]
+
+
+def test_a_folder_of_the_users_is_not_taken_for_a_begun_one(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "notes").touch()
+    with pytest.raises(InputError, match=r"out.partial is in the way and not of this program"):
+        ResumableFolder(tmp_path / "out", {}, "lines")
+    assert (tmp_path / "out.partial" / "notes").exists()
 
 
 def test_a_data_set_that_names_no_file_is_refused_before_sampling(shared, processor, folder):

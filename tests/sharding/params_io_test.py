@@ -1,5 +1,7 @@
 """Parameters on disk: back in any dtype on any mesh, or a sentence that names what is wrong."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import make_mesh
-from internvl_jax.sharding.params_io import locate, read_params, write_params
+from internvl_jax.sharding.checked import WritableArray
+from internvl_jax.sharding.params_io import create_arrays, locate, open_arrays, read_params, write_params
 
 SHAPES = {"lm.embed.weight": (16, 8), "lm.layers.mlp.up.weight": (3, 8, 24), "lm.norm.scale": (7,)}
 VALUES = {
@@ -100,5 +103,122 @@ def test_locate(tmp_path):
     for name in ("9", "10", "11.being-written", "latest"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert locate(tmp_path) == tmp_path / "checkpoints" / "10"  # by number, and only whole ones
+    (tmp_path / "checkpoints" / "9" / "params").mkdir()
+    for name in ("12", "013", "²", "٣٣"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    (tmp_path / "checkpoints" / "14").write_text("a file")
+    (tmp_path / "checkpoints" / "15").symlink_to("nowhere")
+    assert locate(tmp_path) == tmp_path / "checkpoints" / "9"  # what holds parameters before what does not
     (tmp_path / "params").mkdir()
     assert locate(str(tmp_path)) == tmp_path / "params"
+
+
+LARGE = {name: np.random.default_rng(4).normal(size=shape) for name, shape in {"w": (75, 64), "b": (7,)}.items()}
+LARGE = {name: value.astype(np.float32) for name, value in LARGE.items()}
+
+
+def read_large(checkpoint):
+    """On eight devices, each of which holds a part of every chunk."""
+    mesh = make_mesh({"fsdp": 8})
+    where = {"w": P(None, "fsdp"), "b": P()}
+    structs = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=NamedSharding(mesh, where[name]))
+        for name, value in LARGE.items()
+    }
+    return read_params(checkpoint, structs)
+
+
+def write_slices(path):
+    specs = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in LARGE.items()}
+    arrays = create_arrays(path, specs, {"w": (25, 64), "b": (7,)})
+    for start in (0, 25, 50):
+        rows = slice(start, start + 25)
+        arrays["w"][rows, :].write(LARGE["w"][rows]).result()
+    arrays["b"][...].write(LARGE["b"]).result()
+
+
+@pytest.fixture(scope="module", params=["orbax", "slices"])
+def written(request, tmp_path_factory):
+    """Parameters, written by orbax or slice by slice."""
+    path = tmp_path_factory.mktemp("written") / "params"
+    if request.param == "orbax":
+        write_params(path, {name: jnp.asarray(value) for name, value in LARGE.items()})
+    else:
+        write_slices(path)
+    return path
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "copy")
+
+
+def data_file(checkpoint):
+    return max(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def flip(file, byte):
+    content = bytearray(file.read_bytes())
+    content[byte] ^= 64
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(copy):
+    """Where none of the files that are read holds the bit, what is read is right."""
+    random, found = np.random.default_rng(3), 0
+    files = sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
+    for file in [*files, *[data_file(copy)] * 20]:
+        byte = int(random.integers(file.stat().st_size))
+        flip(file, byte)
+        try:
+            params = read_large(copy)
+            assert all(np.array_equal(params[name], value) for name, value in LARGE.items()), (file, byte)
+        except InputError as error:
+            assert str(copy) in str(error) and "\n" not in str(error)
+            found += 1
+        flip(file, byte)
+    assert found >= 15
+    assert read_large(copy).keys() == LARGE.keys()
+
+
+def test_a_damaged_parameter_is_named(copy):
+    flip(data_file(copy), data_file(copy).stat().st_size // 2)
+    with pytest.raises(InputError, match=r'("w/c.* digest|^w in .*copy is damaged).*; copy or convert it again'):
+        read_large(copy)
+
+
+def test_chunks_that_changed_places_are_found(tmp_path):
+    write_slices(tmp_path / "p")
+    array = open_arrays(tmp_path / "p")["w"]._array
+    first, second = array[:25].read().result(), array[25:50].read().result()
+    array[:25].write(second).result()
+    array[25:50].write(first).result()
+    with pytest.raises(InputError, match=r"w in .* is damaged"):
+        read_large(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: file.write_text("[]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["params/_METADATA", "params/manifest.ocdbt", "d"])
+def test_an_incomplete_copy_is_one_sentence(copy, name, change):
+    change(data_file(copy) if name == "d" else copy / name)
+    with pytest.raises(InputError, match=f"^{copy}[a-zA-Z_/]* is (damaged or incomplete|no checkpoint) .*$"):
+        read_large(copy)
+
+
+def test_checkpoints_without_checksums_are_read(tmp_path, monkeypatch):
+    """As they were written before there were any."""
+    monkeypatch.setattr(WritableArray, "write", lambda array, values: array._array.write(values))
+    write_slices(tmp_path / "old")
+    params = read_large(tmp_path / "old")
+    assert all(np.array_equal(params[name], value) for name, value in LARGE.items())
+    flip(data_file(tmp_path / "old"), 1000)
+    params = read_large(tmp_path / "old")
+    assert not all(np.array_equal(params[name], value) for name, value in LARGE.items())

@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from internvl_jax.errors import InputError
+from internvl_jax.files import MARK
 from internvl_jax.sharding import make_mesh
-from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig
+from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, train
 from internvl_jax.training.config import Group, differences, parse_mesh
 from internvl_jax.training.run import setup
 from internvl_jax.training.run.initial import read_reference
@@ -156,6 +157,14 @@ def test_a_workdir_takes_its_own_config_and_no_other(data, tmp_path):
     other.optim = dataclasses.replace(config.optim, learning_rate=1.0)
     with pytest.raises(InputError, match=r"optim.learning_rate: 1.0 here, 0.003 there; run.seed: 6 here, 5 there"):
         setup.claim_workdir(other, processor)
+
+
+def test_a_workdir_in_use_is_refused_before_anything_is_built(data, tmp_path):
+    config = toy.config(data, tmp_path / "w")
+    with setup.hold_workdir(config.run.workdir):
+        with pytest.raises(InputError, match=r"w is being written by process \d+ on .* since"):
+            train(config)
+        assert [path.name for path in (tmp_path / "w").iterdir()] == [MARK]
 
 
 def test_identity_holds_every_field_that_matters(data):

@@ -42,8 +42,8 @@ def load_image(source: Source, config: tiling.ImageConfig, *, allow_paths: bool 
     paths are refused. Remote URLs always are.
     As released: `Image.convert("RGB")`, which drops alpha and clips 16-bit grey at 255 (it does not scale); EXIF
     orientation is ignored unless config.apply_exif. Of an animation, the first frame.
-    Raises InputError for anything missing, broken, forbidden or larger than config.max_pixels (known from the header,
-    before decoding).
+    Raises InputError for anything missing, broken, forbidden or larger than config.max_pixels or tiling.MAX_SIDE (known
+    from the header, before decoding).
     """
     with _opened(source, config, allow_paths) as image:
         if config.apply_exif:
@@ -127,6 +127,10 @@ def _opened(source: Source, config: tiling.ImageConfig, allow_paths: bool) -> It
 
 def _check_pixels(image: Image.Image, name: str, config: tiling.ImageConfig) -> None:
     width, height = image.size
+    if max(width, height) > tiling.MAX_SIDE:
+        raise InputError(
+            f"{name} is {width} x {height} pixels, longer than the limit of {tiling.MAX_SIDE}; cut it into parts first."
+        )
     if width * height > config.max_pixels:
         raise InputError(
             f"{name} is {width} x {height} pixels, more than the limit of {config.max_pixels}; scale it down first."

@@ -14,8 +14,11 @@ from msgspec import Meta
 from internvl_jax.errors import InputError
 from internvl_jax.validation import Count, check_fields, check_value
 
-# What Pillow itself calls suspicious (a quarter of a GiB as 24-bit pixels).
-DEFAULT_MAX_PIXELS = 89_478_485
+# What Pillow itself refuses as a bomb; the largest cameras have less. Decoded it takes 4 bytes a pixel, 0.7 GB.
+DEFAULT_MAX_PIXELS = 178_956_970
+# The longest side that a JPEG can have. Resizing takes memory by the sides, up to 2 KB for each pixel of one (a row of
+# tiles for every line, the filter's weights): gigabytes for 60,000,000 x 1 pixels.
+MAX_SIDE = 65_535
 
 Side = Annotated[int, Meta(ge=1, le=65536)]  # pixels
 # More tiles than any model reads of a picture; the grids to choose from are listed, about 7 for every tile.
@@ -31,7 +34,7 @@ class ImageConfig:
     min_tiles, max_tiles: bounds on columns x rows, thumbnail not counted.
     thumbnail: whether the whole picture follows as one more tile when there is more than one.
     apply_exif: whether pictures are turned upright first; the release does not.
-    max_pixels: larger pictures are refused before they are decoded.
+    max_pixels: larger pictures are refused before they are decoded; so are those with a side over MAX_SIDE.
     """
 
     tile_size: Side

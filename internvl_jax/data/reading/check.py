@@ -57,18 +57,27 @@ class DataReport:
         }
 
 
-def check(meta: str, processor: Processor, budgets: packing.PackingConfig, *, decode: bool, render: int) -> DataReport:
+def check(
+    meta: str,
+    processor: Processor,
+    budgets: packing.PackingConfig,
+    *,
+    decode: bool,
+    render: int,
+    allow_outside_root: bool = False,
+) -> DataReport:
     """Checks all samples of a meta file.
 
     budgets: what a row holds; a sample that is larger is a problem.
     decode: also decode every picture, which finds truncated ones and takes far longer.
     render: how many samples to show as text.
+    allow_outside_root: images that lie outside of their data set's root are no problem.
 
     Raises:
         InputError: if the meta file itself cannot be read.
     """
     problems, readers = [], []
-    for dataset in sources.read_meta(meta):
+    for dataset in sources.read_meta(meta, allow_outside_root):
         try:
             offsets, _ = sources.scan_lines(dataset.annotation, dataset.beside)
         except InputError as error:

@@ -82,6 +82,7 @@ def _key(dataset: sources.Dataset, processor: Processor, parse: samples.Parse) -
         status.st_size,
         status.st_mtime_ns,
         os.path.abspath(dataset.root),
+        dataset.allow_outside_root,
         dataset.max_tiles,
         processor.tokenizer.digest,
         dataclasses.asdict(processor.image_config),

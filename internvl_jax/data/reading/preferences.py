@@ -7,8 +7,6 @@ responses follow one prompt: they share its tokens and its pictures.
 Source: released `docs/internvl3.0/preference_optimization` and `internvl_chat_dpo.py`.
 """
 
-import os
-
 from internvl_jax.data.reading import sources
 from internvl_jax.errors import InputError
 
@@ -29,4 +27,4 @@ def parse_pair(line: bytes, name: str, dataset: sources.Dataset) -> sources.Reco
     images, sizes = sources.parse_images(entry, name)
     prompt = sources.question_turns(question, sources.parse_system(entry, name))
     dialogues = tuple([*prompt, {"from": "gpt", "value": text}] for text in (chosen, rejected))
-    return sources.Record(name, dialogues, tuple(os.path.join(dataset.root, path) for path in images), sizes)
+    return sources.Record(name, dialogues, tuple(sources.resolve(path, name, dataset) for path in images), sizes)

@@ -61,11 +61,17 @@ class Prompt:
     pictures: tuple[str | bytes, ...]
     dataset: sources.Dataset
 
+    def __post_init__(self) -> None:
+        for each in self.pictures:
+            self._place(each)  # refuses what leads out of the root
+
+    def _place(self, picture: str | bytes) -> str | bytes:
+        return sources.resolve(picture, self.name, self.dataset) if isinstance(picture, str) else picture
+
     @property
     def images(self) -> tuple[str | bytes, ...]:
         """The pictures, paths resolved against the root."""
-        root = self.dataset.root
-        return tuple(os.path.join(root, each) if isinstance(each, str) else each for each in self.pictures)
+        return tuple(self._place(each) for each in self.pictures)
 
     @property
     def key(self) -> str:
@@ -138,10 +144,11 @@ class Prompts(Sequence[Prompt]):
         return sources.mixture(self.datasets, [len(reader) for reader in self._readers])
 
 
-def open_prompts(path: str | os.PathLike, root: str | None = None) -> Prompts:
+def open_prompts(path: str | os.PathLike, root: str | None = None, allow_outside_root: bool = False) -> Prompts:
     """The prompts of a JSONL or parquet file, or of all data sets of a meta file (.json).
 
-    root: folder of the images of a file given directly; by default its own folder.
+    root: folder of the images of a file given directly; by default its own folder, which they may lie outside of.
+    allow_outside_root: whether images may lie outside of a root that is given.
 
     Raises:
         InputError: if a file cannot be read or is of another kind.
@@ -150,10 +157,11 @@ def open_prompts(path: str | os.PathLike, root: str | None = None) -> Prompts:
     if path.suffix == ".json":
         if root is not None:
             raise InputError(f"meta file {path} names the root of each data set; leave out the root {root}.")
-        datasets = sources.read_meta(str(path))
+        datasets = sources.read_meta(str(path), allow_outside_root)
     else:
         folder = str(path.parent) if root is None else root
-        datasets = (sources.Dataset(path.stem, folder, str(path), False, None, 1, None),)
+        free = root is None or allow_outside_root
+        datasets = (sources.Dataset(path.stem, folder, str(path), False, None, 1, None, allow_outside_root=free),)
     return Prompts([_reader(dataset) for dataset in datasets])
 
 

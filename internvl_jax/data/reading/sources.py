@@ -47,6 +47,7 @@ class Dataset:
     repeat_time: float
     length: int | None  # number of samples that the file is said to have
     beside: str = dataclasses.field(default="", compare=False)  # where the annotation was looked for too
+    allow_outside_root: bool = False  # whether images may lie elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Record:
     sizes: tuple[tuple[int, int] | None, ...]  # noted (width, height) of each image
 
 
-def read_meta(path: str) -> tuple[Dataset, ...]:
-    """The data sets of a meta file, in its order.
+def read_meta(path: str, allow_outside_root: bool = False) -> tuple[Dataset, ...]:
+    """The data sets of a meta file, in its order; images lie below their roots unless allowed elsewhere.
 
     Relative paths count from the working directory, as in the release, or, where nothing is there, from the folder of
     the meta file.
@@ -71,7 +72,7 @@ def read_meta(path: str) -> tuple[Dataset, ...]:
     meta = read_json(path, 'give a meta file, {"name": {"root": ..., "annotation": ...}}', unique=True)
     if not meta:
         raise InputError(f"{path} lists no data set; add one.")
-    return tuple(_dataset(path, name, entry) for name, entry in meta.items())
+    return tuple(_dataset(path, name, entry, allow_outside_root) for name, entry in meta.items())
 
 
 def scan_lines(path: str, beside: str = "") -> tuple[np.ndarray, str]:
@@ -115,7 +116,7 @@ def parse_record(line: bytes, name: str, dataset: Dataset) -> Record:
     entry = parse_entry(line, name)
     conversations = _conversations(entry, name)
     images, sizes = parse_images(entry, name)
-    return Record(name, (conversations,), tuple(os.path.join(dataset.root, path) for path in images), sizes)
+    return Record(name, (conversations,), tuple(resolve(path, name, dataset) for path in images), sizes)
 
 
 def parse_entry(line: bytes, name: str) -> dict:
@@ -145,6 +146,23 @@ def parse_images(entry: dict, name: str) -> tuple[tuple[str, ...], tuple[tuple[i
     for path in images:
         check_value(path, FilePath, f"{name}: image")
     return tuple(images), _sizes(entry, image, name)
+
+
+def resolve(path: str, name: str, dataset: Dataset) -> str:
+    """An image path of a line, from the root of its data set on.
+
+    Raises:
+        InputError: naming the line, if it leads out of a root that is given (by .. or as an absolute path).
+    """
+    whole = os.path.join(dataset.root, path)
+    if dataset.root and not dataset.allow_outside_root:
+        root = os.path.abspath(dataset.root)
+        if os.path.commonpath([root, os.path.abspath(whole)]) != root:
+            raise InputError(
+                f"{name} has the image {path!r}, which is not below the root {dataset.root!r}; correct the line, or "
+                "set allow_outside_root if you trust the file."
+            )
+    return whole
 
 
 def parse_text(entry: dict, key: str, name: str) -> str:
@@ -203,7 +221,7 @@ def mixture(datasets: Sequence[Dataset], sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _dataset(path: str, name: str, entry: Any) -> Dataset:
+def _dataset(path: str, name: str, entry: Any, allow_outside_root: bool) -> Dataset:
     fields = Fields(path, f"data set {name!r}", entry)
     if not isinstance(entry, dict):
         raise InputError(f'{path}: {fields.name} is {shown(entry)}; it must be an object with "root" and "annotation".')
@@ -224,6 +242,7 @@ def _dataset(path: str, name: str, entry: Any) -> Dataset:
         max_tiles=fields.optional("max_dynamic_patch", tiling.Tiles),
         repeat_time=fields.optional("repeat_time", Positive, 1),
         length=fields.optional("length", CountOrZero),
+        allow_outside_root=allow_outside_root,
         beside=beside,
     )
 

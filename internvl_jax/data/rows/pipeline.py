@@ -55,6 +55,7 @@ class PipelineConfig:
     cache_dir: str | None  # folder of length indices; None keeps none
     workers: int  # processes that load batches; 0 loads in this one
     threads: int  # threads that load batches ahead, in each process; 0 loads when asked
+    allow_outside_root: bool = False  # whether images may lie outside of their data set's root
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -91,7 +92,7 @@ class Pipeline:
             config.weighting,
             several,
         )
-        datasets = sources.read_meta(config.meta)
+        datasets = sources.read_meta(config.meta, config.allow_outside_root)
         indices = [lengths.length_index(dataset, processor, config.cache_dir, parse) for dataset in datasets]
         self.corpus = samples.Corpus(
             [samples.SampleReader(d, i.offsets, processor, parse) for d, i in zip(datasets, indices, strict=True)]

@@ -14,10 +14,11 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding import ITEM, first_line, saving_options
+from internvl_jax.sharding import DAMAGE, ITEM, damaged, first_line, saving_options, step_names
 from internvl_jax.training.run.state import TrainState
 
 FOLDER = "checkpoints"
+_ITEMS = (ITEM, "optimizer", "position")
 
 
 class Checkpoints:
@@ -25,6 +26,9 @@ class Checkpoints:
 
     Args:
       keep_last, keep_every: which ones stay: the last n, and each whose step this divides (0: none).
+
+    Raises:
+      InputError: something else has the name of a step.
     """
 
     def __init__(self, workdir: pathlib.Path, keep_last: int, keep_every: int):
@@ -33,6 +37,7 @@ class Checkpoints:
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self._directory = workdir.absolute() / FOLDER
+        _check_names(self._directory)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             # When to save is the loop's decision.
@@ -69,11 +74,7 @@ class Checkpoints:
         with saving_options():
             self._saving = self._checkpointer.save_checkpointables_async(
                 step,
-                {
-                    ITEM: state.params,
-                    "optimizer": _optimizer(state),
-                    "position": {"step": step, "data": data},
-                },
+                dict(zip(_ITEMS, (state.params, _optimizer(state), {"step": step, "data": data}))),
             )
 
     def wait(self) -> None:
@@ -103,21 +104,25 @@ class Checkpoints:
         try:
             loaded = self._checkpointer.load_checkpointables(
                 None,
-                {
-                    ITEM: abstract.params,
-                    "optimizer": _optimizer(abstract),
-                    "position": None,
-                },
+                dict(zip(_ITEMS, (abstract.params, _optimizer(abstract), None))),
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"step {self.latest} in {self._directory} can't be restored ({first_line(error)}); "
-                "remove that step to go on from the one before"
-            ) from error
+            data = loaded["position"]["data"]
+        except DAMAGE as error:
+            step = self._directory / str(self.latest)
+            raise damaged(step, error, "remove that step to go on from the one before") from error
         optimizer = loaded["optimizer"]
         carry = optimizer.get("carry", {})
-        state = TrainState(optimizer["step"], loaded[ITEM], optimizer["state"], optimizer["nonfinite"], carry)
-        return state, loaded["position"]["data"]
+        return TrainState(optimizer["step"], loaded[ITEM], optimizer["state"], optimizer["nonfinite"], carry), data
+
+
+def _check_names(directory: pathlib.Path) -> None:
+    """Orbax takes for a step what has the name of one: it would restore it, and remove it when it is old."""
+    for path in step_names(directory).values():
+        if path.is_dir() and not any(path.iterdir()):
+            with contextlib.suppress(OSError):  # another process of the run was faster
+                path.rmdir()
+        elif not any((path / item).is_dir() for item in _ITEMS):
+            raise InputError(f"{path} has the name of a checkpoint and is none; move it away")
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_file
 from internvl_jax.validation import check_value, parse_json, read_file
 
 _LOG = logging.getLogger(__name__)
@@ -33,9 +33,8 @@ class MetricsLog:
     def __init__(self, workdir: pathlib.Path, step: int):
         self._path = workdir / JSONL
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        with whole_file(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         import tensorboardX  # here: it imports torch where that is installed
 
@@ -170,6 +169,5 @@ def plot_health(workdir: pathlib.Path, columns: Sequence[str]) -> None:
         place.set_title(name.replace("_", " "), fontsize=9)
         place.tick_params(labelsize=7)
         place.grid(alpha=0.3)
-    temporary = workdir / "health.png.tmp"
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, workdir / "health.png")
+    with whole_file(workdir / "health.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

@@ -17,6 +17,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import PEAK, InternVLConfig, train_flops
 from internvl_jax.training.config import RunConfig, TrainConfig
@@ -41,9 +42,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
       a summary: steps, last loss, tokens, seconds, workdir.
 
     Raises:
-      InputError: a config, data or workdir that can't be used; a loss that stays non-finite.
+      InputError: a config, data or workdir that can't be used, or is in use; a loss that stays non-finite.
     """
     config, processor = setup.prepare(config)
+    with setup.hold_workdir(config.run.workdir):
+        return _train(config, processor)
+
+
+def _train(config: TrainConfig, processor: Processor) -> dict[str, Any]:
     run, stage, program = config.run, STAGES[config.objective], build(config)
     for line in setup.describe(config, program.mesh):
         _LOG.info(line)

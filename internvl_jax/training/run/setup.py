@@ -1,9 +1,9 @@
 """From the config of a run to its parts: checked once, taken apart here, and claimed a workdir for."""
 
+import contextlib
 import copy
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, PipelineConfig, Processor, Tokenizer, get_template
 from internvl_jax.errors import InputError
+from internvl_jax.files import claimed, whole_file
 from internvl_jax.training.config import FREE, TrainConfig, differences
 from internvl_jax.training.run.program import Program, make_program
 from internvl_jax.training.stages.balance import Balance, NoBalance
@@ -142,6 +143,7 @@ def pipeline_config(config: TrainConfig) -> PipelineConfig:
         cache_dir=str(pathlib.Path(config.run.workdir) / "lengths"),
         workers=data.workers,
         threads=data.threads,
+        allow_outside_root=data.allow_outside_root,
     )
 
 
@@ -152,6 +154,15 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         if values[section] is not None:
             values[section] = {name: value for name, value in values[section].items() if name not in free}
     return values
+
+
+def hold_workdir(workdir: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps other runs out of a workdir; one process does so for all of a run.
+
+    Raises:
+      InputError: another run writes there; says which.
+    """
+    return claimed(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
@@ -180,6 +191,5 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -142,14 +142,35 @@ def test_what_is_not_a_picture_is_refused(data):
         images.load_image(data, CONFIG)
 
 
+def claiming(width, height):
+    """A PNG of a few bytes whose header claims this size."""
+    data = bytearray(png())
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("size", [(60_000_000, 1), (1, 60_000_000), (89_478_485, 1), (65_536, 2), (2, 65_536)])
+def test_thin_pictures_are_refused_from_the_header(size):
+    """They have few pixels, and take gigabytes to resize."""
+    for read in (images.load_image, images.image_size):
+        with pytest.raises(InputError, match=f"{size[0]} x {size[1]} pixels, longer than the limit of 65535"):
+            read(claiming(*size), CONFIG)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_large_pictures_are_not_refused():
+    for size in [(65_535, 1), (1, 65_535), (16_384, 10_922), (13_377, 13_377)]:
+        assert images.image_size(claiming(*size), CONFIG) == size
+    image = images.load_image(png(65_535, 1), CONFIG)
+    assert images.tile_image(image, CONFIG).shape == (13, 56, 56, 3)
+
+
 def test_bombs_are_refused_from_the_header():
     """The picture claims 20,000 x 20,000 pixels and has none, so decoding it would raise something else."""
-    data = bytearray(png())
-    data[16:24] = (20_000).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
     for read in (images.load_image, images.image_size):
         with pytest.raises(InputError, match=str(CONFIG.max_pixels)):
-            read(bytes(data), CONFIG)
+            read(claiming(20_000, 20_000), CONFIG)
     small = dataclasses.replace(CONFIG, max_pixels=14)
     with pytest.raises(InputError, match="5 x 3 pixels, more than the limit of 14"):
         images.load_image(png(), small)

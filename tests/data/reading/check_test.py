@@ -59,6 +59,15 @@ def test_every_problem_is_listed_with_its_line(tiny, processor):
         assert f"/{name}" in problem and words in problem
 
 
+def test_an_image_outside_of_the_root_is_a_problem_unless_allowed(tiny, processor):
+    (tiny.folder.parent / "outside.png").write_bytes((tiny.folder / "p0.png").read_bytes())
+    edit(tiny, "singles", 1, image="../outside.png")
+    (problem,) = check_of(tiny, processor).problems
+    assert "singles.jsonl:1 has the image '../outside.png', which is not below the root" in problem
+    allowed = check.check(tiny.meta, processor, BUDGETS, decode=True, render=0, allow_outside_root=True)
+    assert not any("outside" in each for each in allowed.problems)
+
+
 def test_truncated_picture_is_found_by_decoding(tiny, processor):
     path = tiny.folder / "p2.png"
     path.write_bytes(path.read_bytes()[:100])

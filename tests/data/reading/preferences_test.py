@@ -31,6 +31,11 @@ def test_system_text_and_several_images():
     assert parse(image=None).images == ()
 
 
+def test_an_image_outside_of_the_root():
+    with pytest.raises(InputError, match=r"^a.jsonl:3 has the image '../x.png', which is not below the root 'images'"):
+        parse(image="../x.png")
+
+
 def test_both_conversations_begin_with_the_same_tokens(processor):
     record = parse(question="one <image> red", chosen="square", rejected="circle")
     (chosen_T, yes_T), (rejected_T, no_T) = (

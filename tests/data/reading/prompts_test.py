@@ -33,9 +33,22 @@ def test_a_line():
         "a.jsonl:3", "think", "what?", "a cat", "", ("x.png",), DATASET
     )
     assert parse().images == ("images/x.png",)
-    assert parse(image=["x.png", "/y.png"]).images == ("images/x.png", "/y.png")
+    assert parse(image=["x.png", "a/y.png"]).images == ("images/x.png", "images/a/y.png")
     assert parse(image=None).images == ()
     assert parse(answer=3.5).answer == "3.5"
+
+
+def test_images_may_lie_outside_of_a_root_that_nobody_gave(tmp_path):
+    path = lines_of(tmp_path / "q.jsonl", [{"image": "/y.png", "question": "what?", "answer": "a cat"}])
+    assert prompts.open_prompts(path)[0].images == ("/y.png",)
+    assert prompts.open_prompts(path, str(tmp_path), allow_outside_root=True)[0].images == ("/y.png",)
+    with pytest.raises(InputError, match=r"q.jsonl:1 has the image '/y.png', which is not below the root"):
+        prompts.open_prompts(path, str(tmp_path))[0]
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({"q": {"root": str(tmp_path), "annotation": str(path)}}))
+    assert prompts.open_prompts(meta, allow_outside_root=True)[0].images == ("/y.png",)
+    with pytest.raises(InputError, match=r"q.jsonl:1 has the image '/y.png', which is not below the root"):
+        prompts.open_prompts(meta)[0]
 
 
 def test_a_slice_of_prompts_is_a_list(tmp_path):
@@ -60,6 +73,7 @@ def test_a_line_for_dropout_ntp_brings_its_response():
         ({"answer": True}, 'has no text "answer"'),
         ({"answer": None, "chosen": ""}, 'has an empty "chosen"'),
         ({"image": 3}, 'has an "image" that is neither'),
+        ({"image": ["x.png", "/y.png"]}, "has the image '/y.png', which is not below the root 'images'"),
         ({"system_prompt": ["s"]}, 'has a "system_prompt" that is no text'),
     ],
 )

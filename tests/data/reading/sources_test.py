@@ -1,6 +1,8 @@
 """Meta files and annotations: what is read, and one sentence with file and line for each thing that is wrong."""
 
+import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -98,7 +100,7 @@ def test_missing_annotation(tmp_path):
         ({"image": "x.png"}, ("images/x.png",), (None,)),
         ({"image": "x.png", "width": 3, "height": 5}, ("images/x.png",), ((3, 5),)),
         ({"image": "x.png", "width": 3, "height": None}, ("images/x.png",), (None,)),
-        ({"image": "/x.png", "width": 3, "height": -1}, ("/x.png",), (None,)),
+        ({"image": "x.png", "width": 3, "height": -1}, ("images/x.png",), (None,)),
         ({"image": ["x.png", "y.png"]}, ("images/x.png", "images/y.png"), (None, None)),
         (
             {"image": ["x.png", "y.png"], "width_list": [3, 7], "height_list": [5, 11]},
@@ -155,3 +157,32 @@ def test_a_missing_annotation_names_both_places(tmp_path):
     dataset = sources.read_meta(meta_of(tmp_path, json.dumps({"a": {"root": "", "annotation": "none/a.jsonl"}})))[0]
     with pytest.raises(InputError, match=f"file none/a.jsonl cannot be read.*, nor is {tmp_path}/none/a.jsonl there"):
         sources.scan_lines(dataset.annotation, dataset.beside)
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "wanted"),
+    [
+        ("images", "a/b.png", "images/a/b.png"),
+        ("images", "a/../b.png", "images/a/../b.png"),
+        ("images/", "..b.png", "images/..b.png"),
+        ("/data/images", "/data/images/b.png", "/data/images/b.png"),
+        ("/", "/etc/b.png", "/etc/b.png"),
+        ("", "../b.png", "../b.png"),  # no root is given
+        ("", "/etc/b.png", "/etc/b.png"),
+        ("images", "../b.png", None),
+        ("images", "a/../../images2/b.png", None),
+        ("images", "/etc/passwd", None),
+        ("/data/images", "/data/images2/b.png", None),
+        ("/data/images", "..", None),
+    ],
+)
+def test_images_stay_below_a_root_that_is_given(root, path, wanted):
+    dataset = dataclasses.replace(DATASET, root=root)
+    if wanted is None:
+        with pytest.raises(InputError, match=r"^a.jsonl:1 has the image '.*', which is not below the root '.*images'"):
+            sources.resolve(path, "a.jsonl:1", dataset)
+        free = dataclasses.replace(dataset, allow_outside_root=True)
+        wanted = os.path.join(root, path)
+        assert sources.resolve(path, "a.jsonl:1", free) == wanted
+    else:
+        assert sources.resolve(path, "a.jsonl:1", dataset) == wanted

@@ -68,7 +68,7 @@ class Rollouts:
         run, data, program, processor = parts.run, parts.pipeline, parts.program, parts.processor
         self._settings, self._run, self._data, self._program = settings, run, data, program
         self._processor, self._reference_source = processor, parts.reference
-        prompts = open_prompts(data.meta)
+        prompts = open_prompts(data.meta, allow_outside_root=data.allow_outside_root)
         accuracies = read_accuracies(settings.accuracies) if settings.accuracies else None
         bounds = (settings.lowest_accuracy, settings.highest_accuracy)
         screened = screen_prompts(

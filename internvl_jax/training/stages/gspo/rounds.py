@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from internvl_jax.data import Prompt
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_file
 from internvl_jax.grading import Score
 from internvl_jax.validation import parse_json, read_arrays
 
@@ -101,12 +101,12 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
         lines.append(
             json.dumps({"prompt": prompt.name, "answer": prompt.answer, "responses": said}, ensure_ascii=False)
         )
-    _replace(folder / f"{made.number:06d}.jsonl", ("\n".join(lines) + "\n").encode())
-    temporary = folder / f"{made.number:06d}.tmp"
+    with whole_file(folder / f"{made.number:06d}.jsonl") as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     groups = made.groups
     flat = lambda parts, dtype: np.concatenate([*(part for group in groups for part in parts(group)), []]).astype(dtype)
     zeros = lambda group: [np.zeros(len(tokens)) for tokens in group.tokens]
-    with temporary.open("wb") as file:
+    with whole_file(folder / f"{made.number:06d}.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             consumed=made.consumed,
@@ -120,8 +120,7 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
             finished=[group.finished for group in groups],
             **_routes(groups),
         )
-    os.replace(temporary, folder / f"{made.number:06d}.npz")
-    for path in folder.glob("*.npz"):
+    for path in folder.glob("[0-9]" * 6 + ".npz"):  # ours; whatever else lies there stays
         if int(path.stem) <= made.number - keep:
             path.unlink()
 
@@ -192,9 +191,3 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
             ResponseGroup(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine])
         )
     return Round(number, int(stored["consumed"]), groups, notes)
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -1,0 +1,175 @@
+"""Files and folders that are there under their names only when whole; folders that one process at a time writes.
+
+A folder that is being written holds the file `MARK`. It says who writes; its lock ends with that process, however that
+ends; and it tells a folder of this program from one of the user's, which is never touched.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import logging
+import os
+import pathlib
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from typing import TextIO
+
+from internvl_jax.errors import InputError
+
+MARK = ".internvl_jax.lock"
+_LOG = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a path beside `path` to write to; on leaving without an error the file there takes the name of `path`."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # others may write this file, too
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut leaves an empty file under the name
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields an empty folder beside `out` to write into; on leaving without an error it takes that name.
+
+    What a killed run left there is removed by the next one.
+
+    Raises:
+      InputError: see `PartialFolder`.
+    """
+    partial = PartialFolder(out)
+    with contextlib.ExitStack() as failed:
+        failed.callback(partial.discard)
+        partial.clear()
+        yield partial.path
+        failed.pop_all()
+    partial.publish()
+
+
+@contextlib.contextmanager
+def claimed(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the folder if there is none and keeps other writers out of it.
+
+    Raises:
+      InputError: somebody writes there; says who.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        (folder / MARK).unlink(missing_ok=True)
+        lock.close()
+
+
+class PartialFolder:
+    """The folder OUT.partial, claimed by this process, which is to become OUT.
+
+    Args:
+      out: the folder to make; it must not exist, unless empty. A link stands for what it leads to.
+      known: another file by which OUT.partial is known as work of this program.
+
+    Attributes:
+      out: its real path.
+      path: the path of the partial folder; it holds what an earlier process left.
+
+    Raises:
+      InputError: `out` is in use or can't be replaced, somebody else makes it (says who), or OUT.partial is the user's.
+    """
+
+    def __init__(self, out: str | os.PathLike, known: str = MARK):
+        self.out = pathlib.Path(os.path.realpath(out))
+        # What is no link after that is a circle of links.
+        if self.out.is_symlink() or (self.out.exists() and not _is_empty_folder(self.out)):
+            raise InputError(f"{out} already exists; remove it or give another name")
+        if self.out.exists():
+            _try_replacing(self.out)
+        self.path = self.out.with_name(f"{self.out.name}.partial")
+        if not self.path.is_symlink():
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(parents=True)
+        if not any((self.path / name).exists() for name in (MARK, known)) and not _is_empty_folder(self.path):
+            raise InputError(f"{self.path} is in the way and not of this program; move it away or give another name")
+        self._lock = _lock(self.path)
+
+    def clear(self) -> None:
+        """Removes what an earlier process left."""
+        for each in self.path.iterdir():
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            elif each.name != MARK:
+                each.unlink()
+
+    def publish(self) -> None:
+        """Gives the folder its name and lets go of it.
+
+        Raises:
+          InputError: the name was taken meanwhile; the folder stays.
+        """
+        try:
+            self.path.rename(self.out)
+        except OSError as error:
+            self.release()
+            raise InputError(
+                f"{self.path} is whole but can't be renamed to {self.out} ({error.strerror}); rename it yourself"
+            ) from error
+        (self.out / MARK).unlink()
+        self.release()
+
+    def discard(self) -> None:
+        """Removes the folder and lets go of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of the folder, for another process to go on with."""
+        self._lock.close()
+
+
+def _try_replacing(folder: pathlib.Path) -> None:
+    """An empty folder under the final name is replaced in the end, which a mounted disk does not allow."""
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        folder.rename(aside)
+        aside.rename(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder} can't be replaced ({error.strerror}; it may be a mounted disk); give a folder in it"
+        ) from error
+
+
+def _is_empty_folder(path: pathlib.Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _lock(folder: pathlib.Path) -> TextIO:
+    """A lock on the folder's mark; closing the file, or the end of the process, ends it."""
+    mark = folder / MARK
+    while True:
+        file = mark.open("a+", encoding="utf-8", errors="replace")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read(1000) or "another process"
+            raise InputError(f"{folder} is being written by {holder}; let that end or give another name") from None
+        except OSError as error:
+            _LOG.warning("%s can't be locked (%s): nothing keeps a second process from writing there", folder, error)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), mark.stat()):
+                break
+        file.close()  # whoever held it has just removed it
+    file.truncate(0)
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+    file.flush()
+    return file
