@@ -1,8 +1,234 @@
-"""Where final answers stand, and which are the same without mathematics."""
+"""Where final answers stand."""
 
 import pytest
 
-from internvl_jax.grading import answers, numbers
+from internvl_jax.grading import answers, get_reward
+from tests.grading.verdicts import misjudged
+
+MARKED = r"""
+Answer: **B** ⇒ B
+Answer: *B* ⇒ B
+Answer: __B__ ⇒ B
+Answer: `B` ⇒ B
+Answer: "B" ⇒ B
+Answer: “B” ⇒ B
+Answer: 'B' ⇒ B
+**Answer: B** ⇒ B
+**Answer:** B ⇒ B
+**Answer**: B ⇒ B
+**Answer:**B ⇒ B
+__Answer__: B ⇒ B
+*Answer*: B ⇒ B
+# Answer⏎B ⇒ B
+### Final Answer⏎⏎12 ⇒ 12
+### Final Answer: 12 ⇒ 12
+## Answer:⏎**B** ⇒ B
+**Final Answer**⏎⏎$12$ ⇒ 12
+**Final Answer**⏎⏎\[⏎12⏎\] ⇒ 12
+Final Answer⏎12 cm ⇒ 12
+<answer>B</answer> ⇒ B
+<answer> 12 </answer> ⇒ 12
+<think>x</think><answer>B</answer> ⇒ B
+<answer>A</answer> no <answer>B</answer> ⇒ B
+The answer is "B". ⇒ B
+The answer is **12**. ⇒ 12
+The answer is **12 cm**. ⇒ 12
+The answer is **12** cm. ⇒ 12 cm
+The final answer is: $\frac{1}{2}$. ⇒ 0.5
+the answer is $12$. ⇒ 12
+The answer is $12$ because $3\cdot4=12$. ⇒ 12
+The answer is \(12\). ⇒ 12
+The answer is \[12\] ⇒ 12
+The answer is⏎⏎12 ⇒ 12
+Answer: (B) ⇒ B
+Answer: B) 12 ⇒ B
+Answer: B. 12 ⇒ B
+Answer: B. Red ⇒ Red
+Answer = 12 ⇒ 12
+ANSWER: B ⇒ B
+Answer：B ⇒ B
+So the answer is B, because it is red. ⇒ B
+The answer is B since A is wrong. ⇒ B
+The answer is 12. I hope it is correct. ⇒ 12
+The correct option is B. ⇒ B
+The correct answer is option B. ⇒ B
+The correct choice is (B). ⇒ B
+The right answer is B ⇒ B
+The best answer is B ⇒ B
+The answer to the question is 12. ⇒ 12
+The answer would be 12. ⇒ 12
+The answer should be B. ⇒ B
+The answers are 1 and 2. ⇒ 1, 2
+The answer choice is B ⇒ B
+- **Answer:** 12 ⇒ 12
+> **Answer:** 12 ⇒ 12
+Final answer: The length is 12 cm. ⇒ 12
+Therefore, the length is $12$. ⇒ 12
+Thus $x=5$ is our answer. ⇒ 5
+#### 12 ⇒ 12
+Step 1⏎#### 1,234 ⇒ 1234
+Answer: 12⏎⏎Note that it is large. ⇒ 12
+The answer is 3.5 cm. So it is. ⇒ 3.5
+The answer is Dr. Smith. ⇒ Dr. Smith
+The answer is St. Louis. ⇒ St. Louis
+The answer is No. ⇒ No
+The answer is yes, because it is. ⇒ yes
+Answer: **(B) 12** ⇒ B
+**B** ⇒ B
+Answer: $\boxed{12}$ ⇒ 12
+My answer is B. ⇒ B
+The answer is: **B**⏎⏎Explanation: A is wrong. ⇒ B
+Answer: $\text{B}$ ⇒ B
+Answer: \text{(B)} ⇒ B
+The answer is $x=5$ ⇒ 5
+Answer:  ⏎12 ⇒ 12
+Answer: <B> ⇒ B
+"Final answer": 12 ⇒ 12
+Final answer: -5 ⇒ -5
+Answer - 12 ⇒ 12
+Answer – B ⇒ B
+Answer — B ⇒ B
+The answer is **B** (12 cm). ⇒ B
+The answer is **B**: the rhombus. ⇒ B
+The answer is $5$ or $6$. ⇒ 5, 6
+Answer: 2019-2020 ⇒ 2019-2020
+The answer is 3:30 p.m. ⇒ 15:30
+The answer is 12! ⇒ 12!
+The answer is $5!$. ⇒ 120
+Answer: **A** ⇏ B
+**Answer:** A ⇏ B
+The answer is **12** cm. ⇏ 12 m
+### Final Answer⏎13 ⇏ 12
+<answer>A</answer> ⇏ B
+The answer is A because B is wrong. ⇏ B
+Answer: A⏎B ⇏ B
+The answer is not B. ⇏ B
+The answer isn't B ⇏ B
+Is the answer B? No idea ⇏ B
+It's not $5$. ⇏ 5
+The answer is $5$ or $6$. ⇏ 5
+Answer:  ⇏ B
+The answer is B or C ⇏ B
+Both A and B ⇏ B
+A wrong answer is B ⇏ B
+The answer cannot be B. ⇏ B
+The answer is 12.5 ⇏ 12
+Answer: 1,2 ⇏ 2
+The answer is -5 ⇏ 5
+I think ⇏ B
+The answer ⇏ B
+"""
+LAST = r"""
+The answer is A. No, the answer is B. ⇒ B
+The answer is not 13. The answer is 12. ⇒ 12
+The answer is 12. The answer is not 13. ⇒ 12
+Final Answer: The final answer is (B). ⇒ B
+Answer: A⏎Answer: B ⇒ B
+The answer is A... wait, the correct answer is B. ⇒ B
+Answer: A. Final answer: B ⇒ B
+**Answer:** A⏎⏎**Final Answer:** B ⇒ B
+The answer is B. No other answer is possible. ⇒ B
+答案是A。不对，答案是B。 ⇒ B
+The answer is 12. Any other answer is wrong. ⇒ 12
+The answer is B. A common wrong answer is A. ⇒ B
+First I thought the answer is A, but the answer is B ⇒ B
+The answer is A. No, that is a rhombus; the answer is B. ⇏ A
+The answer is B. No, the answer is A. ⇏ B
+Answer: B⏎Answer: A ⇏ B
+The answer is 12. The answer is 13. ⇏ 12
+答案是B。不对，答案是A。 ⇏ B
+"""
+CHINESE = r"""
+答案：B ⇒ B
+答案: B ⇒ B
+答案：**B** ⇒ B
+**答案：B** ⇒ B
+答案为B ⇒ B
+答案为：B ⇒ B
+答案是：B。 ⇒ B
+答案是B ⇒ B
+答案选B ⇒ B
+答案应为12 ⇒ 12
+故选B ⇒ B
+故选：B ⇒ B
+故选B。 ⇒ B
+所以选B ⇒ B
+因此选择B ⇒ B
+选B ⇒ B
+本题选（B） ⇒ B
+应选B ⇒ B
+正确答案是B ⇒ B
+正确答案：B ⇒ B
+正确选项是B ⇒ B
+正确选项为：B ⇒ B
+故答案为：12 ⇒ 12
+答案：Ｂ ⇒ B
+答案：【B】 ⇒ B
+答案：12厘米 ⇒ 12
+答案：１２ ⇒ 12
+最终答案：12 ⇒ 12
+答：12个 ⇒ 12
+答案是B，因为它是红色 ⇒ B
+答案：B、12 ⇒ B
+答案：A、B ⇒ A, B
+故选ABD ⇒ A, B, D
+答案：$12$ ⇒ 12
+答案是12。 ⇒ 12
+答案：⏎12 ⇒ 12
+【答案】B ⇒ B
+【答案】：B ⇒ B
+选项B ⇒ B
+综上，答案为 **B**。 ⇒ B
+故选：\text{B} ⇒ B
+参考答案：B ⇒ B
+因此答案是\(12\)。 ⇒ 12
+答案：A ⇏ B
+故选A ⇏ B
+不选B ⇏ B
+选项B错误，故选A ⇏ B
+答案不是B ⇏ B
+不能选B，应选A ⇏ B
+答案：Ａ ⇏ B
+答案：A、B ⇏ B
+故选AB ⇏ B
+答案为12 ⇏ 13
+"""
+BOX = r"""
+\boxed{\ 12\ } ⇒ 12
+\boxed{x+1\ } ⇒ x+1
+\boxed{12\,} ⇒ 12
+\boxed{12.} ⇒ 12
+\boxed{12\\} ⇒ 12
+\boxed{12\} ⇒ 12
+\boxed {12} ⇒ 12
+\boxed{ 12 } ⇒ 12
+\boxed{\;12\;} ⇒ 12
+\boxed{12~} ⇒ 12
+\boxed{12\quad} ⇒ 12
+\boxed{$12$} ⇒ 12
+\boxed{\boxed{12}} ⇒ 12
+\boxed{\{1,2\}} ⇒ 1,2
+\boxed{\left\{1,2\right\}} ⇒ \{1,2\}
+\boxed{\displaystyle 12} ⇒ 12
+\boxed{1}, \boxed{2} ⇒ 1,2
+\boxed{1} and \boxed{2} ⇒ 1, 2
+\boxed{12}, so \boxed{12} ⇒ 12
+\boxed{4}. No: \boxed{5} ⇒ 5
+\boxed{12\!} ⇒ 12
+\boxed{\textbf{12}} ⇒ 12
+\boxed{12 \ \text{cm}} ⇒ 12
+\boxed{12;} ⇒ 12
+\boxed{\$12} ⇒ 12
+\boxed{12\%} ⇒ 12%
+\boxed{x^{2}\ } ⇒ x^2
+\boxed{12\:} ⇒ 12
+\boxed{12 ⇏ 12
+\boxed{} ⇏ 12
+\boxed{\ } ⇏ 12
+\boxed{1} and \boxed{2} ⇏ 2
+\boxed{4}. No: \boxed{5} ⇏ 4
+\boxed{\frac{1}{2} ⇏ 1/2
+"""
 
 
 @pytest.mark.parametrize(
@@ -39,73 +265,12 @@ def test_the_final_answer(response, answer):
     assert answers.final_answer(response) == answer
 
 
-@pytest.mark.parametrize(
-    ("given", "truth", "verdict"),
-    [
-        ("B", "B", True),
-        ("b", "B", True),
-        ("(B)", "B", True),
-        ("B", "(B)", True),
-        ("B.", "B", True),
-        ("B. 12", "B", True),
-        ("(B) 12 cm", "B", True),
-        ("B", "B. 12", True),
-        ("option B", "B", True),
-        (r"\text{B}", "B", True),
-        ("**B**", "B", True),
-        ("B. 12", "C. 12", None),
-        ("B. 12", "C", False),
-        ("AB", "B", False),
-        ("Blue", "B", False),
-        ("A dog", "A", False),
-        ("12", "B", False),
-        ("Red.", " red ", True),
-        ("$\\text{red}$", "red", True),
-        ("the  red\ncar", "the red car", True),
-        ("blue", "red", None),
-        ("1,234", "1234", True),
-        ("1{,}234.50", "1234.5", True),
-        ("1 234", "1234", True),
-        ("1,23", "123", None),  # a comma that separates no thousands
-        ("12.0", "12", True),
-        (".5", "0.5", True),
-        ("-5", "−5", True),
-        ("1.5e3", "1500", True),
-        ("2 million", "2,000,000", True),
-        ("12", "13", False),
-        ("0.333", "0.3333", False),
-        ("50%", "50", True),
-        ("50 percent", r"50\%", True),
-        ("50%", "0.5", True),
-        ("0.5%", "50", False),
-        ("$5", "5", True),
-        ("5 dollars", "$5", True),
-        ("5 cm", "5", True),
-        (r"5\text{ cm}", "5 centimeters", True),
-        ("5 cm", "5 m", False),
-        ("5 m", "500 cm", False),  # units are not converted
-        (r"5\,\text{cm}^2", "5 cm²", True),
-        ("5 square meters", "5 m^{2}", True),
-        ("5 cm^2", "5 cm", False),
-        ("60 km/h", "60 kilometers per hour", True),
-        (r"30^\circ", "30 degrees", True),
-        ("30°", "30", True),
-        (r"25 ^\circ\text{C}", "25 °C", True),
-        ("25 °C", "25 °F", False),
-        ("3x", "3", None),
-        ("3m", "3", None),  # three metres, or m three times
-        ("3 dogs", "3", None),
-        ("1234567890123456789012345678901", "1234567890123456789012345678902", False),
-        ("3 or 4", "3", None),
-        ("$3$ or $4$", "3", None),
-    ],
-)
-def test_the_same_answer(given, truth, verdict):
-    assert answers.verdict(answers.read(given), answers.read(truth)) is verdict
+@pytest.mark.parametrize("table", [MARKED, LAST, CHINESE], ids=["marked", "last", "chinese"])
+def test_what_states_an_answer(table):
+    grade = get_reward("answer")
+    assert misjudged(table, lambda response, truth: grade(response, truth).accuracy) == []
 
 
-def test_a_number_is_all_there_is():
-    assert numbers.read("12 apples") is None
-    assert numbers.read("") is None
-    assert numbers.read("cm") is None
-    assert numbers.read("12 cm / s").unit == "cm/s"
+def test_what_is_in_the_box():
+    grade = get_reward("mmpr")
+    assert misjudged(BOX, lambda response, truth: grade(f"<think>a</think>{response}", truth).accuracy) == []

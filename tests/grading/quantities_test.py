@@ -1,0 +1,371 @@
+"""Numbers, powers, units, and nouns behind a value."""
+
+import pytest
+
+from internvl_jax.grading import get_reward, is_right, quantities
+from tests.grading.verdicts import misjudged
+
+NUMBER = r"""
+1,234 ⇒ 1234
+1{,}234.50 ⇒ 1234.5
+1 234 ⇒ 1234
+1,23 ⇏ 123
+12.0 ⇒ 12
+.5 ⇒ 0.5
+-5 ⇒ −5
+1.5e3 ⇒ 1500
+2 million ⇒ 2,000,000
+0.333 ⇏ 0.3333
+50% ⇒ 50
+50 percent ⇒ 50\%
+50% ⇒ 0.5
+0.5% ⇏ 50
+5 dollars ⇒ $5
+5 cm ⇒ 5
+5\text{ cm} ⇒ 5 centimeters
+5 m ⇏ 500 cm
+5\,\text{cm}^2 ⇒ 5 cm²
+5 square meters ⇒ 5 m^{2}
+5 cm^2 ⇏ 5 cm
+30^\circ ⇒ 30 degrees
+30° ⇒ 30
+25 ^\circ\text{C} ⇒ 25 °C
+25 °C ⇏ 25 °F
+3x ⇏ 3
+3m ⇏ 3
+3 dogs ⇏ 3
+1234567890123456789012345678901 ⇏ 1234567890123456789012345678902
+$3$ or $4$ ⇏ 3
+3e8 ⇒ 3\times 10^8
+3×10^8 ⇒ 3e8
+3*10^8 ⇒ 300000000
+3\cdot10^{8} ⇒ 3E8
+1.6\times10^{-19} ⇒ 1.6e-19
+６ ⇒ 6
+１２．５ ⇒ 12.5
+1,234,567 ⇒ 1234567
+1\,234 ⇒ 1234
+12. ⇒ 12
++5 ⇒ 5
+−5 ⇒ -5
+½ ⇒ 0.5
+2½ ⇒ 2.5
+-0 ⇒ 0
+007 ⇒ 7
+1/3 ⇒ 0.3333333
+9e0 ⇒ 9
+\frac{9}{3} ⇒ 3
+4e2 ⇒ 400
+5e-1 ⇒ \frac{1}{2}
+\sqrt{16} ⇒ 4
+0.5 ⇒ ½
+1e0 ⇒ \log_2 2
+6.02\times10^{23} ⇒ 6.02e23
+-\frac12 ⇒ -0.5
+\dfrac{3}{4} ⇒ 0.75
+3/4 ⇒ 0.75
+1{,}000 ⇒ 1000
+1,\!000 ⇒ 1000
+1 000 ⇒ 1000
+$12$ ⇒ 12
+\(12\) ⇒ 12
+12 \text{ (twelve)} ⇒ 12
+12 (twelve) ⇒ 12
+2\sqrt{3}\approx 3.46 ⇒ 2\sqrt{3}
+x\approx 11 ⇒ 11
+x=12 ⇒ 12
+AB = 12 cm ⇒ 12
+\angle ABC = 30^\circ ⇒ 30
+100% ⇒ 1
+i ⇒ i
+9e0 ⇏ \log_2 1
+9e0 ⇏ 0
+3e8 ⇏ 3e9
+3e8 ⇏ 3*10^9
+1.6e-19 ⇏ 9.1e-31
+\frac{1.6}{10^{19}} ⇏ \frac{9.1}{10^{31}}
+10^{-7} ⇏ 2\cdot 10^{-7}
+\frac{1}{10^{8}} ⇏ \frac{1}{10^{9}}
+1e-9 ⇏ 0
+0 ⇏ 10^{-8}
+1,2 ⇏ 1.2
+1,2 ⇏ 12
+1 2 ⇏ 12
+12 ⇏ 1 2
+0.33 ⇏ 1/3
+3.14 ⇏ \pi
+2e ⇏ 2e1
+1.0000001 ⇏ 1
+5 ⇏ -5
+±5 ⇏ 5
+\pm 5 ⇏ 5
+5 ⇏ ±5
+12 (not 13) ⇏ 13
+2½ ⇏ 1
+1/2 ⇏ 2
+\frac{1}{2} ⇏ \frac{2}{1}
+1234 ⇏ 1,2,3,4
+x=12 ⇏ 13
+x=1 ⇏ y=1
+1.2.3 ⇏ 6
+10 ⇏ 1010_2
+1010_2 ⇏ 1010
+f' ⇏ f
+f'(x) ⇏ f(x)
+0.999 ⇏ 1
+100 ⇏ 1e3
+1e2 ⇏ e
+1/0 ⇏ 2/0
+R-r ⇏ r-R
+3! ⇏ 3
+5. ⇏ 5.1
+2x ⇏ x^2
+\sin x ⇏ \cos x
+\infty ⇏ -\infty
+(1,2) ⇏ [1,2]
+x>3 ⇏ x\ge 3
+x<3 ⇏ x>3
+"""
+POWER = r"""
+2^{10} ⇒ 1024
+2**3 ⇒ 8
+5² ⇒ 25
+10⁶ ⇒ 1000000
+10^{-3} ⇒ 0.001
+10⁻³ ⇒ 0.001
+4^2\text{ cm} ⇒ 16
+2^3 ⇒ 2^{3}
+x^2 ⇒ x²
+2³ ⇒ 8
+3^{2} cm ⇒ 9 cm
+10^{3} ⇒ 10³
+1.5\times10^{3} ⇒ 1500
+(2)^3 ⇒ 8
+2^{3}\text{ cm} ⇒ 8\text{ cm}
+5 cm^2 ⇒ 5
+5 cm² ⇒ 5 cm^{2}
+9 ⇒ 3^2
+\frac{1}{8} ⇒ 2^{-3}
+2^3 ⇏ 6
+5² ⇏ 52
+10^3 ⇏ 103
+10^3 ⇏ 10
+3^2 ⇏ 32
+2^3 ⇏ 3
+10⁶ ⇏ 106
+2^{10} ⇏ 2
+2^{10} ⇏ 210
+5^2 ⇏ 5 cm^2
+7³ ⇏ 7
+7^{2} ⇏ 7
+10^2 m ⇏ 10
+8^\circ ⇏ 1
+4^3 cm ⇏ 4 cm
+2^2 cm ⇏ 2 cm^2
+x² ⇏ x2
+10² ⇏ 10
+6^2 ⇏ 6 cm^2
+5 cm^2 ⇏ 25
+5 cm^3 ⇏ 5 cm^2
+12^2 ⇏ 12
+3^3 ⇏ 3
+2_3 ⇏ 2
+101_2 ⇏ 101
+5^{\circ} ⇏ 1
+"""
+UNITS = r"""
+5 CM ⇒ 5 cm
+5 Km ⇒ 5 km
+5 meters ⇒ 5 m
+5 Meters ⇒ 5 meter
+5元 ⇒ ¥5
+￥5 ⇒ 5元
+5美元 ⇒ $5
+5 USD ⇒ $5
+$5 ⇒ 5 dollars
+5 € ⇒ €5
+5 euros ⇒ €5
+5\$ ⇒ 5
+\$5 ⇒ 5
+\$1,234.50 ⇒ 1234.5
+5米 ⇒ 5
+5平方米 ⇒ 5 m^2
+5平方厘米 ⇒ 5
+5 平方厘米 ⇒ 5 cm²
+60千米/时 ⇒ 60
+60 km/h ⇒ 60 kilometers per hour
+12名学生 ⇒ 12
+3条 ⇒ 3
+30度 ⇒ 30°
+30^{\circ} ⇒ 30
+25℃ ⇒ 25 °C
+5㎝ ⇒ 5 cm
+5μm ⇒ 5 µm
+5\mu m ⇒ 5 μm
+5\ \mu\text{m} ⇒ 5
+5\,\mathrm{kg} ⇒ 5
+10 m/s^2 ⇒ 10 m/s²
+10\text{ m/s}^2 ⇒ 10
+10 m s^{-2} ⇒ 10 m/s^2
+5 MW ⇒ 5 megawatts
+5 mW ⇒ 5 milliwatts
+100 Ω ⇒ 100 ohms
+100\Omega ⇒ 100
+3.6\times 10^{6}\text{ J} ⇒ 3600000 J
+5 sq cm ⇒ 5 cm^2
+5 sq. ft ⇒ 5 square feet
+5 ft. ⇒ 5 ft
+5 ft² ⇒ 5
+60 mph ⇒ 60
+2 kWh ⇒ 2
+-$5 ⇒ -5
+$-5$ ⇒ -5
+$-5 ⇒ -5
+50 % ⇒ 50%
+50 percent ⇒ 50%
+5 in ⇒ 5 inches
+12岁 ⇒ 12
+5年 ⇒ 5
+3小时 ⇒ 3 hours
+2 hrs ⇒ 2 hours
+0.5 m ⇒ 1/2 m
+\frac12\text{ m} ⇒ 0.5 m
+3万 ⇒ 30000
+1.5亿 ⇒ 150000000
+2 million dollars ⇒ $2,000,000
+5 N·m ⇒ 5
+5 N m ⇒ 5 N·m
+5克 ⇒ 5 g
+5千克 ⇒ 5 kg
+5公斤 ⇒ 5千克
+5℉ ⇒ 5°F
+16π cm² ⇒ 16\pi
+24\pi cm^2 ⇒ 24\pi
+2m ⇒ 2 m
+2\text{m} ⇒ 2
+2 m ⇒ 2m
+5 mW ⇏ 5 MW
+5 mPa ⇏ 5 MPa
+3 mJ ⇏ 3 MJ
+5 kg ⇏ 5 g
+5 cm ⇏ 5 m
+$5 ⇏ €5
+5 dollars ⇏ 5 euros
+¥5 ⇏ $5
+5 cm^2 ⇏ 5 cm^3
+5平方米 ⇏ 5平方厘米
+5米 ⇏ 5厘米
+5 km ⇏ 5 mi
+30° ⇏ 30 rad
+25°C ⇏ 25°F
+25℃ ⇏ 25℉
+5 min ⇏ 5 m
+5 h ⇏ 5 s
+1/2 cm ⇏ 1/2 m
+0.5 cm ⇏ 1/2 m
+\frac{1}{2}\text{ cm} ⇏ \frac{1}{2}\text{ m}
+2\pi\text{ cm} ⇏ 2\pi\text{ m}
+2\pi cm ⇏ 2\pi mm
+2m ⇏ 2
+7s ⇏ 7
+2 ⇏ 2m
+3h ⇏ 3
+2x ⇏ 2
+5k ⇏ 5
+3万 ⇏ 3
+5亿 ⇏ 5
+2 million ⇏ 2
+2 thousand ⇏ 2
+5 million ⇏ 5 billion
+60 km/h ⇏ 60 m/s
+5 m/s ⇏ 5 m/s^2
+5 dozen ⇏ 5
+5\text{ million} ⇏ 5
+3\text{ dozen} ⇏ 3
+8折 ⇏ 8
+5 mg ⇏ 5 Mg
+5 Ms ⇏ 5 ms
+3\text{ dogs} ⇏ 3\text{ cats}
+3 dogs ⇏ 3 cats
+mW ⇏ MW
+2\pi mW ⇏ 2\pi MW
+5 mHz ⇏ 5 MHz
+12名 ⇏ 12米
+5 half ⇏ 5
+3\text{ or more} ⇏ 3
+3\text{ times more} ⇏ 3
+x\text{ is even} ⇏ x
+2\text{ squared} ⇏ 2
+5 GB ⇏ 5 MB
+2\pi h ⇏ 2\pi
+5 kHz ⇏ 5 Hz
+2a ⇏ 2
+2 m ⇏ 2 cm
+"""
+NOUN = r"""
+\boxed{17\text{ apples}} ⇒ 17
+\boxed{3\text{ dogs}} ⇒ 3
+\boxed{3 \text{ red balls}} ⇒ 3
+\boxed{24\pi\text{ cm}^2} ⇒ 24\pi
+\boxed{24\pi \, \text{cm}^{2}} ⇒ 24\pi
+\boxed{\frac{1}{3}\text{ meters}} ⇒ 1/3
+\boxed{\frac13\text{ hour}} ⇒ 1/3
+\boxed{600\text{ nm}} ⇒ 600
+\boxed{600\,\mathrm{nm}} ⇒ 600
+\boxed{125\textnormal{ miles}} ⇒ 125
+\boxed{125\textrm{ miles}} ⇒ 125 miles
+\boxed{12\text{ square units}} ⇒ 12
+\boxed{12\mbox{ cm}^2} ⇒ 12
+\boxed{5\sqrt{2}\text{ cm}} ⇒ 5\sqrt{2}
+\boxed{5\sqrt{2}\ \text{units}} ⇒ 5\sqrt2
+\boxed{12 \text{ (twelve)}} ⇒ 12
+\boxed{12\text{ students}} ⇒ 12
+\boxed{x=12\text{ cm}} ⇒ 12
+\boxed{2\sqrt{3}\text{ cm}} ⇒ 2\sqrt{3} cm
+\boxed{28\text{ percent}} ⇒ 28%
+\boxed{3\text{ people}} ⇒ 3
+\boxed{3\text{ m/s}} ⇒ 3
+\boxed{\$5} ⇒ 5
+\boxed{12 \text{ sides}} ⇒ 12
+\boxed{1000\text{ years}} ⇒ 1000
+\boxed{-3\text{ degrees}} ⇒ -3
+\boxed{1{,}234\text{ books}} ⇒ 1234
+\boxed{50\pi\text{ m}^3} ⇒ 50\pi m^3
+\boxed{30 \text{ degrees}} ⇒ 30^\circ
+\boxed{2\text{ solutions}} ⇒ 2
+\boxed{3 \ \text{cm}, 4 \ \text{cm}} ⇒ 3, 4
+\boxed{24\pi\text{ cm}^2} ⇏ 24
+\boxed{24\text{ cm}^2} ⇏ 24 cm^3
+\boxed{3\text{ dogs}} ⇏ 3\text{ cats}
+\boxed{3\text{ million}} ⇏ 3
+\boxed{3\text{ dozen}} ⇏ 3
+\boxed{3\text{ thousand}} ⇏ 3
+\boxed{3\text{ or }4} ⇏ 3
+\boxed{n\text{ is even}} ⇏ n
+\boxed{2\text{ halves}} ⇏ 2
+\boxed{17\text{ apples}} ⇏ 18
+\boxed{\frac{1}{3}\text{ cm}} ⇏ \frac13\text{ m}
+\boxed{5\text{ tenths}} ⇏ 5
+\boxed{5\text{ percent}} ⇏ 5\text{ cm}
+\boxed{3\text{ less than }5} ⇏ 3
+\boxed{3\text{ to }5} ⇏ 3
+\boxed{3\text{ and }5} ⇏ 3
+\boxed{12\text{ pm}} ⇏ 12\text{ am}
+"""
+
+
+@pytest.mark.parametrize("table", [NUMBER, POWER, UNITS], ids=["numbers", "powers", "units"])
+def test_the_same_quantity(table):
+    assert misjudged(table, is_right) == []
+
+
+def test_nouns_behind_a_value():
+    mmpr = get_reward("mmpr")
+    assert misjudged(NOUN, lambda given, truth: mmpr(f"<think>a</think>{given}", truth).accuracy) == []
+
+
+def test_a_number_is_all_there_is():
+    assert quantities.read("12 apples").number is None
+    assert quantities.read("").number is None
+    assert quantities.read("cm").number is None
+    assert quantities.read("12 cm / s").unit == quantities.read("12 cm per second").unit != ""
