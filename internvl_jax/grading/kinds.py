@@ -17,7 +17,7 @@ _LETTERS = re.compile(r"[A-Za-z](?:\s*[、,]\s*[A-Za-z])+")
 _NAMED = re.compile(r"(?P<name>[A-Za-z\\|(][^-+*^=<>≤≥≠≈]{0,60}?)\s*=\s*(?P<value>[^=<>≤≥≠≈]+)")
 _RELATION = re.compile(r"[=<>≤≥≠]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)\b")
 _ABOUT = re.compile(r"\\(?:approx|simeq)\b|[≈≃]")
-_SET = re.compile(r"\\pm\b|±|\\cup\b|∪|\\in\b|^[(\[]|^\\\{")  # may be several values, though no list
+_SET = re.compile(r"\\pm\b|±|\\cup\b|∪|\\in\b")  # may be several values, though no list
 _PIECE = re.compile(
     r"\\?[(\[{]|\\?[)\]}]|[,;、]|(?<=[^\W_])[和与及或](?=[^\W_])|\s&\s"
     rf"|{spelling.TEXT}?\s*(?:\b(?:and|or)\b|(?<=[\d)])or(?=[A-Z(]))\s*{spelling.TEXT_END}?"
@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
 class Items(NamedTuple):
     items: list[str]
-    frame: str  # '()', '[)': what stands in order; '' for a set
+    frame: str  # '()', '[)': what stands in order; '{}' for a set, '' for none
 
 
 def same(given: str, truth: str) -> bool:
@@ -106,12 +106,19 @@ def _same_items(a: str, b: str) -> bool | None:
     if min(len(x.items), len(y.items)) < 2:  # 100,200 may be a list, and so may AC
         x, y = (_items(text, True) if len(own.items) < 2 else own for text, own in ((a, x), (b, y)))
         x, y = _letters(x, y), _letters(y, x)
-    if x.frame != y.frame or max(len(x.items), len(y.items)) > MOST_ITEMS:
+    frames = {x.frame, y.frame}
+    if frames == {"{}", "()"} or max(len(x.items), len(y.items)) > MOST_ITEMS:
+        return False
+    if len(frames) == 2 and frames not in ({"", "()"}, {"", "{}"}):
         return None
-    if len(x.items) != len(y.items):
-        return None if any(_SET.search(text) or _RELATION.search(text) for text in (a, b)) else False
     names = sorted((_names(x), _names(y)), key=len)
-    if x.frame or (not names[0] and len(names[1]) > 1):  # x = 1, y = 2 is 1, 2 in this order
+    if len(x.items) != len(y.items):
+        has_pairs = names[1] and any(item[0] == "(" for item in (*x.items, *y.items))  # p = 5, q = 2; .. is (5, 2), ..
+        is_interval = min(len(x.items), len(y.items)) == 1 and frames != {""}
+        return None if has_pairs or is_interval or _SET.search(a) or _SET.search(b) else False
+    if names[0] and names[0] != names[1]:
+        return False
+    if frames - {"", "{}"} or (not names[0] and len(names[1]) > 1):  # x = 1, y = 2 is 1, 2 in this order
         return all(map(_same, x.items, y.items))
     left = list(y.items)
     for item in x.items:
@@ -128,7 +135,7 @@ def _items(text: str, every_comma: bool = False) -> Items:
     if text[0] in "([" and text[-1] in ")]" and _is_closed(text[1:-1]):
         frame, text = text[0] + text[-1], text[1:-1]
     elif text.startswith(r"\{") and text.endswith(r"\}") and _is_closed(text[2:-2]):
-        text = text[2:-2]
+        frame, text = "{}", text[2:-2]
     items, start, depth = [], 0, 0
     for piece in [] if r"\begin" in text else _PIECE.finditer(text):
         sign = piece.group()
@@ -138,12 +145,15 @@ def _items(text: str, every_comma: bool = False) -> Items:
             items.append(text[start : piece.start()])
             start = piece.end()
     items = [item.strip() for item in (*items, text[start:])]
-    return Items([item for item in items if item], frame)
+    items = [item for item in items if item]
+    if all(item[0] == "(" for item in items):  # a point counts once
+        items = list({_squeezed(item): item for item in items}.values())
+    return Items(items, frame)
 
 
 def _names(own: Items) -> set[str]:
-    """Of the values in a list: x and y for x = 1, y = 2."""
-    return {_name(named["name"]) for item in own.items if (named := _NAMED.fullmatch(item))}
+    """Of the values in a list: x and y for x = 1, y = 2; only x for x_1 and x_2."""
+    return {re.sub(r"_\{?\w+\}?$", "", _name(named["name"])) for item in own.items if (named := _NAMED.fullmatch(item))}
 
 
 def _name(text: str) -> str:

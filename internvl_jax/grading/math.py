@@ -19,16 +19,22 @@ _MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√π∞]|\b(?:pi|inf)\b")
 _COMMAND = re.compile(
     r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\b(?:sqrt|pi|inf|sin|cos|tan|cot|sec|csc|log|ln|exp|and|or)(?![A-Za-z])"
 )
+_CHINESE = re.compile("[一-鿿]")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _DROPPED = re.compile(r"'|\\prime|(?<=\d)\s*_\s*\{?\s*\w+")  # by the library: f' would be f, and 101_2 be 101
 _LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")  # or a command
-_POWERS = re.compile(r"\d[\d.]*[)}\s]*(?:(?:\^|\*\*)[\s({]*\d+[)}\s]*)+")
+_FACTORIAL = re.compile(r"!|\\[dt]?binom|\\prod|\\sum")
+_HUGE = re.compile(r"\d[eE]\s*[+-]?\d{5}")
+_LARGE = re.compile(r"\d{5}|![\s)}]*!")  # numbers to take factorials of
+_POWERS = re.compile(r"\d[\d.]*[)}\s]*(?:(?:\^|\*\*)[\s({+-]*\d+[)}\s]*)+")
 _AS_LATEX = (
     (re.compile(r"\\[dt]frac\b"), r"\\frac"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])"), r"(\1\\cdot 10^{\2})"),  # 3e8
     (re.compile(r"(?<![\w./])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w./])"), r"(\1+\\frac{\2}{\3})"),  # 7 3/4
     (re.compile(r"(?<![\w^.}/)])(\d+)\s*/\s*(\d+)(?![\w./^!])"), r"\\frac{\1}{\2}"),  # 1/2 m is no 1/(2m)
+    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<![_^]\d)(?<=\d)\s+(?=\d)"), r" \\unknown "),  # 1 2 is not 1 + 2
     (re.compile(r"√\s*\(?(\w+)\)?"), r"\\sqrt{\1}"),
     (re.compile(r"\*\*"), "^"),
     (re.compile("°"), r"^\\circ "),
@@ -61,7 +67,7 @@ def load() -> None:
 
 def is_mathematical(text: str) -> bool:
     """Worth parsing. Words are not: the library would read `red` as e * r * d, which equals `der`."""
-    return bool(_MATHEMATICAL.search(text)) and not _WORD.search(_COMMAND.sub(" ", text))
+    return bool(_MATHEMATICAL.search(text)) and not _WORD.search(_COMMAND.sub(" ", text)) and not _CHINESE.search(text)
 
 
 def equal(given: str, truth: str) -> bool:
@@ -127,7 +133,10 @@ def _is_tame(text: str) -> bool:
     for bracket in re.finditer(r"[({\[]|[)}\]]", text):
         depth += 1 if bracket.group() in "({[" else -1
         deepest = max(deepest, depth)
-    return deepest <= DEEPEST and all(_digits(match.group()) <= MOST_DIGITS for match in _POWERS.finditer(text))
+    digits = [_digits(match.group()) for match in _POWERS.finditer(text)]
+    if _FACTORIAL.search(text) and (_LARGE.search(text) or max(digits, default=0) > 4):
+        return False
+    return deepest <= DEEPEST and max(digits, default=0) <= MOST_DIGITS and not _HUGE.search(text)
 
 
 def _digits(tower: str) -> int:

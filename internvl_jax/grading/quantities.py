@@ -95,8 +95,9 @@ def _number(text: str) -> Quantity | None:
         return None
     power = int(match["exponent"] or match["digit"] or match["power"] or 0)
     number = decimal.Decimal(match["sign"] + match["inner"] + re.sub("[, ]", "", match["digits"]))
-    value = text[: len(text) - len(match["behind"])]
-    return Quantity(value, number.scaleb(power + scale, _EXACT), unit or currency)
+    number = number.scaleb(power + scale, _EXACT)
+    value = f"{number:f}" if scale else text[: len(text) - len(match["behind"])]
+    return Quantity(value, number, unit or currency)
 
 
 def _formula(text: str) -> Quantity:

@@ -41,6 +41,7 @@ _LATEX = (
     (re.compile(r"(?<![\w)}*])\*\*(?=[^\s*])([^*]+)(?<=\S)\*\*(?![\w({*])"), r"\1"),  # **12** cm, but no power
     (re.compile(r"(?<![\\$])\$(?=[^\s$])([^$]+)(?<=[^\s\\])\$(?![\d$])"), r"\1"),  # $12$ cm, but not $5 to $10
     (re.compile(r"\\\$"), _DOLLAR),
+    (re.compile(r"\\(?=\")"), ""),
     (re.compile(r"\\!\s*"), ""),
     (re.compile(r"\{,\s*\}"), ","),
     (re.compile(r"\\%"), "%"),

@@ -1,5 +1,7 @@
 """Where final answers stand."""
 
+import time
+
 import pytest
 
 from internvl_jax.grading import answers, get_reward
@@ -274,3 +276,25 @@ def test_what_states_an_answer(table):
 def test_what_is_in_the_box():
     grade = get_reward("mmpr")
     assert misjudged(BOX, lambda response, truth: grade(f"<think>a</think>{response}", truth).accuracy) == []
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "answer ",
+        "the answer is ",
+        "answer to ",
+        "Answer: **",
+        r"\boxed{",
+        r"\boxed{1}, ",
+        "<answer>",
+        "选",
+        "$",
+        "Dr. ",
+        "is 5 ",
+    ],
+)
+def test_loops_take_no_time(loop):
+    start = time.monotonic()
+    answers.final_answer(loop * 20_000)
+    assert time.monotonic() - start < 5  # tenths; with the square of the length it would be minutes

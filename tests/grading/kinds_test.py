@@ -1,5 +1,7 @@
 """Choices, lists and words: what a reader takes for the same is, and what a reader tells apart never is."""
 
+import time
+
 import pytest
 
 from internvl_jax.grading import is_right
@@ -201,3 +203,38 @@ def test_the_same_answer(table):
 def test_long_answers_are_the_same_to_the_letter():
     assert is_right("1 + " * 1000 + "x", "1 + " * 1000 + "x ")
     assert not is_right("1 + " * 1000 + "x", "1 + " * 1000 + "y")
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        "9^9^9^9",
+        "9^{9^{9^9}}",
+        "9**9**9**9",
+        "10^(10^10)",
+        "10^{10^{10}}",
+        "(10^{10})^{10^{10}}",
+        "2^{-10^{10}}",
+        "1e999999999",
+        "(10^9)!",
+        "1000000!",
+        "10!!!!!!",
+        r"\binom{1000000000}{100000000}",
+        "(" * 900 + "1" + ")" * 900,
+        r"\frac{1}{" * 180 + "1" + "}" * 180,
+        "(" * 100_000,
+        "1," * 900,
+        "A and " * 300,
+        "$ " * 900,
+        "*" * 1900,
+        r"\text{" * 300,
+        r"x\ " * 600,
+        "1-" * 900 + "1",
+        "5 " + "kg*m/s^2 " * 200,
+    ],
+)
+def test_what_is_huge_or_deep_takes_no_time(huge):
+    start = time.monotonic()
+    assert not is_right(huge, "x+1") and not is_right("12", huge)
+    assert is_right(huge, huge)
+    assert time.monotonic() - start < 5  # a few hundredths; without bounds minutes, or the machine's memory
