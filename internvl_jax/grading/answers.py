@@ -20,10 +20,11 @@ _BESIDE = re.compile(
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _ANNOUNCED = re.compile(
     # "the answer to (a) is", "**Final answer:**", "Correct option: ", "Answer - "; but not "a wrong answer is"
-    r"(?<!wrong )(?<!other )(?<!incorrect )(?<!\bno )(?<!\bany )(?<![a-z])"
+    r"(?<!wrong )(?<!other )(?<!incorrect )(?<!\bno )(?<!\bany )(?<!check the )(?<!verify the )(?<![a-z])"
     r"(?:answers?(?: choice| option)?|(?:correct|right|best) (?:option|choice))"
-    r"(?: (?:to|of|for) [^\n.:;=]{1,80}?)?[\s*_`\"'”’)\]]*"
-    r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b\s*[:：]?|[:：=]|(?<=\s)[-–—](?=\s)|(?=\$|\\[(\[]))"
+    r"(?: (?:to|of|for) [^\n.:;=]{1,80}?|, [^\n.,]{1,30},)?[\s*_`\"'”’)\]]*"
+    r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b(?:\s+(?:therefore|thus|then|hence|clearly)\b)?\s*[:：]?"
+    r"|[:：=]|(?<=\s)[-–—](?=\s)|(?=\$|\\[(\[]))"
     r"|^[#*_ ]*(?:the |my )?(?:final |correct )*answers?[*_ ]*$"  # a heading
     r"|(?:答案|正确选项)(?:】[:：]?|(?:应该|应)?(?:是|为|选|[:：])[:：]?)|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
     r"|^####(?=[ \t]*[-+$]?\d[\d,.]*$)",
@@ -35,13 +36,23 @@ _SET_OFF = re.compile(
     r"(?:\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$|\*\*[^*]+\*\*|__[^_]+__|\*[^*]+\*|`[^`]+`|\"[^\"]+\"|“[^”]+”|'[^']+')",
     re.DOTALL,
 )
-_ENDS = re.compile(r"\s*(?:[.,;:!?)]?\s*\n|[.,;:!?)]\s|[。，；：！？]|[.!]?\s*$|\(|because\b|since\b)")
+_ENDS = re.compile(
+    r"\s*(?:[.,;:!?)]?\s*\n|[.:!?)]\s|[,;]\s+(?!and\b|or\b)[A-Za-z]|[。，：！？]|[.!]?\s*$|\(|because\b|since\b)"
+)
 _SENTENCE = re.compile(
-    r"\n|[。！？；]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
+    r"\n|[。！？]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
     r"|[,，;]?\s+(?:because|since)\b|[,，;]?因为"
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
-_VALUE_IS = re.compile(r".*\s(?:is|are|equals)\s+((?:[-+$\\(]|\d).*)", re.DOTALL)
+_VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
+_PROSE = re.compile(r"\s*(?:[A-Za-z]+\b.*[A-Za-z]{2}|[(*]*[A-H][)*]* is |.*[一-鿿]{3})", re.DOTALL)
+_DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|不")
+_LIST_MARK = re.compile(r"^\s*(?:```\w*\s*\n|\n\s*(?:```\w*\s*\n|[-*•]\s+))")
+_CHOSEN = re.compile(  # "so option (B) is correct", "I choose B"
+    r"(?:.*\W)?[(*]*([A-H])[)*]* is (?:the )?(?:correct|right|best|final|answer)\b.*"
+    r"|.*\b(?:choose|select|pick) (?:option |choice )?[(*]*([A-H])[)*]*\W*",
+    re.DOTALL,
+)
 _LETTER = re.compile(r"[(\[*_]*[A-Za-z][)\]*_]*[.:]\s")  # "B. Red" is one answer
 
 
@@ -101,7 +112,7 @@ def _is_beside(between: str) -> bool:
 def _stated(text: str) -> str:
     """What an announcement says: up to the end of the sentence, or all that is set off by signs."""
     closed = _CLOSED.match(text)
-    text = text[closed.end() if closed else 0 :].strip()
+    text = _LIST_MARK.sub("", text[closed.end() if closed else 0 :]).strip()
     set_off = _SET_OFF.match(text)
     start = set_off.end() if set_off else 0
     if set_off and _ENDS.match(text, start):
@@ -109,18 +120,20 @@ def _stated(text: str) -> str:
     letter = _LETTER.match(text)
     end = _SENTENCE.search(text, max(start, letter.end() if letter else 0))
     text = text[: end.start() if end else None].strip()
-    value = _VALUE_IS.fullmatch(text)
+    value = None if letter else _VALUE_IS.fullmatch(text)
     text = value[1] if value else text
     return text.replace("**", "") if text.count("**") % 2 else text
 
 
 def _concluded(said: str) -> str:
     """What the last sentence says, if it is one of several words about a single value."""
-    start = max((match.end() for match in _SENTENCE.finditer(said, 0, len(said) - 1)), default=0)
+    start = max((match.end() for match in _SENTENCE.finditer(said, 0, max(len(said) - 1, 0))), default=0)
     sentence = said[start:]
     prose = _MATHEMATICS.sub(" 0 ", sentence)
-    if not re.match(r"\s*[A-Za-z]+\b.*[A-Za-z]{2}", prose, re.DOTALL) or re.search(r"\bnot\b|n't\b", prose):
+    if not _PROSE.match(prose) or _DENIED.search(prose):
         return said
-    value = _VALUE_IS.fullmatch(sentence)
+    chosen, value = _CHOSEN.fullmatch(sentence), _VALUE_IS.fullmatch(sentence)
+    if chosen and len(re.findall(r"(?<![A-Za-z'])[A-H](?![A-Za-z'])", sentence)) == 1:
+        return chosen[1] or chosen[2]
     formulas = _MATHEMATICS.findall(sentence)
     return value[1] if value else formulas[0] if len(formulas) == 1 else said

@@ -8,18 +8,24 @@ from internvl_jax.grading import math, moments, quantities, spelling, units
 LONGEST = 2000  # characters of an answer whose meaning is looked at
 MOST_ITEMS = 40  # of a list: each is compared with each
 _OPTION = re.compile(
-    r"(?:(?:the\s+)?(?:option|choice|letter|answer|选项|选择|选|答案)\s*:?\s*)?"
+    r"(?:(?:the\s+)?(?:(?:final|correct|right)\s+)?(?:option|choice|letter|answer|选项|选择|选|答案)(?:\s+is\b|是|为|选)?\s*:?\s*){0,2}"
     r"(?:[(\[<]\s*(?P<framed>[a-z])\s*[)\]>](?:选项|项)?[.:、]?(?:\s+|(?=[^\x00-\x7f])|$)"
-    r"|(?P<letter>[a-z])(?:选项|项)?(?:[.:)]?$|[.:)]\s+|\.(?=\d)|[.:)](?=[^\x00-\x7f])|、\s*))(?P<said>.*)",
+    r"|(?P<letter>[a-z])(?:选项|项)?(?:[.:)\]]?$|[.:)]\s+|\.(?=\d)|[.:)](?=[^\x00-\x7f])|、\s*|\s+(?=\([^()]{2,}\)$|is\b)))"
+    r"(?:is\s+(?:the\s+)?(?:correct|right)?\s*(?:answer|option|choice)?$)?(?P<said>.*)",
     re.IGNORECASE | re.DOTALL,
 )
+_SEVERAL = re.compile(r"(?:and|or|is|are)\b|[和与及或&,、]")  # what goes on so after a letter is no text of a choice
 _LETTERS = re.compile(r"[A-Za-z](?:\s*[、,]\s*[A-Za-z])+")
-_NAMED = re.compile(r"(?P<name>[A-Za-z\\|(][^-+*^=<>≤≥≠≈]{0,60}?)\s*=\s*(?P<value>[^=<>≤≥≠≈]+)")
-_RELATION = re.compile(r"[=<>≤≥≠]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)\b")
-_ABOUT = re.compile(r"\\(?:approx|simeq)\b|[≈≃]")
+_NAMED = re.compile(r"(?P<name>(?:[^\W\d_]|[\\|(∠△])[^-+*^=<>≤≥≠≈]{0,60}?)\s*=\s*(?P<value>[^=<>≤≥≠≈]+)")
+_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)\b")
+_RELATION = re.compile(f"=|{_INEQUALITY.pattern}")
+_ABOUT = re.compile(
+    r"\\(?:approx|simeq)\b|[≈≃]|^(?:about|approximately|around|roughly|exactly|a total of|大?约|共)(?![a-z])",
+    re.IGNORECASE,
+)
 _SET = re.compile(r"\\pm\b|±|\\cup\b|∪|\\in\b")  # may be several values, though no list
 _PIECE = re.compile(
-    r"\\?[(\[{]|\\?[)\]}]|[,;、]|(?<=[^\W_])[和与及或](?=[^\W_])|\s&\s"
+    r"\\?[(\[{]|\\?[)\]}]|[,;、]|(?<=[^\W_])\s?[和与及或]\s?(?=[^\W_])|\s&\s"
     rf"|{spelling.TEXT}?\s*(?:\b(?:and|or)\b|(?<=[\d)])or(?=[A-Z(]))\s*{spelling.TEXT_END}?"
 )
 
@@ -80,7 +86,9 @@ def _same_choice(a: str, b: str) -> bool | None:
 def _choice(text: str) -> Choice | None:
     text = spelling.words(text)
     match = None if _LETTERS.fullmatch(text) else _OPTION.fullmatch(text)
-    return Choice((match["framed"] or match["letter"]).casefold(), match["said"].strip()) if match else None
+    if match is None or _SEVERAL.match(match["said"]):
+        return None
+    return Choice((match["framed"] or match["letter"]).casefold(), match["said"].strip())
 
 
 def _same_value(a: str, b: str) -> bool | None:
@@ -106,6 +114,9 @@ def _same_items(a: str, b: str) -> bool | None:
     if min(len(x.items), len(y.items)) < 2:  # 100,200 may be a list, and so may AC
         x, y = (_items(text, True) if len(own.items) < 2 else own for text, own in ((a, x), (b, y)))
         x, y = _letters(x, y), _letters(y, x)
+    joints = [set(re.findall(r"\b(?:and|or)\b", spelling.words(text))) for text in (a, b)]
+    if all(joints) and joints[0] != joints[1] and _INEQUALITY.search(a):
+        return False
     frames = {x.frame, y.frame}
     if frames == {"{}", "()"} or max(len(x.items), len(y.items)) > MOST_ITEMS:
         return False
@@ -176,8 +187,12 @@ def _is_thousands(text: str, comma: int) -> bool:
 
 
 def _letters(own: Items, other: Items) -> Items:
-    """ABD, as several choices are written, for a list of letters."""
-    word = own.items[0] if len(own.items) == 1 else ""
-    if re.fullmatch(r"[A-H]{2,}", word) and list(word) == sorted(set(word)) and all(len(o) == 1 for o in other.items):
+    """ABD or ①③, as several choices are written, for a list of them."""
+    word = own.items[0].replace(" ", "") if len(own.items) == 1 else ""
+    if (
+        re.fullmatch(r"[A-H]{2,}|[①-⑳]{2,}", word)
+        and list(word) == sorted(set(word))
+        and all(len(o) == 1 for o in other.items)
+    ):
         return Items(list(word), own.frame)
     return own

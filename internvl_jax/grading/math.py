@@ -15,7 +15,7 @@ from internvl_jax.errors import InputError
 MOST_DIGITS = 10_000  # of a power that is worked out
 DEEPEST = 40  # brackets within brackets
 CLOSE = 1e-5  # relative; the library compares six decimals, to which 1e-19 and 1e-31 are the same
-_MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√π∞]|\b(?:pi|inf)\b")
+_MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√π∞∅]|\b(?:pi|inf)\b")
 _COMMAND = re.compile(
     r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\b(?:sqrt|pi|inf|sin|cos|tan|cot|sec|csc|log|ln|exp|and|or)(?![A-Za-z])"
 )
@@ -24,6 +24,8 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 _DROPPED = re.compile(r"'|\\prime|(?<=\d)\s*_\s*\{?\s*\w+")  # by the library: f' would be f, and 101_2 be 101
 _LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")  # or a command
 _FACTORIAL = re.compile(r"!|\\[dt]?binom|\\prod|\\sum")
+TRIGONOMETRIC = re.compile(r"sin|cos|tan|cot|sec|csc")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*°")
 _HUGE = re.compile(r"\d[eE]\s*[+-]?\d{5}")
 _LARGE = re.compile(r"\d{5}|![\s)}]*!")  # numbers to take factorials of
 _POWERS = re.compile(r"\d[\d.]*[)}\s]*(?:(?:\^|\*\*)[\s({+-]*\d+[)}\s]*)+")
@@ -48,6 +50,8 @@ _AS_LATEX = (
     (re.compile("∞"), r"\\infty "),
     (re.compile("∪"), r"\\cup "),
     (re.compile("∈"), r"\\in "),
+    (re.compile("∅"), r"\\emptyset "),
+    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)"), r"\\cdot "),
     (re.compile(r"\$"), ""),
 )
 
@@ -105,6 +109,8 @@ def _parsed(text: str) -> list:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
+    if TRIGONOMETRIC.search(text):
+        text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)  # the library drops the sign
     for pattern, latex in _AS_LATEX:
         text = pattern.sub(latex, text)
     # Units are none of its business: it takes the m of 2m for one.

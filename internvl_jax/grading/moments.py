@@ -15,7 +15,9 @@ _DATES = (
     re.compile(r"(?:(?P<year>\d{4})年)?(?P<month>\d{1,2})月(?P<day>\d{1,2})[日号]"),
     re.compile(r"(?P<year>\d{4})([-/.])(?P<month>\d{1,2})\2(?P<day>\d{1,2})"),
 )
-_SIGNED = re.compile(r"\d+(?:-\d+){2,}|\d{1,2}/\d{1,2}/\d{2,4}|\d+(?:\.\d+){2,}")  # dates of unknown order, versions
+_SIGNED = re.compile(  # dates of unknown order, months, versions
+    r"\d+(?:-\d+){2,}|\d{1,2}/\d{1,2}/\d{2,4}|(?:19|20)\d\d[-/](?:0[1-9]|1[0-2])|\d+(?:\.\d+){2,}"
+)
 _TIME = re.compile(
     r"(?P<hour>[01]?\d|2[0-4])(?:[:点](?P<minute>[0-5]\d)分?(?::(?P<second>[0-5]\d))?)?\s*"
     r"(?:(?P<half>[ap])\.?\s?m|(?P<clock>o'?clock|点整?))?"

@@ -10,10 +10,10 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _SCALES |= {"百": 2, "千": 3, "万": 4, "百万": 6, "千万": 7, "亿": 8}
 _SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
 _NUMBER = re.compile(
-    r"(?P<sign>[+-]?)\s*(?:US)?(?P<currency>[$€£¥￥]?)\s*(?P<inner>[+-]?)\s*"
+    r"(?P<sign>[+-]?)\s*(?P<currency>(?:US|HK)?[$€£¥￥₹]|USD|RMB|CNY|EUR|GBP|)\s*(?P<inner>[+-]?)\s*"
     r"(?P<digits>(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?!\d)(?:\.\d*)?|\.\d+)"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})(?!\d)"
-    r"|\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*(?:(?P<digit>\d)(?!\d)|\{\s*(?P<power>[+-]?\d{1,3})\s*\}))?"
+    r"|\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*\^\s*(?:(?P<digit>\d)(?!\d)|\{\s*(?P<power>[+-]?\d{1,3})\s*\}))?"
     r"(?P<behind>.*)"
 )
 _SCALED = re.compile(rf"\s*(?P<scale>{_SCALE})(?![A-Za-z])(?P<behind>.*)")
@@ -84,7 +84,11 @@ def _number(text: str) -> Quantity | None:
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
-    scale, behind, currency = 0, match["behind"], units.read(match["currency"])
+    scale, behind, currency = (
+        0,
+        match["behind"],
+        units.read(match["currency"].removeprefix("US" * match["currency"].endswith("$"))),
+    )
     unit = None if _VARIABLE.fullmatch(behind) else units.read(behind)
     if unit is None and (scaled := _SCALED.fullmatch(behind)):
         scale, behind = _SCALES[scaled["scale"]], scaled["behind"]
@@ -105,6 +109,8 @@ def _formula(text: str) -> Quantity:
     if re.search(r"\d", text):
         for gap in _UNIT_BEGINS.finditer(text):
             value, behind = text[: gap.start()], text[gap.end() :]
+            if math.TRIGONOMETRIC.search(value) and behind.startswith("°"):
+                break  # of the angle
             if not _VARIABLE.fullmatch(behind) and units.read(behind) and value[-1:] not in ("", *"+-*/^_=<>,({"):
                 return Quantity(value, None, units.read(behind))
     return Quantity(text, None, "")

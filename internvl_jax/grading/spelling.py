@@ -10,7 +10,7 @@ import unicodedata
 TEXT, TEXT_END, _DOLLAR = "\ue000", "\ue001", "\ue002"  # private characters: no answer has them
 _FONTS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|underline|emph)"
-    r"\s*\{([^{}]*)\}|\{\s*\\(?:rm|bf|it|sf|tt)\b([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}|\{\s*\\(?:rm|bf|it|sf|tt)\b([^{}]*)\}"
 )
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)\s*(?=[()\[\]|]|\\[{}|])|\\(?:display|text)style\b")
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\(?:q?quad|enspace|thinspace)\b|~|\s+")
@@ -34,7 +34,7 @@ _CHARACTERS = str.maketrans(
     | dict.fromkeys("】〕", "]")
     | dict.fromkeys("º˚", "°")
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff" + TEXT + TEXT_END + _DOLLAR)
-    | {"\u3000": " ", "。": ".", "µ": "μ"}
+    | {"\u3000": " ", "。": ".", "µ": "μ", "∶": ":"}
 )
 _ONE_SIGN = re.compile("[Ⓐ-ⓩ℃℉㍱-㏟]|[\U0001d400-\U0001d7ff]")  # circled letters, units in one character, other fonts
 _LATEX = (
@@ -42,6 +42,7 @@ _LATEX = (
     (re.compile(r"(?<![\\$])\$(?=[^\s$])([^$]+)(?<=[^\s\\])\$(?![\d$])"), r"\1"),  # $12$ cm, but not $5 to $10
     (re.compile(r"\\\$"), _DOLLAR),
     (re.compile(r"\\(?=\")"), ""),
+    (re.compile(r"\\(?:emptyset|varnothing)\b"), "∅"),
     (re.compile(r"\\!\s*"), ""),
     (re.compile(r"\{,\s*\}"), ","),
     (re.compile(r"\\%"), "%"),

@@ -26,6 +26,8 @@ eV kMG electronvolt 电子伏特
 C nμ coulomb 库仑
 F nμ farad 法拉
 T mμ tesla 特斯拉
+Wh kM watthour
+Ah m amperehour
 cal k calorie 卡
 B kMGT byte 字节
 """
@@ -55,7 +57,6 @@ oz ounce
 t ton tonne 吨
 atm atmosphere
 bar
-kWh
 mph
 bit
 unit
@@ -65,6 +66,7 @@ dollar $ usd 美元
 euro € eur 欧元
 gbp £ 英镑
 yuan ¥ ￥ cny rmb 元
+rupee ₹ rs inr
 cent ¢
 """
 _SPELT = (
@@ -77,7 +79,7 @@ _SPELT = (
     (re.compile(r"\bcu(?:bic|\.)?(?=\s)|立方"), "3@"),
 )
 _TOKEN = re.compile(
-    r"\s*(?:(?P<ahead>[23])@|\^\s*\{?(?P<power>-?[1-9])\}?|(?P<operator>[/*])|(?P<name>°?[^\W\d_]+|[°%$€£¥￥¢])\.?)\s*"
+    r"\s*(?:(?P<ahead>[23])@|\^\s*\{?(?P<power>-?[1-9])\}?|(?P<operator>[/*])|(?P<name>°?[^\W\d_]+|[°%$€£¥￥₹¢])\.?)\s*"
 )
 
 

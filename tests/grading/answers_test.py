@@ -8,6 +8,34 @@ from internvl_jax.grading import answers, get_reward
 from tests.grading.verdicts import misjudged
 
 MARKED = r"""
+The answer to part (a) is 5. ⇒ 5
+Thus the final answer is $x = 5$, $y = 6$. ⇒ x=5, y=6
+So, the correct answer is **(C) 15 cm²**. ⇒ C
+Final answer: $\frac{1}{2}$⏎⏎(approximately 0.5) ⇒ 1/2
+The answer is therefore 5. ⇒ 5
+The answer, then, is B. ⇒ B
+I would choose B. ⇒ B
+B is the correct answer. ⇒ B
+Hence, option (B) is correct. ⇒ B
+Answer: The correct option is B. ⇒ B
+Answer: 12 cm (rounded) ⇒ 12
+Answer: it is 12. ⇒ 12
+Answer:⏎```⏎12⏎``` ⇒ 12
+Answer: 12⏎--- ⇒ 12
+Answer:⏎- 12 ⇒ 12
+Answer: $5$, $6$ ⇒ 5, 6
+The answer is about 12. ⇒ 12
+<answer>The answer is B</answer> ⇒ B
+Let me check the answer: 14 is right. ⇏ 14 is right
+The answer is C. The area is 5. ⇒ C
+The answer is C. The area is 5. ⇏ 5
+Hence, option (A) is correct. ⇏ B
+Option B is not correct. ⇏ B
+Neither A nor B is correct. ⇏ B
+A is right and B is correct. ⇏ B
+The length is not 5. ⇏ 5
+The final answer is \boxed{5}. Therefore the answer is right. ⇒ 5
+\boxed{5} is a step. The final answer is 6. ⇒ 6
 Answer: **B** ⇒ B
 Answer: *B* ⇒ B
 Answer: __B__ ⇒ B
@@ -141,6 +169,12 @@ The answer is 12. The answer is 13. ⇏ 12
 答案是B。不对，答案是A。 ⇏ B
 """
 CHINESE = r"""
+答案：（1）5；（2）6 ⇏ 5
+因此，正确答案是 **B. 12**。 ⇒ B
+所以，这个图形的面积是12平方厘米。 ⇒ 12
+面积不是12。 ⇏ 12
+综上所述，选择 C。 ⇒ C
+故本题答案为C. ⇒ C
 答案：B ⇒ B
 答案: B ⇒ B
 答案：**B** ⇒ B

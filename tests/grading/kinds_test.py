@@ -102,6 +102,68 @@ B、C ⇏ B
 -B ⇏ B
 B' ⇏ B
 B=2 ⇏ B
+\text{Option B} ⇒ B
+\textbf{B} ⇒ B
+B (12 cm) ⇒ B
+B: the rhombus ⇒ B
+(B): 12 ⇒ B
+(B). 12 ⇒ B
+B】 ⇒ B
+选项 B ⇒ B
+选（B） ⇒ B
+答案选B ⇒ B
+B、 ⇒ B
+Option B. ⇒ B
+option b ⇒ B
+choice (B) ⇒ B
+\left(B\right) ⇒ B
+\left(\text{B}\right) ⇒ B
+\mathrm{B}. ⇒ B
+$\mathbf{(B)}\ 12$ ⇒ B
+\textbf{(B)}\ 12 ⇒ B
+\textbf{B.}\ 12 ⇒ B
+B~ ⇒ B
+b. ⇒ B
+\boxed{\text{B}} ⇒ B
+𝑩 ⇒ B
+[B] 12 ⇒ B
+< B > ⇒ B
+B is correct ⇒ B
+B) ⇒ B
+答案是B ⇒ B
+The answer is B ⇒ B
+Answer: B ⇒ B
+C ⇏ B
+\text{C} ⇏ B
+（A） ⇏ B
+选C ⇏ B
+B and C ⇏ B
+B or C ⇏ B
+(B) or (C) ⇏ B
+(B) and (C) ⇏ B
+B, C ⇏ B
+B is wrong ⇏ B
+B is incorrect ⇏ B
+not (B) ⇏ B
+neither ⇏ B
+none ⇏ B
+B or not ⇏ B
+B+C ⇏ B
+BC ⇏ B
+b^2 ⇏ B
+A. B ⇏ B
+A: B ⇏ B
+A) B ⇏ B
+(A) B ⇏ B
+B ⇏ E
+I ⇏ B
+option ⇏ B
+Option C ⇏ B
+choice A ⇏ B
+8 ⇏ B
+β ⇏ B
+ß ⇏ B
+13 ⇏ B
 """
 LISTS = r"""
 A,B ⇒ A, B
@@ -173,6 +235,82 @@ A、B ⇏ A
 AB ⇏ CD
 BD ⇏ A, B, D
 [1,2) ⇏ (1,2]
+9.8\,\text{m}/\text{s}^2 ⇒ 9.8
+20\,\Omega ⇒ 20 ohm
+[3,5] ⇒ [3, 5]
+A, C ⇒ AC
+A、C ⇒ A,C
+A and C ⇒ AC
+ACD ⇒ A、C、D
+A;C ⇒ AC
+A C ⇒ A, C
+A,C. ⇒ A, C
+(A) and (C) ⇒ A, C
+A和C ⇒ AC
+A、C、D ⇒ D、C、A
+**A, C** ⇒ A,C
+\text{A, C} ⇒ A, C
+\text{A},\text{C} ⇒ A,C
+dog, cat ⇒ cat and dog
+①③ ⇒ ①、③
+①,③ ⇒ ①③
+甲、乙 ⇒ 乙、甲
+甲和乙 ⇒ 甲、乙
+red; blue ⇒ red, blue
+1; 2 ⇒ 1, 2
+1 和 2 ⇒ 1, 2
+1或2 ⇒ 1 or 2
+x_1=1, x_2=2 ⇒ 1, 2
+x_1=2,x_2=1 ⇒ 1,2
+x = 1 or 2 ⇒ 1, 2
+$x=1$ or $x=2$ ⇒ x=1, x=2
+a=1, b=2 ⇒ b=2,a=1
+\{a, b\} ⇒ \{b, a\}
+{1, 2} ⇒ 1,2
+1, 2 and 3 ⇒ 1,2,3
+$1$, $2$, and $3$ ⇒ 1,2,3
+$(1,2)$ and $(3,4)$ ⇒ (3,4),(1,2)
+28\,\% ⇒ 28%
+(-\infty, 2] ⇒ (-∞,2]
+x\in(1,2) ⇒ 1<x<2
+1<x<2 ⇒ (1,2)
+x \ge 2 ⇒ [2,\infty)
+A, B ⇏ AC
+A,B ⇏ B,C
+A, B, C ⇏ A, B
+A ⇏ A and B
+B ⇏ A,B
+red and blue ⇏ red or green
+red, red ⇏ red
+cat ⇏ cat, dog
+1,2,3 ⇏ 1,2
+1,2 ⇏ 1,3
+1 and 2 ⇏ 12
+1,2 ⇏ 2,2
+1,1 ⇏ 1
+(1,2) ⇏ (1,3)
+(1,2,3) ⇏ (1,2)
+(1,2),(3,4) ⇏ (2,1),(3,4)
+(1,2),(3,4) ⇏ (1,2)
+(1,2) ⇏ \{1,2\}
+[1,2] ⇏ \{1,2\}
+(1,2) ⇏ 3
+1,000 ⇏ 1
+1;2 ⇏ 1.2
+x=1, x=2 ⇏ x=1
+a=1, b=2 ⇏ a=2, b=1
+1 or 2 ⇏ 1 and 3
+①② ⇏ ①③
+① ⇏ ①②
+甲、乙 ⇏ 甲
+甲 ⇏ 乙
+A and B ⇏ C and D
+x>1 and x<3 ⇏ x>1 or x<3
+x<3 or x>5 ⇏ x<5 or x>3
+12 (in thousands) ⇏ 12
+(0,1) ⇏ [0,1]
+\lfloor 2.5\rfloor ⇏ 2.5
+1.2 ⇏ 1,2
 """
 WORDS = r"""
 Red. ⇒  red 

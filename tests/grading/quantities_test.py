@@ -125,6 +125,124 @@ R-r ⇏ r-R
 (1,2) ⇏ [1,2]
 x>3 ⇏ x\ge 3
 x<3 ⇏ x>3
+\sqrt[3]{8} ⇒ 2
+12㎝ ⇒ 12
+9.8\ \mathrm{m/s^2} ⇒ 9.8
+20\ \Omega ⇒ 20
+x = 5 cm ⇒ 5 cm
+S=12π ⇒ 12\pi
+V = \frac{4}{3}\pi ⇒ \frac43\pi
+1,234.5 ⇒ 1234.50
+\text{(B) }12 ⇒ 12
+about 12 ⇒ 12
+approximately 12 ⇒ 12
+≈12 ⇒ 12
+~12 ⇒ 12
+\approx 12 ⇒ 12
+12 (exact) ⇒ 12
+exactly 12 ⇒ 12
+a total of 12 ⇒ 12
+12! ⇒ 12!
+\frac{7}{25} ⇒ 28%
+y=2x+1 ⇒ 2x+1
+f(x)=x^2 ⇒ x^2
+\frac{\sqrt{3}}{3} ⇒ \frac{1}{\sqrt{3}}
+(x+1)(x-1) ⇒ x^2-1
+x^2-1 ⇒ (x-1)(x+1)
+2\sqrt{2} ⇒ \sqrt{8}
+\frac{2}{4} ⇒ \frac12
+0.50 ⇒ \frac12
+\infty ⇒ ∞
+x\geq2 ⇒ x≥2
+\emptyset ⇒ ∅
+\vec{a} ⇒ \vec{a}
+45^\circ ⇒ 45
+3:4 ⇒ 3/4
+3：4 ⇒ 3:4
+3∶4 ⇒ 3:4
+\frac{3}{4} ⇒ 3:4
+x^2 ⇏ x^3
+x^2 ⇏ 2x
+3x ⇏ 3e8
+2\pi r ⇏ 2\pi
+x m ⇏ x
+5x cm ⇏ 5 cm
+\frac{m}{2} ⇏ \frac{1}{2}
+mn ⇏ m
+x+2 ⇏ x+2m
+AB ⇏ ABC
+ABD ⇏ ABC
+1,000, 2 ⇏ 1000
+f (x) ⇏ f
+f(x) ⇏ f
+P (A) ⇏ P
+B.1 ⇏ 1.B
+12 (dozen) ⇏ 12
+\text{at least }5 ⇏ 5
+\text{more than }5 ⇏ 5
+at most 5 ⇏ 5
+less than 5 ⇏ 5
+not 5 ⇏ 5
+minus 5 ⇏ 5
+negative 5 ⇏ 5
+half of 5 ⇏ 5
+0.1 ⇏ 0.10000001
+0.3333 ⇏ 1/3
+1.414 ⇏ \sqrt{2}
+3.1416 ⇏ \pi
+100000001 ⇏ 100000002
+1.00000001 ⇏ 1.00000002
+\frac{1}{1000000} ⇏ \frac{1}{2000000}
+-1 ⇏ 1
+|x| ⇏ x
+x<2 ⇏ x\le 2
+x=2 ⇏ x\neq 2
+\log 2 ⇏ \ln 2
+\sin 30 ⇏ \sin 30^\circ
+\frac{a}{b} ⇏ \frac{b}{a}
+a-b ⇏ b-a
+x_1 ⇏ x_2
+x1 ⇏ x2
+A_1 ⇏ A_2
+\alpha ⇏ \beta
+1/x ⇏ x
+2^x ⇏ x^2
+i ⇏ 1
+x+y ⇏ x-y
+\sqrt{2} ⇏ 2
+2\frac{1}{2} ⇏ 1
+5\frac{1}{2} ⇏ \frac{5}{2}
+1\frac{1}{2} ⇏ 0.5
+\overline{AB} ⇏ \overline{CD}
+y=2x ⇏ x=2y
+y=2x ⇏ y=2x+1
+12_{10} ⇏ 12_8
+0.\overline{3} ⇏ 0.3
+0.\dot{3} ⇏ 0.3
+\pm1 ⇏ 1
+\mp 1 ⇏ 1
+0 ⇏ \emptyset
+\infty ⇏ 0
+1/0 ⇏ \infty
+\binom{5}{2} ⇏ \binom{5}{1}
+5! ⇏ 5
+n! ⇏ n
+\lceil 2.5 \rceil ⇏ 2.5
+f^{-1}(x) ⇏ f(x)
+f'(1) ⇏ f(1)
+\dot{x} ⇏ x
+\hat{x} ⇏ x
+\vec{x} ⇏ x
+\bar{x} ⇏ x
+x^{*} ⇏ x
+\frac{dy}{dx} ⇏ y/x
+\triangle ABC ⇏ \triangle DEF
+ab ⇏ a+b
+sin x ⇏ cos x
+1.234 ⇏ 1,234
+H_2O ⇏ H_3O
+CO_2 ⇏ CO
+Na^+ ⇏ Na^-
 """
 POWER = r"""
 2^{10} ⇒ 1024
@@ -172,6 +290,43 @@ x² ⇏ x2
 2_3 ⇏ 2
 101_2 ⇏ 101
 5^{\circ} ⇏ 1
+2^3=8 ⇒ 8
+2^3 = 8 ⇒ 2^3
+2^{3} ⇒ 8.0
+10^{2}\% ⇒ 100%
+(-2)^2 ⇒ 4
+4²cm ⇒ 16
+5^{2}cm ⇒ 25 cm
+1.0×10⁶ ⇒ 1000000
+1.0 × 10^6 m ⇒ 1000000
+3 * 10^8 ⇒ 3e8
+3.0\times{10}^{8} ⇒ 3e8
+3x10^8 ⇒ 3e8
+3 x 10^8 ⇒ 3e8
+3 X 10^8 ⇒ 3e8
+\sin^2 x+\cos^2 x ⇒ 1
+2^3 ⇏ 2^2
+10^2 ⇏ 20
+2^10 ⇏ 1025
+2^{10} ⇏ 20
+5^0 ⇏ 5
+5^{-1} ⇏ 5
+3^2 cm ⇏ 3 cm^2
+3 cm^2 ⇏ 3^2 cm
+10^3 g ⇏ 10 g
+2² ⇏ 22
+m^2 ⇏ m
+9^{1/2} ⇏ 9
+5 m^2 ⇏ 5 m
+5 m² ⇏ 5 m³
+10^{-3} m ⇏ 10^3 m
+3x10^8 ⇏ 3e9
+3 x 10^8 ⇏ 3e7
+3\times10^8 ⇏ 3
+3 \times 10^8 ⇏ 30^8
+2\pi r^2 ⇏ 2\pi
+10^{-9} ⇏ 2\times10^{-9}
+\sqrt{2}\times10^{-7} ⇏ \sqrt{3}\times 10^{-7}
 """
 UNITS = r"""
 5 CM ⇒ 5 cm
@@ -301,6 +456,141 @@ x\text{ is even} ⇏ x
 5 kHz ⇏ 5 Hz
 2a ⇏ 2
 2 m ⇏ 2 cm
+$3\times10^{8}$ m/s ⇒ 3e8
+3.00e8 ⇒ 3e8
+-1.5e-3 ⇒ -0.0015
+¥12.50 ⇒ 12.5
+12.50元 ⇒ 12.5
+RMB 12 ⇒ 12
+$12 million ⇒ 12 million
+USD 5 ⇒ $5
+5 rupees ⇒ 5
+₹5 ⇒ 5
+5k ⇒ 5k
+12cm ⇒ 12
+12厘米 ⇒ 12 cm
+12 厘米 ⇒ 12厘米
+12千克 ⇒ 12 kg
+12 kgs ⇒ 12 kg
+3 litres ⇒ 3 L
+3 ml ⇒ 3 mL
+3 mL ⇒ 3
+90 degrees ⇒ 90°
+90 degree ⇒ 90
+π/2 radians ⇒ \pi/2
+2 rad ⇒ 2
+5 N/m ⇒ 5
+9.8 m/s² ⇒ 9.8
+9.8 m/s^2 ⇒ 9.8
+9.8\ \mathrm{m\cdot s^{-2}} ⇒ 9.8 m/s^2
+1.5 V ⇒ 1.5
+20 Ω ⇒ 20
+5 kΩ ⇒ 5
+5μA ⇒ 5
+100 mAh ⇒ 100
+12 people ⇒ 12
+12人 ⇒ 12
+3倍 ⇒ 3
+12 hours ⇒ 12 h
+12小时 ⇒ 12
+5分钟 ⇒ 5 min
+2天 ⇒ 2 days
+2个月 ⇒ 2
+6岁 ⇒ 6
+20% ⇒ 20 %
+20％ ⇒ 20%
+AB=5cm ⇒ 5
+3%-5% ⇒ 3%–5%
+28 percent ⇒ 28\%
+$28$ \% ⇒ 28%
+28 pct ⇒ 28%
+0.28 ⇒ 28%
+\angle A = 45° ⇒ 45
+∠A=45° ⇒ 45°
+3 \times 10 ⇏ 3e10
+3e8 ⇏ 3
+5 KW ⇏ 5 mW
+5 KJ ⇏ 5 J
+5 MB ⇏ 5 mb
+5 L ⇏ 5 mL
+5 l ⇏ 5 ml
+5 N ⇏ 5 nm
+5 Pa ⇏ 5 kPa
+$5 ⇏ 5 cents
+5¢ ⇏ $5
+£5 ⇏ €5
+5元 ⇏ 5美元
+5元 ⇏ $5
+¥5 ⇏ €5
+5万元 ⇏ 5元
+5 k$ ⇏ 5
+5千米 ⇏ 5米
+5千克 ⇏ 5克
+5毫米 ⇏ 5厘米
+5平方米 ⇏ 5米
+5立方米 ⇏ 5平方米
+5 km/h ⇏ 5 km
+5 km/h ⇏ 5 h/km
+5 m/s ⇏ 5 m s
+5分 ⇏ 5分钟
+5 years ⇏ 5 months
+5 h ⇏ 5 min
+5 s ⇏ 5 ms
+1 kg ⇏ 1000 g
+5 degrees ⇏ 5 rad
+5°C ⇏ 5 K
+5% ⇏ 5°
+5% ⇏ 5 cm
+5‰ ⇏ 5%
+5‰ ⇏ 5
+0.5 ⇏ 5%
+500% ⇏ 50%
+50% ⇏ 5
+50% ⇏ 0.05
+7m ⇏ 7
+7n ⇏ 7
+3a ⇏ 3
+2h ⇏ 2
+4l ⇏ 4
+9d ⇏ 9
+5t ⇏ 5
+3g ⇏ 3
+2m ⇏ 2cm
+m ⇏ 2m
+2 m ⇏ 3 m
+2m ⇏ 2n
+2m ⇏ 2s
+3N ⇏ 3
+5V ⇏ 5
+6A ⇏ 6
+90s ⇏ 90
+5 more ⇏ 5
+5th ⇏ 6
+2.718 ⇏ e
+1e-10 ⇏ 1e-11
+AB=5 ⇏ CD=5
+12a ⇏ 12b
+"""
+BEHIND = r"""
+3\times 10^8\text{ m/s} ⇒ 3e8 m/s
+\frac{1}{2}\text{ cup} ⇒ 1/2
+x=5\text{ cm} ⇒ 5
+17 apples ⇒ 17\text{ apples}
+12\text{ only} ⇒ 12
+3\text{ dogs} ⇏ 4\text{ dogs}
+12\text{ (thirteen)} ⇏ 13
+3\text{ hundred} ⇏ 3
+3\text{ fifths} ⇏ 3
+3\text{ quarters} ⇏ 3
+3\text{ pairs} ⇏ 3
+x=3\text{ or }x=4 ⇏ 3
+24\pi\text{ cm} ⇏ 24\pi\text{ cm}^2
+\frac13\text{ m} ⇏ \frac13\text{ s}
+17\text{ apples} ⇏ 17\text{ oranges}
+17\text{ apples} ⇏ 17 cm
+2\text{ is the answer to }3 ⇏ 2
+5\text{ at most} ⇏ 5
+5\text{ or less} ⇏ 5
 """
 NOUN = r"""
 \boxed{17\text{ apples}} ⇒ 17
@@ -354,7 +644,7 @@ NOUN = r"""
 """
 
 
-@pytest.mark.parametrize("table", [NUMBER, POWER, UNITS], ids=["numbers", "powers", "units"])
+@pytest.mark.parametrize("table", [NUMBER, POWER, UNITS, BEHIND], ids=["numbers", "powers", "units", "words behind"])
 def test_the_same_quantity(table):
     assert misjudged(table, is_right) == []
 
