@@ -17,16 +17,17 @@ _BESIDE = re.compile(
     r"(?:[\s$,;、和与或]|\\[()\[\],; ]|\\q?quad\b|\\text\s*\{(?:[^{}]*\s)?(?:and|or)\s*\}|\b(?:and|or)\b"
     r"|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
 )
+_TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br)\s*/?>|~~[^~\n]*~~")  # HTML's, and what is struck out
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _ANNOUNCED = re.compile(
     # "the answer to (a) is", "**Final answer:**", "Correct option: ", "Answer - "; but not "a wrong answer is"
     r"(?<!wrong )(?<!other )(?<!incorrect )(?<!\bno )(?<!\bany )(?<!check the )(?<!verify the )(?<![a-z])"
-    r"(?:answers?(?: choice| option)?|(?:correct|right|best) (?:option|choice))"
+    r"(?:answers?(?: choice| option)?|ans|final result|(?:correct|right|best) (?:option|choice))"
     r"(?: (?:to|of|for) [^\n.:;=]{1,80}?|, [^\n.,]{1,30},)?[\s*_`\"'”’)\]]*"
     r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b(?:\s+(?:therefore|thus|then|hence|clearly)\b)?\s*[:：]?"
-    r"|[:：=]|(?<=\s)[-–—](?=\s)|(?=\$|\\[(\[]))"
-    r"|^[#*_ ]*(?:the |my )?(?:final |correct )*answers?[*_ ]*$"  # a heading
-    r"|(?:答案|正确选项)(?:】[:：]?|(?:应该|应)?(?:是|为|选|[:：])[:：]?)|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
+    r"|[:：=→]|(?<=\s)[-–—](?=\s)|[-–—](?=[A-H]\b)|(?=\$|\\[(\[]))"
+    r"|^[#*_ ]*(?:the |my )?(?:final |correct )*answers?[*_ ]*$|^[#*_ ]*(?:最终|正确|参考)?答案[*_ ]*$"  # a heading
+    r"|(?:答案|正确选项|正确的)(?:】[:：]?|(?:应该|应)?(?:是|为|选择?|[:：])[:：]?)|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
     r"|^####(?=[ \t]*[-+$]?\d[\d,.]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -41,7 +42,7 @@ _ENDS = re.compile(
 )
 _SENTENCE = re.compile(
     r"\n|[。！？]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
-    r"|[,，;]?\s+(?:because|since)\b|[,，;]?因为"
+    r"|[,，;]?\s+(?:because|since|not|rather than|instead of)\b|[,，;]?因为"
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
 _VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
@@ -50,6 +51,7 @@ _DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|不")
 _LIST_MARK = re.compile(r"^\s*(?:```\w*\s*\n|\n\s*(?:```\w*\s*\n|[-*•]\s+))")
 _CHOSEN = re.compile(  # "so option (B) is correct", "I choose B"
     r"(?:.*\W)?[(*]*([A-H])[)*]* is (?:the )?(?:correct|right|best|final|answer)\b.*"
+    r"|[^A-H]*([A-H])(?:选项|项)?是?(?:正确|对)的?\W*"
     r"|.*\b(?:choose|select|pick) (?:option |choice )?[(*]*([A-H])[)*]*\W*",
     re.DOTALL,
 )
@@ -85,6 +87,7 @@ def final_answer(response: str) -> str | None:
     said = after_thinking(response)
     if said is None:
         return None
+    said = _TAGS.sub("", said)
     boxes = [*_BOX.finditer(said)]
     if boxes and not re.search(r"final answer", said[boxes[-1].end() :], re.IGNORECASE):
         return boxed(said)
@@ -122,6 +125,7 @@ def _stated(text: str) -> str:
     text = text[: end.start() if end else None].strip()
     value = None if letter else _VALUE_IS.fullmatch(text)
     text = value[1] if value else text
+    text = text if text[:1] in ("*", "_") else text.rstrip("*_")
     return text.replace("**", "") if text.count("**") % 2 else text
 
 
@@ -134,6 +138,6 @@ def _concluded(said: str) -> str:
         return said
     chosen, value = _CHOSEN.fullmatch(sentence), _VALUE_IS.fullmatch(sentence)
     if chosen and len(re.findall(r"(?<![A-Za-z'])[A-H](?![A-Za-z'])", sentence)) == 1:
-        return chosen[1] or chosen[2]
+        return chosen[1] or chosen[2] or chosen[3]
     formulas = _MATHEMATICS.findall(sentence)
     return value[1] if value else formulas[0] if len(formulas) == 1 else said

@@ -10,7 +10,7 @@ MOST_ITEMS = 40  # of a list: each is compared with each
 _OPTION = re.compile(
     r"(?:(?:the\s+)?(?:(?:final|correct|right)\s+)?(?:option|choice|letter|answer|选项|选择|选|答案)(?:\s+is\b|是|为|选)?\s*:?\s*){0,2}"
     r"(?:[(\[<]\s*(?P<framed>[a-z])\s*[)\]>](?:选项|项)?[.:、]?(?:\s+|(?=[^\x00-\x7f])|$)"
-    r"|(?P<letter>[a-z])(?:选项|项)?(?:[.:)\]]?$|[.:)]\s+|\.(?=\d)|[.:)](?=[^\x00-\x7f])|、\s*|\s+(?=\([^()]{2,}\)$|is\b)))"
+    r"|(?P<letter>[a-z])(?:\s?(?:选项|项))?(?:[.:)\]]?$|[.:)]\s+|\.(?=\d)|[.:)](?=[^\x00-\x7f])|、\s*|\s+(?=\([^()]{2,}\)$|is\b)))"
     r"(?:is\s+(?:the\s+)?(?:correct|right)?\s*(?:answer|option|choice)?$)?(?P<said>.*)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -25,7 +25,7 @@ _ABOUT = re.compile(
 )
 _SET = re.compile(r"\\pm\b|±|\\cup\b|∪|\\in\b")  # may be several values, though no list
 _PIECE = re.compile(
-    r"\\?[(\[{]|\\?[)\]}]|[,;、]|(?<=[^\W_])\s?[和与及或]\s?(?=[^\W_])|\s&\s"
+    r"\\?[(\[{]|\\?[)\]}]|[,;、]|(?<=[^\W_])\s?[和与及或]\s?(?=[^\W_])|\\&|\s&\s"
     rf"|{spelling.TEXT}?\s*(?:\b(?:and|or)\b|(?<=[\d)])or(?=[A-Z(]))\s*{spelling.TEXT_END}?"
 )
 
@@ -142,7 +142,7 @@ def _same_items(a: str, b: str) -> bool | None:
 
 def _items(text: str, every_comma: bool = False) -> Items:
     """The parts of a list, which a comma between thousands doesn't separate unless it is told to."""
-    frame = ""
+    frame, text = "", re.sub(r"^both\s+(?=\S)", "", text)
     if text[0] in "([" and text[-1] in ")]" and _is_closed(text[1:-1]):
         frame, text = text[0] + text[-1], text[1:-1]
     elif text.startswith(r"\{") and text.endswith(r"\}") and _is_closed(text[2:-2]):

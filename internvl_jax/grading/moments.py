@@ -22,6 +22,7 @@ _TIME = re.compile(
     r"(?P<hour>[01]?\d|2[0-4])(?:[:点](?P<minute>[0-5]\d)分?(?::(?P<second>[0-5]\d))?)?\s*"
     r"(?:(?P<half>[ap])\.?\s?m|(?P<clock>o'?clock|点整?))?"
 )
+_DECADE = re.compile(r"(?:the\s+)?(\d{2,3}0)'?s")
 _RATIO = re.compile(r"\d+(?:\s*:\s*\d+){2,}")
 _RANGE = re.compile(r"(?:from\s+)?(?P<low>[$€£¥]?\d[^-]*?)\s*(?:-{1,3}|\bto\b|[到至])\s*(?P<high>[$€£¥]?\d.*)")
 
@@ -60,6 +61,8 @@ def _read(text: str) -> tuple | list[str] | None:
         hour = int(match["hour"]) % 12 + 12 * (match["half"] == "p") if match["half"] else int(match["hour"])
         seconds = HOUR * hour + 60 * int(match["minute"] or 0) + int(match["second"] or 0)
         return _Time(seconds, bool(match["half"]))
+    if match := _DECADE.fullmatch(text):
+        return ("decade", match[1])
     if _RATIO.fullmatch(text):
         parts = [int(part) for part in text.split(":")]
         return tuple(part // max(1, math.gcd(*parts)) for part in parts)

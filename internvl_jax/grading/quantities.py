@@ -10,7 +10,7 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _SCALES |= {"百": 2, "千": 3, "万": 4, "百万": 6, "千万": 7, "亿": 8}
 _SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
 _NUMBER = re.compile(
-    r"(?P<sign>[+-]?)\s*(?P<currency>(?:US|HK)?[$€£¥￥₹]|USD|RMB|CNY|EUR|GBP|)\s*(?P<inner>[+-]?)\s*"
+    r"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[$€£¥￥₹]|USD|RMB|CNY|EUR|GBP|)\s*(?P<inner>[+-]?)\s*"
     r"(?P<digits>(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?!\d)(?:\.\d*)?|\.\d+)"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})(?!\d)"
     r"|\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*\^\s*(?:(?P<digit>\d)(?!\d)|\{\s*(?P<power>[+-]?\d{1,3})\s*\}))?"
@@ -43,7 +43,7 @@ def same(given: str, truth: str) -> bool | None:
     """Equal values, and units that don't contradict: one may be missing. 50 % is 50 as well as 0.5; units are not
     converted. None for two formulas with nothing behind them."""
     a, b = read(given), read(truth)
-    if a.unit and b.unit and a.unit != b.unit:
+    if a.unit and b.unit and a.unit.removeprefix("°") != b.unit.removeprefix("°"):  # 25 C is 25 °C
         return False
     percent = [x.unit == "%" and not y.unit for x, y in ((a, b), (b, a))]
     if a.number is not None and b.number is not None:
@@ -111,6 +111,8 @@ def _formula(text: str) -> Quantity:
             value, behind = text[: gap.start()], text[gap.end() :]
             if math.TRIGONOMETRIC.search(value) and behind.startswith("°"):
                 break  # of the angle
+            if re.search(r"[A-Za-z] \d", value):
+                break  # 3 h 20 min
             if not _VARIABLE.fullmatch(behind) and units.read(behind) and value[-1:] not in ("", *"+-*/^_=<>,({"):
                 return Quantity(value, None, units.read(behind))
     return Quantity(text, None, "")

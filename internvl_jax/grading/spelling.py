@@ -12,17 +12,20 @@ _FONTS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|underline|emph)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}|\{\s*\\(?:rm|bf|it|sf|tt)\b([^{}]*)\}"
 )
-_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)\s*(?=[()\[\]|]|\\[{}|])|\\(?:display|text)style\b")
-_SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\(?:q?quad|enspace|thinspace)\b|~|\s+")
+_SIZES = re.compile(
+    r"\\(?:left|right|[bB]igg?[lr]?)\s*(?=[()\[\]|]|\\[{}|])|\\(?:(?:display|text)style|large|Large|huge|small)\b|\{\}$"
+)
+_SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\(?:q?quad|enspace|thinspace|newline)\b|\\[hv]space\*?\s*\{[^{}]*\}|~|\s+")
 _PAIRS = (
-    *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\boxed{", "}"), (r"\fbox{", "}"), ("{", "}")),
+    *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}")),
     *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ('"', '"'), ("'", "'"), ("`", "`")),
 )
 _BEHIND = re.compile(
     rf"(?P<value>[^{TEXT}]*?[^\s^_{TEXT}])\s*"
     rf"(?:(?P<said>(?:\\mu\s*)?{TEXT}[^{TEXT}]*{TEXT_END}\s*(?:\^\s*\{{?-?\d\}}?)?)"
-    r"|(?P<aside>\([A-Za-z][A-Za-z -]{2,}\)))"
+    rf"|(?P<aside>\({TEXT}?[A-Za-z][A-Za-z. -]+{TEXT_END}?\)))"
 )
+_END = re.compile(rf"\s*(?:\\+|{TEXT}[\s.,;]*{TEXT_END})$")
 _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "₀₁₂₃₄₅₆₇₈₉₊₋"
 _DIGITS = "0123456789+-"
 _CHARACTERS = str.maketrans(
@@ -33,7 +36,7 @@ _CHARACTERS = str.maketrans(
     | dict.fromkeys("【〔", "[")
     | dict.fromkeys("】〕", "]")
     | dict.fromkeys("º˚", "°")
-    | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff" + TEXT + TEXT_END + _DOLLAR)
+    | dict.fromkeys("✓✔✅\u200b\u200c\u200d\u2060\ufeff" + TEXT + TEXT_END + _DOLLAR)
     | {"\u3000": " ", "。": ".", "µ": "μ", "∶": ":"}
 )
 _ONE_SIGN = re.compile("[Ⓐ-ⓩ℃℉㍱-㏟]|[\U0001d400-\U0001d7ff]")  # circled letters, units in one character, other fonts
@@ -43,6 +46,7 @@ _LATEX = (
     (re.compile(r"\\\$"), _DOLLAR),
     (re.compile(r"\\(?=\")"), ""),
     (re.compile(r"\\(?:emptyset|varnothing)\b"), "∅"),
+    (re.compile(r"\\f?box(?:ed)?\s*(?=\{)"), ""),
     (re.compile(r"\\!\s*"), ""),
     (re.compile(r"\{,\s*\}"), ","),
     (re.compile(r"\\%"), "%"),
@@ -104,7 +108,7 @@ def _unwrapped_once(text: str) -> str:
                 text = inner.strip()
     if text.startswith(TEXT) and text.endswith(TEXT_END) and text.count(TEXT) == 1:
         text = text[1:-1].strip()
-    text = re.sub(r"\s*\\+$", "", text)
+    text = _END.sub("", text)
     return text if text.endswith("..") else text.rstrip(".,;").rstrip()
 
 

@@ -147,6 +147,73 @@ Answer: 1,2 ⇏ 2
 The answer is -5 ⇏ 5
 I think ⇏ B
 The answer ⇏ B
+Answer-B ⇒ B
+Answer -B ⇒ B
+Answer–B ⇒ B
+answer B ⇒ B
+Answer → B ⇒ B
+Ans: B ⇒ B
+Final result: 12 ⇒ 12
+The solution is 12. ⇒ 12
+The correct answer: B ⇒ B
+Correct answer: B ⇒ B
+Correct Answer: B ⇒ B
+Final Answer (B) ⇒ B
+The answer is [B]. ⇒ B
+The answer is <b>B</b>. ⇒ B
+<b>Answer:</b> B ⇒ B
+Answer: <b>B</b> ⇒ B
+Answer: <u>12</u> ⇒ 12
+Answer: ***B*** ⇒ B
+***Answer: B*** ⇒ B
+Answer: ~~A~~ B ⇒ B
+Answer: B ✓ ⇒ B
+Answer: B⏎⏎**Explanation**: the answer is B because A is wrong. ⇒ B
+The answer is **B**, not A. ⇒ B
+The answer is B, not A. ⇒ B
+The answer is B rather than A. ⇒ B
+The answer is B (not A). ⇒ B
+The answer is **$12$** ⇒ 12
+The answer is $\mathbf{12}$ ⇒ 12
+The answer is: 12, ⇒ 12
+The answer is: 12; ⇒ 12
+The answer: **12 cm²** ⇒ 12
+So the final answer is "12". ⇒ 12
+Therefore, the answer is:⏎⏎**B** ⇒ B
+Answer: B、C ⇒ B, C
+Answer: B and C ⇒ B, C
+The answer is A, B. ⇒ A, B
+The answer is 1,234. ⇒ 1234
+The answer is $1{,}234$. ⇒ 1234
+Answer: 12 and 13 ⇒ 12, 13
+Answer: (1, 2) ⇒ (1,2)
+Answer: [1, 2) ⇒ [1,2)
+Answer: x > 3 ⇒ x>3
+Answer: -3 ⇒ -3
+Answer: −3 ⇒ -3
+Answer: 3/4 ⇒ 0.75
+Answer: 2:3 ⇒ 2:3
+Answer: 3.5 ⇒ 3.5
+Answer: 3.5. ⇒ 3.5
+Answer: No ⇒ No
+Answer: not enough information ⇒ not enough information
+The answer is not enough information. ⇒ not enough information
+The answer is A, not B. ⇏ B
+The answer is A (not B). ⇏ B
+The answer is A rather than B. ⇏ B
+Answer: A⏎⏎**Explanation**: B is wrong. ⇏ B
+The answer is unlikely to be B ⇏ B
+Answer: ~~B~~ A ⇏ B
+So the answer could be A or B. ⇏ B
+The answer is A or B ⇏ B
+The answer is -12 ⇏ 12
+The answer is 12% ⇏ 12 cm
+Answer: 1/2 ⇏ 2
+Answer: B1 ⇏ B
+The answer is between 3 and 5 ⇏ 5
+The answer is more than 5 ⇏ 5
+The answer is at least 5 ⇏ 5
+The answer is less than $5$ ⇏ 5
 """
 LAST = r"""
 The answer is A. No, the answer is B. ⇒ B
@@ -228,7 +295,45 @@ CHINESE = r"""
 答案：A、B ⇏ B
 故选AB ⇏ B
 答案为12 ⇏ 13
+选 B ⇒ B
+故选:B ⇒ B
+答案选择B ⇒ B
+答案 B ⇒ B
+答案：选B ⇒ B
+选择 B 选项 ⇒ B
+正确的是B ⇒ B
+应该选B ⇒ B
+我选B ⇒ B
+故选择B ⇒ B
+答案：BC ⇒ B, C
+答案为【B】 ⇒ B
+答案为「B」 ⇒ B
+答案是“B” ⇒ B
+答案：B选项 ⇒ B
+答案： B ⇒ B
+答案：⏎⏎B ⇒ B
+**答案**：B ⇒ B
+## 答案⏎B ⇒ B
+### 最终答案⏎⏎12 ⇒ 12
+最终答案是 $12$。 ⇒ 12
+答案是：12 厘米 ⇒ 12
+所以答案是 12。 ⇒ 12
+答案：x=12 ⇒ 12
+答案为$\frac{1}{2}$ ⇒ 0.5
+综上，选B ⇒ B
+因此选项B正确 ⇒ B
+选项B是正确的 ⇒ B
+答案：是 ⇒ 是
+答案：对 ⇒ 对
+答案：12cm² ⇒ 12
+选项B错误 ⇏ B
+因此选项B不正确 ⇏ B
+B不正确 ⇏ B
+不是B ⇏ B
+答案不可能是B ⇏ B
+答案是A还是B ⇏ B
 """
+# Boxes side by side are one list: who says two values has not said the last of them, though the release takes that.
 BOX = r"""
 \boxed{\ 12\ } ⇒ 12
 \boxed{x+1\ } ⇒ x+1
@@ -264,6 +369,58 @@ BOX = r"""
 \boxed{1} and \boxed{2} ⇏ 2
 \boxed{4}. No: \boxed{5} ⇏ 4
 \boxed{\frac{1}{2} ⇏ 1/2
+\boxed{12 \\ } ⇒ 12
+\boxed{12\hspace{1em}} ⇒ 12
+\boxed{12{}} ⇒ 12
+\boxed{12\text{.}} ⇒ 12
+\boxed{{12}} ⇒ 12
+\boxed{\large 12} ⇒ 12
+\boxed{12\newline} ⇒ 12
+\boxed{\,12\,} ⇒ 12
+\boxed{12\; \text{cm}\;} ⇒ 12
+\boxed{\ \text{B}\ } ⇒ B
+\boxed{x+1\,} ⇒ x+1
+\boxed{x+1\quad} ⇒ 1+x
+\boxed{x + 1 \;} ⇒ x+1
+\boxed{B\ } ⇒ B
+\boxed{\text{B}\,} ⇒ B
+\boxed{\tfrac{1}{2}\ } ⇒ 0.5
+\boxed{12\ .} ⇒ 12
+\boxed{12 \ \ } ⇒ 12
+\boxed{28 pct} ⇒ 28\%
+\boxed{28 percent} ⇒ 28\%
+\boxed{28 percentage} ⇒ 28\%
+\boxed{\frac{1}{3} \textbf{meters}} ⇒ 1/3
+\boxed{12\ (\text{cm})} ⇒ 12
+\boxed{\sqrt{2}\ \mathrm{cm}} ⇒ \sqrt{2}
+\boxed{90^\circ} ⇒ 90
+\boxed{90^{\circ}} ⇒ 90
+\boxed{\$18.90} ⇒ 18.90
+\boxed{45\,\text{m}^2} ⇒ 45
+\boxed{12\,cm} ⇒ 12
+\boxed{12\;cm^2} ⇒ 12
+\boxed{\text{12 cm}} ⇒ 12
+\boxed{\text{12}} ⇒ 12
+\boxed{\text{Yes}} ⇒ yes
+\boxed{\text{The answer is B}} ⇒ B
+\boxed{A \& B} ⇒ A, B
+\boxed{\text{both A and B}} ⇒ A, B
+\boxed{10^8 \times 3} ⇒ 3e8
+\boxed{2.5\times10^{-3}} ⇒ \frac{1}{400}
+\boxed{3e-8} ⇒ \frac{3}{10^8}
+\boxed{1E3} ⇒ 1000
+\boxed{1e+3} ⇒ 1000
+\boxed{25 C} ⇒ 25 °C
+\boxed{1990's} ⇒ 1990s
+\boxed{\text{1990s}} ⇒ 1990s
+\boxed{2\cdot 3\cdot 10^8} ⇒ 6e8
+\boxed{3e-8} ⇏ \frac{4}{10^8}
+\boxed{2e3} ⇏ 2e^3
+\boxed{25 C} ⇏ 25 °F
+\boxed{1990's} ⇏ 1990
+\boxed{\text{12 or 13}} ⇏ 12
+\boxed{5 ft 3 in} ⇏ 5 ft
+\boxed{\text{B or C}} ⇏ B
 """
 
 

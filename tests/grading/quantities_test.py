@@ -641,6 +641,29 @@ NOUN = r"""
 \boxed{3\text{ to }5} ⇏ 3
 \boxed{3\text{ and }5} ⇏ 3
 \boxed{12\text{ pm}} ⇏ 12\text{ am}
+\boxed{17 \text{ apples left}} ⇒ 17
+\boxed{10\text{ units}} ⇒ 10
+\boxed{5\text{ sq. units}} ⇒ 5
+\boxed{0.06 \text{ yuan}} ⇒ 0.06
+\boxed{12\text{ cubic inches}} ⇒ 12
+\boxed{12\text{ inches}} ⇒ 12
+\boxed{12\text{ (in cm)}} ⇒ 12
+\boxed{2\pi\text{ radians}} ⇒ 2\pi
+\boxed{\sqrt{2}\text{ units}} ⇒ \sqrt{2}
+\boxed{15\sqrt{3}\text{ square feet}} ⇒ 15\sqrt3
+\boxed{18.90\text{ dollars}} ⇒ \$18.90
+\boxed{5\text{ ways}} ⇒ 5
+\boxed{3\text{ hours and }20\text{ minutes}} ⇒ 3\text{ hours and }20\text{ minutes}
+\boxed{3\text{ h }20\text{ min}} ⇒ 3 hours 20 minutes
+\boxed{12 \text{ or } 13} ⇒ 12, 13
+\boxed{12\text{ or }13} ⇏ 12
+\boxed{3\text{ hours }20\text{ minutes}} ⇏ 3
+\boxed{3\text{ h }20\text{ min}} ⇏ 3 h
+\boxed{5\text{ ft }3\text{ in}} ⇏ 5
+\boxed{5\text{ ft }3\text{ in}} ⇏ 3
+\boxed{12\text{ of }13} ⇏ 12
+\boxed{2\text{ out of }3} ⇏ 2
+\boxed{5\text{ not }6} ⇏ 5
 """
 
 
