@@ -11,7 +11,8 @@ import re
 from internvl_jax.grading import spelling
 
 THINK, THINK_END = "<think>", "</think>"
-MOST_BOXES = 40  # side by side
+MOST_BOXES = 40  # side by side, or announcements: those before are not looked at
+LONGEST_SENTENCE = 2000  # characters
 _BOX = re.compile(r"\\boxed\s*\{")
 _BESIDE = re.compile(
     r"(?:[\s$,;、和与或]|\\[()\[\],; ]|\\q?quad\b|\\text\s*\{(?:[^{}]*\s)?(?:and|or)\s*\}|\b(?:and|or)\b"
@@ -32,6 +33,8 @@ _ANNOUNCED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _CLOSED = re.compile(r"(?:\*\*|__|[*_`])+(?=\s)")  # **Answer:** B
+_FINAL = re.compile(r"final answer", re.IGNORECASE)
+_VALUE = re.compile(r"\d|\$|^\W*[A-Za-z]\W*$")  # rather than "in the box"
 _NOT = re.compile(r"\s*(?:not\b|不)", re.IGNORECASE)
 _SET_OFF = re.compile(
     r"(?:\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$|\*\*[^*]+\*\*|__[^_]+__|\*[^*]+\*|`[^`]+`|\"[^\"]+\"|“[^”]+”|'[^']+')",
@@ -42,7 +45,7 @@ _ENDS = re.compile(
 )
 _SENTENCE = re.compile(
     r"\n|[。！？]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
-    r"|[,，;]?\s+(?:because|since|not|rather than|instead of)\b|[,，;]?因为"
+    r"|[,，;]?\s+(?:because|since|rather than|instead of)\b|,\s*not\b|[,，;]?因为"
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
 _VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
@@ -89,15 +92,20 @@ def final_answer(response: str) -> str | None:
         return None
     said = _TAGS.sub("", said)
     boxes = [*_BOX.finditer(said)]
-    if boxes and not re.search(r"final answer", said[boxes[-1].end() :], re.IGNORECASE):
-        return boxed(said)
-    said = said[boxes[-1].end() :] if boxes else said
+    if boxes:
+        below = _announced(said[boxes[-1].end() :])
+        return below if _FINAL.search(said, boxes[-1].end()) and _VALUE.search(below) else boxed(said)
     if tags := _TAG.findall(said):
         return tags[-1].strip() or None
+    return _announced(said) or _concluded(said.strip()) or None
+
+
+def _announced(said: str) -> str:
+    """What the last announcement says; one that says what the answer is not counts where there is no other."""
     stated = [_stated(said[match.end() :]) for match in [*_ANNOUNCED.finditer(said)][-MOST_BOXES:]]
     stated = [text for text in stated if text]
     stated = [text for text in stated if not _NOT.match(text)] or stated
-    return stated[-1] if stated else _concluded(said.strip()) or None
+    return stated[-1] if stated else ""
 
 
 def _end_of_box(text: str, start: int) -> int | None:
@@ -133,6 +141,8 @@ def _concluded(said: str) -> str:
     """What the last sentence says, if it is one of several words about a single value."""
     start = max((match.end() for match in _SENTENCE.finditer(said, 0, max(len(said) - 1, 0))), default=0)
     sentence = said[start:]
+    if len(sentence) > LONGEST_SENTENCE:
+        return said
     prose = _MATHEMATICS.sub(" 0 ", sentence)
     if not _PROSE.match(prose) or _DENIED.search(prose):
         return said

@@ -88,7 +88,8 @@ def equal(given: str, truth: str) -> bool:
     from math_verify import verify
 
     a, b = map(_parsed, _with_cases(given, truth))
-    return verify(b, a, allow_set_relation_comp=True, timeout_seconds=None) and _is_close(a[0], b[0])
+    is_same = verify(b, a, allow_set_relation_comp=True, timeout_seconds=None)
+    return is_same and _is_close(a[0], b[0], "%" in given + truth)
 
 
 def letters(text: str) -> list[str]:
@@ -120,8 +121,8 @@ def _parsed(text: str) -> list:
     return parse(f"${text}$", [target], fallback_mode="no_fallback", parsing_timeout=None)
 
 
-def _is_close(a: Any, b: Any) -> bool:
-    """Two numbers by their size; whatever else the library calls equal stays so."""
+def _is_close(a: Any, b: Any, has_percent: bool) -> bool:
+    """Two numbers by their size, 50 % being 50 as well as a half; whatever else the library calls equal stays so."""
     import sympy
 
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr) and a.is_number and b.is_number):
@@ -129,8 +130,8 @@ def _is_close(a: Any, b: Any) -> bool:
     a, b = a.evalf(), b.evalf()
     if not (a.is_finite and b.is_finite):
         return True
-    percent = b / 100, b * 100  # 50 % is 50 as well as a half
-    return any(abs(a - c) <= CLOSE * max(abs(a), abs(c)) for c in (b, *percent))
+    others = (b, b / 100, b * 100) if has_percent else (b,)
+    return any(abs(a - other) <= CLOSE * max(abs(a), abs(other)) for other in others)
 
 
 def _is_tame(text: str) -> bool:

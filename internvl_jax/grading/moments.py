@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from internvl_jax.grading import quantities
 
+HOUR = 3600  # seconds
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = rf"(?P<month>{'|'.join(_MONTHS)})[a-z]*\.?"
 _DAY, _YEAR = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?", r"(?:,?\s+(?P<year>\d{4}))?"
@@ -25,9 +26,6 @@ _TIME = re.compile(
 _DECADE = re.compile(r"(?:the\s+)?(\d{2,3}0)'?s")
 _RATIO = re.compile(r"\d+(?:\s*:\s*\d+){2,}")
 _RANGE = re.compile(r"(?:from\s+)?(?P<low>[$€£¥]?\d[^-]*?)\s*(?:-{1,3}|\bto\b|[到至])\s*(?P<high>[$€£¥]?\d.*)")
-
-
-HOUR = 3600  # seconds
 
 
 class _Time(NamedTuple):

@@ -84,11 +84,8 @@ def _number(text: str) -> Quantity | None:
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
-    scale, behind, currency = (
-        0,
-        match["behind"],
-        units.read(match["currency"].removeprefix("US" * match["currency"].endswith("$"))),
-    )
+    scale, behind = 0, match["behind"]
+    currency = units.read(match["currency"].replace("US$", "$"))
     unit = None if _VARIABLE.fullmatch(behind) else units.read(behind)
     if unit is None and (scaled := _SCALED.fullmatch(behind)):
         scale, behind = _SCALES[scaled["scale"]], scaled["behind"]

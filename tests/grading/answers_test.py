@@ -36,6 +36,9 @@ A is right and B is correct. ⇏ B
 The length is not 5. ⇏ 5
 The final answer is \boxed{5}. Therefore the answer is right. ⇒ 5
 \boxed{5} is a step. The final answer is 6. ⇒ 6
+\boxed{5} is our final answer. ⇒ 5
+\boxed{5}. The final answer is in the box. ⇒ 5
+The answer is do not enter. ⇒ do not enter
 Answer: **B** ⇒ B
 Answer: *B* ⇒ B
 Answer: __B__ ⇒ B
@@ -483,6 +486,8 @@ def test_what_is_in_the_box():
         "$",
         "Dr. ",
         "is 5 ",
+        r"\(",
+        "~~",
     ],
 )
 def test_loops_take_no_time(loop):

@@ -6,6 +6,9 @@ from internvl_jax.grading import get_reward, is_right, quantities
 from tests.grading.verdicts import misjudged
 
 NUMBER = r"""
+\frac{1}{10^{7}} ⇏ \frac{1}{10^{9}}
+\frac{1}{2} ⇒ 50\%
+\frac{1}{2}\% ⇏ 50
 1,234 ⇒ 1234
 1{,}234.50 ⇒ 1234.5
 1 234 ⇒ 1234
