@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import re
+import unicodedata
 from typing import Any
 
 from internvl_jax.errors import InputError
@@ -15,7 +16,7 @@ from internvl_jax.errors import InputError
 MOST_DIGITS = 10_000  # of a power that is worked out
 DEEPEST = 40  # brackets within brackets
 CLOSE = 1e-5  # relative; the library compares six decimals, to which 1e-19 and 1e-31 are the same
-_MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√π∞∅]|\b(?:pi|inf)\b")
+_MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√α-ω∞∅]|\b(?:pi|inf)\b")
 _COMMAND = re.compile(
     r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\b(?:sqrt|pi|inf|sin|cos|tan|cot|sec|csc|log|ln|exp|and|or)(?![A-Za-z])"
 )
@@ -51,6 +52,7 @@ _AS_LATEX = (
     (re.compile("∪"), r"\\cup "),
     (re.compile("∈"), r"\\in "),
     (re.compile("∅"), r"\\emptyset "),
+    (re.compile("[α-ω]"), lambda match: "\\" + unicodedata.name(match.group()).split()[-1].lower() + " "),
     (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)"), r"\\cdot "),
     (re.compile(r"\$"), ""),
 )
@@ -63,7 +65,7 @@ def require() -> None:
 
 
 def load() -> None:
-    """Imports the library, which takes most of a second: before the clock of an answer runs."""
+    """Imports the library, which takes most of a second."""
     require()
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns in every process that its time-outs are off
     importlib.import_module("math_verify")

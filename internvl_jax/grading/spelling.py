@@ -33,8 +33,8 @@ _CHARACTERS = str.maketrans(
     | dict.fromkeys("−‐‑–—", "-")
     | dict.fromkeys("“”「」『』", '"')
     | dict.fromkeys("‘’", "'")
-    | dict.fromkeys("【〔", "[")
-    | dict.fromkeys("】〕", "]")
+    | dict.fromkeys("【〔《〈", "[")
+    | dict.fromkeys("】〕》〉", "]")
     | dict.fromkeys("º˚", "°")
     | dict.fromkeys("✓✔✅\u200b\u200c\u200d\u2060\ufeff" + TEXT + TEXT_END + _DOLLAR)
     | {"\u3000": " ", "。": ".", "µ": "μ", "∶": ":"}
@@ -46,6 +46,8 @@ _LATEX = (
     (re.compile(r"\\\$"), _DOLLAR),
     (re.compile(r"\\(?=\")"), ""),
     (re.compile(r"\\(?:emptyset|varnothing)\b"), "∅"),
+    (re.compile(r"\\triangle\b\s*"), "△"),
+    (re.compile(r"\\angle\b\s*"), "∠"),
     (re.compile(r"\\f?box(?:ed)?\s*(?=\{)"), ""),
     (re.compile(r"\\!\s*"), ""),
     (re.compile(r"\{,\s*\}"), ","),

@@ -164,6 +164,8 @@ choice A ⇏ B
 β ⇏ B
 ß ⇏ B
 13 ⇏ B
+《B》 ⇒ B
+〈A〉 ⇏ B
 """
 LISTS = r"""
 A,B ⇒ A, B

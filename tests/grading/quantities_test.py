@@ -246,6 +246,13 @@ sin x ⇏ cos x
 H_2O ⇏ H_3O
 CO_2 ⇏ CO
 Na^+ ⇏ Na^-
+α ⇒ \alpha
+2α+π ⇒ \pi+2\alpha
+α ⇏ \beta
+α ⇏ a
+△ABC ⇒ \triangle ABC
+√2 ⇒ \sqrt{2}
+∠1=30° ⇒ 30°
 """
 POWER = r"""
 2^{10} ⇒ 1024
@@ -573,6 +580,11 @@ m ⇏ 2m
 1e-10 ⇏ 1e-11
 AB=5 ⇏ CD=5
 12a ⇏ 12b
+4.2 J/(kg·°C) ⇒ 4.2
+4.2 J/(kg·K) ⇒ 4.2 J/kg/K
+4.2 J/(kg·K) ⇏ 4.2 J/kg
+5 米每秒 ⇒ 5 m/s
+1.0\times10^3\text{ kg/m}^3 ⇒ 1.0×10³ kg/m³
 """
 BEHIND = r"""
 3\times 10^8\text{ m/s} ⇒ 3e8 m/s
