@@ -491,6 +491,6 @@ def test_what_is_in_the_box():
     ],
 )
 def test_loops_take_no_time(loop):
-    start = time.monotonic()
+    start = time.process_time()
     answers.final_answer(loop * 20_000)
-    assert time.monotonic() - start < 5  # tenths; with the square of the length it would be minutes
+    assert time.process_time() - start < 5  # tenths; with the square of the length it would be minutes
