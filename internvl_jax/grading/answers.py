@@ -1,36 +1,64 @@
-r"""Final answers in text: where they stand, and when two are the same without doing mathematics.
+r"""Where the final answer stands in a response.
 
-A final answer is looked for after the thinking, in this order: the last `\boxed{...}`; what follows the last
-"answer:" or "answer is" (MMPR's prompts ask for "Final answer: .."); else all that was said.
+It is looked for after the thinking, in this order: the last `\boxed{...}`, with those beside it ("`\boxed{1}` and
+`\boxed{2}`"); the last `<answer>...</answer>`; what the last announcement says ("The answer is ..", a heading "Final
+answer", "故选B": MMPR's prompts ask for "Final answer: .." and are partly Chinese); the value that ends the last
+sentence ("so the length is 5"), or the one formula in it; else all that was said. A "final answer" below a box wins.
 """
 
 import re
-from typing import NamedTuple
 
-from internvl_jax.grading import numbers
+from internvl_jax.grading import spelling
 
 THINK, THINK_END = "<think>", "</think>"
-_BOX = r"\boxed{"
-# Stars and spaces in any order: "**Final answer:** 12", "The answer is: 12". MMPR is partly Chinese.
-_ANNOUNCED = re.compile(r"(?:\banswer|答案)[\s*]*(?:is\b|是|[:：])[\s*:：]*(\S.*)", re.IGNORECASE)
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\quad\b|~|\s+")
-_QUOTES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ('"', '"'), ("'", "'"), ("`", "`"))
-# "B", "(B)", "B.", "B. 12", "(B) 12", "option B": a letter that goes on as a word or a product is none.
-_CHOICE = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([a-z])\)(?:\s.*)?|([a-z])(?:[.:)](?:\s.*)?)?)", re.DOTALL)
-
-
-class StatedAnswer(NamedTuple):
-    """A final answer: `text` is bare and lower case; then what it is read as."""
-
-    text: str
-    choice: str | None
-    number: numbers.Number | None
-
-    @property
-    def is_bare_choice(self) -> bool:
-        """A letter without the text that it stands for."""
-        return self.choice is not None and self.text in (self.choice, f"({self.choice})")
+MOST_BOXES = 40  # side by side, or announcements: those before are not looked at
+LONGEST_SENTENCE = 2000  # characters
+_BOX = re.compile(r"\\boxed\s*\{")
+_BESIDE = re.compile(
+    r"(?:[\s$,;、和与或]|\\[()\[\],; ]|\\q?quad\b|\\text\s*\{(?:[^{}]*\s)?(?:and|or)\s*\}|\b(?:and|or)\b"
+    r"|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
+)
+_TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br)\s*/?>|~~[^~\n]*~~")  # HTML's, and what is struck out
+_TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
+_ANNOUNCED = re.compile(
+    # "the answer to (a) is", "**Final answer:**", "Correct option: ", "Answer - "; but not "a wrong answer is"
+    r"(?<!wrong )(?<!other )(?<!incorrect )(?<!\bno )(?<!\bany )(?<!check the )(?<!verify the )(?<![a-z])"
+    r"(?:answers?(?: choice| option)?|ans|final result|(?:correct|right|best) (?:option|choice))"
+    r"(?: (?:to|of|for) [^\n.:;=]{1,80}?|, [^\n.,]{1,30},)?[\s*_`\"'”’)\]]*"
+    r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b(?:\s+(?:therefore|thus|then|hence|clearly)\b)?\s*[:：]?"
+    r"|[:：=→]|(?<=\s)[-–—](?=\s)|[-–—](?=[A-H]\b)|(?=\$|\\[(\[]))"
+    r"|^[#*_ ]*(?:the |my )?(?:final |correct )*answers?[*_ ]*$|^[#*_ ]*(?:最终|正确|参考)?答案[*_ ]*$"  # a heading
+    r"|(?:答案|正确选项|正确的)(?:】[:：]?|(?:应该|应)?(?:是|为|选择?|[:：])[:：]?)|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
+    r"|^####(?=[ \t]*[-+$]?\d[\d,.]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CLOSED = re.compile(r"(?:\*\*|__|[*_`])+(?=\s)")  # **Answer:** B
+_FINAL = re.compile(r"final answer", re.IGNORECASE)
+_VALUE = re.compile(r"\d|\$|^\W*[A-Za-z]\W*$")  # rather than "in the box"
+_NOT = re.compile(r"\s*(?:not\b|不)", re.IGNORECASE)
+_SET_OFF = re.compile(
+    r"(?:\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$|\*\*[^*]+\*\*|__[^_]+__|\*[^*]+\*|`[^`]+`|\"[^\"]+\"|“[^”]+”|'[^']+')",
+    re.DOTALL,
+)
+_ENDS = re.compile(
+    r"\s*(?:[.,;:!?)]?\s*\n|[.:!?)]\s|[,;]\s+(?!and\b|or\b)[A-Za-z]|[。，：！？]|[.!]?\s*$|\(|because\b|since\b)"
+)
+_SENTENCE = re.compile(
+    r"\n|[。！？]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
+    r"|[,，;]?\s+(?:because|since|rather than|instead of)\b|,\s*not\b|[,，;]?因为"
+)
+_MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
+_VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
+_PROSE = re.compile(r"\s*(?:[A-Za-z]+\b.*[A-Za-z]{2}|[(*]*[A-H][)*]* is |.*[一-鿿]{3})", re.DOTALL)
+_DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|不")
+_LIST_MARK = re.compile(r"^\s*(?:```\w*\s*\n|\n\s*(?:```\w*\s*\n|[-*•]\s+))")
+_CHOSEN = re.compile(  # "so option (B) is correct", "I choose B"
+    r"(?:.*\W)?[(*]*([A-H])[)*]* is (?:the )?(?:correct|right|best|final|answer)\b.*"
+    r"|[^A-H]*([A-H])(?:选项|项)?是?(?:正确|对)的?\W*"
+    r"|.*\b(?:choose|select|pick) (?:option |choice )?[(*]*([A-H])[)*]*\W*",
+    re.DOTALL,
+)
+_LETTER = re.compile(r"[(\[*_]*[A-Za-z][)\]*_]*[.:]\s")  # "B. Red" is one answer
 
 
 def after_thinking(response: str) -> str | None:
@@ -40,17 +68,21 @@ def after_thinking(response: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}`, braces nested; None if there is none or it isn't closed."""
-    start = text.rfind(_BOX)
-    if start < 0:
-        return None
-    start += len(_BOX)
-    depth = 1
-    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # an escaped brace is a character
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return text[start : start + brace.start()].strip()
-    return None
+    r"""Content of the last `\boxed{...}`, braces nested, and of those beside it; None if it isn't there or isn't
+    closed."""
+    contents: list[str] = []
+    follows = len(text)  # where the box after this one begins
+    for box in reversed([*_BOX.finditer(text)][-MOST_BOXES:]):
+        end = _end_of_box(text, box.end())
+        if end is None and not contents:
+            return None
+        if contents and (end is None or end >= follows or not _is_beside(text[end + 1 : follows])):
+            break
+        content = text[box.end() : end].strip()
+        if content not in contents:
+            contents.insert(0, content)
+        follows = box.start()
+    return ", ".join(contents) if contents else None
 
 
 def final_answer(response: str) -> str | None:
@@ -58,39 +90,64 @@ def final_answer(response: str) -> str | None:
     said = after_thinking(response)
     if said is None:
         return None
-    if _BOX in said:
-        return boxed(said)
-    announced = [match.group(1) for match in _ANNOUNCED.finditer(said)]
-    return (announced[-1] if announced else said).strip() or None
+    said = _TAGS.sub("", said)
+    boxes = [*_BOX.finditer(said)]
+    if boxes:
+        below = _announced(said[boxes[-1].end() :])
+        return below if _FINAL.search(said, boxes[-1].end()) and _VALUE.search(below) else boxed(said)
+    if tags := _TAG.findall(said):
+        return tags[-1].strip() or None
+    return _announced(said) or _concluded(said.strip()) or None
 
 
-def bare(text: str) -> str:
-    r"""Without what says nothing: spaces, dollar signs, quotes and stars around it, `\text{}`, a full stop."""
-    text = _SPACES.sub(" ", _WRAPPED.sub(r" \1 ", text)).strip()
-    before = None
-    while text != before:  # what is wrapped may be wrapped again: **$12$.**
-        before = text
-        for left, right in _QUOTES:
-            if len(text) > len(left + right) and text.startswith(left) and text.endswith(right):
-                inner = text[len(left) : -len(right)]
-                text = text if left in inner else inner.strip()
-        text = text.removesuffix(".").rstrip()
-    return text
+def _announced(said: str) -> str:
+    """What the last announcement says; one that says what the answer is not counts where there is no other."""
+    stated = [_stated(said[match.end() :]) for match in [*_ANNOUNCED.finditer(said)][-MOST_BOXES:]]
+    stated = [text for text in stated if text]
+    stated = [text for text in stated if not _NOT.match(text)] or stated
+    return stated[-1] if stated else ""
 
 
-def read(text: str) -> StatedAnswer:
-    """What a final answer says."""
-    text = bare(text).casefold()
-    choice = _CHOICE.fullmatch(text)
-    return StatedAnswer(text, choice[1] or choice[2] if choice else None, numbers.read(text))
+def _end_of_box(text: str, start: int) -> int | None:
+    r"""Where the box closes that was opened before `start`. One that ends in `\}` has a stray backslash."""
+    end = spelling.closing_brace(text[start:])
+    if end is None:
+        end = spelling.closing_brace(text[start:].replace("\\", " "))
+    return None if end is None else start + end
 
 
-def verdict(given: StatedAnswer, truth: StatedAnswer) -> bool | None:
-    """Are they the same? None if only mathematics can tell: neither the same text, nor choices, nor both numbers."""
-    if given.text == truth.text:
-        return True
-    if given.is_bare_choice or truth.is_bare_choice:
-        return given.choice == truth.choice
-    if given.number and truth.number:
-        return numbers.same(given.number, truth.number)
-    return None
+def _is_beside(between: str) -> bool:
+    return len(between) < 60 and bool(_BESIDE.fullmatch(between))
+
+
+def _stated(text: str) -> str:
+    """What an announcement says: up to the end of the sentence, or all that is set off by signs."""
+    closed = _CLOSED.match(text)
+    text = _LIST_MARK.sub("", text[closed.end() if closed else 0 :]).strip()
+    set_off = _SET_OFF.match(text)
+    start = set_off.end() if set_off else 0
+    if set_off and _ENDS.match(text, start):
+        return text[:start]
+    letter = _LETTER.match(text)
+    end = _SENTENCE.search(text, max(start, letter.end() if letter else 0))
+    text = text[: end.start() if end else None].strip()
+    value = None if letter else _VALUE_IS.fullmatch(text)
+    text = value[1] if value else text
+    text = text if text[:1] in ("*", "_") else text.rstrip("*_")
+    return text.replace("**", "") if text.count("**") % 2 else text
+
+
+def _concluded(said: str) -> str:
+    """What the last sentence says, if it is one of several words about a single value."""
+    start = max((match.end() for match in _SENTENCE.finditer(said, 0, max(len(said) - 1, 0))), default=0)
+    sentence = said[start:]
+    if len(sentence) > LONGEST_SENTENCE:
+        return said
+    prose = _MATHEMATICS.sub(" 0 ", sentence)
+    if not _PROSE.match(prose) or _DENIED.search(prose):
+        return said
+    chosen, value = _CHOSEN.fullmatch(sentence), _VALUE_IS.fullmatch(sentence)
+    if chosen and len(re.findall(r"(?<![A-Za-z'])[A-H](?![A-Za-z'])", sentence)) == 1:
+        return chosen[1] or chosen[2] or chosen[3]
+    formulas = _MATHEMATICS.findall(sentence)
+    return value[1] if value else formulas[0] if len(formulas) == 1 else said

@@ -8,28 +8,52 @@ import importlib
 import importlib.util
 import logging
 import re
+import unicodedata
+from typing import Any
 
 from internvl_jax.errors import InputError
 
-_MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√π∞]|\b(?:pi|inf)\b")
+MOST_DIGITS = 10_000  # of a power that is worked out
+DEEPEST = 40  # brackets within brackets
+CLOSE = 1e-5  # relative; the library compares six decimals, to which 1e-19 and 1e-31 are the same
+_MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√α-ω∞∅]|\b(?:pi|inf)\b")
 _COMMAND = re.compile(
     r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\b(?:sqrt|pi|inf|sin|cos|tan|cot|sec|csc|log|ln|exp|and|or)(?![A-Za-z])"
 )
+_CHINESE = re.compile("[一-鿿]")
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_DROPPED = re.compile(r"'|\\prime|(?<=\d)\s*_\s*\{?\s*\w+")  # by the library: f' would be f, and 101_2 be 101
+_LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")  # or a command
+_FACTORIAL = re.compile(r"!|\\[dt]?binom|\\prod|\\sum")
+TRIGONOMETRIC = re.compile(r"sin|cos|tan|cot|sec|csc")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*°")
+_HUGE = re.compile(r"\d[eE]\s*[+-]?\d{5}")
+_LARGE = re.compile(r"\d{5}|![\s)}]*!")  # numbers to take factorials of
+_POWERS = re.compile(r"\d[\d.]*[)}\s]*(?:(?:\^|\*\*)[\s({+-]*\d+[)}\s]*)+")
 _AS_LATEX = (
     (re.compile(r"\\[dt]frac\b"), r"\\frac"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"),
+    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])"), r"(\1\\cdot 10^{\2})"),  # 3e8
     (re.compile(r"(?<![\w./])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w./])"), r"(\1+\\frac{\2}{\3})"),  # 7 3/4
+    (re.compile(r"(?<![\w^.}/)])(\d+)\s*/\s*(\d+)(?![\w./^!])"), r"\\frac{\1}{\2}"),  # 1/2 m is no 1/(2m)
+    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<![_^]\d)(?<=\d)\s+(?=\d)"), r" \\unknown "),  # 1 2 is not 1 + 2
     (re.compile(r"√\s*\(?(\w+)\)?"), r"\\sqrt{\1}"),
     (re.compile(r"\*\*"), "^"),
-    (re.compile("°"), r"^\\circ"),
+    (re.compile("°"), r"^\\circ "),
+    (re.compile("%"), r"\\%"),
     (re.compile("×|·"), r"\\cdot "),
     (re.compile("÷"), "/"),
-    (re.compile("−"), "-"),
+    (re.compile("±"), r"\\pm "),
+    (re.compile("≠"), r"\\ne "),
     (re.compile("≤"), r"\\le "),
     (re.compile("≥"), r"\\ge "),
     (re.compile("∞"), r"\\infty "),
     (re.compile("∪"), r"\\cup "),
+    (re.compile("∈"), r"\\in "),
+    (re.compile("∅"), r"\\emptyset "),
+    (re.compile("[α-ω]"), lambda match: "\\" + unicodedata.name(match.group()).split()[-1].lower() + " "),
+    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)"), r"\\cdot "),
     (re.compile(r"\$"), ""),
 )
 
@@ -41,7 +65,7 @@ def require() -> None:
 
 
 def load() -> None:
-    """Imports the library, which takes most of a second: before the clock of an answer runs."""
+    """Imports the library, which takes most of a second."""
     require()
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns in every process that its time-outs are off
     importlib.import_module("math_verify")
@@ -49,24 +73,87 @@ def load() -> None:
 
 def is_mathematical(text: str) -> bool:
     """Worth parsing. Words are not: the library would read `red` as e * r * d, which equals `der`."""
-    return bool(_MATHEMATICAL.search(text)) and not _WORD.search(_COMMAND.sub(" ", text))
+    return bool(_MATHEMATICAL.search(text)) and not _WORD.search(_COMMAND.sub(" ", text)) and not _CHINESE.search(text)
 
 
 def equal(given: str, truth: str) -> bool:
-    """Do two expressions, LaTeX or nearly so, mean the same? What can't be parsed equals nothing.
+    """Do two expressions, LaTeX or nearly so, mean the same? What can't be parsed, or is too large, equals nothing.
 
     Raises:
       InputError: math-verify isn't installed.
     """
-    if not (is_mathematical(truth) and is_mathematical(given)):
+    if not all(is_mathematical(text) and _is_tame(text) for text in (given, truth)):
+        return False
+    if sorted(_DROPPED.findall(given)) != sorted(_DROPPED.findall(truth)):
         return False
     load()
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import verify
 
-    def parsed(text: str) -> list:
-        for pattern, latex in _AS_LATEX:
-            text = pattern.sub(latex, text)
-        # As a formula, whole: the library would otherwise look for any number within the text.
-        return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+    a, b = map(_parsed, _with_cases(given, truth))
+    is_same = verify(b, a, allow_set_relation_comp=True, timeout_seconds=None)
+    return is_same and _is_close(a[0], b[0], "%" in given + truth)
 
-    return verify(parsed(truth), parsed(given), timeout_seconds=None)
+
+def letters(text: str) -> list[str]:
+    """Those of variables, sorted."""
+    return sorted(letter for letter in _LETTER.findall(text) if letter[0] != "\\")
+
+
+def _with_cases(*texts: str) -> list[str]:
+    """The library takes R for r. Where a formula has both, R gets a letter that no formula has."""
+    used = [set(letters(text)) for text in texts]
+    both = sorted({letter for own in used for letter in own if letter.isupper() and letter.lower() in own})
+    free = sorted(set("abcfghjklmnopqrstuvwxyz") - {letter.lower() for own in used for letter in own})
+    other = dict(zip(both, free))
+    return [_LETTER.sub(lambda match: other.get(match.group(), match.group()), text) for text in texts]
+
+
+def _parsed(text: str) -> list:
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+
+    if TRIGONOMETRIC.search(text):
+        text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)  # the library drops the sign
+    for pattern, latex in _AS_LATEX:
+        text = pattern.sub(latex, text)
+    # Units are none of its business: it takes the m of 2m for one.
+    spelling = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    # As a formula, whole: the library would otherwise look for any number within the text.
+    target = LatexExtractionConfig(normalization_config=spelling)
+    return parse(f"${text}$", [target], fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def _is_close(a: Any, b: Any, has_percent: bool) -> bool:
+    """Two numbers by their size, 50 % being 50 as well as a half; whatever else the library calls equal stays so."""
+    import sympy
+
+    if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr) and a.is_number and b.is_number):
+        return True
+    a, b = a.evalf(), b.evalf()
+    if not (a.is_finite and b.is_finite):
+        return True
+    others = (b, b / 100, b * 100) if has_percent else (b,)
+    return any(abs(a - other) <= CLOSE * max(abs(a), abs(other)) for other in others)
+
+
+def _is_tame(text: str) -> bool:
+    """No tower of powers like 9^9^9, whose digits would fill the memory, and no endless nest of brackets."""
+    depth = deepest = 0
+    for bracket in re.finditer(r"[({\[]|[)}\]]", text):
+        depth += 1 if bracket.group() in "({[" else -1
+        deepest = max(deepest, depth)
+    digits = [_digits(match.group()) for match in _POWERS.finditer(text)]
+    if _FACTORIAL.search(text) and (_LARGE.search(text) or max(digits, default=0) > 4):
+        return False
+    return deepest <= DEEPEST and max(digits, default=0) <= MOST_DIGITS and not _HUGE.search(text)
+
+
+def _digits(tower: str) -> int:
+    """How many an integer power has, at most; powers of powers count from the top."""
+    base, *exponents = re.findall(r"\d[\d.]*", tower)
+    power = 1
+    for exponent in reversed(exponents):
+        if len(exponent) > 5 or power > 5:
+            return MOST_DIGITS + 1
+        power = int(exponent) ** power
+    return len(base) * power

@@ -6,6 +6,7 @@ import logging
 import math
 import multiprocessing.context
 import os
+import resource
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pebble
 
 CHUNK = 32  # answers a task: a task takes a tenth of a millisecond, a cheap answer a hundredth
+MEMORY = 2 << 30  # bytes of a worker that does mathematics: a power of powers takes all there is
 BROKEN_POOLS = 10  # a call lives through as many; a machine that starts no process any more must not stop it for ever
 _LOG = logging.getLogger(__name__)
 _reward: Reward  # of a worker process
@@ -165,7 +167,8 @@ def _start(name: str) -> None:
     try:
         _reward = get_reward(name)
         if name in MATHEMATICAL:
-            mathematics.load()
+            mathematics.equal("x+1", "1+x")  # the first formula builds the parser's tables: not at an answer's cost
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     except Exception as error:
         reason = f"could not start: {_raised(error)}"
         _reward = lambda response, truth: _failed(reason)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from internvl_jax.errors import InputError
-from internvl_jax.grading import answers, math
+from internvl_jax.grading import answers, kinds
 
 
 class Score(NamedTuple):
@@ -32,21 +32,21 @@ Reward = Callable[[str, str], Score]
 
 
 def is_right(given: str, truth: str) -> bool:
-    """Is a final answer the true one: the same text, choice or number, or else equal by mathematics?
+    """Is a final answer the true one: the same choice, date, list, quantity or words, or else equal by mathematics?
 
     Raises:
       InputError: only mathematics can tell, and math-verify isn't installed.
     """
-    known = answers.verdict(answers.read(given), answers.read(truth))
-    return math.equal(answers.bare(given), answers.bare(truth)) if known is None else known
+    return kinds.same(given, truth)
 
 
 def mmpr(response: str, truth: str) -> Score:
     r"""0.9 accuracy + 0.1 format, as InternVL3.5's GSPO on MMPR-Tiny (verl/utils/reward_score/geo3k.py).
 
     As there, accuracy is that of the last `\boxed{}` of the whole response, thinking included, whatever its form; and
-    the form is `<think>.*</think>.*\\boxed\{.*\}.*`, `.` matching anything. The release compares answers with
-    mathruler 0.1.0; where `is_right` differs from it is listed in tests/grading/rewards_test.py.
+    the form is `<think>.*</think>.*\\boxed\{.*\}.*`, `.` matching anything. Boxes side by side are one list here. The
+    release compares answers with mathruler 0.1.0; where `is_right` differs from it is listed in
+    tests/grading/rewards_test.py.
     """
     given = answers.boxed(response)
     accuracy = float(given is not None and is_right(given, truth))

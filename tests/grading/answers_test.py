@@ -1,8 +1,430 @@
-"""Where final answers stand, and which are the same without mathematics."""
+"""Where final answers stand."""
+
+import time
 
 import pytest
 
-from internvl_jax.grading import answers, numbers
+from internvl_jax.grading import answers, get_reward
+from tests.grading.verdicts import misjudged
+
+MARKED = r"""
+The answer to part (a) is 5. ⇒ 5
+Thus the final answer is $x = 5$, $y = 6$. ⇒ x=5, y=6
+So, the correct answer is **(C) 15 cm²**. ⇒ C
+Final answer: $\frac{1}{2}$⏎⏎(approximately 0.5) ⇒ 1/2
+The answer is therefore 5. ⇒ 5
+The answer, then, is B. ⇒ B
+I would choose B. ⇒ B
+B is the correct answer. ⇒ B
+Hence, option (B) is correct. ⇒ B
+Answer: The correct option is B. ⇒ B
+Answer: 12 cm (rounded) ⇒ 12
+Answer: it is 12. ⇒ 12
+Answer:⏎```⏎12⏎``` ⇒ 12
+Answer: 12⏎--- ⇒ 12
+Answer:⏎- 12 ⇒ 12
+Answer: $5$, $6$ ⇒ 5, 6
+The answer is about 12. ⇒ 12
+<answer>The answer is B</answer> ⇒ B
+Let me check the answer: 14 is right. ⇏ 14 is right
+The answer is C. The area is 5. ⇒ C
+The answer is C. The area is 5. ⇏ 5
+Hence, option (A) is correct. ⇏ B
+Option B is not correct. ⇏ B
+Neither A nor B is correct. ⇏ B
+A is right and B is correct. ⇏ B
+The length is not 5. ⇏ 5
+The final answer is \boxed{5}. Therefore the answer is right. ⇒ 5
+\boxed{5} is a step. The final answer is 6. ⇒ 6
+\boxed{5} is our final answer. ⇒ 5
+\boxed{5}. The final answer is in the box. ⇒ 5
+The answer is do not enter. ⇒ do not enter
+Answer: **B** ⇒ B
+Answer: *B* ⇒ B
+Answer: __B__ ⇒ B
+Answer: `B` ⇒ B
+Answer: "B" ⇒ B
+Answer: “B” ⇒ B
+Answer: 'B' ⇒ B
+**Answer: B** ⇒ B
+**Answer:** B ⇒ B
+**Answer**: B ⇒ B
+**Answer:**B ⇒ B
+__Answer__: B ⇒ B
+*Answer*: B ⇒ B
+# Answer⏎B ⇒ B
+### Final Answer⏎⏎12 ⇒ 12
+### Final Answer: 12 ⇒ 12
+## Answer:⏎**B** ⇒ B
+**Final Answer**⏎⏎$12$ ⇒ 12
+**Final Answer**⏎⏎\[⏎12⏎\] ⇒ 12
+Final Answer⏎12 cm ⇒ 12
+<answer>B</answer> ⇒ B
+<answer> 12 </answer> ⇒ 12
+<think>x</think><answer>B</answer> ⇒ B
+<answer>A</answer> no <answer>B</answer> ⇒ B
+The answer is "B". ⇒ B
+The answer is **12**. ⇒ 12
+The answer is **12 cm**. ⇒ 12
+The answer is **12** cm. ⇒ 12 cm
+The final answer is: $\frac{1}{2}$. ⇒ 0.5
+the answer is $12$. ⇒ 12
+The answer is $12$ because $3\cdot4=12$. ⇒ 12
+The answer is \(12\). ⇒ 12
+The answer is \[12\] ⇒ 12
+The answer is⏎⏎12 ⇒ 12
+Answer: (B) ⇒ B
+Answer: B) 12 ⇒ B
+Answer: B. 12 ⇒ B
+Answer: B. Red ⇒ Red
+Answer = 12 ⇒ 12
+ANSWER: B ⇒ B
+Answer：B ⇒ B
+So the answer is B, because it is red. ⇒ B
+The answer is B since A is wrong. ⇒ B
+The answer is 12. I hope it is correct. ⇒ 12
+The correct option is B. ⇒ B
+The correct answer is option B. ⇒ B
+The correct choice is (B). ⇒ B
+The right answer is B ⇒ B
+The best answer is B ⇒ B
+The answer to the question is 12. ⇒ 12
+The answer would be 12. ⇒ 12
+The answer should be B. ⇒ B
+The answers are 1 and 2. ⇒ 1, 2
+The answer choice is B ⇒ B
+- **Answer:** 12 ⇒ 12
+> **Answer:** 12 ⇒ 12
+Final answer: The length is 12 cm. ⇒ 12
+Therefore, the length is $12$. ⇒ 12
+Thus $x=5$ is our answer. ⇒ 5
+#### 12 ⇒ 12
+Step 1⏎#### 1,234 ⇒ 1234
+Answer: 12⏎⏎Note that it is large. ⇒ 12
+The answer is 3.5 cm. So it is. ⇒ 3.5
+The answer is Dr. Smith. ⇒ Dr. Smith
+The answer is St. Louis. ⇒ St. Louis
+The answer is No. ⇒ No
+The answer is yes, because it is. ⇒ yes
+Answer: **(B) 12** ⇒ B
+**B** ⇒ B
+Answer: $\boxed{12}$ ⇒ 12
+My answer is B. ⇒ B
+The answer is: **B**⏎⏎Explanation: A is wrong. ⇒ B
+Answer: $\text{B}$ ⇒ B
+Answer: \text{(B)} ⇒ B
+The answer is $x=5$ ⇒ 5
+Answer:  ⏎12 ⇒ 12
+Answer: <B> ⇒ B
+"Final answer": 12 ⇒ 12
+Final answer: -5 ⇒ -5
+Answer - 12 ⇒ 12
+Answer – B ⇒ B
+Answer — B ⇒ B
+The answer is **B** (12 cm). ⇒ B
+The answer is **B**: the rhombus. ⇒ B
+The answer is $5$ or $6$. ⇒ 5, 6
+Answer: 2019-2020 ⇒ 2019-2020
+The answer is 3:30 p.m. ⇒ 15:30
+The answer is 12! ⇒ 12!
+The answer is $5!$. ⇒ 120
+Answer: **A** ⇏ B
+**Answer:** A ⇏ B
+The answer is **12** cm. ⇏ 12 m
+### Final Answer⏎13 ⇏ 12
+<answer>A</answer> ⇏ B
+The answer is A because B is wrong. ⇏ B
+Answer: A⏎B ⇏ B
+The answer is not B. ⇏ B
+The answer isn't B ⇏ B
+Is the answer B? No idea ⇏ B
+It's not $5$. ⇏ 5
+The answer is $5$ or $6$. ⇏ 5
+Answer:  ⇏ B
+The answer is B or C ⇏ B
+Both A and B ⇏ B
+A wrong answer is B ⇏ B
+The answer cannot be B. ⇏ B
+The answer is 12.5 ⇏ 12
+Answer: 1,2 ⇏ 2
+The answer is -5 ⇏ 5
+I think ⇏ B
+The answer ⇏ B
+Answer-B ⇒ B
+Answer -B ⇒ B
+Answer–B ⇒ B
+answer B ⇒ B
+Answer → B ⇒ B
+Ans: B ⇒ B
+Final result: 12 ⇒ 12
+The solution is 12. ⇒ 12
+The correct answer: B ⇒ B
+Correct answer: B ⇒ B
+Correct Answer: B ⇒ B
+Final Answer (B) ⇒ B
+The answer is [B]. ⇒ B
+The answer is <b>B</b>. ⇒ B
+<b>Answer:</b> B ⇒ B
+Answer: <b>B</b> ⇒ B
+Answer: <u>12</u> ⇒ 12
+Answer: ***B*** ⇒ B
+***Answer: B*** ⇒ B
+Answer: ~~A~~ B ⇒ B
+Answer: B ✓ ⇒ B
+Answer: B⏎⏎**Explanation**: the answer is B because A is wrong. ⇒ B
+The answer is **B**, not A. ⇒ B
+The answer is B, not A. ⇒ B
+The answer is B rather than A. ⇒ B
+The answer is B (not A). ⇒ B
+The answer is **$12$** ⇒ 12
+The answer is $\mathbf{12}$ ⇒ 12
+The answer is: 12, ⇒ 12
+The answer is: 12; ⇒ 12
+The answer: **12 cm²** ⇒ 12
+So the final answer is "12". ⇒ 12
+Therefore, the answer is:⏎⏎**B** ⇒ B
+Answer: B、C ⇒ B, C
+Answer: B and C ⇒ B, C
+The answer is A, B. ⇒ A, B
+The answer is 1,234. ⇒ 1234
+The answer is $1{,}234$. ⇒ 1234
+Answer: 12 and 13 ⇒ 12, 13
+Answer: (1, 2) ⇒ (1,2)
+Answer: [1, 2) ⇒ [1,2)
+Answer: x > 3 ⇒ x>3
+Answer: -3 ⇒ -3
+Answer: −3 ⇒ -3
+Answer: 3/4 ⇒ 0.75
+Answer: 2:3 ⇒ 2:3
+Answer: 3.5 ⇒ 3.5
+Answer: 3.5. ⇒ 3.5
+Answer: No ⇒ No
+Answer: not enough information ⇒ not enough information
+The answer is not enough information. ⇒ not enough information
+The answer is A, not B. ⇏ B
+The answer is A (not B). ⇏ B
+The answer is A rather than B. ⇏ B
+Answer: A⏎⏎**Explanation**: B is wrong. ⇏ B
+The answer is unlikely to be B ⇏ B
+Answer: ~~B~~ A ⇏ B
+So the answer could be A or B. ⇏ B
+The answer is A or B ⇏ B
+The answer is -12 ⇏ 12
+The answer is 12% ⇏ 12 cm
+Answer: 1/2 ⇏ 2
+Answer: B1 ⇏ B
+The answer is between 3 and 5 ⇏ 5
+The answer is more than 5 ⇏ 5
+The answer is at least 5 ⇏ 5
+The answer is less than $5$ ⇏ 5
+"""
+LAST = r"""
+The answer is A. No, the answer is B. ⇒ B
+The answer is not 13. The answer is 12. ⇒ 12
+The answer is 12. The answer is not 13. ⇒ 12
+Final Answer: The final answer is (B). ⇒ B
+Answer: A⏎Answer: B ⇒ B
+The answer is A... wait, the correct answer is B. ⇒ B
+Answer: A. Final answer: B ⇒ B
+**Answer:** A⏎⏎**Final Answer:** B ⇒ B
+The answer is B. No other answer is possible. ⇒ B
+答案是A。不对，答案是B。 ⇒ B
+The answer is 12. Any other answer is wrong. ⇒ 12
+The answer is B. A common wrong answer is A. ⇒ B
+First I thought the answer is A, but the answer is B ⇒ B
+The answer is A. No, that is a rhombus; the answer is B. ⇏ A
+The answer is B. No, the answer is A. ⇏ B
+Answer: B⏎Answer: A ⇏ B
+The answer is 12. The answer is 13. ⇏ 12
+答案是B。不对，答案是A。 ⇏ B
+"""
+CHINESE = r"""
+答案：（1）5；（2）6 ⇏ 5
+因此，正确答案是 **B. 12**。 ⇒ B
+所以，这个图形的面积是12平方厘米。 ⇒ 12
+面积不是12。 ⇏ 12
+综上所述，选择 C。 ⇒ C
+故本题答案为C. ⇒ C
+答案：B ⇒ B
+答案: B ⇒ B
+答案：**B** ⇒ B
+**答案：B** ⇒ B
+答案为B ⇒ B
+答案为：B ⇒ B
+答案是：B。 ⇒ B
+答案是B ⇒ B
+答案选B ⇒ B
+答案应为12 ⇒ 12
+故选B ⇒ B
+故选：B ⇒ B
+故选B。 ⇒ B
+所以选B ⇒ B
+因此选择B ⇒ B
+选B ⇒ B
+本题选（B） ⇒ B
+应选B ⇒ B
+正确答案是B ⇒ B
+正确答案：B ⇒ B
+正确选项是B ⇒ B
+正确选项为：B ⇒ B
+故答案为：12 ⇒ 12
+答案：Ｂ ⇒ B
+答案：【B】 ⇒ B
+答案：12厘米 ⇒ 12
+答案：１２ ⇒ 12
+最终答案：12 ⇒ 12
+答：12个 ⇒ 12
+答案是B，因为它是红色 ⇒ B
+答案：B、12 ⇒ B
+答案：A、B ⇒ A, B
+故选ABD ⇒ A, B, D
+答案：$12$ ⇒ 12
+答案是12。 ⇒ 12
+答案：⏎12 ⇒ 12
+【答案】B ⇒ B
+【答案】：B ⇒ B
+选项B ⇒ B
+综上，答案为 **B**。 ⇒ B
+故选：\text{B} ⇒ B
+参考答案：B ⇒ B
+因此答案是\(12\)。 ⇒ 12
+答案：A ⇏ B
+故选A ⇏ B
+不选B ⇏ B
+选项B错误，故选A ⇏ B
+答案不是B ⇏ B
+不能选B，应选A ⇏ B
+答案：Ａ ⇏ B
+答案：A、B ⇏ B
+故选AB ⇏ B
+答案为12 ⇏ 13
+选 B ⇒ B
+故选:B ⇒ B
+答案选择B ⇒ B
+答案 B ⇒ B
+答案：选B ⇒ B
+选择 B 选项 ⇒ B
+正确的是B ⇒ B
+应该选B ⇒ B
+我选B ⇒ B
+故选择B ⇒ B
+答案：BC ⇒ B, C
+答案为【B】 ⇒ B
+答案为「B」 ⇒ B
+答案是“B” ⇒ B
+答案：B选项 ⇒ B
+答案： B ⇒ B
+答案：⏎⏎B ⇒ B
+**答案**：B ⇒ B
+## 答案⏎B ⇒ B
+### 最终答案⏎⏎12 ⇒ 12
+最终答案是 $12$。 ⇒ 12
+答案是：12 厘米 ⇒ 12
+所以答案是 12。 ⇒ 12
+答案：x=12 ⇒ 12
+答案为$\frac{1}{2}$ ⇒ 0.5
+综上，选B ⇒ B
+因此选项B正确 ⇒ B
+选项B是正确的 ⇒ B
+答案：是 ⇒ 是
+答案：对 ⇒ 对
+答案：12cm² ⇒ 12
+选项B错误 ⇏ B
+因此选项B不正确 ⇏ B
+B不正确 ⇏ B
+不是B ⇏ B
+答案不可能是B ⇏ B
+答案是A还是B ⇏ B
+"""
+# Boxes side by side are one list: who says two values has not said the last of them, though the release takes that.
+BOX = r"""
+\boxed{\ 12\ } ⇒ 12
+\boxed{x+1\ } ⇒ x+1
+\boxed{12\,} ⇒ 12
+\boxed{12.} ⇒ 12
+\boxed{12\\} ⇒ 12
+\boxed{12\} ⇒ 12
+\boxed {12} ⇒ 12
+\boxed{ 12 } ⇒ 12
+\boxed{\;12\;} ⇒ 12
+\boxed{12~} ⇒ 12
+\boxed{12\quad} ⇒ 12
+\boxed{$12$} ⇒ 12
+\boxed{\boxed{12}} ⇒ 12
+\boxed{\{1,2\}} ⇒ 1,2
+\boxed{\left\{1,2\right\}} ⇒ \{1,2\}
+\boxed{\displaystyle 12} ⇒ 12
+\boxed{1}, \boxed{2} ⇒ 1,2
+\boxed{1} and \boxed{2} ⇒ 1, 2
+\boxed{12}, so \boxed{12} ⇒ 12
+\boxed{4}. No: \boxed{5} ⇒ 5
+\boxed{12\!} ⇒ 12
+\boxed{\textbf{12}} ⇒ 12
+\boxed{12 \ \text{cm}} ⇒ 12
+\boxed{12;} ⇒ 12
+\boxed{\$12} ⇒ 12
+\boxed{12\%} ⇒ 12%
+\boxed{x^{2}\ } ⇒ x^2
+\boxed{12\:} ⇒ 12
+\boxed{12 ⇏ 12
+\boxed{} ⇏ 12
+\boxed{\ } ⇏ 12
+\boxed{1} and \boxed{2} ⇏ 2
+\boxed{4}. No: \boxed{5} ⇏ 4
+\boxed{\frac{1}{2} ⇏ 1/2
+\boxed{12 \\ } ⇒ 12
+\boxed{12\hspace{1em}} ⇒ 12
+\boxed{12{}} ⇒ 12
+\boxed{12\text{.}} ⇒ 12
+\boxed{{12}} ⇒ 12
+\boxed{\large 12} ⇒ 12
+\boxed{12\newline} ⇒ 12
+\boxed{\,12\,} ⇒ 12
+\boxed{12\; \text{cm}\;} ⇒ 12
+\boxed{\ \text{B}\ } ⇒ B
+\boxed{x+1\,} ⇒ x+1
+\boxed{x+1\quad} ⇒ 1+x
+\boxed{x + 1 \;} ⇒ x+1
+\boxed{B\ } ⇒ B
+\boxed{\text{B}\,} ⇒ B
+\boxed{\tfrac{1}{2}\ } ⇒ 0.5
+\boxed{12\ .} ⇒ 12
+\boxed{12 \ \ } ⇒ 12
+\boxed{28 pct} ⇒ 28\%
+\boxed{28 percent} ⇒ 28\%
+\boxed{28 percentage} ⇒ 28\%
+\boxed{\frac{1}{3} \textbf{meters}} ⇒ 1/3
+\boxed{12\ (\text{cm})} ⇒ 12
+\boxed{\sqrt{2}\ \mathrm{cm}} ⇒ \sqrt{2}
+\boxed{90^\circ} ⇒ 90
+\boxed{90^{\circ}} ⇒ 90
+\boxed{\$18.90} ⇒ 18.90
+\boxed{45\,\text{m}^2} ⇒ 45
+\boxed{12\,cm} ⇒ 12
+\boxed{12\;cm^2} ⇒ 12
+\boxed{\text{12 cm}} ⇒ 12
+\boxed{\text{12}} ⇒ 12
+\boxed{\text{Yes}} ⇒ yes
+\boxed{\text{The answer is B}} ⇒ B
+\boxed{A \& B} ⇒ A, B
+\boxed{\text{both A and B}} ⇒ A, B
+\boxed{10^8 \times 3} ⇒ 3e8
+\boxed{2.5\times10^{-3}} ⇒ \frac{1}{400}
+\boxed{3e-8} ⇒ \frac{3}{10^8}
+\boxed{1E3} ⇒ 1000
+\boxed{1e+3} ⇒ 1000
+\boxed{25 C} ⇒ 25 °C
+\boxed{1990's} ⇒ 1990s
+\boxed{\text{1990s}} ⇒ 1990s
+\boxed{2\cdot 3\cdot 10^8} ⇒ 6e8
+\boxed{3e-8} ⇏ \frac{4}{10^8}
+\boxed{2e3} ⇏ 2e^3
+\boxed{25 C} ⇏ 25 °F
+\boxed{1990's} ⇏ 1990
+\boxed{\text{12 or 13}} ⇏ 12
+\boxed{5 ft 3 in} ⇏ 5 ft
+\boxed{\text{B or C}} ⇏ B
+"""
 
 
 @pytest.mark.parametrize(
@@ -39,73 +461,36 @@ def test_the_final_answer(response, answer):
     assert answers.final_answer(response) == answer
 
 
+@pytest.mark.parametrize("table", [MARKED, LAST, CHINESE], ids=["marked", "last", "chinese"])
+def test_what_states_an_answer(table):
+    grade = get_reward("answer")
+    assert misjudged(table, lambda response, truth: grade(response, truth).accuracy) == []
+
+
+def test_what_is_in_the_box():
+    grade = get_reward("mmpr")
+    assert misjudged(BOX, lambda response, truth: grade(f"<think>a</think>{response}", truth).accuracy) == []
+
+
 @pytest.mark.parametrize(
-    ("given", "truth", "verdict"),
+    "loop",
     [
-        ("B", "B", True),
-        ("b", "B", True),
-        ("(B)", "B", True),
-        ("B", "(B)", True),
-        ("B.", "B", True),
-        ("B. 12", "B", True),
-        ("(B) 12 cm", "B", True),
-        ("B", "B. 12", True),
-        ("option B", "B", True),
-        (r"\text{B}", "B", True),
-        ("**B**", "B", True),
-        ("B. 12", "C. 12", None),
-        ("B. 12", "C", False),
-        ("AB", "B", False),
-        ("Blue", "B", False),
-        ("A dog", "A", False),
-        ("12", "B", False),
-        ("Red.", " red ", True),
-        ("$\\text{red}$", "red", True),
-        ("the  red\ncar", "the red car", True),
-        ("blue", "red", None),
-        ("1,234", "1234", True),
-        ("1{,}234.50", "1234.5", True),
-        ("1 234", "1234", True),
-        ("1,23", "123", None),  # a comma that separates no thousands
-        ("12.0", "12", True),
-        (".5", "0.5", True),
-        ("-5", "−5", True),
-        ("1.5e3", "1500", True),
-        ("2 million", "2,000,000", True),
-        ("12", "13", False),
-        ("0.333", "0.3333", False),
-        ("50%", "50", True),
-        ("50 percent", r"50\%", True),
-        ("50%", "0.5", True),
-        ("0.5%", "50", False),
-        ("$5", "5", True),
-        ("5 dollars", "$5", True),
-        ("5 cm", "5", True),
-        (r"5\text{ cm}", "5 centimeters", True),
-        ("5 cm", "5 m", False),
-        ("5 m", "500 cm", False),  # units are not converted
-        (r"5\,\text{cm}^2", "5 cm²", True),
-        ("5 square meters", "5 m^{2}", True),
-        ("5 cm^2", "5 cm", False),
-        ("60 km/h", "60 kilometers per hour", True),
-        (r"30^\circ", "30 degrees", True),
-        ("30°", "30", True),
-        (r"25 ^\circ\text{C}", "25 °C", True),
-        ("25 °C", "25 °F", False),
-        ("3x", "3", None),
-        ("3m", "3", None),  # three metres, or m three times
-        ("3 dogs", "3", None),
-        ("1234567890123456789012345678901", "1234567890123456789012345678902", False),
-        ("3 or 4", "3", None),
-        ("$3$ or $4$", "3", None),
+        "answer ",
+        "the answer is ",
+        "answer to ",
+        "Answer: **",
+        r"\boxed{",
+        r"\boxed{1}, ",
+        "<answer>",
+        "选",
+        "$",
+        "Dr. ",
+        "is 5 ",
+        r"\(",
+        "~~",
     ],
 )
-def test_the_same_answer(given, truth, verdict):
-    assert answers.verdict(answers.read(given), answers.read(truth)) is verdict
-
-
-def test_a_number_is_all_there_is():
-    assert numbers.read("12 apples") is None
-    assert numbers.read("") is None
-    assert numbers.read("cm") is None
-    assert numbers.read("12 cm / s").unit == "cm/s"
+def test_loops_take_no_time(loop):
+    start = time.process_time()
+    answers.final_answer(loop * 20_000)
+    assert time.process_time() - start < 5  # tenths; with the square of the length it would be minutes

@@ -1,7 +1,9 @@
 """Graders that raise, hang and exit cost their own answer only."""
 
 import logging
+import multiprocessing
 import os
+import resource
 import signal
 import sys
 import types
@@ -10,6 +12,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
+from internvl_jax.grading.pool import MEMORY
 
 ACT = "tests.grading.graders:act"
 
@@ -68,6 +71,16 @@ def test_workers_killed_from_outside_are_replaced(graders):
     os.kill(int(score.format), signal.SIGKILL)
     scores = graders.grade(["right"] * 40, ["right"] * 40)
     assert [score.reward for score in scores] == [1.0] * 40
+
+
+def test_no_formula_takes_all_time_or_memory():
+    endless = r"<think></think>\boxed{(x+y+z)^{999}}"
+    with Graders("mmpr", 1.0, 1) as graders:
+        scores = graders.grade([r"\boxed{12}", endless, r"\boxed{1+x}"], ["12", "(x+y)^3+z", "x+1"])
+        limits = {resource.prlimit(each.pid, resource.RLIMIT_DATA)[0] for each in multiprocessing.active_children()}
+    assert [score.error for score in scores] == [None, "took longer than 1 s", None]
+    assert scores[0].accuracy == scores[2].accuracy == 1
+    assert MEMORY in limits
 
 
 def test_without_workers(caplog):

@@ -76,6 +76,25 @@ MORE_THAN_RELEASED = [
     ("2, 1", "1, 2"),
     ("B. 12", "B"),
 ]
+# What the release counts as right, and a reader does not. It takes away words it knows as units, whatever follows the
+# last number as text, most signs and all case.
+LESS_THAN_RELEASED = [
+    ("5 mW", "5 MW", "a unit's case tells milli from mega"),
+    ("5 cm^3", "5 cm^2", "a power belongs to its unit"),
+    (r"2\pi\text{ cm}", r"2\pi\text{ m}", "two units contradict each other"),
+    (r"3\text{ dogs}", r"3\text{ cats}", "so do two nouns"),
+    (r"5\text{ million}", "5", "a scale is part of the number"),
+    (r"3\text{ dozen}", "3", "so is a dozen"),
+    (r"3\text{ or more}", "3", "more than one value"),
+    (r"x\text{ is even}", "x", "a statement about the value"),
+    ("2024-01-02", "2024-02-01", "two dates, whose differences are equal"),
+    ("2019-2020", "2018-2019", "two ranges, likewise"),
+    ("1.6e-19", "9.1e-31", "both are near zero, and not near each other"),
+    ("1 2", "12", "two numbers"),
+    ("32, 349", "32349", "two numbers"),
+    ("x=1", "y=1", "two variables"),
+    ("R-r", "r-R", "variables of both cases"),
+]
 
 
 @pytest.mark.parametrize(("given", "truth", "right"), AS_RELEASED)
@@ -86,6 +105,12 @@ def test_answers_are_compared_as_released(given, truth, right):
 @pytest.mark.parametrize(("given", "truth"), MORE_THAN_RELEASED)
 def test_more_is_equal_than_the_release_sees(given, truth):
     assert is_right(given, truth)
+
+
+@pytest.mark.parametrize(("given", "truth", "why"), LESS_THAN_RELEASED)
+def test_what_a_reader_tells_apart_is_not_equal(given, truth, why):
+    assert not is_right(given, truth), why
+    assert not is_right(truth, given), why
 
 
 def test_mathematics_needs_no_main_thread():
