@@ -4,31 +4,40 @@
       --config.data.tokenizer=DIR --config.run.workdir=DIR
 
 Every field of the config can be set: --config.run.steps=100, --config.optim.learning_rate=1e-5. The last line of stdout
-is a JSON summary.
+is a JSON summary. On several hosts start it on every one, with --distributed=auto or --coordinator, --processes and
+--process.
+
+SIGTERM or Ctrl-C, on any host, saves on all and ends; once more ends at once. Exit codes: 0 done, 1 an error, 75
+stopped and saved, 76 another process was lost.
 """
 
 import json
 import logging
+import pathlib
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from internvl_jax import training
-from launch import main
+from launch import main, pod
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/experiments/STAGE.py:SIZE", lock_config=True)
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the processes of a pod (jax.distributed.initialize)")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "the folder of compiled programs, WORKDIR/xla_cache if not given; empty: keep none"
+)
 flags.mark_flag_as_required("config")
 
 
 def _main(argv: list[str]) -> None:
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-    summary = training.train(_CONFIG.value)
-    if jax.process_index() == 0:
-        print(json.dumps(summary))
+    config = _CONFIG.value
+    with pod.joined() as processes:
+        if folder := pathlib.Path(config.run.workdir) / "xla_cache" if _CACHE.value is None else _CACHE.value:
+            training.keep_programs(folder)
+        summary = training.train(config, processes.stop)
+        if jax.process_index() == 0:
+            print(json.dumps(summary))
 
 
 if __name__ == "__main__":

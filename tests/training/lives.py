@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 import jax
 
 from internvl_jax.training import TrainConfig, train
+from internvl_jax.training.run import compilation_cache
 from launch import main
-from tests import compile_cache
 from tests.training import toy
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -49,7 +49,7 @@ def _config(stage: str, data: pathlib.Path, workdir: pathlib.Path, run: dict) ->
 
 def _train(stage: str, data: pathlib.Path, workdir: pathlib.Path, run: dict) -> None:
     os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    compile_cache.write_whole()
+    compilation_cache.write_whole()
     train(_config(stage, data, workdir, run))
 
 
