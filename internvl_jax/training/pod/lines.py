@@ -84,6 +84,7 @@ def gather(port: int, processes: int, seconds: float) -> dict[int, Line]:
                 )
                 for line in lines.values():
                     line.send({"problem": problem})
+                    line.close()
                 raise InputError(problem) from None
             _greet(Line(connection), processes, lines)
             for number in [number for number, line in lines.items() if not line.quiet()]:
@@ -111,8 +112,10 @@ def _greet(line: Line, processes: int, lines: dict[int, Line]) -> None:
     if problem:
         line.send({"problem": problem})
         line.close()
-    else:
-        lines[number] = line
+        return
+    if number in lines:
+        lines[number].close()
+    lines[number] = line
 
 
 def call(host: str, port: int, process: int, processes: int, seconds: float) -> Line:
@@ -122,15 +125,19 @@ def call(host: str, port: int, process: int, processes: int, seconds: float) -> 
       InputError: process 0 is not there, or says what is wrong.
     """
     ends = time.monotonic() + seconds
+    hello = {"process": process, "processes": processes}
     while True:
+        line = None
         try:
             line = Line(socket.create_connection((host, port), timeout=_PATIENCE))
-            line.send({"process": process, "processes": processes})
+            line.send(hello)
             if answer := line.read(seconds + _PATIENCE):
                 break
             problem = "it hung up"
         except (OSError, ValueError) as error:
             problem = str(error)
+        if line is not None:
+            line.close()
         if time.monotonic() > ends:
             raise InputError(
                 f"process 0 can't be reached at {host}:{port} for {seconds:g} s ({problem}); look at its log, correct "
@@ -138,6 +145,7 @@ def call(host: str, port: int, process: int, processes: int, seconds: float) -> 
             )
         time.sleep(_PAUSE)
     if "problem" in answer[0]:
+        line.close()
         raise InputError(answer[0]["problem"])
     return line
 

@@ -77,7 +77,7 @@ def train(config: TrainConfig, stop: Callable[[int], bool] = lambda step: False)
                     saved = step
                 if stopping:
                     checkpoints.wait()
-                    raise Stopped(f"step {step} of {run.steps} is saved in {workdir}; the same command goes on from it")
+                    raise Stopped(f"the same command goes on from step {step} of {run.steps}, which {workdir} holds")
                 batch = program.place(source.take(state))
                 with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
                     state, metrics = program.step(state, batch, reference)
