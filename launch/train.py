@@ -24,8 +24,11 @@ from launch import main, pod
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/experiments/STAGE.py:SIZE", lock_config=True)
 _CACHE = flags.DEFINE_string(
-    "compilation_cache", None, "the folder of compiled programs, WORKDIR/xla_cache if not given; empty: keep none"
+    "compilation_cache",
+    None,
+    "the folder of compiled programs; if not given $JAX_COMPILATION_CACHE_DIR or WORKDIR/xla_cache; empty: keep none",
 )
+flags.adopt_module_key_flags(pod)
 flags.mark_flag_as_required("config")
 
 
@@ -33,7 +36,8 @@ def _main(argv: list[str]) -> None:
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
     config = _CONFIG.value
     with pod.joined() as processes:
-        if folder := pathlib.Path(config.run.workdir) / "xla_cache" if _CACHE.value is None else _CACHE.value:
+        default = jax.config.jax_compilation_cache_dir or pathlib.Path(config.run.workdir) / "xla_cache"
+        if folder := default if _CACHE.value is None else _CACHE.value:
             training.keep_programs(folder)
         summary = training.train(config, processes.stop)
         if jax.process_index() == 0:

@@ -61,6 +61,10 @@ class Run:
             writer.close()
         self.ids = [process.pid for process in self._processes]
 
+    def alive(self) -> bool:
+        """Whether all processes are."""
+        return all(process.is_alive() for process in self._processes)
+
     def ended(self) -> tuple[list[int], list[str]]:
         """Exit code and standard error of every process."""
         said = []

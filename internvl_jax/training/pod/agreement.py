@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import distributed  # the store that JAX's processes share; it has no public name
+from jax._src.distributed import global_state  # the store that JAX's processes share has no public name
 
 import internvl_jax
 from internvl_jax.errors import InputError
@@ -36,16 +36,16 @@ def agree(name: str, ours: dict[str, Any]) -> None:
     Raises:
       InputError: on every process, the same: which processes differ, in which fields.
     """
-    if jax.process_count() == 1:
+    if global_state.num_processes == 1:
         return
     prefix = f"internvl_jax/agree/{next(_COUNT)}/{name}"
     ours = json.loads(json.dumps(ours, default=str))
-    _client().key_value_set(f"{prefix}/{jax.process_index()}", json.dumps(ours))
+    global_state.client.key_value_set(f"{prefix}/{global_state.process_id}", json.dumps(ours))
 
     def compare() -> None:
         ends = time.monotonic() + _SECONDS
         lines = []
-        for rank in range(1, jax.process_count()):
+        for rank in range(1, global_state.num_processes):
             theirs = json.loads(_get(f"{prefix}/{rank}", f"process {rank} has not told its {name}", ends))
             lines += differences(theirs, ours, sides=(f"on process {rank}", "on process 0"))
         if lines:
@@ -64,11 +64,11 @@ def lead(name: str, work: Callable[[], None]) -> None:
     Raises:
       InputError: what process 0 raised, on every process.
     """
-    if jax.process_count() == 1:
+    if global_state.num_processes == 1:
         work()
         return
     key = f"internvl_jax/lead/{next(_COUNT)}"
-    if jax.process_index() == 0:
+    if global_state.process_id == 0:
         problem = "process 0 failed"
         try:
             work()
@@ -77,7 +77,7 @@ def lead(name: str, work: Callable[[], None]) -> None:
             problem = str(error)
             raise
         finally:
-            _client().key_value_set(key, problem)
+            global_state.client.key_value_set(key, problem)
     elif problem := _get(key, f"process 0 has not come to an end with {name}", time.monotonic() + _SECONDS):
         raise InputError(problem)
 
@@ -94,14 +94,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _client() -> Any:
-    return distributed.global_state.client
-
-
 def _get(key: str, late: str, ends: float) -> str:
     """The value of a key, once somebody sets it."""
     try:
-        return _client().blocking_key_value_get(key, max(1, int(1000 * (ends - time.monotonic()))))
+        return global_state.client.blocking_key_value_get(key, max(1, int(1000 * (ends - time.monotonic()))))
     except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise

@@ -56,8 +56,13 @@ class Line:
     def keep(self, seconds: int) -> None:
         """Lets the system look after the connection: it ends when the other machine is silent for so long."""
         each = max(1, seconds // (_PROBES + 1))
-        for option, value in (("TCP_KEEPIDLE", each), ("TCP_KEEPINTVL", each), ("TCP_KEEPCNT", _PROBES)):
-            self._connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        for option, value in (
+            (socket.TCP_KEEPIDLE, each),
+            (socket.TCP_KEEPINTVL, each),
+            (socket.TCP_KEEPCNT, _PROBES),
+            (socket.TCP_USER_TIMEOUT, 1000 * seconds),  # where something was on its way
+        ):
+            self._connection.setsockopt(socket.IPPROTO_TCP, option, value)
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def close(self) -> None:

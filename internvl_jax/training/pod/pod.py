@@ -190,7 +190,7 @@ class Pod:
             )  # the death of another is told here as a fault of a collective: the thread knows better
             traceback.print_exception(error)
             sentence = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        self._end(sentence if sentence.startswith("process ") else f"process {self._process}: {sentence}", 1)
+        self._end(f"process {self._process}: {sentence}", 1)
 
     def _end(self, sentence: str, code: int, tell: bool = True) -> NoReturn:
         """Says why the run ends, tells the others unless they told it, and ends this process."""

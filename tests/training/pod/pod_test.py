@@ -7,6 +7,7 @@ import time
 import pytest
 
 from internvl_jax.errors import InputError, Stopped
+from internvl_jax.training.pod.agreement import agree, lead
 from internvl_jax.training.pod.pod import LOST, STOPPED
 from tests.training import lives
 
@@ -29,6 +30,18 @@ def input_in_1(pod, number, folder):
 
 def fault_in_0(pod, number, folder):
     steps(pod, number, folder, None if number else ZeroDivisionError("by zero"))
+
+
+def other_data_in_1(pod, number, folder):
+    agree("settings", {"config": {"run": {"rows": 8, "groups": (1, 2)}}})
+    agree("data", {"digest": "ab" if number else "cd"})
+
+
+def no_room_in_0(pod, number, folder):
+    def claim():
+        raise OSError(28, "No space left on device")
+
+    lead("claiming the workdir", claim)
 
 
 def reached(folder, number, step):
@@ -87,8 +100,13 @@ def test_the_death_of_one_is_told_and_ends_the_others(tmp_path, killed):
     [
         (input_in_1, "error: process 1: no such file"),
         (fault_in_0, "error: process 0: ZeroDivisionError: by zero"),
+        (
+            other_data_in_1,
+            "the processes differ in their data (digest: 'ab' on process 1, 'cd' on process 0); start all",
+        ),
+        (no_room_in_0, "[Errno 28] No space left on device"),
     ],
 )
 def test_a_fault_of_one_is_what_all_say(tmp_path, work, sentence):
     codes, said = lives.Run(work, 2, tmp_path).ended()
-    assert codes == [1, 1] and last_lines(said) == [sentence, sentence]
+    assert codes == [1, 1] and all(sentence in line and line.startswith("error: process ") for line in last_lines(said))
