@@ -82,6 +82,7 @@ def gather(port: int, processes: int, seconds: float) -> dict[int, Line]:
             try:
                 connection, _ = server.accept()
             except TimeoutError:
+                _forget_dead(lines)
                 missing = ", ".join(str(number) for number in range(1, processes) if number not in lines)
                 problem = (
                     f"process {missing} of {processes} has not come within {seconds:g} s (come: "
@@ -92,11 +93,16 @@ def gather(port: int, processes: int, seconds: float) -> dict[int, Line]:
                     line.close()
                 raise InputError(problem) from None
             _greet(Line(connection), processes, lines)
-            for number in [number for number, line in lines.items() if not line.quiet()]:
-                lines.pop(number).close()  # died while it waited; one that takes its place may call
+            _forget_dead(lines)
     for line in lines.values():
         line.send({})
     return lines
+
+
+def _forget_dead(lines: dict[int, Line]) -> None:
+    """Of those that wait; others may take their places."""
+    for number in [number for number, line in lines.items() if not line.quiet()]:
+        lines.pop(number).close()
 
 
 def _greet(line: Line, processes: int, lines: dict[int, Line]) -> None:

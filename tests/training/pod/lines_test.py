@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -51,6 +52,17 @@ def test_who_is_missing_is_named_to_all():
         assert said.startswith("process 1, 3 of 4 has not come within 0.4 s (come: 0, 2)")
 
 
+def test_one_that_died_while_it_waited_is_missing():
+    port, found = free_port(), {}
+    thread = threading.Thread(target=lambda: found.update(started(port, [], 3, 1.0)))
+    thread.start()
+    dead = connect(port)
+    dead.sendall(b'{"process": 1, "processes": 3}\n')
+    dead.close()
+    thread.join()
+    assert found[0].startswith("process 1, 2 of 3 has not come within 1 s (come: 0)")
+
+
 def test_process_0_is_missing():
     (said,) = started(free_port(), [(1, 2)], 0, 0.3).values()
     assert "process 0 can't be reached at 127.0.0.1:" in said and "for 0.3 s" in said
@@ -91,8 +103,9 @@ def test_the_same_number_twice_and_strangers_and_the_dead():
 
 
 def connect(port):
+    ends = time.monotonic() + 5
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port))
         except ConnectionRefusedError:
-            pass
+            assert time.monotonic() < ends
