@@ -77,7 +77,8 @@ def train(config: TrainConfig, stop: Callable[[int], bool] = lambda step: False)
                     saved = step
                 if stopping:
                     checkpoints.wait()
-                    raise Stopped(f"the same command goes on from step {step} of {run.steps}, which {workdir} holds")
+                    held = f", which {workdir} holds" if step else ""
+                    raise Stopped(f"the same command goes on from step {step} of {run.steps}{held}")
                 batch = program.place(source.take(state))
                 with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
                     state, metrics = program.step(state, batch, reference)
