@@ -45,8 +45,9 @@ def no_room_in_0(pod, number, folder):
 
 
 def reached(folder, number, step):
-    path = folder / str(number)
+    path, ends = folder / str(number), time.monotonic() + 240
     while not path.exists() or int(path.read_text() or 0) < step:
+        assert time.monotonic() < ends
         time.sleep(0.005)
 
 
