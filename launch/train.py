@@ -4,30 +4,42 @@
       --config.run.workdir=DIR
 
 Every field of the config can be set: --config.run.steps=100, --config.optim.learning_rate=1e-5. Without a size
-(--config=sft) the model is that of run.init_from. The last line of stdout is a JSON summary.
+(--config=sft) the model is that of run.init_from. The last line of stdout is a JSON summary. On several hosts start it
+on every one, with --distributed=auto or --coordinator, --processes and --process.
+
+SIGTERM or Ctrl-C, on any host, saves on all and ends; once more ends at once. Exit codes: 0 done, 1 an error, 75
+stopped and saved, 76 another process was lost.
 """
 
 import json
 import logging
+import pathlib
 
 import jax
 from absl import flags
 
 from internvl_jax import training
-from launch import config, main
+from launch import config, main, pod
 
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the processes of a pod (jax.distributed.initialize)")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "the folder of compiled programs; if not given $JAX_COMPILATION_CACHE_DIR or WORKDIR/xla_cache; empty: keep none",
+)
+flags.adopt_module_key_flags(pod)
 flags.mark_flag_as_required("config")
 
 
 def _main(argv: list[str]) -> None:
     settings = config.read()
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-    summary = training.train(settings)
-    if jax.process_index() == 0:
-        print(json.dumps(summary))
+    with pod.joined() as processes:
+        default = jax.config.jax_compilation_cache_dir or pathlib.Path(settings.run.workdir) / "xla_cache"
+        if folder := default if _CACHE.value is None else _CACHE.value:
+            training.keep_programs(folder)
+        summary = training.train(settings, processes.stop)
+        if jax.process_index() == 0:
+            print(json.dumps(summary))
 
 
 if __name__ == "__main__":

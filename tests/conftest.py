@@ -29,9 +29,10 @@ import jax
 import pytest
 import tokenizers
 
-from tests import compile_cache, programs
+from internvl_jax.training.run import compilation_cache
+from tests import programs
 
-compile_cache.write_whole()
+compilation_cache.write_whole()
 # Tracing makes millions of small objects that live long: looking through them all the time is a quarter of its time.
 gc.freeze()
 gc.set_threshold(100_000, 50, 50)

@@ -20,7 +20,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     makes Explicit axes by default since JAX 0.7, under which every sharded contraction must be annotated.)
 
     Raises:
-      InputError: an unknown axis, or sizes whose product is not the number of devices.
+      InputError: an unknown axis, sizes whose product is not the number of devices, or slices that another axis than
+        `data` would have to cross.
     """
     devices = list(jax.devices() if devices is None else devices)
     if unknown := sorted(set(sizes) - set(AXES)):
@@ -32,9 +33,36 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise InputError(
             f"mesh {dict(sizes)} does not use the {len(devices)} devices; make the product of its sizes so"
         )
+    return Mesh(_grid(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(shape: list[int], devices: list[jax.Device]) -> np.ndarray:
+    """The devices in the shape of the mesh, so that much used axes have the short ways."""
     if devices[0].platform == "cpu":
-        grid = np.array(devices).reshape(shape)
-    else:
-        # An axis need not be a whole dimension of a TPU's torus.
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        return np.array(devices).reshape(shape)
+    slices = _num_slices(devices)
+    data, *others = shape
+    if data % slices:
+        raise InputError(
+            f"the devices lie in {slices} slices, but the mesh has data={data}; make data a multiple of {slices}: only "
+            "the sum of gradients may cross the network between slices"
+        )
+    # An axis need not be a whole dimension of a TPU's torus.
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    between = [slices] + [1] * len(others)
+    return mesh_utils.create_hybrid_device_mesh(
+        [data // slices, *others], between, devices, allow_split_physical_axes=True
+    )
+
+
+def _num_slices(devices: list[jax.Device]) -> int:
+    """How many slices of TPUs, which have a slower network between them. (Of GPUs every host counts as a slice; their
+    network between hosts is made for fsdp.)
+    """
+    if devices[0].platform != "tpu":
+        return 1
+    try:
+        return len({device.slice_index for device in devices})
+    except AttributeError:  # not every version of libtpu says
+        return 1

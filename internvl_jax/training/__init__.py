@@ -1,7 +1,10 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
 from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig, parse_mesh
+from internvl_jax.training.pod import place
+from internvl_jax.training.pod.pod import Pod
 from internvl_jax.training.run import hooks
+from internvl_jax.training.run.compilation_cache import keep_programs
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
@@ -19,6 +22,7 @@ __all__ = [
     "MpoConfig",
     "OptimConfig",
     "Pairs",
+    "Pod",
     "RolloutBatch",
     "RouterConfig",
     "RunConfig",
@@ -27,6 +31,8 @@ __all__ = [
     "TrainConfig",
     "build",
     "hooks",
+    "keep_programs",
     "parse_mesh",
+    "place",
     "train",
 ]

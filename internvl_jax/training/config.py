@@ -167,21 +167,24 @@ class TrainConfig:
 # What may differ between a run and its resumption: it changes neither the parameters nor the order of the data. A stage
 # says so of its own settings (`Stage.free`).
 FREE = {
-    "run": {"workdir", "mesh", "rules", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
+    "run": {
+        *("workdir", "mesh", "rules", "micro_batches", "remat", "logprob_chunk"),
+        *("save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"),
+    },
     "data": {"workers", "threads", "max_skipped", "allow_outside_root"},
 }
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+def differences(ours: Any, theirs: Any, path: str = "", sides: tuple[str, str] = ("here", "there")) -> list[str]:
     """Fields in which two nested dicts differ, as 'optim.learning_rate: 1e-4 here, 2e-4 there'."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = sorted(ours.keys() | theirs.keys())
         return [
             line
             for name in names
-            for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+            for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name, sides)
         ]
-    return [] if ours == theirs else [f"{path}: {ours!r} here, {theirs!r} there"]
+    return [] if ours == theirs else [f"{path}: {ours!r} {sides[0]}, {theirs!r} {sides[1]}"]
 
 
 def parse_mesh(text: str) -> dict[str, int]:

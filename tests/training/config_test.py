@@ -1,6 +1,7 @@
 """What no run can have is refused before anything is built; a workdir belongs to one config."""
 
 import dataclasses
+import json
 
 import jax
 import pytest
@@ -152,7 +153,12 @@ def test_a_workdir_takes_its_own_config_and_no_other(data, tmp_path):
     config, processor = setup.prepare(toy.config(data, tmp_path / "w"))
     setup.claim_workdir(config, processor)
     # What changes neither the parameters nor the order of the data may differ.
-    setup.claim_workdir(toy.with_run(config, save_every=99, mesh="data=8"), processor)
+    setup.claim_workdir(toy.with_run(config, save_every=99, mesh="data=8", micro_batches=4, remat="full"), processor)
+    # Nor may it forbid anything where an older version wrote it down.
+    record = tmp_path / "w" / setup.RUN_CONFIG
+    values = json.loads(record.read_text())
+    record.write_text(json.dumps(values | {"run": values["run"] | {"logprob_chunk": 3, "micro_batches": 2}}))
+    setup.claim_workdir(config, processor)
     other = toy.with_run(config, seed=6)
     other.optim = dataclasses.replace(config.optim, learning_rate=1.0)
     with pytest.raises(InputError, match=r"optim.learning_rate: 1.0 here, 0.003 there; run.seed: 6 here, 5 there"):

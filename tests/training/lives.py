@@ -7,14 +7,17 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import socket
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import jax
 
-from internvl_jax.training import TrainConfig, train
+from internvl_jax.training import Pod, TrainConfig, train
+from internvl_jax.training.pod.place import Place
+from internvl_jax.training.run import compilation_cache
 from launch import main
-from tests import compile_cache
 from tests.training import toy
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -37,6 +40,57 @@ def fill_disk(stage: str, data: pathlib.Path, workdir: pathlib.Path, **run) -> t
     return process.exitcode, text
 
 
+def apart(work: Callable, *args) -> int:
+    """The exit code of a process that calls `work(*args)`, on eight devices."""
+    process = _start(work, *args)
+    process.join(300)
+    return process.exitcode
+
+
+class Run:
+    """A pod whose processes call `work(pod, number, folder)` each."""
+
+    def __init__(self, work: Callable[[Pod, int, pathlib.Path], None], processes: int, folder: pathlib.Path):
+        port, pipes = free_port(), [_CONTEXT.Pipe(duplex=False) for _ in range(processes)]
+        self._readers = [reader for reader, _ in pipes]
+        self._processes = [
+            _start(_work, writer, work, Place("127.0.0.1", port, processes, number), folder)
+            for number, (_, writer) in enumerate(pipes)
+        ]
+        for _, writer in pipes:
+            writer.close()
+        self.ids = [process.pid for process in self._processes]
+
+    def alive(self) -> bool:
+        """Whether all processes are."""
+        return all(process.is_alive() for process in self._processes)
+
+    def ended(self) -> tuple[list[int], list[str]]:
+        """Exit code and standard error of every process."""
+        said = []
+        for reader in self._readers:
+            with open(reader.fileno(), closefd=False) as text:
+                said.append(text.read())
+        for process in self._processes:
+            process.join(60)
+        return [process.exitcode for process in self._processes], said
+
+
+def _work(errors: Connection, work: Callable, place: Place, folder: pathlib.Path) -> None:
+    os.dup2(errors.fileno(), 2)
+    try:
+        with Pod(place if place.processes > 1 else None, start_limit=60, heartbeat_limit=8) as pod:
+            work(pod, place.process, folder)
+    finally:
+        jax.distributed.shutdown()  # as at the exit of a program; a child that multiprocessing made leaves that out
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
 def _start(target, *args) -> multiprocessing.Process:
     process = _CONTEXT.Process(target=target, args=args)
     process.start()
@@ -49,7 +103,7 @@ def _config(stage: str, data: pathlib.Path, workdir: pathlib.Path, run: dict) ->
 
 def _train(stage: str, data: pathlib.Path, workdir: pathlib.Path, run: dict) -> None:
     os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    compile_cache.write_whole()
+    compilation_cache.write_whole()
     train(_config(stage, data, workdir, run))
 
 

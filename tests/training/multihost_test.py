@@ -1,8 +1,9 @@
-"""Two processes with four devices each do what one process does; what they save, one process restores."""
+"""Two processes with four devices each do what one process does; what they save, one process restores. They refuse
+different settings, and stopped by a signal to one they go on with the same bits.
+"""
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -16,34 +17,52 @@ from internvl_jax.training import train
 from internvl_jax.training.run import hooks
 from internvl_jax.training.run.setup import prepare
 from tests.programs import build
-from tests.training import toy
+from tests.training import lives, toy
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 PROCESS = """
-import pathlib, subprocess, sys
+import os, pathlib, signal, subprocess, sys, time
 import jax
 from jax.experimental import multihost_utils
-from internvl_jax.training import train
+from internvl_jax.errors import InputError, Stopped
+from internvl_jax.training import Pod, train
+from internvl_jax.training.pod.place import Place
+from tests import programs
 from tests.training import toy
 port, process, data, folder = int(sys.argv[1]), int(sys.argv[2]), *map(pathlib.Path, sys.argv[3:])
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, initialization_timeout=60)
+pod = Pod(Place("127.0.0.1", port, 2, process), start_limit=60).__enter__()
 assert (jax.local_device_count(), jax.device_count()) == (4, 8)
 if process == 0:
     command = ["-m", "launch.convert", f"--src={folder / 'released'}", f"--dst={folder / 'ours'}"]
     subprocess.run([sys.executable, *command], check=True)
 multihost_utils.sync_global_devices("converted")
 settings = {"mesh": "data=2,fsdp=2,tensor=2", "rules": "fsdp_tp", "init_from": str(folder / "ours")}
-train(toy.config(data, folder / "run", steps=3, **settings))
+whole = toy.config(data, folder / "run", steps=6, **settings)
+try:
+    train(toy.with_run(whole, rows=8 + 8 * process))
+except InputError as error:
+    (folder / f"refused{process}").write_text(str(error))
+    assert not (folder / "run").exists()
+
+def stop(step):
+    if (step, process) == (1, 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+    return pod.stop(step)
+
+with programs.shared():
+    train(whole)
+    parts = toy.with_run(whole, workdir=str(folder / "parts"), save_every=99)
+    try:
+        train(parts, stop)
+    except Stopped as error:
+        (folder / f"stopped{process}").write_text(str(error))
+    train(parts)
 train(toy.mpo_config(data, folder / "mpo", steps=2, **settings))
 train(toy.gspo_config(data, folder / "gspo", steps=3, **settings))
+pod.__exit__(None, None, None)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
 
 
 def test_two_processes_are_one(start, tmp_path):
@@ -52,7 +71,7 @@ def test_two_processes_are_one(start, tmp_path):
     save_model(tmp_path / "made", build(config).random_params(), config.model, processor)
     convert(tmp_path / "made", tmp_path / "released", "github")
 
-    port = free_port()
+    port = lives.free_port()
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     env["XLA_FLAGS"] = env["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     command = [sys.executable, "-c", PROCESS, str(port)]
@@ -63,7 +82,17 @@ def test_two_processes_are_one(start, tmp_path):
         for process in both:
             process.kill()
 
-    alone = toy.config(data, tmp_path / "alone", steps=3, mesh="fsdp=8", init_from=str(tmp_path / "ours"))
+    refused = [(tmp_path / f"refused{i}").read_text() for i in range(2)]
+    assert refused[0] == refused[1] and "config.run.rows: 16 on process 1, 8 on process 0" in refused[0]
+    stopped = [(tmp_path / f"stopped{i}").read_text() for i in range(2)]
+    assert stopped[0] == stopped[1] and "goes on from step " in stopped[0]
+    losses = [[line["loss"] for line in hooks.read_metrics(tmp_path / name)] for name in ("run", "parts")]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    ours, theirs = (flatten(ivl.load(tmp_path / name, "float32")[0]) for name in ("run", "parts"))
+    for path, array in ours.items():
+        assert np.array_equal(array, theirs[path]), path
+
+    alone = toy.config(data, tmp_path / "alone", steps=6, mesh="fsdp=8", init_from=str(tmp_path / "ours"))
     train(alone)
     losses = [[line["loss"] for line in hooks.read_metrics(tmp_path / name)] for name in ("run", "alone")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -80,4 +109,4 @@ def test_two_processes_are_one(start, tmp_path):
             np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6, err_msg=f"{name} {metric}")
 
     # One process restores what two have saved, optimizer and data position included, and finds nothing left to do.
-    assert train(toy.with_run(alone, workdir=str(tmp_path / "run")))["step"] == 3
+    assert train(toy.with_run(alone, workdir=str(tmp_path / "run")))["step"] == 6

@@ -92,13 +92,16 @@ def ended(process):
 
 
 def test_a_resumed_run_on_other_devices_reads_the_same_data(data, tmp_path):
-    """Eight devices, then another mesh of them, then one: the losses of an uninterrupted run, to rounding."""
+    """Eight devices, then another mesh of them and other parts, then one: the losses of an uninterrupted run, to
+    rounding.
+    """
     whole = toy.config(data, tmp_path / "whole", mesh="fsdp=8")
     train(whole)
     part = toy.config(data, tmp_path / "part", mesh="fsdp=8")
     interrupt(part, after=3)
     assert locate(tmp_path / "part").name == "2"
-    interrupt(toy.with_run(part, mesh="data=2,fsdp=2,tensor=2", rules="fsdp_tp"), after=5)
+    parts = {"micro_batches": 2, "remat": "full", "logprob_chunk": 7}
+    interrupt(toy.with_run(part, mesh="data=2,fsdp=2,tensor=2", rules="fsdp_tp", **parts), after=5)
     assert locate(tmp_path / "part").name == "4"
     ended(lives.begin("config", data, tmp_path / "part"))
     ours, theirs = losses(tmp_path / "part"), losses(tmp_path / "whole")

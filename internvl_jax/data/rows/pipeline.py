@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -250,6 +251,11 @@ class Pipeline:
         return digest.hexdigest()[:32]
 
 
+def _leave_to_parent(worker: int, workers: int) -> None:
+    """In a new worker: Ctrl-C comes to all processes of a terminal, and what becomes of the run is its parent's say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class BatchIterator(Iterator[NamedTuple]):
     """One host's batches; `skipped` counts the samples that could not be loaded so far."""
 
@@ -259,7 +265,7 @@ class BatchIterator(Iterator[NamedTuple]):
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
         dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         if config.workers:
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), _leave_to_parent)
         self._iterator = iter(dataset)
 
     def __next__(self) -> NamedTuple:

@@ -1,16 +1,18 @@
 """One loop for every stage.
 
-1. Config, processor and data are checked before anything is built; the resolved config goes into the workdir.
+1. Config, processor and data are checked before anything is built, and compared between processes; the resolved config
+   goes into the workdir.
 2. The state is made on its devices: restored from the workdir, or read from `run.init_from`, or random.
-3. Every step, in this order: save the state if it is due, take the next batch, dispatch the step, then read the metrics
-   of the step before, so that the host works while the devices do. (A saved data position belongs to the saved state
-   because no batch is taken between the two.)
+3. Every step, in this order: save the state if it is due or the run is to stop, take the next batch, dispatch the step,
+   then read the metrics of the step before, so that the host works while the devices do. (A saved data position belongs
+   to the saved state because no batch is taken between the two.)
 """
 
+import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +20,10 @@ import optax
 from jax.sharding import Mesh
 
 from internvl_jax.data import Processor
-from internvl_jax.errors import InputError
+from internvl_jax.errors import InputError, Stopped
 from internvl_jax.models import PEAK, InternVLConfig, train_flops
 from internvl_jax.training.config import RunConfig, TrainConfig
+from internvl_jax.training.pod.agreement import agree, lead, versions
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.checkpoints import Checkpoints
 from internvl_jax.training.run.initial import read_initial, read_reference
@@ -35,26 +38,33 @@ _LOG = logging.getLogger(__name__)
 _MOST_IDLE = 10  # steps in a row in which nothing is supervised, before a run stops
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, stop: Callable[[int], bool] = lambda step: False) -> dict[str, Any]:
     """Runs a stage to its last step, resuming from the workdir if it holds a checkpoint.
+
+    Args:
+      stop: asked before every step, with the steps taken, whether to save and end here; says the same on every process.
 
     Returns:
       a summary: steps, last loss, tokens, seconds, workdir.
 
     Raises:
       InputError: a config, data or workdir that can't be used, or is in use; a loss that stays non-finite.
+      Stopped: the run was stopped, and its state is saved.
     """
     config, processor = setup.prepare(config)
+    agree("settings", {"config": dataclasses.asdict(config), "versions": versions()})
     with setup.hold_workdir(config.run.workdir):
-        return _train(config, processor)
+        return _train(config, processor, stop)
 
 
-def _train(config: TrainConfig, processor: Processor) -> dict[str, Any]:
+def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool]) -> dict[str, Any]:
     run, stage, program = config.run, STAGES[config.objective], build(config)
     for line in setup.describe(config, program.mesh):
         _LOG.info(line)
     source = setup.open_source(config, program, processor)
-    workdir = setup.claim_workdir(config, processor)
+    agree("data", {"digest": source.digest})
+    workdir = pathlib.Path(run.workdir)
+    lead("claiming the workdir", lambda: setup.claim_workdir(config, processor))
     with Checkpoints(workdir, run.keep_last, run.keep_every) as checkpoints:
         state, position = _initial_state(program, checkpoints, run.init_from, stage.start is Start.BASE)
         reference = read_reference(setup.reference_of(config), program) if stage.refers else None
@@ -66,11 +76,16 @@ def _train(config: TrainConfig, processor: Processor) -> dict[str, Any]:
         pending = None
         try:
             for step in range(first, run.steps):
-                if step > saved and step % run.save_every == 0:
+                stopping = stop(step)
+                if step > saved and (stopping or step % run.save_every == 0):
                     meter.log(*pending)  # a kill after the save must not lose the metrics of a saved step
                     pending = None
                     checkpoints.save(step, state, source.position())
                     saved = step
+                if stopping:
+                    checkpoints.wait()
+                    held = f", which {workdir} holds" if step else ""
+                    raise Stopped(f"the same command goes on from step {step} of {run.steps}{held}")
                 batch = program.place(source.take(state))
                 with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
                     state, metrics = program.step(state, batch, reference)

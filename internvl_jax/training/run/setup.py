@@ -149,11 +149,7 @@ def pipeline_config(config: TrainConfig) -> PipelineConfig:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The part of the config that a resumed run must share with the one that it continues."""
-    values = dataclasses.asdict(config)
-    for section, free in {**FREE, "stage": STAGES[config.objective].free}.items():
-        if values[section] is not None:
-            values[section] = {name: value for name, value in values[section].items() if name not in free}
-    return values
+    return _bound(dataclasses.asdict(config), STAGES[config.objective].free)
 
 
 def hold_workdir(workdir: str) -> contextlib.AbstractContextManager[None]:
@@ -165,8 +161,18 @@ def hold_workdir(workdir: str) -> contextlib.AbstractContextManager[None]:
     return claimed(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
-def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
-    """Makes the workdir, or checks that the one found belongs to this config; writes what loading the model needs.
+def _bound(values: dict[str, Any], free_of_stage: frozenset[str]) -> dict[str, Any]:
+    """A config without its free fields."""
+    bound = dict(values)
+    for section, free in {**FREE, "stage": free_of_stage}.items():
+        if isinstance(fields := values.get(section), dict):
+            bound[section] = {name: value for name, value in fields.items() if name not in free}
+    return bound
+
+
+def claim_workdir(config: TrainConfig, processor: Processor) -> None:
+    """Makes the workdir, or checks that the one found belongs to this config; writes what loading the model needs. One
+    process does it for all.
 
     Raises:
       InputError: the workdir holds a run of another config.
@@ -175,19 +181,19 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> pathlib.Path:
     ours = json.loads(json.dumps(identity(config)))
     record = workdir / RUN_CONFIG
     if record.exists():
-        if lines := differences(ours, read_json(record, f"restore it, or remove {workdir} to start anew")):
+        found = read_json(record, f"restore it, or remove {workdir} to start anew")
+        # Fields that an older version did not leave free may stand there.
+        if lines := differences(ours, _bound(found, STAGES[config.objective].free)):
             raise InputError(
                 f"{workdir} holds a run of another config ({'; '.join(lines[:5])}); give another run.workdir, or the "
                 "config of that run to resume it"
             )
-        return workdir
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        processor.tokenizer.save(workdir)
-        model = {"format": 1, "model": config.model.to_dict(), "processor": processor.to_dict()}
-        _write(workdir / "config.json", model)
-        _write(record, ours)
-    return workdir
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    processor.tokenizer.save(workdir)
+    model = {"format": 1, "model": config.model.to_dict(), "processor": processor.to_dict()}
+    _write(workdir / "config.json", model)
+    _write(record, ours)
 
 
 def _write(path: pathlib.Path, value: Any) -> None:

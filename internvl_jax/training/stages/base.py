@@ -15,7 +15,13 @@ from internvl_jax.training.stages.terms import Objective
 
 
 class Source(Protocol):
-    """A host's part of the global batches of a run, in an order that a position describes."""
+    """A host's part of the global batches of a run, in an order that a position describes.
+
+    Attributes:
+      digest: of the data and its order; the same on every host.
+    """
+
+    digest: str
 
     def start(self, position: Any) -> None:
         """Goes to a position; None is the beginning."""

@@ -19,6 +19,7 @@ class PackedRows:
     def __init__(self, parts: SourceParts, layout: RowLayout):
         self._rows = parts.run.rows
         self._pipeline = Pipeline(parts.pipeline, parts.processor, layout)
+        self.digest = self._pipeline.fingerprint
         self._batches: Any = None
 
     def start(self, position: Any) -> None:

@@ -59,6 +59,7 @@ class PreferenceRows:
         # The plan gives every pair a row of its own: a step takes a number of pairs, whatever rows they fill.
         planned = dataclasses.replace(parts.pipeline, kind="preferences", pack=False)
         self._pipeline = Pipeline(planned, parts.processor)
+        self.digest = self._pipeline.fingerprint
         needed = self._pipeline.rows_needed(pairs, parts.run.steps, jax.process_count())
         if needed > parts.run.rows:
             raise InputError(

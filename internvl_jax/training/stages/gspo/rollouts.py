@@ -77,7 +77,7 @@ class Rollouts:
         self._skipped = Skipped(data.max_skipped)
         self._skipped.extend(screened.broken.values())
         self._check_rows(screened.most_tiles)
-        self._digest = screened.digest
+        self.digest = screened.digest
         self._stream = PromptStream(prompts, screened.numbers, run.seed)
         image = processor.image_config
         self._layout = RowConfig(
@@ -120,7 +120,7 @@ class Rollouts:
             self._reference = read_reference(self._reference_source, self._program)
         if position is None:
             return
-        if position["prompts"] != self._digest:
+        if position["prompts"] != self.digest:
             raise InputError(
                 f"the saved data position belongs to other prompts than the {len(self._stream)} that "
                 f"{self._data.meta} and the filters leave; restore them or start a new run"
@@ -156,7 +156,7 @@ class Rollouts:
 
     def position(self) -> Any:
         return {
-            "prompts": self._digest,
+            "prompts": self.digest,
             "round": self._next_round,
             "consumed": self._consumed,
             "used": 0 if self._used == self._steps else self._used,
