@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from internvl_jax.data.media import images, tiling
 from internvl_jax.data.text import templates
-from internvl_jax.data.text.thinking import ChannelStream
+from internvl_jax.data.text.thinking import THINKING_SYSTEM, ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 from internvl_jax.errors import InputError
 from internvl_jax.validation import Fields, Share, bounds_of, build, check_fields, read_json
@@ -65,6 +65,13 @@ class Processor:
         Raises InputError where the template does not know the effort.
         """
         return dataclasses.replace(self, template=self.template.with_reasoning(effort))
+
+    def with_thinking(self) -> "Processor":
+        """The same processor, asking the model to think before it answers, by the released system text.
+
+        The system message of a conversation that has one stands as it is.
+        """
+        return dataclasses.replace(self, template=self.template.with_system(THINKING_SYSTEM))
 
     def decode_stream(self) -> DecodeStream | ChannelStream:
         """Decodes an answer token by token, thinking between <think> and </think>; a `DecodeStream` or its like."""
