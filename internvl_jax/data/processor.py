@@ -31,6 +31,9 @@ class ChatInputs:
     image_token_counts: tuple[int, ...]
 
 
+_IMAGE_KEYS = ("image", "url", "path", "base64")  # of image parts; all but the first are transformers'
+
+
 @dataclasses.dataclass(frozen=True)
 class _Section:
     """What config.json says of a processor."""
@@ -87,9 +90,10 @@ class Processor:
     ) -> ChatInputs:
         """Model inputs for OpenAI-style messages; the last one must be the user's.
 
-        Content is a string or a list of {"type": "text", "text"}, {"type": "image", "image": path, bytes or PIL
-        picture} and {"type": "image_url", "image_url": {"url", "detail"}}; detail "low" means one tile. A picture is
-        followed by a newline, as `<image>` is in the release. max_dynamic_patch bounds the tiles of each picture in
+        Content is a string or a list of {"type": "text", "text"}, {"type": "image", "image": path, URL, bytes or PIL
+        picture}, the same with "url", "path" or "base64" for "image" (as transformers has it), and {"type":
+        "image_url", "image_url": {"url", "detail"}}; detail "low" means one tile. A picture is followed by a newline,
+        as `<image>` is in the release. max_dynamic_patch bounds the tiles of each picture in
         place of the model's own limit. allow_paths=False refuses files of this machine.
         Raises InputError that names message and part.
         """
@@ -191,8 +195,11 @@ def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"], None, None
-    if kind == "image" and part.get("image") is not None:
-        return None, part["image"], "auto"
+    given = [key for key in _IMAGE_KEYS if part.get(key) is not None] if kind == "image" else []
+    if len(given) == 1 and (given == ["image"] or isinstance(part[given[0]], str)):
+        source = part[given[0]]
+        encoded = given == ["base64"] and not source.startswith("data:")
+        return None, f"data:image/any;base64,{source}" if encoded else source, "auto"
     if kind == "image_url":
         url = part.get("image_url")
         url = {"url": url} if isinstance(url, str) else url
@@ -200,7 +207,8 @@ def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
         if detail in ("auto", "low", "high") and isinstance(url.get("url"), str):
             return None, url["url"], detail
     raise InputError(
-        f'{where} must be {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} or '
+        f'{where} must be {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} (or one of "url", "path" '
+        'and "base64" instead, as text), or '
         '{"type": "image_url", "image_url": {"url": ..., "detail": "auto", "low" or "high"}}.'
     )
 
