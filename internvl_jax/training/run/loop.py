@@ -10,7 +10,7 @@
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import PEAK, InternVLConfig, train_flops
+from internvl_jax.sharding import Params
 from internvl_jax.training.config import RunConfig, TrainConfig
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.checkpoints import Checkpoints
@@ -48,6 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     for line in setup.describe(config, program.mesh):
         _LOG.info(line)
     source = setup.open_source(config, program, processor)
+    held_out = setup.open_held_out(config, program, processor)
     workdir = setup.claim_workdir(config, processor)
     with Checkpoints(workdir, run.keep_last, run.keep_every) as checkpoints:
         state, position = _initial_state(program, checkpoints, run.init_from, stage.start is Start.BASE)
@@ -58,6 +60,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         meter = Meter(workdir, first, run, stage.columns, rate, config.model, program.mesh)
         started = time.perf_counter()
         pending = None
+        _LOG.info("compiling the first step")
         try:
             for step in range(first, run.steps):
                 if step > saved and step % run.save_every == 0:
@@ -70,7 +73,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     state, metrics = program.step(state, batch, reference)
                 if pending is not None:
                     meter.log(*pending)
-                pending = (step + 1, metrics, source.notes())
+                notes = source.notes()
+                if held_out is not None and ((step + 1) % run.validate_every == 0 or step + 1 == run.steps):
+                    notes["validation_loss"] = meter.apart(held_out.loss, state.params)
+                    _LOG.info("step %d: validation loss %.4f", step + 1, notes["validation_loss"])
+                pending = (step + 1, metrics, notes)
             if pending is not None:
                 meter.log(*pending)
             if run.steps > saved:
@@ -118,7 +125,7 @@ class Meter:
         if self._writes:
             shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
             self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, run.steps, shown)
-            self._picture = hooks.Picture(workdir, shown)
+            self._picture = hooks.Picture(workdir, (*shown, "validation_loss"))
         self._clock, self._idle = time.perf_counter(), 0
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
@@ -145,6 +152,14 @@ class Meter:
         self._picture.update()
         if step % self._run.log_every == 0 or step == self._run.steps:
             self._progress.show(self._last)
+
+    def apart(self, measure: Callable[[Params], float], params: Params) -> float:
+        """What `measure` says of a step's parameters; the time that it takes counts for no step."""
+        jax.block_until_ready(params)
+        started = time.perf_counter()
+        found = measure(params)
+        self._clock += time.perf_counter() - started
+        return found
 
     def _guard(self, step: int, values: dict[str, float], notes: dict[str, float]) -> None:
         count = int(values["nonfinite"])
