@@ -123,12 +123,18 @@ def test_accuracy(shared, processor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"question": "a", "answer": "b"}', '{"image": 1, "question": "a", "answer": "b"}']
+    ("line", "sentence"),
+    [
+        ("{", " is not valid JSON"),
+        ("[]", r" is \[\]; expected"),
+        ('{"question": "a", "answer": "b"}', " lacks the field 'image'"),
+        ('{"image": 1, "question": "a", "answer": "b"}', r"\.image is 1; expected"),
+    ],
 )
-def test_bad_benchmark_lines(tmp_path, line):
+def test_bad_benchmark_lines(tmp_path, line, sentence):
     good = '{"image": null, "question": "a", "answer": "b"}'
     (tmp_path / "data.jsonl").write_text(f"{good}\n{line}\n")
-    with pytest.raises(InputError, match=r"data\.jsonl:2 must be"):
+    with pytest.raises(InputError, match=rf"data\.jsonl:2{sentence}"):
         read_questions(tmp_path / "data.jsonl")
     (tmp_path / "data.jsonl").write_text("\n")
     with pytest.raises(InputError, match="no questions"):
