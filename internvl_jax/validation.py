@@ -30,7 +30,7 @@ from msgspec import Meta
 from internvl_jax.errors import InputError
 
 MAX_DEPTH = 64  # of nested lists and objects
-_ADVICE = "give the file that it should be"
+_ADVICE = "check the path"
 _UNIONS = (typing.Union, types.UnionType)
 _SHOWN = 80  # characters of a wrong value that an error repeats
 # What numpy raises for archives that are damaged in one way or another.
@@ -288,7 +288,7 @@ def _nearest_path(path: pathlib.Path) -> str:
     while not path.parent.exists():
         path = path.parent
     try:
-        return nearest(path.name, [each.name for each in path.parent.iterdir()])
+        return nearest(path.name, [each.name for each in path.parent.iterdir() if each.suffix == path.suffix])
     except OSError:
         return ""
 
