@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo cascade test soak fuzz lint bench clean
+.PHONY: demo cascade test soak fuzz lint docs bench clean
 
 # One stamp an extra, renewed when setup.py changes.
 $(BIN)/.internvl-%: setup.py pyproject.toml
@@ -37,6 +37,10 @@ lint: $(BIN)/.internvl-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Public functions and classes, from docstrings.
+docs:
+	$(PYTHON) docs/make_api.py
 
 bench: $(BIN)/.internvl-bench
 	$(BIN)/python -m launch.bench_inference

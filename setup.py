@@ -2,13 +2,20 @@
 
 from setuptools import find_packages, setup
 
+COMMANDS = ["chat", "check_data", "compare", "convert", "evaluate", "inspect", "make_pairs", "plan", "train"]
+SCRIPTS = [f"internvl-{name.replace('_', '-')} = launch.commands:{name}" for name in COMMANDS]
+
 setup(
     name="internvl_jax",
     version="0.1.0",
     description="InternVL3.5 in JAX: convert, train, reinforce and serve on TPU, GPU and CPU",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["internvl_jax*", "checkpoint_convert*"]),
+    packages=find_packages(include=["internvl_jax*", "checkpoint_convert*", "configs*", "launch*"]),
+    package_data={"internvl_jax": ["py.typed"], "checkpoint_convert": ["py.typed"]},
+    entry_points={
+        "console_scripts": [f"internvl-{name.replace('_', '-')}=launch.commands:{name}" for name in COMMANDS]
+    },
     install_requires=[
         "absl-py>=2.1",
         "einops>=0.8",
@@ -34,6 +41,7 @@ setup(
         "rl": ["math-verify>=0.9", "pebble>=5.2", "pyarrow>=21"],
         "cascade": ["scikit-learn>=1.5"],
         "demo": ["easy-vqa>=1.0"],
+        "hub": ["huggingface_hub>=0.34"],
         "test": [
             "easy-vqa>=1.0",
             "jinja2>=3.1",

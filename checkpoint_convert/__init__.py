@@ -8,7 +8,14 @@ from checkpoint_convert.conversion import Format, convert
 from checkpoint_convert.describe import describe
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import language_model
-from checkpoint_convert.released import load_bare, load_model, load_processor, load_released, load_vision_tower
+from checkpoint_convert.released import (
+    load_bare,
+    load_model,
+    load_processor,
+    load_released,
+    load_vision_tower,
+    read_model_config,
+)
 from checkpoint_convert.source import open_directory
 from checkpoint_convert.tables import TABLES
 
@@ -24,6 +31,7 @@ __all__ = [
     "load_released",
     "load_vision_tower",
     "open_directory",
+    "read_model_config",
     "released_config",
     "sink",
 ]

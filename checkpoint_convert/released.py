@@ -59,6 +59,19 @@ def load_processor(directory: str | pathlib.Path) -> Processor:
     return Processor.from_released(directory, read_config(directory).language_family.template)
 
 
+def read_model_config(directory: str | pathlib.Path) -> InternVLConfig:
+    """The config of a model in any format, without its tokenizer: a GitHub-format one has no id of <IMG_CONTEXT>.
+
+    Raises:
+      InputError: see `read_config` and `InternVLConfig.from_dict`.
+    """
+    values = read_json(pathlib.Path(directory) / "config.json", "give the directory of a model")
+    if "format" in values:
+        return InternVLConfig.from_dict(values.get("model"))
+    released = read_config(directory)
+    return released.model(UNKNOWN_TOKEN if released.format == "github" else None)
+
+
 def load_model(
     directory: str | pathlib.Path,
     dtype: str = "bfloat16",

@@ -1,7 +1,7 @@
 """The files beside the weights: what travels from a checkpoint to the next one, and what a format needs besides.
 
-Files travel as they are. The Hugging Face format needs files of a processor, which the GitHub format does not have:
-they are written from the processor of this project.
+Files travel as they are. What a format has of a processor and of a chat template, and did not travel, is written from
+the processor of this project.
 """
 
 import json
@@ -23,7 +23,7 @@ _TOKENIZER = (*_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json", 
 _GENERATION = "generation_config.json"
 _OF_FORMAT = {
     # The GitHub format is loaded by code that lies beside it. It is never run here.
-    "github": ("preprocessor_config.json", "*.py"),
+    "github": ("preprocessor_config.json", "chat_template.*", "*.py"),
     "hf": ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.*"),
 }
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -66,7 +66,10 @@ def complete(directory: pathlib.Path, form: str, processor: Processor) -> None:
     _unless_there(
         directory / _GENERATION, {"eos_token_id": list(processor.stop_ids), "pad_token_id": processor.tokenizer.pad}
     )
+    image = processor.image_config
     if form == "github":
+        _unless_there(directory / "preprocessor_config.json", _github_preprocessor(image.tile_size))
+        _write_template(directory, processor.template, "<image>")
         if not (directory / _AUTO_CODE).exists():
             logging.warning(
                 "%s has no %s: to load it with transformers' AutoModel, copy the *.py files of any released "
@@ -75,7 +78,6 @@ def complete(directory: pathlib.Path, form: str, processor: Processor) -> None:
                 _AUTO_CODE,
             )
         return
-    image = processor.image_config
     tokens = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
@@ -106,14 +108,35 @@ def complete(directory: pathlib.Path, form: str, processor: Processor) -> None:
         directory / "processor_config.json",
         {"image_seq_length": image.tokens_per_tile, "processor_class": "InternVLProcessor"},
     )
-    if not any(directory.glob("chat_template.*")):
-        (directory / "chat_template.jinja").write_text(jinja(processor.template), encoding="utf-8")
+    _write_template(directory, processor.template, "<IMG_CONTEXT>")
 
 
-def jinja(template: Template) -> str:
+def _github_preprocessor(side: int) -> dict[str, Any]:
+    """The one of the release. Tiles are cut by whoever loads it; this says how each becomes numbers."""
+    return {
+        "crop_size": side,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        **_IMAGENET,
+        "resample": 3,
+        "size": side,
+    }
+
+
+def _write_template(directory: pathlib.Path, template: Template, picture: str) -> None:
+    settings = directory / "tokenizer_config.json"
+    within = settings.exists() and "chat_template" in read_json(settings)
+    if not within and not any(directory.glob("chat_template.*")):
+        (directory / "chat_template.jinja").write_text(jinja(template, picture), encoding="utf-8")
+
+
+def jinja(template: Template, picture: str = "<IMG_CONTEXT>") -> str:
     """The template as transformers reads it.
 
-    A picture becomes <IMG_CONTEXT> and a newline, which the processor there turns into as many tokens as it takes.
+    A picture becomes `picture` and a newline, which the processor there turns into as many tokens as it takes: that of
+    transformers <IMG_CONTEXT>, those of servers that load the GitHub format <image>.
     """
     end = template.end + template.after_end
     heads = {"system": template.system_head, "user": template.user_head}
@@ -128,7 +151,7 @@ def jinja(template: Template) -> str:
         "{%- else -%}{%- for part in message['content'] -%}"
         "{%- if part['type'] == 'text' -%}{{ part['text'] }}"
         "{%- elif part['type'] == 'video' -%}{{ '<video>\\n' }}"
-        "{%- else -%}{{ '<IMG_CONTEXT>\\n' }}{%- endif -%}"
+        "{%- else -%}{{ " + json.dumps(f"{picture}\n") + " }}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}{{ " + json.dumps(end) + " }}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ " + json.dumps(template.assistant_head) + " }}{%- endif -%}"
     )

@@ -30,7 +30,7 @@ from msgspec import Meta
 from internvl_jax.errors import InputError
 
 MAX_DEPTH = 64  # of nested lists and objects
-_ADVICE = "give the file that it should be"
+_ADVICE = "check the path"
 _UNIONS = (typing.Union, types.UnionType)
 _SHOWN = 80  # characters of a wrong value that an error repeats
 # What numpy raises for archives that are damaged in one way or another.
@@ -100,7 +100,7 @@ def read_file(path: str | os.PathLike, advice: str = _ADVICE) -> bytes:
     try:
         return pathlib.Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} is not there; {advice}.") from None
+        raise InputError(f"{path} is not there{_nearest_path(pathlib.Path(path))}; {advice}.") from None
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); {advice}.") from None
     except ValueError as error:  # a NUL in the path
@@ -291,6 +291,16 @@ def shown(value: Any) -> str:
 def not_null(kind: Any) -> Any:
     """A type without null, where it may be null."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) in _UNIONS else kind
+
+
+def _nearest_path(path: pathlib.Path) -> str:
+    """`nearest` for the first part of a path that is not there."""
+    while not path.parent.exists():
+        path = path.parent
+    try:
+        return nearest(path.name, [each.name for each in path.parent.iterdir() if each.suffix == path.suffix])
+    except OSError:
+        return ""
 
 
 def _at(value: Any, place: str) -> Any:

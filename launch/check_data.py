@@ -8,7 +8,6 @@ with file and line. The last line of stdout is a JSON summary. Exit code 1 if th
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -16,6 +15,7 @@ from absl import flags
 from checkpoint_convert import load_processor
 from internvl_jax.data import Processor, Tokenizer, check, get_template, packing, tiling
 from internvl_jax.validation import read_json
+from launch import hub
 from launch import main as launcher
 
 _META = flags.DEFINE_string("meta", None, "meta file (JSON) that lists the data sets", required=True)
@@ -43,11 +43,12 @@ def _processor() -> Processor:
         image = tiling.ImageConfig(448, 256, 1, 12, True, False, tiling.DEFAULT_MAX_PIXELS)
         made = Processor(image, Tokenizer.load(_TOKENIZER.value), get_template(_TEMPLATE.value))
     else:
-        config = read_json(pathlib.Path(_CHECKPOINT.value) / "config.json", "give a model directory with --checkpoint")
+        directory = hub.directory(_CHECKPOINT.value)
+        config = read_json(directory / "config.json", "give a model directory with --checkpoint")
         if "processor" in config:
-            made = Processor.from_dict(config["processor"], _CHECKPOINT.value)
+            made = Processor.from_dict(config["processor"], directory)
         else:
-            made = load_processor(_CHECKPOINT.value)
+            made = load_processor(directory)
     given: dict[str, Any] = {name: flag.value for name, flag in _TILE_OPTIONS.items() if flag.value is not None}
     return dataclasses.replace(made, image_config=dataclasses.replace(made.image_config, **given))
 

@@ -1,15 +1,18 @@
 """--checkpoint and --dtype of the launchers that answer questions."""
 
+import functools
 import pathlib
 
 import jax
 from absl import flags
 
 import internvl_jax as ivl
-from checkpoint_convert import load_released
+from checkpoint_convert import load_released, read_model_config
 from internvl_jax.data import Processor
-from internvl_jax.models import InternVL
+from internvl_jax.inference import terminal
+from internvl_jax.models import InternVL, InternVLConfig
 from internvl_jax.validation import read_json
+from launch import hub
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
@@ -20,16 +23,30 @@ _DTYPE = flags.DEFINE_enum(
 flags.mark_flag_as_required("checkpoint")
 
 
+def model_config() -> InternVLConfig:
+    """The config of the model that --checkpoint names, without loading it.
+
+    Raises:
+      InputError: there is no model.
+    """
+    return read_model_config(_directory())
+
+
 def load() -> tuple[InternVL, Processor]:
     """The model and processor that --checkpoint names.
 
     Raises:
       InputError: there is no model.
     """
-    directory = pathlib.Path(_CHECKPOINT.value)
-    dtype = _DTYPE.value
+    directory, dtype = _directory(), _DTYPE.value
     if dtype == "auto":
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    ours = "format" in read_json(directory / "config.json", "give a model directory with --checkpoint")
-    return (ivl.load if ours else load_released)(directory, dtype=dtype)
+    ours = "format" in read_json(directory / "config.json")
+    with terminal.saying(f"loading {directory}"):
+        return (ivl.load if ours else load_released)(directory, dtype=dtype)
+
+
+@functools.cache
+def _directory() -> pathlib.Path:
+    return hub.directory(_CHECKPOINT.value)

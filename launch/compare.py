@@ -12,6 +12,7 @@ from absl import flags
 
 from checkpoint_convert import load_bare
 from internvl_jax.evaluation import compare, image_token_id, read_case
+from launch import hub
 from launch import main as launcher
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model: released (either format) or converted.")
@@ -22,7 +23,7 @@ flags.mark_flags_as_required(["checkpoint", "reference"])
 def main(argv: list[str]) -> None:
     del argv
     inputs, outputs, meta = read_case(_REFERENCE.value)
-    model = load_bare(_CHECKPOINT.value, "float32", image_token_id(meta))
+    model = load_bare(hub.directory(_CHECKPOINT.value), "float32", image_token_id(meta))
     print(json.dumps(compare(model, inputs, outputs)))
 
 

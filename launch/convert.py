@@ -12,6 +12,7 @@ from typing import cast
 from absl import flags
 
 from checkpoint_convert import Format, convert
+from launch import hub, paths
 from launch import main as launcher
 
 _SRC = flags.DEFINE_string(
@@ -36,8 +37,9 @@ flags.mark_flags_as_required(["src", "dst"])
 
 def main(argv: list[str]) -> None:
     del argv
+    paths.check_new(_DST.value, "dst")
     dtype = None if _DTYPE.value == "stored" else _DTYPE.value
-    print(convert(_SRC.value, _DST.value, cast(Format, _TO.value), dtype).to_json())
+    print(convert(hub.directory(_SRC.value), _DST.value, cast(Format, _TO.value), dtype).to_json())
 
 
 if __name__ == "__main__":

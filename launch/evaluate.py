@@ -1,11 +1,11 @@
 """Accuracy of a model on a local benchmark file.
 
-    python -m launch.evaluate --checkpoint=DIR --data=questions.jsonl
+    python -m launch.evaluate --checkpoint=DIR --data=questions.jsonl --out=answers.jsonl
 
 The file has a line for every question: {"image": path relative to the file, or null, "question": text, "answer": text}.
 An answer is right if it equals the expected one but for case and surrounding space; --grader=answer reads boxed and
-announced answers, choices, numbers and formulas instead (extra `rl`). The last line of stdout is JSON: accuracy, n,
-tokens, seconds.
+announced answers, choices, numbers and formulas instead (extra `rl`). --out has a line for every question, with what
+the model said and whether that is right. The last line of stdout is JSON: accuracy, n, tokens, seconds.
 """
 
 import json
@@ -15,10 +15,11 @@ import tqdm
 from absl import flags
 
 from internvl_jax.evaluation import evaluate, read_questions
-from launch import checkpoint
+from launch import answering, checkpoint, paths
 from launch import main as launcher
 
 _DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
+_OUT = flags.DEFINE_string("out", None, "file (JSONL) of questions, predictions and verdicts, once all are done")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "questions at a time, at most", lower_bound=1, upper_bound=256)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "longest answer, in tokens", lower_bound=1)
 _GRADER = flags.DEFINE_string(
@@ -30,10 +31,16 @@ _GRADER = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     del argv
+    sampling, thresholds = answering.sampling(_MAX_NEW_TOKENS.value), answering.thresholds()
+    if _OUT.value:
+        paths.check_new(_OUT.value, "out")
     questions = read_questions(_DATA.value)
+    answering.check_pictures(sorted({str(question.image) for question in questions if question.image}))
     model, processor = checkpoint.load()
+    processor = answering.adjusted(processor)
     # A bar for a terminal; elsewhere a line every half minute.
     bar = tqdm.tqdm(
+        desc="compiling",
         total=len(questions),
         unit="question",
         mininterval=0.1 if sys.stderr.isatty() else 30,
@@ -41,11 +48,14 @@ def main(argv: list[str]) -> None:
     )
 
     def show(done: int) -> None:
+        bar.set_description("answering", refresh=False)
         bar.update(done - bar.n)
 
-    report = evaluate(model, processor, questions, _BATCH_SIZE.value, _MAX_NEW_TOKENS.value, show, _GRADER.value)
+    found = evaluate(model, processor, questions, _BATCH_SIZE.value, sampling, show, _GRADER.value, thresholds)
     bar.close()
-    print(json.dumps(report))
+    if _OUT.value:
+        found.write(_OUT.value)
+    print(json.dumps(found.report()))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from absl import flags
 
 from checkpoint_convert import describe
 from configs.models.sizes import SIZES
+from launch import hub
 from launch import main as launcher
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "released checkpoint, model directory or training workdir")
@@ -20,7 +21,7 @@ flags.mark_flag_as_required("checkpoint")
 
 def main(argv: list[str]) -> None:
     del argv
-    report = describe(_CHECKPOINT.value, SIZES)
+    report = describe(hub.directory(_CHECKPOINT.value), SIZES)
     for name, value in report.items():
         print(f"{name:16} {'unknown' if value is None else value}")
     print(json.dumps(report))

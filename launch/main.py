@@ -1,7 +1,7 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
+import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -9,8 +9,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from internvl_jax.errors import InputError
+from launch import usage
 
-_HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+_INTERRUPTED = 130  # as shells have it
 _REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 
 
@@ -23,7 +24,8 @@ def run(
 
     Unknown flags and wrong values, arguments that are no flags, an `InputError` (bad files, settings, data) and an
     `OSError` (file missing, disk full) become one line on stderr and exit code 1. `--help` exits with 0. What `main`
-    returns is the exit code, None being 0. Any other exception is a fault of the program and shows its traceback.
+    returns is the exit code, None being 0. Ctrl-C is one line and exit code 130, once `main` has tidied up. Any other
+    exception is a fault of the program and shows its traceback.
 
     Args:
       take: called with the arguments before flags are parsed; returns those that are left for that.
@@ -36,10 +38,14 @@ def run(
             return main(argv)
         except (InputError, OSError) as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(_INTERRUPTED)  # libraries' threads may wait for minutes (orbax: 5) for what no longer comes
 
     def parse(argv: Sequence[str]) -> list[str]:
-        if _HELP.intersection(argv):
-            _show_help(main, explain())
+        if usage.WORDS.intersection(argv):
+            usage.show(main, explain())
         try:
             rest = flags.FLAGS(take(flags.FLAGS.read_flags_from_files(argv, force_gnu=False)))
         except (flags.Error, OSError) as error:
@@ -50,17 +56,6 @@ def run(
         return rest
 
     app.run(guarded, flags_parser=parse)
-
-
-def _show_help(main: Callable, more: str) -> NoReturn:
-    """What the launcher says of itself, the flags that it takes, wherever they are defined, and `more`."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who pages through it may leave
-    print(sys.modules[main.__module__].__doc__.strip())
-    for module in flags.FLAGS.flags_by_module_dict():
-        if module == sys.argv[0] or module.startswith("launch."):
-            print("\n" + "\n".join(flags.FLAGS.module_help(module).strip().splitlines()[1:]))
-    print(f"\n{more}" if more else "")
-    sys.exit(0)
 
 
 def _fail(problem: object) -> NoReturn:

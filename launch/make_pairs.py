@@ -5,8 +5,9 @@
 samples answers to every question, grades them, and pairs right ones with wrong ones. With --method=dropout_ntp, for
 answers that can't be graded, a response is preferred to one whose second half was written without seeing the picture.
 Prompts are lines of {"image", "question", "answer"}, a parquet file as MMPR-Tiny, or a meta file of such files.
---out has pairs, meta.json for training, responses, and the accuracy of each question; it appears when whole, and a run
-that was stopped goes on with the same command. The last line of stdout is a JSON summary.
+
+The folder --out has pairs, meta.json for training, responses, and the accuracy of each question, once all is done; a
+run that was stopped goes on with the same command. The last line of stdout is a JSON summary.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from absl import flags
 from internvl_jax.data import open_prompts
 from internvl_jax.grading import Graders
 from internvl_jax.making import METHODS, PairConfig, make_pairs
-from launch import checkpoint
+from launch import checkpoint, paths
 from launch import main as launcher
 
 _PROMPTS = flags.DEFINE_string("prompts", None, "questions: .jsonl, .parquet, or a meta file (.json)", required=True)
@@ -47,16 +48,16 @@ _SETTINGS = {
 
 
 def main(argv: list[str]) -> None:
-    del argv
     settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items()}
     settings["samples"] = settings["samples"] or {"correctness": 32, "dropout_ntp": 1}[settings["method"]]
+    paths.check_new(_OUT.value, "out")
     config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value, _OUTSIDE.value)
     model, processor = checkpoint.load()
     with contextlib.ExitStack() as stack:
         graded = config.method == "correctness"
         grade = stack.enter_context(Graders(config.reward, _SECONDS.value, _WORKERS.value)).grade if graded else None
-        options = {"mininterval": 0.1} if sys.stderr.isatty() else {"mininterval": 30, "ascii": True}
-        bar = stack.enter_context(tqdm.tqdm(unit="question", **options))
+        seen = sys.stderr.isatty()
+        bar = stack.enter_context(tqdm.tqdm(unit="question", mininterval=0.1 if seen else 30, ascii=not seen))
 
         def show(done: int, questions: int) -> None:
             bar.total = questions

@@ -30,8 +30,17 @@ from internvl_jax.training.stages.gspo import rollouts
 # Fields that no program depends on: where things lie, what is saved, what becomes of responses on the host. All fields
 # that batches get their shapes from count, so that a shared step still compiles once.
 _FREE = {
-    "run": {"workdir", "init_from", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"},
-    "data": {"meta", "tokenizer", "max_skipped"},
+    "run": {
+        "workdir",
+        "init_from",
+        "validate_every",
+        "save_every",
+        "keep_last",
+        "keep_every",
+        "log_every",
+        "max_nonfinite",
+    },
+    "data": {"meta", "validation_meta", "tokenizer", "max_skipped"},
     "stage": {"reference", "cache_dir", "reward", "zero_variance", "max_resamples", "mask_overlong", "accuracies"},
 }
 _PROGRAMS: dict[str, Program] = {}

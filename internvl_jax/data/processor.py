@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from internvl_jax.data.media import images, tiling
 from internvl_jax.data.text import templates
-from internvl_jax.data.text.thinking import ChannelStream
+from internvl_jax.data.text.thinking import THINKING_SYSTEM, ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 from internvl_jax.errors import InputError
 from internvl_jax.validation import Fields, Share, bounds_of, build, check_fields, read_json, shown
@@ -29,6 +29,9 @@ class ChatInputs:
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     image_token_counts: tuple[int, ...]
+
+
+_IMAGE_KEYS = ("image", "url", "path", "base64")  # of image parts; all but the first are transformers'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,13 @@ class Processor:
         """
         return dataclasses.replace(self, template=self.template.with_reasoning(effort))
 
+    def with_thinking(self) -> "Processor":
+        """The same processor, asking the model to think before it answers, by the released system text.
+
+        The system message of a conversation that has one stands as it is.
+        """
+        return dataclasses.replace(self, template=self.template.with_system(THINKING_SYSTEM))
+
     def decode_stream(self) -> DecodeStream | ChannelStream:
         """Decodes an answer token by token, thinking between <think> and </think>; a `DecodeStream` or its like."""
         return self.template.speech.stream(self.tokenizer)
@@ -80,9 +90,10 @@ class Processor:
     ) -> ChatInputs:
         """Model inputs for OpenAI-style messages; the last one must be the user's.
 
-        Content is a string or a list of {"type": "text", "text"}, {"type": "image", "image": path, bytes or PIL
-        picture} and {"type": "image_url", "image_url": {"url", "detail"}}; detail "low" means one tile. A picture is
-        followed by a newline, as `<image>` is in the release. max_dynamic_patch bounds the tiles of each picture in
+        Content is a string or a list of {"type": "text", "text"}, {"type": "image", "image": path, URL, bytes or PIL
+        picture}, the same with "url", "path" or "base64" for "image" (as transformers has it), and {"type":
+        "image_url", "image_url": {"url", "detail"}}; detail "low" means one tile. A picture is followed by a newline,
+        as `<image>` is in the release. max_dynamic_patch bounds the tiles of each picture in
         place of the model's own limit. allow_paths=False refuses files of this machine.
         Raises InputError that names message and part.
         """
@@ -186,8 +197,11 @@ def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"], None, None
-    if kind == "image" and part.get("image") is not None:
-        return None, part["image"], "auto"
+    given = [key for key in _IMAGE_KEYS if part.get(key) is not None] if kind == "image" else []
+    if len(given) == 1 and (given == ["image"] or isinstance(part[given[0]], str)):
+        source = part[given[0]]
+        encoded = given == ["base64"] and not source.startswith("data:")
+        return None, f"data:image/any;base64,{source}" if encoded else source, "auto"
     if kind == "image_url":
         url = part.get("image_url")
         url = {"url": url} if isinstance(url, str) else url
@@ -195,7 +209,8 @@ def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
         if detail in ("auto", "low", "high") and isinstance(url.get("url"), str):
             return None, url["url"], detail
     raise InputError(
-        f'{where} must be {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} or '
+        f'{where} must be {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} (or one of "url", "path" '
+        'and "base64" instead, as text), or '
         '{"type": "image_url", "image_url": {"url": ..., "detail": "auto", "low" or "high"}}.'
     )
 

@@ -2,9 +2,10 @@
 
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
-from internvl_jax.evaluation.tasks import evaluate, read_questions
+from internvl_jax.evaluation.tasks import Evaluation, evaluate, read_questions
 
 __all__ = [
+    "Evaluation",
     "compare",
     "evaluate",
     "image_token_id",

@@ -5,6 +5,7 @@ default those that equal the expected one, without thinking and surrounding spac
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import time
@@ -15,8 +16,8 @@ import msgspec
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
-from internvl_jax.grading import Graders
-from internvl_jax.inference import SamplingParams, complete_many
+from internvl_jax.grading import Graders, Score
+from internvl_jax.inference import MODEL_THRESHOLDS, Answer, SamplingParams, Thresholds, complete_many
 from internvl_jax.models import InternVL
 from internvl_jax.validation import FilePath, convert, read_lines
 
@@ -56,16 +57,62 @@ def read_questions(path: str | os.PathLike) -> list[Question]:
     return questions
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Questions with their answers and what these are worth, in the order of the file.
+
+    Attributes:
+      seconds: the time that answering and grading took.
+    """
+
+    questions: Sequence[Question]
+    answers: Sequence[Answer]
+    scores: Sequence[Score]
+    seconds: float
+
+    def report(self) -> dict[str, float]:
+        """accuracy (0 to 1), n (questions), tokens (generated), seconds."""
+        return {
+            "accuracy": sum(score.accuracy for score in self.scores) / len(self.scores),
+            "n": len(self.scores),
+            "tokens": sum(answer.num_tokens for answer in self.answers),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def write(self, path: str | os.PathLike) -> None:
+        """A JSON object a line for every question: image, question, answer, prediction (with its thinking), right,
+        tokens, and error where it could not be graded. The file appears when it is whole.
+        """
+        lines = [
+            {
+                "image": None if question.image is None else str(question.image),
+                "question": question.text,
+                "answer": question.answer,
+                "prediction": answer.text,
+                "right": bool(score.accuracy),
+                "tokens": answer.num_tokens,
+                **({} if score.error is None else {"error": score.error}),
+            }
+            for question, answer, score in zip(self.questions, self.answers, self.scores, strict=True)
+        ]
+        temporary = f"{path}.partial"
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(temporary).write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
 def evaluate(
     model: InternVL,
     processor: Processor,
     questions: Sequence[Question],
     batch_size: int = 128,
-    max_new_tokens: int = 64,
+    sampling: SamplingParams | None = None,
     progress: Callable[[int], None] | None = None,
     grader: str = "exact",
-) -> dict[str, float]:
-    """accuracy (0 to 1), n (questions), tokens (generated), seconds; greedy answers.
+    thresholds: Thresholds = MODEL_THRESHOLDS,
+) -> Evaluation:
+    """Answers and grades questions; greedily, in at most 64 tokens, unless `sampling` says otherwise.
 
     Raises:
       InputError: no such grader, or a library that it needs is missing.
@@ -73,21 +120,11 @@ def evaluate(
     start = time.perf_counter()
     # Comparing texts cannot hang; mathematics, and a user's own function, may.
     with Graders(grader, GRADING_SECONDS, 0 if grader == "exact" else GRADING_WORKERS) as graders:
-        answers = complete_many(
-            model,
-            processor,
-            (question.messages for question in questions),
-            batch_size,
-            SamplingParams(max_new_tokens=max_new_tokens),
-            progress,
-        )
+        asked = (question.messages for question in questions)
+        sampling = sampling or SamplingParams(max_new_tokens=64)
+        answers = complete_many(model, processor, asked, batch_size, sampling, progress, thresholds)
         scores = graders.grade([answer.text for answer in answers], [question.answer for question in questions])
-    return {
-        "accuracy": sum(score.accuracy for score in scores) / len(scores),
-        "n": len(scores),
-        "tokens": sum(answer.num_tokens for answer in answers),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    return Evaluation(questions, answers, scores, time.perf_counter() - start)
 
 
 def _question(path: pathlib.Path, where: str, fields: Any) -> Question:

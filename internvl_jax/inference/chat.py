@@ -49,7 +49,7 @@ def chat(
     model: InternVL,
     processor: Processor,
     messages: Messages,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     thinking: bool = False,
     thresholds: Thresholds = MODEL_THRESHOLDS,
@@ -60,14 +60,15 @@ def chat(
     Args:
       model, processor: as `load` gives them.
       messages: OpenAI-style, see `Processor`; the last is the user's. Append the answer and the next question to go on.
-      max_new_tokens, temperature, sampling: fields of `SamplingParams`.
+      max_new_tokens: the longest answer; 256 where neither this nor OpenAI's `max_tokens` is given.
+      temperature, sampling: fields of `SamplingParams`, or OpenAI's names of them (`SamplingParams.named`).
       thinking: also give what the model thought before it answered, between <think> and </think>.
       thresholds: how readily a Flash model compresses tiles.
 
     Raises:
       InputError: bad messages or sampling parameters, or a conversation that is too long.
     """
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+    params = _params(max_new_tokens, temperature, sampling)
     text = complete(model, processor, messages, params, thresholds).text
     return text if thinking else split_thinking(text)[1]
 
@@ -89,14 +90,14 @@ def stream_chat(
     model: InternVL,
     processor: Processor,
     messages: Messages,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     thinking: bool = False,
     thresholds: Thresholds = MODEL_THRESHOLDS,
     **sampling: Any,
 ) -> Iterator[str]:
     """The answer of `chat`, piece by piece: whole characters, and never a part of a stop string."""
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, **sampling)
+    params = _params(max_new_tokens, temperature, sampling)
     pieces = _stream_text(model, processor, messages, params, thresholds)
     if thinking:
         yield from pieces
@@ -105,6 +106,11 @@ def stream_chat(
     yield from filter(None, map(answer.feed, pieces))
     if piece := answer.finish():
         yield piece
+
+
+def _params(max_new_tokens: int | None, temperature: float, sampling: dict[str, Any]) -> SamplingParams:
+    longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    return SamplingParams.named(temperature=temperature, **longest, **sampling)
 
 
 def _stream_text(

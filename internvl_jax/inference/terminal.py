@@ -1,12 +1,21 @@
 """A conversation in the terminal."""
 
+import contextlib
+import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from internvl_jax.data import Processor, split_thinking
+from internvl_jax.data import Processor, images, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.chat import stream_chat
 from internvl_jax.models import InternVL
+
+_COMMANDS = """commands:
+  /image PATH   adds a picture to the next message (quote a path with blanks)
+  /clear        starts anew
+  /help         shows this
+  /quit         ends, as Ctrl-D does; Ctrl-C ends the answer that is being written"""
 
 
 def message(text: str, images: list[str]) -> dict[str, Any]:
@@ -15,16 +24,32 @@ def message(text: str, images: list[str]) -> dict[str, Any]:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], images: list[str]) -> None:
+@contextlib.contextmanager
+def saying(what: str) -> Iterator[None]:
+    """Says on stderr what is being done: on a terminal as long as it lasts, elsewhere as a line."""
+    shown = sys.stderr.isatty()
+    print(f"{what} ...", end="" if shown else "\n", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], pictures: list[str]) -> None:
     """Reads messages from stdin and streams the answers to stdout until the input ends.
 
-    `/image PATH` adds a picture to the next message, `/clear` starts anew, `/quit` ends. A bad message is reported on
-    stderr and forgotten; an interrupt stops the answer that is being written.
+    `/help` tells the commands. A bad message is reported on stderr and forgotten; an interrupt ends the answer that is
+    being written, and what was said stays in the conversation.
 
     Args:
       sampling: keyword arguments of `stream_chat`.
-      images: paths of the first message's pictures.
+      pictures: paths of the first message's pictures.
     """
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  input() then edits lines and remembers them
+        print("type a message and Enter; /help lists commands", file=sys.stderr)
     messages: list[dict[str, Any]] = []
     while True:
         try:
@@ -35,22 +60,46 @@ def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], im
         if command == "/quit":
             return
         if command == "/clear":
-            messages, images = [], []
+            messages, pictures = [], []
         elif command == "/image" and argument.strip():
-            images = [*images, argument.strip()]
+            pictures = [*pictures, *_pictures(argument.strip(), processor)]
+        elif command == "/help":
+            print(_COMMANDS, file=sys.stderr)
         elif line.startswith("/"):
-            print("commands: /image PATH, /clear, /quit", file=sys.stderr)
+            print(f"there is no command {command}; /help lists them", file=sys.stderr)
         elif line:
-            asked, pieces = [*messages, message(line, images)], []
+            asked = [*messages, message(line, pictures)]
             try:
-                for piece in stream_chat(model, processor, asked, **sampling):
-                    pieces.append(piece)
-                    print(piece, end="", flush=True)
-                answer = split_thinking("".join(pieces))[1]
-                messages, images = [*asked, {"role": "assistant", "content": answer}], []
-            except KeyboardInterrupt:  # stops this answer only
-                pass
+                answer = _answer(stream_chat(model, processor, asked, **sampling), first=not messages)
+                messages = [*asked, {"role": "assistant", "content": split_thinking(answer)[1]}]
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
-                images = []
+            pictures = []
             print(flush=True)
+
+
+def _answer(pieces: Iterator[str], first: bool) -> str:
+    """Shows an answer as it comes; returns what there is of it when it ends or is interrupted."""
+    said = []
+    try:
+        with saying("compiling") if first else contextlib.nullcontext():
+            said = [next(pieces, "")]
+        print(said[0], end="", flush=True)
+        for piece in pieces:
+            said.append(piece)
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    return "".join(said)
+
+
+def _pictures(argument: str, processor: Processor) -> list[str]:
+    """The paths after /image, if pictures are there."""
+    try:
+        paths = shlex.split(argument) if argument[0] in "'\"" else [argument]
+        for path in paths:
+            images.image_size(path, processor.image_config)
+    except (InputError, ValueError) as error:  # shlex: a quote that does not end
+        print(f"error: {error}", file=sys.stderr)
+        return []
+    return paths

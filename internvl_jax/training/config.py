@@ -64,6 +64,7 @@ class DataConfig:
 
     Attributes:
       meta: a meta file in the released format.
+      validation_meta: a meta file of conversations to measure a loss on, not to learn from; empty measures none.
       tokenizer: the directory with the tokenizer's files; empty takes those of `run.init_from`.
       template: the name of the chat template.
       min_tiles, max_tiles, thumbnail: how an image is tiled.
@@ -85,6 +86,7 @@ class DataConfig:
     token_budget: Annotated[int, Meta(ge=1, le=2**24)]
     tile_budget: Annotated[int, Meta(ge=0, le=2**20)]
     weighting: Weighting
+    validation_meta: str = ""
     template: str = "internvl2_5"
     max_open: Annotated[int, Meta(ge=1, le=2**20)] = 20
     pack: bool = True
@@ -112,6 +114,7 @@ class RunConfig:
       rules: the name of a sharding preset.
       balance: the coefficient of the experts' load-balancing loss (a mean over packed rows); 0 without experts.
       logprob_chunk: how many positions' logits are held at once.
+      validate_every: the steps between measurements of the validation loss, which the last step has too.
       save_every: the steps between checkpoints.
       keep_last, keep_every: which checkpoints are kept: the last n, and each whose step this divides (0: none).
       log_every: the steps between lines on the terminal (metrics.jsonl has every step).
@@ -131,6 +134,7 @@ class RunConfig:
     rules: str = "fsdp"
     balance: NotNegative = 0.0
     logprob_chunk: Annotated[int, Meta(ge=1, le=2**24)] = 1024
+    validate_every: Steps = 500
     save_every: Steps = 500
     keep_last: Steps = 2
     keep_every: Annotated[int, Meta(ge=0, le=10**9)] = 0
@@ -169,9 +173,9 @@ class TrainConfig:
 FREE = {
     "run": {
         *("workdir", "mesh", "rules", "micro_batches", "remat", "logprob_chunk"),
-        *("save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"),
+        *("validate_every", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"),
     },
-    "data": {"workers", "threads", "max_skipped", "allow_outside_root"},
+    "data": {"validation_meta", "workers", "threads", "max_skipped", "allow_outside_root"},
 }
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from internvl_jax.data import processor
 from internvl_jax.data.media import images, tiling
-from internvl_jax.data.text import templates
+from internvl_jax.data.text import templates, thinking
 from internvl_jax.data.text.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
 
@@ -93,6 +93,12 @@ def test_every_way_to_give_a_picture(process, tmp_path):
         image((tmp_path / "a.png").read_bytes()),
         {"type": "image_url", "image_url": {"url": url(source)}},
         {"type": "image_url", "image_url": url(source)},
+        {"type": "image_url", "image_url": (tmp_path / "a.png").as_uri()},
+        {"type": "image", "path": str(tmp_path / "a.png")},
+        {"type": "image", "url": (tmp_path / "a.png").as_uri()},
+        {"type": "image", "url": url(source)},
+        {"type": "image", "base64": url(source)},
+        {"type": "image", "base64": url(source).partition(",")[2]},
     ]
     for part in given:
         np.testing.assert_array_equal(process([user(part)]).tiles_GHWC, images.tile_image(source, IMAGE_CONFIG))
@@ -133,6 +139,11 @@ def test_the_check_of_tokens_against_tiles_can_fail(process):
         ([user("a"), {"role": "user", "content": None}], "message 1 must have content"),
         ([user({"type": "input_audio"})], "part 0 of message 0 must be"),
         ([user({"type": "image_url", "image_url": {"url": "x", "detail": "ultra"}})], "part 0 of message 0 must be"),
+        ([user({"type": "image", "path": 3})], "part 0 of message 0 must be"),
+        ([user({"type": "image", "path": "a.png", "base64": "AA=="})], "part 0 of message 0 must be"),
+        ([user({"type": "image", "base64": "?"})], "is not valid base64"),
+        ([user({"type": "image", "url": "https://x.org/a.png"})], "is a remote address"),
+        ([user({"type": "image", "url": "file://other/a.png"})], "is a file of the machine 'other'"),
         ([user({"type": "image_url", "image_url": {}})], "part 0 of message 0 must be"),
         ([user(text("a"), image("nowhere.png"))], "part 1 of message 0: image nowhere.png does not exist"),
         ([user(image(b"junk"))], "part 0 of message 0: image of 4 bytes is not a picture"),
@@ -147,9 +158,22 @@ def test_bad_messages_are_refused(process, messages, message):
 
 def test_servers_read_no_files(process, tmp_path):
     picture(28, 28).save(tmp_path / "a.png")
-    for part in (image(str(tmp_path / "a.png")), {"type": "image_url", "image_url": {"url": str(tmp_path / "a.png")}}):
+    path, address = str(tmp_path / "a.png"), (tmp_path / "a.png").as_uri()
+    for part in (
+        image(path),
+        {"type": "image_url", "image_url": {"url": path}},
+        {"type": "image_url", "image_url": {"url": address}},
+        {"type": "image", "path": path},
+        {"type": "image", "url": address.replace("file", "FILE")},
+    ):
         with pytest.raises(InputError, match="path on this machine"):
             process([user(part)], allow_paths=False)
+
+
+def test_thinking_is_asked_for_by_the_released_system_text(process):
+    inputs = process.with_thinking()([user("a")])
+    given = process([{"role": "system", "content": thinking.THINKING_SYSTEM}, user("a")])
+    assert inputs.tokens_T.tolist() == given.tokens_T.tolist() and len(thinking.THINKING_SYSTEM) == 608
 
 
 def test_stop_ids_end_an_answer(process):

@@ -101,20 +101,40 @@ def test_accuracy(shared, processor, tmp_path):
         {"image": None, "question": "what is it?", "answer": right},
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    report = evaluate(shared, processor, read_questions(tmp_path / "data.jsonl"), 4, 6)
+    questions, sampling = read_questions(tmp_path / "data.jsonl"), SamplingParams(max_new_tokens=6)
+    found = evaluate(shared, processor, questions, 4, sampling)
+    report = found.report()
     assert report["accuracy"] == pytest.approx(1 / 3) and report["n"] == 3 and 3 <= report["tokens"] <= 18
-    assert evaluate(shared, processor, read_questions(tmp_path / "data.jsonl"), 4, 6, grader="mmpr")["accuracy"] == 0
+    found.write(tmp_path / "out" / "answers.jsonl")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["answers.jsonl"]
+    written = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert [line["right"] for line in written] == [True, False, False]
+    assert written[0] == {
+        "image": str(tmp_path / "a.png"),
+        "question": "what is it?",
+        "answer": lines[0]["answer"],
+        "prediction": found.answers[0].text,
+        "right": True,
+        "tokens": found.answers[0].num_tokens,
+    }
+    assert evaluate(shared, processor, questions, 4, sampling, grader="mmpr").report()["accuracy"] == 0
     with pytest.raises(InputError, match="no reward is called 'kind'"):
-        evaluate(shared, processor, read_questions(tmp_path / "data.jsonl"), 4, 6, grader="kind")
+        evaluate(shared, processor, questions, 4, sampling, grader="kind")
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"question": "a", "answer": "b"}', '{"image": 1, "question": "a", "answer": "b"}']
+    ("line", "sentence"),
+    [
+        ("{", " is not valid JSON"),
+        ("[]", r" is \[\]; expected"),
+        ('{"question": "a", "answer": "b"}', " lacks the field 'image'"),
+        ('{"image": 1, "question": "a", "answer": "b"}', r"\.image is 1; expected"),
+    ],
 )
-def test_bad_benchmark_lines(tmp_path, line):
+def test_bad_benchmark_lines(tmp_path, line, sentence):
     good = '{"image": null, "question": "a", "answer": "b"}'
     (tmp_path / "data.jsonl").write_text(f"{good}\n{line}\n")
-    with pytest.raises(InputError, match=r"data\.jsonl:2 must be"):
+    with pytest.raises(InputError, match=rf"data\.jsonl:2{sentence}"):
         read_questions(tmp_path / "data.jsonl")
     (tmp_path / "data.jsonl").write_text("\n")
     with pytest.raises(InputError, match="no questions"):

@@ -109,6 +109,7 @@ def test_users_see_the_final_channel(harmony, monkeypatch, end, tokens):
     assert chat.chat(None, harmony, asked) == "4 猫"
     assert chat.chat(None, harmony, asked, thinking=True) == "<think>\ntwo\n</think>\n\n4 猫"
     assert chat.chat(None, harmony, asked, stop_strings=("猫",)) == "4 "
+    assert chat.chat(None, harmony, asked, stop="猫", max_tokens=99) == "4 "
     request = Request(np.zeros(3, np.int32), np.zeros((0, 28, 28, 3)), SamplingParams())
     (answer,) = chat._complete(script, harmony, [request], 1)
     assert split_thinking(answer.text) == ("two", "4 猫")

@@ -46,18 +46,22 @@ def test_a_prompt_and_a_conversation(checkpoint):
     options = (f"--checkpoint={checkpoint}", "--max_new_tokens=5")
     done = launch("chat", *options, f"--image={checkpoint}/a.png", "--prompt=what is it")
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
-    lines = ["/image nowhere.png", "what", f"/image {checkpoint}/a.png", "what is it", "/help", "/quit", "never"]
+    lines = ["/image nowhere.png", f"/image '{checkpoint}/a.png'", "what is it", "/help", "/halp", "/quit", "never"]
     talk = launch("chat", *options, stdin="\n".join(lines))
     assert talk.returncode == 0
     assert talk.stdout.strip() == done.stdout.strip()
     assert "nowhere.png" in talk.stderr and "commands:" in talk.stderr
+    assert "no command /halp" in talk.stderr and talk.stderr.startswith(f"loading {checkpoint} ...\n")
+    assert talk.stderr.count("compiling ...\n") == 1
 
 
-def test_accuracy_is_the_last_line(checkpoint):
+def test_accuracy_is_the_last_line(checkpoint, tmp_path):
     options = (f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", "--max_new_tokens=3")
-    done = launch("evaluate", *options)
+    done = launch("evaluate", *options, f"--out={tmp_path}/answers.jsonl", "--temperature=0.5", "--max_tiles=1")
     report = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and report.keys() == {"accuracy", "n", "tokens", "seconds"} and report["n"] == 3
+    written = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in written] == ["x"] * 3
 
 
 def test_errors_are_one_sentence(checkpoint, tmp_path):
@@ -65,6 +69,9 @@ def test_errors_are_one_sentence(checkpoint, tmp_path):
         ("chat", f"--checkpoint={tmp_path}", "--prompt=a"),
         ("chat", f"--checkpoint={checkpoint}", "--top_p=2", "--prompt=a"),
         ("chat", f"--checkpoint={checkpoint}", "--absolute_threshold=0.5", "--prompt=a"),
+        ("chat", f"--checkpoint={checkpoint}", "--image=nowhere.png", "--prompt=a"),
+        ("chat", "--checkpoint=OpenGVLab/InternVL3_5-1B", "--prompt=a"),
+        ("evaluate", f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", f"--out={checkpoint}/a.png"),
     ):
         done = launch(*arguments)
         assert (done.returncode, done.stdout) == (1, "")

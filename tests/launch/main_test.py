@@ -10,7 +10,7 @@ from absl import flags
 from internvl_jax.errors import InputError
 from launch import main as launcher
 
-_DO = flags.DEFINE_enum("do", "nothing", ["nothing", "input", "file", "fault", "code"], "what to do")
+_DO = flags.DEFINE_enum("do", "nothing", ["nothing", "input", "file", "fault", "code", "interrupt"], "what to do")
 
 def main(argv):
     match _DO.value:
@@ -18,6 +18,10 @@ def main(argv):
         case "file": open("/none/at/all")
         case "fault": raise ZeroDivisionError
         case "code": return 3
+        case "interrupt":
+            import threading, time
+            threading.Thread(target=time.sleep, args=(60,)).start()
+            raise KeyboardInterrupt
     print("done")
 
 if __name__ == "__main__":
@@ -52,6 +56,13 @@ def test_good_input():
 
 def test_exit_code_is_passed_on():
     assert launch("--do=code").returncode == 3
+
+
+def test_an_interrupt_is_one_line_and_waits_for_no_thread():
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, "--do=interrupt"], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_help_is_no_error():

@@ -12,6 +12,7 @@ import io
 import pathlib
 import re
 import struct
+import urllib.parse
 import zlib
 from collections.abc import Iterator
 
@@ -38,8 +39,8 @@ Source = str | pathlib.Path | bytes | Image.Image
 def load_image(source: Source, config: tiling.ImageConfig, *, allow_paths: bool = True) -> Image.Image:
     """A picture as RGB.
 
-    source: path, encoded bytes, `data:image/...;base64,...` URL or PIL picture. With allow_paths=False (servers)
-    paths are refused. Remote URLs always are.
+    source: path, encoded bytes, `data:image/...;base64,...` or `file:///...` URL, or PIL picture. With
+    allow_paths=False (servers) files of this machine are refused. Remote URLs always are.
     As released: `Image.convert("RGB")`, which drops alpha and clips 16-bit grey at 255 (it does not scale); EXIF
     orientation is ignored unless config.apply_exif. Of an animation, the first frame.
     Raises InputError for anything missing, broken, forbidden or larger than config.max_pixels or tiling.MAX_SIDE (known
@@ -143,6 +144,8 @@ def _file(source: Source, name: str, allow_paths: bool) -> str | pathlib.Path | 
         return io.BytesIO(source)
     if isinstance(source, str) and source.startswith("data:"):
         return io.BytesIO(_decode_data_url(source, name))
+    if isinstance(source, str) and source.lower().startswith("file://"):
+        source = _local_path(source, name)
     if isinstance(source, str) and _URL.match(source):
         raise InputError(f"{name} is a remote address; only data URLs, bytes and local files are read: fetch it first.")
     if not isinstance(source, str | pathlib.Path):
@@ -150,6 +153,13 @@ def _file(source: Source, name: str, allow_paths: bool) -> str | pathlib.Path | 
     if not allow_paths:
         raise InputError(f"{name} is a path on this machine, which is not allowed here; send a data URL instead.")
     return source
+
+
+def _local_path(url: str, name: str) -> pathlib.Path:
+    parts = urllib.parse.urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{name} is a file of the machine {parts.netloc!r}; fetch it first, and give file:///PATH.")
+    return pathlib.Path(urllib.parse.unquote(parts.path))
 
 
 def _decode_data_url(source: str, name: str) -> bytes:

@@ -12,6 +12,17 @@ from collections.abc import Sequence
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 
 THINK, THINK_END = "<think>", "</think>"
+# The system text that the models were trained to think with; it takes the place of the template's own.
+THINKING_SYSTEM = """You are an AI assistant that rigorously follows this response protocol:
+
+1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, and reason \
+through the problem step-by-step. Enclose this entire thinking process within <think> and </think> tags.
+
+2. After the thinking section, provide a clear, concise, and direct answer to the user's question. Separate the answer \
+from the think section with a newline.
+
+Ensure that the thinking process is thorough but remains focused on the query. The final answer should be standalone \
+and not reference the thinking section."""
 _NOT_SHOWN = ("analysis", "commentary")  # channels; every other one, and none, is the answer
 
 

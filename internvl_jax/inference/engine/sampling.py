@@ -10,14 +10,17 @@ Parameters are arrays over rows, so one compiled program serves mixed requests.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from msgspec import Meta
 
-from internvl_jax.validation import Positive, check_fields
+from internvl_jax.errors import InputError
+from internvl_jax.validation import Positive, check_fields, nearest
+
+_OPENAI = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "stop": "stop_strings"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,27 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling")
+
+    @classmethod
+    def named(cls, **values: Any) -> "SamplingParams":
+        """From the names of fields, or OpenAI's: `max_tokens` or `max_completion_tokens`, and `stop`, a text or
+        several. Lists may stand for tuples.
+
+        Raises:
+          InputError: a name that is none of these or given twice, or a value that can't be.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        params: dict[str, Any] = {}
+        for name, value in values.items():
+            field = _OPENAI.get(name, name)
+            if field not in fields:
+                known = sorted([*fields, *_OPENAI])
+                raise InputError(f"sampling has no parameter {name!r}{nearest(name, known)}; it has {', '.join(known)}")
+            if field in params:
+                raise InputError(f"sampling has {field} twice, as {name} too; give one of them")
+            value = (value,) if name == "stop" and isinstance(value, str) else value
+            params[field] = tuple(value) if isinstance(value, list) else value
+        return cls(**params)
 
 
 class Sampling(NamedTuple):

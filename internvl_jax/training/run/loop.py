@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError, Stopped
 from internvl_jax.models import PEAK, InternVLConfig, train_flops
+from internvl_jax.sharding import Params
 from internvl_jax.training.config import RunConfig, TrainConfig
 from internvl_jax.training.pod.agreement import agree, lead, versions
 from internvl_jax.training.run import hooks, setup
@@ -63,6 +64,7 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
         _LOG.info(line)
     source = setup.open_source(config, program, processor)
     agree("data", {"digest": source.digest})
+    held_out = setup.open_held_out(config, program, processor)
     workdir = pathlib.Path(run.workdir)
     lead("claiming the workdir", lambda: setup.claim_workdir(config, processor))
     with Checkpoints(workdir, run.keep_last, run.keep_every) as checkpoints:
@@ -74,6 +76,7 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
         meter = Meter(workdir, first, run, stage.columns, rate, config.model, program.mesh)
         started = time.perf_counter()
         pending = None
+        _LOG.info("compiling the first step")
         try:
             for step in range(first, run.steps):
                 stopping = stop(step)
@@ -91,7 +94,11 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
                     state, metrics = program.step(state, batch, reference)
                 if pending is not None:
                     meter.log(*pending)
-                pending = (step + 1, metrics, source.notes())
+                notes = source.notes()
+                if held_out is not None and ((step + 1) % run.validate_every == 0 or step + 1 == run.steps):
+                    notes["validation_loss"] = meter.apart(held_out.loss, state.params)
+                    _LOG.info("step %d: validation loss %.4f", step + 1, notes["validation_loss"])
+                pending = (step + 1, metrics, notes)
             if pending is not None:
                 meter.log(*pending)
             if run.steps > saved:
@@ -139,7 +146,7 @@ class Meter:
         if self._writes:
             shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
             self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, run.steps, shown)
-            self._picture = hooks.Picture(workdir, shown)
+            self._picture = hooks.Picture(workdir, (*shown, "validation_loss"))
         self._clock, self._idle = time.perf_counter(), 0
         self._last: dict[str, Any] = {"step": step, "loss": None}
 
@@ -166,6 +173,14 @@ class Meter:
         self._picture.update()
         if step % self._run.log_every == 0 or step == self._run.steps:
             self._progress.show(self._last)
+
+    def apart(self, measure: Callable[[Params], float], params: Params) -> float:
+        """What `measure` says of a step's parameters; the time that it takes counts for no step."""
+        jax.block_until_ready(params)
+        started = time.perf_counter()
+        found = measure(params)
+        self._clock += time.perf_counter() - started
+        return found
 
     def _guard(self, step: int, values: dict[str, float], notes: dict[str, float]) -> None:
         count = int(values["nonfinite"])

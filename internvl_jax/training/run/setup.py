@@ -15,6 +15,7 @@ from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, PipelineConfig, P
 from internvl_jax.errors import InputError
 from internvl_jax.files import claimed, whole_file
 from internvl_jax.training.config import FREE, TrainConfig, differences
+from internvl_jax.training.run.held_out import HeldOut
 from internvl_jax.training.run.program import Program, make_program
 from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.base import Source, SourceParts, Start
@@ -118,6 +119,18 @@ def open_source(config: TrainConfig, program: Program, processor: Processor) -> 
     """
     parts = SourceParts(pipeline_config(config), config.run, reference_of(config), program, processor)
     return STAGES[config.objective].source(config.stage, parts)
+
+
+def open_held_out(config: TrainConfig, program: Program, processor: Processor) -> HeldOut | None:
+    """The data of the validation loss, if there is any; it is checked here.
+
+    Raises:
+      InputError: data that can't be read.
+    """
+    if not config.data.validation_meta:
+        return None
+    pipeline = dataclasses.replace(pipeline_config(config), meta=config.data.validation_meta)
+    return HeldOut(pipeline, config.run, program, processor)
 
 
 def reference_of(config: TrainConfig) -> str:

@@ -33,11 +33,12 @@ class ConsistencyConfig(StageConfig):
     response, then over responses.
 
     Attributes:
-      rates: whether every 'picture' is compressed or not, as the paper has it, or every 'tile' by itself. A router
-        decides tile by tile, and a model that has never seen a picture of both kinds may not know how to read it.
+      rates: what is compressed or not by itself: every 'tile', as a reply in OpenGVLab/InternVL#1155 says, or every
+        'picture', as the paper has it. A router decides tile by tile: models that had only seen pictures of one kind
+        lost most of their accuracy on pictures of both (WORKSPACE_NOTES.md has the experiment).
     """
 
-    rates: Rate = "picture"
+    rates: Rate = "tile"
 
 
 @dataclasses.dataclass

@@ -177,7 +177,7 @@ def test_bombs_are_refused_from_the_header():
     assert images.load_image(png(), dataclasses.replace(CONFIG, max_pixels=15)).size == (5, 3)
 
 
-@pytest.mark.parametrize("url", ["http://a.org/b.png", "https://a.org/b.png", "file:///etc/passwd", "ftp://a/b.png"])
+@pytest.mark.parametrize("url", ["http://a.org/b.png", "https://a.org/b.png", "ftp://a/b.png"])
 def test_remote_addresses_are_refused(url):
     with pytest.raises(InputError, match="remote address"):
         images.load_image(url, CONFIG)
@@ -200,7 +200,7 @@ def test_bad_data_urls_are_refused(url, message):
 def test_servers_read_no_files(tmp_path):
     path = tmp_path / "secret.png"
     path.write_bytes(png())
-    for source in (path, str(path)):
+    for source in (path, str(path), path.as_uri()):
         with pytest.raises(InputError, match="path on this machine"):
             images.load_image(source, CONFIG, allow_paths=False)
     assert images.load_image(png(), CONFIG, allow_paths=False).size == (5, 3)

@@ -135,3 +135,25 @@ def test_draw_at_temperature_zero_takes_the_best():
     logits_BV = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     tokens_B = sampling.draw(logits_BV, np.array([0, 1, 0], np.float32), np.zeros((3, 2), np.float32))
     assert tokens_B[::2].tolist() == logits_BV[::2].argmax(axis=1).tolist()
+
+
+def test_names_as_openai_has_them():
+    named = SamplingParams.named
+    assert named(max_tokens=7, stop="x", top_p=0.5) == SamplingParams(7, top_p=0.5, stop_strings=("x",))
+    assert named(max_completion_tokens=7, stop=["x", "y"]) == SamplingParams(7, stop_strings=("x", "y"))
+    assert named(stop_token_ids=[3]) == SamplingParams(stop_token_ids=(3,))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"max_token": 7}, "no parameter 'max_token' .did you mean 'max_tokens'"),
+        ({"max_tokens": 7, "max_new_tokens": 8}, "has max_new_tokens twice, as max_new_tokens too"),
+        ({"max_tokens": 0}, "sampling.max_new_tokens is 0"),
+        ({"stop": ""}, "sampling.stop_strings"),
+        ({"stop": 3}, "sampling.stop_strings is 3"),
+    ],
+)
+def test_wrong_names_and_values_are_one_sentence(values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        SamplingParams.named(**values)

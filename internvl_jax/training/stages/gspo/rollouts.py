@@ -53,7 +53,14 @@ from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
 from internvl_jax.training.stages.gspo.response_rows import ResponseLayout, lay_out, most_rows
-from internvl_jax.training.stages.gspo.rounds import ResponseGroup, Round, figures, read_round, write_round
+from internvl_jax.training.stages.gspo.rounds import (
+    ResponseGroup,
+    Round,
+    figures,
+    read_round,
+    warn_of_equal_rewards,
+    write_round,
+)
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 
 FOLDER = "rollouts"
@@ -192,6 +199,7 @@ class Rollouts:
         notes |= {f"{name}_seconds": value for name, value in seconds.items()}
         made = Round(self._next_round, consumed, groups, notes)
         if jax.process_index() == 0:
+            warn_of_equal_rewards(made)
             write_round(self._folder, made, self._stream.prompts, keep=self._rounds_kept())
         return made
 

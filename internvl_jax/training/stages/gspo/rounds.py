@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from internvl_jax.errors import InputError
 from internvl_jax.files import whole_file
 from internvl_jax.grading import Score
 from internvl_jax.validation import parse_json, read_arrays
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -86,6 +89,17 @@ def figures(groups: Sequence[ResponseGroup]) -> dict[str, float]:
         "sampler_difference": float(np.mean(difference)),
         "max_sampler_difference": float(np.max(difference)),
     }
+
+
+def warn_of_equal_rewards(made: Round) -> None:
+    """Warns of a rollout batch that its steps can learn nothing from."""
+    if not any(group.varied for group in made.groups):
+        _LOG.warning(
+            "rollout batch %d: in no group do rewards differ (their mean is %.2f), so its steps learn nothing; the "
+            "questions may be too easy or too hard for this model, or stage.reward not what they need",
+            made.number,
+            made.notes["reward"],
+        )
 
 
 def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], keep: int) -> None:

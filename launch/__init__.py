@@ -1,0 +1,1 @@
+"""The launchers: `python -m launch.NAME`, or the installed commands `internvl-NAME`."""

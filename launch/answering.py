@@ -1,0 +1,60 @@
+"""How questions are put and answers are written: flags of the launchers that ask them."""
+
+import dataclasses
+from typing import Any
+
+from absl import flags
+
+from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, Processor, images, tiling
+from internvl_jax.errors import InputError
+from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
+from launch import checkpoint
+
+THINKING = flags.DEFINE_boolean("thinking", False, "ask the model to think before it answers, and show that too")
+_REASONING = flags.DEFINE_enum("reasoning", None, ["low", "medium", "high"], "effort of GPT-OSS models; low is theirs")
+_MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", lower_bound=1)
+_SAMPLING = {
+    "temperature": flags.DEFINE_float("temperature", 0.0, "0 gives the likeliest answer, higher values vary it"),
+    "top_p": flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens of this total probability"),
+    "top_k": flags.DEFINE_integer("top_k", 0, "draw from this many likeliest tokens; 0 for all"),
+    "repetition_penalty": flags.DEFINE_float("repetition_penalty", 1.0, "above 1 avoids repetition"),
+    "seed": flags.DEFINE_integer("seed", 0, "of the random draws"),
+}
+_THRESHOLDS = {
+    "relative": flags.DEFINE_float("relative_threshold", None, "Flash: share of tiles kept full; default: the model's"),
+    "absolute": flags.DEFINE_float(
+        "absolute_threshold", None, "Flash: compress a tile the router gives this probability; default: the model's"
+    ),
+}
+
+
+def sampling(max_new_tokens: int) -> SamplingParams:
+    """How answers are written; InputError for values that can't be."""
+    if THINKING.value and _REASONING.value:
+        raise InputError("--thinking and --reasoning each set the system text; give one of them")
+    values: dict[str, Any] = {name: flag.value for name, flag in _SAMPLING.items()}
+    return SamplingParams(max_new_tokens=max_new_tokens, **values)
+
+
+def thresholds() -> Thresholds:
+    """What tiles are compressed by; InputError for values that can't be, or a model without a router."""
+    found = Thresholds(**{name: flag.value for name, flag in _THRESHOLDS.items()})
+    if found != MODEL_THRESHOLDS and checkpoint.model_config().flash is None:
+        raise InputError("this model has no router; leave out --relative_threshold and --absolute_threshold")
+    return found
+
+
+def check_pictures(paths: list[str]) -> None:
+    """Raises InputError for a path that is no picture, before anything slow begins."""
+    for path in paths:
+        images.image_size(path, ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS))
+
+
+def adjusted(processor: Processor) -> Processor:
+    """The processor as flags want it."""
+    processor = processor.with_reasoning(_REASONING.value) if _REASONING.value else processor
+    processor = processor.with_thinking() if THINKING.value else processor
+    if _MAX_TILES.value is None:
+        return processor
+    limited = tiling.limit_tiles(processor.image_config, _MAX_TILES.value)
+    return dataclasses.replace(processor, image_config=limited)

@@ -1,0 +1,22 @@
+"""Where a launcher will write is looked at first."""
+
+import pytest
+
+from internvl_jax.errors import InputError
+from launch.paths import check_folder, check_new
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(InputError, match=f"{taken} already exists; remove it or give another --dst"):
+            check_new(str(taken), "dst")
+    check_new(str(tmp_path / "empty"), "dst")
+    check_new(str(tmp_path / "new" / "deeper"), "dst")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=f"nothing can be written into {tmp_path}/file; give another --out"):
+        check_folder(str(tmp_path / "file" / "new"), "out")
