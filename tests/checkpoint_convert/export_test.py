@@ -224,10 +224,10 @@ def test_files_of_the_github_format(spoken, tmp_path):
     """What was trained here, and so came without them, gets those of the release."""
     model, processor = load_released(spoken, "float32")
     save_model(tmp_path / "run", flatten(model), model.config, processor)
-    convert(tmp_path / "run", tmp_path / "github", "github")
-    preprocessor = json.loads((tmp_path / "github" / "preprocessor_config.json").read_text())
+    convert(tmp_path / "run", tmp_path / "out", "github")
+    preprocessor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert (preprocessor["size"], preprocessor["crop_size"], preprocessor["image_mean"][0]) == (28, 28, 0.485)
-    template = (tmp_path / "github" / "chat_template.jinja").read_text()
+    template = (tmp_path / "out" / "chat_template.jinja").read_text()
     assert template == jinja(INTERNVL2_5, "<image>") and "<image>\\n" in template and "IMG_CONTEXT" not in template
     # One that came along stays, wherever it stands.
     (tmp_path / "run" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "mine"}))
