@@ -38,7 +38,7 @@ from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig, VisionConfig
 from internvl_jax.sharding import params_io
-from internvl_jax.validation import build, read_json
+from internvl_jax.validation import build, first_line, read_json
 
 Format = Literal["orbax", "github", "hf"]
 
@@ -103,7 +103,7 @@ def convert(
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             if isinstance(error, InputError):
                 raise
-            message = params_io.first_line(error)
+            message = first_line(error)
             raise InputError(f"writing {destination} failed ({message}); make room and run it again") from error
     return ConversionReport.since(start, checkpoint.reader.num_tensors, checkpoint.reader.nbytes)
 

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from typing import TextIO
@@ -19,6 +20,7 @@ from typing import TextIO
 from internvl_jax.errors import InputError
 
 MARK = ".internvl_jax.lock"
+_TRIES, _TRY_SECONDS = 20, 0.05
 _LOG = logging.getLogger(__name__)
 
 
@@ -126,7 +128,11 @@ class PartialFolder:
 
     def discard(self) -> None:
         """Removes the folder and lets go of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        for _ in range(_TRIES):  # threads of a library may still be writing there when a run is interrupted
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
+                break
+            time.sleep(_TRY_SECONDS)
         self.release()
 
     def release(self) -> None:

@@ -5,9 +5,8 @@
 samples answers to every question, grades them, and pairs right ones with wrong ones. With --method=dropout_ntp, for
 answers that can't be graded, a response is preferred to one whose second half was written without seeing the picture.
 Prompts are lines of {"image", "question", "answer"}, a parquet file as MMPR-Tiny, or a meta file of such files.
-
-The folder --out has pairs, meta.json for training, responses, and the accuracy of each question, once all is done; a
-run that was stopped goes on with the same command. The last line of stdout is a JSON summary.
+--out has pairs, meta.json for training, responses, and the accuracy of each question, once all is done; a run that was
+stopped goes on with the same command. The last line of stdout is a JSON summary.
 """
 
 import contextlib

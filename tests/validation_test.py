@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from internvl_jax import validation
 from internvl_jax.errors import InputError
-from internvl_jax.validation import Count, Fields, Positive, Share
+from internvl_jax.validation import Count, Fields, Fraction, Positive
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ class Part:
 @dataclasses.dataclass
 class Whole:
     number: Count = 1
-    share: Share = 0.5
+    share: Fraction = 0.5
     kind: Literal["x", "y"] = "x"
     limit: Count | None = None
     parts: tuple[Part, ...] = (Part("a"),)
@@ -121,6 +121,24 @@ def test_fields_within_their_bounds_pass():
 def test_fields_out_of_bounds_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         validation.check_fields(Whole(**change), "run")
+
+
+def test_numbers_of_arrays_and_lists_are_taken_as_what_they_are():
+    validation.check_fields(Whole(np.int64(3), np.float32(0.5), limit=np.int32(2), parts=[Part("a")]), "run")
+    with pytest.raises(InputError, match=r"run\.share is "):
+        validation.check_fields(Whole(share=np.float64("nan")), "run")
+
+
+def test_a_typo_in_a_field_of_a_text_is_refused():
+    kind = tuple[Part, ...]
+    assert validation.read_text('[{"pattern": "a", "rate": 2}]', kind, "groups") == (Part("a", 2.0),)
+    for text, message in [
+        ('[{"pattern": "a", "rte": 2}]', r"groups\[0\] has an unknown field 'rte' \(did you mean 'rate'\?\)"),
+        ('[{"pattern": "a", "pattern": "b"}]', "'pattern' stands there twice"),
+        ('["\udcff"]', "half of a surrogate pair"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            validation.read_text(text, kind, "groups")
 
 
 def test_fields_of_an_object():
@@ -214,7 +232,7 @@ def test_texts_are_read_as_the_type_that_a_field_has(text, kind, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"), [("3.5", int), ("yes", bool), ("[1", tuple[int, ...]), ("nan", validation.Share)]
+    ("text", "kind"), [("3.5", int), ("yes", bool), ("[1", tuple[int, ...]), ("nan", validation.Fraction)]
 )
 def test_a_text_of_another_type_is_one_sentence(text, kind):
     with pytest.raises(InputError, match=r"^x is "):

@@ -19,7 +19,7 @@ from internvl_jax.data.text import templates
 from internvl_jax.data.text.thinking import THINKING_SYSTEM, ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 from internvl_jax.errors import InputError
-from internvl_jax.validation import Fields, Share, bounds_of, build, check_fields, read_json, shown
+from internvl_jax.validation import Fields, Fraction, bounds_of, build, check_fields, read_json, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _github_image_config(config: Fields, directory: pathlib.Path) -> tiling.Imag
     patches = size // vision.get("patch_size", _bounds("tile_size"))
     return tiling.ImageConfig(
         tile_size=size,
-        tokens_per_tile=int(patches**2 * config.get("downsample_ratio", Share) ** 2),
+        tokens_per_tile=int(patches**2 * config.get("downsample_ratio", Fraction) ** 2),
         min_tiles=config.get("min_dynamic_patch", _bounds("min_tiles")) if dynamic else 1,
         max_tiles=config.get("max_dynamic_patch", _bounds("max_tiles")) if dynamic else 1,
         thumbnail=config.get("use_thumbnail", bool),

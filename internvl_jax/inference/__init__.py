@@ -11,7 +11,7 @@ from internvl_jax.inference.engine.generator import Generator
 from internvl_jax.inference.engine.programs import Features, Programs, State
 from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Vocabulary
 from internvl_jax.inference.engine.sampler import Rollout, Sampler
-from internvl_jax.inference.engine.sampling import Sampling, SamplingParams
+from internvl_jax.inference.engine.sampling import Sampling, SamplingParams, stack_params
 from internvl_jax.inference.load import load, read_config, save_model
 from internvl_jax.inference.text import TextStream
 
@@ -45,6 +45,7 @@ __all__ = [
     "quantile",
     "read_config",
     "save_model",
+    "stack_params",
     "stream_chat",
     "terminal",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 from internvl_jax.data import views
 from internvl_jax.errors import InputError
 from internvl_jax.models import FlashConfig, InternVLConfig
+from internvl_jax.validation import Fraction, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +30,11 @@ class Thresholds:
       absolute: a tile is compressed if the router's probability is at least this.
     """
 
-    relative: float | None = None
-    absolute: float | None = None
+    relative: Fraction | None = None
+    absolute: Fraction | None = None
 
     def __post_init__(self) -> None:
-        for name in ("relative", "absolute"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"the {name} threshold is {value}; use a number from 0 to 1")
+        check_fields(self, "thresholds")
 
     def decide(self, probability_G: np.ndarray, config: FlashConfig) -> np.ndarray:
         """True where a tile is compressed.

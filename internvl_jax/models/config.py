@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from internvl_jax.errors import InputError
-from internvl_jax.validation import Positive, Share, build, check_fields
+from internvl_jax.validation import Fraction, Positive, build, check_fields
 
 # Paths of the parameters that a Flash model has besides those of its base, and of those among them that the released
 # checkpoints hold but the released forward pass never uses.
@@ -43,12 +43,12 @@ class VisionConfig(_Checked):
     heads: Heads
     mlp: Width
     norm: Literal["layer_norm", "rms_norm"]
-    norm_eps: Share
+    norm_eps: Fraction
     qkv_bias: bool
     qk_norm: bool
     drop_path: Annotated[float, Meta(ge=0, lt=1)]  # rate of the last layer; rises linearly from 0 at the first
     layer_scale_init: Annotated[float, Meta(ge=-(10**9), le=10**9)]
-    init_std: Share
+    init_std: Fraction
 
     @property
     def grid(self) -> int:
@@ -102,9 +102,9 @@ class TextConfig(_Checked):
     rope_theta: Annotated[float, Meta(gt=0, le=10**15)]
     yarn: YarnConfig | None
     ntk: NtkConfig | None
-    norm_eps: Share
+    norm_eps: Fraction
     tie_embeddings: bool
-    init_std: Share
+    init_std: Fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class FlashConfig(_Checked):
     The thresholds are those of a request that names none; `inference.compression` says what they do.
     """
 
-    relative_threshold: Share
+    relative_threshold: Fraction
     absolute_threshold: Annotated[float, Meta(ge=-(10**9), le=10**9)]
     heads: Heads  # of the router's attention pooling
     dropout: Annotated[float, Meta(ge=0, lt=1)]  # in router and compressed branch, in training
@@ -143,6 +143,10 @@ class InternVLConfig(_Checked):
             raise InputError(
                 f"text config: {text.kv_heads} key/value heads do not divide {text.heads} heads; make them"
             )
+        if text.head_width % 2:
+            raise InputError(f"text config: head_width {text.head_width} is odd; rotary positions turn pairs")
+        if text.yarn is not None and (text.yarn.beta_fast <= text.yarn.beta_slow or text.rope_theta <= 1):
+            raise InputError("text config: yarn needs beta_fast above beta_slow, and rope_theta above 1; correct them")
         if text.yarn is not None and text.ntk is not None:
             raise InputError("text config: yarn and ntk are both given; rotary positions are stretched in one way")
         if text.moe is not None and not 0 < text.moe.per_token <= text.moe.experts:

@@ -11,6 +11,7 @@ from jax.experimental import topologies
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import PEAK
+from internvl_jax.validation import first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _tpu_devices(name: str, chips: int) -> list[jax.Device]:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         raise InputError(
-            f"no TPU compiler for {name} ({str(error).splitlines()[0][:200]}); pip install 'internvl_jax[tpu]'"
+            f"no TPU compiler for {name} ({first_line(error)}); pip install 'internvl_jax[tpu]'"
         ) from error
     if len(devices) != chips:
         raise InputError(f"{name} has {len(devices)} devices on {chips} chips; only chips of one device are planned")

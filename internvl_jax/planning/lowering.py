@@ -10,12 +10,10 @@ from jax.sharding import Mesh
 from internvl_jax import sharding
 from internvl_jax.data import Batch
 from internvl_jax.errors import InputError
-from internvl_jax.inference import STOPS, Programs, Sampling, State
+from internvl_jax.inference import STOPS, Programs, Sampling, SamplingParams, State, stack_params
 from internvl_jax.models import Cache, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import PRESETS
 from internvl_jax.training import TrainConfig, build
-
-_SAMPLING = (jnp.float32, jnp.int32, jnp.float32, jnp.float32, jnp.uint32)  # temperature, top k, top p, penalty, seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +113,7 @@ def serving(
             limits_B=per_row,
             stops_BZ=struct(jnp.int32, (B, STOPS), "batch"),
             done_B=struct(jnp.bool_, (B,), "batch"),
-            sampling=Sampling(*(struct(kind, (B,), "batch") for kind in _SAMPLING)),
+            sampling=Sampling(*(struct(each.dtype, (B,), "batch") for each in stack_params([SamplingParams()]))),
         )
         lowered = programs.decode.lower(params, state)
         return Lowered(mesh, {"parameters": params, "cache": cache, "batch": state._replace(cache=None)}, lowered)

@@ -25,6 +25,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.checked import StoredArray, WritableArray
 from internvl_jax.sharding.flat import Params
+from internvl_jax.validation import first_line
 
 ITEM = "params"
 # What damaged files make orbax and tensorstore raise.
@@ -242,8 +243,3 @@ def _is_json(path: pathlib.Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return True
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message: the rest is its trace."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -11,7 +11,7 @@ from msgspec import Meta
 from internvl_jax.data import Tiles, Weighting
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig, Remat
-from internvl_jax.validation import CountOrZero, NotNegative, Share
+from internvl_jax.validation import CountOrZero, Fraction, NotNegative
 
 Steps = Annotated[int, Meta(ge=1, le=10**9)]
 Below1 = Annotated[float, Meta(ge=0, lt=1)]
@@ -48,7 +48,7 @@ class OptimConfig:
 
     learning_rate: Annotated[float, Meta(gt=0, le=10)]
     warmup_ratio: Annotated[float, Meta(ge=0, le=1, description="(a share of the run's steps)")]
-    weight_decay: Share
+    weight_decay: Fraction
     beta1: Below1
     beta2: Below1
     eps: Annotated[float, Meta(gt=0, le=1)]
@@ -194,7 +194,9 @@ def differences(ours: Any, theirs: Any, path: str = "", sides: tuple[str, str] =
 def parse_mesh(text: str) -> dict[str, int]:
     """'fsdp=16,tensor=4' -> {'fsdp': 16, 'tensor': 4}."""
     try:
-        pairs = [part.split("=") for part in text.split(",") if part]
-        return {axis.strip(): int(size) for axis, size in pairs}
+        pairs = [(axis.strip(), int(size)) for axis, size in (part.split("=") for part in text.split(",") if part)]
     except ValueError:
         raise InputError(f"run.mesh is {text!r}; write it as 'fsdp=16,tensor=4'") from None
+    if len(dict(pairs)) < len(pairs):
+        raise InputError(f"run.mesh is {text!r}, which has an axis twice; give every axis once")
+    return dict(pairs)

@@ -73,5 +73,5 @@ def test_tokens_of_every_picture():
 
 @pytest.mark.parametrize("fields", [{"relative": 1.1}, {"relative": -0.1}, {"absolute": float("nan")}, {"absolute": 2}])
 def test_thresholds_are_shares(fields):
-    with pytest.raises(InputError, match=f"the {next(iter(fields))} threshold is .*; use a number from 0 to 1"):
+    with pytest.raises(InputError, match=rf"^thresholds\.{next(iter(fields))} is .*; it must be a number from 0 to 1"):
         Thresholds(**fields)

@@ -73,7 +73,7 @@ def test_help_is_no_error():
 @pytest.mark.parametrize(
     ("launcher", "flags"),
     [
-        ("train", ("--config:", "--[no]distributed:", "--config.run.steps:", "--config.stage.clip_low:")),
+        ("train", ("--config:", "--distributed:", "--config.run.steps:", "--config.stage.clip_low:")),
         ("chat", ("--checkpoint:", "--dtype:", "--prompt:", "--[no]thinking:")),
     ],
 )

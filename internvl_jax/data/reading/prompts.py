@@ -30,7 +30,7 @@ from internvl_jax.data.processor import ChatInputs, Processor, check_inputs
 from internvl_jax.data.reading import parquet, sources
 from internvl_jax.data.text import templates
 from internvl_jax.errors import InputError
-from internvl_jax.validation import Share, convert, read_lines
+from internvl_jax.validation import Fraction, convert, read_lines
 
 _LOG = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
@@ -338,7 +338,7 @@ class _Accuracy(msgspec.Struct):
     """A line of the file of accuracies."""
 
     key: str
-    accuracy: Share | None
+    accuracy: Fraction | None
 
 
 def read_accuracies(path: str | os.PathLike) -> dict[str, float]:

@@ -56,10 +56,6 @@ class RowPlan:
         """Rows of one epoch."""
         return self._rows[epoch] if epoch in self._rows else len(self.packs(epoch))
 
-    def total_rows(self, epochs: int) -> int:
-        """Rows of the first `epochs` epochs together."""
-        return sum(self.rows(epoch) for epoch in range(epochs))
-
     def packs(self, epoch: int) -> packing.Packs:
         """What each row of an epoch holds."""
         with _PLANNING:

@@ -19,7 +19,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from internvl_jax.data.processor import Processor
@@ -260,6 +259,8 @@ class BatchIterator(Iterator[NamedTuple]):
     """One host's batches; `skipped` counts the samples that could not be loaded so far."""
 
     def __init__(self, pipeline: Pipeline, source: "_Shares"):
+        import grain  # here: it imports JAX, and processes that only read or grade do without
+
         config = pipeline.config
         self._rows_per_batch, self._pipeline, self._row = source.rows, pipeline, source.start
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)

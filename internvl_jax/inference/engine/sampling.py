@@ -49,6 +49,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling")
+        for name in ("stop_token_ids", "stop_strings"):  # a frozen value is hashed
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @classmethod
     def named(cls, **values: Any) -> "SamplingParams":

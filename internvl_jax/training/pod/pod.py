@@ -28,6 +28,7 @@ from internvl_jax.errors import InputError, Stopped
 from internvl_jax.training.pod import lines
 from internvl_jax.training.pod.lines import Line
 from internvl_jax.training.pod.place import Place
+from internvl_jax.validation import first_line
 
 STOPPED = 75  # exit code: asked to stop, saved; the same command goes on (EX_TEMPFAIL)
 LOST = 76  # exit code: another process died; the same command goes on from the last checkpoint
@@ -189,7 +190,7 @@ class Pod:
                 _PATIENCE
             )  # the death of another is told here as a fault of a collective: the thread knows better
             traceback.print_exception(error)
-            sentence = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            sentence = f"{type(error).__name__}: {first_line(error)}"
         self._end(f"process {self._process}: {sentence}", 1)
 
     def _end(self, sentence: str, code: int, tell: bool = True) -> NoReturn:
@@ -244,5 +245,5 @@ def _connect(place: Place, start_limit: int, heartbeat_limit: int) -> dict[int, 
             heartbeat_timeout_seconds=heartbeat_limit + _BACKUP,
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"JAX's processes do not find each other ({str(error).splitlines()[0]})") from error
+        raise InputError(f"JAX's processes do not find each other ({first_line(error)})") from error
     return connected

@@ -14,8 +14,9 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding import DAMAGE, ITEM, damaged, first_line, saving_options, step_names
+from internvl_jax.sharding import DAMAGE, ITEM, damaged, saving_options, step_names
 from internvl_jax.training.run.state import TrainState
+from internvl_jax.validation import first_line
 
 FOLDER = "checkpoints"
 _ITEMS = (ITEM, "optimizer", "position")

@@ -57,6 +57,21 @@ def test_any_mesh_equals_replicated_parameters(data, reference, mesh, rules):
     assert largest.addressable_shards[0].data.size * (8 if mesh != "data=2,fsdp=2,tensor=2" else 4) == largest.size
 
 
+def test_random_parameters_depend_on_the_seed_and_their_paths_alone(data):
+    """As where a run begins with a model that lacks some: on any mesh, whichever others are asked for."""
+    few = ("lm.layers.attn.q.weight", "projector.fc1.weight")
+
+    def random(paths, **run):
+        config, _ = setup.prepare(toy.config(data, data / "unused", **run))
+        return jax.device_get(setup.build(config).random_params(paths))
+
+    ours = random(few, mesh="fsdp=8")
+    assert set(ours) == set(few)
+    one = random(few[:1], mesh="fsdp=4,tensor=2", rules="fsdp_tp")
+    np.testing.assert_array_equal(one[few[0]], ours[few[0]])
+    assert not np.array_equal(random(few[:1], mesh="fsdp=8", seed=6)[few[0]], ours[few[0]])
+
+
 def test_micro_batches_equal_the_big_batch(data):
     # 32 rows over 8 devices, as one batch and as four; rows differ in their supervised tokens, and so in weight.
     _, big, losses = run_steps(data, steps=2, rows=32, mesh="fsdp=8")

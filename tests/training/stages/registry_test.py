@@ -60,8 +60,8 @@ def test_its_check_start_and_settings_are_asked_for(config):
     config.stage, config.run.init_from = Settings(), ""
     with pytest.raises(InputError, match="objective 'paced' starts from a model"):
         setup.check(config)
-    config.objective = "place"
-    with pytest.raises(InputError, match="objective is 'place'; the objectives are ntp, mpo, gspo, c"):
+    config.objective = "paces"
+    with pytest.raises(InputError, match=r"objective is 'paces'.*'paced'.*the objectives are .*\bgspo\b"):
         setup.check(config)
 
 

@@ -8,10 +8,10 @@ from msgspec import Meta
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
-from internvl_jax.validation import NotNegative, Share
+from internvl_jax.validation import Fraction, NotNegative
 
-Prompts = Annotated[int, Meta(ge=1, le=10**7)]
-Tokens = Annotated[int, Meta(ge=1, le=2**24)]
+Number = Annotated[int, Meta(ge=1, le=10**7)]
+TokenCount = Annotated[int, Meta(ge=1, le=2**24)]
 
 
 @dataclasses.dataclass
@@ -44,13 +44,13 @@ class GspoConfig(StageConfig):
       lowest_accuracy, highest_accuracy: prompts with a known accuracy outside of these are left out.
     """
 
-    prompts: Prompts = 512
-    group: Prompts = 16
-    mini_batch: Prompts = 32
-    sample_prompts: Prompts = 64
-    max_prompt_tokens: Tokens = 8192
-    max_new_tokens: Tokens = 32768
-    clip_low: Share = 0.2
+    prompts: Number = 512
+    group: Number = 16
+    mini_batch: Number = 32
+    sample_prompts: Number = 64
+    max_prompt_tokens: TokenCount = 8192
+    max_new_tokens: TokenCount = 32768
+    clip_low: Fraction = 0.2
     clip_high: NotNegative = 0.2
     zero_variance: Literal["keep", "drop", "resample"] = "keep"
     max_resamples: Annotated[int, Meta(ge=0, le=10**6)] = 3
@@ -61,8 +61,8 @@ class GspoConfig(StageConfig):
     grader_seconds: Annotated[float, Meta(gt=0, le=10**5)] = 10.0
     grader_workers: Annotated[int, Meta(ge=0, le=1024)] = 4
     accuracies: str = ""
-    lowest_accuracy: Share = 0.2
-    highest_accuracy: Share = 0.8
+    lowest_accuracy: Fraction = 0.2
+    highest_accuracy: Fraction = 0.8
 
 
 def check(settings: GspoConfig, model: InternVLConfig, data: DataConfig, run: RunConfig) -> None:

@@ -1,0 +1,56 @@
+"""What errors say of values, types, names, and of what libraries say."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+UNIONS = (typing.Union, types.UnionType)
+_SHOWN = 80  # characters of a wrong value that an error repeats
+
+
+def shown(value: Any) -> str:
+    """A value in an error: short, whatever it is."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """For errors about unknown names: ' (did you mean ...?)', or nothing where none is like it."""
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, in one line: what follows is its trace."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text.removeprefix("JSON is malformed: ").partition(" - at `$")[0].rstrip(".")[:300]
+
+
+def describe(kind: Any) -> str:
+    """What a value of a type must be, in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        bounds = [meta for meta in arguments[1:] if isinstance(meta, Meta)]
+        return " ".join([describe(arguments[0]), *map(_bounds, bounds)])
+    if origin is Literal:
+        return " or ".join(map(repr, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(repr, arguments))}"
+    if origin in UNIONS:
+        return " or ".join(map(describe, arguments))
+    if origin in (list, tuple):
+        return f"a list of {describe(arguments[0])}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    words |= {dict: "an object", list: "a list"}
+    return words.get(kind) or f"the fields of {kind.__name__}"
+
+
+def _bounds(meta: Meta) -> str:
+    if meta.ge is not None and meta.le is not None:
+        bounds = f"from {meta.ge:,} to {meta.le:,}"
+    else:
+        words = {"from": meta.ge, "above": meta.gt, "at most": meta.le, "below": meta.lt}
+        bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
+    return " ".join(filter(None, [bounds, "that isn't empty" * bool(meta.min_length), meta.description]))
