@@ -1,4 +1,4 @@
-"""Values against types with bounds, as `Annotated[int, Meta(ge=1)]`: of one value, of the fields of a config or object."""
+"""Values against types with bounds, as `Annotated[int, Meta(ge=1)]`: of one, of a config, of an object."""
 
 import dataclasses
 import functools

@@ -40,5 +40,5 @@ def _machine() -> str:
     if jax.default_backend() != "cpu":
         return ""
     found = pathlib.Path("/proc/cpuinfo")
-    flags = [line for line in found.read_text().splitlines() if line.startswith("flags")] if found.exists() else []
+    flags = [line for line in found.read_text().split("\n") if line.startswith("flags")] if found.exists() else []
     return f"cpu-{hashlib.sha256(''.join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:12]}"
