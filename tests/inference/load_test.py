@@ -97,12 +97,12 @@ def test_a_directory_that_does_not_fit(saved, tmp_path, change, message):
 
 
 def test_missing_directories_and_types(saved, tmp_path):
-    with pytest.raises(InputError, match=r"config\.json does not exist"):
+    with pytest.raises(InputError, match=r"config\.json is not there"):
         load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="float8"):
         load(saved, "float8")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="is not valid JSON"):
         load(tmp_path)
 
 

@@ -234,8 +234,8 @@ def test_packed_ratios_equal_ratios_of_samples_alone(start):
     ("name", "change", "sentence"),
     [
         ("router", {"reference": ""}, "measures against the model that the consistency stage began with"),
-        ("consistency", {"rates": "row"}, "stage.rates is 'row'; use 'picture' or 'tile'"),
-        ("router", {"probe": "some"}, "stage.probe is 'some'; use one of one, all"),
+        ("consistency", {"rates": "row"}, "stage.rates is 'row'; it must be 'picture' or 'tile'"),
+        ("router", {"probe": "some"}, "stage.probe is 'some'; it must be 'one' or 'all'"),
         ("router", {"weighting": "token"}, "data.weighting is 'token'"),
         ("router", {"groups": ()}, r"'router' gives compressed\.\S+ no gradient \(.* parameters\); freeze"),
         ("router", {"init_from": "base"}, "base has no router and no compressed branch"),

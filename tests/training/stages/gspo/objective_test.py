@@ -167,7 +167,7 @@ def test_a_reward_is_learned_and_a_stopped_run_goes_on_within_a_rollout_batch(st
     assert timeless(hooks.read_metrics(tmp_path / "w")) == timeless(lines)
     forget(tmp_path / "w", after=45)
     (tmp_path / "w" / "rollouts" / "000022.npz").unlink()
-    with pytest.raises(InputError, match=r"000022\.npz can't be read .* within this rollout batch"):
+    with pytest.raises(InputError, match=r"000022\.npz can't be used .* within this rollout batch"):
         train(config())
 
 
@@ -386,7 +386,7 @@ def test_rows_of_responses():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"group": 0}, "stage.group is 0; it must be at least 1"),
+        ({"group": 0}, "stage.group is 0; it must be a whole number from 1"),
         ({"mini_batch": 3}, "stage.mini_batch 3 does not divide stage.prompts 4"),
         ({"mini_batch": 4, "group": 40}, "run.rows is 8, but 4 x 40 responses of the longest kind fill 80 rows"),
         ({"max_new_tokens": 200}, r"max_prompt_tokens \+ max_new_tokens is 260, more than data.token_budget 173"),
