@@ -12,15 +12,18 @@ import importlib.util
 import inspect
 import pathlib
 import textwrap
+import typing
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
+
+import msgspec
 
 from configs.models import sizes
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 from internvl_jax.training import STAGES, DataConfig, OptimConfig, RunConfig, TrainConfig
-from internvl_jax.validation import bounds_of, describe, nearest, not_null, read_json, read_text
+from internvl_jax.validation import bounds_of, describe, nearest, not_null, parse_json, read_json, shown
 
 _EXPERIMENTS = pathlib.Path(__file__).parent / "experiments"
 _SHARED = ("ntp", "vico")  # what several experiments are made of
@@ -117,7 +120,23 @@ def _set(config: TrainConfig, path: str, text: str) -> None:
         if not dataclasses.is_dataclass(section):
             what = f"objective {config.objective!r} has no settings" if section is None else "it has no fields"
             raise InputError(f"--config.{path}: {'.'.join(parents[: depth + 1])} can't be set; {what}")
-    setattr(section, field, read_text(text, bounds_of(type(section), field), f"--config.{path}"))
+    setattr(section, field, _read(text, bounds_of(type(section), field), f"--config.{path}"))
+
+
+def _read(text: str, kind: Any, where: str) -> Any:
+    """A text as the type of a field: true, 3, 1e-5, bfloat16; several objects as JSON."""
+    several = typing.get_origin(kind) is tuple
+    value = parse_json(text.encode(), where) if several else text
+    try:
+        found = msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        reason = f" ({error})" if several else ""
+        raise InputError(f"{where} is {shown(text)}; it must be {describe(kind)}{reason}.") from None
+    if several:  # msgspec passes over what it does not know
+        names = [field.name for field in dataclasses.fields(typing.get_args(kind)[0])]
+        for name in (name for part in value for name in part if name not in names):
+            raise InputError(f"{where} has an unknown field {name!r}{nearest(name, names)}; it has {', '.join(names)}.")
+    return found
 
 
 def _sizes() -> Iterator[str]:

@@ -139,23 +139,6 @@ def check_value(value: Any, kind: Any, where: str) -> None:
     convert(value, kind, where)
 
 
-def read_text(text: str, kind: Any, where: str) -> Any:
-    """A value that was written as a text, as in a flag: true, 3, 1e-5, bfloat16; lists as JSON.
-
-    Args:
-      kind: as for `check_value`, or a tuple of dataclasses.
-
-    Raises:
-      InputError: naming where it stands, the text, and what it must be.
-    """
-    value = parse_json(text.encode(), where) if typing.get_origin(kind) in (list, tuple) else text
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError as error:
-        reason = f" ({_reason(error)})" if value is not text else ""
-        raise InputError(f"{where} is {shown(text)}; it must be {describe(kind)}{reason}.") from None
-
-
 def nearest(name: str, names: Iterable[str]) -> str:
     """For errors about unknown names: ' (did you mean ...?)', or nothing where none is like it."""
     found = difflib.get_close_matches(name, list(names), 1)

@@ -195,27 +195,3 @@ def test_a_file_that_is_not_there_names_the_nearest_one(tmp_path):
             validation.read_json(tmp_path / path)
     with pytest.raises(InputError, match=r"nothing\.json is not there; check the path"):
         validation.read_json(tmp_path / "nothing.json")
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "value"),
-    [
-        ("3", int, 3),
-        ("1e-3", float, 1e-3),
-        ("true", bool, True),
-        ("3", str, "3"),
-        ("none", str, "none"),
-        ("null", int | None, None),
-        ("[1, 2]", tuple[int, ...], (1, 2)),
-    ],
-)
-def test_texts_are_read_as_the_type_that_a_field_has(text, kind, value):
-    assert validation.read_text(text, kind, "x") == value
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"), [("3.5", int), ("yes", bool), ("[1", tuple[int, ...]), ("nan", validation.Share)]
-)
-def test_a_text_of_another_type_is_one_sentence(text, kind):
-    with pytest.raises(InputError, match=r"^x is "):
-        validation.read_text(text, kind, "x")
