@@ -14,7 +14,7 @@ import sys
 import tqdm
 from absl import flags
 
-from internvl_jax.evaluation import evaluate, read_questions
+from internvl_jax.evaluation import evaluate, open_graders, read_questions
 from launch import answering, checkpoint, paths
 from launch import main as launcher
 
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
     sampling, thresholds = answering.sampling(_MAX_NEW_TOKENS.value), answering.thresholds()
     if _OUT.value:
         paths.check_new(_OUT.value, "out")
+    open_graders(_GRADER.value)  # an unknown one is told before a model is loaded
     questions = read_questions(_DATA.value)
     answering.check_pictures(sorted({str(question.image) for question in questions if question.image}))
     model, processor = checkpoint.load()

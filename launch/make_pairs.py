@@ -51,10 +51,10 @@ def main(argv: list[str]) -> None:
     settings["samples"] = settings["samples"] or {"correctness": 32, "dropout_ntp": 1}[settings["method"]]
     paths.check_new(_OUT.value, "out")
     config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value, _OUTSIDE.value)
-    model, processor = checkpoint.load()
     with contextlib.ExitStack() as stack:
         graded = config.method == "correctness"
         grade = stack.enter_context(Graders(config.reward, _SECONDS.value, _WORKERS.value)).grade if graded else None
+        model, processor = checkpoint.load()
         seen = sys.stderr.isatty()
         bar = stack.enter_context(tqdm.tqdm(unit="question", mininterval=0.1 if seen else 30, ascii=not seen))
 

@@ -2,13 +2,14 @@
 
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
-from internvl_jax.evaluation.tasks import Evaluation, evaluate, read_questions
+from internvl_jax.evaluation.tasks import Evaluation, evaluate, open_graders, read_questions
 
 __all__ = [
     "Evaluation",
     "compare",
     "evaluate",
     "image_token_id",
+    "open_graders",
     "read_case",
     "read_questions",
     "router_overlay",

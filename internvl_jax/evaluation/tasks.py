@@ -102,6 +102,12 @@ class Evaluation:
         os.replace(temporary, path)
 
 
+def open_graders(grader: str) -> Graders:
+    """Who says what is right; InputError for a name that is none, or where a library is missing."""
+    # Comparing texts cannot hang; mathematics, and a user's own function, may.
+    return Graders(grader, GRADING_SECONDS, 0 if grader == "exact" else GRADING_WORKERS)
+
+
 def evaluate(
     model: InternVL,
     processor: Processor,
@@ -118,8 +124,7 @@ def evaluate(
       InputError: no such grader, or a library that it needs is missing.
     """
     start = time.perf_counter()
-    # Comparing texts cannot hang; mathematics, and a user's own function, may.
-    with Graders(grader, GRADING_SECONDS, 0 if grader == "exact" else GRADING_WORKERS) as graders:
+    with open_graders(grader) as graders:
         asked = (question.messages for question in questions)
         sampling = sampling or SamplingParams(max_new_tokens=64)
         answers = complete_many(model, processor, asked, batch_size, sampling, progress, thresholds)

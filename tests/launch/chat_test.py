@@ -72,6 +72,7 @@ def test_errors_are_one_sentence(checkpoint, tmp_path):
         ("chat", f"--checkpoint={checkpoint}", "--image=nowhere.png", "--prompt=a"),
         ("chat", "--checkpoint=OpenGVLab/InternVL3_5-1B", "--prompt=a"),
         ("evaluate", f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", f"--out={checkpoint}/a.png"),
+        ("evaluate", f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", "--grader=kind"),
     ):
         done = launch(*arguments)
         assert (done.returncode, done.stdout) == (1, "")
