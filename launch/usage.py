@@ -16,6 +16,6 @@ def show(main: Callable, more: str) -> NoReturn:
     print(sys.modules[main.__module__].__doc__.strip(), end="\n\n")
     for module in sorted(flags.FLAGS.flags_by_module_dict(), key=lambda module: module != sys.argv[0]):  # its own first
         if module == sys.argv[0] or module.startswith("launch."):
-            print("\n".join(flags.FLAGS.module_help(module).strip().splitlines()[1:]))
+            print("\n".join(flags.FLAGS.module_help(module).strip().split("\n")[1:]))
     print(f"\n{more}" if more else "")
     sys.exit(0)

@@ -196,7 +196,7 @@ def test_arrays_of_an_archive(tmp_path):
     with pytest.raises(InputError, match="has no array 'more'"):
         validation.read_arrays(path, {"more": "f2"})
     np.savez(path, numbers=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match="can't be read: Object arrays"):
+    with pytest.raises(InputError, match=r"can't be read \(Object arrays"):
         validation.read_arrays(path, {"numbers": "i1"})
     for damaged in (b"", b"PK\3\4", b"x" * 99, whole[:-30], whole[:60] + b"\0" * 9 + whole[69:]):
         path.write_bytes(damaged)

@@ -32,7 +32,9 @@ def read_case(directory: str | pathlib.Path) -> tuple[Arrays, Arrays, dict[str, 
       InputError: a file that is missing or unreadable.
     """
     directory = pathlib.Path(directory)
-    inputs, outputs = (read_all_arrays(directory / name) for name in ("inputs.npz", "outputs.npz"))
+    inputs, outputs = (
+        read_all_arrays(directory / name, "give the folder of a golden case") for name in ("inputs.npz", "outputs.npz")
+    )
     meta = directory / "meta.json"
     return inputs, outputs, read_json(meta) if meta.exists() else {}
 

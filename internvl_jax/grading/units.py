@@ -87,7 +87,7 @@ _TOKEN = re.compile(
 def _names() -> dict[str, str]:
     """Every name of every unit, and its symbol."""
     found: dict[str, str] = {}
-    for line in _PREFIXED.strip().splitlines():
+    for line in _PREFIXED.strip().split("\n"):
         symbol, prefixes, *names = line.split()
         for prefix in ("", *prefixes):
             english, chinese = _PREFIXES[prefix].split() if prefix else ("", "")
@@ -95,7 +95,7 @@ def _names() -> dict[str, str]:
             for name in names:
                 spoken = (english if len(name) > 1 else prefix) + name if name.isascii() else chinese + name
                 found |= {spoken: prefix + symbol, spoken + "s": prefix + symbol}
-    for line in _OTHERS.strip().splitlines():
+    for line in _OTHERS.strip().split("\n"):
         symbol, *names = line.split()
         for name in (symbol, *names):
             found |= {name: symbol} | ({name + "s": symbol} if len(name) > 1 else {})

@@ -110,14 +110,16 @@ def read_arrays(path: str | os.PathLike, kinds: Mapping[str, str], optional: Map
     return found
 
 
-def read_all_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of an npz archive; InputError where it can't be read."""
+def read_all_arrays(path: str | os.PathLike, advice: str = _ADVICE) -> dict[str, np.ndarray]:
+    """All arrays of an npz archive; InputError where it can't be read, with what to do then."""
     try:
         # Python objects stay unread: they would be unpickled. np.load leaves the file open where it is broken.
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there; {advice}.") from None
     except _DAMAGE as error:
-        raise InputError(f"{path} can't be read: {first_line(error)}.") from error
+        raise InputError(f"{path} can't be read ({first_line(error)}); {advice}.") from error
 
 
 def _deeper(value: Any, limit: int) -> bool:

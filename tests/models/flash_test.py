@@ -202,7 +202,6 @@ def test_the_router_decides_in_float32(params, tiles):
     ("change", "message"),
     [
         ({"flash": dataclasses.replace(FLASH, heads=3)}, "3 heads"),
-        ({"flash": dataclasses.replace(FLASH, relative_threshold=1.5)}, "relative_threshold 1.5"),
         ({"vision": dataclasses.replace(VISION, image_size=18)}, "divisible by 4"),
     ],
 )
@@ -255,3 +254,8 @@ def test_a_mesh_equals_one_device(golden):
     real = segments_BT > 0
     close(logits[real], logits_one[real])
     close(gate, gate_one, 1e-4)
+
+
+def test_thresholds_of_a_model_are_shares():
+    with pytest.raises(InputError, match=r"FlashConfig\.relative_threshold is 1\.5; it must be a number from 0 to 1"):
+        dataclasses.replace(FLASH, relative_threshold=1.5)

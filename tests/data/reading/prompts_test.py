@@ -234,7 +234,7 @@ def test_the_digest_is_what_is_asked_in_which_order(tmp_path, processor):
 
 def test_bad_accuracies_are_named(tmp_path):
     path = lines_of(tmp_path / "a.jsonl", [{"key": "k", "accuracy": 0.5}, {"key": "k", "accuracy": "half"}])
-    with pytest.raises(InputError, match=r"a.jsonl:2 must be"):
+    with pytest.raises(InputError, match=r"a\.jsonl:2\.accuracy is .half."):
         prompts.read_accuracies(path)
 
 
