@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import checksum
-from internvl_jax.validation import read_json
+from internvl_jax.validation import first_line, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -160,7 +160,7 @@ def _tensors(file: pathlib.Path) -> dict[str, Tensor]:
         with safe_open(file, framework="numpy"):
             pass
     except SafetensorError as error:
-        raise InputError(f"{file} is damaged or truncated ({error}); download it again") from error
+        raise InputError(f"{file} is damaged or truncated ({first_line(error)}); download it again") from error
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))  # as the library has checked it

@@ -32,7 +32,7 @@ from internvl_jax.evaluation.parity import read_case
 from internvl_jax.grading import Graders, rewards
 from internvl_jax.inference import SamplingParams
 from internvl_jax.inference.load import read_config as read_own
-from internvl_jax.making.resumable import PartialFolder
+from internvl_jax.making.resumable import ResumableFolder
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import params_io
 from internvl_jax.training.run import hooks, setup
@@ -443,16 +443,15 @@ def state_files(rng: Rng, folder: pathlib.Path, content: bytes) -> None:
 
     def answers() -> None:
         shutil.rmtree(folder / "out.partial", ignore_errors=True)
-        made = PartialFolder(folder / "out", {"seed": 1}, "responses.jsonl")
-        made.append([{"text": "a"}, {"text": "b"}])
+        with ResumableFolder(folder / "out", {"seed": 1}, "responses.jsonl") as made:
+            made.append([{"text": "a"}, {"text": "b"}])
         for name in ("settings.json", "responses.jsonl"):
             path = made.path / name
             if rng.random() < 0.5:
                 path.write_bytes(mutate.damaged(rng, path.read_bytes()))
-        del made
-        again = PartialFolder(folder / "out", {"seed": 1}, "responses.jsonl")
-        again.resume([1, 1])
-        list(again.entries())
+        with ResumableFolder(folder / "out", {"seed": 1}, "responses.jsonl") as again:
+            again.resume([1, 1])
+            list(again.entries())
 
     rng.choice((round_file, metrics, answers))()
 

@@ -31,7 +31,7 @@ class Pieces:
         self._files = dict(files)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=files[MODEL])
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             raise InputError(f"{MODEL} is not a sentencepiece model; copy the file again.") from None
         config, named = token_files.config_of(files), token_files.added_of(files)
         for token in config.additional_special_tokens or []:
