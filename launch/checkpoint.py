@@ -1,6 +1,7 @@
 """--checkpoint and --dtype of the launchers that answer questions."""
 
 import functools
+import os
 import pathlib
 
 import jax
@@ -8,6 +9,7 @@ from absl import flags
 
 import internvl_jax as ivl
 from checkpoint_convert import load_released, read_model_config
+from internvl_jax import compilation_cache
 from internvl_jax.data import Processor
 from internvl_jax.inference import terminal
 from internvl_jax.models import InternVL, InternVLConfig
@@ -20,7 +22,14 @@ _CHECKPOINT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16", "float16"], "auto: float32 on CPU, else bfloat16"
 )
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "folder of compiled programs; by default $JAX_COMPILATION_CACHE_DIR or ~/.cache/internvl_jax; empty: keep none",
+)
 flags.mark_flag_as_required("checkpoint")
+
+_USERS_CACHE = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
 
 
 def model_config() -> InternVLConfig:
@@ -39,6 +48,9 @@ def load() -> tuple[InternVL, Processor]:
       InputError: there is no model.
     """
     directory, dtype = _directory(), _DTYPE.value
+    default = jax.config.jax_compilation_cache_dir or pathlib.Path(_USERS_CACHE, "internvl_jax").expanduser()
+    if folder := default if _CACHE.value is None else _CACHE.value:
+        compilation_cache.keep_programs(folder)
     if dtype == "auto":
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -18,7 +18,7 @@ import pathlib
 import jax
 from absl import flags
 
-from internvl_jax import training
+from internvl_jax import compilation_cache, training
 from launch import config, main, pod
 
 _CACHE = flags.DEFINE_string(
@@ -36,7 +36,7 @@ def _main(argv: list[str]) -> None:
     with pod.joined() as processes:
         default = jax.config.jax_compilation_cache_dir or pathlib.Path(settings.run.workdir) / "xla_cache"
         if folder := default if _CACHE.value is None else _CACHE.value:
-            training.keep_programs(folder)
+            compilation_cache.keep_programs(folder)
         summary = training.train(settings, processes.stop)
         if jax.process_index() == 0:
             print(json.dumps(summary))

@@ -29,7 +29,7 @@ import jax
 import pytest
 import tokenizers
 
-from internvl_jax.training.run import compilation_cache
+from internvl_jax import compilation_cache
 from tests import programs
 
 compilation_cache.write_whole()

@@ -12,7 +12,7 @@ TOPS = ("internvl_jax", "checkpoint_convert", "configs", "launch", "demo", "casc
 # Rooms that stand on one another, lowest first; those of one floor are siblings, and none imports another.
 FLOORS = (
     {"errors"},
-    {"validation"},
+    {"compilation_cache", "validation"},
     {"files"},
     {"losses", "data", "grading", "sharding"},
     {"models"},

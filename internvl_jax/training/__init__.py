@@ -4,7 +4,6 @@ from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConf
 from internvl_jax.training.pod import place
 from internvl_jax.training.pod.pod import Pod
 from internvl_jax.training.run import hooks
-from internvl_jax.training.run.compilation_cache import keep_programs
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
@@ -31,7 +30,6 @@ __all__ = [
     "TrainConfig",
     "build",
     "hooks",
-    "keep_programs",
     "parse_mesh",
     "place",
     "train",

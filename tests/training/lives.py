@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection
 
 import jax
 
+from internvl_jax import compilation_cache
 from internvl_jax.training import Pod, TrainConfig, train
 from internvl_jax.training.pod.place import Place
-from internvl_jax.training.run import compilation_cache
 from launch import main
 from tests.training import toy
 

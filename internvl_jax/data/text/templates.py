@@ -18,6 +18,7 @@ import numpy as np
 from internvl_jax.data.text.thinking import Channels, Tags
 from internvl_jax.data.text.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
+from internvl_jax.validation import shown
 
 PLACEHOLDER = "<image>"
 
@@ -273,5 +274,5 @@ _TEMPLATES = {template.name: template for template in (INTERNVL2_5, INTERNVL3_5_
 def get_template(name: str) -> Template:
     """The template of this name; InputError if there is none, since a guess would cost accuracy silently."""
     if name not in _TEMPLATES:
-        raise InputError(f"chat template {name!r} is unknown; known are {', '.join(_TEMPLATES)}.")
+        raise InputError(f"chat template {shown(name)} is unknown; known are {', '.join(_TEMPLATES)}.")
     return _TEMPLATES[name]

@@ -240,7 +240,9 @@ def _from_vocabulary(directory: pathlib.Path, files: Mapping[str, bytes]) -> str
     known = {token: token_id for token, (token_id, _) in added.items()}
     try:
         model = models.BPE(vocab=vocab | known, merges=merges)
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:  # as in `BytePairs`
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise InputError(f"{directory / 'merges.txt'} is damaged ({first_line(error)}); copy the file again.") from None
     tokenizer = _byte_level(model)
     for token, (_, special) in sorted(added.items(), key=lambda item: item[1][0]):

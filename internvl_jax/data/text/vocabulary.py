@@ -71,7 +71,11 @@ class BytePairs:
             token["special"] = token["special"] and token["content"] not in TEXT_TOKENS
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(fields, ensure_ascii=False))
-        except Exception as error:  # the library raises nothing narrower
+        except (
+            BaseException
+        ) as error:  # the library raises nothing narrower, and panics of its Rust code are no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise InputError(f"tokenizer.json is damaged ({first_line(error)}); copy the file again.") from None
         self._tokenizer.encode_special_tokens = True  # the library's name for: special strings in text stay text
         self.added = {token["id"]: token["content"] for token in fields["added_tokens"]}

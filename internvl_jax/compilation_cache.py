@@ -8,12 +8,16 @@ import platform
 import jax
 from jax._src.lru_cache import LRUCache
 
+_SECONDS = 0.1  # programs that compile faster are not worth a file
+
 
 def keep_programs(folder: str | os.PathLike) -> None:
     """Keeps compiled programs in a folder, for this process and later ones; call it before anything is compiled. Of the
     processes of a pod the first one writes, all read.
     """
     write_whole()
+    least = min(_SECONDS, jax.config.jax_persistent_cache_min_compile_time_secs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).absolute() / _machine()))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvl_jax.training import keep_programs
+from internvl_jax.compilation_cache import keep_programs
 from tests.training import lives
 
 
