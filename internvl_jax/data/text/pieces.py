@@ -31,6 +31,7 @@ class Pieces:
         self._files = dict(files)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=files[MODEL])
+            self._model.id_to_piece(list(range(self._model.vocab_size())))  # raises for a piece that is not UTF-8
         except (RuntimeError, ValueError):
             raise InputError(f"{MODEL} is not a sentencepiece model; copy the file again.") from None
         config, named = token_files.config_of(files), token_files.added_of(files)
