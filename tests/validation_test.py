@@ -136,6 +136,8 @@ def test_a_typo_in_a_field_of_a_text_is_refused():
         ('[{"pattern": "a", "rte": 2}]', r"groups\[0\] has an unknown field 'rte' \(did you mean 'rate'\?\)"),
         ('[{"pattern": "a", "pattern": "b"}]', "'pattern' stands there twice"),
         ('["\udcff"]', "half of a surrogate pair"),
+        ('[{"pattern": "a", "rate": "2"}]', "groups is .*got `str`"),
+        ('[{"pattern": "a", "rate": true}]', "groups is .*got `bool`"),
     ]:
         with pytest.raises(InputError, match=message):
             validation.read_text(text, kind, "groups")

@@ -74,7 +74,8 @@ def read_text(text: str, kind: Any, where: str) -> Any:
     try:
         value = parse_json(text.encode(), where, unique=True) if typing.get_origin(kind) in (list, tuple) else text
         _refuse_unknown(value, kind, where)
-        return msgspec.convert(value, kind, strict=False)
+        # A flag's text stands for numbers too; in JSON every value has its own type.
+        return msgspec.convert(value, kind, strict=value is not text)
     except UnicodeEncodeError:
         raise InputError(f"{where} is {shown(text)}, with half of a surrogate pair; write it in UTF-8.") from None
     except msgspec.ValidationError as error:
