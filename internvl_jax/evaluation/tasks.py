@@ -16,6 +16,7 @@ import msgspec
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
+from internvl_jax.files import whole_file
 from internvl_jax.grading import Graders, Score
 from internvl_jax.inference import MODEL_THRESHOLDS, Answer, SamplingParams, Thresholds, complete_many
 from internvl_jax.models import InternVL
@@ -95,11 +96,10 @@ class Evaluation:
             }
             for question, answer, score in zip(self.questions, self.answers, self.scores, strict=True)
         ]
-        temporary = f"{path}.partial"
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(temporary).write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def open_graders(grader: str) -> Graders:
