@@ -14,7 +14,7 @@ from flax import nnx
 
 from internvl_jax.data import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Generator, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
+from internvl_jax.inference import Engine, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
 from internvl_jax.models import Encoded, InternViT, InternVL, InternVLConfig, Out, Slots
 from internvl_jax.sharding import Params, bind, flatten
 from internvl_jax.validation import read_all_arrays, read_json
@@ -151,8 +151,8 @@ def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
     report["logits"] = _error(logits_TV[outputs["logits_positions"]], outputs["logits"])
     report["greedy_scores"] = _error(logits_TV[prompt - 1 : prompt + answer - 1], outputs["greedy_scores"])
     request = Request(tokens_T, tiles, SamplingParams(max_new_tokens=answer), pairs[0])
-    generator = Generator(model, Vocabulary(config.text.vocab, (), ()))
-    report["greedy_tokens_equal"] = generator.generate([request]) == outputs["greedy_tokens"].tolist()
+    engine = Engine(model, Vocabulary(config.text.vocab, (), ()))
+    report["greedy_tokens_equal"] = engine.run([request])[0] == outputs["greedy_tokens"].tolist()
     return report
 
 
@@ -199,14 +199,14 @@ def _compare_greedy(model: InternVL, inputs: Arrays, outputs: Arrays, tiles: np.
     wanted_BT = outputs["greedy_tokens"]
     prompt, answer = prompts_BT.shape[1], wanted_BT.shape[1]
     stop = int(inputs["eos_for_greedy_tokens_eos"])
-    generator = Generator(model, Vocabulary(model.config.text.vocab, (), ()))
+    engine = Engine(model, Vocabulary(model.config.text.vocab, (), ()))
     prompts = [row[real] for row, real in zip(prompts_BT, prompt_mask_BT, strict=True)]
     row_tiles = np.split(tiles, np.cumsum(_tiles_per_row(prompts_BT, model.config))[:-1])
 
     def answers(*stops: int) -> np.ndarray:
         """Zeros after a stop token; as long as the longest answer."""
         sampling = SamplingParams(max_new_tokens=answer, stop_token_ids=stops)
-        rows = generator.generate([Request(*row, sampling) for row in zip(prompts, row_tiles, strict=True)])
+        rows = [row for (row,) in engine.run([Request(*row, sampling) for row in zip(prompts, row_tiles, strict=True)])]
         longest = max(map(len, rows))
         return np.array([row + [0] * (longest - len(row)) for row in rows])
 

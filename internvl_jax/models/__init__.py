@@ -33,7 +33,7 @@ HWC (or CHW), always together, are height, width and channels of pictures.
 
 from internvl_jax.models import scopes
 from internvl_jax.models.attention.branches import Branches
-from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.config import (
     FLASH_PARTS,
     UNUSED_PARTS,
@@ -57,7 +57,6 @@ from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
     "Branches",
-    "Cache",
     "DecoderOut",
     "Encoded",
     "FAMILIES",
@@ -76,6 +75,7 @@ __all__ = [
     "Released",
     "Remat",
     "Runtime",
+    "SlotCache",
     "Slots",
     "TextConfig",
     "UNUSED_PARTS",

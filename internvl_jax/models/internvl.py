@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.models.attention.branches import Branches
-from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig
 from internvl_jax.models.language.decoder import Decoder
@@ -84,7 +84,7 @@ class Out(NamedTuple):
     """
 
     hidden_BTD: jax.Array
-    cache: Cache | Branches | None
+    cache: SlotCache | Branches | None
     aux: dict[str, Any]
 
 

@@ -17,7 +17,7 @@ from internvl_jax.sharding.flat import (
     logical_axes,
     shardings,
 )
-from internvl_jax.sharding.mesh import AXES, make_mesh
+from internvl_jax.sharding.mesh import AXES, make_mesh, with_all_axes
 from internvl_jax.sharding.owners import Share, by_owner, by_token
 from internvl_jax.sharding.params import param
 from internvl_jax.sharding.params_io import (
@@ -30,7 +30,19 @@ from internvl_jax.sharding.params_io import (
     step_names,
     write_params,
 )
-from internvl_jax.sharding.rules import PRESETS, Rules, meshed, per_device, platform, shard, use, whole
+from internvl_jax.sharding.rules import (
+    PRESETS,
+    Rules,
+    check_mesh,
+    copies,
+    meshed,
+    per_device,
+    platform,
+    shard,
+    spread,
+    use,
+    whole,
+)
 
 __all__ = [
     "AXES",
@@ -46,7 +58,9 @@ __all__ = [
     "bind",
     "by_owner",
     "by_token",
+    "check_mesh",
     "checksum",
+    "copies",
     "damaged",
     "flatten",
     "init",
@@ -63,8 +77,10 @@ __all__ = [
     "saving_options",
     "shard",
     "shardings",
+    "spread",
     "step_names",
     "use",
     "whole",
+    "with_all_axes",
     "write_params",
 ]

@@ -36,6 +36,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(_grid(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def with_all_axes(mesh: Mesh) -> Mesh:
+    """The same devices in a mesh as `make_mesh` makes, whichever axes it names and of whichever types they are.
+
+    Raises:
+      InputError: an axis that has another name.
+    """
+    if unknown := sorted(set(mesh.axis_names) - set(AXES)):
+        raise InputError(f"mesh: unknown axes {unknown}; the axes are {', '.join(AXES)}")
+    order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
+    devices = mesh.devices.transpose(order).reshape([mesh.shape.get(axis, 1) for axis in AXES])
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def _grid(shape: list[int], devices: list[jax.Device]) -> np.ndarray:
     """The devices in the shape of the mesh, so that much used axes have the short ways."""
     if devices[0].platform == "cpu":

@@ -19,14 +19,16 @@ class Ladders:
     """Rising sizes of every dimension that requests vary.
 
     Attributes:
-      rows: how many conversations are answered at a time.
-      prompts: how many tokens the longest prompt has.
-      tiles: how many tiles all rows have together, equal ones counted once.
+      rows: how many answers are written at a time.
+      prompts: how many tokens of a prompt are read at a time.
+      together: of how many prompts at a time.
+      tiles: how many tiles are encoded at a time.
       slots: how many cache slots a row has for prompt and answer.
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     prompts: tuple[int, ...] = _steps(32, 1 << 15, 8)
+    together: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     tiles: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 16, 20, 26, 32, 40, 52, 64, 96, 128, 192, 256)
     slots: tuple[int, ...] = _steps(64, 1 << 15, 8)
 

@@ -21,9 +21,10 @@ from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Programs
-from internvl_jax.inference.engine.requests import Request, Sight, Vocabulary, pad, stop_ids
+from internvl_jax.inference.engine.requests import Prompt, Request, Vocabulary, check, pad, shown, stop_ids
 from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms, Rows
 from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.vision import VisionCache, digest
 from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
 from internvl_jax.sharding import Params, Rules
 
@@ -101,11 +102,11 @@ class Sampler:
         # As in `Generator`: XLA on CPU converts a whole bfloat16 cache at every write.
         cache_dtype = jnp.float32 if on_cpu else dtype
         size, banned = vocabulary.size, vocabulary.banned
-        self._prompts = Programs(graphdef, graphdef, config.text.vocab, size, banned, cache_dtype)
+        self._prompts = Programs(config, graphdef, graphdef, size, banned, cache_dtype, piece)
         self._answers = RolloutPrograms(self._prompts, written, self._apart, size, banned, cache_dtype, routes)
         self._sizes = self._divisible("rows", () if rules is None else rules.batch)
         tiles = self._divisible("tiles", () if rules is None else rules.tiles)
-        self._sight = Sight(config, dtype, self._prompts, tiles)
+        self._config, self._vision = config, VisionCache(config, dtype, self._prompts, tiles, 1 << 30)
 
     @property
     def num_compiled(self) -> int:
@@ -195,16 +196,16 @@ class Sampler:
         sampling = [request.sampling for request in requests]
         for i, row in enumerate(sampling):
             _check(i, row)
-        seen = self._sight.look(params, requests)
-        lengths = [len(tokens_T) for tokens_T in seen.tokens]
+        prompts_seen = self._look(params, requests)
+        lengths = [len(prompt.tokens_T) for prompt, _ in prompts_seen]
         prompts = max(prompts, len(requests))
         Q = fit("prompts", prompts, self._sizes)
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
         S = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
-        tokens_QT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), Q)
-        index_QP = pad(np.stack([pad(index_P, self._sight.image_slots(T)) for index_P in seen.features]), Q)
+        tokens_QT = pad(np.stack([pad(prompt.tokens_T, T) for prompt, _ in prompts_seen]), Q)
+        index_QP = pad(np.stack([pad(index_P, T) for _, index_P in prompts_seen]), Q)
         lengths_Q = pad(np.array(lengths, np.int32), Q)
-        features_QPD = self._prompts.gather(seen.pool_GPD, index_QP)
+        features_QPD = self._prompts.gather(self._vision.pool_GPD, index_QP)
         logits_QV, kv, routes_LQTK = self._answers.prefill(params, tokens_QT, lengths_Q, features_QPD)
 
         group = seeds_QA.shape[1]
@@ -214,7 +215,7 @@ class Sampler:
         prompt_B = row_B // group
         given = Given(
             np.where(real_B, np.array([row.max_new_tokens for row in sampling], np.int32)[prompt_B], 0),
-            np.stack([stop_ids(i, self.vocabulary, row) for i, row in enumerate(sampling)])[prompt_B],
+            np.stack([stop_ids(self.vocabulary, row) for row in sampling])[prompt_B],
             np.array([row.temperature for row in sampling], np.float32)[prompt_B],
             np.array([row.top_k for row in sampling], np.int32)[prompt_B],
             np.array([row.top_p for row in sampling], np.float32)[prompt_B],
@@ -229,6 +230,25 @@ class Sampler:
             routes_QLTK = np.asarray(routes_LQTK).swapaxes(0, 1)
             before = [routes_QLTK[p, :, :length] for p, length in enumerate(lengths)]
         return rows, layout, np.where(real_B, row_B, -1), before
+
+    def _look(self, params: Params, requests: Sequence[Request]) -> list[tuple[Prompt, np.ndarray]]:
+        """Prompts, and where the features of their image tokens lie in the pool."""
+        self._vision.clear()
+        found = []
+        for request in requests:
+            check(request, self._config, self.vocabulary)
+        names = [[digest(tile_HWC) for tile_HWC in request.tiles_GHWC] for request in requests]
+        tiles = {
+            name: tile
+            for own, r in zip(names, requests, strict=True)
+            for name, tile in zip(own, r.tiles_GHWC, strict=True)
+        }
+        self._vision.encode(params, tiles)
+        for own, request in zip(names, requests, strict=True):
+            probability_G = None if self._config.flash is None else self._vision.probabilities(own)
+            prompt = shown(request, own, probability_G, self._config)
+            found.append((prompt, self._vision.index(own, prompt.sources_T)))
+        return found
 
     def _complete(
         self,

@@ -228,7 +228,7 @@ def _laid(rows: Rows) -> Rows:
     cache = rows.cache
 
     def spread(layered: Any) -> Any:
-        names = ("batch", "kv_heads", None, None)
+        names = ("batch", "act_heads", None, None)
         return jax.tree.map(lambda part: shard(part, *(None,) * (part.ndim - 4), *names), layered)
 
     laid = jax.tree.map(whole, rows._replace(cache=None))

@@ -1,4 +1,4 @@
-"""Rollouts: greedy = the generator, draws depend on a row's seed alone, log-probabilities are the trainer's."""
+"""Rollouts: greedy = the engine, draws depend on a row's seed alone, log-probabilities are the trainer's."""
 
 import dataclasses
 import itertools
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Generator, Ladders, Sampler, SamplingParams, Vocabulary
+from internvl_jax.inference import Engine, Ladders, Sampler, SamplingParams, Vocabulary
 from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.models.config import MoeConfig, YarnConfig
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings
-from tests.inference.engine.generator_test import request
+from tests.inference.engine.engine_test import request, run
 
 LADDERS = Ladders(rows=(1, 2, 8), prompts=(32,), tiles=(5,), slots=(24,))
 GROUP = 4
@@ -57,13 +57,13 @@ def tokens_of(rollout):
     return [[response.tokens.tolist() for response in group] for group in rollout]
 
 
-def test_greedy_rollouts_are_the_generators_answers(structure, params, vocabulary, sampler, requests):
+def test_greedy_rollouts_are_the_engines_answers(structure, params, vocabulary, sampler, requests):
     greedy = [
         dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, temperature=0.0, stop_token_ids=stops))
         for row, stops in zip(requests, ((), requests[0].sampling.stop_token_ids), strict=True)
     ]
-    generator = Generator(bind(structure[0], params), vocabulary, Ladders((2,), (32,), (5,), (64,)))
-    answers = generator.generate(greedy)
+    engine = Engine(bind(structure[0], params), vocabulary)
+    answers = run(engine, greedy)
     assert tokens_of(sampler.sample(params, greedy, GROUP, 0)) == [[answer] * GROUP for answer in answers]
     assert len(answers[0]) == 24 > len(answers[1])
 
@@ -148,7 +148,7 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     ladders = dataclasses.replace(LADDERS, rows=(2,))
     sampler = Sampler(config, jnp.float32, vocabulary, ladders)
     made = sampler.warm_up(params, requests, 2)
-    assert made == 4 + 2 + 1  # encode, gather, prefill, start; write for two answers a prompt and for one; compact
+    assert made == 6 + 2 + 1  # encode, widen, keep, gather, prefill, start; write for two answers a prompt and for one; compact
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
