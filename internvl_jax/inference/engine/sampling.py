@@ -46,8 +46,6 @@ class SamplingParams:
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
     stop_token_ids: tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...] = ()
     stop_strings: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling")
@@ -82,7 +80,7 @@ class Sampling(NamedTuple):
     temperature_B: jax.Array
     top_k_B: jax.Array
     top_p_B: jax.Array
-    min_p_B: jax.Array
+    penalty_B: jax.Array
     seed_B: jax.Array
 
 
@@ -92,7 +90,7 @@ def stack_params(rows: Sequence[SamplingParams]) -> Sampling:
         np.array([row.temperature for row in rows], np.float32),
         np.array([row.top_k for row in rows], np.int32),
         np.array([row.top_p for row in rows], np.float32),
-        np.array([0 for row in rows], np.float32),
+        np.array([row.repetition_penalty for row in rows], np.float32),
         np.array([row.seed for row in rows], np.uint32),
     )
 
@@ -193,28 +191,3 @@ def sample(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, step_B:
         return jnp.where(drawn_B, chosen_B, greedy_B)
 
     return jax.lax.cond(jnp.any(drawn_B), draw, lambda _: greedy_B, logits_BV)
-
-
-class Shaping(NamedTuple):
-    x: jax.Array
-
-
-class Chosen(NamedTuple):
-    tokens_B: jax.Array
-    logprobs_B: jax.Array
-    best_ids: jax.Array
-    best_logprobs: jax.Array
-
-
-def choose(logits_BV, sampling, steps_B, vocab_size, banned, held_BZ, shaping, best):
-    raw = logits_BV
-    logits_BV = ban(logits_BV, vocab_size, banned)
-    temperature_B = sampling.temperature_B
-    drawn_B = temperature_B > 0
-    allowed_BV = logits_BV / jnp.where(drawn_B, temperature_B, 1)[:, None]
-    allowed_BV = cut(allowed_BV, drawn_B, sampling.top_k_B, sampling.top_p_B)
-    uniform = lambda seed, step: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step), (2,))
-    tokens_B = draw(allowed_BV, drawn_B.astype(jnp.float32), jax.vmap(uniform)(sampling.seed_B, steps_B))
-    logprobs_B = jnp.take_along_axis(raw, tokens_B[:, None], axis=1)[:, 0] - jax.nn.logsumexp(raw, axis=1)
-    B = len(tokens_B)
-    return Chosen(tokens_B, logprobs_B, jnp.zeros((B, 0), jnp.int32), jnp.zeros((B, 0), jnp.float32))
