@@ -119,7 +119,7 @@ def _stream_text(
     """Thinking and answer, piece by piece."""
     inputs = processor(messages)
     text = TextStream(processor, params.stop_strings)
-    stops = {*processor.stop_ids, *params.stop_token_ids}
+    stops = params.stop_ids(processor.stop_ids)
     request = Request(inputs.tokens_T, inputs.tiles_GHWC, params, thresholds)
     for tokens_B in get_generator(model, processor).stream([request]):
         if int(tokens_B[0]) in stops:
@@ -196,7 +196,7 @@ def get_generator(model: InternVL, processor: Processor) -> Generator:
 def _complete(generator: Generator, processor: Processor, requests: list[Request], rows: int) -> list[Answer]:
     """One batch; it ends when all answers have, be it by a stop string."""
     sampling = requests[0].sampling
-    stops = {*processor.stop_ids, *sampling.stop_token_ids}
+    stops = sampling.stop_ids(processor.stop_ids)
     streams = [TextStream(processor, sampling.stop_strings) for _ in requests]
     texts, counts, ended = [""] * len(requests), [0] * len(requests), [False] * len(requests)
     seen = generator.look(requests)

@@ -19,10 +19,12 @@ from flax import nnx
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Features, Programs, State
-from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Sight, Vocabulary, pad, stop_ids
+from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Sight, Vocabulary, check_plain, pad, stop_ids
 from internvl_jax.inference.engine.sampling import SamplingParams, stack_params
 from internvl_jax.models import InternVL, unstack, unstack_params
 from internvl_jax.sharding import Params, flatten
+
+_REFUSED = "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "logprobs"
 
 
 class Generator:
@@ -92,11 +94,14 @@ class Generator:
           the state for `decode`, and the first token of every answer, [B].
 
         Raises:
-          InputError: see `look`; or sizes that exceed the ladders.
+          InputError: see `look`; sizes that exceed the ladders, or parameters in `_REFUSED`.
         """
+        for i, request in enumerate(requests):
+            check_plain(i, request.sampling, _REFUSED, "a generator doesn't do")
         B = fit("rows", max(rows, len(requests)), self.ladders.rows)
         seen = self.look(requests) if seen is None else seen
         sampling = [request.sampling for request in requests]
+        padded = sampling + [SamplingParams()] * (B - len(sampling))
         lengths = [len(tokens_T) for tokens_T in seen.tokens]
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
         longest = max(length + row.max_new_tokens for length, row in zip(lengths, sampling, strict=True))
@@ -115,7 +120,8 @@ class Generator:
             lengths_B,
             pad(np.array([row.max_new_tokens for row in sampling], np.int32), B),
             pad(stops_BZ, B),
-            stack_params(sampling + [SamplingParams()] * (B - len(sampling))),
+            np.array([row.repetition_penalty for row in padded], np.float32),
+            stack_params(padded),
             slots=S,
         )
         return self.programs.first(self._with_cache(state, kv, S), logits_BV)
@@ -175,7 +181,9 @@ class Generator:
                 tokens_BT = np.zeros((B, T), np.int32)
                 logits_BV, kv = self.programs.prefill(self.params, tokens_BT, lengths_B, rows_BPD[0])
                 for S in (S for S in sizes["slots"] if S >= T):
-                    start = self.programs.start(tokens_BT, lengths_B, limits_B, stops_BZ, sampling, slots=S)
+                    start = self.programs.start(
+                        tokens_BT, lengths_B, limits_B, stops_BZ, np.ones(B, np.float32), sampling, slots=S
+                    )
                     states[S] = self._with_cache(start, list(kv), S)
             for state in states.values():
                 self.decode(self.programs.first(state, logits_BV)[0])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax import sharding
-from internvl_jax.inference.engine.sampling import Sampling, ban, sample
+from internvl_jax.inference.engine.sampling import Sampling, ban, choose, penalise
 from internvl_jax.models import Cache, DecoderOut
 from internvl_jax.sharding import Params, bind
 
@@ -55,6 +55,7 @@ class State(NamedTuple):
       limits_B: how many tokens may be generated.
       stops_BZ: the ids that end the answer; negative ids fill up.
       done_B: whether the answer is complete.
+      penalty_B: the repetition penalty.
       sampling: how each row's tokens are drawn.
     """
 
@@ -66,6 +67,7 @@ class State(NamedTuple):
     limits_B: jax.Array
     stops_BZ: jax.Array
     done_B: jax.Array
+    penalty_B: jax.Array
     sampling: Sampling
 
 
@@ -168,6 +170,7 @@ class Programs:
         lengths_B: jax.Array,
         limits_B: jax.Array,
         stops_BZ: jax.Array,
+        penalty_B: jax.Array,
         sampling: Sampling,
         slots: int,
     ) -> State:
@@ -183,7 +186,8 @@ class Programs:
         zeros_B = jnp.zeros((B,), jnp.int32)
         # The last token of an answer needs no slot.
         limits_B = jnp.minimum(limits_B, slots - lengths_B + 1)
-        return State(cache, zeros_B, lengths_B, seen_BV, zeros_B, limits_B, stops_BZ, limits_B == 0, sampling)
+        done_B = limits_B == 0
+        return State(cache, zeros_B, lengths_B, seen_BV, zeros_B, limits_B, stops_BZ, done_B, penalty_B, sampling)
 
     def _decode(self, params: Params, state: State) -> tuple[State, jax.Array]:
         """One step of all rows.
@@ -202,8 +206,8 @@ class Programs:
 
     def _choose(self, state: State, logits_BV: jax.Array) -> tuple[State, jax.Array]:
         """Adds a token to every row that isn't done."""
-        logits_BV = ban(logits_BV, self._vocab_size, self._banned)
-        tokens_B = sample(logits_BV, state.sampling, state.seen_BV, state.steps_B)
+        allowed_BV = penalise(ban(logits_BV, self._vocab_size, self._banned), state.seen_BV, state.penalty_B)
+        tokens_B = choose(logits_BV, allowed_BV, state.sampling, state.steps_B).tokens_B
         steps_B = state.steps_B + ~state.done_B
         ends_B = jnp.any(tokens_B[:, None] == state.stops_BZ, axis=1) | (steps_B >= state.limits_B)
         shown_B = jnp.where(state.done_B, -1, tokens_B)

@@ -139,10 +139,20 @@ class Sight:
 
 def stop_ids(i: int, vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
     """Ids that end the answer of request i, filled up to `STOPS`."""
-    stops = tuple(dict.fromkeys((*vocabulary.stops, *sampling.stop_token_ids)))
+    stops = sampling.stop_ids(vocabulary.stops)
     if len(stops) > STOPS:
         raise InputError(f"request {i} has {len(stops)} stop tokens; at most {STOPS} are possible")
     return np.array(stops + (-2,) * (STOPS - len(stops)), np.int32)  # -1 marks complete answers
+
+
+def check_plain(i: int, sampling: SamplingParams, names: Sequence[str], who: str) -> None:
+    """Raises InputError where request i has one of these parameters other than by default; `who` doesn't do that."""
+    plain = SamplingParams()
+    for name in names:
+        if getattr(sampling, name) != getattr(plain, name):
+            raise InputError(
+                f"request {i} has {name} {getattr(sampling, name)!r}, which {who}; leave it at {getattr(plain, name)!r}"
+            )
 
 
 def pad(array: np.ndarray, size: int) -> np.ndarray:
