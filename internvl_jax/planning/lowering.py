@@ -113,6 +113,7 @@ def serving(
             limits_B=per_row,
             stops_BZ=struct(jnp.int32, (B, STOPS), "batch"),
             done_B=struct(jnp.bool_, (B,), "batch"),
+            penalty_B=struct(jnp.float32, (B,), "batch"),
             sampling=Sampling(*(struct(each.dtype, (B,), "batch") for each in stack_params([SamplingParams()]))),
         )
         lowered = programs.decode.lower(params, state)

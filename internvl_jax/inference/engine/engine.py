@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Programs, State, Written
 from internvl_jax.inference.engine.requests import Prompt, Request, Vocabulary
 from internvl_jax.inference.engine.rows import Answer, Group, Row, best_source, make_rows
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling import SamplingParams, Shaping
 from internvl_jax.inference.engine.vision import VisionCache, digest
 from internvl_jax.models import InternVL, unstack, unstack_params
 from internvl_jax.sharding import Params, flatten
@@ -39,6 +39,7 @@ from internvl_jax.sharding import Params, flatten
 _CHUNK, _PIECE = 512, 16
 _TOGETHER = 2048  # tokens of prompts that a step reads while no row is answering
 _LONG = 64  # tokens that an answer must still get, or no program is made for fewer rows
+_BEST = 20  # the most best tokens that are noted
 _NEAR = 512  # slots that are read in any case
 
 
@@ -150,6 +151,7 @@ class Engine:
         self._next = 0
         self._calls: list[_Call] = []
         self._state: State | None = None
+        self._shaping: Shaping | None = None
         self._rows: list[Row] = []
         self._reading: list[Answer] = []
         self._fixed = classes is not None
@@ -235,14 +237,15 @@ class Engine:
         Args:
           most: how many tokens a row may get in this step; by default `piece`.
         """
+        told = self._collect() if self._held() else []
         with sharding.use(self._mesh, self._rules):
             self._look()
             self._fit()
             self._seat()
             calls = [*self._read(), *self._decode(self.piece if most is None else most)]
-        tokens = [token for call in self._calls for token in self._collect(call)]
+        told += self._collect()
         self._calls = calls
-        return tokens
+        return told
 
     def warm_up(self) -> int:
         """Compiles all that an engine of fixed classes needs; returns how many programs there are."""
@@ -267,14 +270,46 @@ class Engine:
                             reach=reach,
                         )
                         if (number, T, reach) == (0, self.ladders.prompts[0], 0):
-                            self._begin(logits_RV, [], R)
+                            self._warm_begin(logits_RV, R)
             self._warm_copies()
             nobody_B = np.zeros(len(self._rows), bool)
+            best = min(_BEST, self.config.text.vocab)
             for reach in _reaches(max(row.slots for row in self._rows)):
-                self._state, _, _ = self.programs.decode(
-                    self._decode_params, self._state, None, nobody_B, np.int32(0), np.int32(0), reach=reach, best=0
-                )
+                for shaping, count in ((None, 0), (self._shaping, best)):
+                    if shaping is not None:
+                        shaping = shaping._replace(allowed_bits=self._allowed([], [], len(self._rows)))
+                    self._state, shaping, _ = self.programs.decode(
+                        self._decode_params,
+                        self._state,
+                        shaping,
+                        nobody_B,
+                        np.int32(0),
+                        np.int32(0),
+                        reach=reach,
+                        best=count,
+                    )
+                    self._shaping = self._shaping if shaping is None else shaping
         return self.num_compiled
+
+    def _warm_begin(self, logits_RV: jax.Array, size: int) -> None:
+        self._begin(logits_RV, [], size)
+        self._shaping = self.programs.unshaped(rows=len(self._rows)) if self._shaping is None else self._shaping
+        nobody_B, sampling = np.zeros(size, np.int32), [SamplingParams()] * size
+        wanted = asked.stack_wanted(self.vocabulary, nobody_B, sampling)
+        allowed, vocab = self._allowed([], [], size), self.config.text.vocab
+        shaped = asked.shape_rows([[]] * size, [[]] * size, sampling, wanted.stops_BZ, allowed, vocab)
+        self._state, self._shaping, _ = self.programs.begin(
+            self._state,
+            self._shaping,
+            logits_RV,
+            nobody_B,
+            nobody_B + len(self._rows),
+            nobody_B,
+            nobody_B,
+            wanted,
+            shaped,
+            best=min(_BEST, vocab),
+        )
 
     def _warm_copies(self) -> None:
         nobody = np.zeros(self._shards, np.int32)
@@ -374,6 +409,9 @@ class Engine:
         if self._state is None:
             self._make(((rows, slots),))
             return
+        if self._shaping is not None and any(row.answer is not None and self._rich(row.answer) for row in self._rows):
+            return  # counts of tokens stay where they are
+        self._shaping = None
         kept = sorted(self._rows, key=lambda row: (row.answer is None, -len(row.held_T)))[:rows]
         index_B = np.array([row.index for row in kept] + [len(self._rows)] * (rows - len(kept)), np.int32)
         self._state = self.programs.resize(self._state, index_B, slots=slots)
@@ -506,9 +544,16 @@ class Engine:
         sampling = [answer.sampling for answer in answers] + [SamplingParams()] * padding
         limits = [answer.limit for answer in answers] + [1] * padding
         wanted = asked.stack_wanted(self.vocabulary, limits, sampling)
-        self._state, _, written = self.programs.begin(
-            self._state, None, logits_RV, picks_B, rows_B, lengths_B, steps_B, wanted, None, best=0
+        shaping, shaped, best = self._shape(answers), None, self._best(answers)
+        if shaping is not None:
+            prompts = [answer.group.prompt.tokens_T for answer in answers] + [[]] * padding
+            tokens = [answer.tokens for answer in answers] + [[]] * padding
+            allowed = self._allowed(answers, range(len(answers)), size)
+            shaped = asked.shape_rows(prompts, tokens, sampling, wanted.stops_BZ, allowed, self.config.text.vocab)
+        self._state, shaping, written = self.programs.begin(
+            self._state, shaping, logits_RV, picks_B, rows_B, lengths_B, steps_B, wanted, shaped, best=best
         )
+        self._shaping = self._shaping if shaping is None else shaping
         for answer in answers:
             answer.reading, answer.flying = False, 1
             self._reading.remove(answer)
@@ -526,31 +571,76 @@ class Engine:
         live_B[[answer.row.index for answer in writing]] = True
         going = sum(each > 0 for each in left)
         # Back as soon as a row is free that somebody waits for, or as fewer rows would do.
-        count = 1 if self._reading else min(most, max(left))
+        count = 1 if self._reading or self._held() else min(most, max(left))
         few = going - 1 if self._waiting else self._fewer(going)
         longest = max(answer.length + answer.flying for answer in writing) + count
         reach = _reach(longest, max(row.slots for row in self._rows))
-        self._state, _, written = self.programs.decode(
-            self._decode_params, self._state, None, live_B, np.int32(count), np.int32(few), reach=reach, best=0
+        shaping = self._shape(writing)
+        if shaping is not None:
+            allowed = self._allowed(writing, [answer.row.index for answer in writing], len(self._rows))
+            shaping = shaping._replace(allowed_bits=allowed)
+        self._state, shaping, written = self.programs.decode(
+            self._decode_params,
+            self._state,
+            shaping,
+            live_B,
+            np.int32(count),
+            np.int32(few),
+            reach=reach,
+            best=self._best(writing),
         )
+        self._shaping = self._shaping if shaping is None else shaping
         for answer in writing:
             answer.flying += count
         return [_Call(written, [(answer.row.index, answer, count) for answer in writing])]
+
+    def _shape(self, answers: Sequence[Answer]) -> Shaping | None:
+        """What rows ask for, if any of these answers does, or for tokens beside its own."""
+        if not any(self._rich(answer) for answer in answers):
+            return None
+        if self._shaping is None:
+            self._shaping = self.programs.unshaped(rows=len(self._rows))
+        return self._shaping
+
+    def _best(self, answers: Sequence[Answer]) -> int:
+        """How many best tokens a program notes."""
+        return min(_BEST, self.config.text.vocab) if any(map(self._rich, answers)) else 0
+
+    def _rich(self, answer: Answer) -> bool:
+        """Whether an answer needs the larger one of the two programs that there are for everything."""
+        return answer.group.request.shaped or answer.sampling.logprobs > 0
+
+    def _allowed(self, answers: Sequence[Answer], rows: Iterable[int], size: int) -> np.ndarray:
+        """Which tokens may follow in every row, see `Request.allow`."""
+        bits = np.full((size, -(-self.config.text.vocab // 32)), -1, np.int32)
+        for row, answer in zip(rows, answers, strict=True):
+            if answer.group.request.allow is not None:
+                allowed = answer.group.request.allow(answer.tokens)
+                bits[row, : len(allowed)], bits[row, len(allowed) :] = allowed, 0
+        return bits
 
     def _fewer(self, going: int) -> int:
         """How many rows are left when a smaller number of rows holds them."""
         smaller = [rows for rows in self.ladders.rows if rows < len(self._rows)]
         return 0 if self._fixed or not smaller else min(smaller[-1], going - 1)
 
-    def _collect(self, call: _Call) -> list[Token]:
-        """Tells what a program wrote."""
-        tokens_BW, logprobs_BW = np.asarray(call.written.tokens_BW), np.asarray(call.written.logprobs_BW)
+    def _held(self) -> bool:
+        """Whether an answer must be read before more of it is written."""
+        return any(row.answer is not None and row.answer.group.request.allow is not None for row in self._rows)
+
+    def _collect(self) -> list[Token]:
+        """Tells what the programs of the last step wrote."""
+        calls, self._calls = self._calls, []
+        return [token for call in calls for token in self._tell(call)]
+
+    def _tell(self, call: _Call) -> list[Token]:
+        tokens_BW, logprobs_BW, best_ids, best_logprobs = map(np.asarray, call.written)
         told = []
         for b, answer, count in call.answers:
             answer.flying -= count
             if answer.ended:
                 continue
-            for token, logprob in zip(tokens_BW[b].tolist(), logprobs_BW[b].tolist(), strict=True):
+            for w, (token, logprob) in enumerate(zip(tokens_BW[b].tolist(), logprobs_BW[b].tolist(), strict=True)):
                 if token < 0:
                     break
                 answer.tokens.append(token)
@@ -559,9 +649,10 @@ class Engine:
                     end = "stop"
                 elif len(answer.tokens) >= answer.limit:
                     end = "length"
-                told.append(
-                    Token(answer.group.id, answer.number, token, logprob, len(answer.tokens), end, answer.group.prompt)
-                )
+                n = answer.sampling.logprobs
+                best = tuple(zip(best_ids[b, w, :n].tolist(), best_logprobs[b, w, :n].tolist(), strict=True))
+                group, number = answer.group, len(answer.tokens)
+                told.append(Token(group.id, answer.number, token, logprob, number, end, group.prompt, best))
                 if end is not None:
                     self._end(answer)
         return told

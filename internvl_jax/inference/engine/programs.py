@@ -24,7 +24,7 @@ from flax import nnx
 from jax import lax
 
 from internvl_jax import sharding
-from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, choose
+from internvl_jax.inference.engine.sampling import BIASES, Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.models import DecoderOut, InternVLConfig, SlotCache
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
@@ -55,13 +55,11 @@ class Wanted(NamedTuple):
 
     Attributes:
       limits_B: how many tokens may be generated.
-      least_B: how many are generated before a stop token may be.
       stops_BZ: the ids that end the answer; negative ids fill up.
       sampling: how tokens are drawn.
     """
 
     limits_B: jax.Array
-    least_B: jax.Array
     stops_BZ: jax.Array
     sampling: Sampling
 
@@ -133,6 +131,7 @@ class Programs:
         self.widen = DeviceProgram(self._widen, static_argnames="size")
         self.gather = DeviceProgram(self._gather)
         self.empty = DeviceProgram(self._empty, static_argnames="classes")
+        self.unshaped = DeviceProgram(self._unshaped, static_argnames="rows")
         self.chunk = DeviceProgram(self._chunk, donate_argnames="state", static_argnames=("number", "reach"))
         self.begin = DeviceProgram(self._begin, donate_argnames=("state", "shaping"), static_argnames="best")
         self.decode = DeviceProgram(
@@ -183,8 +182,27 @@ class Programs:
         zero_B = jnp.zeros(B, jnp.int32)
         float_B = jnp.zeros(B, jnp.float32)
         sampling = Sampling(float_B, zero_B, float_B + 1, float_B, jnp.zeros(B, jnp.uint32))
-        wanted = Wanted(zero_B, zero_B, jnp.zeros((B, STOPS), jnp.int32) - 2, sampling)
+        wanted = Wanted(zero_B, jnp.zeros((B, STOPS), jnp.int32) - 2, sampling)
         return _laid(State(cache, zero_B, zero_B, zero_B, zero_B == 0, wanted))
+
+    def _unshaped(self, rows: int) -> Shaping:
+        """That of rows which ask for nothing."""
+        B, V = rows, self._config.text.vocab
+        zero_B = jnp.zeros(B, jnp.float32)
+        return _laid_shaping(
+            Shaping(
+                repetition_B=zero_B + 1,
+                presence_B=zero_B,
+                frequency_B=zero_B,
+                bias_ids=jnp.full((B, BIASES), -1, jnp.int32),
+                biases=jnp.zeros((B, BIASES), jnp.float32),
+                min_B=jnp.zeros(B, jnp.int32),
+                stops_BZ=jnp.full((B, STOPS), -2, jnp.int32),
+                seen_BV=jnp.zeros((B, V), bool),
+                counts_BV=jnp.zeros((B, V), jnp.int16),
+                allowed_bits=jnp.full((B, -(-V // 32)), -1, jnp.int32),
+            )
+        )
 
     def run(
         self,
@@ -277,7 +295,7 @@ class Programs:
         # Columns of all rows are few; only the rows that begin are drawn.
         chosen = self._choose(logits_BV[picks_B], steps_B, wanted, shaped, best)
         if shaping is not None:
-            shaping = jax.tree.map(at, shaping, shaped.wrote(chosen.tokens_B, rows_B >= 0))
+            shaping = _laid_shaping(jax.tree.map(at, shaping, wrote(shaped, chosen.tokens_B, rows_B >= 0)))
         steps_B += 1
         done_B = _ends(chosen.tokens_B, steps_B, wanted)
         state = State(
@@ -334,7 +352,7 @@ class Programs:
             chosen = self._choose(logits_BV, state.steps_B, state.wanted, shaping, best)
             goes_B = ~state.done_B
             if shaping is not None:
-                shaping = shaping.wrote(chosen.tokens_B, goes_B)
+                shaping = _laid_shaping(wrote(shaping, chosen.tokens_B, goes_B))
             steps_B = state.steps_B + goes_B
             new = chosen._replace(tokens_B=jnp.where(goes_B, chosen.tokens_B, -1))
             put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None], n, axis=1)
@@ -357,9 +375,8 @@ class Programs:
     def _choose(
         self, logits_BV: jax.Array, steps_B: jax.Array, wanted: Wanted, shaping: Shaping | None, best: int
     ) -> Chosen:
-        early_B = steps_B < wanted.least_B
-        held_BZ = jnp.where(early_B[:, None], wanted.stops_BZ, -1)
-        return choose(logits_BV, wanted.sampling, steps_B, self._vocab_size, self._banned, held_BZ, shaping, best)
+        allowed_BV = ban(logits_BV, self._vocab_size, self._banned)
+        return choose(logits_BV, allowed_BV, wanted.sampling, steps_B, shaping, best)
 
     def _copy(
         self,
@@ -403,6 +420,13 @@ def _laid(state: State) -> State:
     half = lambda stack: shard(stack, None, "batch", "act_heads", None, None)
     cache = dataclasses.replace(state.cache, k=tuple(map(half, state.cache.k)), v=tuple(map(half, state.cache.v)))
     return jax.tree.map(whole, state._replace(cache=None))._replace(cache=cache)
+
+
+def _laid_shaping(shaping: Shaping) -> Shaping:
+    """What has a column for every token spread as logits are, the rest the same everywhere."""
+    laid = jax.tree.map(whole, shaping._replace(seen_BV=None, counts_BV=None))
+    table = lambda x_BV: shard(x_BV, "batch", "act_vocab")
+    return laid._replace(seen_BV=table(shaping.seen_BV), counts_BV=table(shaping.counts_BV))
 
 
 def _spread_tiles(pool_GPD: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Requests, and what becomes of them on their way through the engine."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept
 from internvl_jax.inference.engine.programs import STOPS, Wanted
-from internvl_jax.inference.engine.sampling import SamplingParams, stack_params
+from internvl_jax.inference.engine.sampling import SamplingParams, Shaping, stack_params, stack_shaping
 from internvl_jax.models import InternVLConfig
 
 
@@ -43,6 +43,8 @@ class Request:
 
     Attributes:
       seeds: one answer is written for each of them; without any, one with the seed of `sampling`.
+      allow: takes an answer's tokens so far and returns which may follow, int32 [V / 32 rounded up], 32 tokens to a
+        number, the least bit first. Such answers, and those beside them, wait for the host after each token.
       priority: requests of a lower number come first, those of the same in the order in which they came.
     """
 
@@ -51,7 +53,13 @@ class Request:
     sampling: SamplingParams
     thresholds: Thresholds | Decided = MODEL_THRESHOLDS
     seeds: tuple[int, ...] = ()
+    allow: Callable[[Sequence[int]], np.ndarray] | None = None
     priority: int = 0
+
+    @property
+    def shaped(self) -> bool:
+        """Whether programs without `Shaping` can't write the answer."""
+        return self.allow is not None or self.sampling.shaped
 
 
 class Prompt(NamedTuple):
@@ -125,8 +133,7 @@ def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | 
 
 def stop_ids(vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
     """Ids that end an answer, filled up to `STOPS`."""
-    own = () if sampling.ignore_eos else vocabulary.stops
-    stops = tuple(dict.fromkeys((*own, *sampling.stop_token_ids)))
+    stops = sampling.stop_ids(vocabulary.stops)
     if len(stops) > STOPS:
         raise InputError(f"the request has {len(stops)} stop tokens; at most {STOPS} are possible")
     return np.array(stops + (-2,) * (STOPS - len(stops)), np.int32)  # -1 marks complete answers
@@ -136,10 +143,31 @@ def stack_wanted(vocabulary: Vocabulary, limits: Sequence[int], rows: Sequence[S
     """Host arrays of how rows are written."""
     return Wanted(
         np.array(limits, np.int32),
-        np.array([row.min_tokens for row in rows], np.int32),
         np.stack([stop_ids(vocabulary, row) for row in rows]),
         stack_params(rows),
     )
+
+
+def shape_rows(
+    prompts: Sequence[np.ndarray],
+    answers: Sequence[Sequence[int]],
+    rows: Sequence[SamplingParams],
+    stops_BZ: np.ndarray,
+    allowed_bits: np.ndarray,
+    vocab: int,
+) -> Shaping:
+    """Host arrays of what rows ask for, which have these prompts and these tokens of their answers.
+
+    Args:
+      stops_BZ, allowed_bits: see `Shaping`.
+      vocab: rows of the model's table.
+    """
+    seen_BV, counts_BV = np.zeros((len(rows), vocab), bool), np.zeros((len(rows), vocab), np.int16)
+    for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        seen_BV[b, prompt] = True
+        seen_BV[b, list(answer)] = True
+        np.add.at(counts_BV[b], list(answer), 1)
+    return stack_shaping(rows, stops_BZ, seen_BV, counts_BV, allowed_bits)
 
 
 def pad(array: np.ndarray, size: int) -> np.ndarray:

@@ -23,13 +23,17 @@ from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Prompt, Request, Vocabulary, check, pad, shown, stop_ids
 from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms, Rows
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling import SamplingParams, stack_params
 from internvl_jax.inference.engine.vision import VisionCache, digest
 from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
 from internvl_jax.sharding import Params, Rules
 
 # The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
 _PIECE = 256
+_REFUSED = (
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("min_tokens", "logprobs", "stop_strings"),
+)
 
 
 class Rollout(NamedTuple):
@@ -152,7 +156,7 @@ class Sampler:
             rows, layout, _, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
             params = unstack_params(params) if self._apart else params
             while True:
-                rows = self._answers.write(params, rows, np.int32(0), np.int32(0), cuts=_cuts(requests))
+                rows = self._answers.write(params, rows, np.int32(0), np.int32(0))
                 if (layout := self._smaller(layout)) is None:
                     return self.num_compiled
                 nothing_B = np.zeros(layout.rows, np.int32)
@@ -182,7 +186,7 @@ class Sampler:
             # Back here as soon as those that are left may fit; if their prompts were too many, once half are complete.
             few = 0 if smaller is None else min(smaller.rows, len(left) // 2)
             stop = min(int(rows.count) + self._piece, longest)
-            rows = self._answers.write(params, rows, np.int32(stop), np.int32(few), cuts=_cuts(requests))
+            rows = self._answers.write(params, rows, np.int32(stop), np.int32(few))
 
     def _begin(
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
@@ -195,7 +199,7 @@ class Sampler:
         """
         sampling = [request.sampling for request in requests]
         for i, row in enumerate(sampling):
-            _check(i, row)
+            _check_plain(i, row)
         prompts_seen = self._look(params, requests)
         lengths = [len(prompt.tokens_T) for prompt, _ in prompts_seen]
         prompts = max(prompts, len(requests))
@@ -213,18 +217,14 @@ class Sampler:
         answers = np.arange(seeds_QA.size)
         row_B, real_B = _pack(answers, answers // group, layout)
         prompt_B = row_B // group
+        drawn = jax.tree.map(lambda each: each[prompt_B], stack_params(sampling))
         given = Given(
             np.where(real_B, np.array([row.max_new_tokens for row in sampling], np.int32)[prompt_B], 0),
             np.stack([stop_ids(self.vocabulary, row) for row in sampling])[prompt_B],
-            np.array([row.temperature for row in sampling], np.float32)[prompt_B],
-            np.array([row.top_k for row in sampling], np.int32)[prompt_B],
-            np.array([row.top_p for row in sampling], np.float32)[prompt_B],
-            seeds_QA.reshape(-1)[row_B],
+            drawn._replace(seed_B=seeds_QA.reshape(-1)[row_B]),
         )
         branch_prompts = prompt_B[:: layout.width]
-        rows = self._answers.start(
-            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=S, cuts=_cuts(requests)
-        )
+        rows = self._answers.start(logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=S)
         before = None
         if routes_LQTK is not None:
             routes_QLTK = np.asarray(routes_LQTK).swapaxes(0, 1)
@@ -267,7 +267,7 @@ class Sampler:
         for b in np.flatnonzero(answer_B >= 0):
             number, n = int(answer_B[b]), counts_B[b]
             tokens, routes = tokens_BS[b, :n].copy(), None
-            stops = (*self.vocabulary.stops, *requests[number // group].sampling.stop_token_ids)
+            stops = requests[number // group].sampling.stop_ids(self.vocabulary.stops)
             if before is not None:
                 routes_LTK = np.concatenate([before[number // group], routes_LBSK[:, b, : n - 1]], axis=1)
                 routes = routes_LTK.swapaxes(0, 1)
@@ -298,19 +298,14 @@ class Sampler:
         return _Layout(fewer[-1], 1) if fewer else None
 
 
-def _check(i: int, sampling: SamplingParams) -> None:
+def _check_plain(i: int, sampling: SamplingParams) -> None:
     plain = SamplingParams()
-    for name in ("repetition_penalty", "stop_strings"):
+    for name in _REFUSED:
         if getattr(sampling, name) != getattr(plain, name):
             raise InputError(
                 f"request {i} has {name} {getattr(sampling, name)!r}, which groups of answers can't be drawn with; "
                 f"leave it at {getattr(plain, name)!r}"
             )
-
-
-def _cuts(requests: Sequence[Request]) -> bool:
-    """Whether any request draws with top-k or top-p: programs for those that don't are without the sort."""
-    return any(request.sampling.top_k or request.sampling.top_p < 1 for request in requests)
 
 
 def _pack(rows: np.ndarray, prompts: np.ndarray, layout: _Layout) -> tuple[np.ndarray, np.ndarray] | None:

@@ -166,6 +166,36 @@ def test_answers_to_one_prompt_share_what_was_read(engine, processor):
     assert engine.prefilled - before == len(fresh.tokens_T) + 2
 
 
+def test_what_some_rows_ask_for_changes_no_other_row(engine, processor, mixed, answers):
+    greedy = request(processor, 3, 1, 9, SamplingParams(max_new_tokens=12))
+    (plain,) = run(engine, [greedy])
+
+    def asked(**changes):
+        return dataclasses.replace(greedy, sampling=dataclasses.replace(greedy.sampling, **changes))
+
+    forced = 200
+    rows = [
+        asked(repetition_penalty=1e6),
+        asked(frequency_penalty=2.0, logit_bias=((plain[0], 1.0),)),
+        asked(logit_bias=((forced, 100.0),)),
+        asked(stop_token_ids=(plain[0], plain[1]), min_tokens=4),
+        dataclasses.replace(greedy, allow=lambda tokens: np.array([0b1100 << (len(tokens) % 2)] + [0] * 9, np.int32)),
+        asked(logprobs=5),
+    ]
+    alone = [run(engine, [row])[0] for row in rows]
+    assert run(engine, [*mixed, *rows]) == [*answers, *alone]
+    never_again, _, always, late, allowed, told_best = alone
+    assert len(set(never_again)) == 12 and not set(never_again) & set(greedy.tokens_T.tolist())
+    assert always == [forced] * 12 and told_best == plain
+    assert len(late) >= 4 and not {plain[0], plain[1]} & set(late[:4])
+    assert all(token in ((2, 3), (3, 4))[number % 2] for number, token in enumerate(allowed))
+    (tokens,) = told(engine, [rows[-1]])
+    assert [token.best[0] for token in tokens] == [(token.token, token.logprob) for token in tokens]
+    assert all(
+        len(token.best) == 5 and list(token.best) == sorted(token.best, key=lambda pair: -pair[1]) for token in tokens
+    )
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_stacked_layers_and_layers_apart_answer_the_same(structure, params, vocabulary, mixed, answers, apart):
     engine = Engine(bind(structure[0], params), vocabulary, LADDERS, apart=apart)

@@ -148,7 +148,9 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     ladders = dataclasses.replace(LADDERS, rows=(2,))
     sampler = Sampler(config, jnp.float32, vocabulary, ladders)
     made = sampler.warm_up(params, requests, 2)
-    assert made == 6 + 2 + 1  # encode, widen, keep, gather, prefill, start; write for two answers a prompt and for one; compact
+    assert (
+        made == 6 + 2 + 1
+    )  # encode, widen, keep, gather, prefill, start; write for two answers a prompt and for one; compact
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
