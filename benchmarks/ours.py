@@ -13,7 +13,7 @@ from benchmarks import workload
 from benchmarks.answering import Actions, seconds, serve
 from checkpoint_convert import load_model
 from internvl_jax.data import Batch
-from internvl_jax.inference import Engine, Request, Sampler, SamplingParams, Vocabulary, fit
+from internvl_jax.inference import Engine, Ladders, Part, Request, Sampler, SamplingParams, Vocabulary, fit
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
 
@@ -28,9 +28,9 @@ def load(arguments: dict[str, Any]) -> Actions:
 
 def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int) -> Actions:
     model = load_model(directory, dtype)
-    engine = Engine(model, Vocabulary(size=model.config.text.vocab, banned=(), stops=()), chunk=WHOLE)
+    engine = Engine(model, Vocabulary(size=model.config.text.vocab, banned=(), stops=()), Ladders(chunk=WHOLE))
     del model
-    programs, params = engine.programs, engine.params
+    programs, params = engine.tiles.programs, engine.params
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
     T = fit("prompt tokens", prompt, engine.ladders.prompts)
     tokens_BT = np.zeros((1, T), np.int32)
@@ -43,9 +43,8 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
     def prefill() -> None:
         nonlocal state
         counts_B = np.array([prompt], np.int32)
-        state, logits_BV = programs.chunk(
-            params, state, zero_B, tokens_BT, zero_B, counts_B, features_BPD, number=0, reach=0
-        )
+        part = Part(zero_B, tokens_BT, zero_B, counts_B, features_BPD)
+        state, logits_BV = programs.chunk(params, state, part, number=0, reach=0)
         jax.block_until_ready((state, logits_BV))
 
     def generate() -> dict[str, Any]:

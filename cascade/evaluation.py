@@ -186,7 +186,7 @@ class Answerer:
                 numbers[self._engine.add(request)] = number
             for token in self._engine.step():
                 number = numbers[token.id]
-                tokens, _ = said.setdefault(number, ([], int((token.prompt.sources_T >= 0).sum())))
+                tokens, _ = said.setdefault(number, ([], int((token.seen.sources_T >= 0).sum())))
                 tokens.append(token.token)
                 if token.end is not None:
                     del numbers[token.id]

@@ -21,8 +21,8 @@ from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_con
 from checkpoint_convert.reader import Index, ReleasedReader, all_finite
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
-from internvl_jax.sharding import Params, ParamSpec, Rules, abstract, bind, params_io
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig, place
+from internvl_jax.sharding import Params, ParamSpec, Rules, abstract, bind, params_io, places
 from internvl_jax.validation import build, read_json
 
 
@@ -41,7 +41,7 @@ def load_released(
     Args:
       directory: config.json, safetensors and tokenizer files, GitHub or HF format.
       dtype: the dtype of parameters and activations.
-      mesh, rules: where the model lives, see `Runtime.answering`.
+      mesh, rules: where the model lives, see `Placement.of`.
 
     Raises:
       InputError: see `load_model`; or tokenizer files that are missing.
@@ -84,7 +84,7 @@ def load_model(
     Args:
       directory: config.json and safetensors files, GitHub or HF format.
       dtype: the dtype of parameters and activations.
-      mesh, rules: where the model lives, see `Runtime.answering`.
+      mesh, rules: where the model lives, see `Placement.of`.
       image_token_id: the id of <IMG_CONTEXT>; needed for GitHub-format checkpoints.
 
     Raises:
@@ -92,7 +92,7 @@ def load_model(
     """
     released = read_config(directory)
     config = released.model(image_token_id)
-    runtime = Runtime.answering(config.text, dtype, mesh, rules)
+    runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
     return _load(released, lambda rngs: InternVL(config, rngs, runtime), runtime)
 
 
@@ -116,7 +116,7 @@ def load_bare(
 
     Args:
       image_token_id: the id of <IMG_CONTEXT>, for checkpoints without tokenizer files.
-      mesh, rules: where a model lives, see `Runtime.answering`; a tower alone lies on one device.
+      mesh, rules: where a model lives, see `Placement.of`; a tower alone lies on one device.
 
     Raises:
       InputError: see `load_model` and `params_io.read_params`.
@@ -134,10 +134,10 @@ def load_bare(
         config = InternVLConfig.from_dict(values.get("model"))
         if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
             config = dataclasses.replace(config, image_token_id=image_token_id)
-        runtime = Runtime.answering(config.text, dtype, mesh, rules)
+        runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
         make = lambda rngs: InternVL(config, rngs, runtime)
     graphdef, specs = abstract(make)
-    where = runtime.places(specs)
+    where = places(specs, runtime.placement)
     wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where[path]) for path, spec in specs.items()}
     return bind(graphdef, params_io.read_params(params_io.locate(directory), wanted))
 
@@ -201,5 +201,5 @@ def _first_device() -> SingleDeviceSharding:
 
 def _load(released: ReleasedConfig, make: Callable[[nnx.Rngs], nnx.Module], runtime: Runtime) -> nnx.Module:
     graphdef, specs = abstract(make)
-    where, dtype = runtime.places(specs), runtime.dtype
+    where, dtype = places(specs, runtime.placement), runtime.dtype
     return bind(graphdef, read_params(released.file.parent, released_table(released), specs, dtype, where))

@@ -7,7 +7,7 @@ from internvl_jax.inference import terminal
 from internvl_jax.inference.chat import (
     Answer,
     Piece,
-    Reader,
+    TextReader,
     answer_many,
     chat,
     complete,
@@ -18,10 +18,12 @@ from internvl_jax.inference.chat import (
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine, Token
-from internvl_jax.inference.engine.programs import STOPS, Features, Programs, State, Wanted
-from internvl_jax.inference.engine.requests import Prompt, Request, Vocabulary
+from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
+from internvl_jax.inference.engine.row_state import STOPS, Features, Part, State, Wanted
 from internvl_jax.inference.engine.sampler import Rollout, Sampler
-from internvl_jax.inference.engine.sampling import Sampling, SamplingParams, stack_params
+from internvl_jax.inference.engine.sampling import Sampling, stack_params
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
 from internvl_jax.inference.text import TextStream
 
@@ -32,16 +34,17 @@ __all__ = [
     "Features",
     "Ladders",
     "MODEL_THRESHOLDS",
+    "Part",
     "Piece",
     "Programs",
-    "Prompt",
-    "Reader",
+    "TextReader",
     "Request",
     "Rollout",
     "STOPS",
     "Sampler",
     "Sampling",
     "SamplingParams",
+    "Seen",
     "State",
     "TextStream",
     "Thresholds",

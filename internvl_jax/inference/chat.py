@@ -15,7 +15,7 @@ from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, pic
 from internvl_jax.inference.engine.buckets import fit
 from internvl_jax.inference.engine.engine import Engine, Token
 from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.text import AnswerStream, TextStream
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
@@ -183,7 +183,7 @@ class Piece(NamedTuple):
     token: Token
 
 
-class Reader:
+class TextReader:
     """Reads an engine's tokens as text, and ends answers at their stop strings. Several callers may share it, also from
     several threads: each takes the pieces of its own requests.
     """
@@ -237,13 +237,13 @@ class Reader:
             text += stream.finish()
             del self._streams[key]
             self.engine.drop(*key)
-            pictures = picture_tokens(token.prompt.tokens_T, self.engine.config.image_token_id)
+            pictures = picture_tokens(token.seen.tokens_T, self.engine.config.image_token_id)
             answer = Answer("".join(texts) + text, token.number, pictures)
         texts.append(text)
         self._told[token.id].append(Piece(token.id, token.answer, text, answer, end, token))
 
 
-_READERS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, Reader]] = weakref.WeakKeyDictionary()
+_READERS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, TextReader]] = weakref.WeakKeyDictionary()
 
 
 def get_engine(model: InternVL, processor: Processor) -> Engine:
@@ -251,12 +251,12 @@ def get_engine(model: InternVL, processor: Processor) -> Engine:
     return get_reader(model, processor).engine
 
 
-def get_reader(model: InternVL, processor: Processor) -> Reader:
+def get_reader(model: InternVL, processor: Processor) -> TextReader:
     """The reader of the engine kept for a model."""
     readers = _READERS.setdefault(model, {})
     vocabulary = Vocabulary.of(processor)
     if vocabulary not in readers:
-        readers[vocabulary] = Reader(Engine(model, vocabulary))
+        readers[vocabulary] = TextReader(Engine(model, vocabulary))
     readers[vocabulary].engine.params = flatten(model)
     return readers[vocabulary]
 

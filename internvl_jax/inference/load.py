@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_folder
-from internvl_jax.models import InternVL, InternVLConfig, Runtime
+from internvl_jax.models import InternVL, InternVLConfig, Runtime, place
 from internvl_jax.sharding import (
     Params,
     ParamSpec,
@@ -25,6 +25,7 @@ from internvl_jax.sharding import (
     abstract,
     bind,
     locate,
+    places,
     read_params,
     write_params,
 )
@@ -54,9 +55,9 @@ def load(
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     config, processor = read_config(directory)
-    runtime = Runtime.answering(config.text, dtype, mesh, rules)
+    runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
     graphdef, specs = _structure(config, runtime)
-    where = runtime.places(specs)
+    where = places(specs, runtime.placement)
     wanted = {
         path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=where[path]) for path, spec in specs.items()
     }

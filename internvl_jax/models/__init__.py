@@ -46,7 +46,7 @@ from internvl_jax.models.config import (
     YarnConfig,
 )
 from internvl_jax.models.flops import PEAK, token_flops, train_flops
-from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
+from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots, place
 from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
@@ -84,6 +84,7 @@ __all__ = [
     "family_of",
     "kind_of",
     "over_logits",
+    "place",
     "scopes",
     "token_flops",
     "token_logprobs",

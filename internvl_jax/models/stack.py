@@ -4,19 +4,16 @@ What differs from layer to layer (a window, a drop-path rate) is given as an arr
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from internvl_jax.errors import InputError
 from internvl_jax.models.attention import kernels
-from internvl_jax.models.config import TextConfig
-from internvl_jax.sharding import PRESETS, ParamSpec, Rules, check_mesh, shardings, with_all_axes
+from internvl_jax.sharding import Placement
 
 Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
 
@@ -43,54 +40,16 @@ class Runtime:
     Attributes:
       dtype: the dtype of activations and of the inputs of products.
       remat: what the backward pass recomputes; `_POLICIES` says what each name keeps.
-      mesh, rules: where a model that answers lives; without them on one device. (Training has its own.)
+      placement: where a model that answers lives; None: on one device. (Training has its own.)
     """
 
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
-    mesh: Mesh | None = None
-    rules: Rules | None = None
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         if self.remat not in _POLICIES:
             raise InputError(f"remat is {self.remat!r}; use one of {', '.join(_POLICIES)}")
-
-    @classmethod
-    def answering(
-        cls, text: TextConfig, dtype: jnp.dtype | str, mesh: Mesh | None, rules: Rules | str | None
-    ) -> "Runtime":
-        """That of a model which answers. What the mesh does not divide of its vocabulary, experts and key/value heads
-        lies whole on more devices.
-
-        Args:
-          text: the language model's config.
-          dtype: of parameters and activations.
-          mesh: of any axes of `sharding.AXES`; None: one device.
-          rules: a preset or its name; `serve_tp` where none are given.
-
-        Raises:
-          InputError: rules or an axis of the mesh that nobody knows.
-        """
-        rules = rules or "serve_tp"
-        if isinstance(rules, str) and rules not in PRESETS:
-            raise InputError(f"there are no rules {rules!r}; the presets are {', '.join(PRESETS)}")
-        if mesh is None:
-            return cls(jnp.dtype(dtype))
-        mesh, rules = with_all_axes(mesh), PRESETS[rules] if isinstance(rules, str) else rules
-        check_mesh(mesh, rules)
-        if text.heads % math.prod(mesh.shape[axis] for axis in rules.act_heads):
-            axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in rules.act_heads)
-            raise InputError(f"the model's {text.heads} heads can't be shared by {axes} devices; choose a divisor")
-        sizes = {"vocab": text.vocab, "act_vocab": text.vocab, "kv_heads": text.kv_heads}
-        if text.moe is not None:
-            sizes["expert"] = text.moe.experts
-        return cls(jnp.dtype(dtype), mesh=mesh, rules=rules.fitted(mesh, sizes))
-
-    def places(self, specs: dict[str, ParamSpec]) -> dict[str, Sharding]:
-        """Where the parameters of such a model lie."""
-        if self.mesh is None:
-            return dict.fromkeys(specs, SingleDeviceSharding(jax.devices()[0]))
-        return shardings(specs, self.mesh, self.rules)
 
 
 def make_layers(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -94,13 +94,13 @@ def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple
       InputError: more groups of chips than rows.
     """
     text = config.model.text
-    tensor = math.gcd(where.chips, text.kv_heads)
-    groups = where.chips // tensor
+    axes = sharding.serving_axes(where.chips, text.kv_heads, None if text.moe is None else text.moe.experts)
+    groups = where.chips // axes["tensor"]
     if size.rows % groups:
-        raise InputError(f"{size.rows} rows can't be spread over {groups} groups of {tensor} chips; give more rows")
-    expert = 1 if text.moe is None else math.gcd(groups, text.moe.experts // tensor)
-    axes = {"data": groups // expert, "tensor": tensor}
-    return axes | ({"expert": expert} if expert > 1 else {}), "serve_tp"
+        raise InputError(
+            f"{size.rows} rows can't be spread over {groups} groups of {axes['tensor']} chips; give more rows"
+        )
+    return axes, "serve_tp"
 
 
 def candidates(config: TrainConfig, task: str, size: Serving, chip: str) -> Iterator[Topology]:

@@ -17,7 +17,7 @@ from internvl_jax.sharding.flat import (
     logical_axes,
     shardings,
 )
-from internvl_jax.sharding.mesh import AXES, make_mesh, with_all_axes
+from internvl_jax.sharding.mesh import AXES, make_mesh, parse_mesh, serving_axes, with_all_axes
 from internvl_jax.sharding.owners import Share, by_owner, by_token
 from internvl_jax.sharding.params import param
 from internvl_jax.sharding.params_io import (
@@ -30,6 +30,7 @@ from internvl_jax.sharding.params_io import (
     step_names,
     write_params,
 )
+from internvl_jax.sharding.placement import Placement, placed, places
 from internvl_jax.sharding.rules import (
     PRESETS,
     Rules,
@@ -50,6 +51,7 @@ __all__ = [
     "ITEM",
     "PRESETS",
     "ParamSpec",
+    "Placement",
     "Params",
     "Rules",
     "Share",
@@ -71,10 +73,14 @@ __all__ = [
     "meshed",
     "param",
     "params_io",
+    "parse_mesh",
     "per_device",
+    "placed",
+    "places",
     "platform",
     "read_params",
     "saving_options",
+    "serving_axes",
     "shard",
     "shardings",
     "spread",

@@ -15,6 +15,7 @@ from internvl_jax.sharding import abstract, bind, flatten
 from tests.inference.engine.engine_test import request, run
 
 LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), together=(1, 4), tiles=(1, 5), slots=(64,))
+ONE_CLASS = dataclasses.replace(LADDERS, classes=((4, 64),), chunk=48)
 FLASH = FlashConfig(relative_threshold=0.0, absolute_threshold=0.0, heads=4, dropout=0.1)
 SPARED = Thresholds(relative=1.0)
 
@@ -39,7 +40,7 @@ def flash_model(flash, params):
 
 @pytest.fixture(scope="module")
 def engine(flash_model, processor):
-    engine = Engine(flash_model, Vocabulary.of(processor), LADDERS, ((4, 64),), chunk=48)
+    engine = Engine(flash_model, Vocabulary.of(processor), ONE_CLASS)
     engine.warm_up()
     return engine
 
@@ -49,7 +50,7 @@ def read(engine, requests):
     ids = [engine.add(dataclasses.replace(row, sampling=SamplingParams(max_new_tokens=1))) for row in requests]
     prompts = {}
     while engine.busy:
-        prompts |= {token.id: token.prompt for token in engine.step()}
+        prompts |= {token.id: token.seen for token in engine.step()}
     return [prompts[id].tokens_T for id in ids]
 
 
@@ -72,7 +73,7 @@ def test_a_batch_of_different_decisions_equals_single_runs(engine, mixed):
 
 
 def test_nothing_compressed_is_the_base_model(engine, structure, params, processor, mixed):
-    base = Engine(bind(structure[0], params), Vocabulary.of(processor), LADDERS, ((4, 64),), chunk=48)
+    base = Engine(bind(structure[0], params), Vocabulary.of(processor), ONE_CLASS)
     spared = [dataclasses.replace(row, thresholds=SPARED) for row in mixed]
     plain = [dataclasses.replace(row, thresholds=Thresholds()) for row in mixed]
     assert run(engine, spared) == run(base, plain)

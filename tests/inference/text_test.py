@@ -8,7 +8,7 @@ import pytest
 
 from internvl_jax import data
 from internvl_jax.data import split_thinking
-from internvl_jax.inference import Prompt, Reader, SamplingParams, Token
+from internvl_jax.inference import SamplingParams, Seen, TextReader, Token
 from internvl_jax.inference.text import AnswerStream, TextStream
 
 
@@ -97,8 +97,8 @@ class Script:
     def step(self, most=None):
         number, token = self.left.pop(0)
         end = "stop" if token in self.stops else None if self.left else "length"
-        prompt = Prompt(self.request.tokens_T, self.request.tokens_T, self.request.tokens_T)
-        return [Token(7, 0, token, 0.0, number, end, prompt)]
+        seen = Seen(self.request.tokens_T, self.request.tokens_T, self.request.tokens_T)
+        return [Token(7, 0, token, 0.0, number, end, seen)]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_users_see_the_final_channel(harmony, monkeypatch, end, tokens):
     script = Script(harmony.tokenizer.encode_special(markup + end))
     chat = sys.modules["internvl_jax.inference.chat"]  # the package's `chat` is the function
     script.stops = harmony.stop_ids
-    monkeypatch.setattr(chat, "get_reader", lambda model, processor: Reader(script))
+    monkeypatch.setattr(chat, "get_reader", lambda model, processor: TextReader(script))
     asked = [{"role": "user", "content": "2+2?"}]
     assert chat.chat(None, harmony, asked) == "4 猫"
     assert chat.chat(None, harmony, asked, thinking=True) == "<think>\ntwo\n</think>\n\n4 猫"

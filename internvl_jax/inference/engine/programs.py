@@ -13,10 +13,7 @@ Rows are padded on the right, and a token sees its own row's slots up to its pos
 it were alone.
 """
 
-import ctypes
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,79 +21,24 @@ from flax import nnx
 from jax import lax
 
 from internvl_jax import sharding
-from internvl_jax.inference.engine.sampling import BIASES, Chosen, Sampling, Shaping, ban, choose, wrote
+from internvl_jax.inference.engine.device_program import DeviceProgram
+from internvl_jax.inference.engine.row_state import (
+    STOPS,
+    Begin,
+    Features,
+    Part,
+    State,
+    Wanted,
+    Written,
+    laid,
+    laid_shaping,
+)
+from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
+from internvl_jax.inference.engine.sampling_params import BIASES
 from internvl_jax.models import DecoderOut, InternVLConfig, SlotCache
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
-try:
-    _TRIM = ctypes.CDLL(None).malloc_trim
-except (AttributeError, TypeError):  # another C library
-    _TRIM = None
-
-
-STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
 _NOWHERE = 1 << 30  # a slot beyond all
-
-
-class Features(NamedTuple):
-    """What the vision tower makes of tiles.
-
-    Attributes:
-      pool_GPD: the features of every tile; in Flash models those at full resolution, then the compressed ones.
-      probability_G: float32, the probability that a tile may be compressed; None in models that are not Flash.
-    """
-
-    pool_GPD: jax.Array
-    probability_G: jax.Array | None
-
-
-class Wanted(NamedTuple):
-    """How answers are written, what the device needs of it.
-
-    Attributes:
-      limits_B: how many tokens may be generated.
-      stops_BZ: the ids that end the answer; negative ids fill up.
-      sampling: how tokens are drawn.
-    """
-
-    limits_B: jax.Array
-    stops_BZ: jax.Array
-    sampling: Sampling
-
-
-class State(NamedTuple):
-    """All rows, those that nobody has too.
-
-    Attributes:
-      cache: the keys and values of all tokens but the last.
-      tokens_B: the last token, not yet in the cache.
-      lengths_B: how many tokens the cache holds, which is the next slot and position.
-      steps_B: how many tokens were generated.
-      done_B: bool, whether the row has nothing to write.
-      wanted: how each row's answer is written.
-    """
-
-    cache: SlotCache
-    tokens_B: jax.Array
-    lengths_B: jax.Array
-    steps_B: jax.Array
-    done_B: jax.Array
-    wanted: Wanted
-
-
-class Written(NamedTuple):
-    """Tokens that a program wrote.
-
-    Attributes:
-      tokens_BW: -1 where a row wrote none.
-      logprobs_BW: their log-probabilities at temperature 1, over the whole table.
-      best_ids, best_logprobs: the best tokens beside each of them, `[B, W, best]`.
-    """
-
-    tokens_BW: jax.Array
-    logprobs_BW: jax.Array
-    best_ids: jax.Array
-    best_logprobs: jax.Array
 
 
 class Programs:
@@ -110,7 +52,6 @@ class Programs:
       banned: the ids that the model must not write.
       cache_dtype: the dtype of keys and values.
       piece: the most tokens that a call of `decode` writes.
-      best: how many best tokens are noted beside a chosen one, where any row asks for it.
     """
 
     def __init__(
@@ -183,13 +124,13 @@ class Programs:
         float_B = jnp.zeros(B, jnp.float32)
         sampling = Sampling(float_B, zero_B, float_B + 1, float_B, jnp.zeros(B, jnp.uint32))
         wanted = Wanted(zero_B, jnp.zeros((B, STOPS), jnp.int32) - 2, sampling)
-        return _laid(State(cache, zero_B, zero_B, zero_B, zero_B == 0, wanted))
+        return laid(State(cache, zero_B, zero_B, zero_B, zero_B == 0, wanted))
 
     def _unshaped(self, rows: int) -> Shaping:
         """That of rows which ask for nothing."""
         B, V = rows, self._config.text.vocab
         zero_B = jnp.zeros(B, jnp.float32)
-        return _laid_shaping(
+        return laid_shaping(
             Shaping(
                 repetition_B=zero_B + 1,
                 presence_B=zero_B,
@@ -213,31 +154,29 @@ class Programs:
         collect: tuple[str, ...],
     ) -> tuple[jax.Array, DecoderOut]:
         """Logits after the last token of every prompt, and what else is collected of them."""
-        return self._read(params, tokens_BT, jnp.zeros_like(lengths_B), lengths_B, features_BPD, None, collect)
+        zero_B = jnp.zeros_like(lengths_B)
+        return self._read(params, Part(zero_B, tokens_BT, zero_B, lengths_B, features_BPD), None, collect)
 
     def _read(
         self,
         params: Params,
-        tokens_BT: jax.Array,
-        starts_B: jax.Array,
-        counts_B: jax.Array,
-        features_BPD: jax.Array,
+        part: Part,
         cache: SlotCache | None,
         collect: tuple[str, ...],
     ) -> tuple[jax.Array, DecoderOut]:
         """Logits after the last of the tokens, which follow those of the cache."""
         model = bind(self._graphdef, params)
-        B, T = tokens_BT.shape
+        B, T = part.tokens_BT.shape
         offsets_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-        positions_BT = starts_B[:, None] + offsets_BT
-        real_BT = offsets_BT < counts_B[:, None]
-        x_BTD = model.embed(tokens_BT, features_BPD)
+        positions_BT = part.starts_B[:, None] + offsets_BT
+        real_BT = offsets_BT < part.counts_B[:, None]
+        x_BTD = model.embed(part.tokens_BT, part.features_BPD)
         if cache is None:
             out = model.lm(x_BTD, real_BT.astype(jnp.int32), positions_BT, collect=collect)
         else:
             slots_BT = jnp.where(real_BT, positions_BT, _NOWHERE)
             out = model.lm(x_BTD, real_BT.astype(jnp.int32), positions_BT, cache, slots_BT, collect)
-        last_B11 = jnp.maximum(counts_B - 1, 0)[:, None, None]
+        last_B11 = jnp.maximum(part.counts_B - 1, 0)[:, None, None]
         hidden_BD = jnp.take_along_axis(out.hidden_BTD, last_B11, axis=1)[:, 0]
         return model.logits(hidden_BD), out
 
@@ -245,69 +184,42 @@ class Programs:
         self,
         params: Params,
         state: State,
-        rows_B: jax.Array,
-        tokens_BT: jax.Array,
-        starts_B: jax.Array,
-        counts_B: jax.Array,
-        features_BPD: jax.Array,
+        part: Part,
         number: int,
         reach: int,
     ) -> tuple[State, jax.Array]:
         """Parts of prompts into some rows of one class.
 
         Args:
-          rows_B: the rows' numbers within the class and their device, of every device equally many.
-          starts_B: how many tokens of a prompt its row holds.
-          counts_B: how many tokens come to it; 0 for a row that is padding.
           number: that of the class.
           reach: the last of these tokens is at most so far from the prompt's first; 0: they are the first.
 
         Returns:
           the state, and the logits after the last of the tokens, `[B, V]` float32.
         """
-        cache = state.cache.rows(number, rows_B, reach) if reach else None
-        logits_BV, out = self._read(params, tokens_BT, starts_B, counts_B, features_BPD, cache, ("kv",))
-        new = out.kv_LBMTH
-        cache = state.cache.put(number, rows_B, starts_B, counts_B > 0, new)
-        return _laid(state._replace(cache=cache)), shard(logits_BV, "batch", "act_vocab")
+        cache = state.cache.rows(number, part.rows_B, reach) if reach else None
+        logits_BV, out = self._read(params, part, cache, ("kv",))
+        cache = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B > 0, out.kv_LBMTH)
+        return laid(state._replace(cache=cache)), shard(logits_BV, "batch", "act_vocab")
 
     def _begin(
-        self,
-        state: State,
-        shaping: Shaping | None,
-        logits_BV: jax.Array,
-        picks_B: jax.Array,
-        rows_B: jax.Array,
-        lengths_B: jax.Array,
-        steps_B: jax.Array,
-        wanted: Wanted,
-        shaped: Shaping | None,
-        best: int,
+        self, state: State, shaping: Shaping | None, logits_BV: jax.Array, start: Begin, best: int
     ) -> tuple[State, Shaping | None, Written]:
-        """The first token of rows whose prompts are read.
-
-        Args:
-          picks_B: for every one the row of the logits that are its own.
-          rows_B: its number among all rows; one beyond the last is padding.
-          lengths_B, steps_B, wanted, shaped: see `State`; a row that was put back has steps already.
-        """
-        at = lambda old, new: old.at[rows_B].set(new, mode="drop")
-        # Columns of all rows are few; only the rows that begin are drawn.
-        chosen = self._choose(logits_BV[picks_B], steps_B, wanted, shaped, best)
+        """The first token of rows whose prompts are read."""
+        at = lambda old, new: old.at[start.rows_B].set(new, mode="drop")
+        chosen = self._choose(logits_BV[start.picks_B], start.steps_B, start.wanted, start.shaped, best)
         if shaping is not None:
-            shaping = _laid_shaping(jax.tree.map(at, shaping, wrote(shaped, chosen.tokens_B, rows_B >= 0)))
-        steps_B += 1
-        done_B = _ends(chosen.tokens_B, steps_B, wanted)
+            shaping = laid_shaping(jax.tree.map(at, shaping, wrote(start.shaped, chosen.tokens_B, start.rows_B >= 0)))
+        steps_B = start.steps_B + 1
         state = State(
             state.cache,
             at(state.tokens_B, chosen.tokens_B),
-            at(state.lengths_B, lengths_B),
+            at(state.lengths_B, start.lengths_B),
             at(state.steps_B, steps_B),
-            at(state.done_B, done_B),
-            jax.tree.map(at, state.wanted, wanted),
+            at(state.done_B, _ends(chosen.tokens_B, steps_B, start.wanted)),
+            jax.tree.map(at, state.wanted, start.wanted),
         )
-        written = Written(*(jax.tree.map(lambda x: x[:, None], chosen)))
-        return _laid(state), shaping, jax.tree.map(whole, written)
+        return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen))
 
     def _decode(
         self,
@@ -352,7 +264,7 @@ class Programs:
             chosen = self._choose(logits_BV, state.steps_B, state.wanted, shaping, best)
             goes_B = ~state.done_B
             if shaping is not None:
-                shaping = _laid_shaping(wrote(shaping, chosen.tokens_B, goes_B))
+                shaping = laid_shaping(wrote(shaping, chosen.tokens_B, goes_B))
             steps_B = state.steps_B + goes_B
             new = chosen._replace(tokens_B=jnp.where(goes_B, chosen.tokens_B, -1))
             put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None], n, axis=1)
@@ -365,9 +277,9 @@ class Programs:
                 state.done_B | _ends(chosen.tokens_B, steps_B, state.wanted),
                 state.wanted,
             )
-            return n + 1, _laid(state), shaping, written
+            return n + 1, laid(state), shaping, written
 
-        carry = jnp.int32(0), _laid(state), shaping, written
+        carry = jnp.int32(0), laid(state), shaping, written
         _, state, shaping, written = lax.while_loop(goes_on, step, carry)
         state = state._replace(cache=dataclasses.replace(state.cache, reach=whole_reach))
         return state, shaping, jax.tree.map(whole, written)
@@ -392,7 +304,7 @@ class Programs:
         rows are numbered as in `_chunk`."""
         part = state.cache.rows(source, from_B, reach)
         kv = part.k[0], part.v[0]
-        return _laid(state._replace(cache=state.cache.put(target, to_B, jnp.zeros_like(to_B), real_B, kv)))
+        return laid(state._replace(cache=state.cache.put(target, to_B, jnp.zeros_like(to_B), real_B, kv)))
 
     def _resize(self, state: State, rows_B: jax.Array, slots: int) -> State:
         """The rows that are named, of the only class, with so many slots; one beyond the last is a row of nobody."""
@@ -408,51 +320,12 @@ class Programs:
             return jnp.pad(kept, ((0, 0),) * 3 + ((0, slots - reach), (0, 0)))
 
         cache = SlotCache((widened(state.cache.k[0]),), (widened(state.cache.v[0]),), slots)
-        return _laid(moved._replace(cache=cache))
+        return laid(moved._replace(cache=cache))
 
 
 def _ends(tokens_B: jax.Array, steps_B: jax.Array, wanted: Wanted) -> jax.Array:
     return jnp.any(tokens_B[:, None] == wanted.stops_BZ, axis=1) | (steps_B >= wanted.limits_B)
 
 
-def _laid(state: State) -> State:
-    """Keys and values spread as rows are, the rest the same everywhere: so every program's state is the next one's."""
-    half = lambda stack: shard(stack, None, "batch", "act_heads", None, None)
-    cache = dataclasses.replace(state.cache, k=tuple(map(half, state.cache.k)), v=tuple(map(half, state.cache.v)))
-    return jax.tree.map(whole, state._replace(cache=None))._replace(cache=cache)
-
-
-def _laid_shaping(shaping: Shaping) -> Shaping:
-    """What has a column for every token spread as logits are, the rest the same everywhere."""
-    laid = jax.tree.map(whole, shaping._replace(seen_BV=None, counts_BV=None))
-    table = lambda x_BV: shard(x_BV, "batch", "act_vocab")
-    return laid._replace(seen_BV=table(shaping.seen_BV), counts_BV=table(shaping.counts_BV))
-
-
 def _spread_tiles(pool_GPD: jax.Array) -> jax.Array:
     return shard(pool_GPD, "tiles", None, None)
-
-
-class DeviceProgram:
-    """`jax.jit`, whose compiler's working memory goes back to the system: glibc would keep it.
-
-    Compiling the three large programs of the 1B leaves 0.24 GB free but resident (2026-11, jax 0.10.2).
-    """
-
-    def __init__(self, function: Callable, **options: Any):
-        self._jitted = jax.jit(function, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        before = self.num_compiled
-        out = self._jitted(*args, **kwargs)
-        if self.num_compiled > before and _TRIM is not None:
-            _TRIM(0)
-        return out
-
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """Traced for arrays, or for structs of their shapes, and not compiled."""
-        return self._jitted.lower(*args, **kwargs)
-
-    @property
-    def num_compiled(self) -> int:
-        return self._jitted._cache_size()

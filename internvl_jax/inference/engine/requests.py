@@ -9,8 +9,9 @@ import numpy as np
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept
-from internvl_jax.inference.engine.programs import STOPS, Wanted
-from internvl_jax.inference.engine.sampling import SamplingParams, Shaping, stack_params, stack_shaping
+from internvl_jax.inference.engine.row_state import STOPS, Wanted
+from internvl_jax.inference.engine.sampling import Shaping, stack_params, stack_shaping
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVLConfig
 
 
@@ -62,7 +63,7 @@ class Request:
         return self.allow is not None or self.sampling.shaped
 
 
-class Prompt(NamedTuple):
+class Seen(NamedTuple):
     """A request after the vision tower.
 
     Attributes:
@@ -102,7 +103,7 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
     stop_ids(vocabulary, request.sampling)
 
 
-def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | None, config: InternVLConfig) -> Prompt:
+def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | None, config: InternVLConfig) -> Seen:
     """The prompt that a model reads, once a Flash model's router has spoken.
 
     Args:
@@ -128,7 +129,7 @@ def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | 
         number, place = np.divmod(sources_T[image_T], full + compressed)
         # Below zero, where no token is. Two features that share a key are as rare as two tiles that share a digest.
         keys_T[image_T] = -1 - ((seeds[number] ^ (place * 0x9E3779B97F4A7C1)) & (2**62 - 1))
-    return Prompt(tokens_T, sources_T, keys_T)
+    return Seen(tokens_T, sources_T, keys_T)
 
 
 def stop_ids(vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
@@ -139,7 +140,7 @@ def stop_ids(vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
     return np.array(stops + (-2,) * (STOPS - len(stops)), np.int32)  # -1 marks complete answers
 
 
-def stack_wanted(vocabulary: Vocabulary, limits: Sequence[int], rows: Sequence[SamplingParams]) -> Wanted:
+def stack_wanted(vocabulary: Vocabulary, limits: Sequence[int] | np.ndarray, rows: Sequence[SamplingParams]) -> Wanted:
     """Host arrays of how rows are written."""
     return Wanted(
         np.array(limits, np.int32),
@@ -167,7 +168,8 @@ def shape_rows(
         seen_BV[b, prompt] = True
         seen_BV[b, list(answer)] = True
         np.add.at(counts_BV[b], list(answer), 1)
-    return stack_shaping(rows, stops_BZ, seen_BV, counts_BV, allowed_bits)
+    shaping = stack_shaping(rows, stops_BZ, seen_BV)
+    return shaping._replace(counts_BV=counts_BV, allowed_bits=allowed_bits)
 
 
 def pad(array: np.ndarray, size: int) -> np.ndarray:

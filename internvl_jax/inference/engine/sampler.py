@@ -21,10 +21,11 @@ from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Programs
-from internvl_jax.inference.engine.requests import Prompt, Request, Vocabulary, check, pad, shown, stop_ids
+from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary, check, pad, shown, stop_ids
 from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms, Rows
-from internvl_jax.inference.engine.sampling import SamplingParams, stack_params
-from internvl_jax.inference.engine.vision import VisionCache, digest
+from internvl_jax.inference.engine.sampling import stack_params
+from internvl_jax.inference.engine.sampling_params import SamplingParams
+from internvl_jax.inference.engine.tile_features import TileFeatures, digest
 from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
 from internvl_jax.sharding import Params, Rules
 
@@ -110,7 +111,7 @@ class Sampler:
         self._answers = RolloutPrograms(self._prompts, written, self._apart, size, banned, cache_dtype, routes)
         self._sizes = self._divisible("rows", () if rules is None else rules.batch)
         tiles = self._divisible("tiles", () if rules is None else rules.tiles)
-        self._config, self._vision = config, VisionCache(config, dtype, self._prompts, tiles, 1 << 30)
+        self._config, self._vision = config, TileFeatures(config, dtype, self._prompts, tiles, 1 << 30)
 
     @property
     def num_compiled(self) -> int:
@@ -133,7 +134,7 @@ class Sampler:
           prompts: the least number to compute, so that a last, smaller batch uses the programs of the others.
 
         Raises:
-          InputError: see `Sight.look`; sizes beyond the ladders, a repetition penalty or stop strings.
+          InputError: see `requests.check`; sizes beyond the ladders, a repetition penalty or stop strings.
         """
         if np.ndim(seeds) == 0:
             drawn = np.random.SeedSequence(int(seeds)).generate_state(len(requests) * group)
@@ -231,7 +232,7 @@ class Sampler:
             before = [routes_QLTK[p, :, :length] for p, length in enumerate(lengths)]
         return rows, layout, np.where(real_B, row_B, -1), before
 
-    def _look(self, params: Params, requests: Sequence[Request]) -> list[tuple[Prompt, np.ndarray]]:
+    def _look(self, params: Params, requests: Sequence[Request]) -> list[tuple[Seen, np.ndarray]]:
         """Prompts, and where the features of their image tokens lie in the pool."""
         self._vision.clear()
         found = []

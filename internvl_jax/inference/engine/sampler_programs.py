@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.inference.engine.programs import DeviceProgram, Programs
+from internvl_jax.inference.engine.device_program import DeviceProgram
+from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.sampling import Sampling, ban, choose
 from internvl_jax.models import Branches
 from internvl_jax.sharding import Params, bind, shard, whole

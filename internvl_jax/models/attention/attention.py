@@ -112,7 +112,8 @@ def attend(
         part = lambda stack: stack if layer is None else stack[layer][:, :, :S]
         return lambda q, k, v: function(q, part(k), part(v), **settings)
 
-    together, on_cpu = by_layer(_together), None
+    together = by_layer(_together)
+    on_cpu: Callable | None = None
     if layer is not None and T == 1:
         on_cpu = functools.partial(_one_query, layer=layer, **settings)
     elif B * N * T * S * 4 > CACHED_BYTES:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoint_convert.released import load_model
+from checkpoint_convert.released import load_bare, load_model
 from internvl_jax.errors import InputError
+from internvl_jax.evaluation import compare, image_token_id, read_case
 from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Vocabulary
 from internvl_jax.inference.engine.requests import pad
 from internvl_jax.models import token_logprobs
@@ -18,7 +19,7 @@ from internvl_jax.models.transforms.unstack import unstack_params
 from internvl_jax.sharding import bind
 
 LADDERS = Ladders(rows=(1, 4), prompts=(16, 32), together=(1, 4), tiles=(1, 5), slots=(64,))
-CLASSES = ((2, 64), (2, 96))
+CLASSES = dataclasses.replace(LADDERS, classes=((2, 64), (2, 96)), chunk=32)
 GREEDY = SamplingParams(max_new_tokens=7)
 
 
@@ -51,7 +52,7 @@ def vocabulary(processor):
 @pytest.fixture(scope="module")
 def engine(structure, params, vocabulary):
     """Of two classes of rows, and chunks of 32 tokens: programs for everything are there."""
-    engine = Engine(bind(structure[0], params), vocabulary, LADDERS, CLASSES, chunk=32)
+    engine = Engine(bind(structure[0], params), vocabulary, CLASSES)
     engine.warm_up()
     return engine
 
@@ -68,7 +69,7 @@ def test_greedy_tokens_equal_the_reference(golden):
     image = meta["img_context_token_id"]
     model = load_model(case, "float32", image_token_id=image)
     vocabulary = Vocabulary(320, (image, meta["img_start_token_id"], meta["img_end_token_id"]), ())
-    engine = Engine(model, vocabulary, chunk=16)
+    engine = Engine(model, vocabulary, Ladders(chunk=16))
     tiles = np.split(inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"].ravel() == 1], [2])
     rows = zip(inputs["prompt_input_ids"], inputs["prompt_attention_mask"], strict=True)
     prompts = [tokens[mask == 1] for tokens, mask in rows]  # the reference pads on the left
@@ -102,7 +103,7 @@ def test_neighbours_that_join_and_leave_change_nothing(engine, processor, mixed,
 
 def test_other_sizes_and_chunks_change_nothing(structure, params, vocabulary, mixed, answers):
     for chunk in (16, 4096):
-        grows = Engine(bind(structure[0], params), vocabulary, LADDERS, chunk=chunk, piece=3)
+        grows = Engine(bind(structure[0], params), vocabulary, dataclasses.replace(LADDERS, chunk=chunk, piece=3))
         assert run(grows, mixed) == answers
         assert run(grows, mixed[1:2]) == answers[1:2]
 
@@ -141,10 +142,10 @@ def test_a_second_turn_reads_what_is_new(structure, params, vocabulary, processo
     (said,) = run(engine, [first])
     more = np.random.default_rng(1).integers(0, 250, 4)
     second = dataclasses.replace(first, tokens_T=np.concatenate([first.tokens_T, said, more]).astype(np.int32))
-    before, tiles = engine.prefilled, engine.vision.encoded
+    before, tiles = engine.prefilled, engine.tiles.encoded
     assert before == len(first.tokens_T) and tiles == 3
     (answer,) = run(engine, [second])
-    assert engine.prefilled - before == 1 + len(more) and engine.vision.encoded == tiles  # the last token is not cached
+    assert engine.prefilled - before == 1 + len(more) and engine.tiles.encoded == tiles  # the last token is not cached
     fresh = Engine(bind(structure[0], params), vocabulary, LADDERS)
     assert run(fresh, [second]) == [answer]
     other = dataclasses.replace(second, tiles_GHWC=request(processor, 9, 3, 1).tiles_GHWC)
@@ -214,7 +215,7 @@ def test_layers_apart_share_the_memory_of_the_stack():
 
 
 def test_the_state_is_donated(engine, mixed):
-    before = engine._state.cache.k[0]
+    before = engine._runner._state.cache.k[0]
     run(engine, mixed)
     assert before.is_deleted()
 
@@ -241,7 +242,7 @@ def test_dropped_answers_are_told_no_more_and_free_their_rows(engine, mixed, ans
         while engine.busy:
             found += engine.step()
         assert {token.id for token in found} == {other}
-    assert all(row.answer is None for row in engine._rows) and not engine.vision.pinned
+    assert all(row.draft is None for row in engine._scheduler.rows) and not engine.tiles.pinned
     assert run(engine, mixed) == answers
 
 
@@ -257,19 +258,32 @@ def test_image_tokens_and_unused_rows_are_never_written(engine, processor):
 def test_the_picture_matters_and_equal_pictures_are_encoded_once(engine, processor):
     first = request(processor, 20, 2, 9)
     other = dataclasses.replace(first, tiles_GHWC=request(processor, 21, 2, 9).tiles_GHWC)
-    before = engine.vision.encoded
+    before = engine.tiles.encoded
     a, b, c = run(engine, [first, other, first])
     assert a == c != b
-    assert engine.vision.encoded - before == 4
+    assert engine.tiles.encoded - before == 4
 
 
 def test_pictures_that_were_forgotten_are_encoded_again(structure, params, vocabulary, processor):
-    engine = Engine(bind(structure[0], params), vocabulary, LADDERS, vision_bytes=5 * 4 * 40 * 4)
-    assert engine.vision.capacity == 5
+    engine = Engine(bind(structure[0], params), vocabulary, LADDERS, tile_bytes=5 * 4 * 40 * 4)
+    assert engine.tiles.capacity == 5
     rows = [request(processor, seed, 2, 9) for seed in range(4)]
     answers = run(engine, rows)
-    assert len(set(map(tuple, answers))) == 4 and engine.vision.encoded == 8
-    assert run(engine, rows[:1]) == answers[:1] and engine.vision.encoded == 10
+    assert len(set(map(tuple, answers))) == 4 and engine.tiles.encoded == 8
+    assert run(engine, rows[:1]) == answers[:1] and engine.tiles.encoded == 10
+
+
+def test_what_outgrows_its_row_moves_or_waits_and_goes_on(structure, params, vocabulary, processor):
+    """Rows are given away with room for 4 tokens: long answers move to longer rows, young ones make room for them."""
+    drawn = SamplingParams(max_new_tokens=40, temperature=1.0)
+    rows = [request(processor, seed, seed % 3, 9, dataclasses.replace(drawn, seed=seed)) for seed in range(6)]
+    wanted = run(Engine(bind(structure[0], params), vocabulary, LADDERS), rows)
+    ladders = dataclasses.replace(LADDERS, classes=((3, 32), (1, 64)), reserve=4)
+    engine = Engine(bind(structure[0], params), vocabulary, ladders)
+    before = sum(len(row.tokens_T) for row in rows)
+    assert run(engine, rows) == wanted
+    assert engine.prefilled > before + len(rows)  # some were read again
+    assert all(row.draft is None for row in engine._scheduler.rows) and not engine.tiles.pinned
 
 
 def test_higher_priority_comes_first(engine, processor):
@@ -334,17 +348,10 @@ MESHES = {
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("case", ["chat_qwen3_github", "hf_qwen3moe", "hf_gptoss"])
-def test_any_mesh_answers_as_one_device(golden, case, sizes):
-    from internvl_jax.evaluation import image_token_id, read_case
-    from internvl_jax.evaluation.parity import _compare_greedy
-
+def test_any_mesh_answers_as_recorded(golden, case, sizes):
     inputs, outputs, meta = read_case(golden / case)
-    from checkpoint_convert import load_bare
-
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=jax.devices()[: math.prod(sizes.values())])
     model = load_bare(golden / case, "float32", image_token_id(meta), mesh)
-    tiles = inputs["pixel_values"].transpose(0, 2, 3, 1)
-    tiles = tiles[inputs["image_flags"].astype(bool)] if "image_flags" in inputs else tiles
-    with jax.default_matmul_precision("highest"):
-        report = _compare_greedy(model, inputs, outputs, tiles)
+    names = ("greedy_tokens", "greedy_tokens_eos", "greedy_scores")
+    report = compare(model, inputs, {name: outputs[name] for name in names}, chunk=16)
     assert report["greedy_tokens_equal"] and report["greedy_tokens_eos_equal"], report

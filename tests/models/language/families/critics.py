@@ -17,7 +17,7 @@ from internvl_jax.data.text.templates import IMAGE, Message
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
 from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import bind, flatten
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvl_jax.inference.engine.buckets import fit
-from internvl_jax.inference.engine.programs import Features, Programs
+from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.row_state import Features
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import Params
 
@@ -20,7 +21,7 @@ def digest(tile_HWC: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=16).digest()
 
 
-class VisionCache:
+class TileFeatures:
     """Features of tiles on the device, by the tiles' content; the longest unused ones make room for new ones.
 
     Args:
@@ -36,7 +37,7 @@ class VisionCache:
     ):
         compressed = 0 if config.flash is None else config.tokens_per_compressed_tile
         self._shape = (config.tokens_per_tile + compressed, config.text.width)
-        self._flash, self._dtype, self._programs, self._sizes = config.flash is not None, dtype, programs, sizes
+        self._flash, self._dtype, self.programs, self._sizes = config.flash is not None, dtype, programs, sizes
         self.capacity, self._side = capacity, config.vision.image_size
         self.encoded = 0  # tiles that passed the tower
         self._kept: frozenset[bytes] = frozenset()
@@ -57,7 +58,7 @@ class VisionCache:
         if tiles > there:
             size = max(tiles, min(max(2 * there, _FIRST), self.capacity))
             size = -(-size // unit) * unit
-            self.pool_GPD = self._programs.widen(self.pool_GPD, size=size)
+            self.pool_GPD = self.programs.widen(self.pool_GPD, size=size)
             self._free += range(there, size)
 
     def warm_up(self, params: Params) -> None:
@@ -65,9 +66,9 @@ class VisionCache:
         self.reserve(self.capacity)
         side = self._side
         for size in self._sizes:
-            features = self._programs.encode(params, np.zeros((size, side, side, 3), np.uint8))
+            features = self.programs.encode(params, np.zeros((size, side, side, 3), np.uint8))
             nowhere_G = np.full(size, 1 << 30, np.int32)
-            self.pool_GPD = self._programs.keep(self.pool_GPD, features.pool_GPD, nowhere_G)
+            self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, nowhere_G)
 
     def missing(self, names: Sequence[bytes]) -> list[bytes]:
         """Those whose features are not there, each once."""
@@ -96,7 +97,7 @@ class VisionCache:
         """int32: for every image token of a prompt, or of a part of it, the place of its feature in the flat pool.
 
         Args:
-          sources_T: see `Prompt`.
+          sources_T: see `Seen`.
         """
         sources_P = sources_T[sources_T >= 0]
         if not len(sources_P):
@@ -118,9 +119,9 @@ class VisionCache:
             part = names[start : start + largest]
             size = fit("image tiles", len(part), self._sizes)
             tiles_GHWC = np.stack([tiles[name] for name in part] + [tiles[part[0]]] * (size - len(part)))
-            features: Features = self._programs.encode(params, tiles_GHWC)
+            features: Features = self.programs.encode(params, tiles_GHWC)
             places_G = np.array([self._room() for _ in part] + [1 << 30] * (size - len(part)), np.int32)
-            self.pool_GPD = self._programs.keep(self.pool_GPD, features.pool_GPD, places_G)
+            self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, places_G)
             if self._flash:
                 self._probabilities |= zip(part, np.asarray(features.probability_G).tolist(), strict=False)
             self._places |= zip(part, places_G.tolist(), strict=False)
