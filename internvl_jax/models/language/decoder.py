@@ -122,7 +122,14 @@ class Decoder(nnx.Module):
                 "load": None if routing is None or "load" not in collect else expert_load(routing, segments_BT > 0),
             }
 
-        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), (windowed_L, replay_LBTK), body, self.runtime)
+        # Keys and values are for generation. Nobody takes its gradient, which would be made for all layers in each.
+        whole = _of_experts if cache is not None or "kv" in collect else None
+        per_layer = windowed_L, replay_LBTK
+        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), per_layer, body, self.runtime, whole)
         return DecoderOut(
             self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"], outs["experts"], outs["load"]
         )
+
+
+def _of_experts(path: tuple, parameter: nnx.Param) -> bool:
+    return "expert" in parameter.get_metadata("axes")

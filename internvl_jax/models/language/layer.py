@@ -107,7 +107,7 @@ class SwiGlu(nnx.Module):
         self.up = Linear(rngs, F, D, (mlp, embed), init, bias=False)
         self.down = Linear(rngs, D, F, (embed, mlp), init, bias=False)
 
-    def __call__(self, x_BTD: jax.Array, replay_BTK: None) -> tuple[jax.Array, None]:
+    def __call__(self, x_BTD: jax.Array, replay_BTK: None, index: jax.Array | int) -> tuple[jax.Array, None]:
         gate_BTF, up_BTF = checkpoint_name(self.gate(x_BTD), GATE), checkpoint_name(self.up(x_BTD), UP)
         return self.down(shard(silu(gate_BTF) * up_BTF, "batch", "time", "act_mlp")), None
 
@@ -140,5 +140,5 @@ class Layer(nnx.Module):
         routing (None without experts)."""
         out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)
         x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
-        out_BTD, routing = self.mlp(self.mlp_norm(x_BTD), replay_BTK)
+        out_BTD, routing = self.mlp(self.mlp_norm(x_BTD), replay_BTK, index)
         return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, routing
