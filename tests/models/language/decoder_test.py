@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.models import sizes
-from internvl_jax.models import Cache, Runtime
+from internvl_jax.models import Runtime, SlotCache
 from internvl_jax.models.config import MoeConfig
 from internvl_jax.models.language import decoder
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings, use
@@ -52,11 +52,10 @@ def programs(text, params, mesh, rules, dtype=jnp.float32):
 
     def decode(model):
         half = np.random.default_rng(2).normal(size=(text.layers, B, text.kv_heads, S, text.head_width)).astype(dtype)
-        slots_BS = np.tile(np.arange(S, dtype=np.int32), (B, 1))
-        cache = Cache(*map(jnp.asarray, (half, half, (slots_BS < T - 1).astype(np.int32), slots_BS)))
+        cache = SlotCache((jnp.asarray(half),), (jnp.asarray(half),), S)
         last = (part[:, -1:] for part in (x_BTD, segments_BT, positions_BT))
         out = model(*last, cache, positions_BT[:, -1:])
-        return out.hidden_BTD, out.cache.k, out.cache.v
+        return out.hidden_BTD, out.cache.k[0], out.cache.v[0]
 
     def train(model):
         return jnp.sum(model(x_BTD, segments_BT, positions_BT).hidden_BTD)
