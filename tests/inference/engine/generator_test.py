@@ -193,6 +193,17 @@ def test_stops(generator, mixed, answers):
     assert len(wanted[2]) <= 5
 
 
+def test_the_models_own_stops_are_ignored_if_asked_for(model, processor, mixed, answers):
+    vocabulary, own, given = Vocabulary.of(processor), answers[2][4], answers[2][-1]
+    stopping = Generator(model, dataclasses.replace(vocabulary, stops=(own,)), LADDERS)
+    ask = lambda **change: stopping.generate(
+        [dataclasses.replace(mixed[2], sampling=dataclasses.replace(mixed[2].sampling, **change))]
+    )
+    cut = lambda stop: [answers[2][: answers[2].index(stop) + 1]]
+    assert ask() == cut(own) != ask(ignore_eos=True) == [answers[2]]
+    assert ask(ignore_eos=True, stop_token_ids=(given,)) == cut(given)
+
+
 def test_image_tokens_and_unused_rows_are_never_written(generator, processor):
     hot = SamplingParams(max_new_tokens=40, temperature=100.0)
     rows = [request(processor, i, 0, 3, dataclasses.replace(hot, seed=i)) for i in range(4)]
@@ -246,6 +257,9 @@ def test_nothing_compiles_after_warm_up(generator, processor):
         ({"tokens_T": np.zeros(0, np.int32)}, "no tokens"),
         ({"sampling": SamplingParams(max_new_tokens=500)}, "64"),
         ({"sampling": SamplingParams(max_new_tokens=5, stop_token_ids=tuple(range(20)))}, "stop tokens"),
+        ({"sampling": SamplingParams(max_new_tokens=5, presence_penalty=1)}, "presence_penalty 1, which a generator"),
+        ({"sampling": SamplingParams(max_new_tokens=5, logit_bias=((3, 1),))}, "logit_bias"),
+        ({"sampling": SamplingParams(max_new_tokens=5, min_tokens=2)}, "min_tokens 2"),
     ],
 )
 def test_bad_requests(generator, processor, change, message):
