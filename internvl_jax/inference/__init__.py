@@ -8,11 +8,11 @@ from internvl_jax.inference.chat import Answer, answer_many, chat, complete, com
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.generator import Generator
-from internvl_jax.inference.engine.params import SamplingParams
 from internvl_jax.inference.engine.programs import Features, Programs, State
 from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Vocabulary
 from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
 from internvl_jax.inference.text import TextStream
 

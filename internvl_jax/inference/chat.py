@@ -16,8 +16,8 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
 from internvl_jax.inference.engine.buckets import fit
 from internvl_jax.inference.engine.generator import Generator
-from internvl_jax.inference.engine.params import SamplingParams
 from internvl_jax.inference.engine.requests import Request, Vocabulary
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.text import AnswerStream, TextStream
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten

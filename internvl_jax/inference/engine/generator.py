@@ -18,10 +18,10 @@ from flax import nnx
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders, fit
-from internvl_jax.inference.engine.params import SamplingParams
 from internvl_jax.inference.engine.programs import Features, Programs, State
 from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Sight, Vocabulary, check_plain, pad, stop_ids
 from internvl_jax.inference.engine.sampling import stack_params
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVL, unstack, unstack_params
 from internvl_jax.sharding import Params, flatten
 

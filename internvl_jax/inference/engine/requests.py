@@ -13,8 +13,8 @@ from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, feature_index, kept
 from internvl_jax.inference.engine.buckets import fit
-from internvl_jax.inference.engine.params import SamplingParams
 from internvl_jax.inference.engine.programs import Features, Programs
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import Params
 

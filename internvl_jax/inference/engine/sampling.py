@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvl_jax.inference.engine.params import BIASES, SamplingParams
+from internvl_jax.inference.engine.sampling_params import BIASES, SamplingParams
 from internvl_jax.sharding import per_device, shard
 
 _COMMON = 128  # a multiple of the sizes that a mesh's axes have

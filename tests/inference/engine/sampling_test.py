@@ -10,7 +10,7 @@ import pytest
 
 from internvl_jax import sharding
 from internvl_jax.inference.engine import sampling
-from internvl_jax.inference.engine.params import SamplingParams
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 
 V = 53
 NO_STOPS = np.full((1, 8), -1, np.int32)

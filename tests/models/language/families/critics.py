@@ -16,8 +16,8 @@ from internvl_jax.data import Processor
 from internvl_jax.data.text.templates import IMAGE, Message
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
 from internvl_jax.inference.engine.generator import Generator
-from internvl_jax.inference.engine.params import SamplingParams
 from internvl_jax.inference.engine.requests import Request, Vocabulary
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import bind, flatten
 

@@ -52,7 +52,7 @@ class SamplingParams:
     min_p: Fraction = 0.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    logit_bias: Annotated[tuple[Bias, ...], Meta(max_length=BIASES, description=f"of at most {BIASES}")] = ()
+    logit_bias: Annotated[tuple[Bias, ...], Meta(max_length=BIASES, description=f"(at most {BIASES} of them)")] = ()
     min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     ignore_eos: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] = 0

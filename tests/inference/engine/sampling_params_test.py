@@ -3,7 +3,7 @@
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.params import SamplingParams
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 
 
 @pytest.mark.parametrize(
