@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
-from internvl_jax.inference.engine.buckets import fit
+from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine, Token
 from internvl_jax.inference.engine.requests import Request, Vocabulary
 from internvl_jax.inference.engine.sampling_params import SamplingParams
@@ -138,7 +138,7 @@ def complete_many(
       InputError: as in `chat`, with the number of the conversation.
     """
     reader = get_reader(model, processor)
-    fit("rows", batch_size, reader.engine.ladders.rows)
+    fit("rows", batch_size, Ladders.rows)
     sampling, answers = sampling or SamplingParams(), {}
     numbers: dict[int, int] = {}
     try:

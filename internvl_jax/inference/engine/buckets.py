@@ -35,14 +35,14 @@ class Ladders:
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     prompts: tuple[int, ...] = _steps(32, 1 << 15, 8)
-    together: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    together: tuple[int, ...] = (1, 4, 16, 64)
     tiles: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 16, 20, 26, 32, 40, 52, 64, 96, 128, 192, 256)
     slots: tuple[int, ...] = _steps(64, 1 << 15, 8)
     classes: tuple[tuple[int, int], ...] | None = None
     chunk: int = 512
     piece: int = 16
     reserve: int | None = None
-    long: int = 64
+    long: int = 32
 
     def __post_init__(self) -> None:
         for name in ("rows", "prompts", "together", "tiles", "slots"):

@@ -25,7 +25,7 @@ import numpy as np
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
-from internvl_jax.inference.engine.buckets import Ladders, fit
+from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
@@ -33,6 +33,9 @@ from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler, reach
 from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import Params
+
+# More rows at a time are no faster on a CPU (2026-11).
+_CPU_ROWS = (1, 4, 16, 32)
 
 
 class Token(NamedTuple):
@@ -109,7 +112,8 @@ class Engine:
         with sharding.placed(self._place):
             shards, spread = sharding.spread("batch"), sharding.spread("batch") * sharding.spread("act_heads")
             heads = text.kv_heads * sharding.copies("act_heads", text.kv_heads)
-            self.ladders = (ladders or Ladders()).spread(shards, sharding.spread("tiles"))
+            ladders = ladders or Ladders(rows=_CPU_ROWS if device.platform == "cpu" else Ladders.rows)
+            self.ladders = ladders.spread(shards, sharding.spread("tiles"))
             per_tile = self.config.tokens_per_tile * text.width * jnp.dtype(model.runtime.dtype).itemsize
             apart = (device.platform == "cpu" and self._place is None) if apart is None else apart
             self._runner = Runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
@@ -234,9 +238,10 @@ class Engine:
             return self._runner.warm_up(self.ladders.classes, self._scheduler.shards)
 
     def _look(self) -> None:
-        """Encodes tiles of requests that wait, in their order; a few only while answers are being written."""
+        """Encodes tiles of requests that wait, in their order."""
         scheduler, kept = self._scheduler, self.tiles
-        budget = self.ladders.tiles[0 if scheduler.writing else -1]
+        # Where somebody waits for each token, a picture must not hold up the others.
+        budget = self.ladders.tiles[0 if scheduler.writing and self.ladders.classes is not None else -1]
         looked: list[Job] = []
         tiles: dict[bytes, np.ndarray] = {}
         for job in scheduler.waiting[: len(scheduler.rows) or self.ladders.rows[-1]]:
@@ -268,22 +273,25 @@ class Engine:
         self._runner.resize(((rows, slots),), rows_B)
 
     def _read(self) -> list[_Call]:
-        """A part of the prompts into the cache, and the first tokens of those that are complete with it."""
-        scheduler = self._scheduler
-        for draft, source in scheduler.starts():
-            if source is not None:
-                self._runner.copy(source, draft.row, draft.filled, scheduler.shards)
-        parts = scheduler.parts(self.chunk)
-        if not parts:
-            return []
-        R = fit("rows of a chunk", scheduler.each(parts), self.ladders.together)
-        order: list[Draft | None] = []
-        for shard in range(scheduler.shards):
-            own = [draft for draft in parts if draft.row.shard == shard]
-            order += [*own, *[None] * (R // scheduler.shards - len(own))]
-        self.prefilled -= sum(draft.filled for draft in parts)
-        logits_RV = self._runner.read(order, scheduler.width(parts[0], self.chunk))
-        self.prefilled += sum(draft.filled for draft in parts)
+        """Prompts into the cache, and the first tokens of those that are complete with it: a part of them, or all where
+        nobody waits for each token."""
+        calls: list[_Call] = []
+        while True:
+            for draft, source in self._scheduler.starts():
+                if source is not None:
+                    self._runner.copy(source, draft.row, draft.filled, self._scheduler.shards)
+            order = self._scheduler.parts(self.chunk)
+            if not order:
+                return calls
+            calls += self._read_part(order)
+            if self.ladders.classes is not None:
+                return calls
+
+    def _read_part(self, order: list[Draft | None]) -> list[_Call]:
+        drafts = [draft for draft in order if draft is not None]
+        self.prefilled -= sum(draft.filled for draft in drafts)
+        logits_RV = self._runner.read(order, self._scheduler.width(drafts[0], self.chunk))
+        self.prefilled += sum(draft.filled for draft in drafts)
         complete = [(r, draft) for r, draft in enumerate(order) if draft and draft.filled == draft.length]
         if not complete:
             return []
@@ -309,12 +317,17 @@ class Engine:
         # Back as soon as a row is free that somebody waits for, or as fewer rows would do.
         count = min(most, max(draft.left for draft in going), *(rooms[draft] for draft in going))
         count = 1 if scheduler.reading or self._held() else count
-        few = len(going) - 1 if scheduler.waiting else self._fewer(len(going))
+        few = len(going) - self._enough if scheduler.waiting else self._fewer(len(going))
         reach = reach_of(max(draft.length + draft.flying for draft in rooms) + count, scheduler.longest_row)
         written = self._runner.decode(list(rooms), count, few, reach, any(map(_rich, rooms)))
         for draft in rooms:
             draft.flying += count
         return [_Call(written, [(draft.row.index, draft, count) for draft in rooms])]
+
+    @property
+    def _enough(self) -> int:
+        """How many rows must be free until waiting requests take them: some at a time, where nobody waits for each."""
+        return 1 if self.ladders.classes is not None else max(1, len(self._scheduler.rows) // 8)
 
     def _fewer(self, going: int) -> int:
         """How many rows are left when a smaller number of rows holds them."""

@@ -39,6 +39,7 @@ from internvl_jax.models import DecoderOut, InternVLConfig, SlotCache
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
+_CACHED_BYTES = 1 << 22  # of activations, about what a CPU's cache holds
 
 
 class Programs:
@@ -93,15 +94,20 @@ class Programs:
             encoded = model.encode(tiles_GHWC)
             return Features(encoded.pool_GPD, encoded.probability_G)
 
-        def one_by_one(tiles_GHWC: jax.Array) -> Features:
-            first = lambda features: jax.tree.map(lambda x: x[0], features)
-            return lax.map(lambda tile_HWC: first(together(tile_HWC[None])), tiles_GHWC)
+        def few_by_few(tiles_GHWC: jax.Array) -> Features:
+            vision, G = self._config.vision, len(tiles_GHWC)
+            patches = (vision.image_size // vision.patch_size) ** 2 + 1
+            fitting = max(1, _CACHED_BYTES // (4 * patches * vision.mlp))
+            size = max(count for count in range(1, min(G, fitting) + 1) if G % count == 0)
+            features = lax.map(together, tiles_GHWC.reshape(G // size, size, *tiles_GHWC.shape[1:]))
+            return jax.tree.map(lambda x: x.reshape(G, *x.shape[2:]), features)
 
         if sharding.meshed():  # the devices of a mesh take tiles each
             features = together(tiles_GHWC)
             return features._replace(probability_G=jax.tree.map(whole, features.probability_G))
-        # A tile's activations stay nearer to the CPU's cache: 1.2 times as fast, 1.3 in bfloat16, and less memory.
-        return lax.platform_dependent(tiles_GHWC, cpu=one_by_one, default=together)
+        # Activations of a few tiles stay nearer to the CPU's cache, those of one of the released towers: 1.2 times as
+        # fast, 1.3 in bfloat16, and less memory.
+        return lax.platform_dependent(tiles_GHWC, cpu=few_by_few, default=together)
 
     def _keep(self, pool_GPD: jax.Array, new_GPD: jax.Array, places_G: jax.Array) -> jax.Array:
         """The pool with features in their places; a place beyond the last one takes none."""

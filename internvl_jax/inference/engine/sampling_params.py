@@ -1,4 +1,4 @@
-"""How one answer is written: what a request may ask for, checked at the door."""
+"""How an answer is asked for: parameters by our names and OpenAI's, held against their bounds."""
 
 import dataclasses
 import re
@@ -52,7 +52,7 @@ class SamplingParams:
     min_p: Fraction = 0.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    logit_bias: Annotated[tuple[Bias, ...], Meta(max_length=BIASES, description=f"of at most {BIASES}")] = ()
+    logit_bias: Annotated[tuple[Bias, ...], Meta(max_length=BIASES, description=f"(at most {BIASES} of them)")] = ()
     min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     ignore_eos: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
@@ -97,7 +97,7 @@ class SamplingParams:
 
     @property
     def shaped(self) -> bool:
-        """Whether `Shaping` is needed for it."""
+        """Whether `sampling.Shaping` is needed for it."""
         return bool(
             self.repetition_penalty != 1
             or self.presence_penalty

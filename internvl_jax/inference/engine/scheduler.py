@@ -132,6 +132,8 @@ class Seat:
 
     def shared(self, keys_T: np.ndarray) -> int:
         """How many of the first tokens it holds already, if that is worth it; never all of them."""
+        if self.held_T[:_WORTH].tobytes() != keys_T[:_WORTH].tobytes():
+            return 0
         size = min(len(self.held_T), len(keys_T) - 1)
         equal = self.held_T[:size] == keys_T[:size]
         count = size if equal.all() else int(np.argmin(equal))
@@ -272,29 +274,29 @@ class Scheduler:
                 self.reading.append(draft)
         self.waiting = [job for job in self.waiting if any(draft.waits for draft in job.drafts)]
 
-    def parts(self, chunk: int) -> list[Draft]:
-        """Answers whose prompts are read on: of one class, all from their start or none of them, `chunk` tokens while
-        rows are answering."""
+    def parts(self, chunk: int) -> list[Draft | None]:
+        """Answers whose prompts are read on, as rows of a chunk: of one class, all from their start or none of them,
+        `chunk` tokens while rows are answering. Of every device equally many; None is padding.
+        """
         self.reading = [draft for draft in self.reading if draft.row is not None and draft.reading]
+        ready = [draft for draft in self.reading if draft.filled is not None]
+        if not ready:
+            return []
+        first = ready[0]
+        alike = [
+            draft
+            for draft in ready
+            if draft.row.number == first.row.number
+            and (draft.filled == 0) == (first.filled == 0)
+            and self.width(draft, chunk) <= self.width(first, chunk)
+        ]
         room = chunk if self.writing else max(chunk, _TOGETHER)
-        parts: list[Draft] = []
-        for draft in self.reading:
-            if draft.filled is None:
-                continue
-            if parts:
-                first = parts[0]
-                alike = draft.row.number == first.row.number and (draft.filled == 0) == (first.filled == 0)
-                if not alike or self.width(draft, chunk) > self.width(first, chunk):
-                    continue
-            parts.append(draft)
-            rows = self.each(parts)
-            if (rows + self.shards) * self.width(parts[0], chunk) > room or rows >= self.ladders.together[-1]:
-                break
-        return parts
-
-    def each(self, parts: Sequence[Draft]) -> int:
-        """How many rows a chunk needs, of every device equally many."""
-        return self.shards * max(sum(draft.row.shard == shard for draft in parts) for shard in range(self.shards))
+        shards = [[draft for draft in alike if draft.row.shard == shard] for shard in range(self.shards)]
+        most = min(self.shards * max(map(len, shards)), room // self.width(first, chunk))
+        # No more rows than there are prompts, as far as sizes allow: a row of padding costs as much as a real one.
+        size = max([size for size in self.ladders.together if size <= most], default=self.ladders.together[0])
+        each = size // self.shards
+        return [draft for own in shards for draft in [*own[:each], *[None] * (each - len(own))]]
 
     def width(self, draft: Draft, chunk: int) -> int:
         """How many tokens of a prompt are read at once, padding included."""

@@ -68,6 +68,17 @@ def test_greedy_rollouts_are_the_engines_answers(structure, params, vocabulary, 
     assert len(answers[0]) == 24 > len(answers[1])
 
 
+def test_a_seed_gives_the_same_answer_as_in_the_engine(structure, params, vocabulary, sampler, requests):
+    cut = {"top_k": 40, "top_p": 0.9, "min_p": 0.01}
+    drawn = [
+        dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, seed=int(seed), **cut))
+        for row, seed in zip(requests, SEEDS[:, 1], strict=True)
+    ]
+    engine = Engine(bind(structure[0], params), vocabulary)
+    answers = [[answer] for answer in run(engine, drawn)]
+    assert tokens_of(sampler.sample(params, drawn, 1, SEEDS[:, 1:2])) == answers
+
+
 def test_answers_end_at_their_own_stop_or_limit(rollout, requests):
     lengths = [len(response.tokens) for group in rollout for response in group]
     assert len(set(lengths)) > 4 and min(lengths) < 6  # or the tests below would see no batch shrink
