@@ -11,20 +11,22 @@ from internvl_jax.models import TextConfig
 from internvl_jax.sharding import PRESETS, make_mesh, parse_mesh, serving_axes
 
 _MESH = flags.DEFINE_string(
-    "mesh", None, "how devices share the model, as tensor=4 or data=2,tensor=4; default: all devices, as they suit it"
+    "mesh",
+    None,
+    "how devices share the model, as tensor=4 or data=2,tensor=4; default: all accelerators",
 )
 RULES = flags.DEFINE_enum("rules", "serve_tp", sorted(PRESETS), "what lies where on the mesh")
 
 
 def mesh(text: TextConfig | None) -> Mesh | None:
-    """The mesh that --mesh names; without it one of all devices that suits the language model, if one is given.
+    """The mesh that --mesh names; without it one of all accelerators that suits the language model, if one is given.
 
     Raises:
       InputError: devices that are not there, or a flag that can't be read.
     """
     devices = jax.devices()
     if _MESH.value is None:
-        if text is None or len(devices) == 1:
+        if text is None or len(devices) == 1 or devices[0].platform == "cpu":
             return None
         experts = None if text.moe is None else text.moe.experts
         return make_mesh(serving_axes(len(devices), text.kv_heads, experts))
