@@ -61,8 +61,14 @@ class Ladders:
         """For rows that `shards` devices share, and tiles that `tiles` do.
 
         Raises:
-          InputError: rows of a class that can't be shared.
+          InputError: rows of a class that can't be shared, or that are shorter than the least part of a prompt.
         """
+        shortest = min([self.slots[0], *(slots for _, slots in self.classes or ())])
+        if shortest < min(self.prompts[0], self.chunk):
+            raise InputError(
+                f"rows of {shortest} slots are shorter than the least part of a "
+                f"prompt, {min(self.prompts[0], self.chunk)} tokens; give longer rows"
+            )
         for rows, slots in self.classes or ():
             if rows % shards:
                 raise InputError(f"{rows} rows of {slots} slots can't be shared by {shards} devices; take a multiple")

@@ -227,12 +227,11 @@ class Scheduler:
         needed = [self._needed(draft) for draft in ready] + [self._needed(row.draft) for row in busy]
         slots = fit("tokens of prompt and answer", max(needed), self.ladders.slots)
         if ready:
-            slots = max(slots, has[1])
-            most = self._most(slots)
-            if most < max(has[0], len(busy)):  # memory is short: nothing is taken from the rows that there are
-                slots = fit("tokens of prompt and answer", max(needed), self.ladders.slots)
-                most = self._most(slots)
-            rows = min(max(fit("rows", min(len(needed), most), self.ladders.rows), has[0]), most)
+            wanted = fit("rows", min(len(needed), self.ladders.rows[-1]), self.ladders.rows)
+            # What rows hold is kept, unless memory is short.
+            longer = max(slots, has[1])
+            slots = longer if wanted <= self._most(longer) else slots
+            rows = min(max(wanted, has[0]), self._most(slots))
             return None if (rows, slots) == has or rows < len(busy) else (rows, slots)
         rows, slots = fit("rows", len(needed), self.ladders.rows), has[1]
         left = max(row.draft.limit - len(row.draft.tokens) for row in busy)
