@@ -226,8 +226,8 @@ def _run(job: Callable[..., list[str]], jobs: Sequence[tuple], source: pathlib.P
     """All jobs, several at a time; each returns the names of tensors that are not finite."""
     not_finite: set[str] = set()
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        futures = [pool.submit(job, *arguments) for arguments in jobs]
         try:
+            futures = [pool.submit(job, *arguments) for arguments in jobs]
             # Shown where a terminal watches.
             for future in tqdm.tqdm(concurrent.futures.as_completed(futures), "slices", len(jobs), disable=None):
                 not_finite.update(future.result())

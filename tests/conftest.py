@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import signal
 import socket
 import tempfile
 
@@ -93,6 +94,14 @@ def _few_mappings():
         programs.forget()
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def interrupts():
+    """Ctrl-C raises, as it does in a terminal; workers of a test session may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

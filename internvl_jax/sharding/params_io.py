@@ -79,10 +79,20 @@ def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     if path.exists():
         raise InputError(f"{path} already exists; remove it or give another path")
     try:
-        with saving_options():
-            ocp.save_checkpointables(path, {ITEM: params})
+        _save(path, params)
     except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
         raise InputError(f"writing {path} failed ({first_line(error)}); make room and run it again") from error
+
+
+def _save(path: pathlib.Path, params: Mapping[str, Any]) -> None:
+    """An interrupt waits until orbax has ended: its threads can't be stopped, and would write after what tidies up."""
+
+    def save() -> None:
+        with saving_options():
+            ocp.save_checkpointables(path, {ITEM: params})
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(save).result()
 
 
 def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
@@ -172,7 +182,7 @@ def create_arrays(
       chunks: for every parameter the shape of a chunk: what is written, and later read, at a time.
     """
     path = pathlib.Path(checkpoint).absolute()
-    ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
+    _save(path, {name: np.zeros(()) for name in specs})
     opened = {
         name: ts.open(
             {
