@@ -11,14 +11,13 @@ import logging
 import os
 import pathlib
 import shutil
-import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, NoReturn, TextIO
+from typing import TextIO
 
+from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 
 MARK = ".internvl_jax.lock"
@@ -44,20 +43,19 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields an empty folder beside `out` to write into; on leaving without an error it takes that name.
 
-    Threads that write there must have ended when it is left, also by an error. What a killed run left there is removed
-    by the next one.
+    Threads that write there must have ended by then, also after an error or an interrupt (`interrupts.held`). What a
+    killed run left there is removed by the next one.
 
     Raises:
       InputError: see `PartialFolder`.
     """
-    with _one_interrupt():
-        partial = PartialFolder(out)
-        with contextlib.ExitStack() as failed:
-            failed.callback(partial.discard)
-            partial.clear()
-            yield partial.path
-            failed.pop_all()
-        partial.publish()
+    partial = PartialFolder(out)
+    with contextlib.ExitStack() as failed:
+        failed.callback(partial.discard)
+        partial.clear()
+        yield partial.path
+        failed.pop_all()
+    partial.publish()
 
 
 @contextlib.contextmanager
@@ -132,35 +130,17 @@ class PartialFolder:
 
     def discard(self) -> None:
         """Removes the folder and lets go of it."""
-        for _ in range(_TRIES):  # where saving fails (a full disk), tensorstore may still be at its other files
-            shutil.rmtree(self.path, ignore_errors=True)
-            if not self.path.exists():
-                break
-            time.sleep(_TRY_SECONDS)
-        self.release()
+        with interrupts.held():  # pressed again, Ctrl-C would break off the removal
+            for _ in range(_TRIES):  # where saving fails (a full disk), tensorstore may still be at its other files
+                shutil.rmtree(self.path, ignore_errors=True)
+                if not self.path.exists():
+                    break
+                time.sleep(_TRY_SECONDS)
+            self.release()
 
     def release(self) -> None:
         """Lets go of the folder, for another process to go on with."""
         self._lock.close()
-
-
-@contextlib.contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """Inside, Ctrl-C interrupts once: pressed again, it would break off the tidying up after the first."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # whoever handles signals otherwise has reasons
-        return
-
-    def first(*_: Any) -> NoReturn:
-        signal.signal(signal.SIGINT, lambda *_: None)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _try_replacing(folder: pathlib.Path) -> None:

@@ -97,7 +97,7 @@ def _few_mappings():
 
 
 @pytest.fixture
-def interrupts():
+def ctrl_c():
     """Ctrl-C raises, as it does in a terminal; workers of a test session may ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

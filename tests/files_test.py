@@ -47,7 +47,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert (tmp_path / "new" / "out" / "a").read_text() == "all"
 
 
-def test_ctrl_c_pressed_again_does_not_break_off_the_removal(tmp_path, monkeypatch, interrupts):
+def test_ctrl_c_pressed_again_does_not_break_off_the_removal(tmp_path, monkeypatch, ctrl_c):
     press = lambda: os.kill(os.getpid(), signal.SIGINT)
     remove, presses = shutil.rmtree, []
 

@@ -22,6 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.checked import StoredArray, WritableArray
 from internvl_jax.sharding.flat import Params
@@ -69,6 +70,7 @@ def step_names(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     return {int(path.name): path for path in folder.glob("*") if _STEP.fullmatch(path.name)}
 
 
+@interrupts.held()  # orbax's threads can't be stopped, and would go on after what tidies up
 def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     """Writes a new checkpoint; it is there under its name only when whole.
 
@@ -79,20 +81,10 @@ def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     if path.exists():
         raise InputError(f"{path} already exists; remove it or give another path")
     try:
-        _save(path, params)
-    except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-        raise InputError(f"writing {path} failed ({first_line(error)}); make room and run it again") from error
-
-
-def _save(path: pathlib.Path, params: Mapping[str, Any]) -> None:
-    """An interrupt waits until orbax has ended: its threads can't be stopped, and would write after what tidies up."""
-
-    def save() -> None:
         with saving_options():
             ocp.save_checkpointables(path, {ITEM: params})
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        pool.submit(save).result()
+    except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+        raise InputError(f"writing {path} failed ({first_line(error)}); make room and run it again") from error
 
 
 def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
@@ -169,6 +161,7 @@ def open_arrays(checkpoint: str | os.PathLike) -> dict[str, StoredArray]:
         raise damaged(path, error) from error
 
 
+@interrupts.held()  # as `write_params`
 def create_arrays(
     checkpoint: str | os.PathLike, specs: Mapping[str, jax.ShapeDtypeStruct], chunks: Mapping[str, tuple[int, ...]]
 ) -> dict[str, WritableArray]:
@@ -182,7 +175,7 @@ def create_arrays(
       chunks: for every parameter the shape of a chunk: what is written, and later read, at a time.
     """
     path = pathlib.Path(checkpoint).absolute()
-    _save(path, {name: np.zeros(()) for name in specs})
+    ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
     opened = {
         name: ts.open(
             {

@@ -229,7 +229,7 @@ def test_checkpoints_without_checksums_are_read(tmp_path, monkeypatch):
     assert not all(np.array_equal(params[name], value) for name, value in LARGE.items())
 
 
-def test_an_interrupt_waits_for_what_orbax_writes(tmp_path, monkeypatch, interrupts):
+def test_an_interrupt_waits_for_what_orbax_writes(tmp_path, monkeypatch, ctrl_c):
     """orbax writes from a thread of its own, which would go on, and make its folder again, after the removal."""
     save, writers = params_io.ocp.save_checkpointables, []
 
