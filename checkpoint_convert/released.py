@@ -22,15 +22,13 @@ from checkpoint_convert.reader import Index, ReleasedReader, all_finite
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
-from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules, abstract, bind, params_io, shardings
+from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules, bind, params_io, shardings, structure
 from internvl_jax.validation import build, read_json
 
 
 def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
     """The parameters of a model, or of a vision tower alone."""
-    if isinstance(config, VisionConfig):
-        return abstract(lambda rngs: InternViT(config, rngs, Runtime()))[1]
-    return abstract(lambda rngs: InternVL(config, rngs, Runtime()))[1]
+    return _structure(config, "float32")[1]
 
 
 def load_released(
@@ -92,14 +90,13 @@ def load_model(
     """
     released = read_config(directory)
     config = released.model(image_token_id)
-    return _load(released, lambda rngs: InternVL(config, rngs, _runtime(dtype)), dtype, mesh, rules)
+    return _load(released, config, dtype, mesh, rules)
 
 
 def load_vision_tower(directory: str | pathlib.Path, dtype: str = "bfloat16") -> InternViT:
     """The vision tower of a checkpoint that holds nothing else (InternVisionModel)."""
     released = read_config(directory)
-    config = released.vision()
-    return _load(released, lambda rngs: InternViT(config, rngs, _runtime(dtype)), dtype, None, None)
+    return _load(released, released.vision(), dtype, None, None)
 
 
 def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | None) -> InternVL | InternViT:
@@ -118,15 +115,13 @@ def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | N
         if read_config(directory).format == "vit":
             return load_vision_tower(directory, dtype)
         return load_model(directory, dtype, image_token_id=image_token_id)
-    runtime = _runtime(dtype)
     if "vision" in values:
-        make = lambda rngs: InternViT(build(VisionConfig, values["vision"], "vision of config.json"), rngs, runtime)
+        config: InternVLConfig | VisionConfig = build(VisionConfig, values["vision"], "vision of config.json")
     else:
         config = InternVLConfig.from_dict(values.get("model"))
         if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
             config = dataclasses.replace(config, image_token_id=image_token_id)
-        make = lambda rngs: InternVL(config, rngs, runtime)
-    graphdef, specs = abstract(make)
+    graphdef, specs = _structure(config, dtype)
     wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_first_device()) for path, spec in specs.items()}
     return bind(graphdef, params_io.read_params(params_io.locate(directory), wanted))
 
@@ -188,13 +183,18 @@ def _first_device() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.devices()[0])
 
 
-def _runtime(dtype: str) -> Runtime:
-    return Runtime(dtype=jnp.dtype(dtype))
+def _structure(config: InternVLConfig | VisionConfig, dtype: str) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
+    kind = InternViT if isinstance(config, VisionConfig) else InternVL
+    return structure(kind, config, Runtime(dtype=jnp.dtype(dtype)))
 
 
 def _load(
-    released: ReleasedConfig, make: Callable[[nnx.Rngs], nnx.Module], dtype: str, mesh: Mesh | None, rules: Rules | None
+    released: ReleasedConfig,
+    config: InternVLConfig | VisionConfig,
+    dtype: str,
+    mesh: Mesh | None,
+    rules: Rules | None,
 ) -> nnx.Module:
-    graphdef, specs = abstract(make)
+    graphdef, specs = _structure(config, dtype)
     where = None if mesh is None else shardings(specs, mesh, rules or PRESETS["fsdp"])
     return bind(graphdef, read_params(released.file.parent, released_table(released), specs, dtype, where))

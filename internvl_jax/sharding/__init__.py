@@ -16,6 +16,7 @@ from internvl_jax.sharding.flat import (
     like_params,
     logical_axes,
     shardings,
+    structure,
 )
 from internvl_jax.sharding.mesh import AXES, make_mesh
 from internvl_jax.sharding.owners import Share, by_owner, by_token
@@ -64,6 +65,7 @@ __all__ = [
     "shard",
     "shardings",
     "step_names",
+    "structure",
     "use",
     "whole",
     "write_params",
