@@ -31,12 +31,10 @@ import pytest
 import tokenizers
 
 from internvl_jax import compilation_cache
-from tests import programs
+from tests import forks, programs
 
 compilation_cache.write_whole()
-# Tracing makes millions of small objects that live long: looking through them all the time is a quarter of its time.
-gc.freeze()
-gc.set_threshold(100_000, 50, 50)
+forks.collect_rarely()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
