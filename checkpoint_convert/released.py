@@ -22,15 +22,13 @@ from checkpoint_convert.reader import Index, ReleasedReader, all_finite
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
 from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig, place
-from internvl_jax.sharding import Params, ParamSpec, Rules, abstract, bind, params_io, places
+from internvl_jax.sharding import Params, ParamSpec, Rules, bind, params_io, places, structure
 from internvl_jax.validation import build, read_json
 
 
 def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
     """The parameters of a model, or of a vision tower alone."""
-    if isinstance(config, VisionConfig):
-        return abstract(lambda rngs: InternViT(config, rngs, Runtime()))[1]
-    return abstract(lambda rngs: InternVL(config, rngs, Runtime()))[1]
+    return _structure(config, "float32")[1]
 
 
 def load_released(
@@ -92,16 +90,13 @@ def load_model(
     """
     released = read_config(directory)
     config = released.model(image_token_id)
-    runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
-    return _load(released, lambda rngs: InternVL(config, rngs, runtime), runtime)
+    return _load(released, config, Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules)))
 
 
 def load_vision_tower(directory: str | pathlib.Path, dtype: str = "bfloat16") -> InternViT:
     """The vision tower of a checkpoint that holds nothing else (InternVisionModel)."""
     released = read_config(directory)
-    config = released.vision()
-    runtime = Runtime(jnp.dtype(dtype))
-    return _load(released, lambda rngs: InternViT(config, rngs, runtime), runtime)
+    return _load(released, released.vision(), Runtime(jnp.dtype(dtype)))
 
 
 def load_bare(
@@ -129,14 +124,13 @@ def load_bare(
         return load_model(directory, dtype, mesh, rules, image_token_id)
     runtime = Runtime(jnp.dtype(dtype))
     if "vision" in values:
-        make = lambda rngs: InternViT(build(VisionConfig, values["vision"], "vision of config.json"), rngs, runtime)
+        config: InternVLConfig | VisionConfig = build(VisionConfig, values["vision"], "vision of config.json")
     else:
         config = InternVLConfig.from_dict(values.get("model"))
         if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
             config = dataclasses.replace(config, image_token_id=image_token_id)
         runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
-        make = lambda rngs: InternVL(config, rngs, runtime)
-    graphdef, specs = abstract(make)
+    graphdef, specs = _structure(config, runtime)
     where = places(specs, runtime.placement)
     wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where[path]) for path, spec in specs.items()}
     return bind(graphdef, params_io.read_params(params_io.locate(directory), wanted))
@@ -199,7 +193,12 @@ def _first_device() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.devices()[0])
 
 
-def _load(released: ReleasedConfig, make: Callable[[nnx.Rngs], nnx.Module], runtime: Runtime) -> nnx.Module:
-    graphdef, specs = abstract(make)
+def _structure(config: InternVLConfig | VisionConfig, runtime: Runtime) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
+    kind = InternViT if isinstance(config, VisionConfig) else InternVL
+    return structure(kind, config, runtime)
+
+
+def _load(released: ReleasedConfig, config: InternVLConfig | VisionConfig, runtime: Runtime) -> nnx.Module:
+    graphdef, specs = _structure(config, runtime)
     where, dtype = places(specs, runtime.placement), runtime.dtype
     return bind(graphdef, read_params(released.file.parent, released_table(released), specs, dtype, where))

@@ -12,7 +12,7 @@ from typing import Any
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL, InternVLConfig
+from internvl_jax.models import InternVL, InternVLConfig, Runtime
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.lowering import Serving
 from internvl_jax.training import TrainConfig
@@ -24,7 +24,7 @@ _HEADROOM = 0.97  # share of the memory that programs get; the runtime keeps som
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
-    return sharding.abstract(lambda rngs: InternVL(model, rngs))[1]
+    return sharding.structure(InternVL, model, Runtime())[1]
 
 
 def parameters(model: InternVLConfig) -> int:

@@ -78,8 +78,7 @@ def serving(
 ) -> Lowered:
     """A program of generation in bfloat16: 'prefill' or 'decode'."""
     mesh, table = sharding.make_mesh(axes, devices), PRESETS[rules]
-    make = lambda rngs: InternVL(model, rngs, Runtime(jnp.dtype(jnp.bfloat16)))
-    graphdef, specs = sharding.abstract(make)
+    graphdef, specs = sharding.structure(InternVL, model, Runtime(jnp.dtype(jnp.bfloat16)))
     where = sharding.shardings(specs, mesh, table)
     params = {path: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16, sharding=where[path]) for path, s in specs.items()}
     dtype, vocab = jnp.dtype(jnp.bfloat16), model.text.vocab

@@ -16,6 +16,7 @@ from internvl_jax.sharding.flat import (
     like_params,
     logical_axes,
     shardings,
+    structure,
 )
 from internvl_jax.sharding.mesh import AXES, make_mesh, parse_mesh, serving_axes, with_all_axes
 from internvl_jax.sharding.owners import Share, by_owner, by_token
@@ -85,6 +86,7 @@ __all__ = [
     "shardings",
     "spread",
     "step_names",
+    "structure",
     "use",
     "whole",
     "with_all_axes",

@@ -84,10 +84,9 @@ def make_program(
     _check_rows(run, mesh, rules)
     runtime = Runtime(np.dtype(run.dtype), run.remat)
     make = lambda rngs: InternVL(model, rngs, runtime)
-    graphdef, specs = sharding.abstract(make)
+    graphdef, specs = sharding.structure(InternVL, model, runtime)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
-    base = dataclasses.replace(model, flash=None)
-    reference_graphdef, _ = sharding.abstract(lambda rngs: InternVL(base, rngs, runtime))
+    reference_graphdef, _ = sharding.structure(InternVL, dataclasses.replace(model, flash=None), runtime)
     where = sharding.shardings(specs, mesh, rules)
     assigned = assign(specs, optim.groups)
     check_idle(assigned, objective.idle, name)
