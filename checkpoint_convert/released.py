@@ -28,7 +28,7 @@ from internvl_jax.validation import build, read_json
 
 def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
     """The parameters of a model, or of a vision tower alone."""
-    return _structure(config, "float32")[1]
+    return _structure(config, Runtime())[1]
 
 
 def load_released(
