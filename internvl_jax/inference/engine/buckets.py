@@ -53,12 +53,9 @@ class Ladders:
             raise InputError("the engine's chunk, piece, reserve and long must each be 1 token or more")
         if self.classes is not None and not all(rows > 0 and slots > 0 for rows, slots in self.classes):
             raise InputError(f"the classes of rows are {self.classes}; give (rows, slots), all of them positive")
-        # A whole chunk is a size as well, and no part of a prompt is larger.
-        sizes = (*(size for size in self.prompts if size < self.chunk), self.chunk)
-        object.__setattr__(self, "prompts", sizes)
 
     def spread(self, shards: int, tiles: int) -> "Ladders":
-        """For rows that `shards` devices share, and tiles that `tiles` do.
+        """For an engine: for chunks, rows that `shards` devices share, and tiles that `tiles` do.
 
         Raises:
           InputError: rows of a class that can't be shared, or that are shorter than the least part of a prompt.
@@ -75,6 +72,8 @@ class Ladders:
         divisible = lambda sizes, unit: tuple(sorted({-(-size // unit) * unit for size in sizes}))
         return dataclasses.replace(
             self,
+            # A whole chunk is a size as well, and no part of a prompt is larger.
+            prompts=(*(size for size in self.prompts if size < self.chunk), self.chunk),
             rows=divisible(self.rows, shards),
             together=divisible(self.together, shards),
             tiles=divisible(self.tiles, tiles),
