@@ -13,11 +13,9 @@ from benchmarks import workload
 from benchmarks.answering import Actions, seconds, serve
 from checkpoint_convert import load_model
 from internvl_jax.data import Batch
-from internvl_jax.inference import Engine, Ladders, Part, Request, Sampler, SamplingParams, Vocabulary, fit
+from internvl_jax.inference import Engine, Part, Request, Sampler, SamplingParams, Vocabulary, fit
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
-
-WHOLE = 1 << 15  # tokens of a chunk: prompts are read whole
 
 
 def load(arguments: dict[str, Any]) -> Actions:
@@ -28,7 +26,7 @@ def load(arguments: dict[str, Any]) -> Actions:
 
 def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int) -> Actions:
     model = load_model(directory, dtype)
-    engine = Engine(model, Vocabulary(size=model.config.text.vocab, banned=(), stops=()), Ladders(chunk=WHOLE))
+    engine = Engine(model, Vocabulary(size=model.config.text.vocab, banned=(), stops=()))
     del model
     programs, params = engine.tiles.programs, engine.params
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)

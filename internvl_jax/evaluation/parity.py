@@ -22,7 +22,6 @@ from internvl_jax.validation import read_all_arrays, read_json
 Arrays = dict[str, np.ndarray]
 Report = dict[str, float | bool]
 
-_WHOLE = 1 << 15  # tokens of a chunk that no recorded prompt exceeds
 _IGNORED_LABEL = -100  # of the released datasets: not supervised
 
 
@@ -55,7 +54,7 @@ def compare(model: InternVL | InternViT, inputs: Arrays, outputs: Arrays, chunk:
         if isinstance(model, InternViT):
             return compare_tower(model, inputs, outputs)
         vocabulary = Vocabulary(model.config.text.vocab, (), ())
-        engine = Engine(model, vocabulary, Ladders(chunk=_WHOLE if chunk is None else chunk))
+        engine = Engine(model, vocabulary, Ladders(chunk=chunk))
         return (compare_flash if "gate_probs" in outputs else compare_model)(model, engine, inputs, outputs)
 
 

@@ -31,6 +31,8 @@ from internvl_jax.sharding import Params, Rules
 
 # The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
 _PIECE = 256
+# Slots that every answer has at first; twice as many when they are full, so that short answers don't pay for long ones.
+_SLOTS = 2048
 _REFUSED = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
     *("min_tokens", "logprobs", "stop_strings"),
@@ -156,8 +158,12 @@ class Sampler:
         with sharding.use(self._mesh, self._rules):
             rows, layout, _, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
             params = unstack_params(params) if self._apart else params
+            longest = max(request.sampling.max_new_tokens for request in requests)
             while True:
                 rows = self._answers.write(params, rows, np.int32(0), np.int32(0))
+                if (slots := self._more(rows, longest)) is not None:
+                    rows = self._answers.grow(rows, slots=slots)
+                    continue
                 if (layout := self._smaller(layout)) is None:
                     return self.num_compiled
                 nothing_B = np.zeros(layout.rows, np.int32)
@@ -186,7 +192,9 @@ class Sampler:
                 layout, answer_B = smaller, np.where(real_B, answer_B[row_B], -1)
             # Back here as soon as those that are left may fit; if their prompts were too many, once half are complete.
             few = 0 if smaller is None else min(smaller.rows, len(left) // 2)
-            stop = min(int(rows.count) + self._piece, longest)
+            if int(rows.count) == rows.tokens_BS.shape[1]:
+                rows = self._answers.grow(rows, slots=self._more(rows, longest))
+            stop = min(int(rows.count) + self._piece, rows.tokens_BS.shape[1], longest)
             rows = self._answers.write(params, rows, np.int32(stop), np.int32(few))
 
     def _begin(
@@ -206,7 +214,7 @@ class Sampler:
         prompts = max(prompts, len(requests))
         Q = fit("prompts", prompts, self._sizes)
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
-        S = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
+        longest = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
         tokens_QT = pad(np.stack([pad(prompt.tokens_T, T) for prompt, _ in prompts_seen]), Q)
         index_QP = pad(np.stack([pad(index_P, T) for _, index_P in prompts_seen]), Q)
         lengths_Q = pad(np.array(lengths, np.int32), Q)
@@ -225,7 +233,9 @@ class Sampler:
             drawn._replace(seed_B=seeds_QA.reshape(-1)[row_B]),
         )
         branch_prompts = prompt_B[:: layout.width]
-        rows = self._answers.start(logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=S)
+        rows = self._answers.start(
+            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=min(longest, _SLOTS)
+        )
         before = None
         if routes_LQTK is not None:
             routes_QLTK = np.asarray(routes_LQTK).swapaxes(0, 1)
@@ -290,6 +300,12 @@ class Sampler:
                 return min(layouts, key=lambda layout: (layout.rows, layout.branches))
             layouts.append(_Layout(fit("prompts", copies, self._sizes), width))
             width = -(-width // 2)
+
+    def _more(self, rows: Rows, longest: int) -> int | None:
+        """How many slots an answer gets when it has filled those that it has; None: it may not be longer."""
+        slots = rows.tokens_BS.shape[1]
+        longest = fit("tokens of an answer", longest, self.ladders.slots)
+        return None if slots >= longest else min(2 * slots, longest)
 
     def _smaller(self, layout: _Layout) -> _Layout | None:
         """What rows go on as once there are half as many."""

@@ -3,6 +3,7 @@
     prefill(tokens, features) -> logits, keys and values of whole prompts
     start(logits, keys and values) -> rows    every answer's first token
     write(rows) -> rows                       tokens until most answers are complete
+    grow(rows) -> rows                        more slots
     compact(rows) -> rows                     fewer rows, those that are not complete
 
 Complete answers are written on until the batch shrinks; nobody reads what is.
@@ -86,12 +87,13 @@ class RolloutPrograms:
         self.prefill = DeviceProgram(self._prefill)
         self.start = DeviceProgram(self._start, static_argnames="slots")
         self.write = DeviceProgram(self._write, donate_argnames="rows")
+        self.grow = DeviceProgram(self._grow, static_argnames="slots")
         self.compact = DeviceProgram(self._compact)
 
     @property
     def num_compiled(self) -> int:
         """Programs compiled so far."""
-        return sum(program.num_compiled for program in (self.prefill, self.start, self.write, self.compact))
+        return sum(program.num_compiled for program in (self.prefill, self.start, self.write, self.grow, self.compact))
 
     def _prefill(
         self, params: Params, tokens_QT: jax.Array, lengths_Q: jax.Array, features_QPD: jax.Array
@@ -176,6 +178,27 @@ class RolloutPrograms:
             counts_B=jnp.where(rows.done_B, rows.counts_B, count),
             count=count,
             done_B=rows.done_B | ends_B,
+        )
+
+    def _grow(self, rows: Rows, slots: int) -> Rows:
+        """The same rows, whose answers have room for `slots` tokens."""
+
+        def widened(x: jax.Array, axis: int) -> jax.Array:
+            """`axis` counts from the end."""
+            widths = [(0, 0)] * x.ndim
+            widths[x.ndim - axis] = (0, slots - x.shape[-axis])
+            return jnp.pad(x, widths)
+
+        cache = rows.cache
+        keys = jax.tree.map(lambda x: widened(x, 1), cache.k)
+        values = jax.tree.map(lambda x: widened(x, 2), cache.v)
+        return _laid(
+            rows._replace(
+                cache=cache._replace(k=keys, v=values),
+                tokens_BS=widened(rows.tokens_BS, 1),
+                logprobs_BS=widened(rows.logprobs_BS, 1),
+                routes_LBSK=None if rows.routes_LBSK is None else widened(rows.routes_LBSK, 2),
+            )
         )
 
     def _compact(self, rows: Rows, branch_numbers: jax.Array, row_B: jax.Array, real_B: jax.Array) -> Rows:

@@ -20,7 +20,7 @@ from internvl_jax.inference.engine.sampling_params import SamplingParams
 # together with others costs less.
 _WORTH = 16
 _NEAR = 512  # slots that are read in any case
-_TOGETHER = 2048  # tokens of prompts that a step reads while no row is answering
+_TOGETHER = 8192  # tokens of several prompts that are read at a time while nobody waits for a token
 
 
 @dataclasses.dataclass(eq=False)
@@ -289,7 +289,7 @@ class Scheduler:
             and (draft.filled == 0) == (first.filled == 0)
             and self.width(draft, chunk) <= self.width(first, chunk)
         ]
-        room = chunk if self.writing else max(chunk, _TOGETHER)
+        room = chunk if self.writing and self.ladders.classes is not None else _TOGETHER
         shards = [[draft for draft in alike if draft.row.shard == shard] for shard in range(self.shards)]
         most = min(self.shards * max(map(len, shards)), room // self.width(first, chunk))
         # No more rows than there are prompts, as far as sizes allow: a row of padding costs as much as a real one.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +170,14 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     for seed in range(4):
         sampler.sample(params, requests[seed % 2 :], 2, seed, prompts=2)
     assert sampler.num_compiled == made and not compiled
+
+
+def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, rollout, monkeypatch):
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.sampler"], "_SLOTS", 5)
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)))
+    made = sampler.warm_up(params, requests, GROUP)
+    assert tokens_of(sampler.sample(params, requests, GROUP, SEEDS)) == tokens_of(rollout)
+    assert sampler.num_compiled == made
 
 
 def test_a_mesh_of_one_device_is_that_device(config, vocabulary, params, requests, rollout):
