@@ -159,15 +159,18 @@ class Sampler:
             rows, layout, _, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
             params = unstack_params(params) if self._apart else params
             longest = max(request.sampling.max_new_tokens for request in requests)
+            every = [rows]  # of every number of slots
+            while (slots := self._more(every[-1], longest)) is not None:
+                every.append(self._answers.grow(every[-1], slots=slots))
             while True:
-                rows = self._answers.write(params, rows, np.int32(0), np.int32(0))
-                if (slots := self._more(rows, longest)) is not None:
-                    rows = self._answers.grow(rows, slots=slots)
-                    continue
+                every = [self._answers.write(params, rows, np.int32(0), np.int32(0)) for rows in every]
+                for rows in every[:-1]:
+                    self._answers.grow(rows, slots=self._more(rows, longest))
                 if (layout := self._smaller(layout)) is None:
                     return self.num_compiled
                 nothing_B = np.zeros(layout.rows, np.int32)
-                rows = self._answers.compact(rows, nothing_B[: layout.branches], nothing_B, nothing_B > 0)
+                nobody = nothing_B[: layout.branches], nothing_B, nothing_B > 0
+                every = [self._answers.compact(rows, *nobody) for rows in every]
 
     def _pieces(
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
