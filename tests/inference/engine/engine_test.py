@@ -353,5 +353,6 @@ def test_any_mesh_answers_as_recorded(golden, case, sizes):
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=jax.devices()[: math.prod(sizes.values())])
     model = load_bare(golden / case, "float32", image_token_id(meta), mesh)
     names = ("greedy_tokens", "greedy_tokens_eos", "greedy_scores")
+    inputs = {name: array for name, array in inputs.items() if name != "labels"}  # answers alone are compared here
     report = compare(model, inputs, {name: outputs[name] for name in names}, chunk=16)
     assert report["greedy_tokens_equal"] and report["greedy_tokens_eos_equal"], report
