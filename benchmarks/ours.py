@@ -1,4 +1,4 @@
-"""The JAX process: the same generator and train step that `launch.chat` and `launch.train` run."""
+"""The JAX process: the same engine and train step that `launch.chat` and `launch.train` run."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from benchmarks import workload
 from benchmarks.answering import Actions, seconds, serve
 from checkpoint_convert import load_model
 from internvl_jax.data import Batch
-from internvl_jax.inference import Generator, Request, Sampler, SamplingParams, Vocabulary, fit
+from internvl_jax.inference import Engine, Part, Request, Sampler, SamplingParams, Vocabulary, fit
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
 
@@ -26,30 +26,36 @@ def load(arguments: dict[str, Any]) -> Actions:
 
 def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int) -> Actions:
     model = load_model(directory, dtype)
-    vocab = model.config.text.vocab
-    generator = Generator(model, Vocabulary(size=vocab, banned=(), stops=()))
+    engine = Engine(model, Vocabulary(size=model.config.text.vocab, banned=(), stops=()))
     del model
-    programs, params = generator.programs, generator.params
+    programs, params = engine.tiles.programs, engine.params
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
-    T = fit("prompt tokens", prompt, generator.ladders.prompts)
+    T = fit("prompt tokens", prompt, engine.ladders.prompts)
     tokens_BT = np.zeros((1, T), np.int32)
     tokens_BT[0, :prompt] = tokens_T
-    features_BPD = np.zeros((1, tiles * generator.config.tokens_per_tile, generator.config.text.width), np.float32)
+    zero_B, features_BPD = np.zeros(1, np.int32), np.zeros((1, T, engine.config.text.width), np.float32)
     features_BPD = jax.device_put(features_BPD.astype(dtype))
     request = Request(tokens_T, tiles_GHWC, SamplingParams(max_new_tokens=new, temperature=0.0))
+    state = programs.empty(classes=((1, T),))
 
     def prefill() -> None:
-        jax.block_until_ready(programs.prefill(params, tokens_BT, np.array([prompt], np.int32), features_BPD))
+        nonlocal state
+        counts_B = np.array([prompt], np.int32)
+        part = Part(zero_B, tokens_BT, zero_B, counts_B, features_BPD)
+        state, logits_BV = programs.chunk(params, state, part, number=0, reach=0)
+        jax.block_until_ready((state, logits_BV))
 
     def generate() -> dict[str, Any]:
         tokens, times = [], []
-        for tokens_B in generator.stream([request]):
-            tokens.append(int(tokens_B[0]))
-            times.append(time.perf_counter())
+        engine.add(request)
+        while engine.busy:
+            for token in engine.step(most=1):
+                tokens.append(token.token)
+                times.append(time.perf_counter())
         return {"seconds": (times[-1] - times[0]) / (new - 1), "tokens": tokens}
 
     return {
-        "vision": lambda: seconds(lambda: jax.block_until_ready(generator.encode(tiles_GHWC))),
+        "vision": lambda: seconds(lambda: jax.block_until_ready(programs.encode(params, tiles_GHWC))),
         "prefill": lambda: seconds(prefill),
         "decode": generate,
     }

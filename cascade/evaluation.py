@@ -23,7 +23,7 @@ from internvl_jax.data import ChatInputs, Processor, tile_image
 from internvl_jax.inference import (
     MODEL_THRESHOLDS,
     Decided,
-    Generator,
+    Engine,
     Ladders,
     Request,
     SamplingParams,
@@ -37,7 +37,7 @@ from internvl_jax.validation import read_lines
 ANSWER_TOKENS = 56
 ROWS = 128
 READINGS = 2000  # single digits of either size that are read
-LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 144))
+LADDERS = Ladders(rows=(ROWS,), prompts=(16, 48, 72, 96), tiles=(8, 128, 768), slots=(32, 80, 112, 144))
 
 
 class Asked(NamedTuple):
@@ -118,7 +118,7 @@ class Answerer:
     """A model, ready for many questions; its programs are compiled once."""
 
     def __init__(self, model: InternVL, processor: Processor):
-        self._generator = Generator(model, Vocabulary.of(processor), LADDERS)
+        self._engine = Engine(model, Vocabulary.of(processor), LADDERS)
         self._processor = processor
 
     def ask(
@@ -153,7 +153,7 @@ class Answerer:
         found = []
         for start in range(0, len(asked), ROWS):
             tiles = [self._inputs(one).tiles_GHWC for one in asked[start : start + ROWS]]
-            probability_G = np.asarray(self._generator.encode(np.concatenate(tiles)).probability_G)
+            probability_G = self._engine.route(np.concatenate(tiles))
             found += np.split(probability_G, np.cumsum([len(tiles_GHWC) for tiles_GHWC in tiles]))[:-1]
             progress(len(found))
         return found
@@ -177,11 +177,22 @@ class Answerer:
         self, requests: Sequence[Request], progress: Callable[[int], object]
     ) -> Iterator[tuple[list[int], int]]:
         """Tokens of every answer, and how many image tokens the model saw."""
-        for start in range(0, len(requests), ROWS):
-            batch = requests[start : start + ROWS]
-            seen = self._generator.look(batch)
-            yield from zip(self._generator.generate(batch, ROWS, seen), map(len, seen.features), strict=True)
-            progress(start + len(batch))
+        numbers: dict[int, int] = {}
+        said: dict[int, tuple[list[int], int]] = {}
+        waiting, done = list(enumerate(requests))[::-1], 0
+        while waiting or numbers:
+            while waiting and len(numbers) < 2 * ROWS:
+                number, request = waiting.pop()
+                numbers[self._engine.add(request)] = number
+            for token in self._engine.step():
+                number = numbers[token.id]
+                tokens, _ = said.setdefault(number, ([], int((token.seen.sources_T >= 0).sum())))
+                tokens.append(token.token)
+                if token.end is not None:
+                    del numbers[token.id]
+                    done += 1
+            progress(done)
+        yield from (said[number] for number in range(len(requests)))
 
 
 def test(

@@ -34,6 +34,7 @@ from checkpoint_convert.report import ConversionReport
 from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
 from checkpoint_convert.tables import TABLES
+from internvl_jax import interrupts
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig, VisionConfig
@@ -225,12 +226,14 @@ def _jobs(row: Row, spec: jax.ShapeDtypeStruct) -> Iterator[tuple[Row, tuple[int
 def _run(job: Callable[..., list[str]], jobs: Sequence[tuple], source: pathlib.Path) -> None:
     """All jobs, several at a time; each returns the names of tensors that are not finite."""
     not_finite: set[str] = set()
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    with interrupts.held() as pressed, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         futures = [pool.submit(job, *arguments) for arguments in jobs]
         try:
             # Shown where a terminal watches.
             for future in tqdm.tqdm(concurrent.futures.as_completed(futures), "slices", len(jobs), disable=None):
                 not_finite.update(future.result())
+                if pressed.is_set():
+                    break
         finally:
             pool.shutdown(cancel_futures=True)
     refuse(source, {"not finite": sorted(not_finite)})

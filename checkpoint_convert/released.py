@@ -21,27 +21,25 @@ from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_con
 from checkpoint_convert.reader import Index, ReleasedReader, all_finite
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig
-from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules, abstract, bind, params_io, shardings
+from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig, place
+from internvl_jax.sharding import Params, ParamSpec, Rules, bind, params_io, places, structure
 from internvl_jax.validation import build, read_json
 
 
 def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
     """The parameters of a model, or of a vision tower alone."""
-    if isinstance(config, VisionConfig):
-        return abstract(lambda rngs: InternViT(config, rngs, Runtime()))[1]
-    return abstract(lambda rngs: InternVL(config, rngs, Runtime()))[1]
+    return _structure(config, Runtime())[1]
 
 
 def load_released(
-    directory: str | pathlib.Path, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | None = None
+    directory: str | pathlib.Path, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | str | None = None
 ) -> tuple[InternVL, Processor]:
     """Model and processor of a released checkpoint.
 
     Args:
       directory: config.json, safetensors and tokenizer files, GitHub or HF format.
       dtype: the dtype of parameters and activations.
-      mesh, rules: where the parameters live; one device without a mesh, the fsdp preset without rules.
+      mesh, rules: where the model lives, see `Placement.of`.
 
     Raises:
       InputError: see `load_model`; or tokenizer files that are missing.
@@ -76,7 +74,7 @@ def load_model(
     directory: str | pathlib.Path,
     dtype: str = "bfloat16",
     mesh: Mesh | None = None,
-    rules: Rules | None = None,
+    rules: Rules | str | None = None,
     image_token_id: int | None = None,
 ) -> InternVL:
     """The model of a released checkpoint, without its processor.
@@ -84,7 +82,7 @@ def load_model(
     Args:
       directory: config.json and safetensors files, GitHub or HF format.
       dtype: the dtype of parameters and activations.
-      mesh, rules: where the parameters live; one device without a mesh, the fsdp preset without rules.
+      mesh, rules: where the model lives, see `Placement.of`.
       image_token_id: the id of <IMG_CONTEXT>; needed for GitHub-format checkpoints.
 
     Raises:
@@ -92,22 +90,28 @@ def load_model(
     """
     released = read_config(directory)
     config = released.model(image_token_id)
-    return _load(released, lambda rngs: InternVL(config, rngs, _runtime(dtype)), dtype, mesh, rules)
+    return _load(released, config, Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules)))
 
 
 def load_vision_tower(directory: str | pathlib.Path, dtype: str = "bfloat16") -> InternViT:
     """The vision tower of a checkpoint that holds nothing else (InternVisionModel)."""
     released = read_config(directory)
-    config = released.vision()
-    return _load(released, lambda rngs: InternViT(config, rngs, _runtime(dtype)), dtype, None, None)
+    return _load(released, released.vision(), Runtime(jnp.dtype(dtype)))
 
 
-def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | None) -> InternVL | InternViT:
+def load_bare(
+    directory: str | pathlib.Path,
+    dtype: str,
+    image_token_id: int | None,
+    mesh: Mesh | None = None,
+    rules: Rules | str | None = None,
+) -> InternVL | InternViT:
     """A model or a vision tower alone, from a released checkpoint or a model directory of this project, without the
     processor.
 
     Args:
       image_token_id: the id of <IMG_CONTEXT>, for checkpoints without tokenizer files.
+      mesh, rules: where a model lives, see `Placement.of`; a tower alone lies on one device.
 
     Raises:
       InputError: see `load_model` and `params_io.read_params`.
@@ -117,17 +121,18 @@ def load_bare(directory: str | pathlib.Path, dtype: str, image_token_id: int | N
     if "format" not in values:
         if read_config(directory).format == "vit":
             return load_vision_tower(directory, dtype)
-        return load_model(directory, dtype, image_token_id=image_token_id)
-    runtime = _runtime(dtype)
+        return load_model(directory, dtype, mesh, rules, image_token_id)
+    runtime = Runtime(jnp.dtype(dtype))
     if "vision" in values:
-        make = lambda rngs: InternViT(build(VisionConfig, values["vision"], "vision of config.json"), rngs, runtime)
+        config: InternVLConfig | VisionConfig = build(VisionConfig, values["vision"], "vision of config.json")
     else:
         config = InternVLConfig.from_dict(values.get("model"))
         if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
             config = dataclasses.replace(config, image_token_id=image_token_id)
-        make = lambda rngs: InternVL(config, rngs, runtime)
-    graphdef, specs = abstract(make)
-    wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=_first_device()) for path, spec in specs.items()}
+        runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
+    graphdef, specs = _structure(config, runtime)
+    where = places(specs, runtime.placement)
+    wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where[path]) for path, spec in specs.items()}
     return bind(graphdef, params_io.read_params(params_io.locate(directory), wanted))
 
 
@@ -141,7 +146,7 @@ def read_params(
     directory: str | pathlib.Path,
     table: Table,
     specs: Mapping[str, ParamSpec],
-    dtype: str,
+    dtype: jnp.dtype | str,
     where: Mapping[str, Sharding] | None = None,
 ) -> Params:
     """The parameters `specs` out of a released checkpoint.
@@ -188,13 +193,12 @@ def _first_device() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.devices()[0])
 
 
-def _runtime(dtype: str) -> Runtime:
-    return Runtime(dtype=jnp.dtype(dtype))
+def _structure(config: InternVLConfig | VisionConfig, runtime: Runtime) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
+    kind = InternViT if isinstance(config, VisionConfig) else InternVL
+    return structure(kind, config, runtime)
 
 
-def _load(
-    released: ReleasedConfig, make: Callable[[nnx.Rngs], nnx.Module], dtype: str, mesh: Mesh | None, rules: Rules | None
-) -> nnx.Module:
-    graphdef, specs = abstract(make)
-    where = None if mesh is None else shardings(specs, mesh, rules or PRESETS["fsdp"])
+def _load(released: ReleasedConfig, config: InternVLConfig | VisionConfig, runtime: Runtime) -> nnx.Module:
+    graphdef, specs = _structure(config, runtime)
+    where, dtype = places(specs, runtime.placement), runtime.dtype
     return bind(graphdef, read_params(released.file.parent, released_table(released), specs, dtype, where))

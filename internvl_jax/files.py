@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from typing import TextIO
 
+from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 
 MARK = ".internvl_jax.lock"
@@ -42,7 +43,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields an empty folder beside `out` to write into; on leaving without an error it takes that name.
 
-    What a killed run left there is removed by the next one.
+    Threads that write there must have ended by then, also after an error or an interrupt (`interrupts.held`). What a
+    killed run left there is removed by the next one.
 
     Raises:
       InputError: see `PartialFolder`.
@@ -128,12 +130,13 @@ class PartialFolder:
 
     def discard(self) -> None:
         """Removes the folder and lets go of it."""
-        for _ in range(_TRIES):  # threads of a library may still be writing there when a run is interrupted
-            shutil.rmtree(self.path, ignore_errors=True)
-            if not self.path.exists():
-                break
-            time.sleep(_TRY_SECONDS)
-        self.release()
+        with interrupts.held():  # pressed again, Ctrl-C would break off the removal
+            for _ in range(_TRIES):  # where saving fails (a full disk), tensorstore may still be at its other files
+                shutil.rmtree(self.path, ignore_errors=True)
+                if not self.path.exists():
+                    break
+                time.sleep(_TRY_SECONDS)
+            self.release()
 
     def release(self) -> None:
         """Lets go of the folder, for another process to go on with."""

@@ -14,7 +14,7 @@ from internvl_jax.data import Processor
 from internvl_jax.inference import terminal
 from internvl_jax.models import InternVL, InternVLConfig
 from internvl_jax.validation import read_json
-from launch import hub
+from launch import hub, meshes
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
@@ -54,9 +54,9 @@ def load() -> tuple[InternVL, Processor]:
     if dtype == "auto":
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    ours = "format" in read_json(directory / "config.json")
+    ours, mesh = "format" in read_json(directory / "config.json"), meshes.mesh(model_config().text)
     with terminal.saying(f"loading {directory}"):
-        return (ivl.load if ours else load_released)(directory, dtype=dtype)
+        return (ivl.load if ours else load_released)(directory, dtype=dtype, mesh=mesh, rules=meshes.RULES.value)
 
 
 @functools.cache

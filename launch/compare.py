@@ -2,6 +2,7 @@
 
     python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --reference=tests/golden/hf_qwen3
 
+With --mesh the model lies on several devices, by default on one; --chunk has the engine read prompts in parts.
 Runs in float32 with exact products. The last line of stdout is JSON with the largest absolute error of each array of
 the reference, and whether the greedy tokens are equal.
 """
@@ -12,19 +13,23 @@ from absl import flags
 
 from checkpoint_convert import load_bare
 from internvl_jax.evaluation import compare, image_token_id, read_case
-from launch import hub
+from launch import hub, meshes
 from launch import main as launcher
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model: released (either format) or converted.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Folder with inputs.npz and outputs.npz (and meta.json).")
+_CHUNK = flags.DEFINE_integer(
+    "chunk", None, "Tokens of a prompt that the engine reads at a time; default: all.", lower_bound=1
+)
 flags.mark_flags_as_required(["checkpoint", "reference"])
 
 
 def main(argv: list[str]) -> None:
     del argv
     inputs, outputs, meta = read_case(_REFERENCE.value)
-    model = load_bare(hub.directory(_CHECKPOINT.value), "float32", image_token_id(meta))
-    print(json.dumps(compare(model, inputs, outputs)))
+    directory = hub.directory(_CHECKPOINT.value)
+    model = load_bare(directory, "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value)
+    print(json.dumps(compare(model, inputs, outputs, _CHUNK.value)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import signal
 import socket
 import tempfile
 
@@ -30,12 +31,10 @@ import pytest
 import tokenizers
 
 from internvl_jax import compilation_cache
-from tests import programs
+from tests import forks, programs
 
 compilation_cache.write_whole()
-# Tracing makes millions of small objects that live long: looking through them all the time is a quarter of its time.
-gc.freeze()
-gc.set_threshold(100_000, 50, 50)
+forks.collect_rarely()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -93,6 +92,14 @@ def _few_mappings():
         programs.forget()
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises, as it does in a terminal; workers of a test session may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,23 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with pytest.raises(InputError, match="already exists"):
         write(tmp_path / "new" / "out", "other")
     assert (tmp_path / "new" / "out" / "a").read_text() == "all"
+
+
+def test_ctrl_c_pressed_again_does_not_break_off_the_removal(tmp_path, monkeypatch, ctrl_c):
+    press = lambda: os.kill(os.getpid(), signal.SIGINT)
+    remove, presses = shutil.rmtree, []
+
+    def slowly(path, **options):
+        presses.append(press())
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as partial:
+        (partial / "a").write_text("half")
+        press()
+    assert names(tmp_path) == [] and presses
+    with pytest.raises(KeyboardInterrupt):  # outside, each one counts again
+        press()
 
 
 HOLD = """

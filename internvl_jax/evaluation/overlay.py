@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from internvl_jax.data import Processor, images, tiling
 from internvl_jax.errors import InputError
-from internvl_jax.inference import MODEL_THRESHOLDS, Thresholds, get_generator
+from internvl_jax.inference import MODEL_THRESHOLDS, Thresholds, get_engine
 from internvl_jax.models import InternVL
 
 _SIDE = 224  # pixels of a drawn tile
@@ -39,8 +39,7 @@ def router_overlay(
     config = processor.image_config
     pictures = [images.load_image(source, config) for source in sources]
     tiles = [images.tile_image(picture, config) for picture in pictures]
-    encoded = get_generator(model, processor).encode(np.concatenate(tiles))
-    probability_G = np.asarray(encoded.probability_G)[: sum(map(len, tiles))]
+    probability_G = get_engine(model, processor).route(np.concatenate(tiles))
     compress_G = thresholds.decide(probability_G, model.config.flash)
     tokens = (model.config.tokens_per_tile, model.config.tokens_per_compressed_tile)
     boards, first = [], 0

@@ -14,7 +14,7 @@ from flax import nnx
 
 from internvl_jax.data import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Generator, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
+from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
 from internvl_jax.models import Encoded, InternViT, InternVL, InternVLConfig, Out, Slots
 from internvl_jax.sharding import Params, bind, flatten
 from internvl_jax.validation import read_all_arrays, read_json
@@ -44,12 +44,18 @@ def image_token_id(meta: Mapping[str, Any]) -> int | None:
     return meta.get("img_context_token_id", meta.get("image_token_id"))
 
 
-def compare(model: InternVL | InternViT, inputs: Arrays, outputs: Arrays) -> Report:
-    """Largest absolute error of every recorded array, and whether recorded tokens are the model's own."""
+def compare(model: InternVL | InternViT, inputs: Arrays, outputs: Arrays, chunk: int | None = None) -> Report:
+    """Largest absolute error of every recorded array, and whether recorded tokens are the model's own.
+
+    Args:
+      chunk: tokens of a prompt that the engine reads at a time; None: all.
+    """
     with jax.default_matmul_precision("highest"):
         if isinstance(model, InternViT):
             return compare_tower(model, inputs, outputs)
-        return (compare_flash if "gate_probs" in outputs else compare_model)(model, inputs, outputs)
+        vocabulary = Vocabulary(model.config.text.vocab, (), ())
+        engine = Engine(model, vocabulary, Ladders(chunk=chunk))
+        return (compare_flash if "gate_probs" in outputs else compare_model)(model, engine, inputs, outputs)
 
 
 def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
@@ -68,7 +74,7 @@ def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
     return report
 
 
-def compare_model(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
+def compare_model(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays) -> Report:
     tiles = _channels_last(inputs["pixel_values"])
     graphdef, _ = nnx.split(model, nnx.Param)
     features = jax.jit(lambda params, tiles: bind(graphdef, params).encode(tiles).features_GPD)(flatten(model), tiles)
@@ -95,10 +101,10 @@ def compare_model(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
         losses = {f"loss_weighted_{weighting}": weighting for weighting in WEIGHTINGS} | {"loss": "square"}
         for name, weighting in losses.items():
             report[name] = abs(_loss(logits_BTV, inputs["labels"], weighting) - float(outputs[name]))
-    return report | _compare_greedy(model, inputs, outputs, tiles) if "greedy_tokens" in outputs else report
+    return report | _compare_greedy(model, engine, inputs, outputs, tiles) if "greedy_tokens" in outputs else report
 
 
-def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
+def compare_flash(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays) -> Report:
     """A Flash model's router, decisions and answer for the one conversation that was recorded."""
     config = model.config
     if config.flash is None:
@@ -151,8 +157,7 @@ def compare_flash(model: InternVL, inputs: Arrays, outputs: Arrays) -> Report:
     report["logits"] = _error(logits_TV[outputs["logits_positions"]], outputs["logits"])
     report["greedy_scores"] = _error(logits_TV[prompt - 1 : prompt + answer - 1], outputs["greedy_scores"])
     request = Request(tokens_T, tiles, SamplingParams(max_new_tokens=answer), pairs[0])
-    generator = Generator(model, Vocabulary(config.text.vocab, (), ()))
-    report["greedy_tokens_equal"] = generator.generate([request]) == outputs["greedy_tokens"].tolist()
+    report["greedy_tokens_equal"] = engine.run([request])[0] == outputs["greedy_tokens"].tolist()
     return report
 
 
@@ -193,20 +198,19 @@ def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.
     return out, np.asarray(logits_BTV)
 
 
-def _compare_greedy(model: InternVL, inputs: Arrays, outputs: Arrays, tiles: np.ndarray) -> Report:
+def _compare_greedy(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays, tiles: np.ndarray) -> Report:
     """The engine's answers, and the logits of one pass over prompts and recorded answers."""
     prompts_BT, prompt_mask_BT = inputs["prompt_input_ids"], inputs["prompt_attention_mask"].astype(bool)
     wanted_BT = outputs["greedy_tokens"]
     prompt, answer = prompts_BT.shape[1], wanted_BT.shape[1]
     stop = int(inputs["eos_for_greedy_tokens_eos"])
-    generator = Generator(model, Vocabulary(model.config.text.vocab, (), ()))
     prompts = [row[real] for row, real in zip(prompts_BT, prompt_mask_BT, strict=True)]
     row_tiles = np.split(tiles, np.cumsum(_tiles_per_row(prompts_BT, model.config))[:-1])
 
     def answers(*stops: int) -> np.ndarray:
         """Zeros after a stop token; as long as the longest answer."""
         sampling = SamplingParams(max_new_tokens=answer, stop_token_ids=stops)
-        rows = generator.generate([Request(*row, sampling) for row in zip(prompts, row_tiles, strict=True)])
+        rows = [row for (row,) in engine.run([Request(*row, sampling) for row in zip(prompts, row_tiles, strict=True)])]
         longest = max(map(len, rows))
         return np.array([row + [0] * (longest - len(row)) for row in rows])
 

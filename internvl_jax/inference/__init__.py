@@ -1,28 +1,43 @@
 """Answers: loading, chat, and underneath them prefill and decode with a cache.
 
-A `Generator` turns token prompts into tokens; `chat`, `stream_chat` and `answer_many` do so for messages.
+An `Engine` turns token prompts into tokens; `chat`, `stream_chat` and `answer_many` do so for messages.
 """
 
 from internvl_jax.inference import terminal
-from internvl_jax.inference.chat import Answer, answer_many, chat, complete, complete_many, get_generator, stream_chat
+from internvl_jax.inference.chat import (
+    Answer,
+    Piece,
+    TextReader,
+    answer_many,
+    chat,
+    complete,
+    complete_many,
+    get_engine,
+    stream_chat,
+)
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.engine.buckets import Ladders, fit
-from internvl_jax.inference.engine.generator import Generator
-from internvl_jax.inference.engine.programs import Features, Programs, State
-from internvl_jax.inference.engine.requests import STOPS, Request, Seen, Vocabulary
+from internvl_jax.inference.engine.engine import Engine, Token
+from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
+from internvl_jax.inference.engine.row_state import STOPS, Features, Part, State, Wanted
 from internvl_jax.inference.engine.sampler import Rollout, Sampler
-from internvl_jax.inference.engine.sampling import Sampling, SamplingParams, stack_params
+from internvl_jax.inference.engine.sampling import Sampling, stack_params
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
 from internvl_jax.inference.text import TextStream
 
 __all__ = [
     "Answer",
     "Decided",
+    "Engine",
     "Features",
-    "Generator",
     "Ladders",
     "MODEL_THRESHOLDS",
+    "Part",
+    "Piece",
     "Programs",
+    "TextReader",
     "Request",
     "Rollout",
     "STOPS",
@@ -33,13 +48,15 @@ __all__ = [
     "State",
     "TextStream",
     "Thresholds",
+    "Token",
     "Vocabulary",
+    "Wanted",
     "answer_many",
     "chat",
     "complete",
     "complete_many",
     "fit",
-    "get_generator",
+    "get_engine",
     "kept",
     "load",
     "quantile",

@@ -1,23 +1,21 @@
 """Messages in, text out: one conversation, streamed or not, or thousands of them.
 
-Programs stay compiled as long as the model lives.
+Engines stay, and their programs compiled, as long as the model lives.
 """
 
 import dataclasses
-import hashlib
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
-from internvl_jax.inference.engine.buckets import fit
-from internvl_jax.inference.engine.generator import Generator
+from internvl_jax.inference.engine.buckets import Ladders, fit
+from internvl_jax.inference.engine.engine import Engine, Token
 from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.text import AnswerStream, TextStream
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
@@ -25,9 +23,6 @@ from internvl_jax.sharding import flatten
 Messages = Sequence[dict[str, Any]]
 
 WINDOW_BYTES = 1 << 28  # bytes of tiles that `complete_many` holds on the host, about
-BATCH_TOKENS = 1 << 16  # rows times slots of its batches: bounds the cache
-
-_GENERATORS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, Generator]] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +76,8 @@ def complete(
     thresholds: Thresholds = MODEL_THRESHOLDS,
 ) -> Answer:
     """The answer to a conversation, and what it and its pictures took; see `chat`."""
-    inputs = processor(messages)
-    request = Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, thresholds)
-    return _complete(get_generator(model, processor), processor, [request], 1)[0]
+    *_, last = _stream(model, processor, messages, sampling, thresholds)
+    return last.answer
 
 
 def stream_chat(
@@ -98,37 +92,13 @@ def stream_chat(
 ) -> Iterator[str]:
     """The answer of `chat`, piece by piece: whole characters, and never a part of a stop string."""
     params = _params(max_new_tokens, temperature, sampling)
-    pieces = _stream_text(model, processor, messages, params, thresholds)
+    pieces = (piece.text for piece in _stream(model, processor, messages, params, thresholds, most=1))
     if thinking:
-        yield from pieces
+        yield from filter(None, pieces)
         return
     answer = AnswerStream()
     yield from filter(None, map(answer.feed, pieces))
     if piece := answer.finish():
-        yield piece
-
-
-def _params(max_new_tokens: int | None, temperature: float, sampling: dict[str, Any]) -> SamplingParams:
-    longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    return SamplingParams.named(temperature=temperature, **longest, **sampling)
-
-
-def _stream_text(
-    model: InternVL, processor: Processor, messages: Messages, params: SamplingParams, thresholds: Thresholds
-) -> Iterator[str]:
-    """Thinking and answer, piece by piece."""
-    inputs = processor(messages)
-    text = TextStream(processor, params.stop_strings)
-    stops = {*processor.stop_ids, *params.stop_token_ids}
-    request = Request(inputs.tokens_T, inputs.tiles_GHWC, params, thresholds)
-    for tokens_B in get_generator(model, processor).stream([request]):
-        if int(tokens_B[0]) in stops:
-            break
-        if piece := text.feed(tokens_B[0]):
-            yield piece
-        if text.stopped:
-            return
-    if piece := text.finish():
         yield piece
 
 
@@ -156,75 +126,169 @@ def complete_many(
 ) -> list[Answer]:
     """Answers to many independent conversations, in their order.
 
-    They are sorted by length, equal pictures side by side, within windows that bound the host's memory.
+    They are taken longest first, within windows that bound the host's memory.
 
     Args:
-      batch_size: rows at a time, at most; less where prompts are long.
+      batch_size: how many are answered at a time, at most; fewer where memory is short.
       sampling: how all answers are written; greedily without it.
-      progress: called with the number of conversations answered so far, after every batch.
+      progress: called with the number of conversations answered so far, whenever it grew.
       thresholds: the same for all conversations, see `chat`.
 
     Raises:
       InputError: as in `chat`, with the number of the conversation.
     """
-    generator = get_generator(model, processor)
-    sampling = sampling or SamplingParams()
-    fit("rows", batch_size, generator.ladders.rows)
-    answers: dict[int, Answer] = {}
-    for window in _windows(processor, conversations, batch_size, sampling, thresholds):
-        window.sort(key=lambda item: _place(generator, item[1]))
-        for batch in _batches(generator, window, batch_size):
-            rows = batch_size if batch_size * _slots(batch[-1][1]) <= BATCH_TOKENS else 1
-            requests = [request for _, request in batch]
-            for (number, _), answer in zip(batch, _complete(generator, processor, requests, rows), strict=True):
-                answers[number] = answer
-            if progress is not None:
-                progress(len(answers))
+    reader = get_reader(model, processor)
+    fit("rows", batch_size, Ladders.rows)
+    sampling, answers = sampling or SamplingParams(), {}
+    numbers: dict[int, int] = {}
+    try:
+        for window in _windows(processor, conversations, sampling, thresholds):
+            window.sort(key=lambda item: len(item[1].tokens_T))  # the longest first, from the end
+            while window or numbers:
+                while window and len(numbers) < batch_size:
+                    number, request = window.pop()
+                    try:
+                        numbers[reader.add(request, processor)] = number
+                    except InputError as error:
+                        raise InputError(f"conversation {number}: {error}") from None
+                done = [piece for piece in reader.take(numbers) if piece.answer is not None]
+                for piece in done:
+                    answers[numbers.pop(piece.id)] = piece.answer
+                    reader.drop(piece.id)
+                if done and progress is not None:
+                    progress(len(answers))
+    finally:
+        for id in numbers:
+            reader.drop(id)
     return [answers[number] for number in range(len(answers))]
 
 
-def get_generator(model: InternVL, processor: Processor) -> Generator:
-    """The generator kept for a model, with the model's present parameters."""
-    generators = _GENERATORS.setdefault(model, {})
+class Piece(NamedTuple):
+    """What became certain of an answer.
+
+    Attributes:
+      id: the request.
+      number: which of its answers.
+      text: the next piece of text.
+      answer: the whole of it, with its last piece.
+      end: why it ended, 'stop' or 'length'.
+      token: the token that was read.
+    """
+
+    id: int
+    number: int
+    text: str
+    answer: Answer | None
+    end: str | None
+    token: Token
+
+
+class TextReader:
+    """Reads an engine's tokens as text, and ends answers at their stop strings. Several callers may share it, also from
+    several threads: each takes the pieces of its own requests.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine, self._lock = engine, threading.RLock()
+        self._streams: dict[tuple[int, int], tuple[TextStream, list[str]]] = {}
+        self._told: dict[int, list[Piece]] = {}
+
+    def add(self, request: Request, processor: Processor) -> int:
+        """See `Engine.add`; the processor is the one that made the prompt."""
+        with self._lock:
+            id = self.engine.add(request)
+            self._told[id] = []
+            for number in range(len(request.seeds) or 1):
+                self._streams[id, number] = TextStream(processor, request.sampling.stop_strings), []
+            return id
+
+    def drop(self, id: int) -> None:
+        """Ends a request, and forgets what was not taken of it."""
+        with self._lock:
+            self.engine.drop(id)
+            self._told.pop(id, None)
+            for key in [key for key in self._streams if key[0] == id]:
+                del self._streams[key]
+
+    def take(self, ids: Collection[int], most: int | None = None) -> list[Piece]:
+        """What became certain of these requests; goes on with all requests if nothing has. [] once all of these ended.
+
+        Args:
+          most: see `Engine.step`.
+        """
+        with self._lock:
+            while True:
+                pieces = [piece for id in ids for piece in self._told[id]]
+                for id in ids:
+                    self._told[id] = []
+                if pieces or not any(id in ids for id, _ in self._streams):
+                    return pieces
+                for token in self.engine.step(most):
+                    self._read(token)
+
+    def _read(self, token: Token) -> None:
+        key = token.id, token.answer
+        if key not in self._streams:  # it had a stop string before
+            return
+        stream, texts = self._streams[key]
+        text = "" if token.end == "stop" else stream.feed(token.token)
+        end, answer = "stop" if stream.stopped else token.end, None
+        if end is not None:
+            text += stream.finish()
+            del self._streams[key]
+            self.engine.drop(*key)
+            pictures = picture_tokens(token.seen.tokens_T, self.engine.config.image_token_id)
+            answer = Answer("".join(texts) + text, token.number, pictures)
+        texts.append(text)
+        self._told[token.id].append(Piece(token.id, token.answer, text, answer, end, token))
+
+
+_READERS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, TextReader]] = weakref.WeakKeyDictionary()
+
+
+def get_engine(model: InternVL, processor: Processor) -> Engine:
+    """The engine kept for a model, with the model's present parameters."""
+    return get_reader(model, processor).engine
+
+
+def get_reader(model: InternVL, processor: Processor) -> TextReader:
+    """The reader of the engine kept for a model."""
+    readers = _READERS.setdefault(model, {})
     vocabulary = Vocabulary.of(processor)
-    if vocabulary not in generators:
-        generators[vocabulary] = Generator(model, vocabulary)
-    generators[vocabulary].params = flatten(model)
-    return generators[vocabulary]
+    if vocabulary not in readers:
+        readers[vocabulary] = TextReader(Engine(model, vocabulary))
+    readers[vocabulary].engine.params = flatten(model)
+    return readers[vocabulary]
 
 
-def _complete(generator: Generator, processor: Processor, requests: list[Request], rows: int) -> list[Answer]:
-    """One batch; it ends when all answers have, be it by a stop string."""
-    sampling = requests[0].sampling
-    stops = {*processor.stop_ids, *sampling.stop_token_ids}
-    streams = [TextStream(processor, sampling.stop_strings) for _ in requests]
-    texts, counts, ended = [""] * len(requests), [0] * len(requests), [False] * len(requests)
-    seen = generator.look(requests)
-    for tokens_B in generator.stream(requests, rows, seen):
-        for b, token in enumerate(tokens_B.tolist()):
-            if ended[b]:
-                continue
-            counts[b] += 1
-            if token not in stops:
-                texts[b] += streams[b].feed(token)
-            ended[b] = token in stops or streams[b].stopped or counts[b] == sampling.max_new_tokens
-        if all(ended):
-            break
-    pictures = (picture_tokens(tokens_T, generator.config.image_token_id) for tokens_T in seen.tokens)
-    return [
-        Answer(text + stream.finish(), count, tokens)
-        for text, stream, count, tokens in zip(texts, streams, counts, pictures, strict=True)
-    ]
+def _params(max_new_tokens: int | None, temperature: float, sampling: dict[str, Any]) -> SamplingParams:
+    longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    return SamplingParams.named(temperature=temperature, **longest, **sampling)
+
+
+def _stream(
+    model: InternVL,
+    processor: Processor,
+    messages: Messages,
+    params: SamplingParams,
+    thresholds: Thresholds,
+    most: int | None = None,
+) -> Iterator[Piece]:
+    """Thinking and answer, piece by piece."""
+    inputs = processor(messages)
+    reader = get_reader(model, processor)
+    id = reader.add(Request(inputs.tokens_T, inputs.tiles_GHWC, params, thresholds), processor)
+    try:
+        while pieces := reader.take([id], most):
+            yield from pieces
+    finally:
+        reader.drop(id)
 
 
 def _windows(
-    processor: Processor,
-    conversations: Iterable[Messages],
-    batch_size: int,
-    sampling: SamplingParams,
-    thresholds: Thresholds,
+    processor: Processor, conversations: Iterable[Messages], sampling: SamplingParams, thresholds: Thresholds
 ) -> Iterator[list[tuple[int, Request]]]:
-    """(number, request) of the conversations, as many at a time as fit the host, in whole batches."""
+    """(number, request) of the conversations, as many at a time as fit the host."""
     window, size = [], 0
     for number, messages in enumerate(conversations):
         try:
@@ -233,35 +297,8 @@ def _windows(
             raise InputError(f"conversation {number}: {error}") from None
         window.append((number, Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, thresholds)))
         size += inputs.tiles_GHWC.nbytes
-        if size >= WINDOW_BYTES and len(window) % batch_size == 0:
+        if size >= WINDOW_BYTES:
             yield window
             window, size = [], 0
     if window:
         yield window
-
-
-def _batches(
-    generator: Generator, window: list[tuple[int, Request]], batch_size: int
-) -> Iterator[list[tuple[int, Request]]]:
-    """Cuts a sorted window: the last of a batch is the longest."""
-    batch: list[tuple[int, Request]] = []
-    tiles = 0
-    for item in window:
-        tiles += len(item[1].tiles_GHWC)
-        rows = len(batch) + 1
-        too_much = tiles > generator.ladders.tiles[-1] or rows * _slots(item[1]) > BATCH_TOKENS
-        if batch and (rows > batch_size or too_much):
-            yield batch
-            batch, tiles = [], len(item[1].tiles_GHWC)
-        batch.append(item)
-    yield batch
-
-
-def _place(generator: Generator, request: Request) -> tuple[int, bytes]:
-    """Where a request stands in the order: by compiled length, then by pictures."""
-    length = fit("prompt tokens", len(request.tokens_T), generator.ladders.prompts)
-    return length, hashlib.blake2b(np.ascontiguousarray(request.tiles_GHWC).data, digest_size=16).digest()
-
-
-def _slots(request: Request) -> int:
-    return len(request.tokens_T) + request.sampling.max_new_tokens

@@ -12,22 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_folder
-from internvl_jax.models import InternVL, InternVLConfig, Runtime
+from internvl_jax.models import InternVL, InternVLConfig, Runtime, place
 from internvl_jax.sharding import (
-    PRESETS,
     Params,
     ParamSpec,
     Rules,
     abstract,
     bind,
     locate,
+    places,
     read_params,
-    shardings,
     write_params,
 )
 from internvl_jax.validation import read_json
@@ -37,7 +36,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def load(
-    directory: str | os.PathLike, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | None = None
+    directory: str | os.PathLike, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | str | None = None
 ) -> tuple[InternVL, Processor]:
     """Model and processor of a model directory, or of the last step of a training workdir.
 
@@ -46,7 +45,8 @@ def load(
     Args:
       directory: holds config.json, tokenizer files and `params/` or `checkpoints/`.
       dtype: the dtype of parameters and activations.
-      mesh, rules: where the parameters live; the first device without a mesh, the fsdp preset without rules.
+      mesh: where the model lives, of any axes of `sharding.AXES`; the first device without one.
+      rules: how it is spread there, or the name of a preset; `serve_tp` without any.
 
     Raises:
       InputError: files that are missing or broken, or parameters other than those of the config.
@@ -55,9 +55,9 @@ def load(
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     config, processor = read_config(directory)
-    graphdef, specs = _structure(config, Runtime(dtype=jnp.dtype(dtype)))
-    here = SingleDeviceSharding(jax.devices()[0])
-    where = dict.fromkeys(specs, here) if mesh is None else shardings(specs, mesh, rules or PRESETS["fsdp"])
+    runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
+    graphdef, specs = _structure(config, runtime)
+    where = places(specs, runtime.placement)
     wanted = {
         path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=where[path]) for path, spec in specs.items()
     }

@@ -132,7 +132,9 @@ class Responder:
         self._processor, self._config, self._grade = processor, config, grade
         ladders = dataclasses.replace(Ladders(), slots=(config.max_new_tokens,))
         vocabulary, dtype = Vocabulary.of(processor), model.runtime.dtype
-        self._sampler = Sampler(model.config, dtype, vocabulary, ladders)
+        place = model.runtime.placement
+        mesh, rules = (None, None) if place is None else (place.mesh, place.rules)
+        self._sampler = Sampler(model.config, dtype, vocabulary, ladders, mesh, rules)
         self._params = flatten(model)
         self._sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k)
         self._complete = {"correctness": self._graded, "dropout_ntp": self._continued}[config.method]

@@ -33,7 +33,7 @@ HWC (or CHW), always together, are height, width and channels of pictures.
 
 from internvl_jax.models import scopes
 from internvl_jax.models.attention.branches import Branches
-from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.config import (
     FLASH_PARTS,
     UNUSED_PARTS,
@@ -46,7 +46,7 @@ from internvl_jax.models.config import (
     YarnConfig,
 )
 from internvl_jax.models.flops import PEAK, token_flops, train_flops
-from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots
+from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots, place
 from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
@@ -57,7 +57,6 @@ from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
     "Branches",
-    "Cache",
     "DecoderOut",
     "Encoded",
     "FAMILIES",
@@ -76,6 +75,7 @@ __all__ = [
     "Released",
     "Remat",
     "Runtime",
+    "SlotCache",
     "Slots",
     "TextConfig",
     "UNUSED_PARTS",
@@ -84,6 +84,7 @@ __all__ = [
     "family_of",
     "kind_of",
     "over_logits",
+    "place",
     "scopes",
     "token_flops",
     "token_logprobs",

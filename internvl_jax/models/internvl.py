@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.models.attention.branches import Branches
-from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.bricks.nn import along
-from internvl_jax.models.config import InternVLConfig
+from internvl_jax.models.config import InternVLConfig, TextConfig
 from internvl_jax.models.language.decoder import Decoder
 from internvl_jax.models.stack import Runtime
 from internvl_jax.models.vision.intern_vit import InternViT
 from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
 from internvl_jax.models.vision.router import Router
-from internvl_jax.sharding import shard
+from internvl_jax.sharding import Placement, Rules, shard
 
 # ImageNet statistics, of pixels scaled to 0..1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,7 +84,7 @@ class Out(NamedTuple):
     """
 
     hidden_BTD: jax.Array
-    cache: Cache | Branches | None
+    cache: SlotCache | Branches | None
     aux: dict[str, Any]
 
 
@@ -202,6 +202,16 @@ class InternVL(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[..., D] -> [..., V]`, float32."""
         return self.lm.logits(hidden)
+
+
+def place(text: TextConfig, mesh: Any, rules: Rules | str | None) -> Placement | None:
+    """Where a model with such a language model answers; see `Placement.of`. What the mesh does not divide of the
+    vocabulary, the experts and the key/value heads lies whole on more devices.
+    """
+    sizes = {"vocab": text.vocab, "act_vocab": text.vocab, "kv_heads": text.kv_heads}
+    if text.moe is not None:
+        sizes["expert"] = text.moe.experts
+    return Placement.of(mesh, rules, text.heads, sizes)
 
 
 def normalise(tiles_GHWC: jax.Array, dtype: jnp.dtype) -> jax.Array:

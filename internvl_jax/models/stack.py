@@ -13,6 +13,7 @@ from flax import nnx
 
 from internvl_jax.errors import InputError
 from internvl_jax.models.attention import kernels
+from internvl_jax.sharding import Placement
 
 Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
 
@@ -39,10 +40,12 @@ class Runtime:
     Attributes:
       dtype: the dtype of activations and of the inputs of products.
       remat: what the backward pass recomputes; `_POLICIES` says what each name keeps.
+      placement: where a model that answers lives; None: on one device. (Training has its own.)
     """
 
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         if self.remat not in _POLICIES:
@@ -58,7 +61,9 @@ def make_layers(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.R
     return layers
 
 
-def run_layers(layers: nnx.Module, carry: Any, per_layer: Any, body: Callable, runtime: Runtime) -> tuple[Any, Any]:
+def run_layers(
+    layers: nnx.Module, carry: Any, per_layer: Any, body: Callable, runtime: Runtime, whole: Callable | None = None
+) -> tuple[Any, Any]:
     """Folds `body(layer, carry, index, extra) -> (carry, out)` over the layers.
 
     Args:
@@ -66,6 +71,8 @@ def run_layers(layers: nnx.Module, carry: Any, per_layer: Any, body: Callable, r
       carry: any pytree.
       per_layer: a pytree whose leaves have a leading layer axis.
       body: a pure function; `index` is the layer's number, `extra` the layer's slice of `per_layer`.
+      whole: a filter, (path, parameter) -> bool. A stacked parameter that it holds for is in every layer that of all
+        layers, `[L, ...]`. (A layer's slice is copied where a kernel reads it.) None: every layer has its own.
 
     Returns:
       The last carry, and the outs stacked on a leading layer axis.
@@ -78,11 +85,11 @@ def run_layers(layers: nnx.Module, carry: Any, per_layer: Any, body: Callable, r
             outs.append(out)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
-    graphdef, state = nnx.split(layers)
+    graphdef, uncut, state = nnx.split(layers, whole or nnx.Nothing(), ...)
 
     def step(carry: Any, inputs: tuple) -> tuple[Any, Any]:
         state, index, extra = inputs
-        return body(nnx.merge(graphdef, state), carry, index, extra)
+        return body(nnx.merge(graphdef, uncut, state), carry, index, extra)
 
     if policy is not None:
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)

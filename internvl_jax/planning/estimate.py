@@ -6,8 +6,8 @@
    it notes no cycles: they need the time of their bytes. Every loop counts as often as it runs.
 2. Kernels (attention, grouped products of experts) are opaque to the compiler. How many operations they are follows
    from their shapes. They are taken to run at `KERNEL` of the matrix units' peak, less where a head is narrower than
-   these, and to need at least the time of their bytes at `STREAM` of the bandwidth. Experts are taken to have equal
-   shares of the tokens.
+   these, and to need at least the time of their bytes at `STREAM` of the bandwidth (of experts' weights, those of one
+   layer). Experts are taken to have equal shares of the tokens.
 3. A transfer needs the time of the bytes that a device sends, at the bandwidth of one dimension of its torus. Transfers
    that start and end apart hide behind the other work of their loop, and only what is longer than that is added.
 
@@ -22,12 +22,15 @@ import re
 
 from internvl_jax.models import scopes
 from internvl_jax.planning.chips import Chip
-from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycles
+from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycles, num_bytes
 
 KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
 _GROUPED = re.compile(r"jit\(t?gmm\)+/pallas_call")
 _FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
+# Of a grouped product: where the rows of its groups begin and end, one more than groups; and weights, of more groups
+# where a layer's stand among those of others.
+_OFFSETS, _WEIGHTS = re.compile(r"s32\[(\d+)\]"), re.compile(r"(?:bf16|f32)\[(\d+),\d+,\d+\]")
 # Operations for every query, key and element of a head: of the forward kernel, of the two backward kernels (for keys
 # and values, for queries), and of the one backward kernel that does the work of both.
 _FORWARD, _BACKWARD_KV, _BACKWARD_Q, _BACKWARD = 4, 8, 6, 10
@@ -70,7 +73,7 @@ def estimate(program: HloProgram, chip: Chip, devices: int) -> Estimate:
             operations, width = kernel_flops(one)
             inside += operations
             if operations:
-                moved_s = program.moved_bytes(one, names) / (chip.hbm_bandwidth * STREAM)
+                moved_s = (program.moved_bytes(one, names) - _unread(one)) / (chip.hbm_bandwidth * STREAM)
                 inside_s += max(moved_s, operations / (chip.peak * KERNEL * min(1.0, width / chip.matrix)))
         shown = hidden = 0.0
         for transfer in collectives(body, devices):
@@ -101,7 +104,7 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
     keys, grouped = scopes.read_keys(one.rest), _GROUPED.search(one.rest)
     if one.opcode != "custom-call" or "tpu_custom_call" not in one.rest or not (keys or grouped):
         return 0.0, 1
-    operands = one.rest.split("operand_layout_constraints=", 1)[1]
+    operands = _operands(one)
     # Of queries [B, N, T, H] or [N, T, H]; of rows, in whichever order.
     shape = [int(size) for size in _FLOATS.search(operands).group(1).split(",")]
     if grouped:  # [rows, in] to [rows, out], or [rows, out] to [groups, out, in]
@@ -117,3 +120,16 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
         parts = [part for part in re.findall(rf"{kind}\[([\d,]+)\]", one.shape) if len(part.split(",")) > len(shape)]
         factor = _BACKWARD if parts else _BACKWARD_KV
     return float(factor * elements * keys), shape[-1]
+
+
+def _unread(one: Instruction) -> float:
+    """Bytes of weights that a grouped product is given and has no groups for."""
+    offsets, weights = _OFFSETS.search(_operands(one)), _WEIGHTS.search(_operands(one))
+    if not (_GROUPED.search(one.rest) and offsets and weights):
+        return 0.0
+    return num_bytes(weights.group(0)) * (1 - (int(offsets.group(1)) - 1) / int(weights.group(1)))
+
+
+def _operands(one: Instruction) -> str:
+    """A kernel's text from the shapes of its operands on."""
+    return one.rest.split("operand_layout_constraints=", 1)[1]

@@ -12,7 +12,7 @@ from typing import Any
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL, InternVLConfig
+from internvl_jax.models import InternVL, InternVLConfig, Runtime
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.lowering import Serving
 from internvl_jax.training import TrainConfig
@@ -24,7 +24,7 @@ _HEADROOM = 0.97  # share of the memory that programs get; the runtime keeps som
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
-    return sharding.abstract(lambda rngs: InternVL(model, rngs))[1]
+    return sharding.structure(InternVL, model, Runtime())[1]
 
 
 def parameters(model: InternVLConfig) -> int:
@@ -94,13 +94,13 @@ def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple
       InputError: more groups of chips than rows.
     """
     text = config.model.text
-    tensor = math.gcd(where.chips, text.kv_heads)
-    groups = where.chips // tensor
+    axes = sharding.serving_axes(where.chips, text.kv_heads, None if text.moe is None else text.moe.experts)
+    groups = where.chips // axes["tensor"]
     if size.rows % groups:
-        raise InputError(f"{size.rows} rows can't be spread over {groups} groups of {tensor} chips; give more rows")
-    expert = 1 if text.moe is None else math.gcd(groups, text.moe.experts // tensor)
-    axes = {"data": groups // expert, "tensor": tensor}
-    return axes | ({"expert": expert} if expert > 1 else {}), "serve_tp"
+        raise InputError(
+            f"{size.rows} rows can't be spread over {groups} groups of {axes['tensor']} chips; give more rows"
+        )
+    return axes, "serve_tp"
 
 
 def candidates(config: TrainConfig, task: str, size: Serving, chip: str) -> Iterator[Topology]:

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from internvl_jax import sharding
 from internvl_jax.data import Batch
 from internvl_jax.errors import InputError
-from internvl_jax.inference import STOPS, Programs, Sampling, SamplingParams, State, stack_params
-from internvl_jax.models import Cache, InternVL, InternVLConfig, Runtime
+from internvl_jax.inference import STOPS, Part, Programs, Sampling, SamplingParams, State, Wanted, stack_params
+from internvl_jax.models import InternVL, InternVLConfig, Runtime, SlotCache
 from internvl_jax.sharding import PRESETS
 from internvl_jax.training import TrainConfig, build
 
@@ -78,11 +78,11 @@ def serving(
 ) -> Lowered:
     """A program of generation in bfloat16: 'prefill' or 'decode'."""
     mesh, table = sharding.make_mesh(axes, devices), PRESETS[rules]
-    make = lambda rngs: InternVL(model, rngs, Runtime(jnp.dtype(jnp.bfloat16)))
-    graphdef, specs = sharding.abstract(make)
+    graphdef, specs = sharding.structure(InternVL, model, Runtime(jnp.dtype(jnp.bfloat16)))
     where = sharding.shardings(specs, mesh, table)
     params = {path: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16, sharding=where[path]) for path, s in specs.items()}
-    programs = Programs(graphdef, graphdef, model.text.vocab, model.text.vocab, (), jnp.dtype(jnp.bfloat16))
+    dtype, vocab = jnp.dtype(jnp.bfloat16), model.text.vocab
+    programs = Programs(model, graphdef, graphdef, vocab, (), dtype, piece=1)
 
     def struct(dtype: jnp.dtype, shape: tuple[int, ...], *logical: str | None) -> jax.ShapeDtypeStruct:
         axes = (*logical, *(None,) * (len(shape) - len(logical)))
@@ -90,30 +90,30 @@ def serving(
 
     text, B = model.text, size.rows
     with sharding.use(mesh, table):
-        if task == "prefill":
-            images = max(1, size.prompt // model.tokens_per_tile) * model.tokens_per_tile
-            batch = (
-                struct(jnp.int32, (B, size.prompt), "batch"),
-                struct(jnp.int32, (B,), "batch"),
-                struct(jnp.bfloat16, (B, images, text.width), "batch"),
-            )
-            lowered = programs.prefill.lower(params, *batch)
-            return Lowered(mesh, {"parameters": params, "batch": batch}, lowered)
-        half = struct(
-            jnp.bfloat16, (text.layers, B, text.kv_heads, size.slots, text.head_width), None, "batch", "act_heads"
-        )
-        marks, per_row = struct(jnp.int32, (B, size.slots), "batch"), struct(jnp.int32, (B,), "batch")
-        cache = Cache(half, half, marks, marks)
+        heads = text.kv_heads * sharding.copies("act_heads", text.kv_heads)
+        shape = text.layers, B, heads, size.slots, text.head_width
+        half = struct(dtype, shape, None, "batch", "act_heads")
+        per_row, sampling = struct(jnp.int32, (B,)), stack_params([SamplingParams()])
         state = State(
-            cache=cache,
+            cache=SlotCache((half,), (half,), size.slots),
             tokens_B=per_row,
             lengths_B=per_row,
-            seen_BV=struct(jnp.bool_, (B, text.vocab), "batch", "act_vocab"),
             steps_B=per_row,
-            limits_B=per_row,
-            stops_BZ=struct(jnp.int32, (B, STOPS), "batch"),
-            done_B=struct(jnp.bool_, (B,), "batch"),
-            sampling=Sampling(*(struct(each.dtype, (B,), "batch") for each in stack_params([SamplingParams()]))),
+            done_B=struct(jnp.bool_, (B,)),
+            wanted=Wanted(
+                per_row,
+                struct(jnp.int32, (B, STOPS)),
+                Sampling(*(struct(each.dtype, (B,)) for each in sampling)),
+            ),
         )
-        lowered = programs.decode.lower(params, state)
-        return Lowered(mesh, {"parameters": params, "cache": cache, "batch": state._replace(cache=None)}, lowered)
+        arguments = {"parameters": params, "cache": state.cache, "batch": state._replace(cache=None)}
+        if task == "decode":
+            live_B, one = struct(jnp.bool_, (B,)), struct(jnp.int32, ())
+            lowered = programs.decode.lower(params, state, None, live_B, one, one, reach=size.slots, best=0)
+            return Lowered(mesh, arguments, lowered)
+        rows = struct(jnp.int32, (B,), "batch")
+        tokens_BT = struct(jnp.int32, (B, size.prompt), "batch")
+        features_BPD = struct(dtype, (B, size.prompt, text.width), "batch")
+        part = Part(rows, tokens_BT, rows, rows, features_BPD)
+        lowered = programs.chunk.lower(params, state, part, number=0, reach=0)
+        return Lowered(mesh, arguments | {"batch": (tokens_BT, features_BPD)}, lowered)

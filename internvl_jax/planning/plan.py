@@ -17,7 +17,8 @@ from internvl_jax.planning.estimate import estimate
 from internvl_jax.planning.hlo import HloProgram, num_bytes
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
 from internvl_jax.planning.lowering import Lowered, Serving, serving, training
-from internvl_jax.training import TrainConfig, parse_mesh
+from internvl_jax.sharding import parse_mesh
+from internvl_jax.training import TrainConfig
 
 # Parameters and moments from this size on must not lie whole on devices that could share them.
 LARGE = 4 << 20

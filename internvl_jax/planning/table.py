@@ -140,8 +140,9 @@ nothing hides: 3.9, 4.5 and 4.4 s. The 241B has a row a chip on 512 chips and ke
 times the model's operations are executed. If all kernels ran at 75 %, MFU would be 39 to 40 %.
 
 Decoding is bound by memory: every step reads weights and cache (`read_s` in the JSON). The dense sizes take 1.3 to 1.5
-times that, the mixtures 3 to 5 times: a layer's experts are copied out of the stack of layers before a kernel may read
-them, which costs 30 of 41 ms, 36 of 53 ms and 28 of 40 ms (20B, 30B, 241B). In prefill the sums over chips after every
+times that. So do the mixtures since a layer's experts are read where they lie in the stack of layers: 11.4 ms, 17.4 ms
+and 17.8 ms (20B and 30B on v6e:2x2, 241B on v6e:4x8). Their rows above were estimated before, when they were copied out
+of it first, 3 to 5 times. In prefill the sums over chips after every
 layer are not hidden: a sixth to a quarter of the dense sizes' time, 14 % of the 20B's and the 30B's, and 26 % of the
 241B's, where tokens travel as well; gathering and adding up the experts' rows takes 13 to 20 %.
 

@@ -16,8 +16,9 @@ from internvl_jax.sharding.flat import (
     like_params,
     logical_axes,
     shardings,
+    structure,
 )
-from internvl_jax.sharding.mesh import AXES, make_mesh
+from internvl_jax.sharding.mesh import AXES, make_mesh, parse_mesh, serving_axes, with_all_axes
 from internvl_jax.sharding.owners import Share, by_owner, by_token
 from internvl_jax.sharding.params import param
 from internvl_jax.sharding.params_io import (
@@ -30,7 +31,20 @@ from internvl_jax.sharding.params_io import (
     step_names,
     write_params,
 )
-from internvl_jax.sharding.rules import PRESETS, Rules, meshed, per_device, platform, shard, use, whole
+from internvl_jax.sharding.placement import Placement, placed, places
+from internvl_jax.sharding.rules import (
+    PRESETS,
+    Rules,
+    check_mesh,
+    copies,
+    meshed,
+    per_device,
+    platform,
+    shard,
+    spread,
+    use,
+    whole,
+)
 
 __all__ = [
     "AXES",
@@ -38,6 +52,7 @@ __all__ = [
     "ITEM",
     "PRESETS",
     "ParamSpec",
+    "Placement",
     "Params",
     "Rules",
     "Share",
@@ -46,7 +61,9 @@ __all__ = [
     "bind",
     "by_owner",
     "by_token",
+    "check_mesh",
     "checksum",
+    "copies",
     "damaged",
     "flatten",
     "init",
@@ -57,14 +74,21 @@ __all__ = [
     "meshed",
     "param",
     "params_io",
+    "parse_mesh",
     "per_device",
+    "placed",
+    "places",
     "platform",
     "read_params",
     "saving_options",
+    "serving_axes",
     "shard",
     "shardings",
+    "spread",
     "step_names",
+    "structure",
     "use",
     "whole",
+    "with_all_axes",
     "write_params",
 ]

@@ -5,6 +5,7 @@ hold and what converters fill; `bind` puts it back into the model, at trace time
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,12 @@ def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, dict
         _dotted(path): ParamSpec(tuple(variable.shape), variable.dtype, variable.get_metadata("axes"))
         for path, variable in nnx.to_flat_state(state)
     }
+
+
+@functools.cache
+def structure(kind: Callable[..., nnx.Module], config: Any, runtime: Any) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
+    """`abstract` of `kind(config, rngs, runtime)`, found once: tracing a model takes a while. Not to be changed."""
+    return abstract(lambda rngs: kind(config, rngs, runtime))
 
 
 def flatten(module: nnx.Module) -> Params:

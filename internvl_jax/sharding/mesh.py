@@ -36,6 +36,40 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(_grid(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def parse_mesh(text: str, name: str = "run.mesh") -> dict[str, int]:
+    """'fsdp=16,tensor=4' -> {'fsdp': 16, 'tensor': 4}; `name` is what the value is called where it was given."""
+    try:
+        pairs = [(axis.strip(), int(size)) for axis, size in (part.split("=") for part in text.split(",") if part)]
+    except ValueError:
+        raise InputError(f"{name} is {text!r}; write it as 'fsdp=16,tensor=4'") from None
+    if len(dict(pairs)) < len(pairs):
+        raise InputError(f"{name} is {text!r}, which has an axis twice; give every axis once")
+    return dict(pairs)
+
+
+def serving_axes(devices: int, kv_heads: int, experts: int | None) -> dict[str, int]:
+    """Sizes of mesh axes for a model that answers by the rules `serve_tp`: as many devices share a row as its key/value
+    heads allow, the others take rows of their own, and experts of theirs.
+    """
+    tensor = math.gcd(devices, kv_heads)
+    groups = devices // tensor
+    expert = 1 if experts is None else math.gcd(groups, experts // tensor)
+    return {"data": groups // expert, "tensor": tensor} | ({"expert": expert} if expert > 1 else {})
+
+
+def with_all_axes(mesh: Mesh) -> Mesh:
+    """The same devices in a mesh as `make_mesh` makes, whichever axes it names and of whichever types they are.
+
+    Raises:
+      InputError: an axis that has another name.
+    """
+    if unknown := sorted(set(mesh.axis_names) - set(AXES)):
+        raise InputError(f"mesh: unknown axes {unknown}; the axes are {', '.join(AXES)}")
+    order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
+    devices = mesh.devices.transpose(order).reshape([mesh.shape.get(axis, 1) for axis in AXES])
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def _grid(shape: list[int], devices: list[jax.Device]) -> np.ndarray:
     """The devices in the shape of the mesh, so that much used axes have the short ways."""
     if devices[0].platform == "cpu":

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from internvl_jax.sharding.flat import Params
 from internvl_jax.sharding.rules import MeshAxes, context
 
+Axes = dict[str, tuple[str | None, ...]]
+
 _TOKENS = ("batch", "time", None)
 
 
@@ -27,11 +29,15 @@ class Share:
 
     Attributes:
       first: the number of its first expert.
+      count: how many experts it has.
       shards: how many parts the experts are in.
+      offset: how many experts stand before these in its parameters; they are other layers'.
     """
 
     first: jax.Array | int
+    count: int
     shards: int
+    offset: jax.Array | int
 
 
 def by_token(function: Callable, x_BTD: jax.Array) -> Any:
@@ -43,9 +49,7 @@ def by_token(function: Callable, x_BTD: jax.Array) -> Any:
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)(x_BTD)
 
 
-def by_owner(
-    function: Callable, params: Params, axes: dict[str, tuple[str | None, ...]], *rows: jax.Array
-) -> jax.Array:
+def by_owner(function: Callable, params: Params, axes: Axes, layer: jax.Array | int, *rows: jax.Array) -> jax.Array:
     """The sum over devices of `function(params, *rows, share)`, which each device calls with its own experts.
 
     1. Rows are gathered over the mesh axes that spread both experts and rows. (An all-to-all would send a token once
@@ -55,47 +59,94 @@ def by_owner(
 
     Args:
       function: takes arrays of tokens `[T, ...]` for `rows`, and returns `[T, D]`.
-      params: parameters whose first dimension is 'expert'.
+      params: parameters of a layer's experts, `[E, ...]`; or of all layers', `[L, E, ...]`, which the function gets as
+        `[L * E, ...]`. So no layer's are copied out, unless they must be gathered or cast.
       axes: the logical axes of every parameter.
+      layer: the number of the layer, for parameters of all layers.
       rows: arrays `[B, T, ...]`; the result has the shape and dtype of the first.
     """
+    if not _lies_ready(params, axes, rows[0].dtype):
+        params, axes, layer = _of_layer(params, axes, layer)
+    dim = next(iter(axes.values())).index("expert")
     if context() is None:
         flat = (x.reshape(-1, x.shape[-1]) for x in rows)
-        return function(params, *flat, Share(0, 1)).reshape(rows[0].shape)
-    mesh, rules = context()
-    several = lambda names: [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in rules.parts(names)]
-    tokens, (experts,) = several(_TOKENS), several(("expert",))
+        return _call(function, dim, params, layer, 0, 1, *flat).reshape(rows[0].shape)
+    mesh, _ = context()
+    tokens, (experts,) = _spread(_TOKENS), _spread(("expert",))
     spread = tuple(axis for part in tokens for axis in part)
     # Over a mesh axis that spreads neither experts nor rows, the compiler gathers a parameter beforehand.
     known = {*experts, *spread}
-    parts = {path: [tuple(axis for axis in part if axis in known) for part in several(axes[path])] for path in params}
+    parts = {path: [tuple(axis for axis in part if axis in known) for part in _spread(axes[path])] for path in params}
     shards = math.prod(mesh.shape[axis] for axis in experts)
-    local = functools.partial(_on_device, function, parts, experts, spread, shards)
-    specs = ({path: P(*part) for path, part in parts.items()}, *(P(*tokens) for _ in rows))
+    local = functools.partial(_on_device, function, dim, parts, experts, spread, shards)
+    specs = ({path: P(*part) for path, part in parts.items()}, P(), *(P(*tokens) for _ in rows))
     # Without JAX's check of which values differ between devices (check_vma). It does not take Pallas kernels; and the
     # sums over devices that it puts in would stand in branches that only some of the devices take.
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(*tokens), check_vma=False)(params, *rows)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(*tokens), check_vma=False)(params, layer, *rows)
+
+
+def _spread(names: tuple[str | None, ...]) -> list[MeshAxes]:
+    """For every dimension the mesh axes that spread it over several devices."""
+    if context() is None:
+        return [()] * len(names)
+    mesh, rules = context()
+    return [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in rules.parts(names)]
+
+
+def _lies_ready(params: Params, axes: Axes, dtype: jnp.dtype) -> bool:
+    """Whether experts can be called with the parameters as they lie: in this dtype, and spread by expert alone."""
+    moved = [
+        part for names in axes.values() for name, part in zip(names, _spread(names), strict=True) if name != "expert"
+    ]
+    return not any(moved) and all(value.dtype == dtype for value in params.values())
+
+
+def _of_layer(params: Params, axes: Axes, layer: jax.Array | int) -> tuple[Params, Axes, int]:
+    """The parameters of one layer, their axes, and the number of the layer there."""
+    if not any("layers" in names for names in axes.values()):
+        return params, axes, 0
+    cut = {path: lax.dynamic_index_in_dim(value, layer, keepdims=False) for path, value in params.items()}
+    return cut, {path: names[1:] for path, names in axes.items()}, 0
+
+
+def _call(
+    function: Callable,
+    dim: int,
+    params: Params,
+    layer: jax.Array | int,
+    number: jax.Array | int,
+    shards: int,
+    *rows: jax.Array,
+) -> jax.Array:
+    """The function of a device's experts, part `number` of `shards`; `dim` is their dimension, 1 in a stack."""
+    count = next(iter(params.values())).shape[dim]
+    offset = layer * count if dim else 0
+    flat = {path: value.reshape(-1, *value.shape[dim + 1 :]) for path, value in params.items()}
+    return function(flat, *rows, Share(number * count, count, shards, offset))
 
 
 def _on_device(
     function: Callable,
+    dim: int,
     parts: dict[str, list[MeshAxes]],
     experts: MeshAxes,
     spread: MeshAxes,
     shards: int,
     params: Params,
+    layer: jax.Array | int,
     *rows: jax.Array,
 ) -> jax.Array:
     both = tuple(axis for axis in experts if axis in spread)
     only = tuple(axis for axis in experts if axis not in spread)
-    first = lax.axis_index(experts) * len(next(iter(params.values()))) if experts else 0
+    number = lax.axis_index(experts) if experts else 0
 
     def of_group(x: jax.Array) -> jax.Array:
         x = x.reshape(-1, x.shape[-1])
         return lax.all_gather(x, both, axis=0, tiled=True) if both else x
 
-    whole = {path: _gather(value, tuple(parts[path]), rows[0].dtype) for path, value in params.items()}
-    out_TD = function(whole, *(of_group(x) for x in rows), Share(first, shards))
+    others = lambda part: tuple(() if index == dim else axes for index, axes in enumerate(part))
+    whole = {path: _gather(value, others(parts[path]), rows[0].dtype) for path, value in params.items()}
+    out_TD = _call(function, dim, whole, layer, number, shards, *(of_group(x) for x in rows))
     if only:
         out_TD = lax.psum(out_TD, only)
     if both:
@@ -105,10 +156,10 @@ def _on_device(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(value: jax.Array, parts: tuple[MeshAxes, ...], dtype: jnp.dtype) -> jax.Array:
-    """The value, gathered in all dimensions but the first, in `dtype`. Gradients are summed over devices in float32."""
+    """The value, gathered in its dimensions over `parts`, in `dtype`. Gradients are summed over devices in float32."""
     value = value.astype(dtype)
     for dim, axes in enumerate(parts):
-        if dim and axes:
+        if axes:
             value = lax.all_gather(value, axes, axis=dim, tiled=True)
     return value
 
@@ -120,7 +171,7 @@ def _gather_forward(value: jax.Array, parts: tuple[MeshAxes, ...], dtype: jnp.dt
 def _gather_backward(parts: tuple[MeshAxes, ...], dtype: jnp.dtype, like: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     g = g.astype(jnp.float32)
     for dim, axes in enumerate(parts):
-        if dim and axes:
+        if axes:
             g = lax.psum_scatter(g, axes, scatter_dimension=dim, tiled=True)
     return (g.astype(like.dtype),)
 

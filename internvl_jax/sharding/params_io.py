@@ -22,6 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.checked import StoredArray, WritableArray
 from internvl_jax.sharding.flat import Params
@@ -69,6 +70,7 @@ def step_names(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     return {int(path.name): path for path in folder.glob("*") if _STEP.fullmatch(path.name)}
 
 
+@interrupts.held()  # orbax's threads can't be stopped, and would go on after what tidies up
 def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     """Writes a new checkpoint; it is there under its name only when whole.
 
@@ -159,6 +161,7 @@ def open_arrays(checkpoint: str | os.PathLike) -> dict[str, StoredArray]:
         raise damaged(path, error) from error
 
 
+@interrupts.held()  # as `write_params`
 def create_arrays(
     checkpoint: str | os.PathLike, specs: Mapping[str, jax.ShapeDtypeStruct], chunks: Mapping[str, tuple[int, ...]]
 ) -> dict[str, WritableArray]:
@@ -173,6 +176,8 @@ def create_arrays(
     """
     path = pathlib.Path(checkpoint).absolute()
     ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
+    # One database, opened once and written once: for each array by itself it takes ten times as long.
+    context, together = ts.Context(), ts.Transaction(atomic=True)
     opened = {
         name: ts.open(
             {
@@ -188,10 +193,14 @@ def create_arrays(
             },
             create=True,
             delete_existing=True,
+            context=context,
+            transaction=together,
         )
         for name, spec in specs.items()
     }
-    return {name: WritableArray(array.result()) for name, array in opened.items()}
+    arrays = {name: array.result() for name, array in opened.items()}
+    together.commit_sync()
+    return {name: WritableArray(array.with_transaction(None)) for name, array in arrays.items()}
 
 
 def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:

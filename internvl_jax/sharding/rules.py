@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -71,6 +71,20 @@ class Rules:
                     "choose another mesh or rules that keep it whole"
                 )
         return NamedSharding(mesh, spec)
+
+    def fitted(self, mesh: Mesh, sizes: Mapping[str, int]) -> "Rules":
+        """Rules under which these logical axes use only the first of their mesh axes that divide them.
+
+        Args:
+          sizes: of logical axes that may lie whole on devices where they don't divide.
+        """
+        changed = {}
+        for axis, size in sizes.items():
+            kept = getattr(self, axis)
+            while size % math.prod(mesh.shape[name] for name in kept):
+                kept = kept[:-1]
+            changed[axis] = kept
+        return dataclasses.replace(self, **changed)
 
     def unused(self, mesh: Mesh, axes: Collection[str]) -> list[str]:
         """Mesh axes larger than 1 that none of these logical axes lies on."""
@@ -207,22 +221,39 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
 
 
+def spread(axis: str) -> int:
+    """Over how many devices a logical axis is spread; 1 outside of `use`."""
+    if context() is None:
+        return 1
+    mesh, rules = context()
+    return math.prod(mesh.shape[name] for name in rules.parts((axis,))[0])
+
+
+def copies(axis: str, size: int) -> int:
+    """How often each part of a dimension must be there so that it can be spread as a logical axis is; 1 outside of
+    `use`.
+    """
+    count = spread(axis)
+    return count // math.gcd(count, size)
+
+
 def whole(x: jax.Array) -> jax.Array:
     """x, inside `use` the whole of it on every device, so that every process can read it."""
     return shard(x, *(None,) * x.ndim)
 
 
-def per_device(
-    function: Callable, inputs: tuple[tuple[str | None, ...], ...], output: tuple[str | None, ...]
-) -> Callable:
+def per_device(function: Callable, inputs: tuple[tuple, ...], output: tuple) -> Callable:
     """`function`, run by every device on its part of the arguments; outside of `use` the function itself.
 
     Args:
-      inputs, output: the logical axes of every argument and of the result; for an argument that is None they are not
-        looked at.
+      inputs, output: the logical axes of every argument and of the result, those of each part of a tuple; for an
+        argument that is None they are not looked at.
     """
     if not meshed():
         return function
     mesh, rules = context()
-    specs = tuple(rules.spec(axes) for axes in inputs)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rules.spec(output), check_vma=False)
+
+    def spec(axes: tuple) -> P | tuple:
+        return tuple(map(spec, axes)) if axes and isinstance(axes[0], tuple) else rules.spec(axes)
+
+    return jax.shard_map(function, mesh=mesh, in_specs=spec(inputs), out_specs=spec(output), check_vma=False)

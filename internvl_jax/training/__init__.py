@@ -1,6 +1,6 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
-from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig, parse_mesh
+from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig
 from internvl_jax.training.pod import place
 from internvl_jax.training.pod.pod import Pod
 from internvl_jax.training.run import hooks
@@ -30,7 +30,6 @@ __all__ = [
     "TrainConfig",
     "build",
     "hooks",
-    "parse_mesh",
     "place",
     "train",
 ]

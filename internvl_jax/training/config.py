@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from internvl_jax.data import Tiles, Weighting
-from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig, Remat
 from internvl_jax.validation import CountOrZero, Fraction, NotNegative
 
@@ -189,14 +188,3 @@ def differences(ours: Any, theirs: Any, path: str = "", sides: tuple[str, str] =
             for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name, sides)
         ]
     return [] if ours == theirs else [f"{path}: {ours!r} {sides[0]}, {theirs!r} {sides[1]}"]
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """'fsdp=16,tensor=4' -> {'fsdp': 16, 'tensor': 4}."""
-    try:
-        pairs = [(axis.strip(), int(size)) for axis, size in (part.split("=") for part in text.split(",") if part)]
-    except ValueError:
-        raise InputError(f"run.mesh is {text!r}; write it as 'fsdp=16,tensor=4'") from None
-    if len(dict(pairs)) < len(pairs):
-        raise InputError(f"run.mesh is {text!r}, which has an axis twice; give every axis once")
-    return dict(pairs)

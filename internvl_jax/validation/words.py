@@ -40,6 +40,8 @@ def describe(kind: Any) -> str:
         return " or ".join(map(repr, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(repr, arguments))}"
     if origin in UNIONS:
         return " or ".join(map(describe, arguments))
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a pair of {' and '.join(map(describe, arguments))}"
     if origin in (list, tuple):
         return f"a list of {describe(arguments[0])}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
 from configs.models import sizes
-from internvl_jax.models import InternVL, InternVLConfig, TextConfig
-from internvl_jax.sharding import abstract
+from internvl_jax.models import InternVL, InternVLConfig, Runtime, TextConfig
+from internvl_jax.sharding import structure
 
 
 def make_config(qk_norm: bool = False, tied: bool = False) -> InternVLConfig:
@@ -24,7 +24,7 @@ def make_config(qk_norm: bool = False, tied: bool = False) -> InternVLConfig:
 
 
 def make_specs(config: InternVLConfig):
-    return abstract(lambda rngs: InternVL(config, rngs))[1]
+    return structure(InternVL, config, Runtime())[1]
 
 
 def random_params(config: InternVLConfig) -> dict[str, np.ndarray]:

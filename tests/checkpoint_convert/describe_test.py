@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -14,6 +12,7 @@ from checkpoint_convert.source import Tensor
 from configs.models.sizes import SIZES
 from internvl_jax.data import train_bpe
 from internvl_jax.errors import InputError
+from tests import forks
 
 CASES = {  # format, family, tokens of a tile, parameters
     "chat_qwen3_github": ("github", "qwen3", 4, 306_960),
@@ -90,8 +89,8 @@ def test_a_config_without_model_is_named(golden, tmp_path, monkeypatch):
 
 
 def test_the_launcher(golden, tmp_path):
-    command = [sys.executable, "-m", "launch.inspect"]
-    done = subprocess.run([*command, f"--checkpoint={golden / 'hf_qwen3'}"], capture_output=True, text=True, check=True)
+    done = forks.python("-m", "launch.inspect", f"--checkpoint={golden / 'hf_qwen3'}")
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == describe(golden / "hf_qwen3", SIZES)
-    done = subprocess.run([*command, f"--checkpoint={tmp_path}"], capture_output=True, text=True)
+    done = forks.python("-m", "launch.inspect", f"--checkpoint={tmp_path}")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -9,8 +9,8 @@ import pytest
 from checkpoint_convert.hf_config import read_config
 from configs.models.sizes import SIZES
 from internvl_jax.errors import InputError
-from internvl_jax.models import FlashConfig, InternVL, InternVLConfig
-from internvl_jax.sharding import abstract
+from internvl_jax.models import FlashConfig, InternVL, InternVLConfig, Runtime
+from internvl_jax.sharding import structure
 
 VIT_300M = """{"architectures": ["InternVisionModel"], "drop_path_rate": 0.1, "hidden_act": "gelu", "hidden_size": 1024,
  "image_size": 448, "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 4096,
@@ -55,7 +55,7 @@ def test_published_sizes(tmp_path, size):
     tower = dataclasses.replace(SIZES[size].vision, drop_path=config.vision.drop_path)
     assert config == dataclasses.replace(SIZES[size], vision=tower)
     assert config.vision.drop_path == (0.0 if size == "38b" else 0.1)
-    _, specs = abstract(lambda rngs: InternVL(config, rngs))
+    _, specs = structure(InternVL, config, Runtime())
     assert sum(math.prod(spec.shape) for spec in specs.values()) == count
 
 

@@ -1,7 +1,6 @@
 """The published sizes to the last parameter, and every stage for every size."""
 
 import collections
-import functools
 import importlib
 import math
 import pathlib
@@ -11,8 +10,8 @@ import pytest
 import configs.experiments
 from configs.models import sizes
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL
-from internvl_jax.sharding import abstract
+from internvl_jax.models import InternVL, Runtime
+from internvl_jax.sharding import structure
 from internvl_jax.training import TrainConfig
 from internvl_jax.training.run.optim import assign, check_idle
 from internvl_jax.training.run.setup import check, make_objective
@@ -48,10 +47,9 @@ TRAINS_EXPERTS = ("cpt", "sft", "mpo", "consistency")  # with a load-balancing l
 STAGES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
 
-@functools.cache
 def specs(model):
     """Of the parameters; stages share them."""
-    return abstract(lambda rngs: InternVL(model, rngs))[1]
+    return structure(InternVL, model, Runtime())[1]
 
 
 def count(size):

@@ -1,8 +1,6 @@
 """The comparison with recorded references: tiles in blocks, and the launcher."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from checkpoint_convert.hf_config import read_config
 from checkpoint_convert.released import load_bare
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.parity import blocks, compare, read_case
+from tests import forks
 
 
 @pytest.fixture
@@ -55,8 +54,7 @@ def test_no_reference(tmp_path):
 
 def test_the_launcher_prints_one_line_of_json(golden):
     case = golden / "vit6b_github"
-    command = [sys.executable, "-m", "launch.compare", f"--checkpoint={case}", f"--reference={case}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.python("-m", "launch.compare", f"--checkpoint={case}", f"--reference={case}")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert max(report.values()) < 1e-4 and "altrect_last_hidden_state" in report

@@ -226,10 +226,13 @@ def messages(rng: Rng, folder: pathlib.Path, made: Processor) -> None:
 
 def sampling(rng: Rng, folder: pathlib.Path, made: Any) -> None:
     fields = {"max_new_tokens": 5, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 3}
+    fields |= {"min_p": 0.1, "min_tokens": 2, "logprobs": 3, "ignore_eos": True}
     for name in rng.sample(list(fields), 2):
         fields[name] = rng.choice(mutate.NASTY)
     if rng.random() < 0.3:
-        fields[rng.choice(("stop_strings", "stop_token_ids"))] = rng.choice((*mutate.NASTY, "END", ("a", ""), (-1,)))
+        fields[rng.choice(("stop_strings", "stop_token_ids", "logit_bias"))] = rng.choice(
+            (*mutate.NASTY, "END", ("a", ""), (-1,))
+        )
     params = SamplingParams(**fields)
     bounded(params)
     if isinstance(params.stop_strings, str) or params.top_p <= 0 or params.temperature < 0:

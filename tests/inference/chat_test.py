@@ -11,7 +11,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.tasks import evaluate, read_questions
-from internvl_jax.inference import SamplingParams, answer_many, chat, complete_many, get_generator, stream_chat
+from internvl_jax.inference import SamplingParams, answer_many, chat, complete_many, get_engine, stream_chat
 from internvl_jax.sharding import bind
 
 
@@ -73,13 +73,13 @@ def test_many_answers_equal_single_ones_in_order(shared, processor, monkeypatch)
 def test_new_parameters_are_used_without_compiling(structure, params, processor):
     model = bind(structure[0], params)
     before = chat(model, processor, ask("what?"), max_new_tokens=6)
-    generator = get_generator(model, processor)
-    programs = generator.programs.num_compiled
+    engine = get_engine(model, processor)
+    programs = engine.num_compiled
     model.lm.embed.weight.set_value(model.lm.embed.weight[...] * -1)
     assert chat(model, processor, ask("what?"), max_new_tokens=6) != before
-    assert get_generator(model, processor) is generator and generator.programs.num_compiled == programs
-    gone = weakref.ref(generator)
-    del model, generator
+    assert get_engine(model, processor) is engine and engine.num_compiled == programs
+    gone = weakref.ref(engine)
+    del model, engine
     gc.collect()
     assert gone() is None  # nothing keeps a model alive
 

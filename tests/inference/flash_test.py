@@ -9,12 +9,13 @@ import PIL.Image
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Generator, Ladders, Sampler, SamplingParams, Thresholds, Vocabulary, chat, complete
+from internvl_jax.inference import Engine, Ladders, Sampler, SamplingParams, Thresholds, Vocabulary, chat, complete
 from internvl_jax.models import FlashConfig, InternVL, Runtime, Slots
 from internvl_jax.sharding import abstract, bind, flatten
-from tests.inference.engine.generator_test import request
+from tests.inference.engine.engine_test import request, run
 
-LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), tiles=(1, 5), slots=(64,))
+LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), together=(1, 4), tiles=(1, 5), slots=(64,))
+ONE_CLASS = dataclasses.replace(LADDERS, classes=((4, 64),), chunk=48)
 FLASH = FlashConfig(relative_threshold=0.0, absolute_threshold=0.0, heads=4, dropout=0.1)
 SPARED = Thresholds(relative=1.0)
 
@@ -38,10 +39,19 @@ def flash_model(flash, params):
 
 
 @pytest.fixture(scope="module")
-def generator(flash_model, processor):
-    generator = Generator(flash_model, Vocabulary.of(processor), LADDERS)
-    generator.warm_up(**dataclasses.asdict(LADDERS))
-    return generator
+def engine(flash_model, processor):
+    engine = Engine(flash_model, Vocabulary.of(processor), ONE_CLASS)
+    engine.warm_up()
+    return engine
+
+
+def read(engine, requests):
+    """What the model reads of each prompt."""
+    ids = [engine.add(dataclasses.replace(row, sampling=SamplingParams(max_new_tokens=1))) for row in requests]
+    prompts = {}
+    while engine.busy:
+        prompts |= {token.id: token.seen for token in engine.step()}
+    return [prompts[id].tokens_T for id in ids]
 
 
 @pytest.fixture(scope="module")
@@ -54,40 +64,40 @@ def mixed(processor):
     return [dataclasses.replace(row, thresholds=each) for row, each in zip(rows, thresholds, strict=True)]
 
 
-def test_a_batch_of_different_decisions_equals_single_runs(generator, mixed):
-    seen = generator.look(mixed)
-    assert [len(row.tokens_T) - len(tokens_T) for row, tokens_T in zip(mixed, seen.tokens, strict=True)] == [6, 0, 0, 3]
-    together = generator.generate(mixed)
-    assert [generator.generate([row])[0] for row in mixed] == together
+def test_a_batch_of_different_decisions_equals_single_runs(engine, mixed):
+    seen = read(engine, mixed)
+    assert [len(row.tokens_T) - len(tokens_T) for row, tokens_T in zip(mixed, seen, strict=True)] == [6, 0, 0, 3]
+    together = run(engine, mixed)
+    assert [run(engine, [row])[0] for row in mixed] == together
     assert len(set(map(tuple, together))) == 4
 
 
-def test_nothing_compressed_is_the_base_model(generator, structure, params, processor, mixed):
-    base = Generator(bind(structure[0], params), Vocabulary.of(processor), LADDERS)
+def test_nothing_compressed_is_the_base_model(engine, structure, params, processor, mixed):
+    base = Engine(bind(structure[0], params), Vocabulary.of(processor), ONE_CLASS)
     spared = [dataclasses.replace(row, thresholds=SPARED) for row in mixed]
     plain = [dataclasses.replace(row, thresholds=Thresholds()) for row in mixed]
-    assert generator.generate(spared) == base.generate(plain)
-    assert generator.generate(mixed[:1]) != base.generate(plain[:1])
-    with pytest.raises(InputError, match="request 0 has thresholds but this model has no router"):
-        base.generate(spared)
+    assert run(engine, spared) == run(base, plain)
+    assert run(engine, mixed[:1]) != run(base, plain[:1])
+    with pytest.raises(InputError, match="the request has thresholds but this model has no router"):
+        base.add(spared[0])
 
 
-def test_the_engine_equals_a_pass_over_the_shortened_row(generator, flash_model, mixed):
+def test_the_engine_equals_a_pass_over_the_shortened_row(engine, flash_model, mixed):
     (row, *_) = mixed
-    tokens_T = generator.look([row]).tokens[0]
+    (tokens_T,) = read(engine, [row])
     tokens_BT, positions_BT = tokens_T[None], np.arange(len(tokens_T), dtype=np.int32)[None]
-    probability_G = np.asarray(generator.encode(row.tiles_GHWC).probability_G)[:3]
+    probability_G = engine.route(row.tiles_GHWC)
     compress_G = row.thresholds.decide(probability_G, FLASH)
     mask_G, segments_BT = np.ones(3, bool), np.ones_like(positions_BT)
     slots = Slots.in_order(mask_G, compress_G, 1)
     out = flash_model(tokens_BT, row.tiles_GHWC, mask_G, segments_BT, positions_BT, slots=slots)
     logits_V = np.array(flash_model.logits(out.hidden_BTD)[0, -1])
-    logits_V[[*generator.vocabulary.banned, *range(generator.vocabulary.size, len(logits_V))]] = -np.inf
-    assert compress_G.sum() == 2 and int(np.argmax(logits_V)) == generator.generate([row])[0][0]
+    logits_V[[*engine.vocabulary.banned, *range(engine.vocabulary.size, len(logits_V))]] = -np.inf
+    assert compress_G.sum() == 2 and int(np.argmax(logits_V)) == run(engine, [row])[0][0]
 
 
-def test_nothing_compiles_after_warm_up(generator, processor):
-    programs, compiled = generator.programs.num_compiled, []
+def test_nothing_compiles_after_warm_up(engine, processor):
+    programs, compiled = engine.num_compiled, []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
     )
@@ -102,9 +112,9 @@ def test_nothing_compiles_after_warm_up(generator, processor):
             )
             for _ in range(1 + i % 2)
         ]
-        lengths |= {(len(row.tokens_T), len(seen)) for row, seen in zip(rows, generator.look(rows).tokens, strict=True)}
-        generator.generate(rows)
-    assert generator.programs.num_compiled == programs and not compiled
+        lengths |= {(len(row.tokens_T), len(seen)) for row, seen in zip(rows, read(engine, rows), strict=True)}
+        run(engine, rows)
+    assert engine.num_compiled == programs and not compiled
     assert {full - short for full, short in lengths} == {0, 3}
 
 
@@ -122,7 +132,7 @@ def test_chat_says_what_pictures_took(flash_model, processor):
     assert chat(flash_model, processor, messages, 5, thresholds=SPARED) == whole.text
 
 
-def test_rollouts_decide_as_requests_do(flash, flash_model, generator, processor, mixed):
+def test_rollouts_decide_as_requests_do(flash, flash_model, engine, processor, mixed):
     sampler = Sampler(flash, jnp.float32, Vocabulary.of(processor), dataclasses.replace(LADDERS, rows=(4,)))
     found = sampler.sample(flatten(flash_model), mixed, 1, 0)
-    assert [group[0].tokens.tolist() for group in found] == generator.generate(mixed)
+    assert [group[0].tokens.tolist() for group in found] == run(engine, mixed)

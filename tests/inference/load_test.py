@@ -43,7 +43,7 @@ def test_a_mesh_axis_that_spreads_nothing_is_refused(saved):
     with pytest.raises(
         InputError, match=r"tensor=2: the rules 'fsdp' .* take rules that do \(fsdp_tp, moe, serve_tp\)"
     ):
-        load(saved, mesh=make_mesh({"fsdp": 4, "tensor": 2}))
+        load(saved, mesh=make_mesh({"fsdp": 4, "tensor": 2}), rules="fsdp")
 
 
 def test_the_model_is_callable(saved):

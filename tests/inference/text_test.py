@@ -4,12 +4,11 @@ import dataclasses
 import sys
 import types
 
-import numpy as np
 import pytest
 
 from internvl_jax import data
 from internvl_jax.data import split_thinking
-from internvl_jax.inference import Request, SamplingParams
+from internvl_jax.inference import SamplingParams, Seen, TextReader, Token
 from internvl_jax.inference.text import AnswerStream, TextStream
 
 
@@ -81,19 +80,25 @@ def harmony(processor, gpt_oss_files) -> data.Processor:
 
 
 class Script:
-    """A generator whose model says these tokens."""
+    """An engine whose model says these tokens."""
 
     def __init__(self, tokens):
-        self.tokens = tokens
+        self.tokens, self.left = tokens, []
 
     config = types.SimpleNamespace(image_token_id=-1)
 
-    def look(self, requests):
-        return types.SimpleNamespace(tokens=[request.tokens_T for request in requests])
+    def add(self, request):
+        self.left, self.request = list(enumerate(self.tokens, 1)), request
+        return 7
 
-    def stream(self, requests, rows=1, seen=None):
-        for token in self.tokens:
-            yield np.full(len(requests), token)
+    def drop(self, id, answer=None):
+        self.left = []
+
+    def step(self, most=None):
+        number, token = self.left.pop(0)
+        end = "stop" if token in self.stops else None if self.left else "length"
+        seen = Seen(self.request.tokens_T, self.request.tokens_T, self.request.tokens_T)
+        return [Token(7, 0, token, 0.0, number, end, seen)]
 
 
 @pytest.mark.parametrize(
@@ -104,13 +109,13 @@ def test_users_see_the_final_channel(harmony, monkeypatch, end, tokens):
     markup = "<|channel|>analysis<|message|>two<|end|><|start|>assistant<|channel|>final<|message|>4 猫"
     script = Script(harmony.tokenizer.encode_special(markup + end))
     chat = sys.modules["internvl_jax.inference.chat"]  # the package's `chat` is the function
-    monkeypatch.setattr(chat, "get_generator", lambda model, processor: script)
+    script.stops = harmony.stop_ids
+    monkeypatch.setattr(chat, "get_reader", lambda model, processor: TextReader(script))
     asked = [{"role": "user", "content": "2+2?"}]
     assert chat.chat(None, harmony, asked) == "4 猫"
     assert chat.chat(None, harmony, asked, thinking=True) == "<think>\ntwo\n</think>\n\n4 猫"
     assert chat.chat(None, harmony, asked, stop_strings=("猫",)) == "4 "
     assert chat.chat(None, harmony, asked, stop="猫", max_tokens=99) == "4 "
-    request = Request(np.zeros(3, np.int32), np.zeros((0, 28, 28, 3)), SamplingParams())
-    (answer,) = chat._complete(script, harmony, [request], 1)
+    answer = chat.complete(None, harmony, asked, SamplingParams())
     assert split_thinking(answer.text) == ("two", "4 猫")
     assert answer.num_tokens == len(harmony.tokenizer.encode_special(markup)) + tokens

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -15,7 +12,8 @@ from internvl_jax import data
 from internvl_jax.data.media import tiling
 from internvl_jax.inference import save_model
 from internvl_jax.models import InternVL, Runtime
-from internvl_jax.sharding import abstract
+from internvl_jax.sharding import structure
+from tests import forks
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,7 @@ def checkpoint(tmp_path_factory):
     config = dataclasses.replace(config, image_token_id=tokenizer.image_context)
     image = tiling.ImageConfig(64, config.tokens_per_tile, 1, 1, True, False, tiling.DEFAULT_MAX_PIXELS)
     rng = np.random.default_rng(0)
-    specs = abstract(lambda rngs: InternVL(config, rngs, Runtime()))[1]
+    specs = structure(InternVL, config, Runtime())[1]
     params = {path: rng.normal(0, 0.1, spec.shape).astype(np.float32) for path, spec in specs.items()}
     params["lm.head.weight"][[tokenizer.im_end, tokenizer.eos]] = 0  # it knows nothing, but says something
     save_model(directory, params, config, data.Processor(image, tokenizer, data.get_template("internvl2_5")))
@@ -37,9 +35,7 @@ def checkpoint(tmp_path_factory):
 
 
 def launch(name, *arguments, stdin=""):
-    command = [sys.executable, "-m", f"launch.{name}", *arguments]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling is all that takes time here
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, env=environment)
+    return forks.python("-m", f"launch.{name}", *arguments, stdin=stdin)
 
 
 def test_a_prompt_and_a_conversation(checkpoint):

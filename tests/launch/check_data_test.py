@@ -1,15 +1,13 @@
 """launch.check_data from the command line."""
 
 import json
-import subprocess
-import sys
 
 from internvl_jax import data
+from tests import forks
 
 
 def launch(folder, *arguments):
-    command = [sys.executable, "-m", "launch.check_data", f"--meta={folder}/meta.json", f"--tokenizer={folder}"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    return forks.python("-m", "launch.check_data", f"--meta={folder}/meta.json", f"--tokenizer={folder}", *arguments)
 
 
 def test_check_data(tmp_path):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 RELEASED = str(pathlib.Path(__file__).parent.parent / "golden" / "hf_qwen3")
-# The first slice that is written brings a Ctrl-C along, while others are on their way.
+# Every slice that is written brings a Ctrl-C along, while others are on their way: it is pressed several times.
 INTERRUPTED = """
 import os, signal, sys, time
 from checkpoint_convert import conversion

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests import forks
+
 LAUNCHER = '''"""Helps."""
 from absl import flags
 from internvl_jax.errors import InputError
@@ -78,8 +80,7 @@ def test_help_is_no_error():
     ],
 )
 def test_help_lists_flags_wherever_they_are_defined(launcher, flags):
-    command = [sys.executable, "-m", f"launch.{launcher}", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forks.python("-m", f"launch.{launcher}", "--help")
     assert done.returncode == 0 and not [flag for flag in flags if flag not in done.stdout]
 
 
@@ -88,16 +89,16 @@ def test_fields_of_a_config_are_flags():
 from launch import config, main
 main.run(lambda argv: print(config.read().run.steps, config.read().data.pack), config.take)
 """
-    command = [sys.executable, "-c", program, "--config=sft:tiny", "--config.run.steps", "7", "--config.data.pack"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["-c", program, "--config=sft:tiny", "--config.run.steps", "7", "--config.data.pack"]
+    done = forks.python(*command)
     assert (done.returncode, done.stdout) == (0, "7 True\n"), done.stderr
-    done = subprocess.run([*command, "--config.run.stepz=1"], capture_output=True, text=True, check=False)
+    done = forks.python(*command, "--config.run.stepz=1")
     assert done.returncode == 1 and done.stderr.startswith("error: --config.run.stepz: run has no field 'stepz' (did")
     assert done.stderr.count("\n") == 1
 
 
 def test_a_flag_that_is_missing_is_named():
-    done = subprocess.run([sys.executable, "-m", "launch.inspect"], capture_output=True, text=True, check=False)
+    done = forks.python("-m", "launch.inspect")
     assert done.stderr == "error: --checkpoint is missing; give it as --checkpoint=... (--help lists the flags)\n"
 
 

@@ -1,13 +1,12 @@
 """launch.plan as a command."""
 
 import json
-import subprocess
-import sys
+
+from tests import forks
 
 
 def launch(*arguments):
-    command = [sys.executable, "-m", "launch.plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return forks.python("-m", "launch.plan", *arguments)
 
 
 def test_a_plan_with_the_layout_of_the_config():

@@ -35,7 +35,7 @@ CONFIG = PairConfig(
     reward="stub",
     max_broken=0,
     batch_size=12,
-    seed=3,
+    seed=5,
 )
 
 
@@ -283,7 +283,7 @@ def test_pairs_by_dropout_ntp(shared, processor, folder):
 
     # The continuation is what the model says after this start without the picture, from the sample's own stream.
     blind = encode_blind(open_prompts(folder / "meta.json")[5], processor, "a red circle,")
-    seed = int(np.random.SeedSequence((3, 5, 1)).generate_state(2)[0])
+    seed = int(np.random.SeedSequence((CONFIG.seed, 5, 1)).generate_state(2)[0])
     sampling = SamplingParams(CONFIG.max_new_tokens, CONFIG.temperature, CONFIG.top_k)
     sampler = Sampler(shared.config, shared.runtime.dtype, Vocabulary.of(processor))
     request = Request(blind.tokens_T, blind.tiles_GHWC, sampling)

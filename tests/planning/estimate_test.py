@@ -68,11 +68,13 @@ def test_grouped_products(call, result, operands):
     assert found == 2 * 512 * 64 * 96
 
 
-def test_a_kernel_of_few_rows_takes_as_long_as_reading_its_weights():
-    rest = '%w.0), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,64], bf16[5,96,64]}'
+@pytest.mark.parametrize("weights", ["bf16[5,96,64]", "bf16[20,96,64]"])  # of one layer, or of four
+def test_a_kernel_of_few_rows_takes_as_long_as_reading_its_weights(weights):
+    operands = f"s32[], s32[6]{{0}}, s32[5]{{0}}, s32[1]{{0}}, bf16[8,64]{{1,0}}, {weights}{{2,1,0}}"
+    rest = f'%w.0), custom_call_target="tpu_custom_call", operand_layout_constraints={{{operands}}}'
     one = hlo.Instruction("gmm", "bf16[8,96]", "custom-call", rest + ", op_name=jit(gmm)/pallas_call", False)
     program = hlo.HloProgram(PROGRAM)
-    program.computations["main"] = [hlo.Instruction("w.0", "bf16[5,96,64]", "parameter", "0)", False), one]
+    program.computations["main"] = [hlo.Instruction("w.0", weights, "parameter", "0)", False), one]
     assert estimate(program, CHIP, 2).kernels_s == pytest.approx(2 * (5 * 96 * 64 + 8 * 96) / (1e4 * STREAM))
 
 

@@ -1,6 +1,10 @@
 """Parameters on disk: back in any dtype on any mesh, or a sentence that names what is wrong."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding import make_mesh
+from internvl_jax.files import whole_folder
+from internvl_jax.sharding import make_mesh, params_io
 from internvl_jax.sharding.checked import WritableArray
 from internvl_jax.sharding.params_io import create_arrays, locate, open_arrays, read_params, write_params
 
@@ -222,3 +227,24 @@ def test_checkpoints_without_checksums_are_read(tmp_path, monkeypatch):
     flip(data_file(tmp_path / "old"), 1000)
     params = read_large(tmp_path / "old")
     assert not all(np.array_equal(params[name], value) for name, value in LARGE.items())
+
+
+def test_an_interrupt_waits_for_what_orbax_writes(tmp_path, monkeypatch, ctrl_c):
+    """orbax writes from a thread of its own, which would go on, and make its folder again, after the removal."""
+    save, writers = params_io.ocp.save_checkpointables, []
+
+    def write(*what):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        save(*what)
+
+    def in_a_thread(*what):
+        writers.append(threading.Thread(target=write, args=what))
+        writers[0].start()
+        writers[0].join()
+
+    monkeypatch.setattr(params_io.ocp, "save_checkpointables", in_a_thread)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as partial:
+        write_params(partial / "params", {"w": np.zeros(3)})
+    writers[0].join()
+    assert list(tmp_path.iterdir()) == []

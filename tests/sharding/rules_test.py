@@ -1,7 +1,6 @@
 """Names to places: no collision, no silent replication, and every published size lands on a mesh."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -11,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from configs.models import sizes
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL
-from internvl_jax.sharding import PRESETS, abstract, make_mesh, shard, shardings, use
+from internvl_jax.models import InternVL, Runtime
+from internvl_jax.sharding import PRESETS, make_mesh, shard, shardings, structure, use
 
 DENSE = ["1b", "2b", "4b", "8b", "14b", "38b"]
 EXPERTS = ["20b-a4b", "30b-a3b", "241b-a28b"]
@@ -82,9 +81,8 @@ def test_an_axis_of_experts_spreads_nothing_of_a_model_without():
     shardings(specs("1b"), make_mesh({"fsdp": 4, "context": 2}), other)
 
 
-@functools.cache
 def specs(size):
-    return abstract(lambda rngs: InternVL(sizes.get(size), rngs))[1]
+    return structure(InternVL, sizes.get(size), Runtime())[1]
 
 
 @pytest.mark.parametrize("size", DENSE + EXPERTS)

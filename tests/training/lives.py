@@ -1,7 +1,4 @@
-"""Runs in processes of their own, on one device; a test may kill them.
-
-They are forked from a process that has imported JAX and started nothing: importing takes longer than their steps.
-"""
+"""Runs in processes of their own, on one device; a test may kill them."""
 
 import multiprocessing
 import os
@@ -18,21 +15,19 @@ from internvl_jax import compilation_cache
 from internvl_jax.training import Pod, TrainConfig, train
 from internvl_jax.training.pod.place import Place
 from launch import main
+from tests import forks
 from tests.training import toy
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
 
 
 def begin(stage: str, data: pathlib.Path, workdir: pathlib.Path, **run) -> multiprocessing.Process:
     """Starts a run; `stage` is the function of `toy` that configures it."""
-    return _start(_train, stage, data, workdir, run)
+    return forks.start(_train, stage, data, workdir, run)
 
 
 def fill_disk(stage: str, data: pathlib.Path, workdir: pathlib.Path, **run) -> tuple[int, str]:
     """Exit code and standard error of a run, started as launchers do, that can't write any more."""
-    reader, writer = _CONTEXT.Pipe(duplex=False)
-    process = _start(_train_on_full_disk, writer, stage, data, workdir, run)
+    reader, writer = forks.Pipe(duplex=False)
+    process = forks.start(_train_on_full_disk, writer, stage, data, workdir, run)
     writer.close()
     with open(reader.fileno(), closefd=False) as said:
         text = said.read()
@@ -42,7 +37,7 @@ def fill_disk(stage: str, data: pathlib.Path, workdir: pathlib.Path, **run) -> t
 
 def apart(work: Callable, *args) -> int:
     """The exit code of a process that calls `work(*args)`, on eight devices."""
-    process = _start(work, *args)
+    process = forks.start(work, *args)
     process.join(300)
     return process.exitcode
 
@@ -51,10 +46,10 @@ class Run:
     """A pod whose processes call `work(pod, number, folder)` each."""
 
     def __init__(self, work: Callable[[Pod, int, pathlib.Path], None], processes: int, folder: pathlib.Path):
-        port, pipes = free_port(), [_CONTEXT.Pipe(duplex=False) for _ in range(processes)]
+        port, pipes = free_port(), [forks.Pipe(duplex=False) for _ in range(processes)]
         self._readers = [reader for reader, _ in pipes]
         self._processes = [
-            _start(_work, writer, work, Place("127.0.0.1", port, processes, number), folder)
+            forks.start(_work, writer, work, Place("127.0.0.1", port, processes, number), folder)
             for number, (_, writer) in enumerate(pipes)
         ]
         for _, writer in pipes:
@@ -89,12 +84,6 @@ def free_port() -> int:
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return opened.getsockname()[1]
-
-
-def _start(target, *args) -> multiprocessing.Process:
-    process = _CONTEXT.Process(target=target, args=args)
-    process.start()
-    return process
 
 
 def _config(stage: str, data: pathlib.Path, workdir: pathlib.Path, run: dict) -> TrainConfig:

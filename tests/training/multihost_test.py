@@ -59,8 +59,8 @@ with programs.shared():
     except Stopped as error:
         (folder / f"stopped{process}").write_text(str(error))
     train(parts)
-train(toy.mpo_config(data, folder / "mpo", steps=2, **settings))
-train(toy.gspo_config(data, folder / "gspo", steps=3, **settings))
+    train(toy.mpo_config(data, folder / "mpo", steps=2, **settings))
+    train(toy.gspo_config(data, folder / "gspo", steps=3, **settings))
 pod.__exit__(None, None, None)
 """
 

@@ -16,6 +16,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.sharding.params_io import locate
 from internvl_jax.training import train
 from internvl_jax.training.run import hooks
+from internvl_jax.training.run.hooks import plot_health
 from tests.programs import save_start
 from tests.training import lives, toy
 
@@ -127,7 +128,8 @@ def interrupt(config, after):
         train(config)
 
 
-def test_a_run_learns_writes_its_logs_and_needs_no_second_start(data, tmp_path):
+def test_a_run_learns_writes_its_logs_and_needs_no_second_start(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(hooks, "plot_health", plot_health)  # drawn anew, whatever was drawn before
     workdir = tmp_path / "w"
     config = toy.config(data, workdir, steps=30, save_every=30, log_every=3)
     summary = train(config)

@@ -4,6 +4,8 @@ import dataclasses
 
 from internvl_jax.errors import InputError
 
+_CHUNK = 512  # tokens of a prompt that others wait for
+
 
 def _steps(smallest: int, largest: int, per_octave: int) -> tuple[int, ...]:
     """Multiples of `smallest`, at most `per_octave` from a power of two to the next: padding stays a small share."""
@@ -19,22 +21,68 @@ class Ladders:
     """Rising sizes of every dimension that requests vary.
 
     Attributes:
-      rows: how many conversations are answered at a time.
-      prompts: how many tokens the longest prompt has.
-      tiles: how many tiles all rows have together, equal ones counted once.
+      rows: how many answers are written at a time.
+      prompts: how many tokens of a prompt are read at a time.
+      together: of how many prompts at a time.
+      tiles: how many tiles are encoded at a time.
       slots: how many cache slots a row has for prompt and answer.
+      classes: (rows, slots) of every class of rows, for a server: all memory is taken at once. None: rows become more
+        and fewer, longer and shorter, with what is asked.
+      chunk: tokens of prompts that are read at a time while rows are answering; None: 512 where rows have classes, else
+        whole prompts, which takes least time in all.
+      piece: tokens of an answer that are written at a time, at most.
+      reserve: a row must have room for so many tokens of an answer to get it, which moves or waits when it has more;
+        None: for all that it may have.
+      long: so many tokens must be left of an answer, or no program is compiled for fewer rows.
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     prompts: tuple[int, ...] = _steps(32, 1 << 15, 8)
+    together: tuple[int, ...] = (1, 4, 16, 64)
     tiles: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 16, 20, 26, 32, 40, 52, 64, 96, 128, 192, 256)
     slots: tuple[int, ...] = _steps(64, 1 << 15, 8)
+    classes: tuple[tuple[int, int], ...] | None = None
+    chunk: int | None = None
+    piece: int = 16
+    reserve: int | None = None
+    long: int = 32
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            sizes = getattr(self, field.name)
+        for name in ("rows", "prompts", "together", "tiles", "slots"):
+            sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-                raise InputError(f"the ladder of {field.name} is {sizes}; give rising sizes from 1 on")
+                raise InputError(f"the ladder of {name} is {sizes}; give rising sizes from 1 on")
+        if min(size for size in (self.chunk, self.piece, self.long, self.reserve) if size is not None) < 1:
+            raise InputError("an engine's chunk, piece, reserve and long must each be 1 token or more")
+        if self.classes is not None and not all(rows > 0 and slots > 0 for rows, slots in self.classes):
+            raise InputError(f"the classes of rows are {self.classes}; give (rows, slots), all of them positive")
+
+    def spread(self, shards: int, tiles: int) -> "Ladders":
+        """For an engine: for chunks, rows that `shards` devices share, and tiles that `tiles` do.
+
+        Raises:
+          InputError: rows of a class that can't be shared, or that are shorter than the least part of a prompt.
+        """
+        chunk = self.chunk or (self.prompts[-1] if self.classes is None else _CHUNK)
+        shortest = min([self.slots[0], *(slots for _, slots in self.classes or ())])
+        if shortest < min(self.prompts[0], chunk):
+            raise InputError(
+                f"rows of {shortest} slots are shorter than the least part of a prompt, "
+                f"{min(self.prompts[0], chunk)} tokens; give longer rows"
+            )
+        for rows, slots in self.classes or ():
+            if rows % shards:
+                raise InputError(f"{rows} rows of {slots} slots can't be shared by {shards} devices; take a multiple")
+        divisible = lambda sizes, unit: tuple(sorted({-(-size // unit) * unit for size in sizes}))
+        return dataclasses.replace(
+            self,
+            # A whole chunk is a size as well, and no part of a prompt is larger.
+            prompts=(*(size for size in self.prompts if size < chunk), chunk),
+            chunk=chunk,
+            rows=divisible(self.rows, shards),
+            together=divisible(self.together, shards),
+            tiles=divisible(self.tiles, tiles),
+        )
 
 
 def fit(what: str, size: int, ladder: tuple[int, ...]) -> int:

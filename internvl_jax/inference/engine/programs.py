@@ -1,105 +1,86 @@
-"""The seven device programs of generation, pure functions that `Generator` compiles.
+"""The device programs of the engine, pure functions of arrays of fixed sizes.
 
-    encode(tiles) -> features            one program per number of tiles
-    gather(features, index) -> rows      image features in the order of every row's image tokens
-    prefill(tokens, features) -> logits, keys and values of whole prompts
-    store(keys or values) -> cache       a fresh cache's half that holds them
-    start(cache) -> state
-    first(state, logits) -> state, tokens
-    decode(state) -> state, tokens       one token per row
+    encode(tiles) -> features               one program per number of tiles
+    keep(pool, features) -> pool            features in their places
+    gather(pool, index) -> features         those of the image tokens of some rows, in their order
+    chunk(state, tokens) -> state, logits   a part of the prompts of some rows
+    begin(state, logits) -> state, tokens   the first token of some rows
+    decode(state) -> state, tokens          tokens of all rows that are answering
+    copy(state) -> state                    the slots of one row to another one
+    resize(state) -> state                  other numbers of rows and slots
 
-Prompts are padded on the right. Padding has segment 0: nothing attends to it, and the answer overwrites its slots,
-so a row is computed as if it were alone.
+Rows are padded on the right, and a token sees its own row's slots up to its position only: so a row is computed as if
+it were alone.
 """
 
-import ctypes
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from internvl_jax import sharding
-from internvl_jax.inference.engine.sampling import Sampling, ban, sample
-from internvl_jax.models import Cache, DecoderOut
-from internvl_jax.sharding import Params, bind
+from internvl_jax.inference.engine.device_program import DeviceProgram
+from internvl_jax.inference.engine.row_state import (
+    STOPS,
+    Begin,
+    Features,
+    Part,
+    State,
+    Wanted,
+    Written,
+    laid,
+    laid_shaping,
+)
+from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
+from internvl_jax.inference.engine.sampling_params import BIASES
+from internvl_jax.models import DecoderOut, InternVLConfig, SlotCache
+from internvl_jax.sharding import Params, bind, copies, shard, whole
 
-try:
-    _TRIM = ctypes.CDLL(None).malloc_trim
-except (AttributeError, TypeError):  # another C library
-    _TRIM = None
-
-
-class Features(NamedTuple):
-    """What the vision tower makes of tiles.
-
-    Attributes:
-      pool_GPD: the features of every tile; in Flash models those at full resolution, then the compressed ones.
-      probability_G: float32, the probability that a tile may be compressed; None in models that are not Flash.
-    """
-
-    pool_GPD: jax.Array
-    probability_G: jax.Array | None
-
-
-class State(NamedTuple):
-    """Rows in the middle of their answers.
-
-    Attributes:
-      cache: the keys and values of all tokens but the last.
-      tokens_B: the last token, not yet in the cache.
-      lengths_B: how many tokens the cache holds, which is the next slot and position.
-      seen_BV: which tokens prompt and answer hold, for the repetition penalty.
-      steps_B: how many tokens were generated.
-      limits_B: how many tokens may be generated.
-      stops_BZ: the ids that end the answer; negative ids fill up.
-      done_B: whether the answer is complete.
-      sampling: how each row's tokens are drawn.
-    """
-
-    cache: Cache
-    tokens_B: jax.Array
-    lengths_B: jax.Array
-    seen_BV: jax.Array
-    steps_B: jax.Array
-    limits_B: jax.Array
-    stops_BZ: jax.Array
-    done_B: jax.Array
-    sampling: Sampling
+_NOWHERE = 1 << 30  # a slot beyond all
+_CACHED_BYTES = 1 << 22  # of activations, about what a CPU's cache holds
 
 
 class Programs:
     """The functions for one model structure.
 
     Args:
+      config: the model's config.
       graphdef: the structure of an InternVL.
       decode_graphdef: the structure of the same model as `decode` takes its parameters.
-      table_size: the number of rows of the embedding table.
       vocab_size: ids from here on are unused rows of the table.
       banned: the ids that the model must not write.
       cache_dtype: the dtype of keys and values.
+      piece: the most tokens that a call of `decode` writes.
     """
 
     def __init__(
         self,
+        config: InternVLConfig,
         graphdef: nnx.GraphDef,
         decode_graphdef: nnx.GraphDef,
-        table_size: int,
         vocab_size: int,
         banned: tuple[int, ...],
         cache_dtype: jnp.dtype,
+        piece: int,
     ):
-        self._graphdef, self._decode_graphdef = graphdef, decode_graphdef
-        self._table_size, self._vocab_size, self._banned = table_size, vocab_size, banned
-        self._cache_dtype = cache_dtype
+        self._config, self._graphdef, self._decode_graphdef = config, graphdef, decode_graphdef
+        self._vocab_size, self._banned, self.cache_dtype = vocab_size, banned, jnp.dtype(cache_dtype)
+        self.piece = piece
         self.encode = DeviceProgram(self._encode)
+        self.keep = DeviceProgram(self._keep, donate_argnames="pool_GPD")
+        self.widen = DeviceProgram(self._widen, static_argnames="size")
         self.gather = DeviceProgram(self._gather)
-        self.prefill = DeviceProgram(self._prefill)
-        self._widen = DeviceProgram(self._store, static_argnames="slots")
-        self.start = DeviceProgram(self._start, static_argnames="slots")
-        self.first = DeviceProgram(self._choose, donate_argnames="state")
-        self.decode = DeviceProgram(self._decode, donate_argnames="state")
+        self.empty = DeviceProgram(self._empty, static_argnames="classes")
+        self.unshaped = DeviceProgram(self._unshaped, static_argnames="rows")
+        self.chunk = DeviceProgram(self._chunk, donate_argnames="state", static_argnames=("number", "reach"))
+        self.begin = DeviceProgram(self._begin, donate_argnames=("state", "shaping"), static_argnames="best")
+        self.decode = DeviceProgram(
+            self._decode, donate_argnames=("state", "shaping"), static_argnames=("reach", "best")
+        )
+        self.copy = DeviceProgram(self._copy, donate_argnames="state", static_argnames=("source", "target", "reach"))
+        self.resize = DeviceProgram(self._resize, static_argnames="slots")
 
     @property
     def num_compiled(self) -> int:
@@ -113,26 +94,62 @@ class Programs:
             encoded = model.encode(tiles_GHWC)
             return Features(encoded.pool_GPD, encoded.probability_G)
 
-        def one_by_one(tiles_GHWC: jax.Array) -> Features:
-            first = lambda features: jax.tree.map(lambda x: x[0], features)
-            return jax.lax.map(lambda tile_HWC: first(together(tile_HWC[None])), tiles_GHWC)
+        def few_by_few(tiles_GHWC: jax.Array) -> Features:
+            vision, G = self._config.vision, len(tiles_GHWC)
+            patches = (vision.image_size // vision.patch_size) ** 2 + 1
+            fitting = max(1, _CACHED_BYTES // (4 * patches * vision.mlp))
+            size = max(count for count in range(1, min(G, fitting) + 1) if G % count == 0)
+            features = lax.map(together, tiles_GHWC.reshape(G // size, size, *tiles_GHWC.shape[1:]))
+            return jax.tree.map(lambda x: x.reshape(G, *x.shape[2:]), features)
 
         if sharding.meshed():  # the devices of a mesh take tiles each
             features = together(tiles_GHWC)
-            return features._replace(probability_G=jax.tree.map(sharding.whole, features.probability_G))
-        # A tile's activations stay nearer to the CPU's cache: 1.2 times as fast, 1.3 in bfloat16, and less memory.
-        return jax.lax.platform_dependent(tiles_GHWC, cpu=one_by_one, default=together)
+            return features._replace(probability_G=jax.tree.map(whole, features.probability_G))
+        # Activations of a few tiles stay nearer to the CPU's cache, those of one of the released towers: 1.2 times as
+        # fast, 1.3 in bfloat16, and less memory.
+        return lax.platform_dependent(tiles_GHWC, cpu=few_by_few, default=together)
+
+    def _keep(self, pool_GPD: jax.Array, new_GPD: jax.Array, places_G: jax.Array) -> jax.Array:
+        """The pool with features in their places; a place beyond the last one takes none."""
+        return _spread_tiles(pool_GPD.at[places_G].set(new_GPD, mode="drop"))
+
+    def _widen(self, pool_GPD: jax.Array, size: int) -> jax.Array:
+        """The pool with room for `size` tiles."""
+        return _spread_tiles(jnp.pad(pool_GPD, ((0, size - len(pool_GPD)), (0, 0), (0, 0))))
 
     def _gather(self, pool_GPD: jax.Array, index_BP: jax.Array) -> jax.Array:
         """`[B, P, D]`: the features that each row names by their place in the pool, its tiles one after the other."""
-        return pool_GPD.reshape(-1, pool_GPD.shape[-1])[index_BP]
+        return shard(pool_GPD.reshape(-1, pool_GPD.shape[-1])[index_BP], "batch", None, None)
 
-    def _prefill(
-        self, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, features_BPD: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Logits after the last token of every prompt, `[B, V]` float32, and keys and values `[L, B, M, T, H]`."""
-        logits_BV, out = self.run(params, tokens_BT, lengths_B, features_BPD, ("kv",))
-        return logits_BV, out.kv_LBMTH
+    def _empty(self, classes: tuple[tuple[int, int], ...]) -> State:
+        """The state of rows that nobody has; `classes` are (rows, slots)."""
+        text, B = self._config.text, sum(rows for rows, _ in classes)
+        heads = text.kv_heads * copies("act_heads", text.kv_heads)
+        cache = SlotCache.empty(text.layers, heads, text.head_width, classes, self.cache_dtype)
+        zero_B = jnp.zeros(B, jnp.int32)
+        float_B = jnp.zeros(B, jnp.float32)
+        sampling = Sampling(float_B, zero_B, float_B + 1, float_B, jnp.zeros(B, jnp.uint32))
+        wanted = Wanted(zero_B, jnp.zeros((B, STOPS), jnp.int32) - 2, sampling)
+        return laid(State(cache, zero_B, zero_B, zero_B, zero_B == 0, wanted))
+
+    def _unshaped(self, rows: int) -> Shaping:
+        """That of rows which ask for nothing."""
+        B, V = rows, self._config.text.vocab
+        zero_B = jnp.zeros(B, jnp.float32)
+        return laid_shaping(
+            Shaping(
+                repetition_B=zero_B + 1,
+                presence_B=zero_B,
+                frequency_B=zero_B,
+                bias_ids=jnp.full((B, BIASES), -1, jnp.int32),
+                biases=jnp.zeros((B, BIASES), jnp.float32),
+                min_B=jnp.zeros(B, jnp.int32),
+                stops_BZ=jnp.full((B, STOPS), -2, jnp.int32),
+                seen_BV=jnp.zeros((B, V), bool),
+                counts_BV=jnp.zeros((B, V), jnp.int16),
+                allowed_bits=jnp.full((B, -(-V // 32)), -1, jnp.int32),
+            )
+        )
 
     def run(
         self,
@@ -143,95 +160,178 @@ class Programs:
         collect: tuple[str, ...],
     ) -> tuple[jax.Array, DecoderOut]:
         """Logits after the last token of every prompt, and what else is collected of them."""
+        zero_B = jnp.zeros_like(lengths_B)
+        return self._read(params, Part(zero_B, tokens_BT, zero_B, lengths_B, features_BPD), None, collect)
+
+    def _read(
+        self,
+        params: Params,
+        part: Part,
+        cache: SlotCache | None,
+        collect: tuple[str, ...],
+    ) -> tuple[jax.Array, DecoderOut]:
+        """Logits after the last of the tokens, which follow those of the cache."""
         model = bind(self._graphdef, params)
-        B, T = tokens_BT.shape
-        positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-        segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
-        x_BTD = model.embed(tokens_BT, features_BPD)
-        out = model.lm(x_BTD, segments_BT, positions_BT, collect=collect)
-        last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
+        B, T = part.tokens_BT.shape
+        offsets_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+        positions_BT = part.starts_B[:, None] + offsets_BT
+        real_BT = offsets_BT < part.counts_B[:, None]
+        x_BTD = model.embed(part.tokens_BT, part.features_BPD)
+        if cache is None:
+            out = model.lm(x_BTD, real_BT.astype(jnp.int32), positions_BT, collect=collect)
+        else:
+            slots_BT = jnp.where(real_BT, positions_BT, _NOWHERE)
+            out = model.lm(x_BTD, real_BT.astype(jnp.int32), positions_BT, cache, slots_BT, collect)
+        last_B11 = jnp.maximum(part.counts_B - 1, 0)[:, None, None]
         hidden_BD = jnp.take_along_axis(out.hidden_BTD, last_B11, axis=1)[:, 0]
         return model.logits(hidden_BD), out
 
-    def store(self, new_LBMTH: jax.Array, slots: int) -> jax.Array:
-        """Keys or values of prompts, widened to a cache of `slots` slots, T or more."""
-        fits = slots == new_LBMTH.shape[3] and new_LBMTH.dtype == self._cache_dtype
-        return new_LBMTH if fits else self._widen(new_LBMTH, slots=slots)
-
-    def _store(self, new_LBMTH: jax.Array, slots: int) -> jax.Array:
-        free = slots - new_LBMTH.shape[3]
-        return jnp.pad(new_LBMTH.astype(self._cache_dtype), ((0, 0),) * 3 + ((0, free), (0, 0)))
-
-    def _start(
+    def _chunk(
         self,
-        tokens_BT: jax.Array,
-        lengths_B: jax.Array,
-        limits_B: jax.Array,
-        stops_BZ: jax.Array,
-        sampling: Sampling,
-        slots: int,
-    ) -> State:
-        """The state before the first token of every answer, without keys and values; a row with limit 0 is padding."""
-        B, T = tokens_BT.shape
-        places_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-        real_BT = places_BT < lengths_B[:, None]
-        empty_BS = jnp.zeros((B, slots), jnp.int32)
-        cache = Cache(None, None, empty_BS, empty_BS).place(places_BT, real_BT.astype(jnp.int32), places_BT)
-        rows_B1 = jnp.arange(B)[:, None]
-        V = self._table_size
-        seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(real_BT, tokens_BT, V)].set(True, mode="drop")
-        zeros_B = jnp.zeros((B,), jnp.int32)
-        # The last token of an answer needs no slot.
-        limits_B = jnp.minimum(limits_B, slots - lengths_B + 1)
-        return State(cache, zeros_B, lengths_B, seen_BV, zeros_B, limits_B, stops_BZ, limits_B == 0, sampling)
+        params: Params,
+        state: State,
+        part: Part,
+        number: int,
+        reach: int,
+    ) -> tuple[State, jax.Array]:
+        """Parts of prompts into some rows of one class.
 
-    def _decode(self, params: Params, state: State) -> tuple[State, jax.Array]:
-        """One step of all rows.
+        Args:
+          number: that of the class.
+          reach: the last of these tokens is at most so far from the prompt's first; 0: they are the first.
 
         Returns:
-          the state, and the token of every row, -1 where the answer was complete before.
+          the state, and the logits after the last of the tokens, `[B, V]` float32.
         """
-        model = bind(self._decode_graphdef, params)
-        x_BTD = model.embed(state.tokens_B[:, None], None)
-        # A finished row writes nowhere.
-        slots_B1 = jnp.where(state.done_B, state.cache.num_slots, state.lengths_B)[:, None]
-        positions_B1 = state.lengths_B[:, None]
-        out = model.lm(x_BTD, jnp.ones_like(positions_B1), positions_B1, state.cache, slots_B1)
-        lengths_B = jnp.where(state.done_B, state.lengths_B, state.lengths_B + 1)
-        return self._choose(state._replace(cache=out.cache, lengths_B=lengths_B), model.logits(out.hidden_BTD[:, 0]))
+        cache = state.cache.rows(number, part.rows_B, reach) if reach else None
+        logits_BV, out = self._read(params, part, cache, ("kv",))
+        cache = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B > 0, out.kv_LBMTH)
+        return laid(state._replace(cache=cache)), shard(logits_BV, "batch", "act_vocab")
 
-    def _choose(self, state: State, logits_BV: jax.Array) -> tuple[State, jax.Array]:
-        """Adds a token to every row that isn't done."""
-        logits_BV = ban(logits_BV, self._vocab_size, self._banned)
-        tokens_B = sample(logits_BV, state.sampling, state.seen_BV, state.steps_B)
-        steps_B = state.steps_B + ~state.done_B
-        ends_B = jnp.any(tokens_B[:, None] == state.stops_BZ, axis=1) | (steps_B >= state.limits_B)
-        shown_B = jnp.where(state.done_B, -1, tokens_B)
-        seen_BV = state.seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
-        state = state._replace(tokens_B=tokens_B, steps_B=steps_B, done_B=state.done_B | ends_B, seen_BV=seen_BV)
-        return state, shown_B
+    def _begin(
+        self, state: State, shaping: Shaping | None, logits_BV: jax.Array, start: Begin, best: int
+    ) -> tuple[State, Shaping | None, Written]:
+        """The first token of rows whose prompts are read."""
+        at = lambda old, new: old.at[start.rows_B].set(new, mode="drop")
+        chosen = self._choose(logits_BV[start.picks_B], start.steps_B, start.wanted, start.shaped, best)
+        if shaping is not None:
+            shaping = laid_shaping(jax.tree.map(at, shaping, wrote(start.shaped, chosen.tokens_B, start.rows_B >= 0)))
+        steps_B = start.steps_B + 1
+        state = State(
+            state.cache,
+            at(state.tokens_B, chosen.tokens_B),
+            at(state.lengths_B, start.lengths_B),
+            at(state.steps_B, steps_B),
+            at(state.done_B, _ends(chosen.tokens_B, steps_B, start.wanted)),
+            jax.tree.map(at, state.wanted, start.wanted),
+        )
+        return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen))
+
+    def _decode(
+        self,
+        params: Params,
+        state: State,
+        shaping: Shaping | None,
+        live_B: jax.Array,
+        count: jax.Array,
+        few: jax.Array,
+        reach: int,
+        best: int,
+    ) -> tuple[State, Shaping | None, Written]:
+        """`count` tokens of every row, or fewer: it ends as soon as at most `few` rows go on.
+
+        Args:
+          live_B: bool, False for rows that were taken away from whoever had them.
+          reach: no row is longer than this afterwards.
+        """
+        whole_reach = state.cache.reach
+        state = state._replace(cache=dataclasses.replace(state.cache, reach=reach), done_B=state.done_B | ~live_B)
+        B, W = len(live_B), self.piece
+        written = Written(
+            jnp.full((B, W), -1, jnp.int32),
+            jnp.zeros((B, W), jnp.float32),
+            jnp.zeros((B, W, best), jnp.int32),
+            jnp.zeros((B, W, best), jnp.float32),
+        )
+
+        def goes_on(carry: tuple) -> jax.Array:
+            n, state, *_ = carry
+            return (n < count) & (jnp.sum(~state.done_B) > few)
+
+        def step(carry: tuple) -> tuple:
+            n, state, shaping, written = carry
+            model = bind(self._decode_graphdef, params)
+            x_BTD = model.embed(state.tokens_B[:, None], None)
+            # A row that is done writes nowhere.
+            slots_B1 = jnp.where(state.done_B, _NOWHERE, state.lengths_B)[:, None]
+            positions_B1 = state.lengths_B[:, None]
+            out = model.lm(x_BTD, jnp.ones_like(positions_B1), positions_B1, state.cache, slots_B1)
+            logits_BV = model.logits(out.hidden_BTD[:, 0])
+            chosen = self._choose(logits_BV, state.steps_B, state.wanted, shaping, best)
+            goes_B = ~state.done_B
+            if shaping is not None:
+                shaping = laid_shaping(wrote(shaping, chosen.tokens_B, goes_B))
+            steps_B = state.steps_B + goes_B
+            new = chosen._replace(tokens_B=jnp.where(goes_B, chosen.tokens_B, -1))
+            put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None], n, axis=1)
+            written = Written(*map(put, written, new))
+            state = State(
+                out.cache,
+                chosen.tokens_B,
+                state.lengths_B + goes_B,
+                steps_B,
+                state.done_B | _ends(chosen.tokens_B, steps_B, state.wanted),
+                state.wanted,
+            )
+            return n + 1, laid(state), shaping, written
+
+        carry = jnp.int32(0), laid(state), shaping, written
+        _, state, shaping, written = lax.while_loop(goes_on, step, carry)
+        state = state._replace(cache=dataclasses.replace(state.cache, reach=whole_reach))
+        return state, shaping, jax.tree.map(whole, written)
+
+    def _choose(
+        self, logits_BV: jax.Array, steps_B: jax.Array, wanted: Wanted, shaping: Shaping | None, best: int
+    ) -> Chosen:
+        allowed_BV = ban(logits_BV, self._vocab_size, self._banned)
+        return choose(logits_BV, allowed_BV, wanted.sampling, steps_B, shaping, best)
+
+    def _copy(
+        self,
+        state: State,
+        from_B: jax.Array,
+        to_B: jax.Array,
+        real_B: jax.Array,
+        source: int,
+        target: int,
+        reach: int,
+    ) -> State:
+        """The first `reach` slots of a row of class `source` into one of class `target`, on the devices that are said;
+        rows are numbered as in `_chunk`."""
+        part = state.cache.rows(source, from_B, reach)
+        kv = part.k[0], part.v[0]
+        return laid(state._replace(cache=state.cache.put(target, to_B, jnp.zeros_like(to_B), real_B, kv)))
+
+    def _resize(self, state: State, rows_B: jax.Array, slots: int) -> State:
+        """The rows that are named, of the only class, with so many slots; one beyond the last is a row of nobody."""
+        fresh = self._empty(((len(rows_B), slots),))
+        real_B = rows_B < len(state.done_B)
+        here_B = jnp.minimum(rows_B, len(state.done_B) - 1)
+        take = lambda old, new: jnp.where(real_B.reshape(-1, *(1,) * (old.ndim - 1)), old[here_B], new)
+        moved = jax.tree.map(take, state._replace(cache=None), fresh._replace(cache=None))
+        reach = min(slots, state.cache.k[0].shape[3])
+
+        def widened(stack: jax.Array) -> jax.Array:
+            kept = stack[:, here_B, :, :reach]
+            return jnp.pad(kept, ((0, 0),) * 3 + ((0, slots - reach), (0, 0)))
+
+        cache = SlotCache((widened(state.cache.k[0]),), (widened(state.cache.v[0]),), slots)
+        return laid(moved._replace(cache=cache))
 
 
-class DeviceProgram:
-    """`jax.jit`, whose compiler's working memory goes back to the system: glibc would keep it.
+def _ends(tokens_B: jax.Array, steps_B: jax.Array, wanted: Wanted) -> jax.Array:
+    return jnp.any(tokens_B[:, None] == wanted.stops_BZ, axis=1) | (steps_B >= wanted.limits_B)
 
-    Compiling the three large programs of the 1B leaves 0.24 GB free but resident (2026-11, jax 0.10.2).
-    """
 
-    def __init__(self, function: Callable, **options: Any):
-        self._jitted = jax.jit(function, **options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        before = self.num_compiled
-        out = self._jitted(*args, **kwargs)
-        if self.num_compiled > before and _TRIM is not None:
-            _TRIM(0)
-        return out
-
-    def lower(self, *args: Any) -> Any:
-        """Traced for arrays, or for structs of their shapes, and not compiled."""
-        return self._jitted.lower(*args)
-
-    @property
-    def num_compiled(self) -> int:
-        return self._jitted._cache_size()
+def _spread_tiles(pool_GPD: jax.Array) -> jax.Array:
+    return shard(pool_GPD, "tiles", None, None)

@@ -1,24 +1,18 @@
-"""Requests, and what a model sees of their pictures before it reads them."""
+"""Requests, and what becomes of them on their way through the engine."""
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
-from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, feature_index, kept
-from internvl_jax.inference.engine.buckets import fit
-from internvl_jax.inference.engine.programs import Features, Programs
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept
+from internvl_jax.inference.engine.row_state import STOPS, Wanted
+from internvl_jax.inference.engine.sampling import Shaping, stack_params, stack_shaping
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVLConfig
-from internvl_jax.sharding import Params
-
-STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,121 +41,137 @@ class Request:
     """A prompt: int32 tokens [T], its tiles [G, H, W, 3] (uint8, or normalised floats), and how to answer.
 
     The tokens are those of all tiles at full resolution; thresholds are for Flash models, which may leave some out.
+
+    Attributes:
+      seeds: one answer is written for each of them; without any, one with the seed of `sampling`.
+      allow: takes an answer's tokens so far and returns which may follow, int32 [V / 32 rounded up], 32 tokens to a
+        number, the least bit first. Such answers, and those beside them, wait for the host after each token.
+      priority: requests of a lower number come first, those of the same in the order in which they came.
     """
 
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     sampling: SamplingParams
     thresholds: Thresholds | Decided = MODEL_THRESHOLDS
+    seeds: tuple[int, ...] = ()
+    allow: Callable[[Sequence[int]], np.ndarray] | None = None
+    priority: int = 0
+
+    @property
+    def shaped(self) -> bool:
+        """Whether programs without `Shaping` can't write the answer."""
+        return self.allow is not None or self.sampling.shaped
 
 
 class Seen(NamedTuple):
-    """Requests after the vision tower, one entry each.
+    """A request after the vision tower.
 
     Attributes:
-      tokens: the prompts' tokens [T], without the image tokens that compressing saves.
-      features: int32 [P], for every image token its place in the pool.
-      pool_GPD: see `Features`; it lies on the device.
+      tokens_T: int32, without the image tokens that compressing saves.
+      sources_T: int64, for every image token which feature it shows: its tile's number in the request, times the
+        features of a tile, plus its place among them; -1 for the other tokens.
+      keys_T: int64, equal where tokens are equal and show the same feature: prompts that begin with the same keys have
+        the same keys and values there.
     """
 
-    tokens: list[np.ndarray]
-    features: list[np.ndarray]
-    pool_GPD: jax.Array
+    tokens_T: np.ndarray
+    sources_T: np.ndarray
+    keys_T: np.ndarray
 
 
-class Sight:
-    """The vision tower, as a generator uses it.
+def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> None:
+    """Whether this model can read it.
+
+    Raises:
+      InputError: no tokens, tokens that it has not, image tokens that don't match the tiles, thresholds for a model
+        that has no router, or too many stop ids.
+    """
+    if not len(request.tokens_T):
+        raise InputError("the prompt has no tokens; give one")
+    tokens_T = np.asarray(request.tokens_T)
+    if tokens_T.min() < 0 or tokens_T.max() >= config.text.vocab:
+        raise InputError(f"the prompt has a token outside of 0 to {config.text.vocab - 1}; use this model's tokenizer")
+    if config.flash is None and request.thresholds != MODEL_THRESHOLDS:
+        raise InputError("the request has thresholds but this model has no router; leave them out")
+    found = int(np.sum(tokens_T == config.image_token_id))
+    needed = config.tokens_per_tile * len(request.tiles_GHWC)
+    if found != needed:
+        raise InputError(
+            f"the prompt has {found} image tokens, its {len(request.tiles_GHWC)} tiles need {needed}; "
+            "make prompts with the model's own processor"
+        )
+    stop_ids(vocabulary, request.sampling)
+
+
+def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | None, config: InternVLConfig) -> Seen:
+    """The prompt that a model reads, once a Flash model's router has spoken.
 
     Args:
-      config: the model's config.
-      dtype: the dtype of features.
-      programs: the model's programs.
-      sizes: the numbers of tiles that may be encoded together.
+      names: digests of the tiles.
+      probability_G: the router's probability that a tile may be compressed; None without a router.
     """
-
-    def __init__(self, config: InternVLConfig, dtype: jnp.dtype, programs: Programs, sizes: tuple[int, ...]):
-        self._config, self._programs, self._sizes = config, programs, sizes
-        full, compressed = config.tokens_per_tile, config.tokens_per_compressed_tile
-        plain = config.flash is None
-        blank_GPD = jnp.zeros((1, full if plain else full + compressed, config.text.width), dtype)
-        self._blank = Features(blank_GPD, None if plain else jnp.zeros(1))
-        self._fewest = full if plain else compressed  # image tokens of a tile
-
-    def image_slots(self, prompt: int) -> int:
-        """How many image tokens a prompt of this length may have: as many as whole tiles fill."""
-        return self._fewest * max(1, prompt // self._fewest)
-
-    def encode(self, params: Params, tiles_GHWC: np.ndarray) -> Features:
-        """Features of tiles, their number rounded up; more than the largest number are encoded in parts."""
-        G, largest = len(tiles_GHWC), self._sizes[-1]
-        if not G:
-            return self._blank
-        size = fit("image tiles", min(G, largest), self._sizes)
-        parts = [pad(tiles_GHWC[start : start + size], size) for start in range(0, G, size)]
-        features = [self._programs.encode(params, part) for part in parts]
-        return features[0] if len(features) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *features)
-
-    def look(self, params: Params, requests: Sequence[Request]) -> Seen:
-        """Encodes the tiles of requests and decides which of them are compressed, each request by itself.
-
-        Raises:
-          InputError: a prompt's image tokens don't match its tiles, or thresholds for a model that has no router.
-        """
-        for i, request in enumerate(requests):
-            self._check(i, request)
-        tiles_GHWC, which = _distinct([request.tiles_GHWC for request in requests])
-        features = self.encode(params, tiles_GHWC)
-        # A Flash model's prompts have no length before the router has spoken: here the host waits for it.
-        probability_G = None if features.probability_G is None else np.asarray(features.probability_G)
-        seen = Seen([], [], features.pool_GPD)
-        for request, tiles_J in zip(requests, which, strict=True):
-            compress_J = np.zeros(len(tiles_J), bool)
-            if probability_G is not None:
-                compress_J = request.thresholds.decide(probability_G[tiles_J], self._config.flash)
-            tokens_T = np.asarray(request.tokens_T, np.int32)
-            seen.tokens.append(tokens_T[kept(tokens_T, compress_J, self._config)])
-            seen.features.append(feature_index(tiles_J, compress_J, self._config))
-        return seen
-
-    def _check(self, i: int, request: Request) -> None:
-        if not len(request.tokens_T):
-            raise InputError(f"request {i} has no tokens; give a prompt")
-        if self._config.flash is None and request.thresholds != MODEL_THRESHOLDS:
-            raise InputError(f"request {i} has thresholds but this model has no router; leave them out")
-        found = int(np.sum(np.asarray(request.tokens_T) == self._config.image_token_id))
-        needed = self._config.tokens_per_tile * len(request.tiles_GHWC)
-        if found != needed:
-            raise InputError(
-                f"request {i} has {found} image tokens, its {len(request.tiles_GHWC)} tiles need {needed}; "
-                "make prompts with the model's own processor"
-            )
+    tokens_T = np.asarray(request.tokens_T, np.int32)
+    full, compressed = config.tokens_per_tile, 0
+    compress_G = np.zeros(len(names), bool)
+    if probability_G is not None:
+        compressed = config.tokens_per_compressed_tile
+        compress_G = request.thresholds.decide(probability_G, config.flash)
+        tokens_T = tokens_T[kept(tokens_T, compress_G, config)]
+    starts = [g * (full + compressed) + full * each for g, each in enumerate(compress_G.tolist())]
+    counts = [compressed if each else full for each in compress_G.tolist()]
+    features = [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    sources_T = np.full(len(tokens_T), -1, np.int64)
+    keys_T = tokens_T.astype(np.int64)
+    if features:
+        image_T = tokens_T == config.image_token_id
+        sources_T[image_T] = np.concatenate(features)
+        seeds = np.frombuffer(b"".join(name[:8] for name in names), np.int64)
+        number, place = np.divmod(sources_T[image_T], full + compressed)
+        # Below zero, where no token is. Two features that share a key are as rare as two tiles that share a digest.
+        keys_T[image_T] = -1 - ((seeds[number] ^ (place * 0x9E3779B97F4A7C1)) & (2**62 - 1))
+    return Seen(tokens_T, sources_T, keys_T)
 
 
-def stop_ids(i: int, vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
-    """Ids that end the answer of request i, filled up to `STOPS`."""
-    stops = tuple(dict.fromkeys((*vocabulary.stops, *sampling.stop_token_ids)))
+def stop_ids(vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
+    """Ids that end an answer, filled up to `STOPS`."""
+    stops = sampling.stop_ids(vocabulary.stops)
     if len(stops) > STOPS:
-        raise InputError(f"request {i} has {len(stops)} stop tokens; at most {STOPS} are possible")
+        raise InputError(f"the request has {len(stops)} stop tokens; at most {STOPS} are possible")
     return np.array(stops + (-2,) * (STOPS - len(stops)), np.int32)  # -1 marks complete answers
+
+
+def stack_wanted(vocabulary: Vocabulary, limits: Sequence[int] | np.ndarray, rows: Sequence[SamplingParams]) -> Wanted:
+    """Host arrays of how rows are written."""
+    return Wanted(
+        np.array(limits, np.int32),
+        np.stack([stop_ids(vocabulary, row) for row in rows]),
+        stack_params(rows),
+    )
+
+
+def shape_rows(
+    prompts: Sequence[np.ndarray],
+    answers: Sequence[Sequence[int]],
+    rows: Sequence[SamplingParams],
+    stops_BZ: np.ndarray,
+    allowed_bits: np.ndarray,
+    vocab: int,
+) -> Shaping:
+    """Host arrays of what rows ask for, which have these prompts and these tokens of their answers.
+
+    Args:
+      stops_BZ, allowed_bits: see `Shaping`.
+      vocab: rows of the model's table.
+    """
+    seen_BV, counts_BV = np.zeros((len(rows), vocab), bool), np.zeros((len(rows), vocab), np.int16)
+    for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        seen_BV[b, prompt] = True
+        seen_BV[b, list(answer)] = True
+        np.add.at(counts_BV[b], list(answer), 1)
+    shaping = stack_shaping(rows, stops_BZ, seen_BV)
+    return shaping._replace(counts_BV=counts_BV, allowed_bits=allowed_bits)
 
 
 def pad(array: np.ndarray, size: int) -> np.ndarray:
     """Zeros after the first dimension, up to `size`."""
     return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
-
-
-def _distinct(tiles: Sequence[np.ndarray]) -> tuple[np.ndarray, list[list[int]]]:
-    """All different tiles, and for every row the numbers of its own."""
-    numbers: dict[bytes, int] = {}
-    found: list[np.ndarray] = []
-    which: list[list[int]] = []
-    for tiles_GHWC in tiles:
-        row = []
-        for tile_HWC in tiles_GHWC:
-            digest = hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=16).digest()
-            if digest not in numbers:
-                numbers[digest] = len(found)
-                found.append(tile_HWC)
-            row.append(numbers[digest])
-        which.append(row)
-    return np.stack(found) if found else np.zeros((0,)), which

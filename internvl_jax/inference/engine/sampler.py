@@ -21,14 +21,22 @@ from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.programs import Programs
-from internvl_jax.inference.engine.requests import Request, Sight, Vocabulary, pad, stop_ids
+from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary, check, pad, shown, stop_ids
 from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms, Rows
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling import stack_params
+from internvl_jax.inference.engine.sampling_params import SamplingParams
+from internvl_jax.inference.engine.tile_features import TileFeatures, digest
 from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
 from internvl_jax.sharding import Params, Rules
 
 # The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
 _PIECE = 256
+# Slots that every answer has at first; twice as many when they are full, so that short answers don't pay for long ones.
+_SLOTS = 2048
+_REFUSED = (
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+    *("min_tokens", "logprobs", "stop_strings"),
+)
 
 
 class Rollout(NamedTuple):
@@ -101,11 +109,11 @@ class Sampler:
         # As in `Generator`: XLA on CPU converts a whole bfloat16 cache at every write.
         cache_dtype = jnp.float32 if on_cpu else dtype
         size, banned = vocabulary.size, vocabulary.banned
-        self._prompts = Programs(graphdef, graphdef, config.text.vocab, size, banned, cache_dtype)
+        self._prompts = Programs(config, graphdef, graphdef, size, banned, cache_dtype, piece)
         self._answers = RolloutPrograms(self._prompts, written, self._apart, size, banned, cache_dtype, routes)
         self._sizes = self._divisible("rows", () if rules is None else rules.batch)
         tiles = self._divisible("tiles", () if rules is None else rules.tiles)
-        self._sight = Sight(config, dtype, self._prompts, tiles)
+        self._config, self._vision = config, TileFeatures(config, dtype, self._prompts, tiles, 1 << 30)
 
     @property
     def num_compiled(self) -> int:
@@ -128,7 +136,7 @@ class Sampler:
           prompts: the least number to compute, so that a last, smaller batch uses the programs of the others.
 
         Raises:
-          InputError: see `Sight.look`; sizes beyond the ladders, a repetition penalty or stop strings.
+          InputError: see `requests.check`; sizes beyond the ladders, a repetition penalty or stop strings.
         """
         if np.ndim(seeds) == 0:
             drawn = np.random.SeedSequence(int(seeds)).generate_state(len(requests) * group)
@@ -150,12 +158,19 @@ class Sampler:
         with sharding.use(self._mesh, self._rules):
             rows, layout, _, _ = self._begin(params, requests, np.zeros((len(requests), group), np.uint32), 1)
             params = unstack_params(params) if self._apart else params
+            longest = max(request.sampling.max_new_tokens for request in requests)
+            every = [rows]  # of every number of slots
+            while (slots := self._more(every[-1], longest)) is not None:
+                every.append(self._answers.grow(every[-1], slots=slots))
             while True:
-                rows = self._answers.write(params, rows, np.int32(0), np.int32(0), cuts=_cuts(requests))
+                every = [self._answers.write(params, rows, np.int32(0), np.int32(0)) for rows in every]
+                for rows in every[:-1]:
+                    self._answers.grow(rows, slots=self._more(rows, longest))
                 if (layout := self._smaller(layout)) is None:
                     return self.num_compiled
                 nothing_B = np.zeros(layout.rows, np.int32)
-                rows = self._answers.compact(rows, nothing_B[: layout.branches], nothing_B, nothing_B > 0)
+                nobody = nothing_B[: layout.branches], nothing_B, nothing_B > 0
+                every = [self._answers.compact(rows, *nobody) for rows in every]
 
     def _pieces(
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
@@ -180,8 +195,10 @@ class Sampler:
                 layout, answer_B = smaller, np.where(real_B, answer_B[row_B], -1)
             # Back here as soon as those that are left may fit; if their prompts were too many, once half are complete.
             few = 0 if smaller is None else min(smaller.rows, len(left) // 2)
-            stop = min(int(rows.count) + self._piece, longest)
-            rows = self._answers.write(params, rows, np.int32(stop), np.int32(few), cuts=_cuts(requests))
+            if int(rows.count) == rows.tokens_BS.shape[1]:
+                rows = self._answers.grow(rows, slots=self._more(rows, longest))
+            stop = min(int(rows.count) + self._piece, rows.tokens_BS.shape[1], longest)
+            rows = self._answers.write(params, rows, np.int32(stop), np.int32(few))
 
     def _begin(
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int
@@ -194,17 +211,17 @@ class Sampler:
         """
         sampling = [request.sampling for request in requests]
         for i, row in enumerate(sampling):
-            _check(i, row)
-        seen = self._sight.look(params, requests)
-        lengths = [len(tokens_T) for tokens_T in seen.tokens]
+            _check_plain(i, row)
+        prompts_seen = self._look(params, requests)
+        lengths = [len(prompt.tokens_T) for prompt, _ in prompts_seen]
         prompts = max(prompts, len(requests))
         Q = fit("prompts", prompts, self._sizes)
         T = fit("prompt tokens", max(lengths), self.ladders.prompts)
-        S = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
-        tokens_QT = pad(np.stack([pad(tokens_T, T) for tokens_T in seen.tokens]), Q)
-        index_QP = pad(np.stack([pad(index_P, self._sight.image_slots(T)) for index_P in seen.features]), Q)
+        longest = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), self.ladders.slots)
+        tokens_QT = pad(np.stack([pad(prompt.tokens_T, T) for prompt, _ in prompts_seen]), Q)
+        index_QP = pad(np.stack([pad(index_P, T) for _, index_P in prompts_seen]), Q)
         lengths_Q = pad(np.array(lengths, np.int32), Q)
-        features_QPD = self._prompts.gather(seen.pool_GPD, index_QP)
+        features_QPD = self._prompts.gather(self._vision.pool_GPD, index_QP)
         logits_QV, kv, routes_LQTK = self._answers.prefill(params, tokens_QT, lengths_Q, features_QPD)
 
         group = seeds_QA.shape[1]
@@ -212,23 +229,40 @@ class Sampler:
         answers = np.arange(seeds_QA.size)
         row_B, real_B = _pack(answers, answers // group, layout)
         prompt_B = row_B // group
+        drawn = jax.tree.map(lambda each: each[prompt_B], stack_params(sampling))
         given = Given(
             np.where(real_B, np.array([row.max_new_tokens for row in sampling], np.int32)[prompt_B], 0),
-            np.stack([stop_ids(i, self.vocabulary, row) for i, row in enumerate(sampling)])[prompt_B],
-            np.array([row.temperature for row in sampling], np.float32)[prompt_B],
-            np.array([row.top_k for row in sampling], np.int32)[prompt_B],
-            np.array([row.top_p for row in sampling], np.float32)[prompt_B],
-            seeds_QA.reshape(-1)[row_B],
+            np.stack([stop_ids(self.vocabulary, row) for row in sampling])[prompt_B],
+            drawn._replace(seed_B=seeds_QA.reshape(-1)[row_B]),
         )
         branch_prompts = prompt_B[:: layout.width]
         rows = self._answers.start(
-            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=S, cuts=_cuts(requests)
+            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=min(longest, _SLOTS)
         )
         before = None
         if routes_LQTK is not None:
             routes_QLTK = np.asarray(routes_LQTK).swapaxes(0, 1)
             before = [routes_QLTK[p, :, :length] for p, length in enumerate(lengths)]
         return rows, layout, np.where(real_B, row_B, -1), before
+
+    def _look(self, params: Params, requests: Sequence[Request]) -> list[tuple[Seen, np.ndarray]]:
+        """Prompts, and where the features of their image tokens lie in the pool."""
+        self._vision.clear()
+        found = []
+        for request in requests:
+            check(request, self._config, self.vocabulary)
+        names = [[digest(tile_HWC) for tile_HWC in request.tiles_GHWC] for request in requests]
+        tiles = {
+            name: tile
+            for own, r in zip(names, requests, strict=True)
+            for name, tile in zip(own, r.tiles_GHWC, strict=True)
+        }
+        self._vision.encode(params, tiles)
+        for own, request in zip(names, requests, strict=True):
+            probability_G = None if self._config.flash is None else self._vision.probabilities(own)
+            prompt = shown(request, own, probability_G, self._config)
+            found.append((prompt, self._vision.index(own, prompt.sources_T)))
+        return found
 
     def _complete(
         self,
@@ -247,7 +281,7 @@ class Sampler:
         for b in np.flatnonzero(answer_B >= 0):
             number, n = int(answer_B[b]), counts_B[b]
             tokens, routes = tokens_BS[b, :n].copy(), None
-            stops = (*self.vocabulary.stops, *requests[number // group].sampling.stop_token_ids)
+            stops = requests[number // group].sampling.stop_ids(self.vocabulary.stops)
             if before is not None:
                 routes_LTK = np.concatenate([before[number // group], routes_LBSK[:, b, : n - 1]], axis=1)
                 routes = routes_LTK.swapaxes(0, 1)
@@ -270,6 +304,12 @@ class Sampler:
             layouts.append(_Layout(fit("prompts", copies, self._sizes), width))
             width = -(-width // 2)
 
+    def _more(self, rows: Rows, longest: int) -> int | None:
+        """How many slots an answer gets when it has filled those that it has; None: it may not be longer."""
+        slots = rows.tokens_BS.shape[1]
+        longest = fit("tokens of an answer", longest, self.ladders.slots)
+        return None if slots >= longest else min(2 * slots, longest)
+
     def _smaller(self, layout: _Layout) -> _Layout | None:
         """What rows go on as once there are half as many."""
         if layout.width > 1:
@@ -278,19 +318,14 @@ class Sampler:
         return _Layout(fewer[-1], 1) if fewer else None
 
 
-def _check(i: int, sampling: SamplingParams) -> None:
+def _check_plain(i: int, sampling: SamplingParams) -> None:
     plain = SamplingParams()
-    for name in ("repetition_penalty", "stop_strings"):
+    for name in _REFUSED:
         if getattr(sampling, name) != getattr(plain, name):
             raise InputError(
                 f"request {i} has {name} {getattr(sampling, name)!r}, which groups of answers can't be drawn with; "
                 f"leave it at {getattr(plain, name)!r}"
             )
-
-
-def _cuts(requests: Sequence[Request]) -> bool:
-    """Whether any request draws with top-k or top-p: programs for those that don't are without the sort."""
-    return any(request.sampling.top_k or request.sampling.top_p < 1 for request in requests)
 
 
 def _pack(rows: np.ndarray, prompts: np.ndarray, layout: _Layout) -> tuple[np.ndarray, np.ndarray] | None:

@@ -3,6 +3,7 @@
     prefill(tokens, features) -> logits, keys and values of whole prompts
     start(logits, keys and values) -> rows    every answer's first token
     write(rows) -> rows                       tokens until most answers are complete
+    grow(rows) -> rows                        more slots
     compact(rows) -> rows                     fewer rows, those that are not complete
 
 Complete answers are written on until the batch shrinks; nobody reads what is.
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.inference.engine.programs import DeviceProgram, Programs
-from internvl_jax.inference.engine.sampling import ban, cut, draw
+from internvl_jax.inference.engine.device_program import DeviceProgram
+from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.sampling import Sampling, ban, choose
 from internvl_jax.models import Branches
 from internvl_jax.sharding import Params, bind, shard, whole
 
@@ -26,17 +28,12 @@ class Given(NamedTuple):
     Attributes:
       limit_B: how many tokens may be written; 0 for padding.
       stops_BZ: the ids that end the answer; negative ids fill up.
-      temperature_B: 0 takes the best token each time.
-      top_k_B, top_p_B: see `SamplingParams`; read where a program `cuts`.
-      seed_B: the seed of the row's random stream.
+      sampling: how each row's tokens are drawn.
     """
 
     limit_B: jax.Array
     stops_BZ: jax.Array
-    temperature_B: jax.Array
-    top_k_B: jax.Array
-    top_p_B: jax.Array
-    seed_B: jax.Array
+    sampling: Sampling
 
 
 class Rows(NamedTuple):
@@ -88,14 +85,15 @@ class RolloutPrograms:
         self._graphdef, self._apart = graphdef, apart
         self._vocab_size, self._banned, self._cache_dtype = vocab_size, banned, cache_dtype
         self.prefill = DeviceProgram(self._prefill)
-        self.start = DeviceProgram(self._start, static_argnames=("slots", "cuts"))
-        self.write = DeviceProgram(self._write, donate_argnames="rows", static_argnames="cuts")
+        self.start = DeviceProgram(self._start, static_argnames="slots")
+        self.write = DeviceProgram(self._write, donate_argnames="rows")
+        self.grow = DeviceProgram(self._grow, static_argnames="slots")
         self.compact = DeviceProgram(self._compact)
 
     @property
     def num_compiled(self) -> int:
         """Programs compiled so far."""
-        return sum(program.num_compiled for program in (self.prefill, self.start, self.write, self.compact))
+        return sum(program.num_compiled for program in (self.prefill, self.start, self.write, self.grow, self.compact))
 
     def _prefill(
         self, params: Params, tokens_QT: jax.Array, lengths_Q: jax.Array, features_QPD: jax.Array
@@ -113,13 +111,11 @@ class RolloutPrograms:
         prompt_numbers: jax.Array,
         given: Given,
         slots: int,
-        cuts: bool,
     ) -> Rows:
         """Rows with their first tokens.
 
         Args:
           prompt_numbers: the prompt of every branch of the cache; B / (their number) answers belong to each.
-          cuts: whether to draw with top-k and top-p.
         """
         B, branches = len(given.limit_B), len(prompt_numbers)
         L, _, M, _, H = kv_LQMTH[0].shape
@@ -141,9 +137,9 @@ class RolloutPrograms:
             done_B=given.limit_B == zero_B,
             routes_LBSK=routes_LBSK,
         )
-        return _laid(self._choose(rows, logits_QV[jnp.repeat(prompt_numbers, B // branches)], cuts))
+        return _laid(self._choose(rows, logits_QV[jnp.repeat(prompt_numbers, B // branches)]))
 
-    def _write(self, params: Params, rows: Rows, stop: jax.Array, few: jax.Array, cuts: bool) -> Rows:
+    def _write(self, params: Params, rows: Rows, stop: jax.Array, few: jax.Array) -> Rows:
         """Tokens until answers have `stop` of them, or at most `few` answers are not complete."""
 
         def goes_on(rows: Rows) -> jax.Array:
@@ -162,36 +158,47 @@ class RolloutPrograms:
                 place = (0, 0, rows.cache.step, 0)
                 routes_LBSK = jax.lax.dynamic_update_slice(routes_LBSK, _noted(out.experts_LBTK), place)
             rows = rows._replace(cache=out.cache, routes_LBSK=routes_LBSK)
-            return self._choose(rows, model.logits(out.hidden_BTD[:, 0]), cuts)
+            return self._choose(rows, model.logits(out.hidden_BTD[:, 0]))
 
         return _laid(jax.lax.while_loop(goes_on, step, rows))
 
-    def _choose(self, rows: Rows, logits_BV: jax.Array, cuts: bool) -> Rows:
+    def _choose(self, rows: Rows, logits_BV: jax.Array) -> Rows:
         """Adds a token to every row that isn't done."""
         given = rows.given
-
-        def uniform(seed: jax.Array) -> jax.Array:
-            return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), rows.count), (2,))
-
         allowed_BV = ban(logits_BV, self._vocab_size, self._banned)
-        temperature_B = given.temperature_B
-        if cuts:
-            drawn_B = temperature_B > 0
-            allowed_BV = allowed_BV / jnp.where(drawn_B, temperature_B, 1)[:, None]
-            allowed_BV = cut(allowed_BV, drawn_B, given.top_k_B, given.top_p_B)
-            temperature_B = drawn_B.astype(jnp.float32)
-        tokens_B = draw(allowed_BV, temperature_B, jax.vmap(uniform)(given.seed_B))
-        picked_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=1)[:, 0]
-        logprobs_B = picked_B - jax.nn.logsumexp(logits_BV, axis=1)
+        steps_B = jnp.full_like(rows.counts_B, rows.count)
+        chosen = choose(logits_BV, allowed_BV, given.sampling, steps_B)
+        tokens_B = chosen.tokens_B
         count = rows.count + 1
         put = lambda old_BS, new_B: jax.lax.dynamic_update_slice(old_BS, new_B[:, None], (0, rows.count))
         ends_B = jnp.any(tokens_B[:, None] == given.stops_BZ, axis=1) | (count >= given.limit_B)
         return rows._replace(
             tokens_BS=put(rows.tokens_BS, tokens_B),
-            logprobs_BS=put(rows.logprobs_BS, logprobs_B),
+            logprobs_BS=put(rows.logprobs_BS, chosen.logprobs_B),
             counts_B=jnp.where(rows.done_B, rows.counts_B, count),
             count=count,
             done_B=rows.done_B | ends_B,
+        )
+
+    def _grow(self, rows: Rows, slots: int) -> Rows:
+        """The same rows, whose answers have room for `slots` tokens."""
+
+        def widened(x: jax.Array, axis: int) -> jax.Array:
+            """`axis` counts from the end."""
+            widths = [(0, 0)] * x.ndim
+            widths[x.ndim - axis] = (0, slots - x.shape[-axis])
+            return jnp.pad(x, widths)
+
+        cache = rows.cache
+        keys = jax.tree.map(lambda x: widened(x, 1), cache.k)
+        values = jax.tree.map(lambda x: widened(x, 2), cache.v)
+        return _laid(
+            rows._replace(
+                cache=cache._replace(k=keys, v=values),
+                tokens_BS=widened(rows.tokens_BS, 1),
+                logprobs_BS=widened(rows.logprobs_BS, 1),
+                routes_LBSK=None if rows.routes_LBSK is None else widened(rows.routes_LBSK, 2),
+            )
         )
 
     def _compact(self, rows: Rows, branch_numbers: jax.Array, row_B: jax.Array, real_B: jax.Array) -> Rows:
@@ -228,7 +235,7 @@ def _laid(rows: Rows) -> Rows:
     cache = rows.cache
 
     def spread(layered: Any) -> Any:
-        names = ("batch", "kv_heads", None, None)
+        names = ("batch", "act_heads", None, None)
         return jax.tree.map(lambda part: shard(part, *(None,) * (part.ndim - 4), *names), layered)
 
     laid = jax.tree.map(whole, rows._replace(cache=None))

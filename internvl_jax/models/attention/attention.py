@@ -4,7 +4,7 @@ Heads stand before time (`q_BNTH`, `k_BMSH`): each head's keys are contiguous, w
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -87,7 +87,8 @@ def attend(
 
     Args:
       q_BNTH: queries; N is a multiple of M, head n reads key/value head n // (N / M).
-      k_BMSH, v_BMSH: keys and values; where a `layer` is given, those of all layers, `[L, B, M, S, H]`.
+      k_BMSH, v_BMSH: keys and values; where a `layer` is given, those of all layers, `[L, B, M, S, H]`, of which the
+        first are read that the mask has columns for.
       mask: which keys a query may see; None: all of them (the vision tower).
       window: how far back a query sees; None: to the first key.
       sinks_N: a logit per head that takes part in the softmax and has no value (GPT-OSS).
@@ -96,7 +97,7 @@ def attend(
       `[B, N, T, H]` in q's dtype.
     """
     B, N, T, H = q_BNTH.shape
-    M, S = k_BMSH.shape[-3:-1]
+    M, S = k_BMSH.shape[-3:-1] if layer is None else (k_BMSH.shape[-3], mask.k_positions_BS.shape[1])
     q_BNTH = q_BNTH * H**-0.5
     if layer is None and T == S >= kernels.LONG:
         platform = sharding.platform()
@@ -105,16 +106,22 @@ def attend(
             return _kernel(q_BNTH, k_BMSH, v_BMSH, mask, window, sinks_N, platform)
     q_BMRTH = q_BNTH.reshape(B, M, N // M, T, H)
     sinks_MR = None if sinks_N is None else jnp.asarray(sinks_N, jnp.float32).reshape(M, N // M)
-    together = functools.partial(_together, mask=mask, window=window, sinks_MR=sinks_MR)
-    if layer is not None:
-        slices = lambda q, k, v: together(q, k[layer], v[layer])
-        one = functools.partial(_one_query, mask=mask, window=window, sinks_MR=sinks_MR, layer=layer)
-        out_BMRTH = lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=one if T == 1 else slices, default=slices)
+    settings = {"mask": mask, "window": window, "sinks_MR": sinks_MR}
+
+    def by_layer(function: Callable) -> Callable:
+        part = lambda stack: stack if layer is None else stack[layer][:, :, :S]
+        return lambda q, k, v: function(q, part(k), part(v), **settings)
+
+    together = by_layer(_together)
+    on_cpu: Callable | None = None
+    if layer is not None and T == 1:
+        on_cpu = functools.partial(_one_query, layer=layer, **settings)
     elif B * N * T * S * 4 > CACHED_BYTES:
-        each = functools.partial(_head_by_head, mask=mask, window=window, sinks_MR=sinks_MR)
-        out_BMRTH = lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=each, default=together)
-    else:
+        on_cpu = by_layer(_head_by_head)
+    if on_cpu is None:
         out_BMRTH = together(q_BMRTH, k_BMSH, v_BMSH)
+    else:
+        out_BMRTH = lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=on_cpu, default=together)
     return out_BMRTH.reshape(B, N, T, H)
 
 
@@ -244,7 +251,8 @@ def _one_query(
 
     def one_head(inputs: tuple) -> jax.Array:
         number, q_R1H = inputs
-        k_SH, v_SH = (lax.dynamic_index_in_dim(part, layer * B * M + number, keepdims=False) for part in (k, v))
+        size = 1, allowed_B1S.shape[2], H
+        k_SH, v_SH = (lax.dynamic_slice(part, (layer * B * M + number, 0, 0), size)[0] for part in (k, v))
         allowed_1S = lax.dynamic_index_in_dim(allowed_B1S, number // M, keepdims=False)
         sinks_R1 = [None] * R if sinks_MR is None else sinks_MR[number % M][:, None]
         heads = zip(q_R1H, sinks_R1, strict=True)

@@ -1,57 +1,169 @@
-"""The key/value cache, stacked over layers."""
+"""The key/value cache of rows that are answered side by side, stacked over layers."""
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from internvl_jax.models.attention.attention import Mask, Window, attend
+from internvl_jax.sharding import per_device
+
+_HALF = (None, "batch", "act_heads", None, None)  # keys or values of a class
+_NEW = ("batch", "act_heads", None, None)
+_ROW = ("batch",)
 
 
-class Cache(NamedTuple):
-    """Keys and values in the S slots of every row, and what each slot holds.
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["k", "v"], meta_fields=["reach"])
+@dataclasses.dataclass(frozen=True)
+class SlotCache:
+    """Keys and values of every row, one slot a position, in classes of length.
+
+    A token's slot is its position, so what stands in a slot up to a query's own position was written by the query's
+    row. The slots behind hold what earlier rows left; nothing sees them.
+
+    Rows are numbered class by class. Where they are spread over devices, every device has as many rows of a class, and
+    the numbers are those of the first device's rows, then of the second's.
 
     Attributes:
-      k, v: keys and values, `[L, B, M, S, H]`.
-      segments_BS: the segment of the token in a slot; 0 where it is empty.
-      positions_BS: position of the token in a slot.
+      k, v: keys and values of every class of rows, `[L, B of the class, M, S of the class, H]`.
+      reach: attention reads at most this many slots of a row.
     """
 
-    k: jax.Array
-    v: jax.Array
-    segments_BS: jax.Array
-    positions_BS: jax.Array
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+    reach: int
 
-    def mask(self, segments_BT: jax.Array, positions_BT: jax.Array) -> Mask:
-        """What the tokens of a call see."""
-        return Mask(segments_BT, positions_BT, self.segments_BS, self.positions_BS, ordered=False)
+    @classmethod
+    def empty(
+        cls, layers: int, kv_heads: int, width: int, classes: Sequence[tuple[int, int]], dtype: jnp.dtype
+    ) -> "SlotCache":
+        """A cache of nothing; `classes` are (rows, slots)."""
+        make = lambda: tuple(jnp.zeros((layers, B, kv_heads, S, width), dtype) for B, S in classes)
+        return cls(make(), make(), max(S for _, S in classes))
 
-    def place(self, slots_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> "Cache":
-        """The cache with the slots marked that the tokens of this call take.
+    def mask(self, segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """What the tokens of a call see follows from their positions."""
+        return positions_BT
 
-        A token whose slot is S or more takes none: so padding is left out.
-        """
-        rows = jnp.arange(slots_BT.shape[0])[:, None]
-        return self._replace(
-            segments_BS=self.segments_BS.at[rows, slots_BT].set(segments_BT, mode="drop"),
-            positions_BS=self.positions_BS.at[rows, slots_BT].set(positions_BT, mode="drop"),
-        )
+    def place(self, slots_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array) -> "SlotCache":
+        """The cache itself: that a slot is taken follows from positions too."""
+        return self
 
-    def write(self, layer: jax.Array | int, k_BMTH: jax.Array, v_BMTH: jax.Array, slots_BT: jax.Array) -> "Cache":
-        """The cache with the keys and values of one layer in their slots."""
-        B, M = k_BMTH.shape[:2]
-        place = layer, jnp.arange(B)[:, None, None], jnp.arange(M)[None, :, None], slots_BT[:, None, :]
-        return self._replace(
-            k=self.k.at[place].set(k_BMTH.astype(self.k.dtype), mode="drop"),
-            v=self.v.at[place].set(v_BMTH.astype(self.v.dtype), mode="drop"),
-        )
+    def write(self, layer: jax.Array | int, k_BMTH: jax.Array, v_BMTH: jax.Array, slots_BT: jax.Array) -> "SlotCache":
+        """The cache with the keys and values of one layer in their slots; a slot beyond the last one takes nothing."""
+
+        def put(
+            stacks: tuple[jax.Array, ...], new_BMTH: jax.Array, slots_BT: jax.Array, layer: jax.Array
+        ) -> tuple[jax.Array, ...]:
+            parts = zip(stacks, _parts(stacks, new_BMTH), _parts(stacks, slots_BT), strict=True)
+            return tuple(_put(stack, layer, *part) for stack, *part in parts)
+
+        halves = (_HALF,) * len(self.k)
+        run = per_device(put, inputs=(halves, _NEW, ("batch", None), ()), output=halves)
+        layer = jnp.asarray(layer)
+        return dataclasses.replace(self, k=run(self.k, k_BMTH, slots_BT, layer), v=run(self.v, v_BMTH, slots_BT, layer))
 
     def attend(
-        self, layer: jax.Array | int, q_BNTH: jax.Array, mask: Mask, window: Window | None, sinks_N: jax.Array | None
+        self,
+        layer: jax.Array | int,
+        q_BNTH: jax.Array,
+        mask: jax.Array,
+        window: Window | None,
+        sinks_N: jax.Array | None,
     ) -> jax.Array:
-        """Attention to all that a layer has stored."""
-        return attend(q_BNTH, self.k, self.v, mask, window, layer, sinks_N)
+        """Attention to all that a layer has stored up to the queries' own positions."""
+        size, holds = (None, None) if window is None else window
 
-    @property
-    def num_slots(self) -> int:
-        return self.segments_BS.shape[1]
+        def on_device(
+            q: jax.Array,
+            k: tuple[jax.Array, ...],
+            v: tuple[jax.Array, ...],
+            positions_BT: jax.Array,
+            layer: jax.Array,
+            holds: jax.Array | None,
+            sinks_N: jax.Array | None,
+        ) -> jax.Array:
+            near = None if size is None else Window(size, holds)
+            parts = zip(_parts(k, q), k, v, _parts(k, positions_BT), strict=True)
+            outs = [attend(q, k, v, _seen(at, k, self.reach), near, layer, sinks_N) for q, k, v, at in parts]
+            return outs[0] if len(outs) == 1 else jnp.concatenate(outs)
+
+        queries, halves = ("batch", "act_heads", None, None), (_HALF,) * len(self.k)
+        inputs = (queries, halves, halves, ("batch", None), (), (), ("act_heads",))
+        run = per_device(on_device, inputs=inputs, output=queries)
+        return run(q_BNTH, self.k, self.v, mask, jnp.asarray(layer), holds, sinks_N)
+
+    def rows(self, number: int, rows_B: jax.Array, reach: int) -> "SlotCache":
+        """A cache of some rows of one class, and of their first `reach` slots.
+
+        Args:
+          rows_B: their numbers within the class of their device, of every device equally many.
+        """
+
+        def take(stack: jax.Array, rows_B: jax.Array) -> jax.Array:
+            one = lambda row: lax.dynamic_slice_in_dim(stack[:, :, :, :reach], row, 1, axis=1)
+            return jnp.concatenate([one(row) for row in rows_B], axis=1)
+
+        cut = per_device(take, inputs=(_HALF, _ROW), output=_HALF)
+        return SlotCache((cut(self.k[number], rows_B),), (cut(self.v[number], rows_B),), reach)
+
+    def put(
+        self,
+        number: int,
+        rows_B: jax.Array,
+        starts_B: jax.Array,
+        real_B: jax.Array,
+        kv_LBMTH: tuple[jax.Array, jax.Array],
+    ) -> "SlotCache":
+        """The cache with T tokens of some rows of one class in their slots from `starts_B` on.
+
+        Args:
+          rows_B: see `rows`.
+          real_B: bool, False for rows that are left as they are.
+        """
+
+        def fill(
+            stack: jax.Array, rows_B: jax.Array, starts_B: jax.Array, real_B: jax.Array, new_LBMTH: jax.Array
+        ) -> jax.Array:
+            def one(b: jax.Array | int, stack: jax.Array) -> jax.Array:
+                place = (0, rows_B[b], 0, starts_B[b], 0)
+                new = lax.dynamic_slice_in_dim(new_LBMTH, b, 1, axis=1).astype(stack.dtype)
+                new = jnp.where(real_B[b], new, lax.dynamic_slice(stack, place, new.shape))
+                return lax.dynamic_update_slice(stack, new, place)
+
+            return one(0, stack) if len(rows_B) == 1 else lax.fori_loop(0, len(rows_B), one, stack)
+
+        run = per_device(fill, inputs=(_HALF, _ROW, _ROW, _ROW, _HALF), output=_HALF)
+
+        def replaced(stacks: tuple[jax.Array, ...], new_LBMTH: jax.Array) -> tuple[jax.Array, ...]:
+            filled = run(stacks[number], rows_B, starts_B, real_B, new_LBMTH)
+            return (*stacks[:number], filled, *stacks[number + 1 :])
+
+        return dataclasses.replace(self, k=replaced(self.k, kv_LBMTH[0]), v=replaced(self.v, kv_LBMTH[1]))
+
+
+def _seen(positions_BT: jax.Array, k: jax.Array, reach: int) -> Mask:
+    """The slots up to a query's own, of those within reach."""
+    shape = len(positions_BT), min(reach, k.shape[3])
+    places_BS = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None], shape)
+    return Mask(jnp.ones_like(positions_BT), positions_BT, jnp.ones_like(places_BS), places_BS, ordered=False)
+
+
+def _put(stack: jax.Array, layer: jax.Array, new_BMTH: jax.Array, slots_BT: jax.Array) -> jax.Array:
+    B, M = new_BMTH.shape[:2]
+    place = layer, jnp.arange(B)[:, None, None], jnp.arange(M)[None, :, None], slots_BT[:, None, :]
+    return stack.at[place].set(new_BMTH.astype(stack.dtype), mode="drop")
+
+
+def _parts(stacks: tuple[jax.Array, ...], x: jax.Array) -> list[jax.Array]:
+    """`[B, ...]` class by class."""
+    if len(stacks) == 1:
+        return [x]
+    parts, start = [], 0
+    for stack in stacks:
+        parts.append(x[start : start + stack.shape[1]])
+        start += stack.shape[1]
+    return parts

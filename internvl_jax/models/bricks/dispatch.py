@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 
 from internvl_jax.models import scopes
-from internvl_jax.models.bricks.grouped import ROWS
+from internvl_jax.models.bricks.grouped import ROWS, Groups
 from internvl_jax.sharding import Params, Share, bind, by_owner, by_token, flatten, logical_axes
 
 # A chunk has 1.25 times the rows that a device has if all have equal shares: mostly one chunk is enough. For memory's
@@ -24,18 +24,21 @@ def choose(logits_BTE: jax.Array, per_token: int) -> tuple[jax.Array, jax.Array]
     return by_token(lambda logits_BTE: lax.top_k(logits_BTE, per_token), logits_BTE)
 
 
-def dispatch(experts: nnx.Module, x_BTD: jax.Array, chosen_BTK: jax.Array, weights_BTK: jax.Array) -> jax.Array:
+def dispatch(
+    experts: nnx.Module, x_BTD: jax.Array, chosen_BTK: jax.Array, weights_BTK: jax.Array, layer: jax.Array | int
+) -> jax.Array:
     """`[B, T, D]`: for every token the sum of its experts' outputs, weighted.
 
     Args:
-      experts: called with rows `[U, D]` sorted by expert, how many rows each expert has `[E]`, and the expert of every
-        row `[U]`. The first dimension of every parameter is 'expert'.
+      experts: called with rows `[U, D]` sorted by expert, their groups, and the place of every row's expert in the
+        parameters `[U]`. These begin with the dimension 'expert', or with 'layers' and 'expert', which are made one.
       chosen_BTK: numbers of the chosen experts.
       weights_BTK: the factors of their outputs, float32.
+      layer: which of the layers.
     """
     graphdef, params = nnx.split(experts, nnx.Param)[0], flatten(experts)
     multiply = functools.partial(_multiply, graphdef)
-    return by_owner(multiply, params, logical_axes(experts), x_BTD, chosen_BTK, weights_BTK)
+    return by_owner(multiply, params, logical_axes(experts), layer, x_BTD, chosen_BTK, weights_BTK)
 
 
 def _multiply(
@@ -47,7 +50,7 @@ def _multiply(
     multiplied in chunks, and chunks without any are skipped: a device that more tokens go to needs more time, but no
     more memory.
     """
-    places, count = chosen_TK.size, len(next(iter(params.values())))  # a place is a token's choice
+    places, count = chosen_TK.size, share.count  # a place is a token's choice
     expert = chosen_TK.reshape(-1) - share.first
     expert = jnp.where((expert >= 0) & (expert < count), expert, count)
     order = jnp.argsort(expert, stable=True)
@@ -57,9 +60,26 @@ def _multiply(
     size = min(places, _MOST, ROWS * math.ceil(even * _CHUNK / ROWS))
     chunks = math.ceil(places / size)
     orders = jnp.pad(order, (0, chunks * size - places)).reshape(chunks, size)
+    choices = _Choices(expert, ends_E, orders, share.offset)
     name = scopes.chunks_scope(math.ceil(even / size), chunks)
-    out_TD = _chunks(graphdef, name, params, jnp.asarray(x_TD), weights_TK, expert, ends_E, orders)
+    out_TD = _chunks(graphdef, name, params, jnp.asarray(x_TD), weights_TK, choices)
     return out_TD.astype(x_TD.dtype)
+
+
+class _Choices(NamedTuple):
+    """All choices of all tokens, sorted by expert.
+
+    Attributes:
+      expert: the number of every choice's expert, among those of the device; E where it is another device's.
+      ends_E: how many choices go to an expert or to one before it.
+      orders: the numbers of the choices, sorted, `[chunks, U]`.
+      offset: see `Share`.
+    """
+
+    expert: jax.Array
+    ends_E: jax.Array
+    orders: jax.Array
+    offset: jax.Array | int
 
 
 class _Chunk(NamedTuple):
@@ -68,22 +88,21 @@ class _Chunk(NamedTuple):
     Attributes:
       place_U: the number of the choice, among all choices of all tokens.
       token_U: the number of the token.
-      expert_U: the number of the expert, among those of the device.
-      sizes_E: how many rows every expert has.
+      expert_U: the place of the expert in the device's parameters.
+      groups: the rows of every expert.
       real_U1: False where the expert is another device's.
     """
 
     place_U: jax.Array
     token_U: jax.Array
     expert_U: jax.Array
-    sizes_E: jax.Array
+    groups: Groups
     real_U1: jax.Array
 
 
-def _fold(
-    name: str, add: Callable, carry: Any, expert: jax.Array, ends_E: jax.Array, orders: jax.Array, per_token: int
-) -> Any:
+def _fold(name: str, add: Callable, carry: Any, choices: _Choices, per_token: int) -> Any:
     """Folds `add(carry, chunk)` over the chunks that have rows."""
+    expert, ends_E, orders, offset = choices
     chunks, U = orders.shape
 
     def step(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
@@ -91,9 +110,9 @@ def _fold(
 
         def run(carry: Any) -> Any:
             sizes_E = jnp.diff(jnp.clip(ends_E - start, 0, U), prepend=0)
-            expert_U = jnp.minimum(expert[order_U], len(ends_E) - 1)
+            expert_U = offset + jnp.minimum(expert[order_U], len(ends_E) - 1)
             real_U1 = (start + jnp.arange(U) < ends_E[-1])[:, None]
-            return add(carry, _Chunk(order_U, order_U // per_token, expert_U, sizes_E, real_U1))
+            return add(carry, _Chunk(order_U, order_U // per_token, expert_U, Groups(sizes_E, offset), real_U1))
 
         with jax.named_scope(name):
             return lax.cond(start < ends_E[-1], run, lambda carry: carry, carry), None
@@ -103,7 +122,7 @@ def _fold(
 
 def _rows(graphdef: nnx.GraphDef, chunk: _Chunk, params: Params, x_UD: jax.Array, weights_U: jax.Array) -> jax.Array:
     """Weighted outputs of the experts; 0 for rows that are not real, where a grouped product may return anything."""
-    y_UD = bind(graphdef, params)(jnp.where(chunk.real_U1, x_UD, 0), chunk.sizes_E, chunk.expert_U)
+    y_UD = bind(graphdef, params)(jnp.where(chunk.real_U1, x_UD, 0), chunk.groups, chunk.expert_U)
     return jnp.where(chunk.real_U1, y_UD.astype(jnp.float32), 0) * weights_U[:, None]
 
 
@@ -114,9 +133,7 @@ def _chunks(
     params: Params,
     x_TD: jax.Array,
     weights_TK: jax.Array,
-    expert: jax.Array,
-    ends_E: jax.Array,
-    orders: jax.Array,
+    choices: _Choices,
 ) -> jax.Array:
     """For every token the sum over its choices, in float32.
 
@@ -128,7 +145,7 @@ def _chunks(
         y_UD = _rows(graphdef, chunk, params, x_TD[chunk.token_U], weights[chunk.place_U])
         return out_TD.at[chunk.token_U].add(y_UD)
 
-    return _fold(name, add, jnp.zeros(x_TD.shape, jnp.float32), expert, ends_E, orders, weights_TK.shape[1])
+    return _fold(name, add, jnp.zeros(x_TD.shape, jnp.float32), choices, weights_TK.shape[1])
 
 
 def _chunks_forward(graphdef: nnx.GraphDef, name: str, *given: Any) -> tuple[jax.Array, tuple]:
@@ -136,7 +153,7 @@ def _chunks_forward(graphdef: nnx.GraphDef, name: str, *given: Any) -> tuple[jax
 
 
 def _chunks_backward(graphdef: nnx.GraphDef, name: str, given: tuple, g_TD: jax.Array) -> tuple:
-    params, x_TD, weights_TK, expert, ends_E, orders = given
+    params, x_TD, weights_TK, choices = given
     weights = weights_TK.reshape(-1)
 
     def add(sums: tuple, chunk: _Chunk) -> tuple:
@@ -150,9 +167,9 @@ def _chunks_backward(graphdef: nnx.GraphDef, name: str, given: tuple, g_TD: jax.
         )
 
     zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, jnp.float32), (params, x_TD, weights))
-    dparams, dx_TD, dweights = _fold(name, add, zeros, expert, ends_E, orders, weights_TK.shape[1])
+    dparams, dx_TD, dweights = _fold(name, add, zeros, choices, weights_TK.shape[1])
     dparams = jax.tree.map(lambda grad, value: grad.astype(value.dtype), dparams, params)
-    return dparams, dx_TD.astype(x_TD.dtype), dweights.reshape(weights_TK.shape), None, None, None
+    return dparams, dx_TD.astype(x_TD.dtype), dweights.reshape(weights_TK.shape), None
 
 
 _chunks.defvjp(_chunks_forward, _chunks_backward)

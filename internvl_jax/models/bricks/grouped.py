@@ -7,6 +7,7 @@ XLA's own product costs as many times too much as there are groups: on CPU alway
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +26,29 @@ ROWS, _FEW = 512, 128
 _BLOCK = 64
 
 
-def grouped_product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`x[rows, in] . w[group of the row, out, in] -> [rows, out]` in x's dtype, accumulated in float32.
+class Groups(NamedTuple):
+    """How rows are grouped.
 
-    Args:
-      sizes: how many rows every group has, int32. Rows beyond the last group may come out as anything.
+    Attributes:
+      sizes: how many rows every group has, int32; they stand in the order of the groups.
+      first: the place of the first group's weights. Weights before them, and behind those of the last, are not read.
+    """
+
+    sizes: jax.Array
+    first: jax.Array | int = 0
+
+
+def grouped_product(x: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
+    """`x[rows, in] . w[first + group of the row, out, in] -> [rows, out]` in x's dtype, accumulated in float32.
+
+    Rows beyond the last group may come out as anything.
     """
     kind = platform()
     # Outside of `use`, weights may be spread in ways that only XLA's own product knows to follow.
     if kind != "tpu" or not meshed():
-        return _product(x, w, sizes, "any" if kind == "tpu" else kind)
+        return _product(x, w, groups, "any" if kind == "tpu" else kind)
     filled = jnp.pad(x, ((0, -len(x) % (_FEW if len(x) < ROWS else ROWS)), (0, 0)))
-    return _product(filled, w, sizes, kind)[: len(x)]
+    return _product(filled, w, groups, kind)[: len(x)]
 
 
 def _tiles(rows: int, contracted: int, out: int) -> tuple[int, int, int]:
@@ -46,49 +58,61 @@ def _tiles(rows: int, contracted: int, out: int) -> tuple[int, int, int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _product(x: jax.Array, w: jax.Array, sizes: jax.Array, kind: str) -> jax.Array:
+def _product(x: jax.Array, w: jax.Array, groups: Groups, kind: str) -> jax.Array:
     w = w.astype(x.dtype)
     if kind == "tpu":
-        return gmm(x, w, sizes, x.dtype, _tiles, transpose_rhs=True)
+        return _kernel(x, w, groups, transposed=True)
     if kind == "cpu":
-        return _loop_rows(x, w, sizes, 1)
-    return lax.ragged_dot_general(x, w, sizes, _FORWARD, preferred_element_type=jnp.float32).astype(x.dtype)
+        return _loop_rows(x, w, groups, 1)
+    return _ragged(x, w, groups, _FORWARD).astype(x.dtype)
 
 
-def _forward(x: jax.Array, w: jax.Array, sizes: jax.Array, kind: str) -> tuple[jax.Array, tuple]:
-    return _product(x, w, sizes, kind), (x, w, sizes)
+def _forward(x: jax.Array, w: jax.Array, groups: Groups, kind: str) -> tuple[jax.Array, tuple]:
+    return _product(x, w, groups, kind), (x, w, groups)
 
 
 def _backward(kind: str, residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    x, w, sizes = residuals
+    x, w, groups = residuals
     if kind == "tpu":
-        dx = gmm(g, w.astype(x.dtype), sizes, x.dtype, _tiles)
-        dw = tgmm(g.swapaxes(0, 1), x, sizes, w.dtype, _tiles)
+        dx = _kernel(g, w.astype(x.dtype), groups, transposed=False)
+        dw = tgmm(g.swapaxes(0, 1), x, groups.sizes, w.dtype, _tiles)
     elif kind == "cpu":
-        dx = _loop_rows(g, w.astype(x.dtype), sizes, 0)
-        dw = _loop_weights(g, x, sizes)
+        dx = _loop_rows(g, w.astype(x.dtype), groups, 0)
+        dw = _loop_weights(g, x, groups.sizes)
     else:
-        dx = lax.ragged_dot_general(g, w.astype(x.dtype), sizes, _BACKWARD, preferred_element_type=jnp.float32)
-        dw = lax.ragged_dot_general(g, x, sizes, _WEIGHTS, preferred_element_type=jnp.float32)
-    return dx.astype(x.dtype), dw.astype(w.dtype), None
+        dx = _ragged(g, w.astype(x.dtype), groups, _BACKWARD)
+        dw = lax.ragged_dot_general(g, x, groups.sizes, _WEIGHTS, preferred_element_type=jnp.float32)
+    others = jnp.zeros(w.shape, w.dtype)
+    return dx.astype(x.dtype), lax.dynamic_update_slice_in_dim(others, dw.astype(w.dtype), groups.first, 0), None
 
 
 _product.defvjp(_forward, _backward)
 
 
-def _loop_rows(x: jax.Array, w: jax.Array, sizes: jax.Array, dim: int) -> jax.Array:
+def _kernel(x: jax.Array, w: jax.Array, groups: Groups, transposed: bool) -> jax.Array:
+    # The kernel reads the weights of group - offset, where w holds a part of all groups. Here groups are a part of w.
+    return gmm(x, w, groups.sizes, x.dtype, _tiles, -groups.first, transpose_rhs=transposed)
+
+
+def _ragged(x: jax.Array, w: jax.Array, groups: Groups, dimensions: lax.RaggedDotDimensionNumbers) -> jax.Array:
+    """In float32. XLA's product may take as long for a group without rows as for others."""
+    w = lax.dynamic_slice_in_dim(w, groups.first, len(groups.sizes))
+    return lax.ragged_dot_general(x, w, groups.sizes, dimensions, preferred_element_type=jnp.float32)
+
+
+def _loop_rows(x: jax.Array, w: jax.Array, groups: Groups, dim: int) -> jax.Array:
     """Every row of x times dimension 1 + dim of its group's weights."""
     rows, size = len(x), min(_BLOCK, len(x))
     x = jnp.pad(x, ((0, size), (0, 0)))
 
     def block(out: jax.Array, group: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         part = lax.dynamic_slice_in_dim(x, start, size)
-        weight = lax.dynamic_index_in_dim(w, group, keepdims=False)
+        weight = lax.dynamic_index_in_dim(w, groups.first + group, keepdims=False)
         y = lax.dot_general(part, weight, (((1,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
         # Rows beyond the group's end are those of later groups, which write theirs afterwards.
         return lax.dynamic_update_slice_in_dim(out, y.astype(x.dtype), start, 0)
 
-    return _blocks(block, jnp.zeros((rows + size, w.shape[2 - dim]), x.dtype), sizes, size)[:rows]
+    return _blocks(block, jnp.zeros((rows + size, w.shape[2 - dim]), x.dtype), groups.sizes, size)[:rows]
 
 
 def _loop_weights(g: jax.Array, x: jax.Array, sizes: jax.Array) -> jax.Array:

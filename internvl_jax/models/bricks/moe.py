@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.models.bricks.dispatch import choose, dispatch
+from internvl_jax.models.bricks.grouped import Groups
 from internvl_jax.models.bricks.nn import Linear, normal, silu, zeros
 from internvl_jax.models.bricks.weight import make_weight
 from internvl_jax.models.config import TextConfig
@@ -89,12 +90,15 @@ class Moe(nnx.Module):
         self.experts = experts(config, rngs)
         self.balanced = balanced
 
-    def __call__(self, x_BTD: jax.Array, replay_BTK: jax.Array | None = None) -> tuple[jax.Array, Routing]:
+    def __call__(
+        self, x_BTD: jax.Array, replay_BTK: jax.Array | None = None, index: jax.Array | int = 0
+    ) -> tuple[jax.Array, Routing]:
         """The layer's output and its routing.
 
         Args:
           replay_BTK: experts to take instead of the router's own, with the weights that the router gives them now, so
             that the gradient reaches it; negative where none were noted.
+          index: the number of the layer, where the experts' parameters are those of all layers.
         """
         logits_BTE = self.router(x_BTD.astype(jnp.float32))
         chosen_BTK, own_BTK = choose(logits_BTE, self.per_token)
@@ -105,7 +109,7 @@ class Moe(nnx.Module):
         weights_BTK = jax.nn.softmax(chosen_BTK, axis=-1)
 
         routing = Routing(logits_BTE, experts_BTK, own_BTK, self.balanced(logits_BTE, experts_BTK, weights_BTK))
-        out_BTD = dispatch(self.experts, x_BTD, experts_BTK, weights_BTK)
+        out_BTD = dispatch(self.experts, x_BTD, experts_BTK, weights_BTK, index)
         return shard(out_BTD, "batch", "time", None), routing
 
 
@@ -118,9 +122,9 @@ class SwiGluExperts(nnx.Module):
         self.up = ExpertLinear(rngs, (E, F, D), ("expert", None, "expert_embed"), init, bias=False)
         self.down = ExpertLinear(rngs, (E, D, F), ("expert", "expert_embed", None), init, bias=False)
 
-    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
-        hidden = silu(self.gate(x, sizes_E, experts)) * self.up(x, sizes_E, experts)
-        return self.down(hidden, sizes_E, experts)
+    def __call__(self, x: jax.Array, groups: Groups, experts: jax.Array) -> jax.Array:
+        hidden = silu(self.gate(x, groups, experts)) * self.up(x, groups, experts)
+        return self.down(hidden, groups, experts)
 
 
 class ClampedExperts(nnx.Module):
@@ -131,11 +135,11 @@ class ClampedExperts(nnx.Module):
         self.gate_up = ExpertLinear(rngs, (E, 2, F, D), ("expert", None, None, "expert_embed"), init, bias=True)
         self.down = ExpertLinear(rngs, (E, D, F), ("expert", "expert_embed", None), init, bias=True)
 
-    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
-        gate, up = jnp.split(self.gate_up(x, sizes_E, experts).astype(jnp.float32), 2, axis=-1)
+    def __call__(self, x: jax.Array, groups: Groups, experts: jax.Array) -> jax.Array:
+        gate, up = jnp.split(self.gate_up(x, groups, experts).astype(jnp.float32), 2, axis=-1)
         gate, up = jnp.minimum(gate, _LIMIT), jnp.clip(up, -_LIMIT, _LIMIT)
         hidden = (up + 1) * gate * jax.nn.sigmoid(_STEEPNESS * gate)
-        return self.down(hidden.astype(x.dtype), sizes_E, experts)
+        return self.down(hidden.astype(x.dtype), groups, experts)
 
 
 class ExpertLinear(nnx.Module):
@@ -147,14 +151,14 @@ class ExpertLinear(nnx.Module):
         self.weight = make_weight(rngs, shape[:-1], shape[-1:], (axes[:-1], axes[-1:]), init)
         self.bias = param(rngs, shape[:-1], axes[:-1], zeros) if bias else None
 
-    def __call__(self, x: jax.Array, sizes_E: jax.Array, experts: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, groups: Groups, experts: jax.Array) -> jax.Array:
         """The products of all rows with the weights of their experts.
 
         Args:
-          sizes_E: how many rows every expert has.
-          experts: the expert of every row.
+          groups: the rows of every expert.
+          experts: the place of every row's expert in the parameters.
         """
-        y = self.weight.grouped(x, sizes_E)
+        y = self.weight.grouped(x, groups)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(y.dtype)

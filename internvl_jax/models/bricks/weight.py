@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from internvl_jax.models.bricks.grouped import grouped_product
+from internvl_jax.models.bricks.grouped import Groups, grouped_product
 from internvl_jax.sharding import param, shard
 
 _FEW = 64  # rows, as in decoding
@@ -40,15 +40,15 @@ class Weight(nnx.Param):
         # Whole in width on every device, as the batch is spread over the axes that the table's width lies on.
         return jnp.take(shard(self.dense(dtype), "act_vocab", None), numbers, axis=0)
 
-    def grouped(self, x: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, groups: Groups) -> jax.Array:
         """Products with the weights of several experts, `[expert, out..., in]`: `x[rows, in] -> [rows, out]`, the
         outputs in one dimension.
 
         Args:
-          sizes_E: how many rows every expert has; they stand in the order of the experts.
+          groups: the rows of every expert.
         """
         value = self[...]
-        return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), sizes_E)
+        return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), groups)
 
     def _multiplied(self, multiply: Callable, x: jax.Array) -> jax.Array:
         value, count = self[...], self.get_metadata("num_inputs")

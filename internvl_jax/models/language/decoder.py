@@ -8,7 +8,7 @@ from flax import nnx
 
 from internvl_jax.models.attention.attention import Mask, Window
 from internvl_jax.models.attention.branches import Branches
-from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.bricks.moe import Load, expert_load
 from internvl_jax.models.bricks.nn import RmsNorm, normal
 from internvl_jax.models.bricks.rope import make_rope
@@ -34,7 +34,7 @@ class DecoderOut(NamedTuple):
     """
 
     hidden_BTD: jax.Array
-    cache: Cache | Branches | None
+    cache: SlotCache | Branches | None
     kv_LBMTH: tuple[jax.Array, jax.Array] | None
     hidden_LBTD: jax.Array | None
     router_LBTE: jax.Array | None
@@ -83,7 +83,7 @@ class Decoder(nnx.Module):
         x_BTD: jax.Array,
         segments_BT: jax.Array,
         positions_BT: jax.Array,
-        cache: Cache | Branches | None = None,
+        cache: SlotCache | Branches | None = None,
         slots_BT: jax.Array | None = None,
         collect: tuple[str, ...] = (),
         replay_LBTK: jax.Array | None = None,
@@ -122,7 +122,14 @@ class Decoder(nnx.Module):
                 "load": None if routing is None or "load" not in collect else expert_load(routing, segments_BT > 0),
             }
 
-        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), (windowed_L, replay_LBTK), body, self.runtime)
+        # Keys and values are for generation. Nobody takes its gradient, which would be made for all layers in each.
+        whole = _of_experts if cache is not None or "kv" in collect else None
+        per_layer = windowed_L, replay_LBTK
+        (x_BTD, cache), outs = run_layers(self.layers, (x_BTD, cache), per_layer, body, self.runtime, whole)
         return DecoderOut(
             self.norm(x_BTD), cache, outs["kv"], outs["hidden"], outs["router"], outs["experts"], outs["load"]
         )
+
+
+def _of_experts(path: tuple, parameter: nnx.Param) -> bool:
+    return "expert" in parameter.get_metadata("axes")

@@ -7,18 +7,19 @@ Which biases, norms and sinks there are, and what stands in the feed-forward's p
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.models.attention.attention import Mask, Window, attend
 from internvl_jax.models.attention.branches import Branches
-from internvl_jax.models.attention.cache import Cache
+from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.attention.kernels import GATE, QKV, UP
 from internvl_jax.models.bricks.moe import Routing
 from internvl_jax.models.bricks.nn import Linear, RmsNorm, identity, normal, silu, zeros
 from internvl_jax.models.bricks.rope import apply_rope
 from internvl_jax.models.config import TextConfig
-from internvl_jax.sharding import param, shard
+from internvl_jax.sharding import copies, param, shard
 
 
 def head_norm(config: TextConfig, rngs: nnx.Rngs) -> RmsNorm:
@@ -73,15 +74,16 @@ class Attention(nnx.Module):
         table: tuple[jax.Array, jax.Array],
         mask: Mask,
         window: Window | None,
-        cache: Cache | Branches | None,
+        cache: SlotCache | Branches | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
-    ) -> tuple[jax.Array, Cache | Branches | None, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, SlotCache | Branches | None, tuple[jax.Array, jax.Array]]:
         heads_first = lambda x: x.transpose(0, 2, 1, 3)
         q_BTNH, k_BTMH, v_BTMH = (checkpoint_name(part(x_BTD), QKV) for part in (self.q, self.k, self.v))
         q_BNTH = apply_rope(heads_first(self.q_norm(q_BTNH)), table)
         k_BMTH = apply_rope(heads_first(self.k_norm(k_BTMH)), table)
         v_BMTH = heads_first(v_BTMH)
+        k_BMTH, v_BMTH = (_for_all_devices(part) for part in (k_BMTH, v_BMTH))
         q_BNTH = shard(q_BNTH, "batch", "act_heads", "time", None)
         sinks_N = None if self.sinks is None else self.sinks[...]
         if cache is None:
@@ -92,6 +94,12 @@ class Attention(nnx.Module):
         return self.o(heads_first(out_BNTH)), cache, (k_BMTH, v_BMTH)
 
 
+def _for_all_devices(x_BMTH: jax.Array) -> jax.Array:
+    """Keys or values, each head as often as devices need that share the query heads it belongs to."""
+    times = copies("act_heads", x_BMTH.shape[1])
+    return x_BMTH if times == 1 else shard(jnp.repeat(x_BMTH, times, axis=1), "batch", "act_heads", "time", None)
+
+
 class SwiGlu(nnx.Module):
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         D, F, embed, mlp, init = (config.width,), (config.mlp,), ("embed",), ("mlp",), normal(config.init_std)
@@ -99,7 +107,7 @@ class SwiGlu(nnx.Module):
         self.up = Linear(rngs, F, D, (mlp, embed), init, bias=False)
         self.down = Linear(rngs, D, F, (embed, mlp), init, bias=False)
 
-    def __call__(self, x_BTD: jax.Array, replay_BTK: None) -> tuple[jax.Array, None]:
+    def __call__(self, x_BTD: jax.Array, replay_BTK: None, index: jax.Array | int) -> tuple[jax.Array, None]:
         gate_BTF, up_BTF = checkpoint_name(self.gate(x_BTD), GATE), checkpoint_name(self.up(x_BTD), UP)
         return self.down(shard(silu(gate_BTF) * up_BTF, "batch", "time", "act_mlp")), None
 
@@ -123,14 +131,14 @@ class Layer(nnx.Module):
         table: tuple[jax.Array, jax.Array],
         mask: Mask,
         window: Window | None,
-        cache: Cache | Branches | None,
+        cache: SlotCache | Branches | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
         replay_BTK: jax.Array | None,
-    ) -> tuple[jax.Array, Cache | Branches | None, tuple[jax.Array, jax.Array], Routing | None]:
+    ) -> tuple[jax.Array, SlotCache | Branches | None, tuple[jax.Array, jax.Array], Routing | None]:
         """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
         routing (None without experts)."""
         out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)
         x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
-        out_BTD, routing = self.mlp(self.mlp_norm(x_BTD), replay_BTK)
+        out_BTD, routing = self.mlp(self.mlp_norm(x_BTD), replay_BTK, index)
         return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, routing

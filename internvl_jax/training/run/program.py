@@ -17,7 +17,7 @@ from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
-from internvl_jax.training.config import OptimConfig, RunConfig, parse_mesh
+from internvl_jax.training.config import OptimConfig, RunConfig
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
@@ -80,14 +80,13 @@ def make_program(
     if run.rules not in PRESETS:
         hint = nearest(run.rules, PRESETS)
         raise InputError(f"run.rules is {run.rules!r}{hint}; the presets are {', '.join(PRESETS)}")
-    mesh, rules = sharding.make_mesh(parse_mesh(run.mesh), devices), PRESETS[run.rules]
+    mesh, rules = sharding.make_mesh(sharding.parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
     runtime = Runtime(np.dtype(run.dtype), run.remat)
     make = lambda rngs: InternVL(model, rngs, runtime)
-    graphdef, specs = sharding.abstract(make)
+    graphdef, specs = sharding.structure(InternVL, model, runtime)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
-    base = dataclasses.replace(model, flash=None)
-    reference_graphdef, _ = sharding.abstract(lambda rngs: InternVL(base, rngs, runtime))
+    reference_graphdef, _ = sharding.structure(InternVL, dataclasses.replace(model, flash=None), runtime)
     where = sharding.shardings(specs, mesh, rules)
     assigned = assign(specs, optim.groups)
     check_idle(assigned, objective.idle, name)

@@ -1,7 +1,8 @@
-"""Rollouts: greedy = the generator, draws depend on a row's seed alone, log-probabilities are the trainer's."""
+"""Rollouts: greedy = the engine, draws depend on a row's seed alone, log-probabilities are the trainer's."""
 
 import dataclasses
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Generator, Ladders, Sampler, SamplingParams, Vocabulary
+from internvl_jax.inference import Engine, Ladders, Sampler, SamplingParams, Vocabulary
 from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.models.config import MoeConfig, YarnConfig
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings
-from tests.inference.engine.generator_test import request
+from tests.inference.engine.engine_test import request, run
 
 LADDERS = Ladders(rows=(1, 2, 8), prompts=(32,), tiles=(5,), slots=(24,))
 GROUP = 4
@@ -57,15 +58,26 @@ def tokens_of(rollout):
     return [[response.tokens.tolist() for response in group] for group in rollout]
 
 
-def test_greedy_rollouts_are_the_generators_answers(structure, params, vocabulary, sampler, requests):
+def test_greedy_rollouts_are_the_engines_answers(structure, params, vocabulary, sampler, requests):
     greedy = [
         dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, temperature=0.0, stop_token_ids=stops))
         for row, stops in zip(requests, ((), requests[0].sampling.stop_token_ids), strict=True)
     ]
-    generator = Generator(bind(structure[0], params), vocabulary, Ladders((2,), (32,), (5,), (64,)))
-    answers = generator.generate(greedy)
+    engine = Engine(bind(structure[0], params), vocabulary)
+    answers = run(engine, greedy)
     assert tokens_of(sampler.sample(params, greedy, GROUP, 0)) == [[answer] * GROUP for answer in answers]
     assert len(answers[0]) == 24 > len(answers[1])
+
+
+def test_a_seed_gives_the_same_answer_as_in_the_engine(structure, params, vocabulary, sampler, requests):
+    cut = {"top_k": 40, "top_p": 0.9, "min_p": 0.01}
+    drawn = [
+        dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, seed=int(seed), **cut))
+        for row, seed in zip(requests, SEEDS[:, 1], strict=True)
+    ]
+    engine = Engine(bind(structure[0], params), vocabulary)
+    answers = [[answer] for answer in run(engine, drawn)]
+    assert tokens_of(sampler.sample(params, drawn, 1, SEEDS[:, 1:2])) == answers
 
 
 def test_answers_end_at_their_own_stop_or_limit(rollout, requests):
@@ -148,7 +160,9 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     ladders = dataclasses.replace(LADDERS, rows=(2,))
     sampler = Sampler(config, jnp.float32, vocabulary, ladders)
     made = sampler.warm_up(params, requests, 2)
-    assert made == 4 + 2 + 1  # encode, gather, prefill, start; write for two answers a prompt and for one; compact
+    assert (
+        made == 6 + 2 + 1
+    )  # encode, widen, keep, gather, prefill, start; write for two answers a prompt and for one; compact
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
@@ -156,6 +170,14 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     for seed in range(4):
         sampler.sample(params, requests[seed % 2 :], 2, seed, prompts=2)
     assert sampler.num_compiled == made and not compiled
+
+
+def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, rollout, monkeypatch):
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.sampler"], "_SLOTS", 5)
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)))
+    made = sampler.warm_up(params, requests, GROUP)
+    assert tokens_of(sampler.sample(params, requests, GROUP, SEEDS)) == tokens_of(rollout)
+    assert sampler.num_compiled == made
 
 
 def test_a_mesh_of_one_device_is_that_device(config, vocabulary, params, requests, rollout):

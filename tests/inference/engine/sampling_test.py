@@ -1,15 +1,19 @@
-"""Sampling against a plain reference, its distribution, and rows that don't see each other."""
+"""Sampling against plain references, its distribution, rows that don't see each other, and meshes."""
+
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvl_jax.errors import InputError
+from internvl_jax import sharding
 from internvl_jax.inference.engine import sampling
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 
 V = 53
+NO_STOPS = np.full((1, 8), -1, np.int32)
 
 
 @pytest.fixture
@@ -17,143 +21,337 @@ def logits_BV():
     return np.random.default_rng(3).normal(0, 2, (5, V)).astype(np.float32)
 
 
-def kept(logits, k, p):
-    """Ids that top-k, then top-p leave, one row, the slow way."""
-    order = sorted(range(len(logits)), key=lambda i: -logits[i])
-    order = order[: k or len(order)]
-    weights = np.exp([float(logits[i]) for i in order])
-    ids, total = set(), 0.0
-    for i, weight in zip(order, weights / weights.sum(), strict=True):
-        if total >= p:
-            break
-        ids.add(i)
-        total += weight
-    return ids
+def softmax(x):
+    weights = np.exp(np.asarray(x, np.float64) - np.max(x))
+    return weights / weights.sum()
 
 
-def test_top_k_and_top_p(logits_BV):
-    k, p = [0, 3, 0, 7, V + 9], [1.0, 1.0, 0.6, 0.7, 0.9]
-    got = np.asarray(sampling.keep_best(logits_BV, np.array(k), np.array(p, np.float32)))
-    for b in range(5):
-        ids = {i for i in range(V) if got[b, i] > -np.inf}
-        assert ids == kept(logits_BV[b], k[b], p[b])
-        assert all(got[b, i] == logits_BV[b, i] for i in ids)
-    assert [np.isfinite(row).sum() for row in got[:2]] == [V, 3]
+def kept(logits, k=0, p=1.0, min_p=0.0):
+    """Ids that min-p, top-k, then top-p leave, one row, the slow way; equal logits stay together."""
+    chances = softmax(logits)
+    ids = [i for i in range(len(logits)) if chances[i] >= min_p * chances.max()]
+    if k:
+        worst = sorted((logits[i] for i in ids), reverse=True)[: min(k, len(ids))][-1]
+        ids = [i for i in ids if logits[i] >= worst]
+    total = sum(chances[i] for i in ids)
+    better = lambda i: sum(chances[j] for j in ids if logits[j] > logits[i])
+    return {i for i in ids if p >= 1 or logits[i] == max(logits) or better(i) < p * total}
 
 
-def test_the_best_token_always_stays(logits_BV):
-    got = sampling.keep_best(logits_BV, np.zeros(5, int), np.full(5, 1e-9, np.float32))
-    assert np.isfinite(got).sum(axis=1).tolist() == [1] * 5
+def shares(logits, params):
+    """What a drawn token's chances must be."""
+    scaled = np.asarray(logits, np.float64) / params.temperature
+    ids = kept(scaled, params.top_k, params.top_p, params.min_p)
+    return softmax([x if i in ids else -np.inf for i, x in enumerate(scaled)])
 
 
-def test_repetition_penalty(logits_BV):
-    seen_BV = np.random.default_rng(4).random((5, V)) < 0.3
-    penalty = np.array([1.0, 1.3, 2.0, 0.5, 1.1], np.float32)
-    got = np.asarray(sampling.penalise(logits_BV, seen_BV, penalty))
-    for b in range(5):
-        for i in range(V):
-            x = logits_BV[b, i]
-            wanted = (x * penalty[b] if x < 0 else x / penalty[b]) if seen_BV[b, i] else x
-            assert got[b, i] == pytest.approx(wanted, rel=1e-6)
+@jax.jit
+def choose(logits_BV, allowed_BV, rows, steps_B, shaping=None):
+    return sampling.choose(logits_BV, allowed_BV, rows, steps_B, shaping, best=4)
 
 
-def test_banned_tokens_and_unused_rows_get_no_chance(logits_BV):
-    logits_BV[:, 11] = logits_BV[:, 50] = 99
-    got = np.asarray(sampling.ban(logits_BV, 47, (11, 13)))
-    assert {i for i in range(V) if got[0, i] == -np.inf} == {11, 13, *range(47, V)}
-    rows = sampling.stack_params([SamplingParams(temperature=t, seed=9) for t in (0, 1, 50.0, 50.0, 1)])
-    drawn = sampling.sample(jnp.asarray(got), rows, np.zeros((5, V), bool), np.arange(5))
-    assert not set(np.asarray(drawn).tolist()) & {11, 13, *range(47, V)}
+def drawn(logits_BV, rows, steps, shaping=None):
+    logits_BV = jnp.asarray(logits_BV)
+    chosen = choose(logits_BV, logits_BV, sampling.stack_params(rows), np.asarray(steps, np.int32), shaping)
+    return np.asarray(chosen.tokens_B)
 
 
-def draw(logits_BV, rows, steps):
-    seen = np.zeros(logits_BV.shape, bool)
-    return np.asarray(jax.jit(sampling.sample)(logits_BV, sampling.stack_params(rows), seen, np.asarray(steps)))
+def unlikely(counts, chances):
+    """Whether the counts are no draws with these chances: chi-square beyond 5 standard deviations."""
+    if counts[chances == 0].any():
+        return True
+    wanted = counts.sum() * chances[chances > 0]
+    freedom = len(wanted) - 1
+    return np.sum((counts[chances > 0] - wanted) ** 2 / wanted) > freedom + 5 * math.sqrt(2 * freedom)
 
 
-def test_frequencies_are_probabilities():
-    n, logits = 4001, np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
-    rows = [SamplingParams(temperature=2.0, seed=7)] * n
-    counts = np.bincount(draw(np.tile(logits, (n, 1)), rows, range(n)), minlength=4)
-    wanted = np.exp(logits / 2) / np.exp(logits / 2).sum()
-    assert np.abs(counts / n - wanted).max() < 4 * np.sqrt(0.25 / n)
+CUTS = [
+    *({"top_k": k} for k in (1, 3, 20, V, V + 9)),
+    *({"top_p": p} for p in (1e-45, 1e-9, 0.3, 0.6, 0.95, 0.9999)),
+    *({"min_p": p} for p in (1e-6, 0.04, 0.3, 1.0)),
+    *({"top_k": k, "top_p": 0.7, "min_p": 0.02} for k in (2, 7, 40)),
+    {},
+]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_min_p_top_k_and_top_p(ties):
+    B = len(CUTS)
+    logits_BV = np.random.default_rng(3).normal(0, 2, (B, V)).astype(np.float32)
+    logits_BV[:, 7] = -np.inf
+    logits_BV = np.round(logits_BV) if ties else logits_BV
+    rows = [SamplingParams(temperature=1.0, **cut) for cut in CUTS]
+    distances = (logits_BV.max(axis=1, keepdims=True) - logits_BV)[:, None]
+    limit_B = np.asarray(sampling.cutoff(jnp.asarray(distances), sampling.stack_params(rows), np.full(B, True)))
+    for b, cut in enumerate(CUTS):
+        got = {i for i in range(V) if distances[b, 0, i] <= limit_B[b] and logits_BV[b, i] > -np.inf}
+        wanted = kept(logits_BV[b], cut.get("top_k", 0), cut.get("top_p", 1.0), cut.get("min_p", 0.0)) - {7}
+        assert got == wanted, cut
+
+
+@pytest.mark.parametrize("width", [1, 10**4])
+def test_a_cut_is_exact_however_many_tokens_it_keeps(width):
+    """A flat distribution: top-p and top-k end deep in it."""
+    logits_V = np.random.default_rng(0).normal(0, 1e-3, 8 * width).astype(np.float32)
+    rows = [SamplingParams(temperature=1.0, top_p=0.75), SamplingParams(temperature=1.0, top_k=5 * width)]
+    distances = np.tile(logits_V.max() - logits_V, (2, 1)).reshape(2, 8, width)
+    limit_B = np.asarray(sampling.cutoff(jnp.asarray(distances), sampling.stack_params(rows), np.full(2, True)))
+    found = (distances <= limit_B[:, None, None]).sum(axis=(1, 2))
+    order = np.sort(softmax(logits_V))[::-1]
+    by_p = 1 + np.searchsorted(np.cumsum(order), 0.75)
+    assert abs(int(found[0]) - by_p) <= 1e-5 * len(logits_V)  # float32 sums
+    nth = np.sort(distances[1].ravel())[5 * width - 1]
+    assert limit_B[1] == nth and found[1] == (distances[1] <= nth).sum()
+
+
+def test_a_greedy_row_is_not_cut_by_its_neighbours(logits_BV):
+    rows = [SamplingParams(temperature=t, top_k=1) for t in (0, 1, 0, 1, 1)]
+    assert drawn(logits_BV, rows, range(5)).tolist() == logits_BV.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.5, seed=7),
+        SamplingParams(temperature=0.8, seed=8, top_k=6),
+        SamplingParams(temperature=1.0, seed=9, top_p=0.8),
+        SamplingParams(temperature=2.0, seed=10, min_p=0.2),
+        SamplingParams(temperature=1.2, seed=11, top_k=9, top_p=0.9, min_p=0.02),
+    ],
+)
+@pytest.mark.parametrize("size", [24, 11])  # blocks of several tokens; a prime
+def test_frequencies_are_probabilities(params, size):
+    n, logits_V = 4000, np.random.default_rng(size).normal(0, 1.5, size).astype(np.float32)
+    logits_V[[0, size - 1]] = -np.inf
+    counts = np.bincount(drawn(np.tile(logits_V, (n, 1)), [params] * n, range(n)), minlength=size)
+    assert not unlikely(counts, shares(logits_V, params))
+    assert unlikely(counts, shares(logits_V + np.linspace(0, 1, size), params))  # it can fail
+
+
+def test_frequencies_over_seeds():
+    n, logits_V = 4000, np.random.default_rng(1).normal(0, 1, 24).astype(np.float32)
+    rows = [SamplingParams(temperature=1.0, seed=seed) for seed in range(n)]
+    counts = np.bincount(drawn(np.tile(logits_V, (n, 1)), rows, [3] * n), minlength=24)
+    assert not unlikely(counts, shares(logits_V, rows[0]))
 
 
 def test_a_row_does_not_depend_on_its_neighbours(logits_BV):
     rows = [SamplingParams(temperature=1.0, seed=seed, top_k=k) for seed, k in enumerate((0, 5, 0, 20, 3))]
-    together = draw(logits_BV, rows, [4, 5, 6, 7, 8])
-    alone = [draw(logits_BV[b : b + 1], rows[b : b + 1], [4 + b])[0] for b in range(5)]
+    together = drawn(logits_BV, rows, [4, 5, 6, 7, 8])
+    alone = [drawn(logits_BV[b : b + 1], rows[b : b + 1], [4 + b])[0] for b in range(5)]
     assert together.tolist() == alone
-    other = draw(
+    other = drawn(
         np.tile(logits_BV[:1], (64, 1)), [SamplingParams(temperature=1.0, seed=s) for s in range(64)], [4] * 64
     )
     assert len(set(other.tolist())) > 5  # the seed matters
-    steps = draw(np.tile(logits_BV[:1], (64, 1)), [SamplingParams(temperature=1.0)] * 64, range(64))
+    steps = drawn(np.tile(logits_BV[:1], (64, 1)), [SamplingParams(temperature=1.0)] * 64, range(64))
     assert len(set(steps.tolist())) > 5  # and so does the step
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1.0, 1e6])
+def test_the_only_token_that_is_not_banned(temperature):
+    for token in (0, 17, V - 1):
+        logits_BV = np.full((3, V), -np.inf, np.float32)
+        logits_BV[:, token] = (-1e30, 0, 1e30)
+        rows = [
+            SamplingParams(temperature=temperature, **cut) for cut in ({}, {"top_p": 0.5, "min_p": 0.5}, {"top_k": 4})
+        ]
+        assert drawn(logits_BV, rows, range(3)).tolist() == [token] * 3
+
+
+def test_of_equal_best_tokens_the_first():
+    logits_BV = np.zeros((3, 64), np.float32)
+    logits_BV[0, [9, 40, 41]] = logits_BV[1, [41, 63]] = 5
+    assert drawn(logits_BV, [SamplingParams()] * 3, [0] * 3).tolist() == [9, 41, 0]
+    tiny = [SamplingParams(temperature=1e-6, top_k=1)] * 3
+    assert [logits_BV[b, token] for b, token in enumerate(drawn(logits_BV, tiny, [0] * 3))] == [5, 5, 0]
+
+
+def test_banned_tokens_and_unused_rows_get_no_chance(logits_BV):
+    logits_BV[:, 11] = logits_BV[:, 50] = 99
+    allowed_BV = sampling.ban(jnp.asarray(logits_BV), 47, (11, 13))
+    bad = {11, 13, *range(47, V)}
+    assert {i for i in range(V) if allowed_BV[0, i] == -np.inf} == bad
+    rows = sampling.stack_params([SamplingParams(temperature=t, seed=9) for t in (0, 1, 50.0, 50.0, 1)])
+    chosen = choose(logits_BV, allowed_BV, rows, np.arange(5))
+    assert not set(np.asarray(chosen.tokens_B).tolist()) & bad
+    assert not set(np.asarray(chosen.best_ids).ravel().tolist()) & bad
+
+
+def test_log_probabilities_are_those_of_the_model(logits_BV):
+    """Over the whole table, at temperature 1, whatever changes the draw."""
+    rows = [SamplingParams(temperature=t, top_k=5, logit_bias=((3, 50.0),)) for t in (0, 1, 1, 3, 0)]
+    shaping = sampling.stack_shaping(rows, np.repeat(NO_STOPS, 5, 0), np.zeros((5, V), bool))
+    allowed_BV = sampling.ban(jnp.asarray(logits_BV), V, (4,))
+    chosen = choose(logits_BV, allowed_BV, sampling.stack_params(rows), np.arange(5), shaping)
+    wanted_BV = np.log([softmax(row) for row in logits_BV])
+    tokens = np.asarray(chosen.tokens_B)
+    assert (tokens == 3).sum() >= 4
+    np.testing.assert_allclose(chosen.logprobs_B, wanted_BV[np.arange(5), tokens], rtol=1e-5)
+    for b in range(5):
+        best = [i for i in np.argsort(-logits_BV[b], kind="stable") if i != 4][:4]
+        assert chosen.best_ids[b].tolist() == best
+        np.testing.assert_allclose(chosen.best_logprobs[b], wanted_BV[b, best], rtol=1e-5)
+    plain = sampling.choose(logits_BV, allowed_BV, sampling.stack_params(rows), np.arange(5))
+    assert plain.best_ids.shape == plain.best_logprobs.shape == (5, 0)
+
+
+def test_equal_best_tokens_are_reported_by_their_ids():
+    logits_BV = np.zeros((1, 64), np.float32)
+    logits_BV[0, [50, 9]] = 2
+    chosen = choose(logits_BV, logits_BV, sampling.stack_params([SamplingParams()]), np.zeros(1, int))
+    assert chosen.best_ids.tolist() == [[9, 50, 0, 1]]
+
+
+# Shaping.
+
+
+def shaped_by_hand(logits, params, prompt, answer, stops, allowed):
+    """One row, token by token, as vLLM orders it."""
+    out = []
+    for i, x in enumerate(np.asarray(logits, np.float64)):
+        if i in prompt or i in answer:
+            x = x * params.repetition_penalty if x < 0 else x / params.repetition_penalty
+        x -= params.frequency_penalty * answer.count(i)
+        x -= params.presence_penalty * (i in answer)
+        x += dict(params.logit_bias).get(i, 0)
+        early = len(answer) < params.min_tokens and i in stops
+        out.append(-np.inf if early or i not in allowed else x)
+    return out
+
+
+def test_penalties_biases_stops_and_masks(logits_BV):
+    rng = np.random.default_rng(5)
+    rows = [
+        SamplingParams(repetition_penalty=1.3),
+        SamplingParams(presence_penalty=1.5, frequency_penalty=-0.5),
+        SamplingParams(logit_bias=((0, -100.0), (52, 3.5), (31, 1.0), (V, 9.0), (2**31 - 1, 9.0))),
+        SamplingParams(min_tokens=7),
+        SamplingParams(
+            *(99, 1.0), repetition_penalty=0.5, presence_penalty=-1, frequency_penalty=1, logit_bias=((5, 2.0),)
+        ),
+    ]
+    prompts = [rng.integers(0, V, 9).tolist() for _ in rows]
+    answers = [rng.integers(0, V // 2, 6).tolist() for _ in rows]
+    allowed = [set(range(V))] * 3 + [set(rng.integers(0, V, 30).tolist()), {0, 5, 31, 32, 52}]
+    stops = [[], [1], [2], [3, 40, 52], [5]]
+    stops_BZ = np.array([[*row, *[-2] * (8 - len(row))] for row in stops], np.int32)
+    seen_BV, counts_BV = np.zeros((5, V), bool), np.zeros((5, V), np.int16)
+    for b in range(5):
+        seen_BV[b, prompts[b] + answers[b]] = True
+        counts_BV[b] = np.bincount(answers[b], minlength=V)
+    allowed_BV = np.array([[i in row for i in range(64)] for row in allowed])
+    allowed_bits = np.packbits(allowed_BV, axis=1, bitorder="little").view("<i4")
+    assert allowed_bits.shape == (5, 2) and allowed_bits[4, 0] < 0  # the highest bit of a number is its sign
+    shaping = sampling.stack_shaping(rows, stops_BZ, seen_BV)
+    shaping = shaping._replace(counts_BV=counts_BV, allowed_bits=allowed_bits)
+    for steps in (6, 7):
+        got_BV = np.asarray(jax.jit(sampling.shape)(logits_BV, shaping, np.full(5, steps)))
+        for b, params in enumerate(rows):
+            answer = answers[b] + [V] * (steps - 6)
+            wanted = shaped_by_hand(logits_BV[b], params, prompts[b], answer, stops[b], allowed[b])
+            np.testing.assert_allclose(got_BV[b], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_shaping_that_nothing_asks_for_changes_nothing(logits_BV):
+    shaping = sampling.stack_shaping([SamplingParams()] * 5, np.zeros((5, 8), np.int32), np.full((5, V), True))
+    assert np.array_equal(sampling.shape(logits_BV, shaping, np.zeros(5, int)), logits_BV)
+
+
+def test_a_forced_and_a_forbidden_token(logits_BV):
+    rows = [SamplingParams(temperature=t, logit_bias=((13, 100.0),)) for t in (0, 1, 1)]
+    rows += [SamplingParams(logit_bias=((int(logits_BV[3].argmax()), -100.0),))]
+    shaping = sampling.stack_shaping(rows, np.repeat(NO_STOPS, 4, 0), np.zeros((4, V), bool))
+    tokens = drawn(logits_BV[:4], rows, range(4), shaping)
+    assert tokens[:3].tolist() == [13] * 3 and tokens[3] == np.argsort(logits_BV[3])[-2]
+
+
 def test_temperature_zero_is_the_best_token_after_the_penalty():
-    logits = np.array([[3.0, 2.0, -1.0]], np.float32)
-    rows = sampling.stack_params([SamplingParams(repetition_penalty=2.0)])
-    assert sampling.sample(logits, rows, np.array([[True, False, True]]), np.zeros(1, int)).tolist() == [1]
+    rows = [SamplingParams(repetition_penalty=2.0)]
+    shaping = sampling.stack_shaping(rows, NO_STOPS, np.array([[True, False, True, False]]))
+    assert drawn([[3.0, 2.0, -1.0, -9.0]], rows, [0], shaping).tolist() == [1]
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"max_new_tokens": 0},
-        {"temperature": -0.1},
-        {"temperature": float("nan")},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"repetition_penalty": 0.0},
-        {"seed": -1},
-        {"stop_strings": ("",)},
-    ],
-)
-def test_bad_values(bad):
-    with pytest.raises(InputError, match=next(iter(bad))):
-        SamplingParams(**bad)
+# Meshes.
+
+WIDE = 128 * 11
+MESHES = [{"tensor": 2}, {"tensor": 4}, {"data": 2, "tensor": 2}, {"data": 2, "tensor": 4}]
+MIXED = [
+    SamplingParams(),
+    SamplingParams(temperature=1.0, seed=1),
+    SamplingParams(temperature=1.0, seed=2, top_k=50),
+    SamplingParams(temperature=1.3, seed=3, top_p=0.9),
+    SamplingParams(temperature=0.7, seed=4, min_p=0.05),
+    SamplingParams(temperature=1.0, seed=5, repetition_penalty=1.5, presence_penalty=1, frequency_penalty=0.5),
+    SamplingParams(logit_bias=((7, 100.0),)),
+    SamplingParams(temperature=2.0, seed=6, min_tokens=9, logit_bias=((1400, 4.0),)),
+]
 
 
-def test_draw_gives_every_token_its_share_and_a_banned_one_none():
-    logits_V = np.random.default_rng(0).normal(0, 2, 12).astype(np.float32)
-    logits_V[[0, 5, 11]] = -np.inf
-    uniform_B2 = np.random.default_rng(1).random((40000, 2), np.float32)
-    uniform_B2[:2] = [[0, 0], [np.nextafter(np.float32(1), 0)] * 2]
-    B = len(uniform_B2)
-    tokens_B = np.asarray(sampling.draw(np.tile(logits_V, (B, 1)), np.full(B, 1.5, np.float32), uniform_B2))
-    share_V = np.exp(logits_V / 1.5) / np.exp(logits_V / 1.5).sum()
-    counts_V = np.bincount(tokens_B, minlength=12)
-    assert not counts_V[[0, 5, 11]].any()
-    np.testing.assert_allclose(counts_V / B, share_V, atol=5 * np.sqrt(0.25 / B))
-    assert tokens_B[0] == 1 and tokens_B[1] == 10
+def wide(shaped):
+    rng = np.random.default_rng(9)
+    logits_BV = rng.normal(0, 2, (8, WIDE)).astype(np.float32)
+    shaping = sampling.stack_shaping(MIXED, np.tile(np.arange(8, dtype=np.int32) * 170, (8, 1)), logits_BV > 2)
+    shaping = shaping._replace(counts_BV=rng.integers(0, 3, (8, WIDE)).astype(np.int16))
+    shaping = shaping._replace(allowed_bits=rng.integers(-(2**31), 2**31, (8, WIDE // 32)).astype(np.int32))
+    steps_B = np.arange(8, dtype=np.int32)
+    return logits_BV, sampling.stack_params(MIXED), steps_B, shaping if shaped else None
 
 
-def test_draw_at_temperature_zero_takes_the_best():
-    logits_BV = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-    tokens_B = sampling.draw(logits_BV, np.array([0, 1, 0], np.float32), np.zeros((3, 2), np.float32))
-    assert tokens_B[::2].tolist() == logits_BV[::2].argmax(axis=1).tolist()
+def program(logits_BV, rows, steps_B, shaping):
+    return sampling.choose(logits_BV, sampling.ban(logits_BV, WIDE - 5, (3, 700)), rows, steps_B, shaping, best=20)
 
 
-def test_names_as_openai_has_them():
-    named = SamplingParams.named
-    assert named(max_tokens=7, stop="x", top_p=0.5) == SamplingParams(7, top_p=0.5, stop_strings=("x",))
-    assert named(max_completion_tokens=7, stop=["x", "y"]) == SamplingParams(7, stop_strings=("x", "y"))
-    assert named(stop_token_ids=[3]) == SamplingParams(stop_token_ids=(3,))
+def laid(x, mesh, rules):
+    wide_axis = "act_vocab" if x.ndim == 2 and x.shape[1] == WIDE else None
+    axes = ("batch", wide_axis)[: x.ndim]
+    return jax.device_put(x, rules.sharding(mesh, x.shape, axes))
 
 
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        ({"max_token": 7}, "no parameter 'max_token' .did you mean 'max_tokens'"),
-        ({"max_tokens": 7, "max_new_tokens": 8}, "has max_new_tokens twice, as max_new_tokens too"),
-        ({"max_tokens": 0}, "sampling.max_new_tokens is 0"),
-        ({"stop": ""}, "sampling.stop_strings"),
-        ({"stop": 3}, "sampling.stop_strings is 3"),
-    ],
-)
-def test_wrong_names_and_values_are_one_sentence(values, sentence):
-    with pytest.raises(InputError, match=sentence):
-        SamplingParams.named(**values)
+ARRAY = re.compile(r"\b(?:pred|[suf]\d+|bf16)\[([\d,]*)\]")
+TRANSFER = re.compile(r" = (.*) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-\w+)(?:-start)?\((.*)")
+
+
+def largest_transfer(hlo):
+    """The most elements that a collective takes or gives on a device, and how many collectives there are."""
+    found = [TRANSFER.search(line) for line in hlo.splitlines()]
+    sides = [side for line in found if line for side in line.groups()]
+    elements = lambda side: sum(math.prod(map(int, filter(None, size.split(",")))) for size in ARRAY.findall(side))
+    return max(map(elements, sides)), len(sides) // 2
+
+
+def spread(inputs, mesh, rules):
+    return jax.tree.map(lambda x: laid(jnp.asarray(x), mesh, rules), inputs)
+
+
+@pytest.mark.parametrize("shaped", [False, True])
+def test_meshes_choose_the_same_and_move_no_vocabulary(shaped):
+    inputs = wide(shaped)
+    alone = jax.jit(program)(*inputs)
+    rules = sharding.PRESETS["serve_tp"]
+    for sizes in MESHES:
+        mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
+        with sharding.use(mesh, rules):
+            there = spread(inputs, mesh, rules)
+            compiled = jax.jit(program).lower(*there).compile()
+            chosen = compiled(*there)
+        assert np.array_equal(chosen.tokens_B, alone.tokens_B), sizes
+        assert np.array_equal(chosen.best_ids, alone.best_ids), sizes
+        np.testing.assert_allclose(chosen.logprobs_B, alone.logprobs_B, rtol=1e-5)
+        elements, count = largest_transfer(compiled.as_text())
+        assert count and elements <= 8 * 128 < 8 * WIDE / 4, sizes
+
+
+def test_what_moves_a_vocabulary_is_found():
+    mesh, rules = sharding.make_mesh({"tensor": 4}, jax.devices()[:4]), sharding.PRESETS["serve_tp"]
+    with sharding.use(mesh, rules):
+        logits_BV = laid(jnp.asarray(wide(False)[0]), mesh, rules)
+        hlo = jax.jit(lambda x: jnp.sort(x, axis=1)).lower(logits_BV).compile().as_text()
+    assert largest_transfer(hlo)[0] >= 8 * WIDE / 4
+
+
+@pytest.mark.parametrize(("size", "count"), [(151_936, 128), (201_088, 128), (WIDE, 128), (300, 20), (53, 1)])
+def test_blocks_are_whole_on_devices(size, count):
+    logits_BV = np.zeros((1, size), np.float32)
+    traced = jax.make_jaxpr(sampling.draw)(logits_BV, sampling.stack_params([SamplingParams()]), np.zeros(1, int))
+    assert f"f32[1,{count},{size // count}]" in str(traced)

@@ -13,8 +13,9 @@ SIZES = np.array([0, 5, 0, 11], np.int32)  # of 24 rows: eight belong to no grou
 ROWS, IN, OUT = 24, 9, 6
 
 
+@pytest.mark.parametrize(("first", "weights"), [(0, len(SIZES)), (3, 9)])
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
-def test_a_product_for_every_group(monkeypatch, platform):
+def test_a_product_for_every_group(monkeypatch, platform, first, weights):
     monkeypatch.setattr(grouped, "platform", lambda: platform)
     monkeypatch.setattr(grouped, "meshed", lambda: True)
     monkeypatch.setattr(grouped, "_BLOCK", 4)
@@ -23,7 +24,7 @@ def test_a_product_for_every_group(monkeypatch, platform):
     monkeypatch.setattr(grouped, "ROWS", 16)  # of which 24 rows are no multiple
     monkeypatch.setattr(grouped, "_tiles", lambda *sizes: (8, 8, 8))
     rng = np.random.default_rng(0)
-    x, w, g = (rng.normal(size=shape).astype(np.float32) for shape in ((ROWS, IN), (len(SIZES), OUT, IN), (ROWS, OUT)))
+    x, w, g = (rng.normal(size=shape).astype(np.float32) for shape in ((ROWS, IN), (weights, OUT, IN), (ROWS, OUT)))
     real_U1 = (np.arange(ROWS) < SIZES.sum())[:, None]
     group_R = np.append(np.repeat(np.arange(len(SIZES)), SIZES), np.zeros(ROWS - SIZES.sum(), int))
 
@@ -31,8 +32,8 @@ def test_a_product_for_every_group(monkeypatch, platform):
         y = jnp.where(real_U1, product(jnp.where(real_U1, x, 0), w), 0)
         return jnp.sum(y * g), y
 
-    ours = lambda x, w: grouped.grouped_product(x, w, jnp.asarray(SIZES))
-    plain = lambda x, w: jnp.einsum("ri,roi->ro", x, w[group_R])
+    ours = lambda x, w: grouped.grouped_product(x, w, grouped.Groups(jnp.asarray(SIZES), first))
+    plain = lambda x, w: jnp.einsum("ri,roi->ro", x, w[first + group_R])
     run = lambda product: jax.value_and_grad(functools.partial(loss, product), argnums=(0, 1), has_aux=True)(x, w)
     found, expected = run(ours), run(plain)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

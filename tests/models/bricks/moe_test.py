@@ -15,6 +15,7 @@ from configs.models import sizes
 from internvl_jax.models.bricks import grouped
 from internvl_jax.models.config import MoeConfig
 from internvl_jax.models.language.families import kind_of
+from internvl_jax.models.stack import Runtime, make_layers, run_layers
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings, use
 
 E, K, D, F, B, T = 8, 3, 16, 7, 4, 5
@@ -158,3 +159,31 @@ def test_experts_stay_where_they_are(wide):
     # Neither does a skipped chunk make what the gradient would need of its rows.
     chunks = re.findall(r" = (.*?) conditional\(", text)
     assert chunks and not any(f"[{grouped.ROWS}," in types for types in chunks)
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh", "preset"),
+    [("gpt_oss", None, None), ("gpt_oss", *MESHES[-1]), ("qwen3", *MESHES[1])],
+)
+def test_layers_may_share_the_experts_of_all(family, mesh, preset):
+    """Values and gradients are those of layers that have their own; also where weights are gathered."""
+    config = dataclasses.replace(CONFIG, family=family)
+    make = lambda rngs: kind_of(config).feed_forward(config, rngs)
+    graphdef, specs = abstract(lambda rngs: make_layers(make, 2, rngs))
+    rng = np.random.default_rng(2)
+    params = {path: rng.normal(size=spec.shape).astype(np.float32) / 2 for path, spec in specs.items()}
+    x = rng.normal(size=(8, 3, D)).astype(np.float32)
+    mesh, rules = mesh and make_mesh(mesh), preset and PRESETS[preset]
+
+    def program(whole):
+        def loss(params, x):
+            body = lambda moe, x, index, _: (moe(x, index=index)[0], None)
+            with use(mesh, rules):
+                out, _ = run_layers(bind(graphdef, params), x, None, body, Runtime(), whole)
+            return jnp.sum(out), out
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+    of_experts = lambda path, parameter: "expert" in parameter.get_metadata("axes")
+    shared, own = program(of_experts)(params, x), program(None)(params, x)
+    jax.tree.map(np.testing.assert_array_equal, shared, own)

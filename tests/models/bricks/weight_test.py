@@ -60,9 +60,9 @@ class Int8(nnx.Module):
     def take(self, numbers, dtype):
         return (self.q[...][numbers] * self.scale[...][numbers][..., None]).astype(dtype)
 
-    def grouped(self, x, sizes_E):
+    def grouped(self, x, groups):
         value = self.dense(x.dtype)
-        return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), sizes_E)
+        return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), groups)
 
 
 def in_int8(model):

@@ -46,7 +46,7 @@ def steps(config, count, params=None, reference=None):
     the reference are read as a run reads them.
     """
     config, processor = setup.prepare(config)
-    program = build(config, jax.devices()[:1])
+    program = build(config, jax.devices()[:1], many_steps=count > 100)
     if params is None and config.run.init_from:
         params = read_initial(config.run.init_from, program, extend=True)
         reference = read_reference(setup.reference_of(config), program)

@@ -12,13 +12,14 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from internvl_jax.data import (
     ChatInputs,
@@ -45,9 +46,10 @@ from internvl_jax.inference import (
     Vocabulary,
 )
 from internvl_jax.losses import gspo
-from internvl_jax.sharding import Params
+from internvl_jax.models import place
+from internvl_jax.sharding import AXES, Params, Placement, places, serving_axes
 from internvl_jax.training.run.initial import read_reference
-from internvl_jax.training.run.program import in_products
+from internvl_jax.training.run.program import Program, in_products
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
@@ -97,19 +99,21 @@ class Rollouts:
             several=True,
         )
         self._graders = Graders(settings.reward, settings.grader_seconds, settings.grader_workers)
-        on_one = program.mesh.size == 1
+        self._place = _serving(program)
+        mesh, rules = (None, None) if self._place is None else (self._place.mesh, self._place.rules)
         rows = tuple(sorted({*Ladders().rows, settings.sample_prompts}))
         self._sampler = Sampler(
             program.model,
             jnp.dtype(run.dtype),
             Vocabulary.of(processor),
             dataclasses.replace(Ladders(), rows=rows, slots=(settings.max_new_tokens,)),
-            None if on_one else program.mesh,
-            None if on_one else program.rules,
+            mesh,
+            rules,
             routes=settings.routes != "ignore",
         )
         # A Flash model's language is trained at full resolution; its router comes after.
         self._thresholds = MODEL_THRESHOLDS if program.model.flash is None else Thresholds(relative=1.0)
+        self._to_sampling = _resharder(program, self._place, run.dtype)
         self._score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
         self._score_reference = make_scorer(program, program.reference_graphdef, run.micro_batches, run.logprob_chunk)
         self._reference: Params | None = None
@@ -178,7 +182,7 @@ class Rollouts:
         varied: list[ResponseGroup] = []
         equal: list[ResponseGroup] = []
         consumed, drawn = self._consumed, 0
-        sampling_params = _as_products(params, self._run.dtype)
+        sampling_params = self._to_sampling(params)
         for _ in range(settings.max_resamples + 1 if settings.zero_variance == "resample" else 1):
             wanted = settings.prompts - len(varied)
             sampled, consumed = self._sample(sampling_params, wanted, consumed, seconds)
@@ -330,8 +334,26 @@ def _rows(batch: Any, rows: int, first: int, count: int) -> Any:
     )
 
 
-def _as_products(params: Params, dtype: str) -> Params:
-    """Weights in the dtype that products take them in, once and not at every token; a router's stay exact."""
-    if dtype == "float32":
-        return params
-    return {path: leaf.astype(dtype) if in_products(path) else leaf for path, leaf in params.items()}
+def _serving(program: Program) -> Placement | None:
+    """Where responses are sampled: weights lie whole but for what devices of a row share, so that a token moves
+    activations and not weights. The devices are those of training, in the same order; None: there is one.
+    """
+    text, devices = program.model.text, program.mesh.devices.reshape(-1)
+    if len(devices) == 1:
+        return None
+    axes = serving_axes(len(devices), text.kv_heads, None if text.moe is None else text.moe.experts)
+    shape = [axes.get(axis, 1) for axis in AXES]
+    return place(text, Mesh(devices.reshape(shape), AXES), "serve_tp")
+
+
+def _resharder(program: Program, where: Placement | None, dtype: str) -> Callable[[Params], Params]:
+    """Training's parameters to those that are sampled from, once for all tokens of a rollout batch: weights have the
+    dtype of their products, a router's stay exact.
+    """
+
+    def cast(params: Params) -> Params:
+        return {path: leaf.astype(dtype) if in_products(path) else leaf for path, leaf in params.items()}
+
+    if where is None:  # in float32 the very arrays
+        return lambda params: params if dtype == "float32" else cast(params)
+    return jax.jit(cast, out_shardings=places(program.specs, where))

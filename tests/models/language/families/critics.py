@@ -15,9 +15,9 @@ from checkpoint_convert.source import open_directory
 from internvl_jax.data import Processor
 from internvl_jax.data.text.templates import IMAGE, Message
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
-from internvl_jax.inference.engine.generator import Generator
+from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.requests import Request, Vocabulary
-from internvl_jax.inference.engine.sampling import SamplingParams
+from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import bind, flatten
 
@@ -107,9 +107,9 @@ def check_outputs(critic: Critic) -> None:
 def check_generation(critic: Critic) -> None:
     """Token by token with a cache as in one pass over everything."""
     prompt = next(critic.responses())[2]["input_ids"][-40:]
-    generator = Generator(critic.model, Vocabulary(critic.model.config.text.vocab, (), ()))
+    engine = Engine(critic.model, Vocabulary(critic.model.config.text.vocab, (), ()))
     tiles = np.zeros((0, 56, 56, 3), np.uint8)
-    (answer,) = generator.generate([Request(np.asarray(prompt), tiles, SamplingParams(max_new_tokens=5))])
+    ((answer,),) = engine.run([Request(np.asarray(prompt), tiles, SamplingParams(max_new_tokens=5))])
     (logits_TV,) = critic.logits([[*prompt, *answer]], [None], 64)
     assert answer == np.argmax(logits_TV[len(prompt) - 1 : len(prompt) + 4], axis=-1).tolist()
 

@@ -17,6 +17,7 @@ from internvl_jax.grading import Score
 from internvl_jax.models import FLASH_PARTS
 from internvl_jax.training import Group, train
 from internvl_jax.training.run import hooks, setup
+from internvl_jax.training.run.hooks import plot_health
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.run.setup import check
 from internvl_jax.training.stages.gspo import rollouts
@@ -322,8 +323,9 @@ def test_the_kl_to_the_reference_of_a_flash_model(start, tmp_path):
     assert hooks.read_metrics(tmp_path / "w")[0]["kl"] < 1e-9
 
 
-def test_the_health_of_every_step(start, tmp_path, capfd):
+def test_the_health_of_every_step(start, tmp_path, capfd, monkeypatch):
     """Rewards, lengths, differences, entropy, agreement: in the table, the lines, TensorBoard and the picture."""
+    monkeypatch.setattr(hooks, "plot_health", plot_health)  # drawn anew, whatever was drawn before
     save_start(toy.config(start, tmp_path / "unused", toy.MOE), tmp_path / "start")
     capfd.readouterr()
     config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="fsdp=8", steps=2, init_from=str(tmp_path / "start"))

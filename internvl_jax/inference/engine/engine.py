@@ -1,0 +1,383 @@
+"""The engine: rows join and leave, prompts arrive in parts, and every answer is what it would be alone.
+
+A step does, in this order,
+
+1. tiles of requests that wait go through the vision tower, few at a time while answers are being written;
+2. requests take free rows (`Scheduler`);
+3. a part of the prompts that are not read goes into the cache, `chunk` tokens at most; what a row holds already of a
+   prompt's beginning, its own or another one's, is not computed again;
+4. rows whose prompts are read get their first token, and all others one more, or several where nobody waits.
+
+The host reads tokens a step later, so that the device never waits for it. All sizes come from ladders: where rows have
+classes, nothing compiles after `warm_up`. What happens depends on the calls alone: processes that make the same ones
+stay in step.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvl_jax import sharding
+from internvl_jax.errors import InputError
+from internvl_jax.inference.engine import requests as asked
+from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
+from internvl_jax.inference.engine.row_state import Written
+from internvl_jax.inference.engine.runner import Runner
+from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler, reach_of
+from internvl_jax.inference.engine.tile_features import digest
+from internvl_jax.models import InternVL
+from internvl_jax.sharding import Params
+
+# More rows at a time are no faster on a CPU (2026-11).
+_CPU_ROWS = (1, 4, 16, 32)
+
+
+class Token(NamedTuple):
+    """A token of an answer.
+
+    Attributes:
+      id: the request.
+      answer: which of its answers.
+      token: the token's id; stop tokens are told too.
+      logprob: its log-probability at temperature 1, over the whole table.
+      number: how many tokens the answer has with it.
+      end: why the answer ends with it: 'stop' or 'length'; None if it goes on.
+      seen: what the model read before.
+      best: (id, log-probability) of the best tokens in its place, as many as the request asks for.
+    """
+
+    id: int
+    answer: int
+    token: int
+    logprob: float
+    number: int
+    end: str | None
+    seen: Seen
+    best: tuple[tuple[int, float], ...] = ()
+
+
+class _Call(NamedTuple):
+    """What a program was asked to write.
+
+    Attributes:
+      written: what it returns.
+      drafts: (row of `written`, answer, how many tokens at most).
+    """
+
+    written: Written
+    drafts: list[tuple[int, Draft, int]]
+
+
+class Engine:
+    """A model that answers many requests at a time.
+
+    Args:
+      model: the model; its parameters lie on one device, or on the mesh of its runtime as the rules say.
+      vocabulary: see `Vocabulary`.
+      ladders: the sizes that programs are compiled for.
+      cache_bytes: how much keys and values may take on a device; by default half of what is free there.
+      tile_bytes: how much the features of pictures may take that are kept.
+      apart: decode with every layer's parameters apart (see `unstack`); by default on a single CPU device.
+
+    Attributes:
+      config: the model's config.
+      ladders: as the devices of the mesh can share them.
+      tiles: the features that are kept.
+      prefilled: how many tokens of prompts were computed.
+    """
+
+    def __init__(
+        self,
+        model: InternVL,
+        vocabulary: Vocabulary,
+        ladders: Ladders | None = None,
+        cache_bytes: int | None = None,
+        tile_bytes: int = 1 << 30,
+        apart: bool | None = None,
+    ):
+        self.config, self.vocabulary, text = model.config, vocabulary, model.config.text
+        if vocabulary.size > text.vocab:
+            raise InputError(
+                f"the tokenizer has {vocabulary.size} tokens, the model's table only {text.vocab}; "
+                "use the tokenizer files of this model"
+            )
+        device = next(iter(model.vit.cls[...].devices()))
+        self._place = model.runtime.placement
+        with sharding.placed(self._place):
+            shards, spread = sharding.spread("batch"), sharding.spread("batch") * sharding.spread("act_heads")
+            heads = text.kv_heads * sharding.copies("act_heads", text.kv_heads)
+            ladders = ladders or Ladders(rows=_CPU_ROWS if device.platform == "cpu" else Ladders.rows)
+            self.ladders = ladders.spread(shards, sharding.spread("tiles"))
+            per_tile = self.config.tokens_per_tile * text.width * jnp.dtype(model.runtime.dtype).itemsize
+            apart = (device.platform == "cpu" and self._place is None) if apart is None else apart
+            self._runner = Runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
+            slot = 2 * text.layers * heads * text.head_width * self._runner.programs.cache_dtype.itemsize
+            self._scheduler = Scheduler(self.ladders, shards, (cache_bytes or _free(device) // 2) * spread // slot)
+            if self.ladders.classes is not None:
+                needed = slot * sum(rows * slots for rows, slots in self.ladders.classes) // spread
+                if cache_bytes is not None and needed > cache_bytes:
+                    raise InputError(
+                        f"the classes of rows take {needed:,} bytes on a device, more than {cache_bytes:,}"
+                    )
+                self._scheduler.make(self.ladders.classes)
+                self._runner.resize(self.ladders.classes, None)
+        self.tiles, self.chunk = self._runner.tiles, self.ladders.chunk
+        self.prefilled, self._next = 0, 0
+        self._calls: list[_Call] = []
+
+    @property
+    def params(self) -> Params:
+        """The model's parameters; others of the same shapes (a training's newer ones) may take their place. What was
+        kept of pictures and prompts goes with them.
+        """
+        return self._runner.params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        if self._runner.put_params(params):
+            self.tiles.clear()
+            self._scheduler.forget()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to write or to tell."""
+        return bool(self._scheduler.jobs or self._calls)
+
+    @property
+    def num_compiled(self) -> int:
+        """Programs compiled so far."""
+        return self._runner.programs.num_compiled
+
+    def add(self, request: Request) -> int:
+        """Takes a request; returns the number that its tokens will have.
+
+        Raises:
+          InputError: a request that this model can't read, or that no row has room for.
+        """
+        asked.check(request, self.config, self.vocabulary)
+        prompt, answer, longest = len(request.tokens_T), request.sampling.max_new_tokens, self._scheduler.longest
+        if prompt + answer - 1 > longest:
+            raise InputError(
+                f"a prompt of {prompt} tokens and an answer of up to {answer} are more than the {longest} that a row "
+                "holds; shorten the prompt or lower max_new_tokens"
+            )
+        names = [digest(tile_HWC) for tile_HWC in request.tiles_GHWC]
+        if len(set(names)) > self.tiles.capacity:
+            raise InputError(
+                f"the request has {len(set(names))} tiles, more than the {self.tiles.capacity} that are kept at a "
+                "time; show fewer pictures or smaller ones"
+            )
+        job = Job(self._next, request, names)
+        self._next += 1
+        stops = frozenset(request.sampling.stop_ids(self.vocabulary.stops))
+        for number, seed in enumerate(request.seeds or (request.sampling.seed,)):
+            job.drafts.append(Draft(job, number, dataclasses.replace(request.sampling, seed=seed), stops))
+        self._scheduler.add(job)
+        return job.id
+
+    def drop(self, id: int, answer: int | None = None) -> None:
+        """Ends a request, or one of its answers: nothing more of it is told, and its rows are free. It may have ended
+        already.
+        """
+        job = self._scheduler.jobs.get(id)
+        for draft in job.drafts if job is not None else ():
+            if answer in (None, draft.number):
+                self._end(draft)
+
+    def step(self, most: int | None = None) -> list[Token]:
+        """Goes on with all requests; returns the tokens that became known, each answer's in their order.
+
+        Args:
+          most: how many tokens a row may get in this step; by default `Ladders.piece`.
+        """
+        told = self._collect() if self._held() else []
+        with sharding.placed(self._place):
+            self._scheduler.put_back()
+            self._look()
+            if (size := self._scheduler.size()) is not None:
+                self._resize(*size)
+            self._scheduler.seat()
+            calls = [*self._read(), *self._decode(self.ladders.piece if most is None else most)]
+        told += self._collect()
+        self._calls = calls
+        return told
+
+    def run(self, requests: Sequence[Request]) -> list[list[list[int]]]:
+        """Tokens of all answers to all requests, stop tokens included."""
+        ids = [self.add(request) for request in requests]
+        found: dict[int, list[list[int]]] = {id: [[] for _ in self._scheduler.jobs[id].drafts] for id in ids}
+        while self.busy:
+            for token in self.step():
+                found[token.id][token.answer].append(token.token)
+        return [found[id] for id in ids]
+
+    def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:
+        """float32 `[G]`: what a Flash model's router makes of tiles. May they be compressed?"""
+        names = [digest(tile_HWC) for tile_HWC in tiles_GHWC]
+        missing = set(self.tiles.missing(names))
+        tiles = {name: tile for name, tile in zip(names, tiles_GHWC, strict=True) if name in missing}
+        with sharding.placed(self._place):
+            self.tiles.encode(self.params, tiles)
+        return self.tiles.probabilities(names)
+
+    def warm_up(self) -> int:
+        """Compiles all that rows of classes need; returns how many programs there are.
+
+        Raises:
+          InputError: the rows have no classes.
+        """
+        if self.ladders.classes is None:
+            raise InputError("an engine whose rows come and go can't be warmed up; give its ladders classes")
+        with sharding.placed(self._place):
+            return self._runner.warm_up(self.ladders.classes, self._scheduler.shards)
+
+    def _look(self) -> None:
+        """Encodes tiles of requests that wait, in their order."""
+        scheduler, kept = self._scheduler, self.tiles
+        # Where somebody waits for each token, a picture must not hold up the others.
+        budget = self.ladders.tiles[0 if scheduler.writing and self.ladders.classes is not None else -1]
+        looked: list[Job] = []
+        tiles: dict[bytes, np.ndarray] = {}
+        for job in scheduler.waiting[: len(scheduler.rows) or self.ladders.rows[-1]]:
+            if job.ready:
+                continue
+            missing = [name for name in kept.missing(job.names) if name not in tiles]
+            if missing and kept.pinned and kept.pinned + len(missing) > kept.capacity:
+                break
+            images = dict(zip(job.names, job.request.tiles_GHWC, strict=True))
+            tiles |= {name: images[name] for name in missing[: budget - len(tiles)]}
+            kept.pin(job.id, job.names)
+            looked.append(job)
+            if len(tiles) >= budget:
+                break
+        if tiles:
+            kept.encode(self.params, tiles)
+        for job in looked:
+            job.ready = not kept.missing(job.names)
+            if job.ready and job.seen is None:
+                probability_G = None if self.config.flash is None else kept.probabilities(job.names)
+                job.seen = asked.shown(job.request, job.names, probability_G, self.config)
+
+    def _resize(self, rows: int, slots: int) -> None:
+        if any(_rich(draft) for draft in self._scheduler.writing):
+            return  # what was counted of their tokens stays where it is
+        rows_B = self._scheduler.resize(rows, slots) if self._scheduler.rows else None
+        if rows_B is None:
+            self._scheduler.make(((rows, slots),))
+        self._runner.resize(((rows, slots),), rows_B)
+
+    def _read(self) -> list[_Call]:
+        """Prompts into the cache, and the first tokens of those that are complete with it: a part of them, or all where
+        nobody waits for each token."""
+        calls: list[_Call] = []
+        while True:
+            for draft, source in self._scheduler.starts():
+                if source is not None:
+                    self._runner.copy(source, draft.row, draft.filled, self._scheduler.shards)
+            order = self._scheduler.parts(self.chunk)
+            if not order:
+                return calls
+            calls += self._read_part(order)
+            if self.ladders.classes is not None:
+                return calls
+
+    def _read_part(self, order: list[Draft | None]) -> list[_Call]:
+        drafts = [draft for draft in order if draft is not None]
+        self.prefilled -= sum(draft.filled for draft in drafts)
+        logits_RV = self._runner.read(order, self._scheduler.width(drafts[0], self.chunk))
+        self.prefilled += sum(draft.filled for draft in drafts)
+        complete = [(r, draft) for r, draft in enumerate(order) if draft and draft.filled == draft.length]
+        if not complete:
+            return []
+        written = self._runner.begin(logits_RV, complete, any(_rich(draft) for _, draft in complete))
+        for _, draft in complete:
+            draft.reading, draft.flying = False, 1
+            if not any(other.reading for other in draft.job.drafts):
+                self.tiles.unpin(draft.job.id)
+        return [_Call(written, [(b, draft, 1) for b, (_, draft) in enumerate(complete)])]
+
+    def _decode(self, most: int) -> list[_Call]:
+        """Tokens of all rows that are answering."""
+        scheduler, rooms = self._scheduler, {}
+        for draft in scheduler.writing:
+            room = draft.row.slots - draft.length - draft.flying + 1
+            if room <= 0 and draft.left > 0:
+                draft.leaving = True
+            if not draft.leaving:
+                rooms[draft] = room
+        going = [draft for draft in rooms if draft.left > 0]
+        if not going:
+            return []
+        # Back as soon as a row is free that somebody waits for, or as fewer rows would do.
+        count = min(most, max(draft.left for draft in going), *(rooms[draft] for draft in going))
+        count = 1 if scheduler.reading or self._held() else count
+        few = len(going) - self._enough if scheduler.waiting else self._fewer(len(going))
+        reach = reach_of(max(draft.length + draft.flying for draft in rooms) + count, scheduler.longest_row)
+        written = self._runner.decode(list(rooms), count, few, reach, any(map(_rich, rooms)))
+        for draft in rooms:
+            draft.flying += count
+        return [_Call(written, [(draft.row.index, draft, count) for draft in rooms])]
+
+    @property
+    def _enough(self) -> int:
+        """How many rows must be free until waiting requests take them: some at a time, where nobody waits for each."""
+        return 1 if self.ladders.classes is not None else max(1, len(self._scheduler.rows) // 8)
+
+    def _fewer(self, going: int) -> int:
+        """How many rows are left when a smaller number of rows holds them."""
+        smaller = [rows for rows in self.ladders.rows if rows < len(self._scheduler.rows)]
+        return 0 if self.ladders.classes is not None or not smaller else min(smaller[-1], going - 1)
+
+    def _held(self) -> bool:
+        """Whether an answer must be read before more of it is written."""
+        return any(draft.job.request.allow is not None for draft in self._scheduler.writing)
+
+    def _collect(self) -> list[Token]:
+        """Tells what the programs of the last step wrote."""
+        calls, self._calls = self._calls, []
+        return [token for call in calls for token in self._tell(call)]
+
+    def _tell(self, call: _Call) -> list[Token]:
+        tokens_BW, logprobs_BW, best_ids, best_logprobs = map(np.asarray, call.written)
+        told = []
+        for b, draft, count in call.drafts:
+            draft.flying -= count
+            if draft.ended:
+                continue
+            for w, (token, logprob) in enumerate(zip(tokens_BW[b].tolist(), logprobs_BW[b].tolist(), strict=True)):
+                if token < 0:
+                    break
+                draft.tokens.append(token)
+                number, n, end = len(draft.tokens), draft.sampling.logprobs, None
+                if token in draft.stops:
+                    end = "stop"
+                elif number >= draft.limit:
+                    end = "length"
+                best = tuple(zip(best_ids[b, w, :n].tolist(), best_logprobs[b, w, :n].tolist(), strict=True))
+                told.append(Token(draft.job.id, draft.number, token, logprob, number, end, draft.job.seen, best))
+                if end is not None:
+                    self._end(draft)
+        return told
+
+    def _end(self, draft: Draft) -> None:
+        if not draft.ended and self._scheduler.end(draft):
+            self.tiles.unpin(draft.job.id)
+
+
+def _rich(draft: Draft) -> bool:
+    """Whether an answer needs the larger one of the two programs that there are for everything."""
+    return draft.job.request.shaped or draft.sampling.logprobs > 0
+
+
+def _free(device: jax.Device) -> int:
+    """Bytes of a device that nobody has; of a CPU's memory half of what there is."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return stats["bytes_limit"] - stats["bytes_in_use"]

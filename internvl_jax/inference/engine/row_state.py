@@ -1,0 +1,123 @@
+"""What the device knows of rows, and what its programs take and return."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from internvl_jax.inference.engine.sampling import Sampling, Shaping
+from internvl_jax.models import SlotCache
+from internvl_jax.sharding import shard, whole
+
+STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
+
+
+class Features(NamedTuple):
+    """What the vision tower makes of tiles.
+
+    Attributes:
+      pool_GPD: the features of every tile; in Flash models those at full resolution, then the compressed ones.
+      probability_G: float32, the probability that a tile may be compressed; None in models that are not Flash.
+    """
+
+    pool_GPD: jax.Array
+    probability_G: jax.Array | None
+
+
+class Wanted(NamedTuple):
+    """How answers are written, what the device needs of it.
+
+    Attributes:
+      limits_B: how many tokens may be generated.
+      stops_BZ: the ids that end the answer; negative ids fill up.
+      sampling: how tokens are drawn.
+    """
+
+    limits_B: jax.Array
+    stops_BZ: jax.Array
+    sampling: Sampling
+
+
+class Part(NamedTuple):
+    """Parts of prompts, for some rows of one class.
+
+    Attributes:
+      rows_B: the rows' numbers within the class and their device, of every device equally many.
+      tokens_BT: the tokens, padded.
+      starts_B: how many tokens of a prompt its row holds.
+      counts_B: how many tokens come to it; 0 for a row that is padding.
+      features_BPD: features of image tokens, those of every row in their order.
+    """
+
+    rows_B: jax.Array
+    tokens_BT: jax.Array
+    starts_B: jax.Array
+    counts_B: jax.Array
+    features_BPD: jax.Array
+
+
+class Begin(NamedTuple):
+    """Rows whose prompts are read.
+
+    Attributes:
+      picks_B: for every one the row of the logits that are its own.
+      rows_B: its number among all rows; one beyond the last is padding.
+      lengths_B, steps_B, wanted: see `State`; a row that was put back has steps already.
+      shaped: what they ask for besides; None where no row does.
+    """
+
+    picks_B: jax.Array
+    rows_B: jax.Array
+    lengths_B: jax.Array
+    steps_B: jax.Array
+    wanted: Wanted
+    shaped: Shaping | None
+
+
+class State(NamedTuple):
+    """All rows, those that nobody has too.
+
+    Attributes:
+      cache: the keys and values of all tokens but the last.
+      tokens_B: the last token, not yet in the cache.
+      lengths_B: how many tokens the cache holds, which is the next slot and position.
+      steps_B: how many tokens were generated.
+      done_B: bool, whether the row has nothing to write.
+      wanted: how each row's answer is written.
+    """
+
+    cache: SlotCache
+    tokens_B: jax.Array
+    lengths_B: jax.Array
+    steps_B: jax.Array
+    done_B: jax.Array
+    wanted: Wanted
+
+
+class Written(NamedTuple):
+    """Tokens that a program wrote.
+
+    Attributes:
+      tokens_BW: -1 where a row wrote none.
+      logprobs_BW: their log-probabilities at temperature 1, over the whole table.
+      best_ids, best_logprobs: the best tokens beside each of them, `[B, W, best]`.
+    """
+
+    tokens_BW: jax.Array
+    logprobs_BW: jax.Array
+    best_ids: jax.Array
+    best_logprobs: jax.Array
+
+
+def laid(state: State) -> State:
+    """Keys and values spread as rows are, the rest the same everywhere: so every program's state is the next one's."""
+    half = lambda stack: shard(stack, None, "batch", "act_heads", None, None)
+    cache = dataclasses.replace(state.cache, k=tuple(map(half, state.cache.k)), v=tuple(map(half, state.cache.v)))
+    return jax.tree.map(whole, state._replace(cache=None))._replace(cache=cache)
+
+
+def laid_shaping(shaping: Shaping) -> Shaping:
+    """What has a column for every token spread as logits are, the rest the same everywhere."""
+    laid = jax.tree.map(whole, shaping._replace(seen_BV=None, counts_BV=None))
+    table = lambda x_BV: shard(x_BV, "batch", "act_vocab")
+    return laid._replace(seen_BV=table(shaping.seen_BV), counts_BV=table(shaping.counts_BV))

@@ -1,0 +1,365 @@
+"""Who has which row: what the host knows of rows, requests and answers. Nothing here touches a device.
+
+A request waits until its tiles are encoded. Then its answers take free rows, in the order of priority and arrival, of
+the shortest class that holds what they may need. An answer that outgrows its row, or has the youngest of the rows that
+an older one needs, is put back: it waits again, with the tokens that it has, and goes on as if nothing had happened.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from internvl_jax.inference.engine.buckets import Ladders, fit
+from internvl_jax.inference.engine.requests import Request, Seen
+from internvl_jax.inference.engine.sampling_params import SamplingParams
+
+# What another row holds is taken over if it is at least so many tokens and half of the prompt: below, reading a prompt
+# together with others costs less.
+_WORTH = 16
+_NEAR = 512  # slots that are read in any case
+_TOGETHER = 8192  # tokens of several prompts that are read at a time while nobody waits for a token
+
+
+@dataclasses.dataclass(eq=False)
+class Draft:
+    """One answer to a request, as far as it is written.
+
+    Attributes:
+      job: the request and all answers to it.
+      number: which of them.
+      sampling: how it is written, with its own seed.
+      stops: ids that end it.
+      tokens: what the host has read of it.
+      row: the row that it has; None while it waits.
+      reading: whether its prompt is not in the row yet.
+      filled: how much of it is; None before anything was looked for in other rows.
+      flying: tokens that programs write, and that the host has not read.
+      leaving: whether it is put back as soon as none are.
+      ended: nothing more is written.
+    """
+
+    job: "Job"
+    number: int
+    sampling: SamplingParams
+    stops: frozenset[int]
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    row: "Seat | None" = None
+    reading: bool = True
+    filled: int | None = None
+    flying: int = 0
+    leaving: bool = False
+    ended: bool = False
+
+    @property
+    def limit(self) -> int:
+        """How many tokens it has at most."""
+        return self.sampling.max_new_tokens
+
+    @property
+    def left(self) -> int:
+        """How many more of them programs may write."""
+        return self.limit - len(self.tokens) - self.flying
+
+    @property
+    def length(self) -> int:
+        """How many tokens prompt and answer have."""
+        return len(self.job.seen.tokens_T) + len(self.tokens)
+
+    @property
+    def tokens_T(self) -> np.ndarray:
+        """int32, prompt and answer."""
+        return np.concatenate([self.job.seen.tokens_T, np.array(self.tokens, np.int32)])
+
+    @property
+    def keys_T(self) -> np.ndarray:
+        """int64, the same as keys, see `Seen`."""
+        return np.concatenate([self.job.seen.keys_T, np.array(self.tokens, np.int64)])
+
+    @property
+    def waits(self) -> bool:
+        return self.row is None and not self.ended
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request on its way.
+
+    Attributes:
+      id: its number.
+      request: what is asked.
+      names: digests of its tiles.
+      seen: what the model reads; None until the router of a Flash model has spoken.
+      ready: whether the features of its tiles are there.
+      drafts: the answers to it.
+    """
+
+    id: int
+    request: Request
+    names: list[bytes]
+    seen: Seen | None = None
+    ready: bool = False
+    drafts: list[Draft] = dataclasses.field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.request.priority, self.id
+
+
+@dataclasses.dataclass(eq=False)
+class Seat:
+    """A row of the cache.
+
+    Attributes:
+      index: its number among all rows.
+      number: that of its class.
+      shard: that of its device, along the axes that rows are spread over.
+      place: its number in its class and device.
+      slots: how many it has.
+      draft: who has it.
+      held_T: int64, the keys of what lies in its slots.
+    """
+
+    index: int
+    number: int
+    shard: int
+    place: int
+    slots: int
+    draft: Draft | None = None
+    held_T: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def shared(self, keys_T: np.ndarray) -> int:
+        """How many of the first tokens it holds already, if that is worth it; never all of them."""
+        if self.held_T[:_WORTH].tobytes() != keys_T[:_WORTH].tobytes():
+            return 0
+        size = min(len(self.held_T), len(keys_T) - 1)
+        equal = self.held_T[:size] == keys_T[:size]
+        count = size if equal.all() else int(np.argmin(equal))
+        return count if count >= max(_WORTH, len(keys_T) // 2) else 0
+
+
+class Scheduler:
+    """Rows and who has or waits for them.
+
+    Args:
+      ladders: sizes; their classes, if any, are the rows.
+      shards: over how many devices rows are spread.
+      tokens: how many slots all rows together may have, where they have no classes.
+    """
+
+    def __init__(self, ladders: Ladders, shards: int, tokens: int):
+        self.ladders, self.shards, self.tokens = ladders, shards, tokens
+        self.jobs: dict[int, Job] = {}
+        self.waiting: list[Job] = []
+        self.reading: list[Draft] = []
+        self.rows: list[Seat] = []
+        self._sizes: set[tuple[int, int]] = set()  # (rows, slots) that there were
+
+    @property
+    def longest(self) -> int:
+        """The most slots that a row may have."""
+        if self.ladders.classes is not None:
+            return max(slots for _, slots in self.ladders.classes)
+        return max(slots for slots in self.ladders.slots if slots * self.ladders.rows[0] <= self.tokens)
+
+    @property
+    def longest_row(self) -> int:
+        """The slots of the longest row that there is."""
+        return max(row.slots for row in self.rows)
+
+    @property
+    def writing(self) -> list[Draft]:
+        """Answers that get tokens."""
+        return [draft for row in self.rows if (draft := row.draft) is not None and not draft.reading]
+
+    def make(self, classes: Sequence[tuple[int, int]]) -> None:
+        """Rows of (rows, slots), in the order of their numbers: those of the first device class by class, then those of
+        the next one."""
+        index = itertools.count()
+        self.rows = [
+            Seat(next(index), number, shard, place, slots)
+            for shard in range(self.shards)
+            for number, (rows, slots) in enumerate(classes)
+            for place in range(rows // self.shards)
+        ]
+
+    def add(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        self.waiting.append(job)
+        self.waiting.sort(key=lambda job: job.order)
+
+    def end(self, draft: Draft) -> bool:
+        """Frees the row of an answer; says whether it was the last one to its request."""
+        draft.ended = True
+        self._leave(draft)
+        if not all(other.ended for other in draft.job.drafts):
+            return False
+        del self.jobs[draft.job.id]
+        self.waiting = [job for job in self.waiting if job is not draft.job]
+        return True
+
+    def put_back(self) -> None:
+        """Lets the answers wait again that are to leave their rows, and whose tokens are all known."""
+        for draft in [row.draft for row in self.rows if row.draft is not None and row.draft.leaving]:
+            if draft.flying == 0:
+                self._wait(draft)
+
+    def forget(self) -> None:
+        """What rows hold was computed with other parameters: prompts that are being read are read again."""
+        for draft in list(self.reading):
+            if draft.reading and draft.row is not None:
+                self._wait(draft)
+        for job in self.waiting:
+            job.ready = False
+        for row in self.rows:
+            row.held_T = row.held_T[:0]
+
+    def size(self) -> tuple[int, int] | None:
+        """(rows, slots) that suit what is asked better than those that there are; None: nothing is to be changed, or
+        rows have classes."""
+        ready = [draft for job in self.waiting if job.ready for draft in job.drafts if draft.waits]
+        busy = [row for row in self.rows if row.draft is not None]
+        if self.ladders.classes is not None or (not ready and (self.waiting or not busy)):
+            return None
+        has = (len(self.rows), self.rows[0].slots) if self.rows else (0, 0)
+        needed = [self._needed(draft) for draft in ready] + [self._needed(row.draft) for row in busy]
+        slots = fit("tokens of prompt and answer", max(needed), self.ladders.slots)
+        if ready:
+            wanted = fit("rows", min(len(needed), self.ladders.rows[-1]), self.ladders.rows)
+            # What rows hold is kept, unless memory is short.
+            longer = max(slots, has[1])
+            slots = longer if wanted <= self._most(longer) else slots
+            rows = min(max(wanted, has[0]), self._most(slots))
+            return None if (rows, slots) == has or rows < len(busy) else (rows, slots)
+        rows, slots = fit("rows", len(needed), self.ladders.rows), has[1]
+        left = max(row.draft.limit - len(row.draft.tokens) for row in busy)
+        worth = (rows, slots) in self._sizes or left >= self.ladders.long
+        return (rows, slots) if rows < has[0] and worth else None
+
+    def resize(self, rows: int, slots: int) -> np.ndarray:
+        """Rows of another size; returns for each of them the number of the row that it was, or one too large."""
+        self._sizes.add((rows, slots))
+        before = self.rows
+        kept = sorted(before, key=lambda row: (row.draft is None, -len(row.held_T)))[:rows]
+        self.make(((rows, slots),))
+        for row, old in zip(self.rows, kept, strict=False):
+            row.draft, row.held_T = old.draft, old.held_T[:slots]
+            if row.draft is not None:
+                row.draft.row = row
+        return np.array([row.index for row in kept] + [len(before)] * (rows - len(kept)), np.int32)
+
+    def seat(self) -> None:
+        """Gives rows to answers that wait."""
+        free = [row for row in self.rows if row.draft is None]
+        blocked = math.inf  # a request that finds no row keeps those that it could take from all that come after it
+        for job in self.waiting:
+            if not job.ready:
+                break
+            for draft in job.drafts:
+                if not draft.waits:
+                    continue
+                fitting = [row for row in free if self._needed(draft) <= row.slots < blocked]
+                if not fitting:
+                    self._make_room(draft)
+                    blocked = min(blocked, self._needed(draft))
+                    break
+                keys_T, least = draft.keys_T, min(row.slots for row in fitting)
+                fitting = [row for row in fitting if row.slots == least]
+                row = max(fitting, key=lambda row: (row.shared(keys_T), -len(row.held_T)))
+                free.remove(row)
+                row.draft, draft.row = draft, row
+                self.reading.append(draft)
+        self.waiting = [job for job in self.waiting if any(draft.waits for draft in job.drafts)]
+
+    def parts(self, chunk: int) -> list[Draft | None]:
+        """Answers whose prompts are read on, as rows of a chunk: of one class, all from their start or none of them,
+        `chunk` tokens while rows are answering. Of every device equally many; None is padding.
+        """
+        self.reading = [draft for draft in self.reading if draft.row is not None and draft.reading]
+        ready = [draft for draft in self.reading if draft.filled is not None]
+        if not ready:
+            return []
+        first = ready[0]
+        alike = [
+            draft
+            for draft in ready
+            if draft.row.number == first.row.number
+            and (draft.filled == 0) == (first.filled == 0)
+            and self.width(draft, chunk) <= self.width(first, chunk)
+        ]
+        room = chunk if self.writing and self.ladders.classes is not None else _TOGETHER
+        shards = [[draft for draft in alike if draft.row.shard == shard] for shard in range(self.shards)]
+        most = min(self.shards * max(map(len, shards)), room // self.width(first, chunk))
+        # No more rows than there are prompts, as far as sizes allow: a row of padding costs as much as a real one.
+        size = max([size for size in self.ladders.together if size <= most], default=self.ladders.together[0])
+        each = size // self.shards
+        return [draft for own in shards for draft in [*own[:each], *[None] * (each - len(own))]]
+
+    def width(self, draft: Draft, chunk: int) -> int:
+        """How many tokens of a prompt are read at once, padding included."""
+        T = fit("prompt tokens", min(chunk, draft.length - draft.filled), self.ladders.prompts)
+        room = draft.row.slots - draft.filled
+        return max([size for size in self.ladders.prompts if size <= min(T, room)], default=self.ladders.prompts[0])
+
+    def starts(self) -> Iterator[tuple[Draft, Seat | None]]:
+        """Answers whose prompts may be begun, and the row that what it holds already of the prompt is taken from; None
+        where that is its own, or nothing."""
+        for draft in self.reading:
+            earlier = draft.job.drafts[: draft.number]
+            if draft.filled is not None or any(other.reading and other.row is not None for other in earlier):
+                continue
+            keys_T, row = draft.keys_T, draft.row
+            near = [other for other in self.rows if other.shard == row.shard]
+            source = max(near, key=lambda other: (other.shared(keys_T), other is row))
+            draft.filled = source.shared(keys_T)
+            row.held_T = keys_T[: draft.filled]
+            yield draft, None if source is row or not draft.filled else source
+
+    def _most(self, slots: int) -> int:
+        """The most rows of so many slots."""
+        fitting = [rows for rows in self.ladders.rows if rows * slots <= self.tokens]
+        return fitting[-1] if fitting else self.ladders.rows[0]
+
+    def _needed(self, draft: Draft) -> int:
+        """Slots that an answer must find."""
+        ahead = draft.limit - len(draft.tokens)
+        ahead = ahead if self.ladders.reserve is None else min(ahead, self.ladders.reserve)
+        return draft.length + ahead - 1
+
+    def _make_room(self, draft: Draft) -> None:
+        """Has the youngest answer leave that has a row which this one needs, if it is younger."""
+        others = [row.draft for row in self.rows if row.draft is not None and row.slots >= self._needed(draft)]
+        if self.ladders.reserve is None or any(other.leaving for other in others):
+            return
+        youngest = max(others, key=lambda other: (other.job.order, other.number), default=draft)
+        if youngest.job.order > draft.job.order:
+            youngest.leaving = True
+
+    def _wait(self, draft: Draft) -> None:
+        self._leave(draft)
+        draft.reading, draft.filled, draft.leaving, draft.job.ready = True, None, False, False
+        if draft.job not in self.waiting:
+            self.waiting.append(draft.job)
+            self.waiting.sort(key=lambda job: job.order)
+
+    def _leave(self, draft: Draft) -> None:
+        row = draft.row
+        if row is None:
+            return
+        if not draft.reading:
+            row.held_T = draft.keys_T[:-1]  # the last token is not in the cache
+        row.draft = draft.row = None
+
+
+def reach_of(length: int, slots: int) -> int:
+    """How many slots attention reads: all of them, or the least half of halves that holds so many tokens."""
+    while slots >= 2 * _NEAR and slots // 2 >= length:
+        slots //= 2
+    return slots
+
+
+def reaches(slots: int) -> list[int]:
+    """All that `reach_of` may say of a row."""
+    return sorted({reach_of(slots >> halves, slots) for halves in range(slots.bit_length())})

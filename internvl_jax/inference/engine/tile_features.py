@@ -1,0 +1,135 @@
+"""The vision tower as the engine uses it: every distinct tile passes it once, and its features are kept by content."""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from internvl_jax.inference.engine.buckets import fit
+from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.row_state import Features
+from internvl_jax.models import InternVLConfig
+from internvl_jax.sharding import Params
+
+_FIRST = 16  # tiles that there is room for at first
+
+
+def digest(tile_HWC: np.ndarray) -> bytes:
+    """The name of a tile's content."""
+    return hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=16).digest()
+
+
+class TileFeatures:
+    """Features of tiles on the device, by the tiles' content; the longest unused ones make room for new ones.
+
+    Args:
+      config: the model's config.
+      dtype: the dtype of features.
+      programs: the model's programs.
+      sizes: the numbers of tiles that may be encoded together.
+      capacity: how many tiles are kept, at most.
+    """
+
+    def __init__(
+        self, config: InternVLConfig, dtype: jnp.dtype, programs: Programs, sizes: tuple[int, ...], capacity: int
+    ):
+        compressed = 0 if config.flash is None else config.tokens_per_compressed_tile
+        self._shape = (config.tokens_per_tile + compressed, config.text.width)
+        self._flash, self._dtype, self.programs, self._sizes = config.flash is not None, dtype, programs, sizes
+        self.capacity, self._side = capacity, config.vision.image_size
+        self.encoded = 0  # tiles that passed the tower
+        self._kept: frozenset[bytes] = frozenset()
+        self._pins: dict[int, frozenset[bytes]] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all features: they belong to other parameters."""
+        self._places: collections.OrderedDict[bytes, int] = collections.OrderedDict()
+        self._probabilities: dict[bytes, float] = {}
+        self._free: list[int] = []
+        self.pool_GPD = jnp.zeros((0, *self._shape), self._dtype)
+        self.reserve(1)
+
+    def reserve(self, tiles: int) -> None:
+        """Makes room for so many tiles at a time."""
+        there, unit = len(self.pool_GPD), self._sizes[0]
+        if tiles > there:
+            size = max(tiles, min(max(2 * there, _FIRST), self.capacity))
+            size = -(-size // unit) * unit
+            self.pool_GPD = self.programs.widen(self.pool_GPD, size=size)
+            self._free += range(there, size)
+
+    def warm_up(self, params: Params) -> None:
+        """Takes all memory that tiles may have, and compiles for every number of tiles."""
+        self.reserve(self.capacity)
+        side = self._side
+        for size in self._sizes:
+            features = self.programs.encode(params, np.zeros((size, side, side, 3), np.uint8))
+            nowhere_G = np.full(size, 1 << 30, np.int32)
+            self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, nowhere_G)
+
+    def missing(self, names: Sequence[bytes]) -> list[bytes]:
+        """Those whose features are not there, each once."""
+        return [name for name in dict.fromkeys(names) if name not in self._places]
+
+    def pin(self, owner: int, names: Sequence[bytes]) -> None:
+        """Keeps features that are there or will be, until their owner lets them go."""
+        self._pins[owner] = frozenset(names)
+
+    def unpin(self, owner: int) -> None:
+        """Lets go of an owner's features."""
+        self._pins.pop(owner, None)
+
+    @property
+    def pinned(self) -> int:
+        """How many tiles may not be forgotten."""
+        return len(frozenset().union(*self._pins.values()))
+
+    def places(self, names: Sequence[bytes]) -> list[int]:
+        """Where features lie in the pool."""
+        for name in names:
+            self._places.move_to_end(name)
+        return [self._places[name] for name in names]
+
+    def index(self, names: Sequence[bytes], sources_T: np.ndarray) -> np.ndarray:
+        """int32: for every image token of a prompt, or of a part of it, the place of its feature in the flat pool.
+
+        Args:
+          sources_T: see `Seen`.
+        """
+        sources_P = sources_T[sources_T >= 0]
+        if not len(sources_P):
+            return sources_P.astype(np.int32)
+        width = self.pool_GPD.shape[1]
+        places = np.array(self.places(names), np.int32)
+        return (places[sources_P // width] * width + sources_P % width).astype(np.int32)
+
+    def probabilities(self, names: Sequence[bytes]) -> np.ndarray:
+        """float32 `[G]`, of a Flash model: may the tiles be compressed?"""
+        return np.array([self._probabilities[name] for name in names], np.float32)
+
+    def encode(self, params: Params, tiles: dict[bytes, np.ndarray]) -> None:
+        """Puts features of tiles that are missing into the pool; all of them must have room beside the pinned ones."""
+        self._kept = frozenset().union(*self._pins.values())
+        self.reserve(len(self._kept.intersection(self._places)) + len(tiles))
+        names, largest = list(tiles), self._sizes[-1]
+        for start in range(0, len(names), largest):
+            part = names[start : start + largest]
+            size = fit("image tiles", len(part), self._sizes)
+            tiles_GHWC = np.stack([tiles[name] for name in part] + [tiles[part[0]]] * (size - len(part)))
+            features: Features = self.programs.encode(params, tiles_GHWC)
+            places_G = np.array([self._room() for _ in part] + [1 << 30] * (size - len(part)), np.int32)
+            self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, places_G)
+            if self._flash:
+                self._probabilities |= zip(part, np.asarray(features.probability_G).tolist(), strict=False)
+            self._places |= zip(part, places_G.tolist(), strict=False)
+            self.encoded += len(part)
+
+    def _room(self) -> int:
+        if not self._free:
+            oldest = next(name for name in self._places if name not in self._kept)
+            self._free.append(self._places.pop(oldest))
+            self._probabilities.pop(oldest, None)
+        return self._free.pop()

@@ -1,0 +1,358 @@
+"""The engine: cached = full, joined = alone; chunks, neighbours and meshes change nothing; nothing compiles later."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoint_convert.released import load_bare, load_model
+from internvl_jax.errors import InputError
+from internvl_jax.evaluation import compare, image_token_id, read_case
+from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Vocabulary
+from internvl_jax.inference.engine.requests import pad
+from internvl_jax.models import token_logprobs
+from internvl_jax.models.transforms.unstack import unstack_params
+from internvl_jax.sharding import bind
+
+LADDERS = Ladders(rows=(1, 4), prompts=(16, 32), together=(1, 4), tiles=(1, 5), slots=(64,))
+CLASSES = dataclasses.replace(LADDERS, classes=((2, 64), (2, 96)), chunk=32)
+GREEDY = SamplingParams(max_new_tokens=7)
+
+
+def request(processor, seed, tiles, words, sampling=GREEDY):
+    rng = np.random.default_rng(seed)
+    context = [processor.tokenizer.image_context] * (4 * tiles)
+    tokens = np.array([*context, *rng.integers(0, 250, words)], np.int32)
+    return Request(tokens, rng.integers(0, 255, (tiles, 28, 28, 3), dtype=np.uint8), sampling)
+
+
+def run(engine, requests):
+    return [answer for (answer,) in engine.run(requests)]
+
+
+@pytest.fixture(scope="module")
+def mixed(processor):
+    sampled = SamplingParams(max_new_tokens=9, temperature=1.0, seed=11, top_k=50, top_p=0.95)
+    return [
+        request(processor, 0, 2, 11),
+        request(processor, 1, 0, 5, sampled),
+        request(processor, 2, 3, 17, dataclasses.replace(sampled, seed=12, top_p=1.0)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(processor):
+    return Vocabulary.of(processor)
+
+
+@pytest.fixture(scope="module")
+def engine(structure, params, vocabulary):
+    """Of two classes of rows, and chunks of 32 tokens: programs for everything are there."""
+    engine = Engine(bind(structure[0], params), vocabulary, CLASSES)
+    engine.warm_up()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def answers(engine, mixed):
+    return [run(engine, [row])[0] for row in mixed]
+
+
+def test_greedy_tokens_equal_the_reference(golden):
+    case = golden / "chat_qwen3_github"
+    meta = json.loads((case / "meta.json").read_text())
+    inputs, outputs = np.load(case / "inputs.npz"), np.load(case / "outputs.npz")
+    image = meta["img_context_token_id"]
+    model = load_model(case, "float32", image_token_id=image)
+    vocabulary = Vocabulary(320, (image, meta["img_start_token_id"], meta["img_end_token_id"]), ())
+    engine = Engine(model, vocabulary, Ladders(chunk=16))
+    tiles = np.split(inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"].ravel() == 1], [2])
+    rows = zip(inputs["prompt_input_ids"], inputs["prompt_attention_mask"], strict=True)
+    prompts = [tokens[mask == 1] for tokens, mask in rows]  # the reference pads on the left
+
+    def answer(stops):
+        sampling = SamplingParams(max_new_tokens=24, stop_token_ids=stops)
+        return run(engine, [Request(*pair, sampling) for pair in zip(prompts, tiles, strict=True)])
+
+    assert answer(()) == outputs["greedy_tokens"].tolist()
+    stop = meta["eos_for_greedy_tokens_eos"]
+    wanted = [row[: row.index(stop) + 1] for row in outputs["greedy_tokens_eos"].tolist()]
+    assert answer((stop,)) == wanted
+
+
+def test_neighbours_that_join_and_leave_change_nothing(engine, processor, mixed, answers):
+    rng = np.random.default_rng(3)
+    ids, found = {}, {}
+    waiting = [(number, row) for number, row in enumerate(mixed)] + [
+        (None, request(processor, seed, seed % 3, 3 + 2 * seed, SamplingParams(1 + 2 * seed, 1.0, seed=seed)))
+        for seed in range(7)
+    ]
+    rng.shuffle(waiting)
+    while waiting or engine.busy:
+        if waiting and rng.random() < 0.4:
+            number, row = waiting.pop()
+            ids[engine.add(row)] = number
+        for token in engine.step(most=int(rng.integers(1, 4))):
+            found.setdefault(ids[token.id], []).append(token.token)
+    assert [found[number] for number in range(len(mixed))] == answers
+
+
+def test_other_sizes_and_chunks_change_nothing(structure, params, vocabulary, mixed, answers):
+    for chunk in (16, 4096):
+        grows = Engine(bind(structure[0], params), vocabulary, dataclasses.replace(LADDERS, chunk=chunk, piece=3))
+        assert run(grows, mixed) == answers
+        assert run(grows, mixed[1:2]) == answers[1:2]
+
+
+def told(engine, requests):
+    """The tokens of every request, as the engine tells them."""
+    ids = [engine.add(row) for row in requests]
+    found = {id: [] for id in ids}
+    while engine.busy:
+        for token in engine.step():
+            found[token.id].append(token)
+    return list(found.values())
+
+
+def test_log_probabilities_are_those_of_one_pass(engine, structure, params, mixed):
+    @jax.jit
+    def score(params, tokens_BT, tiles_GHWC, segments_BT, targets_BT):
+        model = bind(structure[0], params)
+        positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+        out = model(tokens_BT, tiles_GHWC, jnp.arange(3) < len(row.tiles_GHWC), segments_BT, positions_BT)
+        return token_logprobs(out.hidden_BTD, model.lm.head_VD, targets_BT, 512)
+
+    for row, tokens in zip(mixed, told(engine, mixed), strict=True):
+        whole_T = np.concatenate([row.tokens_T, [token.token for token in tokens]]).astype(np.int32)
+        tokens_BT = pad(whole_T, 48)[None]
+        tiles_GHWC = pad(row.tiles_GHWC, 3)
+        segments_BT = (np.arange(48)[None] < len(whole_T)).astype(np.int32)
+        scores = score.__wrapped__(params, tokens_BT, tiles_GHWC, segments_BT, np.roll(tokens_BT, -1, axis=1))
+        wanted = scores[0, len(row.tokens_T) - 1 : len(whole_T) - 1]
+        np.testing.assert_allclose([token.logprob for token in tokens], wanted, atol=1e-4)
+
+
+def test_a_second_turn_reads_what_is_new(structure, params, vocabulary, processor):
+    engine = Engine(bind(structure[0], params), vocabulary, LADDERS)
+    first = request(processor, 0, 3, 12, SamplingParams(max_new_tokens=5))
+    (said,) = run(engine, [first])
+    more = np.random.default_rng(1).integers(0, 250, 4)
+    second = dataclasses.replace(first, tokens_T=np.concatenate([first.tokens_T, said, more]).astype(np.int32))
+    before, tiles = engine.prefilled, engine.tiles.encoded
+    assert before == len(first.tokens_T) and tiles == 3
+    (answer,) = run(engine, [second])
+    assert engine.prefilled - before == 1 + len(more) and engine.tiles.encoded == tiles  # the last token is not cached
+    fresh = Engine(bind(structure[0], params), vocabulary, LADDERS)
+    assert run(fresh, [second]) == [answer]
+    other = dataclasses.replace(second, tiles_GHWC=request(processor, 9, 3, 1).tiles_GHWC)
+    assert run(engine, [other]) == run(fresh, [other]) != [answer]
+    engine.params = {path: leaf * 1 for path, leaf in engine.params.items()}
+    before = engine.prefilled
+    assert run(engine, [second]) == [answer] and engine.prefilled - before == len(second.tokens_T)
+
+
+def test_answers_to_one_prompt_share_what_was_read(engine, processor):
+    sampling = SamplingParams(max_new_tokens=8, temperature=1.0)
+    row = request(processor, 5, 3, 19, sampling)
+    alone = [run(engine, [dataclasses.replace(row, seeds=(seed,))])[0] for seed in (3, 4, 5)]
+    (group,) = engine.run([dataclasses.replace(row, seeds=(3, 4, 5))])
+    assert group == alone and len(set(map(tuple, group))) == 3
+    fresh = dataclasses.replace(request(processor, 6, 3, 19, sampling), seeds=(3, 4, 5))
+    before = engine.prefilled
+    engine.run([fresh])
+    assert engine.prefilled - before == len(fresh.tokens_T) + 2
+
+
+def test_what_some_rows_ask_for_changes_no_other_row(engine, processor, mixed, answers):
+    greedy = request(processor, 3, 1, 9, SamplingParams(max_new_tokens=12))
+    (plain,) = run(engine, [greedy])
+
+    def asked(**changes):
+        return dataclasses.replace(greedy, sampling=dataclasses.replace(greedy.sampling, **changes))
+
+    forced = 200
+    rows = [
+        asked(repetition_penalty=1e6),
+        asked(frequency_penalty=2.0, logit_bias=((plain[0], 1.0),)),
+        asked(logit_bias=((forced, 100.0),)),
+        asked(stop_token_ids=(plain[0], plain[1]), min_tokens=4),
+        dataclasses.replace(greedy, allow=lambda tokens: np.array([0b1100 << (len(tokens) % 2)] + [0] * 9, np.int32)),
+        asked(logprobs=5),
+    ]
+    alone = [run(engine, [row])[0] for row in rows]
+    assert run(engine, [*mixed, *rows]) == [*answers, *alone]
+    never_again, _, always, late, allowed, told_best = alone
+    assert len(set(never_again)) == 12 and not set(never_again) & set(greedy.tokens_T.tolist())
+    assert always == [forced] * 12 and told_best == plain
+    assert len(late) >= 4 and not {plain[0], plain[1]} & set(late[:4])
+    assert all(token in ((2, 3), (3, 4))[number % 2] for number, token in enumerate(allowed))
+    (tokens,) = told(engine, [rows[-1]])
+    assert [token.best[0] for token in tokens] == [(token.token, token.logprob) for token in tokens]
+    assert all(
+        len(token.best) == 5 and list(token.best) == sorted(token.best, key=lambda pair: -pair[1]) for token in tokens
+    )
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_stacked_layers_and_layers_apart_answer_the_same(structure, params, vocabulary, mixed, answers, apart):
+    engine = Engine(bind(structure[0], params), vocabulary, LADDERS, apart=apart)
+    assert run(engine, mixed[1:2]) == answers[1:2]
+
+
+def test_layers_apart_share_the_memory_of_the_stack():
+    stacked = {"lm.layers.mlp.up.weight": jnp.arange(3 * 32 * 64.0).reshape(3, 32, 64), "vit.cls": jnp.ones(5)}
+    apart = unstack_params(stacked)
+    start = stacked["lm.layers.mlp.up.weight"].unsafe_buffer_pointer()
+    for index in range(3):
+        part = apart[f"lm.layers.{index}.mlp.up.weight"]
+        np.testing.assert_array_equal(part, stacked["lm.layers.mlp.up.weight"][index])
+        assert part.unsafe_buffer_pointer() == start + index * part.nbytes
+    assert apart["vit.cls"] is stacked["vit.cls"] and len(apart) == 4
+
+
+def test_the_state_is_donated(engine, mixed):
+    before = engine._runner._state.cache.k[0]
+    run(engine, mixed)
+    assert before.is_deleted()
+
+
+def test_stops(engine, mixed, answers):
+    stop = answers[2][4]
+    rows = [
+        dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, stop_token_ids=(stop,))) for row in mixed
+    ]
+    wanted = [answer[: answer.index(stop) + 1] if stop in answer else answer for answer in answers]
+    assert run(engine, rows) == wanted
+    assert len(wanted[2]) <= 5
+    ends = [tokens[-1].end for tokens in told(engine, rows)]
+    assert ends == ["stop" if stop in answer else "length" for answer in answers]
+
+
+def test_dropped_answers_are_told_no_more_and_free_their_rows(engine, mixed, answers):
+    for _ in range(12):
+        id, other = engine.add(mixed[2]), engine.add(mixed[0])
+        engine.step(most=1)
+        engine.step(most=1)
+        engine.drop(id)
+        found = []
+        while engine.busy:
+            found += engine.step()
+        assert {token.id for token in found} == {other}
+    assert all(row.draft is None for row in engine._scheduler.rows) and not engine.tiles.pinned
+    assert run(engine, mixed) == answers
+
+
+def test_image_tokens_and_unused_rows_are_never_written(engine, processor):
+    hot = SamplingParams(max_new_tokens=40, temperature=100.0)
+    rows = [request(processor, i, 0, 3, dataclasses.replace(hot, seed=i)) for i in range(4)]
+    tokens = {token for answer in run(engine, rows) for token in answer}
+    tokenizer = processor.tokenizer
+    assert not tokens & {tokenizer.image_context, tokenizer.image_start, tokenizer.image_end}
+    assert max(tokens) < tokenizer.vocab_size and len(tokens) > 60
+
+
+def test_the_picture_matters_and_equal_pictures_are_encoded_once(engine, processor):
+    first = request(processor, 20, 2, 9)
+    other = dataclasses.replace(first, tiles_GHWC=request(processor, 21, 2, 9).tiles_GHWC)
+    before = engine.tiles.encoded
+    a, b, c = run(engine, [first, other, first])
+    assert a == c != b
+    assert engine.tiles.encoded - before == 4
+
+
+def test_pictures_that_were_forgotten_are_encoded_again(structure, params, vocabulary, processor):
+    engine = Engine(bind(structure[0], params), vocabulary, LADDERS, tile_bytes=5 * 4 * 40 * 4)
+    assert engine.tiles.capacity == 5
+    rows = [request(processor, seed, 2, 9) for seed in range(4)]
+    answers = run(engine, rows)
+    assert len(set(map(tuple, answers))) == 4 and engine.tiles.encoded == 8
+    assert run(engine, rows[:1]) == answers[:1] and engine.tiles.encoded == 10
+
+
+def test_what_outgrows_its_row_moves_or_waits_and_goes_on(structure, params, vocabulary, processor):
+    """Rows are given away with room for 4 tokens: long answers move to longer rows, young ones make room for them."""
+    drawn = SamplingParams(max_new_tokens=40, temperature=1.0)
+    rows = [request(processor, seed, seed % 3, 9, dataclasses.replace(drawn, seed=seed)) for seed in range(6)]
+    wanted = run(Engine(bind(structure[0], params), vocabulary, LADDERS), rows)
+    ladders = dataclasses.replace(LADDERS, classes=((3, 32), (1, 64)), reserve=4)
+    engine = Engine(bind(structure[0], params), vocabulary, ladders)
+    before = sum(len(row.tokens_T) for row in rows)
+    assert run(engine, rows) == wanted
+    assert engine.prefilled > before + len(rows)  # some were read again
+    assert all(row.draft is None for row in engine._scheduler.rows) and not engine.tiles.pinned
+
+
+def test_higher_priority_comes_first(engine, processor):
+    rows = [request(processor, seed, 0, 9, SamplingParams(max_new_tokens=3)) for seed in range(8)]
+    ids = [engine.add(dataclasses.replace(row, priority=-number)) for number, row in enumerate(rows)]
+    first: dict[int, int] = {}
+    for step in range(100):
+        for token in engine.step(most=1):
+            first.setdefault(token.id, step)
+        if not engine.busy:
+            break
+    assert max(first[id] for id in ids[4:]) < min(first[id] for id in ids[:4])
+
+
+def test_nothing_compiles_after_warm_up(engine, processor):
+    programs = engine.num_compiled
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    rng = np.random.default_rng(0)
+    for i in range(100):
+        sampling = SamplingParams(max_new_tokens=1 + i % 5, temperature=float(i % 3), seed=i, top_k=i % 4)
+        for _ in range(3):
+            tiles, words = rng.integers(0, 3), rng.integers(1, 60)
+            engine.add(request(processor, i, int(tiles), int(words), sampling))
+        engine.step(most=1 + i % 3)
+    while engine.busy:
+        engine.step()
+    assert engine.num_compiled == programs and not compiled
+    jax.jit(lambda x: x * 17.3)(1.0)
+    assert compiled  # the listener would have seen it
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens_T": np.arange(5, dtype=np.int32)}, "0 image tokens, its 2 tiles need 8"),
+        ({"tokens_T": np.zeros(0, np.int32)}, "no tokens"),
+        ({"tokens_T": np.full(3, 10**6, np.int32)}, "a token outside of 0 to"),
+        ({"sampling": SamplingParams(max_new_tokens=500)}, "more than the 96 that a row holds"),
+        ({"sampling": SamplingParams(max_new_tokens=5, stop_token_ids=tuple(range(20)))}, "stop tokens"),
+    ],
+)
+def test_bad_requests(engine, processor, change, message):
+    with pytest.raises(InputError, match=message):
+        engine.add(dataclasses.replace(request(processor, 0, 2, 9), **change))
+
+
+def test_a_foreign_tokenizer(model):
+    with pytest.raises(InputError, match="999"):
+        Engine(model, Vocabulary(999, (), ()))
+
+
+MESHES = {
+    "tensor=2": {"tensor": 2},
+    "tensor=4": {"tensor": 4},
+    "data=2,tensor=2": {"data": 2, "tensor": 2},
+    "expert=2,tensor=2": {"expert": 2, "tensor": 2},
+}
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("case", ["chat_qwen3_github", "hf_qwen3moe", "hf_gptoss"])
+def test_any_mesh_answers_as_recorded(golden, case, sizes):
+    inputs, outputs, meta = read_case(golden / case)
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=jax.devices()[: math.prod(sizes.values())])
+    model = load_bare(golden / case, "float32", image_token_id(meta), mesh)
+    names = ("greedy_tokens", "greedy_tokens_eos", "greedy_scores")
+    inputs = {name: array for name, array in inputs.items() if name != "labels"}  # answers alone are compared here
+    report = compare(model, inputs, {name: outputs[name] for name in names}, chunk=16)
+    assert report["greedy_tokens_equal"] and report["greedy_tokens_eos_equal"], report
