@@ -162,7 +162,8 @@ class Scheduler:
         """The most slots that a row may have."""
         if self.ladders.classes is not None:
             return max(slots for _, slots in self.ladders.classes)
-        return max(slots for slots in self.ladders.slots if slots * self.ladders.rows[0] <= self.tokens)
+        fitting = (slots for slots in self.ladders.slots if slots * self.ladders.rows[0] <= self.tokens)
+        return max(fitting, default=self.ladders.slots[0])
 
     @property
     def longest_row(self) -> int:

@@ -271,6 +271,8 @@ def test_pictures_that_were_forgotten_are_encoded_again(structure, params, vocab
     answers = run(engine, rows)
     assert len(set(map(tuple, answers))) == 4 and engine.tiles.encoded == 8
     assert run(engine, rows[:1]) == answers[:1] and engine.tiles.encoded == 10
+    with pytest.raises(InputError, match="the request has 6 tiles, more than the 5 that are kept at a time"):
+        engine.add(request(processor, 0, 6, 9))
 
 
 def test_what_outgrows_its_row_moves_or_waits_and_goes_on(structure, params, vocabulary, processor):
