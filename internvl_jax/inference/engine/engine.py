@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvl_jax import sharding
+from internvl_jax import interrupts, sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
@@ -196,6 +196,11 @@ class Engine:
         Args:
           most: how many tokens a row may get in this step; by default `Ladders.piece`.
         """
+        # A program takes over the state that it is called with: broken off there, nothing would be left of it.
+        with interrupts.held():
+            return self._step(self.ladders.piece if most is None else most)
+
+    def _step(self, most: int) -> list[Token]:
         told = self._collect() if self._held() else []
         with sharding.placed(self._place):
             self._scheduler.put_back()
@@ -203,7 +208,7 @@ class Engine:
             if (size := self._scheduler.size()) is not None:
                 self._resize(*size)
             self._scheduler.seat()
-            calls = [*self._read(), *self._decode(self.ladders.piece if most is None else most)]
+            calls = [*self._read(), *self._decode(most)]
         told += self._collect()
         self._calls = calls
         return told

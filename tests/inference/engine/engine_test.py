@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +245,24 @@ def test_dropped_answers_are_told_no_more_and_free_their_rows(engine, mixed, ans
             found += engine.step()
         assert {token.id for token in found} == {other}
     assert all(row.draft is None for row in engine._scheduler.rows) and not engine.tiles.pinned
+    assert run(engine, mixed) == answers
+
+
+def test_ctrl_c_ends_a_step_and_loses_nothing(engine, mixed, answers, monkeypatch, ctrl_c):
+    id, programs = engine.add(mixed[2]), engine._runner.programs
+    decode = programs.decode
+
+    def pressed(*arguments, **sizes):
+        out = decode(*arguments, **sizes)  # has taken over the state
+        os.kill(os.getpid(), signal.SIGINT)
+        return out
+
+    monkeypatch.setattr(programs, "decode", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        while engine.busy:
+            engine.step()
+    monkeypatch.undo()
+    engine.drop(id)
     assert run(engine, mixed) == answers
 
 
