@@ -80,5 +80,5 @@ def test_another_axis_across_slices_is_refused():
     with pytest.raises(InputError, match="the devices lie in 3 slices, but the mesh has data=2; make data a multiple"):
         mesh._grid([2, 6, 1, 1, 1], chips)
     # Hosts of GPUs count as slices too, and fsdp may cross them.
-    gpus = [dataclasses.replace(chip, platform="gpu") for chip in chips]
+    gpus = [dataclasses.replace(chip, platform="gpu", device_kind="NVIDIA H100") for chip in chips]
     assert mesh._grid([1, 12, 1, 1, 1], gpus).shape == (1, 12, 1, 1, 1)
