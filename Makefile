@@ -44,6 +44,7 @@ docs:
 
 bench: $(BIN)/.internvl-bench
 	$(BIN)/python -m launch.bench_inference
+	$(BIN)/python -m launch.bench_batch
 	$(BIN)/python -m launch.bench_rollout
 	$(BIN)/python -m launch.bench_stages
 	$(BIN)/python -m launch.bench_train

@@ -1,5 +1,7 @@
 """The JAX process: the same engine and train step that `launch.chat` and `launch.train` run."""
 
+import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -13,20 +15,26 @@ from benchmarks import workload
 from benchmarks.answering import Actions, seconds, serve
 from checkpoint_convert import load_model
 from internvl_jax.data import Batch
-from internvl_jax.inference import Engine, Part, Request, Sampler, SamplingParams, Vocabulary, fit
+from internvl_jax.inference import Engine, Ladders, Part, Request, Sampler, SamplingParams, Token, Vocabulary, fit
+from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 from internvl_jax.training import DataConfig, OptimConfig, RunConfig, TrainConfig, build
 
 
 def load(arguments: dict[str, Any]) -> Actions:
     """The actions of a task; see `inference`, `rollout` and `train` for their arguments."""
-    tasks: dict[str, Callable[..., Actions]] = {"inference": _inference, "rollout": _rollout, "train": _train}
+    tasks: dict[str, Callable[..., Actions]] = {
+        "inference": _inference,
+        "batch": _batch,
+        "rollout": _rollout,
+        "train": _train,
+    }
     return tasks[arguments.pop("task")](**arguments)
 
 
 def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int, new: int) -> Actions:
     model = load_model(directory, dtype)
-    engine = Engine(model, Vocabulary(size=model.config.text.vocab, banned=(), stops=()))
+    engine = _engine(model, None)
     del model
     programs, params = engine.tiles.programs, engine.params
     tokens_T, tiles_GHWC = workload.prompt(config, prompt, tiles)
@@ -59,6 +67,65 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
         "prefill": lambda: seconds(prefill),
         "decode": generate,
     }
+
+
+def _batch(
+    directory: str, config: dict, requests: int, prompts: tuple[int, int], answers: tuple[int, int], rows: int
+) -> Actions:
+    model = load_model(directory, "float32")
+    engine, turns = _engine(model, None), itertools.count()
+
+    def asked() -> list[Request]:
+        """Other words and pictures each time: what the engine keeps is of no use for them."""
+        return [
+            Request(tokens_T, tiles_GHWC, SamplingParams(max_new_tokens=new))
+            for tokens_T, tiles_GHWC, new in workload.mixed(config, requests, prompts, answers, next(turns))
+        ]
+
+    def batch() -> dict[str, Any]:
+        few = asked()
+        start = time.perf_counter()
+        found = engine.run(few)
+        return {"seconds": time.perf_counter() - start, "tokens": [tokens for (tokens,) in found]}
+
+    def arrival() -> dict[str, Any]:
+        nonlocal engine
+        chunk, slots = min(256, prompts[0]), -(-sum((prompts[1], answers[1])) // 64) * 64
+        ladders = Ladders(prompts=(chunk,), together=(1,), tiles=(1,), slots=(slots,), classes=((rows + 1, slots),))
+        engine = _engine(model, dataclasses.replace(ladders, chunk=chunk))
+        engine.warm_up()
+        few = sorted(asked(), key=lambda request: len(request.tokens_T))
+        ids, writing = [engine.add(_for(few[number], answers[1])) for number in range(rows)], set[int]()
+        while len(writing) < rows:
+            writing |= {token.id for token in engine.step(most=1)}
+        alone = [_step(engine)[0] for _ in range(16)]
+        late, beside = engine.add(few[-1]), []
+        while True:
+            seconds, told = _step(engine)
+            beside.append(seconds)
+            if any(token.id == late for token in told):
+                break
+        for id in (*ids, late):
+            engine.drop(id)
+        found = {"decode_s": float(np.median(alone)), "longest_step_s": max(beside), "first_token_s": sum(beside)}
+        found = {key: round(value, 4) for key, value in found.items()}
+        return found | {"prompt": len(few[-1].tokens_T), "chunk": chunk}
+
+    return {"batch": batch, "arrival": arrival}
+
+
+def _engine(model: InternVL, ladders: Ladders | None) -> Engine:
+    return Engine(model, Vocabulary(size=model.config.text.vocab, banned=(), stops=()), ladders)
+
+
+def _for(request: Request, tokens: int) -> Request:
+    return dataclasses.replace(request, sampling=SamplingParams(max_new_tokens=tokens))
+
+
+def _step(engine: Engine) -> tuple[float, list[Token]]:
+    start = time.perf_counter()
+    told = engine.step(most=1)
+    return time.perf_counter() - start, told
 
 
 def _rollout(directory: str, config: dict, prompt: int, tiles: int, group: int, new: int) -> Actions:

@@ -26,7 +26,12 @@ def load(arguments: dict[str, Any]) -> Actions:
             "`pip install '.[bench]'`, or give an interpreter that has them with --torch_python"
         ) from None
     task = arguments.pop("task")
-    tasks: dict[str, Callable[..., Actions]] = {"inference": _inference, "rollout": _rollout, "train": _train}
+    tasks: dict[str, Callable[..., Actions]] = {
+        "inference": _inference,
+        "batch": _batch,
+        "rollout": _rollout,
+        "train": _train,
+    }
     return {"make": _make, **tasks}[task](torch, transformers, **arguments)
 
 
@@ -107,6 +112,50 @@ def _inference(
         return model.get_image_features(pixel_values=pixels)
 
     return {"vision": lambda: seconds(vision), "prefill": lambda: seconds(prefill), "decode": generate}
+
+
+def _batch(
+    torch: ModuleType,
+    transformers: ModuleType,
+    directory: str,
+    config: dict,
+    requests: int,
+    prompts: tuple[int, int],
+    answers: tuple[int, int],
+    rows: int,
+) -> Actions:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _read(torch, transformers, directory, "float32").eval().to(device)
+    asked = workload.mixed(config, requests, prompts, answers, 1)
+
+    @torch.inference_mode()
+    def answered(few: list, new: int) -> list[list[int]]:
+        longest = max(len(tokens_T) for tokens_T, _, _ in few)
+        tokens = torch.zeros((len(few), longest), dtype=torch.int64)
+        mask = torch.zeros_like(tokens)
+        for row, (tokens_T, _, _) in enumerate(few):
+            tokens[row, longest - len(tokens_T) :] = torch.from_numpy(tokens_T.astype(np.int64))
+            mask[row, longest - len(tokens_T) :] = 1
+        pixels = _pixels(torch, np.concatenate([tiles_GHWC for _, tiles_GHWC, _ in few]), model.dtype)
+        out = model.generate(
+            input_ids=tokens.to(device),
+            attention_mask=mask.to(device),
+            pixel_values=pixels.to(device),
+            do_sample=False,
+            max_new_tokens=new,
+            eos_token_id=None,
+            pad_token_id=0,
+        ).cpu()
+        return [row[longest : longest + own].tolist() for row, (_, _, own) in zip(out, few, strict=True)]
+
+    def batch() -> dict[str, Any]:
+        start, found = time.perf_counter(), []
+        for first in range(0, len(asked), rows):
+            few = asked[first : first + rows]
+            found += answered(few, max(new for _, _, new in few))
+        return {"seconds": time.perf_counter() - start, "tokens": found}
+
+    return {"batch": batch, "warm": lambda: {"tokens": answered(asked[:1], 2)}}
 
 
 def _rollout(

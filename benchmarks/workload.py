@@ -75,3 +75,20 @@ def prompt(config: dict, tokens: int, tiles: int) -> tuple[np.ndarray, np.ndarra
     tokens_T[4 : 4 + image] = token
     size = config["vision_config"]["image_size"][0]
     return tokens_T, random.integers(0, 256, (tiles, size, size, 3), dtype=np.uint8)
+
+
+def mixed(
+    config: dict, requests: int, prompts: tuple[int, int], answers: tuple[int, int], turn: int
+) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """(tokens, one tile, tokens of the answer) of requests whose lengths lie between two bounds: the same lengths at
+    every turn, and other words and pictures.
+    """
+    lengths, random = np.random.default_rng(1), np.random.default_rng((2, turn))
+    vocab, found = config["text_config"]["vocab_size"], []
+    for _ in range(requests):
+        length, new = (int(lengths.integers(low, high + 1)) for low, high in (prompts, answers))
+        tokens_T, tiles_GHWC = prompt(config, length, 1)
+        words_T = tokens_T != config["image_token_id"]
+        tokens_T[words_T] = random.integers(config["image_token_id"] + 1, vocab, words_T.sum())
+        found.append((tokens_T, random.integers(0, 256, tiles_GHWC.shape, dtype=np.uint8), new))
+    return found

@@ -17,10 +17,9 @@ from internvl_jax.data import split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import router_overlay
 from internvl_jax.files import whole_file
-from internvl_jax.inference import Answer, complete, terminal
+from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, checkpoint, paths
-from launch import main as launcher
+from launch import answering, paths, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _IMAGE = flags.DEFINE_multi_string("image", [], "picture for the (first) question; may be given several times")
@@ -36,19 +35,18 @@ def main(argv: list[str]) -> None:
         if _PROMPT.value is None:
             raise InputError("--router_picture draws the pictures of one question; give it with --prompt")
         paths.check_folder(_PICTURE.value, "router_picture")
-    model, processor = checkpoint.load()
-    processor = answering.adjusted(processor)
-    if _PROMPT.value is None:
-        settings = {**vars(sampling), "thinking": answering.THINKING.value, "thresholds": thresholds}
-        terminal.converse(model, processor, settings, _IMAGE.value)
-        return
-    if _PICTURE.value:
-        drawn = router_overlay(model, processor, _IMAGE.value, thresholds)
-        with whole_file(_PICTURE.value) as temporary:
-            drawn.save(temporary, "png")
-    messages = [terminal.message(_PROMPT.value, _IMAGE.value)]
-    with terminal.saying("compiling, then answering"):
-        answer = complete(model, processor, messages, sampling, thresholds)
+    with together.opened() as (model, processor):
+        if _PROMPT.value is None:
+            settings = {**vars(sampling), "thinking": answering.THINKING.value, "thresholds": thresholds}
+            converse(model, processor, settings, _IMAGE.value)
+            return
+        if _PICTURE.value:
+            drawn = router_overlay(model, processor, _IMAGE.value, thresholds)
+            with whole_file(_PICTURE.value) as temporary:
+                drawn.save(temporary, "png")
+        messages = [message(_PROMPT.value, _IMAGE.value)]
+        with saying("compiling, then answering"):
+            answer = complete(model, processor, messages, sampling, thresholds)
     if model.config.flash is not None:
         _tell_tokens(answer, model.config)
     print(answer.text if answering.THINKING.value else split_thinking(answer.text)[1])
@@ -61,4 +59,4 @@ def _tell_tokens(answer: Answer, config: InternVLConfig) -> None:
 
 
 if __name__ == "__main__":
-    launcher.run(main)
+    together.run(main)

@@ -11,7 +11,7 @@ import internvl_jax as ivl
 from checkpoint_convert import load_released, read_model_config
 from internvl_jax import compilation_cache
 from internvl_jax.data import Processor
-from internvl_jax.inference import terminal
+from internvl_jax.inference import saying
 from internvl_jax.models import InternVL, InternVLConfig
 from internvl_jax.validation import read_json
 from launch import hub, meshes
@@ -55,7 +55,7 @@ def load() -> tuple[InternVL, Processor]:
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     ours, mesh = "format" in read_json(directory / "config.json"), meshes.mesh(model_config().text)
-    with terminal.saying(f"loading {directory}"):
+    with saying(f"loading {directory}"):
         return (ivl.load if ours else load_released)(directory, dtype=dtype, mesh=mesh, rules=meshes.RULES.value)
 
 

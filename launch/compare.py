@@ -2,7 +2,8 @@
 
     python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --reference=tests/golden/hf_qwen3
 
-With --mesh the model lies on several devices, by default on one; --chunk has the engine read prompts in parts.
+With --mesh the model lies on several devices, by default on one, and in all processes of a pod; --chunk has the engine
+read prompts in parts.
 Runs in float32 with exact products. The last line of stdout is JSON with the largest absolute error of each array of
 the reference, and whether the greedy tokens are equal.
 """
@@ -13,7 +14,7 @@ from absl import flags
 
 from checkpoint_convert import load_bare
 from internvl_jax.evaluation import compare, image_token_id, read_case
-from launch import hub, meshes
+from launch import hub, meshes, pod
 from launch import main as launcher
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model: released (either format) or converted.")
@@ -21,6 +22,7 @@ _REFERENCE = flags.DEFINE_string("reference", None, "Folder with inputs.npz and 
 _CHUNK = flags.DEFINE_integer(
     "chunk", None, "Tokens of a prompt that the engine reads at a time; default: all.", lower_bound=1
 )
+flags.adopt_module_key_flags(pod)
 flags.mark_flags_as_required(["checkpoint", "reference"])
 
 
@@ -28,8 +30,11 @@ def main(argv: list[str]) -> None:
     del argv
     inputs, outputs, meta = read_case(_REFERENCE.value)
     directory = hub.directory(_CHECKPOINT.value)
-    model = load_bare(directory, "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value)
-    print(json.dumps(compare(model, inputs, outputs, _CHUNK.value)))
+    with pod.joined(saved=False) as processes:
+        model = load_bare(directory, "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value)
+        report = compare(model, inputs, outputs, _CHUNK.value)
+        if processes.process == 0:
+            print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ import tqdm
 from absl import flags
 
 from internvl_jax.evaluation import evaluate, open_graders, read_questions
-from launch import answering, checkpoint, paths
-from launch import main as launcher
+from launch import answering, paths, together
 
 _DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
 _OUT = flags.DEFINE_string("out", None, "file (JSONL) of questions, predictions and verdicts, once all are done")
@@ -37,27 +36,20 @@ def main(argv: list[str]) -> None:
     open_graders(_GRADER.value)  # an unknown one is told before a model is loaded
     questions = read_questions(_DATA.value)
     answering.check_pictures(sorted({str(question.image) for question in questions if question.image}))
-    model, processor = checkpoint.load()
-    processor = answering.adjusted(processor)
     # A bar for a terminal; elsewhere a line every half minute.
-    bar = tqdm.tqdm(
-        desc="compiling",
-        total=len(questions),
-        unit="question",
-        mininterval=0.1 if sys.stderr.isatty() else 30,
-        ascii=not sys.stderr.isatty(),
-    )
+    seen = sys.stderr.isatty()
+    options = {"total": len(questions), "unit": "question", "mininterval": 0.1 if seen else 30, "ascii": not seen}
+    with together.opened() as (model, processor), tqdm.tqdm(desc="compiling", **options) as bar:
 
-    def show(done: int) -> None:
-        bar.set_description("answering", refresh=False)
-        bar.update(done - bar.n)
+        def show(done: int) -> None:
+            bar.set_description("answering", refresh=False)
+            bar.update(done - bar.n)
 
-    found = evaluate(model, processor, questions, _BATCH_SIZE.value, sampling, show, _GRADER.value, thresholds)
-    bar.close()
+        found = evaluate(model, processor, questions, _BATCH_SIZE.value, sampling, show, _GRADER.value, thresholds)
     if _OUT.value:
         found.write(_OUT.value)
     print(json.dumps(found.report()))
 
 
 if __name__ == "__main__":
-    launcher.run(main)
+    together.run(main)

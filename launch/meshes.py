@@ -26,7 +26,10 @@ def mesh(text: TextConfig | None) -> Mesh | None:
     """
     devices = jax.devices()
     if _MESH.value is None:
-        if text is None or len(devices) == 1 or devices[0].platform == "cpu":
+        together = jax.process_count() > 1
+        if text is None and together:
+            raise InputError("several processes need a mesh that all of them are in; give --mesh")
+        if text is None or len(devices) == 1 or (devices[0].platform == "cpu" and not together):
             return None
         experts = None if text.moe is None else text.moe.experts
         return make_mesh(serving_axes(len(devices), text.kv_heads, experts))

@@ -5,7 +5,7 @@ import os
 from absl import flags
 
 from internvl_jax.errors import InputError
-from internvl_jax.training import Pod, place
+from internvl_jax.pod import Pod, place
 
 _VARIABLES = {name: f"INTERNVL_JAX_{name.upper()}" for name in ("coordinator", "processes", "process")}
 _help = lambda name, text: f"{text} (or ${_VARIABLES[name]})"
@@ -21,20 +21,23 @@ _HEARTBEAT = flags.DEFINE_integer(
 )
 
 
-def joined() -> Pod:
+def joined(saved: bool = True) -> Pod:
     """The pod that flags or variables describe, or a run of one process; a context manager.
+
+    Args:
+      saved: see `Pod`.
 
     Raises:
       InputError: a part is missing or can't be, or nothing is found.
     """
     coordinator = _COORDINATOR.value or os.environ.get(_VARIABLES["coordinator"])
     processes, process = _number(_PROCESSES.value, "processes"), _number(_PROCESS.value, "process")
-    limits = _START.value, _HEARTBEAT.value
+    options = _START.value, _HEARTBEAT.value, saved
     if _DISTRIBUTED.value == "auto":
-        return Pod(place.found(coordinator, processes, process, _START.value), *limits)
+        return Pod(place.found(coordinator, processes, process, _START.value), *options)
     if coordinator is None and processes is None and process is None:
-        return Pod()
-    return Pod(place.given(coordinator, processes, process), *limits)
+        return Pod(saved=saved)
+    return Pod(place.given(coordinator, processes, process), *options)
 
 
 def _number(flag: int | None, name: str) -> int | None:

@@ -13,7 +13,7 @@ TOPS = ("internvl_jax", "checkpoint_convert", "configs", "launch", "demo", "casc
 FLOORS = (
     {"errors"},
     {"compilation_cache", "validation"},
-    {"files"},
+    {"files", "pod"},
     {"losses", "data", "grading", "sharding"},
     {"models"},
     {"inference", "checkpoint_convert"},

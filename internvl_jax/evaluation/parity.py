@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from internvl_jax.data import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
@@ -78,6 +79,7 @@ def compare_model(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arra
     tiles = _channels_last(inputs["pixel_values"])
     graphdef, _ = nnx.split(model, nnx.Param)
     features = jax.jit(lambda params, tiles: bind(graphdef, params).encode(tiles).features_GPD)(flatten(model), tiles)
+    features = _whole(features)
     report: Report = {
         name: _error(features, outputs[name]) for name in ("vit_embeds", "image_features") if name in outputs
     }
@@ -119,7 +121,7 @@ def compare_flash(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arra
         model = bind(graphdef, params)
         return model.router.pooling(model.patches(tiles)), model.encode(tiles)
 
-    pooled_GD, encoded = run(params, tiles)
+    pooled_GD, encoded = jax.tree.map(_whole, run(params, tiles))
     probability_G2 = np.asarray(jax.nn.softmax(encoded.route_G2))
     probability_G = probability_G2[:, 0]
     pairs = [Thresholds(*pair) for pair in inputs["thresholds64"].tolist()]
@@ -153,7 +155,7 @@ def compare_flash(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arra
         out = model(tokens_BT, tiles, mask_G, segments_BT, positions_BT, slots=slots)
         return model.logits(out.hidden_BTD)[0]
 
-    logits_TV = np.asarray(run_row(params, row_BT, tiles, outputs["compress"]))
+    logits_TV = _whole(run_row(params, row_BT, tiles, outputs["compress"]))
     report["logits"] = _error(logits_TV[outputs["logits_positions"]], outputs["logits"])
     report["greedy_scores"] = _error(logits_TV[prompt - 1 : prompt + answer - 1], outputs["greedy_scores"])
     request = Request(tokens_T, tiles, SamplingParams(max_new_tokens=answer), pairs[0])
@@ -194,8 +196,8 @@ def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.
         out = model(*arguments, collect=("hidden", "router"))
         return out, model.logits(out.hidden_BTD)
 
-    out, logits_BTV = run(flatten(model), tokens_BT, tiles_GHWC, tile_mask_G, segments_BT, positions_BT)
-    return out, np.asarray(logits_BTV)
+    found = run(flatten(model), tokens_BT, tiles_GHWC, tile_mask_G, segments_BT, positions_BT)
+    return jax.tree.map(_whole, found)
 
 
 def _compare_greedy(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays, tiles: np.ndarray) -> Report:
@@ -247,6 +249,11 @@ def _loss(logits_BTV: np.ndarray, labels_BT: np.ndarray, weighting: str) -> floa
 
 def _channels_last(pixels_GCHW: np.ndarray) -> np.ndarray:
     return pixels_GCHW.transpose(0, 2, 3, 1)
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    """On the host, also what lies in several processes; all of them call it."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
 def _error(found: jax.Array | np.ndarray, wanted: np.ndarray) -> float:

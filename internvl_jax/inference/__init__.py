@@ -3,7 +3,6 @@
 An `Engine` turns token prompts into tokens; `chat`, `stream_chat` and `answer_many` do so for messages.
 """
 
-from internvl_jax.inference import terminal
 from internvl_jax.inference.chat import (
     Answer,
     Piece,
@@ -13,6 +12,7 @@ from internvl_jax.inference.chat import (
     complete,
     complete_many,
     get_engine,
+    leading,
     stream_chat,
 )
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
@@ -25,6 +25,7 @@ from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
+from internvl_jax.inference.terminal import converse, message, saying
 from internvl_jax.inference.text import TextStream
 
 __all__ = [
@@ -55,14 +56,17 @@ __all__ = [
     "chat",
     "complete",
     "complete_many",
+    "converse",
     "fit",
     "get_engine",
     "kept",
+    "leading",
     "load",
+    "message",
     "quantile",
     "read_config",
     "save_model",
+    "saying",
     "stack_params",
     "stream_chat",
-    "terminal",
 ]

@@ -3,17 +3,21 @@
 Engines stay, and their programs compiled, as long as the model lives.
 """
 
+import contextlib
 import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine, Token
+from internvl_jax.inference.engine.leader import Leader, follow
 from internvl_jax.inference.engine.requests import Request, Vocabulary
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.text import AnswerStream, TextStream
@@ -249,6 +253,41 @@ _READERS: weakref.WeakKeyDictionary[InternVL, dict[Vocabulary, TextReader]] = we
 def get_engine(model: InternVL, processor: Processor) -> Engine:
     """The engine kept for a model, with the model's present parameters."""
     return get_reader(model, processor).engine
+
+
+@contextlib.contextmanager
+def leading(model: InternVL, processor: Processor) -> Iterator[bool]:
+    """Lets process 0 answer with a model that lies in several processes; all of them enter.
+
+    Within it process 0 chats, completes or evaluates with this model, while the others follow and return when it has
+    done. Without it every process has to make the same calls.
+
+    Yields:
+      whether this process is the first; the others have nothing to do any more.
+
+    Raises:
+      InputError: on the others, what process 0 raised.
+    """
+    if jax.process_count() == 1:
+        yield True
+        return
+    vocabulary = Vocabulary.of(processor)
+    if jax.process_index():
+        follow(Engine(model, vocabulary))
+        yield False
+        return
+    leader, readers = Leader(model, vocabulary), _READERS.setdefault(model, {})
+    readers[vocabulary] = TextReader(leader)
+    problem = "process 0 failed"
+    try:
+        yield True
+        problem = ""
+    except InputError as error:
+        problem = str(error)
+        raise
+    finally:
+        del readers[vocabulary]
+        leader.close(problem)
 
 
 def get_reader(model: InternVL, processor: Processor) -> TextReader:

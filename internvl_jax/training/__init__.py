@@ -1,8 +1,6 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
 from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig
-from internvl_jax.training.pod import place
-from internvl_jax.training.pod.pod import Pod
 from internvl_jax.training.run import hooks
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
@@ -21,7 +19,6 @@ __all__ = [
     "MpoConfig",
     "OptimConfig",
     "Pairs",
-    "Pod",
     "RolloutBatch",
     "RouterConfig",
     "RunConfig",
@@ -30,6 +27,5 @@ __all__ = [
     "TrainConfig",
     "build",
     "hooks",
-    "place",
     "train",
 ]

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -176,15 +176,3 @@ FREE = {
     },
     "data": {"validation_meta", "workers", "threads", "max_skipped", "allow_outside_root"},
 }
-
-
-def differences(ours: Any, theirs: Any, path: str = "", sides: tuple[str, str] = ("here", "there")) -> list[str]:
-    """Fields in which two nested dicts differ, as 'optim.learning_rate: 1e-4 here, 2e-4 there'."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        names = sorted(ours.keys() | theirs.keys())
-        return [
-            line
-            for name in names
-            for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name, sides)
-        ]
-    return [] if ours == theirs else [f"{path}: {ours!r} {sides[0]}, {theirs!r} {sides[1]}"]

@@ -28,7 +28,7 @@ from internvl_jax.validation.values import (
     not_null,
     read_text,
 )
-from internvl_jax.validation.words import describe, first_line, nearest, shown
+from internvl_jax.validation.words import describe, differences, first_line, nearest, shown
 
 __all__ = [
     "Count",
@@ -45,6 +45,7 @@ __all__ = [
     "check_value",
     "convert",
     "describe",
+    "differences",
     "first_line",
     "nearest",
     "not_null",

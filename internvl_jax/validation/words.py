@@ -56,3 +56,15 @@ def _bounds(meta: Meta) -> str:
         words = {"from": meta.ge, "above": meta.gt, "at most": meta.le, "below": meta.lt}
         bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
     return " ".join(filter(None, [bounds, "that isn't empty" * bool(meta.min_length), meta.description]))
+
+
+def differences(ours: Any, theirs: Any, path: str = "", sides: tuple[str, str] = ("here", "there")) -> list[str]:
+    """Fields in which two nested dicts differ, as 'optim.learning_rate: 1e-4 here, 2e-4 there'."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(ours.keys() | theirs.keys())
+        return [
+            line
+            for name in names
+            for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name, sides)
+        ]
+    return [] if ours == theirs else [f"{path}: {ours!r} {sides[0]}, {theirs!r} {sides[1]}"]

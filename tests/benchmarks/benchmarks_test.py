@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import convert, ours, stages, theirs
+from benchmarks import convert, ours, stages, theirs, workload
 from benchmarks.workers import Worker, in_turns, ratios
 from configs.models import sizes
 from internvl_jax.errors import InputError
@@ -82,6 +82,25 @@ def test_our_side_of_rollouts(golden):
     drawn, greedy = actions["rollout"](), actions["greedy"]()
     assert drawn["seconds"] > 0 and len(drawn["tokens"]) == len(greedy["tokens"]) == 5
     assert len(actions["first"]()["tokens"]) == 1
+
+
+def test_our_side_of_batches(golden):
+    case = golden / "hf_qwen3"
+    config = json.loads((case / "config.json").read_text())
+    given = {
+        "directory": str(case),
+        "config": config,
+        "requests": 4,
+        "prompts": (20, 40),
+        "answers": (2, 40),
+        "rows": 2,
+    }
+    actions = ours.load({"task": "batch", **given})
+    lengths = [new for _, _, new in workload.mixed(config, 4, (20, 40), (2, 40), turn=1)]
+    first, second = actions["batch"](), actions["batch"]()
+    assert [len(tokens) for tokens in second["tokens"]] == lengths and first["tokens"] != second["tokens"]
+    late = actions["arrival"]()
+    assert late["first_token_s"] >= late["longest_step_s"] > 0 and late["decode_s"] > 0
 
 
 def test_our_side_of_training(golden, monkeypatch):

@@ -10,11 +10,12 @@ from internvl_jax.errors import InputError
 from internvl_jax.files import MARK
 from internvl_jax.sharding import make_mesh, parse_mesh
 from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, train
-from internvl_jax.training.config import Group, differences
+from internvl_jax.training.config import Group
 from internvl_jax.training.run import setup
 from internvl_jax.training.run.initial import read_reference
 from internvl_jax.training.run.program import in_products
 from internvl_jax.training.run.setup import check, identity
+from internvl_jax.validation import differences
 from tests.programs import build
 from tests.training import toy
 

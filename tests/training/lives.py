@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 import jax
 
 from internvl_jax import compilation_cache
-from internvl_jax.training import Pod, TrainConfig, train
-from internvl_jax.training.pod.place import Place
+from internvl_jax.pod import Place, Pod
+from internvl_jax.training import TrainConfig, train
 from launch import main
 from tests import forks
 from tests.training import toy

@@ -26,8 +26,8 @@ import os, pathlib, signal, subprocess, sys, time
 import jax
 from jax.experimental import multihost_utils
 from internvl_jax.errors import InputError, Stopped
-from internvl_jax.training import Pod, train
-from internvl_jax.training.pod.place import Place
+from internvl_jax.pod import Place, Pod
+from internvl_jax.training import train
 from tests import programs
 from tests.training import toy
 port, process, data, folder = int(sys.argv[1]), int(sys.argv[2]), *map(pathlib.Path, sys.argv[3:])

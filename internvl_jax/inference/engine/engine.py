@@ -14,11 +14,9 @@ stay in step.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,7 +26,7 @@ from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
-from internvl_jax.inference.engine.runner import Runner
+from internvl_jax.inference.engine.runner import Runner, free_bytes
 from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler, reach_of
 from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.models import InternVL
@@ -107,18 +105,21 @@ class Engine:
                 f"the tokenizer has {vocabulary.size} tokens, the model's table only {text.vocab}; "
                 "use the tokenizer files of this model"
             )
-        device = next(iter(model.vit.cls[...].devices()))
+        devices = model.vit.cls[...].devices()
+        platform = next(iter(devices)).platform
         self._place = model.runtime.placement
         with sharding.placed(self._place):
             shards, spread = sharding.spread("batch"), sharding.spread("batch") * sharding.spread("act_heads")
             heads = text.kv_heads * sharding.copies("act_heads", text.kv_heads)
-            ladders = ladders or Ladders(rows=_CPU_ROWS if device.platform == "cpu" else Ladders.rows)
+            ladders = ladders or Ladders(rows=_CPU_ROWS if platform == "cpu" else Ladders.rows)
             self.ladders = ladders.spread(shards, sharding.spread("tiles"))
             per_tile = self.config.tokens_per_tile * text.width * jnp.dtype(model.runtime.dtype).itemsize
-            apart = (device.platform == "cpu" and self._place is None) if apart is None else apart
+            apart = (platform == "cpu" and self._place is None) if apart is None else apart
             self._runner = Runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
             slot = 2 * text.layers * heads * text.head_width * self._runner.programs.cache_dtype.itemsize
-            self._scheduler = Scheduler(self.ladders, shards, (cache_bytes or _free(device) // 2) * spread // slot)
+            self._scheduler = Scheduler(
+                self.ladders, shards, (cache_bytes or free_bytes(devices) // 2) * spread // slot
+            )
             if self.ladders.classes is not None:
                 needed = slot * sum(rows * slots for rows, slots in self.ladders.classes) // spread
                 if cache_bytes is not None and needed > cache_bytes:
@@ -130,6 +131,7 @@ class Engine:
         self.tiles, self.chunk = self._runner.tiles, self.ladders.chunk
         self.prefilled, self._next = 0, 0
         self._calls: list[_Call] = []
+        self._told: list[Token] = []  # in the step that is going on
 
     @property
     def params(self) -> Params:
@@ -147,7 +149,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether anything is left to write or to tell."""
-        return bool(self._scheduler.jobs or self._calls)
+        return bool(self._scheduler.jobs or self._calls or self._told)
 
     @property
     def num_compiled(self) -> int:
@@ -198,10 +200,19 @@ class Engine:
         """
         # A program takes over the state that it is called with: broken off there, nothing would be left of it.
         with interrupts.held():
-            return self._step(self.ladders.piece if most is None else most)
+            whole = False
+            try:
+                self._step(self.ladders.piece if most is None else most)
+                whole = True
+            finally:
+                if not whole:
+                    self._begin_again()
+            told, self._told = self._told, []
+            return told
 
-    def _step(self, most: int) -> list[Token]:
-        told = self._collect() if self._held() else []
+    def _step(self, most: int) -> None:
+        if self._held():
+            self._collect()
         with sharding.placed(self._place):
             self._scheduler.put_back()
             self._look()
@@ -209,9 +220,19 @@ class Engine:
                 self._resize(*size)
             self._scheduler.seat()
             calls = [*self._read(), *self._decode(most)]
-        told += self._collect()
+        self._collect()
         self._calls = calls
-        return told
+
+    def _begin_again(self) -> None:
+        """After a program failed: what it took over is lost, so prompts and what is known of answers are read again."""
+        self._calls = []
+        self._scheduler.begin_again()
+        with sharding.placed(self._place):
+            self.tiles.renew()
+            if self.ladders.classes is not None:
+                self._runner.resize(self.ladders.classes, None)
+            else:
+                self._scheduler.make(())
 
     def run(self, requests: Sequence[Request]) -> list[list[list[int]]]:
         """Tokens of all answers to all requests, stop tokens included."""
@@ -343,14 +364,14 @@ class Engine:
         """Whether an answer must be read before more of it is written."""
         return any(draft.job.request.allow is not None for draft in self._scheduler.writing)
 
-    def _collect(self) -> list[Token]:
-        """Tells what the programs of the last step wrote."""
+    def _collect(self) -> None:
+        """Reads what the programs of the last step wrote."""
         calls, self._calls = self._calls, []
-        return [token for call in calls for token in self._tell(call)]
+        for call in calls:
+            self._tell(call)
 
-    def _tell(self, call: _Call) -> list[Token]:
+    def _tell(self, call: _Call) -> None:
         tokens_BW, logprobs_BW, best_ids, best_logprobs = map(np.asarray, call.written)
-        told = []
         for b, draft, count in call.drafts:
             draft.flying -= count
             if draft.ended:
@@ -365,10 +386,9 @@ class Engine:
                 elif number >= draft.limit:
                     end = "length"
                 best = tuple(zip(best_ids[b, w, :n].tolist(), best_logprobs[b, w, :n].tolist(), strict=True))
-                told.append(Token(draft.job.id, draft.number, token, logprob, number, end, draft.job.seen, best))
+                self._told.append(Token(draft.job.id, draft.number, token, logprob, number, end, draft.job.seen, best))
                 if end is not None:
                     self._end(draft)
-        return told
 
     def _end(self, draft: Draft) -> None:
         if not draft.ended and self._scheduler.end(draft):
@@ -378,11 +398,3 @@ class Engine:
 def _rich(draft: Draft) -> bool:
     """Whether an answer needs the larger one of the two programs that there are for everything."""
     return draft.job.request.shaped or draft.sampling.logprobs > 0
-
-
-def _free(device: jax.Device) -> int:
-    """Bytes of a device that nobody has; of a CPU's memory half of what there is."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return stats["bytes_limit"] - stats["bytes_in_use"]

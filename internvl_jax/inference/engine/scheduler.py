@@ -217,6 +217,14 @@ class Scheduler:
         for row in self.rows:
             row.held_T = row.held_T[:0]
 
+    def begin_again(self) -> None:
+        """Nothing is left of what rows held: all answers wait, with what is known of them."""
+        for row in self.rows:
+            if row.draft is not None:
+                row.draft.flying = 0
+                self._wait(row.draft)
+        self.forget()
+
     def size(self) -> tuple[int, int] | None:
         """(rows, slots) that suit what is asked better than those that there are; None: nothing is to be changed, or
         rows have classes."""
@@ -340,6 +348,7 @@ class Scheduler:
 
     def _wait(self, draft: Draft) -> None:
         self._leave(draft)
+        self.reading = [other for other in self.reading if other is not draft]
         draft.reading, draft.filled, draft.leaving, draft.job.ready = True, None, False, False
         if draft.job not in self.waiting:
             self.waiting.append(draft.job)

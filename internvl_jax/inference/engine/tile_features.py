@@ -4,6 +4,7 @@ import collections
 import hashlib
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,28 +43,33 @@ class TileFeatures:
         self.encoded = 0  # tiles that passed the tower
         self._kept: frozenset[bytes] = frozenset()
         self._pins: dict[int, frozenset[bytes]] = {}
-        self.clear()
+        self.pool_GPD: jax.Array
+        self.renew(min(self._rounded(_FIRST), self._rounded(capacity)))
 
     def clear(self) -> None:
         """Forgets all features: they belong to other parameters."""
         self._places: collections.OrderedDict[bytes, int] = collections.OrderedDict()
         self._probabilities: dict[bytes, float] = {}
-        self._free: list[int] = []
-        self.pool_GPD = jnp.zeros((0, *self._shape), self._dtype)
-        self.reserve(1)
+        self._free = list(range(len(self.pool_GPD)))
+
+    def renew(self, tiles: int | None = None) -> None:
+        """Room for so many tiles, by default as many as before, whatever became of the memory that they had."""
+        size = len(self.pool_GPD) if tiles is None else tiles
+        nothing_GPD = np.zeros((0, *self._shape), self._dtype)  # the same in all processes
+        self.pool_GPD = self.programs.widen(nothing_GPD, size=size)
+        self.clear()
 
     def reserve(self, tiles: int) -> None:
         """Makes room for so many tiles at a time."""
-        there, unit = len(self.pool_GPD), self._sizes[0]
+        there = len(self.pool_GPD)
         if tiles > there:
-            size = max(tiles, min(max(2 * there, _FIRST), self.capacity))
-            size = -(-size // unit) * unit
+            size = self._rounded(max(tiles, min(2 * there, self.capacity)))
             self.pool_GPD = self.programs.widen(self.pool_GPD, size=size)
             self._free += range(there, size)
 
     def warm_up(self, params: Params) -> None:
         """Takes all memory that tiles may have, and compiles for every number of tiles."""
-        self.reserve(self.capacity)
+        self.renew(self._rounded(self.capacity))
         side = self._side
         for size in self._sizes:
             features = self.programs.encode(params, np.zeros((size, side, side, 3), np.uint8))
@@ -126,6 +132,10 @@ class TileFeatures:
                 self._probabilities |= zip(part, np.asarray(features.probability_G).tolist(), strict=False)
             self._places |= zip(part, places_G.tolist(), strict=False)
             self.encoded += len(part)
+
+    def _rounded(self, tiles: int) -> int:
+        """As many as the devices of a mesh can share."""
+        return -(-tiles // self._sizes[0]) * self._sizes[0]
 
     def _room(self) -> int:
         if not self._free:

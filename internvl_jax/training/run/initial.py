@@ -8,9 +8,8 @@ from typing import Any
 from internvl_jax.errors import InputError
 from internvl_jax.models import FLASH_PARTS, InternVLConfig
 from internvl_jax.sharding import Params, locate, read_params
-from internvl_jax.training.config import differences
 from internvl_jax.training.run.program import Program
-from internvl_jax.validation import read_json
+from internvl_jax.validation import differences, read_json
 
 _LOG = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError, Stopped
 from internvl_jax.models import PEAK, InternVLConfig, train_flops
+from internvl_jax.pod import agree, lead, versions
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import RunConfig, TrainConfig
-from internvl_jax.training.pod.agreement import agree, lead, versions
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.checkpoints import Checkpoints
 from internvl_jax.training.run.initial import read_initial, read_reference

@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, PipelineConfig, Processor, Tokenizer, get_template
 from internvl_jax.errors import InputError
 from internvl_jax.files import claimed, whole_file
-from internvl_jax.training.config import FREE, TrainConfig, differences
+from internvl_jax.training.config import FREE, TrainConfig
 from internvl_jax.training.run.held_out import HeldOut
 from internvl_jax.training.run.program import Program, make_program
 from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.base import Source, SourceParts, Start
 from internvl_jax.training.stages.registry import STAGES
 from internvl_jax.training.stages.terms import Objective
-from internvl_jax.validation import check_fields, nearest, read_json
+from internvl_jax.validation import check_fields, differences, nearest, read_json
 
 RUN_CONFIG = "run.json"
 

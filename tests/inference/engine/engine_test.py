@@ -248,6 +248,31 @@ def test_dropped_answers_are_told_no_more_and_free_their_rows(engine, mixed, ans
     assert run(engine, mixed) == answers
 
 
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_program_that_fails_loses_no_answer(
+    classes, engine, structure, params, vocabulary, mixed, answers, monkeypatch
+):
+    engine = engine if classes else Engine(bind(structure[0], params), vocabulary, LADDERS)
+    ids, programs, found = [engine.add(row) for row in mixed], engine._runner.programs, {}
+    for name in ("decode", "chunk", "begin"):
+        program = getattr(programs, name)
+
+        def fails(*arguments, program=program, **sizes):
+            program(*arguments, **sizes)  # has taken over the state
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(programs, name, fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            while engine.busy:
+                for token in engine.step(most=2):
+                    found.setdefault(token.id, []).append(token.token)
+        monkeypatch.undo()
+    while engine.busy:
+        for token in engine.step():
+            found.setdefault(token.id, []).append(token.token)
+    assert [found[id] for id in ids] == answers
+
+
 def test_ctrl_c_ends_a_step_and_loses_nothing(engine, mixed, answers, monkeypatch, ctrl_c):
     id, programs = engine.add(mixed[2]), engine._runner.programs
     decode = programs.decode

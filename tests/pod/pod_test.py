@@ -7,8 +7,8 @@ import time
 import pytest
 
 from internvl_jax.errors import InputError, Stopped
-from internvl_jax.training.pod.agreement import agree, lead
-from internvl_jax.training.pod.pod import LOST, STOPPED
+from internvl_jax.pod.agreement import agree, lead
+from internvl_jax.pod.pod import LOST, STOPPED
 from tests.training import lives
 
 

@@ -25,12 +25,13 @@ from typing import Any, NoReturn
 import jax
 
 from internvl_jax.errors import InputError, Stopped
-from internvl_jax.training.pod import lines
-from internvl_jax.training.pod.lines import Line
-from internvl_jax.training.pod.place import Place
+from internvl_jax.pod import lines
+from internvl_jax.pod.lines import Line
+from internvl_jax.pod.place import Place
 from internvl_jax.validation import first_line
 
 STOPPED = 75  # exit code: asked to stop, saved; the same command goes on (EX_TEMPFAIL)
+INTERRUPTED = 128 + signal.SIGINT  # exit code, as shells have it
 LOST = 76  # exit code: another process died; the same command goes on from the last checkpoint
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -45,13 +46,21 @@ class Pod:
       place: which process this is; None for a run of one process.
       start_limit: seconds within which all processes must come.
       heartbeat_limit: seconds after which a silent machine is taken for dead.
+      saved: whether the first signal has the run saved, as `stop` says, and the same command goes on with it. Without
+        this, signals are left as they are.
+
+    Attributes:
+      process: the number of this one.
 
     Raises:
       InputError: not all processes came.
     """
 
-    def __init__(self, place: Place | None = None, start_limit: int = 300, heartbeat_limit: int = 60):
-        self._process, self._processes = (place.process, place.processes) if place else (0, 1)
+    def __init__(
+        self, place: Place | None = None, start_limit: int = 300, heartbeat_limit: int = 60, saved: bool = True
+    ):
+        self._saved = saved
+        self.process, self._processes = (place.process, place.processes) if place else (0, 1)
         self._lines = _connect(place, start_limit, heartbeat_limit) if place else {}
         self._away: set[int] = set()  # have said that they are done
         self._step, self._steps, self._last = -1, dict[int, int](), sys.maxsize
@@ -77,9 +86,10 @@ class Pod:
         self._selector.register(self._woken, selectors.EVENT_READ)
         for number, line in self._lines.items():
             self._selector.register(line, selectors.EVENT_READ, number)
-        # The handlers have nothing to do: Python writes the number of the signal into the pipe before it calls them.
-        self._before = [signal.signal(each, lambda number, frame: None) for each in _SIGNALS]
-        self._before.append(signal.set_wakeup_fd(self._waker))
+        if self._saved:
+            # The handlers have nothing to do: Python writes a signal's number into the pipe before it calls them.
+            self._before = [signal.signal(each, lambda number, frame: None) for each in _SIGNALS]
+            self._before.append(signal.set_wakeup_fd(self._waker))
         _OPEN[os.getpid()] = self
         self._thread.start()
         return self
@@ -100,10 +110,11 @@ class Pod:
     def release(self) -> None:
         """Gives signals back, and hangs up."""
         _OPEN.clear()
-        *handlers, waker = self._before
-        signal.set_wakeup_fd(waker)
-        for each, handler in zip(_SIGNALS, handlers, strict=True):
-            signal.signal(each, handler)
+        if self._before:
+            *handlers, waker = self._before
+            signal.set_wakeup_fd(waker)
+            for each, handler in zip(_SIGNALS, handlers, strict=True):
+                signal.signal(each, handler)
         os.write(self._waker, b"\0")
         self._thread.join()
         for line in self._lines.values():
@@ -128,7 +139,7 @@ class Pod:
             self._end(f"{which.name} came twice; what was not saved is lost", 128 + which, tell=False)
         self._asked = which
         _LOG.warning("%s: the run is saved and ends after this step; once more ends it at once", which.name)
-        if self._process == 0:
+        if self.process == 0:
             self._ask()
         else:
             self._lines[0].send({"stop": True})
@@ -138,7 +149,8 @@ class Pod:
         if messages is None:
             self._selector.unregister(line)
             if number not in self._away:
-                self._end(f"process {number} was lost (killed, or its machine is gone); {_GO_ON}", LOST)
+                advice = _GO_ON if self._saved else "start all of them again"
+                self._end(f"process {number} was lost (killed, or its machine is gone); {advice}", LOST)
         for message in messages or ():
             self._answer(number, message)
 
@@ -148,7 +160,7 @@ class Pod:
                 self._away.add(number)
             case {"end": sentence, "code": code}:
                 self._end(sentence, code)
-            case {"stop": _} if self._process == 0:
+            case {"stop": _} if self.process == 0:
                 self._ask()
             case {"stop": _}:
                 self._stepping.acquire()
@@ -183,15 +195,17 @@ class Pod:
         """Ends all processes because this one fails."""
         if isinstance(error, InputError | OSError):
             sentence = " ".join(str(error).split())
-        elif isinstance(error, SystemExit | KeyboardInterrupt):
-            sentence = f"ended ({type(error).__name__})"
+        elif isinstance(error, KeyboardInterrupt):
+            self._end("interrupted", INTERRUPTED)
+        elif isinstance(error, SystemExit):
+            sentence = "ended (SystemExit)"
         else:
             time.sleep(
                 _PATIENCE
             )  # the death of another is told here as a fault of a collective: the thread knows better
             traceback.print_exception(error)
             sentence = f"{type(error).__name__}: {first_line(error)}"
-        self._end(f"process {self._process}: {sentence}", 1)
+        self._end(f"process {self.process}: {sentence}", 1)
 
     def _end(self, sentence: str, code: int, tell: bool = True) -> NoReturn:
         """Says why the run ends, tells the others unless they told it, and ends this process."""
@@ -200,7 +214,7 @@ class Pod:
         if tell:
             for line in self._lines.values():
                 line.send({"end": sentence, "code": code})
-            if self._process == 0 and self._lines:
+            if self.process == 0 and self._lines:
                 time.sleep(_PATIENCE / 2)  # where JAX's coordinator ends, the others abort
         sys.stdout.flush()
         sys.stderr.flush()

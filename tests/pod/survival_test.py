@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from internvl_jax import compilation_cache
+from internvl_jax.pod.pod import LOST, STOPPED
 from internvl_jax.training import train
-from internvl_jax.training.pod.pod import LOST, STOPPED
 from tests.training import lives, toy
 from tests.training.train_test import losses, stored
 

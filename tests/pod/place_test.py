@@ -3,7 +3,7 @@
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.training.pod.place import Place, found, given
+from internvl_jax.pod.place import Place, found, given
 
 SLURM = {
     "SLURM_JOB_ID": "777",

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.training.pod import lines
+from internvl_jax.pod import lines
 from tests.training.lives import free_port
 
 

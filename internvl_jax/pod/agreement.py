@@ -19,7 +19,7 @@ from jax._src.distributed import global_state  # the store that JAX's processes 
 
 import internvl_jax
 from internvl_jax.errors import InputError
-from internvl_jax.training.config import differences
+from internvl_jax.validation import differences
 
 _SECONDS = 3600  # the slowest process may still be reading annotations
 _SHOWN = 5  # differences

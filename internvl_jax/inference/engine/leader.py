@@ -1,0 +1,203 @@
+"""Engines in step: process 0 is asked, and the processes of all other hosts of its mesh do as it does.
+
+Programs on a mesh run in all of its processes, which must call the same ones with the same values. An engine does the
+same wherever it is told the same, so it is enough to pass on what process 0's engine is told: requests, ends of
+requests, steps. Messages are msgpack of fixed types; nothing in them is run.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from internvl_jax.errors import InputError
+from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds
+from internvl_jax.inference.engine.engine import Engine, Token
+from internvl_jax.inference.engine.requests import Request
+from internvl_jax.inference.engine.sampling_params import SamplingParams
+from internvl_jax.pod import Channel
+
+
+class _Array(msgspec.Struct):
+    """A numpy array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "_Array":
+        return cls(array.dtype.str, array.shape, array.tobytes())
+
+    @property
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+class _Add(msgspec.Struct, tag=True):
+    """`Engine.add`.
+
+    Attributes:
+      masked: whether `Request.allow` says which tokens may follow: then process 0 asks it, and tells.
+    """
+
+    tokens: _Array
+    tiles: _Array
+    sampling: SamplingParams
+    thresholds: Thresholds | None
+    decided: Decided | None
+    seeds: tuple[int, ...]
+    priority: int
+    masked: bool
+
+
+class _Drop(msgspec.Struct, tag=True):
+    """`Engine.drop`."""
+
+    id: int
+    answer: int | None
+
+
+class _Step(msgspec.Struct, tag=True):
+    """`Engine.step`."""
+
+    most: int | None
+
+
+class _Route(msgspec.Struct, tag=True):
+    """`Engine.route`."""
+
+    tiles: _Array
+
+
+class _WarmUp(msgspec.Struct, tag=True):
+    """`Engine.warm_up`."""
+
+
+class _Mask(msgspec.Struct, tag=True):
+    """What `Request.allow` returned."""
+
+    bits: _Array
+
+
+class _End(msgspec.Struct, tag=True):
+    """Nothing more is told; `problem` says why, where it was a fault."""
+
+    problem: str
+
+
+_Command = _Add | _Drop | _Step | _Route | _WarmUp | _Mask | _End
+_DECODER = msgspec.msgpack.Decoder(list[_Command])
+
+
+class Leader(Engine):
+    """The engine of process 0, which the others follow (`follow`) until it is closed.
+
+    Its parameters stay as they are: new ones would have to come from every process.
+
+    Args:
+      given, options: those of `Engine`.
+    """
+
+    def __init__(self, *given: Any, **options: Any):
+        super().__init__(*given, **options)
+        self._channel, self._untold = Channel(), list[_Command]()
+
+    def add(self, request: Request) -> int:
+        """See `Engine.add`."""
+        allow = request.allow
+        told = None if allow is None else lambda tokens: self._told_mask(allow(tokens))
+        id = super().add(dataclasses.replace(request, allow=told))
+        thresholds = request.thresholds
+        self._untold.append(
+            _Add(
+                _Array.of(request.tokens_T),
+                _Array.of(request.tiles_GHWC),
+                request.sampling,
+                thresholds if isinstance(thresholds, Thresholds) else None,
+                thresholds if isinstance(thresholds, Decided) else None,
+                request.seeds,
+                request.priority,
+                allow is not None,
+            )
+        )
+        return id
+
+    def drop(self, id: int, answer: int | None = None) -> None:
+        """See `Engine.drop`."""
+        self._untold.append(_Drop(id, answer))
+        super().drop(id, answer)
+
+    def step(self, most: int | None = None) -> list[Token]:
+        """See `Engine.step`."""
+        self._pass_on(_Step(most))
+        return super().step(most)
+
+    def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:
+        """See `Engine.route`."""
+        self._pass_on(_Route(_Array.of(tiles_GHWC)))
+        return super().route(tiles_GHWC)
+
+    def warm_up(self) -> int:
+        """See `Engine.warm_up`."""
+        self._pass_on(_WarmUp())
+        return super().warm_up()
+
+    def close(self, problem: str = "") -> None:
+        """Lets the others go; with a problem, as an InputError."""
+        self._pass_on(_End(problem))
+
+    def _told_mask(self, bits: np.ndarray) -> np.ndarray:
+        self._pass_on(_Mask(_Array.of(bits)))
+        return bits
+
+    def _pass_on(self, command: _Command) -> None:
+        commands, self._untold = [*self._untold, command], []
+        self._channel.tell(msgspec.msgpack.encode(commands))
+
+
+def follow(engine: Engine) -> None:
+    """Does as the leader does, until it is closed.
+
+    Args:
+      engine: made as the leader was, by the other processes.
+
+    Raises:
+      InputError: what process 0 raised.
+    """
+    channel = Channel()
+
+    def mask(tokens: Sequence[int]) -> np.ndarray:
+        (command,) = _heard(channel)
+        return command.bits.array
+
+    while True:
+        for command in _heard(channel):
+            match command:
+                case _Add():
+                    engine.add(_request(command, mask if command.masked else None))
+                case _Drop():
+                    engine.drop(command.id, command.answer)
+                case _Step():
+                    engine.step(command.most)
+                case _Route():
+                    engine.route(command.tiles.array)
+                case _WarmUp():
+                    engine.warm_up()
+                case _End():
+                    return
+
+
+def _heard(channel: Channel) -> list[Any]:
+    commands = _DECODER.decode(channel.hear())
+    if isinstance(commands[-1], _End) and commands[-1].problem:
+        raise InputError(commands[-1].problem)
+    return commands
+
+
+def _request(added: _Add, allow: Callable[[Sequence[int]], np.ndarray] | None) -> Request:
+    thresholds = added.decided or added.thresholds or MODEL_THRESHOLDS
+    arrays = added.tokens.array, added.tiles.array
+    return Request(*arrays, added.sampling, thresholds, added.seeds, allow, added.priority)

@@ -1,0 +1,71 @@
+"""One process leads, the other follows: a model in both answers as recorded, and what was asked for reaches both."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from checkpoint_convert.released import load_model
+from internvl_jax.errors import InputError
+from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Vocabulary
+from internvl_jax.inference.engine.leader import Leader, follow
+from internvl_jax.sharding import make_mesh
+from tests.training import lives
+
+LADDERS = Ladders(rows=(4,), prompts=(32,), together=(2,), tiles=(4,), slots=(96,), piece=4)
+ONLY = 65  # the one token that a mask lets pass
+
+
+def allow(tokens):
+    bits = np.zeros(10, np.int32)
+    bits[ONLY // 32] = 1 << (ONLY % 32)
+    return bits
+
+
+def answer_together(pod, number, folder):
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    case = folder / "case"
+    meta = json.loads((case / "meta.json").read_text())
+    image = meta["img_context_token_id"]
+    model = load_model(case, "float32", make_mesh({"data": 2, "tensor": 2}), image_token_id=image)
+    vocabulary = Vocabulary(320, (image, meta["img_start_token_id"], meta["img_end_token_id"]), ())
+    if number:
+        follow(Engine(model, vocabulary, LADDERS))
+        return
+    engine = Leader(model, vocabulary, LADDERS)
+    inputs, outputs = np.load(case / "inputs.npz"), np.load(case / "outputs.npz")
+    tiles = np.split(inputs["pixel_values"].transpose(0, 2, 3, 1)[inputs["image_flags"].ravel() == 1], [2])
+    rows = zip(inputs["prompt_input_ids"], inputs["prompt_attention_mask"], strict=True)
+    prompts = [tokens[mask == 1] for tokens, mask in rows]
+    greedy = [Request(*pair, SamplingParams(max_new_tokens=24)) for pair in zip(prompts, tiles, strict=True)]
+    text = np.arange(40, 49, dtype=np.int32)
+    sampled = SamplingParams(max_new_tokens=9, temperature=1.0, seed=5)
+    others = [
+        Request(text, tiles[0][:0], sampled, seeds=(5, 6)),
+        Request(text, tiles[0][:0], sampled, allow=allow, priority=-1),
+    ]
+    ids = [engine.add(request) for request in [*greedy, *others]]
+    found = {id: [[], []] for id in ids}
+    while engine.busy:
+        for token in engine.step():
+            found[token.id][token.answer].append(token.token)
+            if token.answer == 1 and token.number == 3:
+                engine.drop(token.id, 1)
+    for _ in range(140):  # more messages than are kept
+        engine.add(others[0])
+        engine.drop(max(ids) + 1 + _)
+        engine.step()
+    assert [found[id][0] for id in ids[:2]] == outputs["greedy_tokens"].tolist()
+    assert found[ids[3]][0] == [ONLY] * 9
+    (alone,) = Engine(load_model(case, "float32", image_token_id=image), vocabulary, LADDERS).run(others[:1])
+    assert found[ids[2]][0] == alone[0] and found[ids[2]][1][:3] == alone[1][:3] and len(found[ids[2]][1]) < 9
+    with pytest.raises(InputError, match="the prompt has no tokens"):
+        engine.add(Request(text[:0], tiles[0][:0], sampled))
+    engine.close()
+
+
+def test_two_processes_answer_as_one(golden, tmp_path):
+    (tmp_path / "case").symlink_to(golden / "chat_qwen3_github")
+    codes, said = lives.Run(answer_together, 2, tmp_path).ended()
+    assert codes == [0, 0], said
