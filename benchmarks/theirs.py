@@ -126,7 +126,7 @@ def _batch(
 ) -> Actions:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _read(torch, transformers, directory, "float32").eval().to(device)
-    asked = workload.mixed(config, requests, prompts, answers, 1)
+    asked = workload.mixed(config, requests, prompts, answers, 2)
 
     @torch.inference_mode()
     def answered(few: list, new: int) -> list[list[int]]:
