@@ -50,7 +50,7 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
         nonlocal state
         counts_B = np.array([prompt], np.int32)
         part = Part(zero_B, tokens_BT, zero_B, counts_B, features_BPD)
-        state, logits_BV = programs.chunk(params, state, part, number=0, reach=0)
+        state, logits_BV, _ = programs.chunk(params, state, part, number=0, reach=0)
         jax.block_until_ready((state, logits_BV))
 
     def generate() -> dict[str, Any]:

@@ -32,8 +32,8 @@ HWC (or CHW), always together, are height, width and channels of pictures.
 """
 
 from internvl_jax.models import scopes
-from internvl_jax.models.attention.branches import Branches
 from internvl_jax.models.attention.cache import SlotCache
+from internvl_jax.models.attention.group_cache import GroupCache
 from internvl_jax.models.config import (
     FLASH_PARTS,
     UNUSED_PARTS,
@@ -56,13 +56,13 @@ from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
-    "Branches",
     "DecoderOut",
     "Encoded",
     "FAMILIES",
     "FLASH_PARTS",
     "Family",
     "FlashConfig",
+    "GroupCache",
     "InternVL",
     "InternVLConfig",
     "InternViT",

@@ -371,7 +371,7 @@ class Engine:
             self._tell(call)
 
     def _tell(self, call: _Call) -> None:
-        tokens_BW, logprobs_BW, best_ids, best_logprobs = map(np.asarray, call.written)
+        tokens_BW, logprobs_BW, best_ids, best_logprobs = map(np.asarray, call.written[:4])
         for b, draft, count in call.drafts:
             draft.flying -= count
             if draft.ended:

@@ -9,11 +9,15 @@
     copy(state) -> state                    the slots of one row to another one
     resize(state) -> state                  other numbers of rows and slots
 
+Groups of answers share the keys of their prompts (`GroupCache`). What of the above has to do with prompts then means
+rows of prompts, all else is the same, and besides there are
+
+    join(state) -> state                    rows go on with answers whose first token is known
+    move(state) -> state                    answers to other rows, or more slots for each of them
+
 Rows are padded on the right, and a token sees its own row's slots up to its position only: so a row is computed as if
 it were alone.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +30,7 @@ from internvl_jax.inference.engine.row_state import (
     STOPS,
     Begin,
     Features,
+    Joining,
     Part,
     State,
     Wanted,
@@ -35,7 +40,7 @@ from internvl_jax.inference.engine.row_state import (
 )
 from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
-from internvl_jax.models import DecoderOut, InternVLConfig, SlotCache
+from internvl_jax.models import DecoderOut, GroupCache, InternVLConfig, SlotCache
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
@@ -53,6 +58,7 @@ class Programs:
       banned: the ids that the model must not write.
       cache_dtype: the dtype of keys and values.
       piece: the most tokens that a call of `decode` writes.
+      routes: whether to note every token's experts.
     """
 
     def __init__(
@@ -64,15 +70,18 @@ class Programs:
         banned: tuple[int, ...],
         cache_dtype: jnp.dtype,
         piece: int,
+        routes: bool = False,
     ):
         self._config, self._graphdef, self._decode_graphdef = config, graphdef, decode_graphdef
         self._vocab_size, self._banned, self.cache_dtype = vocab_size, banned, jnp.dtype(cache_dtype)
-        self.piece = piece
+        self.piece, self._noted = piece, ("experts",) if routes else ()
+        self._apart = decode_graphdef is not graphdef
         self.encode = DeviceProgram(self._encode)
         self.keep = DeviceProgram(self._keep, donate_argnames="pool_GPD")
         self.widen = DeviceProgram(self._widen, static_argnames="size")
         self.gather = DeviceProgram(self._gather)
         self.empty = DeviceProgram(self._empty, static_argnames="classes")
+        self.empty_groups = DeviceProgram(self._empty_groups, static_argnames=("rows", "slots"))
         self.unshaped = DeviceProgram(self._unshaped, static_argnames="rows")
         self.chunk = DeviceProgram(self._chunk, donate_argnames="state", static_argnames=("number", "reach"))
         self.begin = DeviceProgram(self._begin, donate_argnames=("state", "shaping"), static_argnames="best")
@@ -81,6 +90,8 @@ class Programs:
         )
         self.copy = DeviceProgram(self._copy, donate_argnames="state", static_argnames=("source", "target", "reach"))
         self.resize = DeviceProgram(self._resize, static_argnames="slots")
+        self.join = DeviceProgram(self._join, donate_argnames="state")
+        self.move = DeviceProgram(self._move, static_argnames="slots")
 
     @property
     def num_compiled(self) -> int:
@@ -123,9 +134,21 @@ class Programs:
 
     def _empty(self, classes: tuple[tuple[int, int], ...]) -> State:
         """The state of rows that nobody has; `classes` are (rows, slots)."""
-        text, B = self._config.text, sum(rows for rows, _ in classes)
-        heads = text.kv_heads * copies("act_heads", text.kv_heads)
-        cache = SlotCache.empty(text.layers, heads, text.head_width, classes, self.cache_dtype)
+        return self._nobody(SlotCache.empty(*self._keys, classes, self.cache_dtype), sum(rows for rows, _ in classes))
+
+    def _empty_groups(self, rows: tuple[int, int], slots: tuple[int, int]) -> State:
+        """The state of groups of rows that nobody has; see `GroupCache.empty`."""
+        return self._nobody(
+            GroupCache.empty(*self._keys, rows, slots, self.cache_dtype, self._apart), rows[0] * rows[1]
+        )
+
+    @property
+    def _keys(self) -> tuple[int, int, int]:
+        """Layers, key/value heads and their width."""
+        text = self._config.text
+        return text.layers, text.kv_heads * copies("act_heads", text.kv_heads), text.head_width
+
+    def _nobody(self, cache: SlotCache | GroupCache, B: int) -> State:
         zero_B = jnp.zeros(B, jnp.int32)
         float_B = jnp.zeros(B, jnp.float32)
         sampling = Sampling(float_B, zero_B, float_B + 1, float_B, jnp.zeros(B, jnp.uint32))
@@ -150,18 +173,6 @@ class Programs:
                 allowed_bits=jnp.full((B, -(-V // 32)), -1, jnp.int32),
             )
         )
-
-    def run(
-        self,
-        params: Params,
-        tokens_BT: jax.Array,
-        lengths_B: jax.Array,
-        features_BPD: jax.Array,
-        collect: tuple[str, ...],
-    ) -> tuple[jax.Array, DecoderOut]:
-        """Logits after the last token of every prompt, and what else is collected of them."""
-        zero_B = jnp.zeros_like(lengths_B)
-        return self._read(params, Part(zero_B, tokens_BT, zero_B, lengths_B, features_BPD), None, collect)
 
     def _read(
         self,
@@ -193,7 +204,7 @@ class Programs:
         part: Part,
         number: int,
         reach: int,
-    ) -> tuple[State, jax.Array]:
+    ) -> tuple[State, jax.Array, jax.Array | None]:
         """Parts of prompts into some rows of one class.
 
         Args:
@@ -201,12 +212,13 @@ class Programs:
           reach: the last of these tokens is at most so far from the prompt's first; 0: they are the first.
 
         Returns:
-          the state, and the logits after the last of the tokens, `[B, V]` float32.
+          the state, the logits after the last of the tokens, `[B, V]` float32, and the experts of all of them, int16
+          `[L, B, T, K]`, if they are noted.
         """
         cache = state.cache.rows(number, part.rows_B, reach) if reach else None
-        logits_BV, out = self._read(params, part, cache, ("kv",))
-        cache = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B > 0, out.kv_LBMTH)
-        return laid(state._replace(cache=cache)), shard(logits_BV, "batch", "act_vocab")
+        logits_BV, out = self._read(params, part, cache, ("kv", *self._noted))
+        cache = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
+        return laid(state._replace(cache=cache)), shard(logits_BV, "batch", "act_vocab"), _routes(out)
 
     def _begin(
         self, state: State, shaping: Shaping | None, logits_BV: jax.Array, start: Begin, best: int
@@ -225,7 +237,7 @@ class Programs:
             at(state.done_B, _ends(chosen.tokens_B, steps_B, start.wanted)),
             jax.tree.map(at, state.wanted, start.wanted),
         )
-        return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen))
+        return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen), routes_LBWK=None)
 
     def _decode(
         self,
@@ -245,13 +257,16 @@ class Programs:
           reach: no row is longer than this afterwards.
         """
         whole_reach = state.cache.reach
-        state = state._replace(cache=dataclasses.replace(state.cache, reach=reach), done_B=state.done_B | ~live_B)
+        state = state._replace(cache=state.cache.within(reach), done_B=state.done_B | ~live_B)
         B, W = len(live_B), self.piece
         written = Written(
             jnp.full((B, W), -1, jnp.int32),
             jnp.zeros((B, W), jnp.float32),
             jnp.zeros((B, W, best), jnp.int32),
             jnp.zeros((B, W, best), jnp.float32),
+            jnp.zeros((self._config.text.layers, B, W, self._config.text.moe.per_token), jnp.int16)
+            if self._noted
+            else None,
         )
 
         def goes_on(carry: tuple) -> jax.Array:
@@ -268,7 +283,7 @@ class Programs:
             # A row that is done writes nowhere.
             slots_B1 = jnp.where(state.done_B, _NOWHERE, state.lengths_B)[:, None]
             positions_B1 = state.lengths_B[:, None]
-            out = model.lm(x_BTD, jnp.ones_like(positions_B1), positions_B1, state.cache, slots_B1)
+            out = model.lm(x_BTD, jnp.ones_like(positions_B1), positions_B1, state.cache, slots_B1, self._noted)
             logits_BV = model.logits(out.hidden_BTD[:, 0])
             chosen = self._choose(logits_BV, state.steps_B, state.wanted, shaping, best)
             goes_B = ~state.done_B
@@ -276,8 +291,10 @@ class Programs:
                 shaping = laid_shaping(wrote(shaping, chosen.tokens_B, goes_B))
             steps_B = state.steps_B + goes_B
             new = chosen._replace(tokens_B=jnp.where(goes_B, chosen.tokens_B, -1))
-            put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new[:, None], n, axis=1)
-            written = Written(*map(put, written, new))
+            columns = [values[:, None] for values in new]
+            put = lambda old, new, axis=1: lax.dynamic_update_slice_in_dim(old, new, n, axis)
+            routes_LBWK = put(written.routes_LBWK, _routes(out), 2) if self._noted else None
+            written = Written(*(put(*pair) for pair in zip(written[:4], columns, strict=True)), routes_LBWK)
             state = State(
                 out.cache,
                 chosen.tokens_B,
@@ -290,7 +307,7 @@ class Programs:
 
         carry = jnp.int32(0), laid(state), shaping, written
         _, state, shaping, written = lax.while_loop(goes_on, step, carry)
-        state = state._replace(cache=dataclasses.replace(state.cache, reach=whole_reach))
+        state = state._replace(cache=state.cache.within(whole_reach))
         return state, shaping, jax.tree.map(whole, written)
 
     def _choose(
@@ -312,8 +329,8 @@ class Programs:
         """The first `reach` slots of a row of class `source` into one of class `target`, on the devices that are said;
         rows are numbered as in `_chunk`."""
         part = state.cache.rows(source, from_B, reach)
-        kv = part.k[0], part.v[0]
-        return laid(state._replace(cache=state.cache.put(target, to_B, jnp.zeros_like(to_B), real_B, kv)))
+        kv, counts_B = (part.k[0], part.v[0]), jnp.where(real_B, reach, 0)
+        return laid(state._replace(cache=state.cache.put(target, to_B, jnp.zeros_like(to_B), counts_B, kv)))
 
     def _resize(self, state: State, rows_B: jax.Array, slots: int) -> State:
         """The rows that are named, of the only class, with so many slots; one beyond the last is a row of nobody."""
@@ -330,6 +347,24 @@ class Programs:
 
         cache = SlotCache((widened(state.cache.k[0]),), (widened(state.cache.v[0]),), slots)
         return laid(moved._replace(cache=cache))
+
+    def _join(self, state: State, joining: Joining) -> State:
+        """Answers that begin in rows of groups that have their prompt."""
+        real_B = joining.real_B
+        pick = lambda new, old: jnp.where(real_B.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+        ones_B = jnp.ones_like(state.steps_B)
+        new = State(None, joining.tokens_B, joining.lengths_B, ones_B, ~real_B, joining.wanted)
+        return laid(jax.tree.map(pick, new, state._replace(cache=None))._replace(cache=state.cache))
+
+    def _move(self, state: State, prompts_Q: jax.Array, rows_B: jax.Array, real_B: jax.Array, slots: int) -> State:
+        """The rows and prompts of groups that are named; rows that are not real are nobody's."""
+        moved = jax.tree.map(lambda part: part[rows_B], state._replace(cache=None))
+        cache = state.cache.moved(prompts_Q, rows_B, slots)
+        return laid(moved._replace(cache=cache, done_B=moved.done_B | ~real_B))
+
+
+def _routes(out: DecoderOut) -> jax.Array | None:
+    return None if out.experts_LBTK is None else whole(out.experts_LBTK.astype(jnp.int16))
 
 
 def _ends(tokens_B: jax.Array, steps_B: jax.Array, wanted: Wanted) -> jax.Array:

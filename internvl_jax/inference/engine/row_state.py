@@ -1,12 +1,11 @@
 """What the device knows of rows, and what its programs take and return."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 
 from internvl_jax.inference.engine.sampling import Sampling, Shaping
-from internvl_jax.models import SlotCache
+from internvl_jax.models import GroupCache, SlotCache
 from internvl_jax.sharding import shard, whole
 
 STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
@@ -86,11 +85,25 @@ class State(NamedTuple):
       wanted: how each row's answer is written.
     """
 
-    cache: SlotCache
+    cache: SlotCache | GroupCache
     tokens_B: jax.Array
     lengths_B: jax.Array
     steps_B: jax.Array
     done_B: jax.Array
+    wanted: Wanted
+
+
+class Joining(NamedTuple):
+    """Rows that go on with answers whose first token is known.
+
+    Attributes:
+      real_B: bool, which rows do.
+      tokens_B, lengths_B, wanted: see `State`.
+    """
+
+    real_B: jax.Array
+    tokens_B: jax.Array
+    lengths_B: jax.Array
     wanted: Wanted
 
 
@@ -101,19 +114,19 @@ class Written(NamedTuple):
       tokens_BW: -1 where a row wrote none.
       logprobs_BW: their log-probabilities at temperature 1, over the whole table.
       best_ids, best_logprobs: the best tokens beside each of them, `[B, W, best]`.
+      routes_LBWK: int16, the experts of the tokens that they follow; None if nobody notes them, and of first tokens.
     """
 
     tokens_BW: jax.Array
     logprobs_BW: jax.Array
     best_ids: jax.Array
     best_logprobs: jax.Array
+    routes_LBWK: jax.Array | None
 
 
 def laid(state: State) -> State:
     """Keys and values spread as rows are, the rest the same everywhere: so every program's state is the next one's."""
-    half = lambda stack: shard(stack, None, "batch", "act_heads", None, None)
-    cache = dataclasses.replace(state.cache, k=tuple(map(half, state.cache.k)), v=tuple(map(half, state.cache.v)))
-    return jax.tree.map(whole, state._replace(cache=None))._replace(cache=cache)
+    return jax.tree.map(whole, state._replace(cache=None))._replace(cache=state.cache.laid())
 
 
 def laid_shaping(shaping: Shaping) -> Shaping:

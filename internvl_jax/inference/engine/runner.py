@@ -124,7 +124,7 @@ class Runner:
     ) -> jax.Array:
         features_RPD = self.programs.gather(self.tiles.pool_GPD, index_RT)
         part = Part(rows_R, tokens_RT, starts_R, counts_R, features_RPD)
-        self._state, logits_RV = self.programs.chunk(self.params, self._state, part, number=number, reach=reach)
+        self._state, logits_RV, _ = self.programs.chunk(self.params, self._state, part, number=number, reach=reach)
         return logits_RV
 
     def begin(self, logits_RV: jax.Array, complete: Sequence[tuple[int, Draft]], rich: bool) -> Written:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from internvl_jax.models.attention.attention import Mask, Window, attend
-from internvl_jax.sharding import per_device
+from internvl_jax.sharding import per_device, shard
 
 _HALF = (None, "batch", "act_heads", None, None)  # keys or values of a class
 _NEW = ("batch", "act_heads", None, None)
@@ -43,6 +43,15 @@ class SlotCache:
         """A cache of nothing; `classes` are (rows, slots)."""
         make = lambda: tuple(jnp.zeros((layers, B, kv_heads, S, width), dtype) for B, S in classes)
         return cls(make(), make(), max(S for _, S in classes))
+
+    def within(self, reach: int) -> "SlotCache":
+        """The cache of which attention reads at most so many slots of a row."""
+        return dataclasses.replace(self, reach=reach)
+
+    def laid(self) -> "SlotCache":
+        """The cache spread as rows are."""
+        k, v = jax.tree.map(lambda half: shard(half, *_HALF), (self.k, self.v))
+        return dataclasses.replace(self, k=k, v=v)
 
     def mask(self, segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """What the tokens of a call see follows from their positions."""
@@ -115,23 +124,23 @@ class SlotCache:
         number: int,
         rows_B: jax.Array,
         starts_B: jax.Array,
-        real_B: jax.Array,
+        counts_B: jax.Array,
         kv_LBMTH: tuple[jax.Array, jax.Array],
     ) -> "SlotCache":
         """The cache with T tokens of some rows of one class in their slots from `starts_B` on.
 
         Args:
           rows_B: see `rows`.
-          real_B: bool, False for rows that are left as they are.
+          counts_B: how many of the tokens are real; where none is, the row is left as it is.
         """
 
         def fill(
-            stack: jax.Array, rows_B: jax.Array, starts_B: jax.Array, real_B: jax.Array, new_LBMTH: jax.Array
+            stack: jax.Array, rows_B: jax.Array, starts_B: jax.Array, counts_B: jax.Array, new_LBMTH: jax.Array
         ) -> jax.Array:
             def one(b: jax.Array | int, stack: jax.Array) -> jax.Array:
                 place = (0, rows_B[b], 0, starts_B[b], 0)
                 new = lax.dynamic_slice_in_dim(new_LBMTH, b, 1, axis=1).astype(stack.dtype)
-                new = jnp.where(real_B[b], new, lax.dynamic_slice(stack, place, new.shape))
+                new = jnp.where(counts_B[b] > 0, new, lax.dynamic_slice(stack, place, new.shape))
                 return lax.dynamic_update_slice(stack, new, place)
 
             return one(0, stack) if len(rows_B) == 1 else lax.fori_loop(0, len(rows_B), one, stack)
@@ -139,7 +148,7 @@ class SlotCache:
         run = per_device(fill, inputs=(_HALF, _ROW, _ROW, _ROW, _HALF), output=_HALF)
 
         def replaced(stacks: tuple[jax.Array, ...], new_LBMTH: jax.Array) -> tuple[jax.Array, ...]:
-            filled = run(stacks[number], rows_B, starts_B, real_B, new_LBMTH)
+            filled = run(stacks[number], rows_B, starts_B, counts_B, new_LBMTH)
             return (*stacks[:number], filled, *stacks[number + 1 :])
 
         return dataclasses.replace(self, k=replaced(self.k, kv_LBMTH[0]), v=replaced(self.v, kv_LBMTH[1]))

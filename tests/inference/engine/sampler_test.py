@@ -160,9 +160,8 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     ladders = dataclasses.replace(LADDERS, rows=(2,))
     sampler = Sampler(config, jnp.float32, vocabulary, ladders)
     made = sampler.warm_up(params, requests, 2)
-    assert (
-        made == 6 + 2 + 1
-    )  # encode, widen, keep, gather, prefill, start; write for two answers a prompt and for one; compact
+    # encode, widen, keep, gather; empty, chunk, begin; decode for two answers a prompt and for one; move
+    assert made == 4 + 3 + 2 + 1
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
@@ -173,7 +172,7 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
 
 
 def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, rollout, monkeypatch):
-    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.sampler"], "_SLOTS", 5)
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 5)
     sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)))
     made = sampler.warm_up(params, requests, GROUP)
     assert tokens_of(sampler.sample(params, requests, GROUP, SEEDS)) == tokens_of(rollout)

@@ -1,0 +1,253 @@
+"""The engine's programs on rows that are kept in groups: the state of one rollout, and what is known of its answers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from internvl_jax.inference.engine.buckets import Ladders, fit
+from internvl_jax.inference.engine.groups import Groups, Move
+from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
+from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written
+from internvl_jax.inference.engine.sampling import stack_params
+from internvl_jax.inference.engine.tile_features import TileFeatures, digest
+from internvl_jax.models import InternVLConfig
+from internvl_jax.sharding import Params
+
+# Slots that every answer has at first; twice as many when they are full, so that short answers don't pay for long ones.
+FIRST_SLOTS = 2048
+_TOGETHER = 8192  # tokens of several prompts that are read at a time
+
+
+@dataclasses.dataclass(eq=False)
+class Text:
+    """An answer as far as it is known: what each call wrote of it.
+
+    Attributes:
+      prompt: how many tokens its prompt has.
+      count: how many tokens it has itself.
+      finished: whether it has come to a stop.
+      routes: the experts of its prompt, then of what was written, each int16 `[L, n, K]`.
+    """
+
+    prompt: int = 0
+    count: int = 0
+    finished: bool = False
+    tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
+    logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    routes: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+class _Call(NamedTuple):
+    """What a program was asked to write, and the answer of each row of it; -1 where there is none."""
+
+    written: Written
+    answers: np.ndarray
+
+
+class GroupRunner:
+    """Answers requests, each with a group of answers.
+
+    Args:
+      programs, vision: the model's, without a picture of other parameters.
+      params: the parameters as prompts take them, and as answers do.
+      model: its config and vocabulary.
+      ladders: as the devices of a mesh can share them.
+      requests: see `Sampler.sample`; they were checked.
+      seeds_QA: of every answer.
+      room: for how many prompts with all their answers there is memory, and how many devices share it.
+
+    Attributes:
+      groups: who has which row.
+      texts: of every answer.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        vision: TileFeatures,
+        params: tuple[Params, Params],
+        model: tuple[InternVLConfig, Vocabulary],
+        ladders: Ladders,
+        requests: Sequence[Request],
+        seeds_QA: np.ndarray,
+        room: tuple[int, int],
+    ):
+        self._programs, self._vision, self._ladders, self._requests = programs, vision, ladders, requests
+        (self._params, self._decode_params), (self._config, vocabulary) = params, model
+        sampling, group, (together, shards) = [request.sampling for request in requests], seeds_QA.shape[1], room
+        self.prompt_slots = fit("prompt tokens", max(len(each.tokens_T) for each in requests), ladders.prompts)
+        self._longest = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), ladders.slots)
+        slots = self.prompt_slots, min(self._longest, FIRST_SLOTS)
+        self.groups = Groups(len(requests), group, together, slots, ladders.rows, shards)
+        self._names = [[digest(tile_HWC) for tile_HWC in request.tiles_GHWC] for request in requests]
+        self._stops = [sorted(row.stop_ids(vocabulary.stops)) for row in sampling]
+        of_all = lambda rows: np.repeat(np.array(rows), group, axis=0)
+        drawn = jax.tree.map(of_all, stack_params(sampling))._replace(seed_B=seeds_QA.reshape(-1))
+        limits = of_all([row.max_new_tokens for row in sampling]).astype(np.int32)
+        self._wanted = Wanted(limits, of_all([stop_ids(vocabulary, row) for row in sampling]), drawn)
+        self.texts = [Text() for _ in range(seeds_QA.size)]
+        state = programs.empty_groups(rows=tuple(self.groups.layout), slots=slots)
+        some = next(iter(params[0].values()))
+        if some.committed and len(some.devices()) == 1:
+            state = jax.device_put(state, next(iter(some.devices())))  # as all states after it
+        self._state: State = state
+        self._calls: list[_Call] = []
+
+    def arrange(self) -> bool:
+        """Gives rows to answers: those that wait beside their prompt, those of prompts that are read now, and all that
+        are left into fewer rows. Says whether any are left."""
+        groups = self.groups
+        self._join(groups.seat())
+        while order := self.take():
+            self.read(order)
+            if groups.turns:
+                self.tell()  # the others of each prompt wait with their first token
+        while (move := groups.move()) is not None:
+            self._state = self._moved(self._state, move, self._state.cache.slots)
+            self._join(groups.seat())
+        return groups.waits or len(groups.writing) > 0
+
+    def take(self) -> list[int | None]:
+        """Places with prompts that are to be read together, see `Groups.take`."""
+        return self.groups.take(self._ladders.together, _TOGETHER // self.prompt_slots)
+
+    def read(self, order: Sequence[int | None]) -> None:
+        """Reads the prompts of these places, and draws the first tokens of all answers to them."""
+        groups, group = self.groups, self.groups.group
+        R, T, width = len(order), self.prompt_slots, groups.layout.width
+        tokens_RT, index_RT = np.zeros((R, T), np.int32), np.zeros((R, T), np.int32)
+        places_R, counts_R = np.zeros(R, np.int32), np.zeros(R, np.int32)
+        answers, rows_B = np.full((R, group), -1, np.int32), np.full((R, group), groups.layout.rows, np.int32)
+        real = [(r, q, int(groups.prompt_Q[q])) for r, q in enumerate(order) if q is not None]
+        self._look([prompt for _, _, prompt in real])
+        for r, q, prompt in real:
+            tokens_T, index_P = self._shown(prompt)
+            tokens_RT[r, : len(tokens_T)], index_RT[r, : len(index_P)] = tokens_T, index_P
+            places_R[r], counts_R[r] = groups.place(q), len(tokens_T)
+            answers[r] = prompt * group + np.arange(group)
+            rows_B[r, :width] = groups.rows(q)
+        features_RPD = self._programs.gather(self._vision.pool_GPD, index_RT)
+        part = Part(places_R, tokens_RT, np.zeros(R, np.int32), counts_R, features_RPD)
+        self._state, logits_RV, routes_LRTK = self._programs.chunk(self._params, self._state, part, number=0, reach=0)
+        routes_LRTK = None if routes_LRTK is None else np.asarray(routes_LRTK)
+        for r, _, prompt in real:
+            for text in self.texts[prompt * group :][:group]:
+                text.prompt = int(counts_R[r])
+                text.routes = [] if routes_LRTK is None else [routes_LRTK[:, r, : counts_R[r]]]
+        picks_B, answers_B = np.repeat(np.arange(R, dtype=np.int32), group), answers.reshape(-1)
+        begin = Begin(
+            picks_B, rows_B.reshape(-1), counts_R[picks_B], np.zeros(R * group, np.int32), self._asked(answers_B), None
+        )
+        self._state, _, written = self._programs.begin(self._state, None, logits_RV, begin, best=0)
+        self._calls.append(_Call(written, answers_B))
+
+    def write(self, piece: int) -> None:
+        """Goes on with all rows: `piece` tokens at most, or until there is something to arrange."""
+        groups, slots = self.groups, self._state.cache.slots
+        answers = groups.answer_B[groups.writing]
+        # Prompts that were just read have their first tokens, though nobody has seen them yet.
+        counts = np.array([max(1, self.texts[answer].count) for answer in answers], np.int32)
+        left = int(np.max(self._wanted.limits_B[answers] - counts, initial=0))
+        if left <= 0:
+            return
+        if (longest := int(counts.max())) > slots:
+            self._state = self._moved(self._state, groups.layout.same(), min(2 * slots, self._longest))
+            slots = self._state.cache.slots
+        count = min(piece, left, slots - longest + 1)
+        self._state, written = self.decode(self._state, groups.answer_B >= 0, count, groups.few())
+        self._calls.append(_Call(written, groups.answer_B.copy()))
+
+    def decode(self, state: State, live_B: np.ndarray, count: int, few: int) -> tuple[State, Written]:
+        """See `Programs.decode`."""
+        counts = np.int32(count), np.int32(few)
+        slots = state.cache.slots
+        state, _, written = self._programs.decode(
+            self._decode_params, state, None, live_B, *counts, reach=slots, best=0
+        )
+        return state, written
+
+    def tell(self) -> None:
+        """Takes notes of what the programs wrote: rows whose answers have ended are free."""
+        groups, calls, self._calls = self.groups, self._calls, []
+        for (tokens_BW, logprobs_BW, *_, routes_LBWK), answers_B in jax.device_get([tuple(call) for call in calls]):
+            counts_B = (tokens_BW >= 0).sum(axis=1)
+            for b in np.flatnonzero((answers_B >= 0) & (counts_B > 0)).tolist():
+                answer, n = int(answers_B[b]), int(counts_B[b])
+                text = self.texts[answer]
+                text.tokens.append(tokens_BW[b, :n].copy())
+                text.logprobs.append(logprobs_BW[b, :n].copy())
+                if routes_LBWK is not None:
+                    text.routes.append(routes_LBWK[:, b, :n].copy())
+                text.count += n
+                text.finished = int(tokens_BW[b, n - 1]) in self._stops[answer // groups.group]
+                if text.finished or text.count >= self._wanted.limits_B[answer]:
+                    groups.end(answer)
+                elif text.count == 1:
+                    groups.queue(answer)
+
+    def warm_up(self) -> None:
+        """Compiles all that these requests need, however their answers end."""
+        groups, first, most = self.groups, None, 0
+        while order := self.take():
+            first, most = first or order, max(most, len(order))
+            self.read(order)
+        for size in self._ladders.together:
+            if size < most:
+                self.read([first[0], *[None] * (size - 1)])
+        layout, every = groups.layout, [self._state]
+        while (slots := every[-1].cache.slots) < self._longest:
+            every.append(self._moved(every[-1], layout.same(), min(2 * slots, self._longest)))
+        while True:
+            nobody_B = np.zeros(layout.rows, np.int32)
+            every = [self.decode(state, nobody_B > 0, 0, 0)[0] for state in every]
+            for state in every[:-1]:
+                self._moved(state, layout.same(), min(2 * state.cache.slots, self._longest))
+            if groups.turns:
+                every = [self._programs.join(state, self._joining(nobody_B - 1)) for state in every]
+                for state in every:
+                    self._moved(state, layout.same(), state.cache.slots)
+            if (layout := layout.smaller(self._ladders.rows)) is None:
+                return
+            every = [self._moved(state, layout.same(), state.cache.slots) for state in every]
+
+    def _moved(self, state: State, move: Move, slots: int) -> State:
+        return self._programs.move(state, *move, slots=slots)
+
+    def _join(self, rows: list[int]) -> None:
+        if rows:
+            answers_B = np.full(self.groups.layout.rows, -1, np.int32)
+            answers_B[rows] = self.groups.answer_B[rows]
+            self._state = self._programs.join(self._state, self._joining(answers_B))
+
+    def _joining(self, answers_B: np.ndarray) -> Joining:
+        """Answers that have their first token, each in its row; -1 where none is."""
+        tokens_B, lengths_B = np.zeros_like(answers_B), np.zeros_like(answers_B)
+        for row in np.flatnonzero(answers_B >= 0):
+            text = self.texts[answers_B[row]]
+            tokens_B[row], lengths_B[row] = text.tokens[0][0], text.prompt
+        return Joining(answers_B >= 0, tokens_B, lengths_B, self._asked(answers_B))
+
+    def _asked(self, answers_B: np.ndarray) -> Wanted:
+        return jax.tree.map(lambda each: each[np.maximum(answers_B, 0)], self._wanted)
+
+    def _look(self, prompts: Sequence[int]) -> None:
+        """Encodes the tiles of prompts that are to be read."""
+        tiles = {
+            name: tile_HWC
+            for prompt in prompts
+            for name, tile_HWC in zip(self._names[prompt], self._requests[prompt].tiles_GHWC, strict=True)
+        }
+        self._vision.pin(0, list(tiles))
+        if missing := self._vision.missing(list(tiles)):
+            self._vision.encode(self._params, {name: tiles[name] for name in missing})
+
+    def _shown(self, prompt: int) -> tuple[np.ndarray, np.ndarray]:
+        """A prompt's tokens, and where the features of its image tokens lie in the pool."""
+        names = self._names[prompt]
+        probability_G = None if self._config.flash is None else self._vision.probabilities(names)
+        seen = shown(self._requests[prompt], names, probability_G, self._config)
+        return seen.tokens_T, self._vision.index(names, seen.sources_T)

@@ -1,0 +1,262 @@
+"""The cache of groups of answers: a prompt's keys and values once, those of its answers side by side.
+
+The answers' slots are a ring that all rows write into at the same place, whatever step each of them is at: what a row
+wrote n tokens ago is as far behind that place in every row. So who sees a slot follows from its age, a token is written
+in one piece for all rows, and rows begin and end as they like.
+
+The queries of all answers to a prompt meet its keys in one product: with 16 answers the prompt is read a 16th as often
+as if each had a copy.
+"""
+
+import dataclasses
+import functools
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from internvl_jax.models.attention.attention import MASKED, Window
+from internvl_jax.models.attention.cache import SlotCache
+from internvl_jax.sharding import per_device, shard
+
+# An array for each layer, or one that is stacked over layers.
+Layered: TypeAlias = tuple[jax.Array, ...] | jax.Array
+
+_LAYER = ("batch", "act_heads", None, None)  # keys or values, or queries, of a layer
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["prompts", "k", "v", "lengths_Q", "count"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class GroupCache:
+    """Keys and values of Q prompts, and of B answers with S slots.
+
+    Every prompt has A = B / Q rows; those of the first come first. A row may have at most S tokens of its answer.
+
+    Attributes:
+      prompts: keys and values of the prompts, a row each: one cache of all layers, or one for each layer.
+      k: keys of the answers, in every layer `[B, M, H, S]`, which a CPU reads 1.5 times as fast as `[B, M, S, H]`.
+      v: values of the answers, in every layer `[B, M, S, H]`.
+      lengths_Q: how many tokens a prompt has; what stands behind them is padding.
+      count: how many tokens were written; the next one goes to slot count modulo S of every row.
+    """
+
+    prompts: tuple[SlotCache, ...]
+    k: Layered
+    v: Layered
+    lengths_Q: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def empty(
+        cls,
+        layers: int,
+        kv_heads: int,
+        width: int,
+        rows: tuple[int, int],
+        slots: tuple[int, int],
+        dtype: jnp.dtype,
+        apart: bool,
+    ) -> "GroupCache":
+        """A cache of nothing.
+
+        Args:
+          rows: how many prompts, and how many answers to each of them.
+          slots: of a prompt, and of an answer.
+          apart: with arrays for each layer.
+        """
+        (Q, A), (T, S) = rows, slots
+        depths = [1] * layers if apart else [layers]
+        prompts = tuple(SlotCache.empty(depth, kv_heads, width, ((Q, T),), dtype) for depth in depths)
+
+        def make(*shape: int) -> Layered:
+            if apart:
+                return tuple(jnp.zeros((Q * A, kv_heads, *shape), dtype) for _ in depths)
+            return jnp.zeros((layers, Q * A, kv_heads, *shape), dtype)
+
+        return cls(prompts, make(width, S), make(S, width), jnp.zeros(Q, jnp.int32), jnp.int32(0))
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return jax.tree.leaves(self.v)[0].shape[-2]
+
+    @property
+    def reach(self) -> int:
+        """How many slots of an answer attention reads: all of them."""
+        return self.slots
+
+    def within(self, reach: int) -> "GroupCache":
+        """The cache itself: the slots that a row has written last may lie anywhere."""
+        return self
+
+    def laid(self) -> "GroupCache":
+        """The cache spread as rows are."""
+        spread = lambda part: shard(part, *(None,) * (part.ndim - 4), *_LAYER)
+        k, v = jax.tree.map(spread, (self.k, self.v))
+        prompts, lengths_Q = tuple(part.laid() for part in self.prompts), shard(self.lengths_Q, "batch")
+        return GroupCache(prompts, k, v, lengths_Q, shard(self.count))
+
+    def mask(self, segments_B1: jax.Array, positions_B1: jax.Array) -> jax.Array:
+        """What a row sees follows from its position and its prompt's length."""
+        return positions_B1
+
+    def place(self, slots_B1: jax.Array, segments_B1: jax.Array, positions_B1: jax.Array) -> "GroupCache":
+        """The cache with the token of this call counted; it takes the next slot of every row."""
+        return dataclasses.replace(self, count=self.count + 1)
+
+    def write(self, layer: jax.Array | int, k_BM1H: jax.Array, v_BM1H: jax.Array, slots_B1: jax.Array) -> "GroupCache":
+        """Stores the keys and values of one layer."""
+        slot = (self.count - 1) % self.slots
+        k = _put(self.k, layer, k_BM1H.swapaxes(2, 3), slot, 3)
+        return dataclasses.replace(self, k=k, v=_put(self.v, layer, v_BM1H, slot, 2))
+
+    def attend(
+        self,
+        layer: jax.Array | int,
+        q_BN1H: jax.Array,
+        mask: jax.Array,
+        window: Window | None,
+        sinks_N: jax.Array | None,
+    ) -> jax.Array:
+        """Attention of one query a row to its prompt and to what the row has written; see `attention.attend`."""
+        prompts = self.prompts[0] if len(self.prompts) == 1 else self.prompts[layer]
+        index = layer if len(self.prompts) == 1 else 0
+        size, holds = (None, None) if window is None else window
+
+        def on_device(
+            q_BN1H: jax.Array,
+            prompt: tuple[jax.Array, jax.Array],
+            own: tuple[jax.Array, jax.Array],
+            where: tuple[jax.Array, jax.Array],
+            count: jax.Array,
+            holds: jax.Array | None,
+            sinks_N: jax.Array | None,
+        ) -> jax.Array:
+            (positions_B1, lengths_Q), (T, S) = where, (prompt[0].shape[2], own[1].shape[2])
+            B, Q = len(positions_B1), len(lengths_Q)
+            steps_B = positions_B1[:, 0] - jnp.repeat(lengths_Q, B // Q)
+            ages_S = (count - 1 - jnp.arange(S)) % S
+            seen_BS = ages_S[None] <= steps_B[:, None]
+            seen_QAT = (jnp.arange(T)[None] < lengths_Q[:, None])[:, None]
+            if size is not None:
+                near = lambda distance: (distance < size) | ~holds
+                seen_QAT &= near(positions_B1.reshape(Q, B // Q, 1) - jnp.arange(T)[None, None])
+                seen_BS &= near(ages_S)[None]
+            return _attend(q_BN1H, prompt, own, (seen_QAT, seen_BS), sinks_N)
+
+        rows = ("batch", None), ("batch",)
+        inputs = (_LAYER, (_LAYER, _LAYER), (_LAYER, _LAYER), rows, (), (), ("act_heads",))
+        run = per_device(on_device, inputs=inputs, output=_LAYER)
+        prompt, own = (prompts.k[0][index], prompts.v[0][index]), (self.k[layer], self.v[layer])
+        return run(q_BN1H, prompt, own, (mask, self.lengths_Q), self.count, holds, sinks_N)
+
+    def rows(self, number: int, rows_B: jax.Array, reach: int) -> SlotCache:
+        """A cache of some prompts, see `SlotCache.rows`."""
+        parts = [part.rows(number, rows_B, reach) for part in self.prompts]
+        k, v = (jnp.concatenate([getattr(part, name)[0] for part in parts]) for name in ("k", "v"))
+        return SlotCache((k,), (v,), reach)
+
+    def put(
+        self,
+        number: int,
+        rows_B: jax.Array,
+        starts_B: jax.Array,
+        counts_B: jax.Array,
+        kv_LBMTH: tuple[jax.Array, jax.Array],
+    ) -> "GroupCache":
+        """The cache with tokens of some prompts, see `SlotCache.put`; they are the last ones of these prompts yet."""
+        depth, prompts = self.prompts[0].k[0].shape[0], []
+        for index, part in enumerate(self.prompts):
+            new = tuple(half[index * depth : (index + 1) * depth] for half in kv_LBMTH)
+            prompts.append(part.put(number, rows_B, starts_B, counts_B, new))
+
+        def measured(lengths_Q: jax.Array, rows_B: jax.Array, ends_B: jax.Array, counts_B: jax.Array) -> jax.Array:
+            return lengths_Q.at[jnp.where(counts_B > 0, rows_B, len(lengths_Q))].set(ends_B, mode="drop")
+
+        run = per_device(measured, inputs=(("batch",),) * 4, output=("batch",))
+        lengths_Q = run(self.lengths_Q, rows_B, starts_B + counts_B, counts_B)
+        return dataclasses.replace(self, prompts=tuple(prompts), lengths_Q=lengths_Q)
+
+    def moved(self, prompts_Q: jax.Array, rows_B: jax.Array, slots: int) -> "GroupCache":
+        """A cache of the prompts and rows that are named, with S or more slots for an answer."""
+
+        def wider(part: jax.Array, axis: int) -> jax.Array:
+            # The slot that was written last becomes the last one; the new ones are as old as any.
+            ordered = jnp.roll(part, -(self.count % self.slots), axis)
+            widths = [(0, 0)] * part.ndim
+            widths[axis] = (slots - self.slots, 0)
+            return jnp.pad(ordered, widths)
+
+        def taken(part: jax.Array, axis: int) -> jax.Array:
+            part = jnp.take(part, rows_B, axis=part.ndim - 4)
+            return part if slots == self.slots else wider(part, part.ndim + axis)
+
+        half = lambda stack: jnp.take(stack, prompts_Q, axis=1)
+        prompts = [SlotCache((half(part.k[0]),), (half(part.v[0]),), part.reach) for part in self.prompts]
+        return GroupCache(
+            tuple(prompts),
+            jax.tree.map(lambda part: taken(part, -1), self.k),
+            jax.tree.map(lambda part: taken(part, -2), self.v),
+            self.lengths_Q[prompts_Q],
+            self.count if slots == self.slots else jnp.int32(0),
+        )
+
+
+def _attend(
+    q_BN1H: jax.Array,
+    prompt: tuple[jax.Array, jax.Array],
+    own: tuple[jax.Array, jax.Array],
+    seen: tuple[jax.Array, jax.Array],
+    sinks_N: jax.Array | None,
+) -> jax.Array:
+    """Softmax over the keys of both parts together, each with its own product.
+
+    Args:
+      prompt, own: keys and values of prompts and answers, in one layer.
+      seen: bool `[Q, A or 1, T]` and `[B, S]`, the keys that a row sees.
+    """
+    (prompt_k, prompt_v), (k, v), (seen_QAT, seen_BS) = prompt, own, seen
+    (B, N, _, H), (Q, M) = q_BN1H.shape, prompt_k.shape[:2]
+    A, R = B // Q, N // M
+    q_BMRH = (q_BN1H * H**-0.5).reshape(B, M, R, H)
+    # To meet a prompt's keys, the queries of its answers stand together, as if they were heads of one.
+    by_answer = lambda x: x.reshape(Q, M, A, R, -1).swapaxes(1, 2).reshape(B, M, R, -1)
+    by_prompt = lambda x: x.reshape(Q, A, M, R, -1).swapaxes(1, 2).reshape(Q, M, A * R, -1)
+    before = _product("qmah,qmth->qmat", by_prompt(q_BMRH), prompt_k)
+    since_BMRS = _product("bmrh,bmhs->bmrs", q_BMRH, k)
+    if seen_QAT.shape[1] > 1:
+        seen_QAT = jnp.repeat(seen_QAT, R, axis=1)
+    before = jnp.where(seen_QAT[:, None], before, MASKED)
+    since_BMRS = jnp.where(seen_BS[:, None, None], since_BMRS, MASKED)
+
+    largest = lambda scores: jnp.max(scores, axis=-1, keepdims=True)
+    largest_BMR1 = jnp.maximum(by_answer(largest(before)), largest(since_BMRS))
+    sinks_BMR1 = None if sinks_N is None else sinks_N.astype(jnp.float32).reshape(1, M, R, 1)
+    if sinks_N is not None:
+        largest_BMR1 = jnp.maximum(largest_BMR1, sinks_BMR1)
+    before = jnp.exp(before - by_prompt(largest_BMR1))
+    since_BMRS = jnp.exp(since_BMRS - largest_BMR1)
+    total = lambda weights: jnp.sum(weights, axis=-1, keepdims=True)
+    total_BMR1 = by_answer(total(before)) + total(since_BMRS)
+    if sinks_N is not None:
+        total_BMR1 += jnp.exp(sinks_BMR1 - largest_BMR1)
+    dtype = q_BN1H.dtype
+    out_BMRH = by_answer(_product("qmat,qmth->qmah", before.astype(dtype), prompt_v))
+    out_BMRH += _product("bmrs,bmsh->bmrh", since_BMRS.astype(dtype), v)
+    return (out_BMRH / total_BMR1).astype(dtype).reshape(B, N, 1, H)
+
+
+def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _put(stack: Layered, layer: jax.Array | int, new: jax.Array, slot: jax.Array, axis: int) -> Layered:
+    """The stack with new values in one slot of one layer; `axis` is that of the slots in a layer."""
+    if isinstance(stack, tuple):
+        part = lax.dynamic_update_slice_in_dim(stack[layer], new.astype(stack[layer].dtype), slot, axis)
+        return (*stack[:layer], part, *stack[layer + 1 :])
+    starts = (layer, *(slot if dimension == axis else 0 for dimension in range(4)))
+    return lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), starts)
