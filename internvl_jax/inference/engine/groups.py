@@ -36,9 +36,8 @@ class Layout(NamedTuple):
 
     def same(self) -> "Move":
         """All stay where they are."""
-        return Move(
-            *(np.arange(count, dtype=np.int32) for count in (self.prompts, self.rows)), np.ones(self.rows, bool)
-        )
+        prompts_Q, rows_B = (np.arange(count, dtype=np.int32) for count in (self.prompts, self.rows))
+        return Move(prompts_Q, rows_B, rows_B >= 0)
 
 
 class Move(NamedTuple):
@@ -169,10 +168,10 @@ class Groups:
     def move(self) -> Move | None:
         """Once all prompts are read: as few rows as hold all answers, or more rows for those that wait. None: all stay
         where they are."""
-        if self.unread:
-            return None
         here, waiting = self.writing, list(itertools.chain(*self.queued.values()))
         answers = [*self.answer_B[here].tolist(), *waiting]
+        if self.unread or not answers:
+            return None
         smaller = self.layout.smaller(self._sizes)
         packed = None if smaller is None else self._pack(answers, smaller)
         layout = self.layout if packed is None else smaller
@@ -195,7 +194,7 @@ class Groups:
         may fit into fewer; if their prompts were too many, once half are complete."""
         going = len(self.writing)
         if self.waits:
-            return max(0, going - max(1, self.layout.rows // 8))
+            return max(0, going - max(1, going // 8))
         smaller = self.layout.smaller(self._sizes)
         return 0 if smaller is None else min(smaller.rows, going // 2)
 

@@ -29,21 +29,21 @@ def unstack_params(params: Params) -> Params:
     Arrays on one CPU device become views of the same memory, others are copied.
     """
     apart: Params = {}
+    views: dict[jax.Device | None, dict[str, np.ndarray]] = {}
     for path, leaf in params.items():
-        if path.startswith(_PREFIX):
-            parts = _apart(leaf)
-            apart |= {f"{_PREFIX}{index}.{path.removeprefix(_PREFIX)}": part for index, part in enumerate(parts)}
-        else:
+        if not path.startswith(_PREFIX):
             apart[path] = leaf
+            continue
+        names = [f"{_PREFIX}{index}.{path.removeprefix(_PREFIX)}" for index in range(len(leaf))]
+        devices = leaf.devices()
+        if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
+            apart |= zip(names, leaf, strict=True)
+            continue
+        # Given a device, device_put commits the array to it. Programs compile once for committed arguments and once for
+        # others: parts are what the stack was.
+        device = next(iter(devices)) if leaf.committed else None
+        views.setdefault(device, {}).update(zip(names, np.asarray(leaf), strict=True))
+    # It takes over memory that is aligned for XLA, as a layer's slice of any real weight is.
+    for device, parts in views.items():
+        apart |= jax.device_put(parts, device)
     return apart
-
-
-def _apart(leaf: jax.Array) -> list[jax.Array]:
-    devices = leaf.devices()
-    if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
-        return list(leaf)
-    # device_put takes over memory that is aligned for XLA, as a layer's slice of any real weight is. Given a device, it
-    # commits the array to it. Programs compile once for committed arguments and once for others: parts are what the
-    # stack was.
-    device = next(iter(devices)) if leaf.committed else None
-    return [jax.device_put(part, device) for part in np.asarray(leaf)]
