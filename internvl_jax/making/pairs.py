@@ -34,6 +34,8 @@ from internvl_jax.sharding import flatten
 _LOG = logging.getLogger(__name__)
 RESPONSES, ACCURACIES, META = "responses.jsonl", "accuracies.jsonl", "meta.json"
 _LATER = ("max_pairs", "length_slack", "max_broken")  # settings that no response depends on
+# Questions wait for the rows of those before them, so that few rows stand idle: so many times what is sampled at once.
+_AHEAD = 4
 _CHOICE = 2  # random stream of a question, besides those of its responses
 
 Pair = tuple[Response, Response]  # chosen, rejected
@@ -78,7 +80,7 @@ def make_pairs(
     drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
     settings = {**drawn, "prompts": _digest(asked), "model": _fingerprint(model)}
     with ResumableFolder(out, settings, RESPONSES) as folder:
-        numbers, size = list(asked.values()), config.batch_size // config.samples
+        numbers, size = list(asked.values()), _AHEAD * config.batch_size // config.samples
         batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         done = folder.resume([len(batch) for batch in batches])
         if done:

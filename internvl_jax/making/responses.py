@@ -13,7 +13,7 @@ import numpy as np
 
 from internvl_jax.data import ChatInputs, Processor, Prompt, encode_blind, encode_prompt
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Ladders, Request, Rollout, Sampler, SamplingParams, TextStream, Vocabulary
+from internvl_jax.inference import Ladders, Request, Sampler, SamplingParams, TextStream, Vocabulary
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
@@ -202,11 +202,7 @@ class Responder:
             return []
         requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
         A = seeds_QA.shape[1]
-        at_a_time = self._config.batch_size // A
-        drawn: list[list[Rollout]] = []
-        for start in range(0, len(requests), at_a_time):
-            part = slice(start, start + at_a_time)
-            drawn += self._sampler.sample(self._params, requests[part], A, seeds_QA[part], at_a_time)
+        drawn = self._sampler.sample(self._params, requests, A, seeds_QA, self._config.batch_size // A)
         begun = [()] * len(inputs) if begun is None else begun
         pairs = zip(begun, drawn, strict=True)
         return [[self._read([*start, *each.tokens.tolist()]) for each in every] for start, every in pairs]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from internvl_jax.inference.engine.buckets import Ladders, fit
-from internvl_jax.inference.engine.groups import Groups, Move
+from internvl_jax.inference.engine.group_seats import GroupSeats, Move
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
 from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written
@@ -41,7 +41,7 @@ class Text:
     routes: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
-class _Call(NamedTuple):
+class _Asked(NamedTuple):
     """What a program was asked to write, and the answer of each row of it; -1 where there is none."""
 
     written: Written
@@ -82,7 +82,7 @@ class GroupRunner:
         self.prompt_slots = fit("prompt tokens", max(len(each.tokens_T) for each in requests), ladders.prompts)
         self._longest = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), ladders.slots)
         slots = self.prompt_slots, min(self._longest, FIRST_SLOTS)
-        self.groups = Groups(len(requests), group, together, slots, ladders.rows, shards)
+        self.groups = GroupSeats(len(requests), group, together, slots, ladders.rows, shards)
         self._names = [[digest(tile_HWC) for tile_HWC in request.tiles_GHWC] for request in requests]
         self._stops = [sorted(row.stop_ids(vocabulary.stops)) for row in sampling]
         of_all = lambda rows: np.repeat(np.array(rows), group, axis=0)
@@ -95,7 +95,7 @@ class GroupRunner:
         if some.committed and len(some.devices()) == 1:
             state = jax.device_put(state, next(iter(some.devices())))  # as all states after it
         self._state: State = state
-        self._calls: list[_Call] = []
+        self._calls: list[_Asked] = []
 
     def arrange(self) -> bool:
         """Gives rows to answers: those that wait beside their prompt, those of prompts that are read now, and all that
@@ -112,7 +112,7 @@ class GroupRunner:
         return groups.waits or len(groups.writing) > 0
 
     def take(self) -> list[int | None]:
-        """Places with prompts that are to be read together, see `Groups.take`."""
+        """Places with prompts that are to be read together, see `GroupSeats.take`."""
         return self.groups.take(self._ladders.together, _TOGETHER // self.prompt_slots)
 
     def read(self, order: Sequence[int | None]) -> None:
@@ -143,7 +143,7 @@ class GroupRunner:
             picks_B, rows_B.reshape(-1), counts_R[picks_B], np.zeros(R * group, np.int32), self._asked(answers_B), None
         )
         self._state, _, written = self._programs.begin(self._state, None, logits_RV, begin, best=0)
-        self._calls.append(_Call(written, answers_B))
+        self._calls.append(_Asked(written, answers_B))
 
     def write(self, piece: int) -> None:
         """Goes on with all rows: `piece` tokens at most, or until there is something to arrange."""
@@ -159,7 +159,7 @@ class GroupRunner:
             slots = self._state.cache.slots
         count = min(piece, left, slots - longest + 1)
         self._state, written = self.decode(self._state, groups.answer_B >= 0, count, groups.few())
-        self._calls.append(_Call(written, groups.answer_B.copy()))
+        self._calls.append(_Asked(written, groups.answer_B.copy()))
 
     def decode(self, state: State, live_B: np.ndarray, count: int, few: int) -> tuple[State, Written]:
         """See `Programs.decode`."""

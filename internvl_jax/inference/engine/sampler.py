@@ -1,6 +1,6 @@
 """Rollouts: groups of answers to prompts, sampled from a policy's present parameters, with their log-probabilities.
 
-The engine's programs write them on rows that are kept in groups (`groups.py`), by `GroupRunner`:
+The engine's programs write them on rows that are kept in groups (`group_seats.py`), by `GroupRunner`:
 
 1. Prompts that there is a place for are read, a few together, and the first tokens of all their answers are drawn.
 2. A loop on the device writes all rows. It stops where rows can be used better: others wait for those that are free,

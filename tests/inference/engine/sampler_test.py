@@ -11,6 +11,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Engine, Ladders, Sampler, SamplingParams, Vocabulary
+from internvl_jax.inference.engine.group_runner import GroupRunner
 from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.models.config import MoeConfig, YarnConfig
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings
@@ -118,9 +119,10 @@ def test_logprobs_are_those_of_training(config, vocabulary, processor, family):
     params = {path: jnp.asarray(normal(path, spec.shape)) for path, spec in specs.items()}
     moe = family != "dense"
     sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)), routes=moe)
-    sampling = [SamplingParams(max_new_tokens=14, temperature=temperature) for temperature in (1.0, 0.7)]
-    given = [request(processor, i, 2 - i, 11 - 4 * i, row) for i, row in enumerate(sampling)]
-    rollout = sampler.sample(params, given, 2, 3)
+    settings = ((14, 1.0), (5, 0.7), (9, 1.0))
+    sampling = [SamplingParams(max_new_tokens=longest, temperature=temperature) for longest, temperature in settings]
+    given = [request(processor, i, max(0, 2 - i), 11 - 4 * i, row) for i, row in enumerate(sampling)]
+    rollout = sampler.sample(params, given, 2, 3, prompts=2)  # rows at different steps, in slots that wrap around
 
     @jax.jit
     def score(params, tokens_BT, tiles_GHWC, mask_G, segments_BT, targets_BT):
@@ -169,6 +171,42 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
     for seed in range(4):
         sampler.sample(params, requests[seed % 2 :], 2, seed, prompts=2)
     assert sampler.num_compiled == made and not compiled
+
+
+def test_more_prompts_than_fit(config, vocabulary, processor, params, requests, monkeypatch):
+    """The others wait for rows, and join while answers are in the middle; each is what it is alone."""
+    many = [request(processor, i, i % 3, 12 - i, requests[0].sampling) for i in range(7)]
+    seeds = np.arange(7 * GROUP, dtype=np.uint32).reshape(7, GROUP) * 101
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(1, 2)))
+    alone = [sampler.sample(params, [row], GROUP, own[None])[0] for row, own in zip(many, seeds, strict=True)]
+    met = []
+    write = GroupRunner.write
+
+    def noted(runner, piece):
+        answers = runner.groups.answer_B[runner.groups.writing].tolist()
+        met.append([(answer // GROUP, runner.texts[answer].count) for answer in answers])
+        write(runner, piece)
+
+    made = sampler.warm_up(params, many, GROUP, prompts=2)
+    monkeypatch.setattr(GroupRunner, "write", noted)
+    found = sampler.sample(params, many, GROUP, seeds, prompts=2)
+    assert sampler.num_compiled == made
+    assert tokens_of(found) == tokens_of(alone)
+    for ours, wanted in zip(itertools.chain(*found), itertools.chain(*alone), strict=True):
+        np.testing.assert_allclose(ours.logprobs, wanted.logprobs, atol=1e-5)
+        assert ours.finished == wanted.finished
+    begins = lambda rows: any(count == 1 for _, count in rows)
+    assert any(begins(rows) and any(count > 3 for _, count in rows) for rows in met)
+    assert any({prompt for prompt, _ in rows} & {2, 3} and {prompt for prompt, _ in rows} & {0, 1} for rows in met)
+
+
+def test_more_prompts_than_fit_on_a_mesh(config, vocabulary, params, requests, rollout):
+    mesh, rules = make_mesh({"data": 2}, jax.devices()[:2]), PRESETS["fsdp"]
+    specs = abstract(lambda rngs: InternVL(config, rngs))[1]
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)), mesh, rules)
+    placed = jax.device_put(params, shardings(specs, mesh, rules))
+    found = sampler.sample(placed, [*requests, *requests[:1]], GROUP, np.concatenate([SEEDS, SEEDS[:1]]), prompts=2)
+    assert tokens_of(found) == [*tokens_of(rollout), tokens_of(rollout)[0]]
 
 
 def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, rollout, monkeypatch):

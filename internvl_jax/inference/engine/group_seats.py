@@ -54,7 +54,7 @@ class Move(NamedTuple):
     real_B: np.ndarray
 
 
-class Groups:
+class GroupSeats:
     """Prompts, rows, and who waits for them.
 
     Args:
