@@ -107,7 +107,7 @@ class GroupRunner:
             if groups.turns:
                 self.tell()  # the others of each prompt wait with their first token
         while (move := groups.move()) is not None:
-            self._state = self._moved(self._state, move, self._state.cache.slots)
+            self._state = self._moved(self._state, move, self._state.cache.reach)
             self._join(groups.seat())
         return groups.waits or len(groups.writing) > 0
 
@@ -147,7 +147,7 @@ class GroupRunner:
 
     def write(self, piece: int) -> None:
         """Goes on with all rows: `piece` tokens at most, or until there is something to arrange."""
-        groups, slots = self.groups, self._state.cache.slots
+        groups, slots = self.groups, self._state.cache.reach
         answers = groups.answer_B[groups.writing]
         # Prompts that were just read have their first tokens, though nobody has seen them yet.
         counts = np.array([max(1, self.texts[answer].count) for answer in answers], np.int32)
@@ -156,7 +156,7 @@ class GroupRunner:
             return
         if (longest := int(counts.max())) > slots:
             self._state = self._moved(self._state, groups.layout.same(), min(2 * slots, self._longest))
-            slots = self._state.cache.slots
+            slots = self._state.cache.reach
         count = min(piece, left, slots - longest + 1)
         self._state, written = self.decode(self._state, groups.answer_B >= 0, count, groups.few())
         self._calls.append(_Asked(written, groups.answer_B.copy()))
@@ -164,7 +164,7 @@ class GroupRunner:
     def decode(self, state: State, live_B: np.ndarray, count: int, few: int) -> tuple[State, Written]:
         """See `Programs.decode`."""
         counts = np.int32(count), np.int32(few)
-        slots = state.cache.slots
+        slots = state.cache.reach
         state, _, written = self._programs.decode(
             self._decode_params, state, None, live_B, *counts, reach=slots, best=0
         )
@@ -199,20 +199,20 @@ class GroupRunner:
             if size < most:
                 self.read([first[0], *[None] * (size - 1)])
         layout, every = groups.layout, [self._state]
-        while (slots := every[-1].cache.slots) < self._longest:
+        while (slots := every[-1].cache.reach) < self._longest:
             every.append(self._moved(every[-1], layout.same(), min(2 * slots, self._longest)))
         while True:
             nobody_B = np.zeros(layout.rows, np.int32)
             every = [self.decode(state, nobody_B > 0, 0, 0)[0] for state in every]
             for state in every[:-1]:
-                self._moved(state, layout.same(), min(2 * state.cache.slots, self._longest))
+                self._moved(state, layout.same(), min(2 * state.cache.reach, self._longest))
             if groups.turns:
                 every = [self._programs.join(state, self._joining(nobody_B - 1)) for state in every]
                 for state in every:
-                    self._moved(state, layout.same(), state.cache.slots)
+                    self._moved(state, layout.same(), state.cache.reach)
             if (layout := layout.smaller(self._ladders.rows)) is None:
                 return
-            every = [self._moved(state, layout.same(), state.cache.slots) for state in every]
+            every = [self._moved(state, layout.same(), state.cache.reach) for state in every]
 
     def _moved(self, state: State, move: Move, slots: int) -> State:
         return self._programs.move(state, *move, slots=slots)

@@ -19,6 +19,8 @@ Rows are padded on the right, and a token sees its own row's slots up to its pos
 it were alone.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -217,8 +219,8 @@ class Programs:
         """
         cache = state.cache.rows(number, part.rows_B, reach) if reach else None
         logits_BV, out = self._read(params, part, cache, ("kv", *self._noted))
-        cache = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
-        return laid(state._replace(cache=cache)), shard(logits_BV, "batch", "act_vocab"), _routes(out)
+        filled = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
+        return laid(state._replace(cache=filled)), shard(logits_BV, "batch", "act_vocab"), _routes(out)
 
     def _begin(
         self, state: State, shaping: Shaping | None, logits_BV: jax.Array, start: Begin, best: int
@@ -237,7 +239,7 @@ class Programs:
             at(state.done_B, _ends(chosen.tokens_B, steps_B, start.wanted)),
             jax.tree.map(at, state.wanted, start.wanted),
         )
-        return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen), routes_LBWK=None)
+        return laid(state), shaping, Written(*[*(whole(x[:, None]) for x in chosen), None])
 
     def _decode(
         self,
@@ -294,7 +296,7 @@ class Programs:
             columns = [values[:, None] for values in new]
             put = lambda old, new, axis=1: lax.dynamic_update_slice_in_dim(old, new, n, axis)
             routes_LBWK = put(written.routes_LBWK, _routes(out), 2) if self._noted else None
-            written = Written(*(put(*pair) for pair in zip(written[:4], columns, strict=True)), routes_LBWK)
+            written = Written(*[*map(put, written[:4], columns), routes_LBWK])
             state = State(
                 out.cache,
                 chosen.tokens_B,
@@ -359,7 +361,7 @@ class Programs:
     def _move(self, state: State, prompts_Q: jax.Array, rows_B: jax.Array, real_B: jax.Array, slots: int) -> State:
         """The rows and prompts of groups that are named; rows that are not real are nobody's."""
         moved = jax.tree.map(lambda part: part[rows_B], state._replace(cache=None))
-        cache = state.cache.moved(prompts_Q, rows_B, slots)
+        cache = cast(GroupCache, state.cache).moved(prompts_Q, rows_B, slots)
         return laid(moved._replace(cache=cache, done_B=moved.done_B | ~real_B))
 
 

@@ -99,12 +99,12 @@ class Sampler:
         cache_dtype = jnp.float32 if on_cpu else dtype
         size, banned = vocabulary.size, vocabulary.banned
         self._programs = Programs(config, graphdef, written, size, banned, cache_dtype, piece, routes)
-        with sharding.use(self._mesh, self._rules):
-            self._shards, tiles = sharding.spread("batch"), sharding.spread("tiles")
-        self.ladders = _divisible(ladders or Ladders(), self._shards, tiles)
         per_tile = config.tokens_per_tile * config.text.width * jnp.dtype(dtype).itemsize
         capacity = max(1, _TILE_BYTES // per_tile)
-        self._vision = TileFeatures(config, dtype, self._programs, self.ladders.tiles, capacity)
+        with sharding.use(self._mesh, self._rules):
+            self._shards, tiles = sharding.spread("batch"), sharding.spread("tiles")
+            self.ladders = _divisible(ladders or Ladders(), self._shards, tiles)
+            self._vision = TileFeatures(config, dtype, self._programs, self.ladders.tiles, capacity)
 
     @property
     def num_compiled(self) -> int:
