@@ -18,10 +18,12 @@ from internvl_jax.inference.chat import (
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine, Token
+from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Features, Part, State, Wanted
 from internvl_jax.inference.engine.sampler import Rollout, Sampler
+from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.load import load, read_config, save_model
@@ -32,6 +34,9 @@ __all__ = [
     "Decided",
     "Engine",
     "Features",
+    "Given",
+    "GroupMemory",
+    "GroupSize",
     "Ladders",
     "MODEL_THRESHOLDS",
     "Part",
@@ -40,6 +45,7 @@ __all__ = [
     "TextReader",
     "Request",
     "Rollout",
+    "RolloutPrograms",
     "STOPS",
     "Sampler",
     "Sampling",
@@ -57,8 +63,10 @@ __all__ = [
     "complete_many",
     "fit",
     "get_engine",
+    "group_memory",
     "kept",
     "load",
+    "memory_limit",
     "quantile",
     "read_config",
     "save_model",

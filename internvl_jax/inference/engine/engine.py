@@ -14,11 +14,9 @@ stay in step.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,6 +24,7 @@ from internvl_jax import interrupts, sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.memory import memory_free
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
@@ -118,7 +117,9 @@ class Engine:
             apart = (device.platform == "cpu" and self._place is None) if apart is None else apart
             self._runner = Runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
             slot = 2 * text.layers * heads * text.head_width * self._runner.programs.cache_dtype.itemsize
-            self._scheduler = Scheduler(self.ladders, shards, (cache_bytes or _free(device) // 2) * spread // slot)
+            self._scheduler = Scheduler(
+                self.ladders, shards, (cache_bytes or memory_free(device) // 2) * spread // slot
+            )
             if self.ladders.classes is not None:
                 needed = slot * sum(rows * slots for rows, slots in self.ladders.classes) // spread
                 if cache_bytes is not None and needed > cache_bytes:
@@ -378,11 +379,3 @@ class Engine:
 def _rich(draft: Draft) -> bool:
     """Whether an answer needs the larger one of the two programs that there are for everything."""
     return draft.job.request.shaped or draft.sampling.logprobs > 0
-
-
-def _free(device: jax.Device) -> int:
-    """Bytes of a device that nobody has; of a CPU's memory half of what there is."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return stats["bytes_limit"] - stats["bytes_in_use"]

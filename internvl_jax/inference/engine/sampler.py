@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders, fit
+from internvl_jax.inference.engine.memory import FIRST_SLOTS
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary, check, pad, shown, stop_ids
 from internvl_jax.inference.engine.sampler_programs import Given, RolloutPrograms, Rows
@@ -31,8 +32,6 @@ from internvl_jax.sharding import Params, Rules
 
 # The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
 _PIECE = 256
-# Slots that every answer has at first; twice as many when they are full, so that short answers don't pay for long ones.
-_SLOTS = 2048
 _REFUSED = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
     *("min_tokens", "logprobs", "stop_strings"),
@@ -237,7 +236,7 @@ class Sampler:
         )
         branch_prompts = prompt_B[:: layout.width]
         rows = self._answers.start(
-            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=min(longest, _SLOTS)
+            logits_QV, kv, routes_LQTK, lengths_Q, branch_prompts, given, slots=min(longest, FIRST_SLOTS)
         )
         before = None
         if routes_LQTK is not None:

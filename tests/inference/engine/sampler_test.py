@@ -173,7 +173,7 @@ def test_nothing_compiles_after_warm_up(config, vocabulary, params, requests):
 
 
 def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, rollout, monkeypatch):
-    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.sampler"], "_SLOTS", 5)
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.sampler"], "FIRST_SLOTS", 5)
     sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)))
     made = sampler.warm_up(params, requests, GROUP)
     assert tokens_of(sampler.sample(params, requests, GROUP, SEEDS)) == tokens_of(rollout)
