@@ -18,6 +18,7 @@ from internvl_jax.inference.chat import (
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine, Token
+from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Features, Part, State, Wanted
@@ -33,6 +34,8 @@ __all__ = [
     "Decided",
     "Engine",
     "Features",
+    "GroupMemory",
+    "GroupSize",
     "Ladders",
     "MODEL_THRESHOLDS",
     "Part",
@@ -59,9 +62,11 @@ __all__ = [
     "converse",
     "fit",
     "get_engine",
+    "group_memory",
     "kept",
     "leading",
     "load",
+    "memory_limit",
     "message",
     "quantile",
     "read_config",

@@ -13,6 +13,7 @@ from flax import nnx
 
 from internvl_jax.errors import InputError
 from internvl_jax.models.attention import kernels
+from internvl_jax.models.bricks.weight import as_matrices
 from internvl_jax.sharding import Placement
 
 Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
@@ -71,8 +72,9 @@ def run_layers(
       carry: any pytree.
       per_layer: a pytree whose leaves have a leading layer axis.
       body: a pure function; `index` is the layer's number, `extra` the layer's slice of `per_layer`.
-      whole: a filter, (path, parameter) -> bool. A stacked parameter that it holds for is in every layer that of all
-        layers, `[L, ...]`. (A layer's slice is copied where a kernel reads it.) None: every layer has its own.
+      whole: for generation, a filter, (path, parameter) -> bool. A stacked parameter that it holds for is in every
+        layer that of all layers, `[L, ...]`. (A layer's slice is copied where a kernel reads it.) None: every layer has
+        its own.
 
     Returns:
       The last carry, and the outs stacked on a leading layer axis.
@@ -86,10 +88,12 @@ def run_layers(
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
     graphdef, uncut, state = nnx.split(layers, whole or nnx.Nothing(), ...)
+    # In generation alone: a training step is as it was planned.
+    state, restored = (state, lambda state: state) if whole is None else as_matrices(state)
 
     def step(carry: Any, inputs: tuple) -> tuple[Any, Any]:
         state, index, extra = inputs
-        return body(nnx.merge(graphdef, uncut, state), carry, index, extra)
+        return body(nnx.merge(graphdef, uncut, restored(state)), carry, index, extra)
 
     if policy is not None:
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)

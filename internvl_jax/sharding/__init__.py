@@ -15,6 +15,7 @@ from internvl_jax.sharding.flat import (
     init,
     like_params,
     logical_axes,
+    shard_bytes,
     shardings,
     structure,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "saving_options",
     "serving_axes",
     "shard",
+    "shard_bytes",
     "shardings",
     "spread",
     "step_names",

@@ -6,11 +6,13 @@ hold and what converters fill; `bind` puts it back into the model, at trace time
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -106,6 +108,14 @@ def like_params(tree: Any, specs: dict[str, ParamSpec], where: dict[str, NamedSh
         return where[name] if name is not None and leaf.shape == specs[name].shape else replicated
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def shard_bytes(tree: Any) -> int:
+    """How many bytes of the arrays in a tree of shape structs lie on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _dotted(path: tuple) -> str:

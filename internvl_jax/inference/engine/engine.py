@@ -24,9 +24,10 @@ from internvl_jax import interrupts, sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.memory import memory_free
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
-from internvl_jax.inference.engine.runner import Runner, free_bytes
+from internvl_jax.inference.engine.runner import Runner
 from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler, reach_of
 from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.models import InternVL
@@ -117,9 +118,8 @@ class Engine:
             apart = (platform == "cpu" and self._place is None) if apart is None else apart
             self._runner = Runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
             slot = 2 * text.layers * heads * text.head_width * self._runner.programs.cache_dtype.itemsize
-            self._scheduler = Scheduler(
-                self.ladders, shards, (cache_bytes or free_bytes(devices) // 2) * spread // slot
-            )
+            there = cache_bytes or memory_free(devices) // 2
+            self._scheduler = Scheduler(self.ladders, shards, there * spread // slot)
             if self.ladders.classes is not None:
                 needed = slot * sum(rows * slots for rows, slots in self.ladders.classes) // spread
                 if cache_bytes is not None and needed > cache_bytes:

@@ -9,6 +9,7 @@ import numpy as np
 
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.group_seats import GroupSeats, Move
+from internvl_jax.inference.engine.memory import FIRST_SLOTS
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
 from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written
@@ -17,8 +18,6 @@ from internvl_jax.inference.engine.tile_features import TileFeatures, digest
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import Params
 
-# Slots that every answer has at first; twice as many when they are full, so that short answers don't pay for long ones.
-FIRST_SLOTS = 2048
 _TOGETHER = 8192  # tokens of several prompts that are read at a time
 
 

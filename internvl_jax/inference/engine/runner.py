@@ -1,14 +1,12 @@
 """A model's programs together with its parameters and the state of its rows."""
 
 import itertools
-import os
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
@@ -219,19 +217,3 @@ class Runner:
                 allowed = draft.job.request.allow(draft.tokens)
                 bits[row, : len(allowed)], bits[row, len(allowed) :] = allowed, 0
         return bits
-
-
-def free_bytes(devices: Set[jax.Device]) -> int:
-    """Bytes of the fullest device that nobody has; of a CPU's memory half of what there is. All processes whose devices
-    these are say the same.
-    """
-    here = next(device for device in devices if device.process_index == jax.process_index())
-    stats = here.memory_stats() if here.platform != "cpu" else None
-    if stats is None:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    else:
-        free = stats["bytes_limit"] - stats["bytes_in_use"]
-    if all(device.process_index == here.process_index for device in devices):
-        return free
-    mebibytes = multihost_utils.process_allgather(np.int32(free >> 20))  # JAX has no 64 bits
-    return int(mebibytes.min()) << 20

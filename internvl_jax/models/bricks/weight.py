@@ -71,6 +71,29 @@ def make_weight(
     return param(rngs, shape, names, init, kind=Weight, num_inputs=len(inputs))
 
 
+def as_matrices(stacked: nnx.State) -> tuple[nnx.State, Callable[[nnx.State], nnx.State]]:
+    """Parameters of all layers with weights `[L, out..., in]` as matrices `[L, out, in]`, and the way back for those of
+    one layer.
+
+    XLA on TPU cuts a layer's matrix out of the stack within its product, and anything else before it: a copy, which was
+    a tenth of the 8B's time of a token (2026-11, libtpu 0.0.42). Weights of several inputs stay as they are: as
+    matrices they would lie otherwise.
+    """
+    shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(stacked)]
+
+    def matrix(parameter: nnx.Variable) -> nnx.Variable:
+        axes = parameter.get_metadata("axes")
+        if not isinstance(parameter, Weight) or parameter.get_metadata("num_inputs") > 1 or any(axes[2:-1]):
+            return parameter
+        return jax.tree.map(lambda w: w.reshape(len(w), -1, w.shape[-1]), parameter)
+
+    def restored(layer: nnx.State) -> nnx.State:
+        leaves, tree = jax.tree.flatten(layer)
+        return tree.unflatten([leaf.reshape(shape) for leaf, shape in zip(leaves, shapes, strict=True)])
+
+    return jax.tree.map(matrix, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)), restored
+
+
 @jax.custom_vjp
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     """`x[..., in] . w[out, in] -> [..., out]` in x's dtype, accumulated in float32.

@@ -91,3 +91,15 @@ def test_a_layer_is_copied_where_the_stack_would_be_cast_or_gathered(given, mesh
     mesh, rules = mesh and make_mesh(mesh), preset and PRESETS[preset]
     program, placed = programs(text, params, mesh, rules, dtype)["decode"]
     assert f"tensor<1x{layer}xf32>" in program.lower(placed).as_text()
+
+
+@pytest.mark.parametrize("name", ["prefill", "decode"])
+def test_generation_cuts_matrices_out_of_the_stack(given, name):
+    """A product takes a layer's matrix where it lies; training, and weights of several inputs, are as they were."""
+    text, params, _ = given
+    made = programs(text, params, None, None)
+    cut = lambda name, *shape: f"tensor<1x{'x'.join(map(str, shape))}xf32>" in made[name][0].lower(params).as_text()
+    for heads in (text.heads, text.kv_heads):
+        assert cut("train", heads, text.head_width, text.width)
+        assert not cut(name, heads, text.head_width, text.width) and cut(name, heads * text.head_width, text.width)
+    assert cut(name, text.width, text.heads, text.head_width)

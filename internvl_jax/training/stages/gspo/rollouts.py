@@ -8,18 +8,16 @@
 4. The batch is written down (`WORKDIR/rollouts`), so that a run stopped within it goes on with the same responses.
 """
 
-import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from internvl_jax.data import (
     ChatInputs,
@@ -36,7 +34,6 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders, Score
 from internvl_jax.inference import (
     MODEL_THRESHOLDS,
-    Ladders,
     Request,
     Rollout,
     Sampler,
@@ -46,10 +43,8 @@ from internvl_jax.inference import (
     Vocabulary,
 )
 from internvl_jax.losses import gspo
-from internvl_jax.models import place
-from internvl_jax.sharding import AXES, Params, Placement, places, serving_axes
+from internvl_jax.sharding import Params
 from internvl_jax.training.run.initial import read_reference
-from internvl_jax.training.run.program import Program, in_products
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
@@ -62,6 +57,12 @@ from internvl_jax.training.stages.gspo.rounds import (
     read_round,
     warn_of_equal_rewards,
     write_round,
+)
+from internvl_jax.training.stages.gspo.sampling_weights import (
+    check_memory,
+    resharder,
+    sampling_ladders,
+    sampling_place,
 )
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 
@@ -89,6 +90,8 @@ class Rollouts:
         self._skipped = Skipped(data.max_skipped)
         self._skipped.extend(screened.broken.values())
         self._check_rows(screened.most_tiles)
+        self._place = sampling_place(program)
+        check_memory(settings, program, self._place, run.dtype)
         self.digest = screened.digest
         self._stream = PromptStream(prompts, screened.numbers, run.seed)
         image = processor.image_config
@@ -102,21 +105,19 @@ class Rollouts:
             several=True,
         )
         self._graders = Graders(settings.reward, settings.grader_seconds, settings.grader_workers)
-        self._place = _serving(program)
         mesh, rules = (None, None) if self._place is None else (self._place.mesh, self._place.rules)
-        rows = tuple(sorted({*Ladders().rows, settings.sample_prompts}))
         self._sampler = Sampler(
             program.model,
             jnp.dtype(run.dtype),
             Vocabulary.of(processor),
-            dataclasses.replace(Ladders(), rows=rows, slots=(settings.max_new_tokens,)),
+            sampling_ladders(settings),
             mesh,
             rules,
             routes=settings.routes != "ignore",
         )
         # A Flash model's language is trained at full resolution; its router comes after.
         self._thresholds = MODEL_THRESHOLDS if program.model.flash is None else Thresholds(relative=1.0)
-        self._to_sampling = _resharder(program, self._place, run.dtype)
+        self._to_sampling = resharder(program, self._place, run.dtype)
         self._score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
         self._score_reference = make_scorer(program, program.reference_graphdef, run.micro_batches, run.logprob_chunk)
         self._reference: Params | None = None
@@ -335,28 +336,3 @@ def _rows(batch: Any, rows: int, first: int, count: int) -> Any:
         ),
         batch,
     )
-
-
-def _serving(program: Program) -> Placement | None:
-    """Where responses are sampled: weights lie whole but for what devices of a row share, so that a token moves
-    activations and not weights. The devices are those of training, in the same order; None: there is one.
-    """
-    text, devices = program.model.text, program.mesh.devices.reshape(-1)
-    if len(devices) == 1:
-        return None
-    axes = serving_axes(len(devices), text.kv_heads, None if text.moe is None else text.moe.experts)
-    shape = [axes.get(axis, 1) for axis in AXES]
-    return place(text, Mesh(devices.reshape(shape), AXES), "serve_tp")
-
-
-def _resharder(program: Program, where: Placement | None, dtype: str) -> Callable[[Params], Params]:
-    """Training's parameters to those that are sampled from, once for all tokens of a rollout batch: weights have the
-    dtype of their products, a router's stay exact.
-    """
-
-    def cast(params: Params) -> Params:
-        return {path: leaf.astype(dtype) if in_products(path) else leaf for path, leaf in params.items()}
-
-    if where is None:  # in float32 the very arrays
-        return lambda params: params if dtype == "float32" else cast(params)
-    return jax.jit(cast, out_shardings=places(program.specs, where))
