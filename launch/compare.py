@@ -28,9 +28,9 @@ flags.mark_flags_as_required(["checkpoint", "reference"])
 
 def main(argv: list[str]) -> None:
     del argv
-    inputs, outputs, meta = read_case(_REFERENCE.value)
-    directory = hub.directory(_CHECKPOINT.value)
     with pod.joined(saved=False) as processes:
+        inputs, outputs, meta = read_case(_REFERENCE.value)
+        directory = hub.directory(_CHECKPOINT.value)
         model = load_bare(directory, "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value)
         report = compare(model, inputs, outputs, _CHUNK.value)
         if processes.process == 0:

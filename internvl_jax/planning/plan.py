@@ -17,7 +17,7 @@ from internvl_jax.planning.estimate import estimate
 from internvl_jax.planning.hlo import HloProgram, num_bytes
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
 from internvl_jax.planning.lowering import Lowered, Serving, serving, training
-from internvl_jax.sharding import parse_mesh
+from internvl_jax.sharding import parse_mesh, shard_bytes
 from internvl_jax.training import TrainConfig
 
 # Parameters and moments from this size on must not lie whole on devices that could share them.
@@ -164,14 +164,6 @@ def model_flops(config: TrainConfig, task: str, size: Serving) -> float:
     if task == "prefill":
         return size.rows * size.prompt * token_flops(model, size.prompt / 2)
     return size.rows * token_flops(model, size.slots)
-
-
-def shard_bytes(tree: Any) -> int:
-    """How many bytes of the arrays in a tree of shape structs lie on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def replicated(lowered: Lowered) -> list[str]:

@@ -5,15 +5,6 @@ from internvl_jax.training.run import hooks
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
-from internvl_jax.training.stages.gspo.sampling_weights import (
-    SamplingMemory,
-    group_size,
-    resharder,
-    sampling_ladders,
-    sampling_memory,
-    sampling_params,
-    sampling_place,
-)
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 from internvl_jax.training.stages.mpo import MpoConfig
 from internvl_jax.training.stages.preference_rows import Pairs
@@ -32,16 +23,9 @@ __all__ = [
     "RouterConfig",
     "RunConfig",
     "STAGES",
-    "SamplingMemory",
     "StageConfig",
     "TrainConfig",
     "build",
-    "group_size",
     "hooks",
-    "resharder",
-    "sampling_ladders",
-    "sampling_memory",
-    "sampling_params",
-    "sampling_place",
     "train",
 ]

@@ -93,7 +93,11 @@ def test_several_files_have_an_index(golden, tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["load", "convert"])
 def test_a_flipped_bit_of_what_was_written_is_found(factory, tmp_path, monkeypatch, way):
     monkeypatch.setattr(conversion, "_SLICE", 300)  # large parameters are written in pieces
+    monkeypatch.setattr(sink, "_CHECKED", 100)  # and checked in smaller ones
     convert(factory.released("hf", factory.config()), tmp_path / "ours", "hf")
+    for pieces in json.loads((tmp_path / "ours" / "checksums.json").read_text()).values():
+        ends = [start + size for start, size, _ in pieces]
+        assert [start for start, _, _ in pieces] == [0, *ends[:-1]] and max(size for _, size, _ in pieces) <= 100
     file = tmp_path / "ours" / "model.safetensors"
     use = {"load": lambda: load_bare(tmp_path / "ours", "float32", None), "convert": None}[way]
     use = use or (lambda: convert(tmp_path / "ours", tmp_path / "again", "hf"))

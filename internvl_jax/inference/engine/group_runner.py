@@ -207,8 +207,6 @@ class GroupRunner:
                 self._moved(state, layout.same(), min(2 * state.cache.reach, self._longest))
             if groups.turns:
                 every = [self._programs.join(state, self._joining(nobody_B - 1)) for state in every]
-                for state in every:
-                    self._moved(state, layout.same(), state.cache.reach)
             if (layout := layout.smaller(self._ladders.rows)) is None:
                 return
             every = [self._moved(state, layout.same(), state.cache.reach) for state in every]

@@ -2,8 +2,8 @@
 
 Rows stand in equal numbers beside a prompt. While prompts wait, there are fewer rows to a prompt than answers: a row
 that is free takes the next answer, and prompts whose answers have ended make room for others, so that few rows stand
-idle however long answers are. Once no prompt waits, the answers that are left spread over all rows, and as these get
-free the others go on as a smaller batch, down to the smallest that the ladder has.
+idle however long answers are. Once no prompt waits, answers go on as a smaller batch as soon as half the rows hold all
+that are left, down to the smallest that the ladder has.
 """
 
 import collections
@@ -81,8 +81,9 @@ class GroupSeats:
         else:
             width = -(-group // _TURNS)
             prompt, answer = slots
-            # More prompts at a time, in the memory of `together` whole groups.
-            most = together * (prompt + group * answer) // (prompt + width * answer)
+            # More prompts at a time, in the memory of `together` whole groups and of the half that stands beside these
+            # while they move.
+            most = together * (4 * prompt + 3 * group * answer) // (4 * prompt + 3 * width * answer)
             self.layout = Layout(max(1, most // shards) * shards, width)
         self.unread = collections.deque(range(count))
         self.queued: dict[int, list[int]] = {}
@@ -166,26 +167,23 @@ class GroupSeats:
         return joining
 
     def move(self) -> Move | None:
-        """Once all prompts are read: as few rows as hold all answers, or more rows for those that wait. None: all stay
-        where they are."""
+        """Once all prompts are read: fewer rows that hold all answers, those that wait too. None: all stay where they
+        are."""
         here, waiting = self.writing, list(itertools.chain(*self.queued.values()))
         answers = [*self.answer_B[here].tolist(), *waiting]
         if self.unread or not answers:
             return None
         smaller = self.layout.smaller(self._sizes)
         packed = None if smaller is None else self._pack(answers, smaller)
-        layout = self.layout if packed is None else smaller
-        if packed is None and waiting:
-            packed = self._pack(answers, self.layout)
         if packed is None:
             return None
         was = dict(zip(self.answer_B[here].tolist(), here.tolist(), strict=True))
         has = {int(prompt): q for q, prompt in enumerate(self.prompt_Q) if prompt >= 0}
         rows_B = np.array([was.get(answer, 0) for answer in packed.tolist()], np.int32)
         real_B = np.array([answer in was for answer in packed.tolist()])
-        prompt_Q = np.where(packed < 0, -1, packed // self.group).reshape(layout).max(axis=1)
+        prompt_Q = np.where(packed < 0, -1, packed // self.group).reshape(smaller).max(axis=1)
         prompts_Q = np.array([has.get(prompt, 0) for prompt in prompt_Q.tolist()], np.int32)
-        self.layout, self.prompt_Q = layout, prompt_Q.astype(np.int32)
+        self.layout, self.prompt_Q = smaller, prompt_Q.astype(np.int32)
         self.answer_B = np.where(real_B, packed, -1)
         return Move(prompts_Q, rows_B, real_B)
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds
 from internvl_jax.inference.engine.engine import Engine, Token
@@ -95,6 +96,8 @@ _DECODER = msgspec.msgpack.Decoder(list[_Command])
 class Leader(Engine):
     """The engine of process 0, which the others follow (`follow`) until it is closed.
 
+    Ctrl-C waits until what was told is done here too: the others do it in any case.
+
     Its parameters stay as they are: new ones would have to come from every process.
 
     Args:
@@ -105,6 +108,7 @@ class Leader(Engine):
         super().__init__(*given, **options)
         self._channel, self._untold = Channel(), list[_Command]()
 
+    @interrupts.held()
     def add(self, request: Request) -> int:
         """See `Engine.add`."""
         allow = request.allow
@@ -125,26 +129,31 @@ class Leader(Engine):
         )
         return id
 
+    @interrupts.held()
     def drop(self, id: int, answer: int | None = None) -> None:
         """See `Engine.drop`."""
         self._untold.append(_Drop(id, answer))
         super().drop(id, answer)
 
+    @interrupts.held()
     def step(self, most: int | None = None) -> list[Token]:
         """See `Engine.step`."""
         self._pass_on(_Step(most))
         return super().step(most)
 
+    @interrupts.held()
     def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:
         """See `Engine.route`."""
         self._pass_on(_Route(_Array.of(tiles_GHWC)))
         return super().route(tiles_GHWC)
 
+    @interrupts.held()
     def warm_up(self) -> int:
         """See `Engine.warm_up`."""
         self._pass_on(_WarmUp())
         return super().warm_up()
 
+    @interrupts.held()
     def close(self, problem: str = "") -> None:
         """Lets the others go; with a problem, as an InputError."""
         self._pass_on(_End(problem))

@@ -239,7 +239,7 @@ class Programs:
             at(state.done_B, _ends(chosen.tokens_B, steps_B, start.wanted)),
             jax.tree.map(at, state.wanted, start.wanted),
         )
-        return laid(state), shaping, Written(*[*(whole(x[:, None]) for x in chosen), None])
+        return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen))
 
     def _decode(
         self,
@@ -296,7 +296,7 @@ class Programs:
             columns = [values[:, None] for values in new]
             put = lambda old, new, axis=1: lax.dynamic_update_slice_in_dim(old, new, n, axis)
             routes_LBWK = put(written.routes_LBWK, _routes(out), 2) if self._noted else None
-            written = Written(*[*map(put, written[:4], columns), routes_LBWK])
+            written = Written(*map(put, written[:4], columns))._replace(routes_LBWK=routes_LBWK)
             state = State(
                 out.cache,
                 chosen.tokens_B,

@@ -121,7 +121,7 @@ class Written(NamedTuple):
     logprobs_BW: jax.Array
     best_ids: jax.Array
     best_logprobs: jax.Array
-    routes_LBWK: jax.Array | None
+    routes_LBWK: jax.Array | None = None
 
 
 def laid(state: State) -> State:

@@ -253,7 +253,7 @@ class Scheduler:
         before = self.rows
         kept = sorted(before, key=lambda row: (row.draft is None, -len(row.held_T)))[:rows]
         self.make(((rows, slots),))
-        for row, old in zip(self.rows, kept, strict=False):
+        for row, old in zip(self.rows[: len(kept)], kept, strict=True):
             row.draft, row.held_T = old.draft, old.held_T[:slots]
             if row.draft is not None:
                 row.draft.row = row

@@ -129,8 +129,9 @@ class TileFeatures:
             places_G = np.array([self._room() for _ in part] + [1 << 30] * (size - len(part)), np.int32)
             self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, places_G)
             if self._flash:
-                self._probabilities |= zip(part, np.asarray(features.probability_G).tolist(), strict=False)
-            self._places |= zip(part, places_G.tolist(), strict=False)
+                probability_G = np.asarray(features.probability_G)[: len(part)]
+                self._probabilities |= zip(part, probability_G.tolist(), strict=True)
+            self._places |= zip(part, places_G[: len(part)].tolist(), strict=True)
             self.encoded += len(part)
 
     def _rounded(self, tiles: int) -> int:

@@ -3,15 +3,22 @@
 import numpy as np
 import pytest
 
+from configs.models import sizes
+from internvl_jax.inference import GroupSize, Ladders, group_memory
 from internvl_jax.inference.engine.group_seats import GroupSeats, Layout
+from internvl_jax.inference.engine.memory import FIRST_SLOTS
 
 SIZES = (2, 4, 8, 16, 32)
 
 
-def run(count, group, together, shards=1, seed=0, most=200):
-    """Answers of random lengths, some of one token; returns groups, tokens of all rows, and tokens that are wanted."""
-    lengths = np.random.default_rng(seed).geometric(0.05, count * group).clip(1, most)
-    groups, written = GroupSeats(count, group, together, (16, 64), SIZES, shards), np.zeros(count * group, int)
+def run(count, group, together, shards=1, slots=(16, 64), moves=None):
+    """Answers of random lengths, some of one token; returns groups, tokens of all rows, and tokens that are wanted.
+
+    Args:
+      moves: takes the layouts before and after each move.
+    """
+    lengths = np.random.default_rng(0).geometric(0.05, count * group).clip(1, 200)
+    groups, written = GroupSeats(count, group, together, slots, SIZES, shards), np.zeros(count * group, int)
     steps = read = 0
     where = groups.answer_B.copy()  # what the device would hold in its rows
 
@@ -39,7 +46,9 @@ def run(count, group, together, shards=1, seed=0, most=200):
                 written[own] += 1
                 for answer in own:
                     told(answer)
-        while (move := groups.move()) is not None:
+        while (before := groups.layout, move := groups.move())[1] is not None:
+            if moves is not None:
+                moves.append((before, groups.layout))
             here = where[move.rows_B]
             where = np.where(move.real_B, here, -1)
             seat()
@@ -89,6 +98,22 @@ def test_more_prompts_in_the_same_memory():
             <= room
             < 1.5 * layout.prompts * (prompt + layout.width * answer)
         )
+
+
+@pytest.mark.parametrize("prompt", [64, 8192])
+@pytest.mark.parametrize("answer", [FIRST_SLOTS, 4 * FIRST_SLOTS])
+@pytest.mark.parametrize("count", [4, 40])
+def test_moves_need_no_more_memory_than_is_counted(prompt, answer, count):
+    """What lies there before a move and after it, with all the slots that answers may have."""
+    group, together, moves, text = 16, 4, [], sizes.TINY.text
+    run(count, group, together, slots=(prompt, FIRST_SLOTS), moves=moves)
+    slot = 2 * text.layers * text.kv_heads * text.head_width * 4
+    ladders = Ladders(rows=SIZES, prompts=(prompt,), slots=(answer,))
+    counted = group_memory(text, np.float32, GroupSize(together, group, prompt, answer), ladders, (1, 1)).total / slot
+    held = lambda layout, answer: layout.prompts * prompt + layout.rows * answer
+    assert moves and max(held(before, answer) + held(after, answer) for before, after in moves) <= counted
+    first = moves[0][0]  # while prompts wait, answers get more slots too
+    assert held(first, answer) + (held(first, answer // 2) if answer > FIRST_SLOTS else 0) <= counted
 
 
 def test_a_smaller_layout_has_half_the_rows():

@@ -1,7 +1,10 @@
 """One process leads, the other follows: a model in both answers as recorded, and what was asked for reaches both."""
 
+import collections
 import json
 import os
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from checkpoint_convert.released import load_model
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Vocabulary
 from internvl_jax.inference.engine.leader import Leader, follow
-from internvl_jax.sharding import make_mesh
+from internvl_jax.sharding import bind, make_mesh
 from tests.training import lives
 
 LADDERS = Ladders(rows=(4,), prompts=(32,), together=(2,), tiles=(4,), slots=(96,), piece=4)
@@ -69,3 +72,42 @@ def test_two_processes_answer_as_one(golden, tmp_path):
     (tmp_path / "case").symlink_to(golden / "chat_qwen3_github")
     codes, said = lives.Run(answer_together, 2, tmp_path).ended()
     assert codes == [0, 0], said
+
+
+class Pipe:
+    """In place of a channel, within one process; Ctrl-C is pressed as soon as something was told."""
+
+    def __init__(self):
+        self.messages, self.pressed = collections.deque(), False
+
+    def tell(self, message):
+        self.messages.append(message)
+        if self.pressed:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def hear(self):
+        return self.messages.popleft()
+
+
+def test_ctrl_c_leaves_all_in_step(structure, params, processor, monkeypatch, ctrl_c):
+    pipe, steps, step = Pipe(), collections.Counter(), Engine._step
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.leader"], "Channel", lambda: pipe)
+    monkeypatch.setattr(Engine, "_step", lambda self, most: (steps.update([id(self)]), step(self, most)))
+    given = bind(structure[0], params), Vocabulary.of(processor), LADDERS
+    leader, follower = Leader(*given), Engine(*given)
+    row = Request(np.arange(40, 49, dtype=np.int32), np.zeros((0, 28, 28, 3), np.uint8), SamplingParams(12))
+    number = leader.add(row)
+    for _ in range(3):
+        leader.step(most=1)
+        pipe.pressed = True
+        with pytest.raises(KeyboardInterrupt):
+            leader.step(most=1)
+        pipe.pressed = False
+    leader.drop(number)
+    answer = leader.run([row])
+    leader.close()
+    follow(follower)
+    assert steps[id(leader)] == steps[id(follower)] > 6
+    rows = zip(leader._scheduler.rows, follower._scheduler.rows, strict=True)
+    assert all(np.array_equal(ours.held_T, theirs.held_T) for ours, theirs in rows)
+    assert follower.run([row]) == answer
