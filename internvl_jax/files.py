@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -39,6 +40,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises InputError if no file or folder can be made under the path: folders that are missing above it will be
+    made, and the one that is there must take a file. (What `os.access` says to root is not what a disk does.)
+    """
+    folder = pathlib.Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"nothing can be written into {folder} ({error.strerror}); give another place") from None
+
+
 @contextlib.contextmanager
 def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields an empty folder beside `out` to write into; on leaving without an error it takes that name.
@@ -63,9 +78,9 @@ def claimed(folder: pathlib.Path) -> Iterator[None]:
     """Makes the folder if there is none and keeps other writers out of it.
 
     Raises:
-      InputError: somebody writes there; says who.
+      InputError: somebody writes there; says who. Or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     lock = _lock(folder)
     try:
         yield
@@ -97,9 +112,8 @@ class PartialFolder:
         if self.out.exists():
             _try_replacing(self.out)
         self.path = self.out.with_name(f"{self.out.name}.partial")
-        if not self.path.is_symlink():
-            with contextlib.suppress(FileExistsError):
-                self.path.mkdir(parents=True)
+        if not self.path.is_symlink() and not self.path.exists():
+            _make(self.path)
         if not any((self.path / name).exists() for name in (MARK, known)) and not _is_empty_folder(self.path):
             raise InputError(f"{self.path} is in the way and not of this program; move it away or give another name")
         self._lock = _lock(self.path)
@@ -141,6 +155,14 @@ class PartialFolder:
     def release(self) -> None:
         """Lets go of the folder, for another process to go on with."""
         self._lock.close()
+
+
+def _make(folder: pathlib.Path) -> None:
+    """Makes a folder if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} can't be made ({error.strerror}); give another place") from None
 
 
 def _try_replacing(folder: pathlib.Path) -> None:

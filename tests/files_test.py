@@ -47,6 +47,14 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert (tmp_path / "new" / "out" / "a").read_text() == "all"
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"can't be made .File exists"), claimed(tmp_path / "file"):
+        pass
+    with pytest.raises(InputError, match=r"can't be made .Not a directory"):
+        PartialFolder(tmp_path / "file" / "out")
+
+
 def test_ctrl_c_pressed_again_does_not_break_off_the_removal(tmp_path, monkeypatch, ctrl_c):
     press = lambda: os.kill(os.getpid(), signal.SIGINT)
     remove, presses = shutil.rmtree, []
