@@ -1,6 +1,7 @@
 """Every launcher's manners: one line on stderr and exit code 1 for bad input, tracebacks only for our own faults."""
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -66,6 +67,16 @@ def test_an_interrupt_is_one_line_and_waits_for_no_thread():
         [sys.executable, "-c", LAUNCHER, "--do=interrupt"], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_while_it_imports_is_one_line():
+    program = "import launch\nraise {}"
+    told = [
+        subprocess.run([sys.executable, "-c", program.format(error)], capture_output=True, text=True, check=False)
+        for error in ("KeyboardInterrupt", "ZeroDivisionError")
+    ]
+    assert (told[0].returncode, told[0].stderr) == (-signal.SIGINT, "interrupted\n")
+    assert told[1].returncode == 1 and "Traceback" in told[1].stderr
 
 
 def test_help_is_no_error():
