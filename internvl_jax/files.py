@@ -81,11 +81,29 @@ def claimed(folder: pathlib.Path) -> Iterator[None]:
       InputError: somebody writes there; says who. Or nothing can be written there.
     """
     _make(folder)
-    lock = _lock(folder)
+    lock = _lock(folder / MARK, folder)
     try:
         yield
     finally:
         (folder / MARK).unlink(missing_ok=True)
+        lock.close()
+
+
+@contextlib.contextmanager
+def reserved(path: str | os.PathLike) -> Iterator[None]:
+    """Keeps other writers away from a file that is to be made; until then `.NAME.lock` stands beside it.
+
+    Raises:
+      InputError: somebody is making it; says who. Or nothing can be written there.
+    """
+    path = pathlib.Path(path)
+    _make(path.parent)
+    mark = path.with_name(f".{path.name}.lock")
+    lock = _lock(mark, path)
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
         lock.close()
 
 
@@ -116,7 +134,7 @@ class PartialFolder:
             _make(self.path)
         if not any((self.path / name).exists() for name in (MARK, known)) and not _is_empty_folder(self.path):
             raise InputError(f"{self.path} is in the way and not of this program; move it away or give another name")
-        self._lock = _lock(self.path)
+        self._lock = _lock(self.path / MARK, self.path)
 
     def clear(self) -> None:
         """Removes what an earlier process left."""
@@ -181,9 +199,8 @@ def _is_empty_folder(path: pathlib.Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _lock(folder: pathlib.Path) -> TextIO:
-    """A lock on the folder's mark; closing the file, or the end of the process, ends it."""
-    mark = folder / MARK
+def _lock(mark: pathlib.Path, what: pathlib.Path) -> TextIO:
+    """A lock on the mark of `what`; closing the file, or the end of the process, ends it."""
     while True:
         file = mark.open("a+", encoding="utf-8", errors="replace")
         try:
@@ -192,9 +209,9 @@ def _lock(folder: pathlib.Path) -> TextIO:
             with file:
                 file.seek(0)
                 holder = file.read(1000) or "another process"
-            raise InputError(f"{folder} is being written by {holder}; let that end or give another name") from None
+            raise InputError(f"{what} is being written by {holder}; let that end or give another name") from None
         except OSError as error:
-            _LOG.warning("%s can't be locked (%s): nothing keeps a second process from writing there", folder, error)
+            _LOG.warning("%s can't be locked (%s): nothing keeps a second process from writing there", what, error)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), mark.stat()):
                 break

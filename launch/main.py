@@ -14,6 +14,8 @@ from launch import usage
 
 _REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 
+_EITHER = re.compile(r"flags [^:]*: Exactly one of \((\w+), (\w+)\) must have a value other than None\.")
+
 
 def run(
     main: Callable[[list[str]], int | None],
@@ -52,6 +54,7 @@ def run(
             rest = flags.FLAGS(take(flags.FLAGS.read_flags_from_files(argv, force_gnu=False)))
         except (flags.Error, OSError) as error:
             sentence = _REQUIRED.sub(r"--\1 is missing; give it as --\1=...", str(error))
+            sentence = _EITHER.sub(r"give either --\1 or --\2", sentence)
             _fail(f"{sentence} (--help lists the flags)")
         if len(rest) > 1:
             _fail(f"argument {rest[1]!r} is no flag; flags are written --name=value (--help lists them)")

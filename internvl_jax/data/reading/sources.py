@@ -128,7 +128,7 @@ def parse_entry(line: bytes, name: str) -> dict:
     """
     entry = parse_json(line, name)
     if not isinstance(entry, dict):
-        raise InputError(f"{name} is a {type(entry).__name__}; a sample is a JSON object.")
+        raise InputError(f"{name} is {shown(entry)}; a sample is a JSON object.")
     if entry.get("video"):
         raise InputError(f"{name} is a video sample, which this build does not read; leave it out of the annotation.")
     return entry

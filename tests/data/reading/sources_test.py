@@ -121,7 +121,8 @@ def test_record(fields, images, sizes):
     [
         (b"{", "is not valid JSON"),
         (b'{"conversations": "\xff"}', "is not valid JSON"),
-        (b"[]", "is a list; a sample is a JSON object"),
+        (b"[]", r"is \[\]; a sample is a JSON object"),
+        (b"null", "is None; a sample is a JSON object"),
         (b"{}", 'has no "conversations"'),
         (b'{"conversations": []}', 'has no "conversations"'),
         (b'{"conversations": [{"from": "human"}]}', "turn 0 must be an object"),
