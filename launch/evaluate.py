@@ -15,6 +15,8 @@ import tqdm
 from absl import flags
 
 from internvl_jax.evaluation import evaluate, open_graders, read_questions
+from internvl_jax.files import reserved
+from internvl_jax.inference import SamplingParams, Thresholds
 from launch import answering, paths, together
 
 _DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
@@ -31,8 +33,15 @@ _GRADER = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     del argv
     sampling, thresholds = answering.sampling(_MAX_NEW_TOKENS.value), answering.thresholds()
-    if _OUT.value:
+    if not _OUT.value:
+        _answer(sampling, thresholds)
+        return
+    with reserved(_OUT.value):
         paths.check_new(_OUT.value, "out")
+        _answer(sampling, thresholds)
+
+
+def _answer(sampling: SamplingParams, thresholds: Thresholds) -> None:
     open_graders(_GRADER.value)  # an unknown one is told before a model is loaded
     questions = read_questions(_DATA.value)
     answering.check_pictures(sorted({str(question.image) for question in questions if question.image}))

@@ -4,15 +4,11 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
-from absl import flags
-
 from internvl_jax.data import Processor
 from internvl_jax.inference import leading
 from internvl_jax.models import InternVL
 from launch import answering, checkpoint, pod
 from launch import main as launcher
-
-flags.adopt_module_key_flags(pod)
 
 
 def run(main: Callable[[list[str]], None]) -> None:

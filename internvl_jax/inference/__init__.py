@@ -25,7 +25,7 @@ from internvl_jax.inference.engine.row_state import STOPS, Features, Part, State
 from internvl_jax.inference.engine.sampler import Rollout, Sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
-from internvl_jax.inference.load import load, read_config, save_model
+from internvl_jax.inference.load import load, read_config, read_values, save_model
 from internvl_jax.inference.terminal import converse, message, saying
 from internvl_jax.inference.text import TextStream
 
@@ -70,6 +70,7 @@ __all__ = [
     "message",
     "quantile",
     "read_config",
+    "read_values",
     "save_model",
     "saying",
     "stack_params",
