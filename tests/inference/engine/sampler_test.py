@@ -217,6 +217,32 @@ def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, ro
     assert sampler.num_compiled == made
 
 
+def interrupted(sampler, params, requests, seeds, steps, prompts=None):
+    """A rollout that is left after so many steps, over and over, and goes on with what it has; and how many calls."""
+    kept, calls, busy = [[] for _ in requests], 0, True
+    while busy:
+        groups, calls = sampler.begin(params, requests, len(seeds[0]), seeds, prompts, kept), calls + 1
+        for _ in range(steps):
+            groups.step()
+        kept, busy = [groups.answers(prompt) for prompt in range(len(requests))], groups.busy
+    return kept, calls
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_answers_go_on_in_another_call(config, vocabulary, processor, params, requests, monkeypatch, prompts):
+    """They are those of one call, also where they wait for rows or slots grow."""
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 5)
+    many = [request(processor, i, i % 3, 12 - i, requests[0].sampling) for i in range(3)]
+    seeds = np.arange(3 * GROUP, dtype=np.uint32).reshape(3, GROUP) * 101
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(1, 4)), piece=3)
+    whole = sampler.sample(params, many, GROUP, seeds, prompts)
+    found, calls = interrupted(sampler, params, many, seeds, 2, prompts)
+    assert calls > 3 and tokens_of(found) == tokens_of(whole)
+    for ours, wanted in zip(itertools.chain(*found), itertools.chain(*whole), strict=True):
+        np.testing.assert_allclose(ours.logprobs, wanted.logprobs, atol=1e-5)
+        assert ours.finished == wanted.finished
+
+
 def test_a_mesh_of_one_device_is_that_device(config, vocabulary, params, requests, rollout):
     mesh, rules = make_mesh({}, jax.devices()[:1]), PRESETS["fsdp"]
     specs = abstract(lambda rngs: InternVL(config, rngs))[1]
