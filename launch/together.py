@@ -15,16 +15,20 @@ from launch import main as launcher
 flags.adopt_module_key_flags(pod)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def _follow() -> None:
+    with opened():
+        pass
+
+
+def run(main: Callable[[list[str]], None], follow: Callable[[], None] = _follow) -> None:
     """Starts a launcher: process 0 of a pod does what it is for, the others follow with their part of the model."""
 
     def joined(argv: list[str]) -> None:
         with pod.joined(saved=False) as processes:
             if processes.process == 0:
                 main(argv)
-                return
-            with opened():
-                pass
+            else:
+                follow()
 
     launcher.run(functools.wraps(main)(joined))
 

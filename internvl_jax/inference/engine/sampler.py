@@ -74,9 +74,9 @@ class SampledGroups:
         runner: GroupRunner,
         kept: Sequence[Sequence[Rollout]],
         piece: int,
-        placed: Callable[[], contextlib.AbstractContextManager],
+        stepping: Callable[[], contextlib.AbstractContextManager[None]],
     ):
-        self._runner, self._kept, self._piece, self._placed = runner, kept, piece, placed
+        self._runner, self._kept, self._piece, self._stepping = runner, kept, piece, stepping
         for prompt, answers in enumerate(kept):
             if answers:
                 runner.keep(prompt, [answer[:3] for answer in answers])
@@ -86,7 +86,7 @@ class SampledGroups:
     def step(self) -> list[int]:
         """Goes on with all answers for a while; returns the prompts all of whose answers have ended since."""
         runner = self._runner
-        with self._placed():
+        with self._stepping():
             self.busy = runner.arrange()
             if self.busy:
                 runner.write(self._piece)
@@ -211,16 +211,19 @@ class Sampler:
                 f"seeds have the shape {seeds.shape}, the rollout {len(requests)} requests in groups of {group}; "
                 "give one for every answer, and at least one answer"
             )
-        placed = lambda: sharding.use(self._mesh, self._rules)
-        with placed():
+        with sharding.use(self._mesh, self._rules):
             runner = self._run(params, requests, seeds, prompts)
-        return SampledGroups(runner, kept or [()] * len(requests), self._piece, placed)
+        return SampledGroups(runner, kept or [()] * len(requests), self._piece, self._stepping)
 
     def warm_up(self, params: Params, requests: Sequence[Request], group: int, prompts: int | None = None) -> int:
         """Compiles all that such requests need, however their answers end; returns how many programs there are."""
         with sharding.use(self._mesh, self._rules):
             self._run(params, requests, np.zeros((len(requests), group), np.uint32), prompts).warm_up()
         return self.num_compiled
+
+    def _stepping(self) -> contextlib.AbstractContextManager[None]:
+        """What a step of groups runs in."""
+        return sharding.use(self._mesh, self._rules)
 
     def _run(
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int | None
