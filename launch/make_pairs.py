@@ -19,7 +19,7 @@ from absl import flags
 from internvl_jax.data import open_prompts
 from internvl_jax.grading import Graders
 from internvl_jax.making import METHODS, PairConfig, assist, make_pairs
-from launch import bars, checkpoint, paths, together
+from launch import bars, checkpoint, paths, pod
 
 _PROMPTS = flags.DEFINE_string("prompts", None, "questions: .jsonl, .parquet, or a meta file (.json)", required=True)
 _ROOT = flags.DEFINE_string("root", None, "folder of the images, where no meta file says it; default: the file's own")
@@ -42,6 +42,7 @@ _SETTINGS = {
     "batch_size": flags.DEFINE_integer("batch_size", 32, "responses at a time", lower_bound=1),
     "seed": flags.DEFINE_integer("seed", 0, "of the draws", lower_bound=0),
 }
+flags.adopt_module_key_flags(pod)
 
 
 def _config() -> PairConfig:
@@ -66,4 +67,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    together.run(main, lambda: assist(*checkpoint.load(), _config()))
+    pod.run(main, lambda: assist(*checkpoint.load(), _config()))

@@ -42,7 +42,17 @@ _FREE = {
         "max_nonfinite",
     },
     "data": {"meta", "validation_meta", "tokenizer", "max_skipped"},
-    "stage": {"reference", "cache_dir", "reward", "zero_variance", "max_resamples", "mask_overlong", "accuracies"},
+    "stage": {
+        "reference",
+        "cache_dir",
+        "reward",
+        "zero_variance",
+        "max_resamples",
+        "mask_overlong",
+        "accuracies",
+        "ahead",
+        "staleness",
+    },
 }
 _PROGRAMS: dict[str, Program] = {}
 _RANDOM: dict[tuple[InternVLConfig, int], dict[str, np.ndarray]] = {}
