@@ -65,11 +65,7 @@ def test_what_is_left_goes_on(start, tmp_path, staleness):
                     np.testing.assert_array_equal(tokens[: len(each.tokens)], each.tokens)
                     np.testing.assert_array_equal(sampled[: len(each.tokens)], each.logprobs)
         state, metrics = program.step(state, program.place(batch))
-        pairs = (
-            [pair for group in groups for pair in zip(group.old, group.sampled, strict=True)]
-            if groups[0].sampled
-            else []
-        )
+        pairs = [pair for group in groups for pair in zip(group.old, group.sampled, strict=True)]
         weights = [min(np.exp(np.mean(old - sampled)), 1.02) for old, sampled in pairs]
         np.testing.assert_allclose(metrics["importance_weight"], np.mean(weights), rtol=1e-5)
         capped.append(float(metrics["importance_capped"]))
