@@ -28,7 +28,7 @@ class _Prompt(msgspec.Struct):
     sampling: SamplingParams
 
 
-class _Begin(msgspec.Struct, tag=True):
+class _GroupsBegin(msgspec.Struct, tag=True):
     """`Sampler.begin`."""
 
     requests: list[_Prompt]
@@ -37,17 +37,17 @@ class _Begin(msgspec.Struct, tag=True):
     prompts: int | None
 
 
-class _Step(msgspec.Struct, tag=True):
+class _GroupsStep(msgspec.Struct, tag=True):
     """`SampledGroups.step`."""
 
 
-class _End(msgspec.Struct, tag=True):
+class _GroupsEnd(msgspec.Struct, tag=True):
     """Nothing more is told; `problem` says why, where it was a fault."""
 
     problem: str
 
 
-_Command = _Begin | _Step | _End
+_Command = _GroupsBegin | _GroupsStep | _GroupsEnd
 _DECODER = msgspec.msgpack.Decoder(_Command)
 
 
@@ -78,18 +78,18 @@ class LeadingSampler(Sampler):
         """See `Sampler.begin`."""
         groups = super().begin(params, requests, group, seeds, prompts, kept)
         told = [_Prompt(WireArray.of(r.tokens_T), WireArray.of(r.tiles_GHWC), r.sampling) for r in requests]
-        self._tell(_Begin(told, group, WireArray.of(np.asarray(seeds)), prompts))
+        self._tell(_GroupsBegin(told, group, WireArray.of(np.asarray(seeds)), prompts))
         return groups
 
     @interrupts.held()
     def close(self, problem: str = "") -> None:
         """Lets the others go; with a problem, as an InputError."""
-        self._tell(_End(problem))
+        self._tell(_GroupsEnd(problem))
 
     @contextlib.contextmanager
     def _stepping(self) -> Iterator[None]:
         with interrupts.held(), super()._stepping():
-            self._tell(_Step())
+            self._tell(_GroupsStep())
             yield
 
     def _tell(self, command: _Command) -> None:
@@ -109,12 +109,12 @@ def follow_sampler(sampler: Sampler, params: Params) -> None:
     channel, groups = Channel(), None
     while True:
         match _DECODER.decode(channel.hear()):
-            case _Begin() as told:
+            case _GroupsBegin() as told:
                 requests = [Request(each.tokens.array, each.tiles.array, each.sampling) for each in told.requests]
                 groups = sampler.begin(params, requests, told.group, told.seeds.array, told.prompts)
-            case _Step():
+            case _GroupsStep():
                 groups.step()
-            case _End() as end:
+            case _GroupsEnd() as end:
                 if end.problem:
                     raise InputError(end.problem)
                 return
