@@ -20,8 +20,8 @@ from internvl_jax.pod import Channel
 from internvl_jax.sharding import Params
 
 
-class _Prompt(msgspec.Struct):
-    """A `Request`."""
+class _GroupsPrompt(msgspec.Struct, tag=True):
+    """One of the requests of the next `_GroupsBegin`: all of them may be a gigabyte."""
 
     tokens: WireArray
     tiles: WireArray
@@ -31,7 +31,6 @@ class _Prompt(msgspec.Struct):
 class _GroupsBegin(msgspec.Struct, tag=True):
     """`Sampler.begin`."""
 
-    requests: list[_Prompt]
     group: int
     seeds: WireArray
     prompts: int | None
@@ -47,7 +46,7 @@ class _GroupsEnd(msgspec.Struct, tag=True):
     problem: str
 
 
-_Command = _GroupsBegin | _GroupsStep | _GroupsEnd
+_Command = _GroupsPrompt | _GroupsBegin | _GroupsStep | _GroupsEnd
 _DECODER = msgspec.msgpack.Decoder(_Command)
 
 
@@ -76,9 +75,12 @@ class LeadingSampler(Sampler):
         kept: Sequence[Sequence[Rollout]] | None = None,
     ) -> SampledGroups:
         """See `Sampler.begin`."""
-        groups = super().begin(params, requests, group, seeds, prompts, kept)
-        told = [_Prompt(WireArray.of(r.tokens_T), WireArray.of(r.tiles_GHWC), r.sampling) for r in requests]
-        self._tell(_GroupsBegin(told, group, WireArray.of(np.asarray(seeds)), prompts))
+        if kept is not None:
+            raise InputError("several processes begin all answers anew; leave out those that were kept")
+        groups = super().begin(params, requests, group, seeds, prompts)
+        for each in requests:
+            self._tell(_GroupsPrompt(WireArray.of(each.tokens_T), WireArray.of(each.tiles_GHWC), each.sampling))
+        self._tell(_GroupsBegin(group, WireArray.of(np.asarray(seeds)), prompts))
         return groups
 
     @interrupts.held()
@@ -106,12 +108,14 @@ def follow_sampler(sampler: Sampler, params: Params) -> None:
     Raises:
       InputError: what process 0 raised.
     """
-    channel, groups = Channel(), None
+    channel, requests, groups = Channel(), list[Request](), None
     while True:
         match _DECODER.decode(channel.hear()):
+            case _GroupsPrompt() as told:
+                requests.append(Request(told.tokens.array, told.tiles.array, told.sampling))
             case _GroupsBegin() as told:
-                requests = [Request(each.tokens.array, each.tiles.array, each.sampling) for each in told.requests]
                 groups = sampler.begin(params, requests, told.group, told.seeds.array, told.prompts)
+                requests = []
             case _GroupsStep():
                 groups.step()
             case _GroupsEnd() as end:

@@ -280,7 +280,7 @@ def _resumed(
     for b in range(len(rows_B)):
         # The slot before the next one has the last token.
         at_S = (jnp.arange(S) - count + counts_B[b]) % S
-        own = jnp.take(jax.lax.slice_in_dim(new, b, b + 1, axis=rows), jnp.minimum(at_S, T - 1), axis=axis)
+        own = jnp.take(lax.slice_in_dim(new, b, b + 1, axis=rows), jnp.minimum(at_S, T - 1), axis=axis)
         real_S = jnp.expand_dims(at_S < counts_B[b], -1 if axis == -2 else ())
         old = lax.dynamic_slice_in_dim(stack, rows_B[b], 1, axis=rows)
         stack = lax.dynamic_update_slice_in_dim(stack, jnp.where(real_S, own, old), rows_B[b], axis=rows)
