@@ -9,15 +9,13 @@ the model said and whether that is right. The last line of stdout is JSON: accur
 """
 
 import json
-import sys
 
-import tqdm
 from absl import flags
 
 from internvl_jax.evaluation import evaluate, open_graders, read_questions
 from internvl_jax.files import reserved
 from internvl_jax.inference import SamplingParams, Thresholds
-from launch import answering, paths, together
+from launch import answering, bars, paths, together
 
 _DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
 _OUT = flags.DEFINE_string("out", None, "file (JSONL) of questions, predictions and verdicts, once all are done")
@@ -45,10 +43,10 @@ def _answer(sampling: SamplingParams, thresholds: Thresholds) -> None:
     open_graders(_GRADER.value)  # an unknown one is told before a model is loaded
     questions = read_questions(_DATA.value)
     answering.check_pictures(sorted({str(question.image) for question in questions if question.image}))
-    # A bar for a terminal; elsewhere a line every half minute.
-    seen = sys.stderr.isatty()
-    options = {"total": len(questions), "unit": "question", "mininterval": 0.1 if seen else 30, "ascii": not seen}
-    with together.opened() as (model, processor), tqdm.tqdm(desc="compiling", **options) as bar:
+    with (
+        together.opened() as (model, processor),
+        bars.questions(desc="compiling", total=len(questions)) as bar,
+    ):
 
         def show(done: int) -> None:
             bar.set_description("answering", refresh=False)

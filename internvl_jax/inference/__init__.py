@@ -22,7 +22,8 @@ from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_m
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Features, Part, State, Wanted
-from internvl_jax.inference.engine.sampler import Rollout, Sampler
+from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sampler
+from internvl_jax.inference.engine.sampler_leader import LeadingSampler, follow_sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.load import load, read_config, read_values, save_model
@@ -37,6 +38,7 @@ __all__ = [
     "GroupMemory",
     "GroupSize",
     "Ladders",
+    "LeadingSampler",
     "MODEL_THRESHOLDS",
     "Part",
     "Piece",
@@ -45,6 +47,7 @@ __all__ = [
     "Request",
     "Rollout",
     "STOPS",
+    "SampledGroups",
     "Sampler",
     "Sampling",
     "SamplingParams",
@@ -61,6 +64,7 @@ __all__ = [
     "complete_many",
     "converse",
     "fit",
+    "follow_sampler",
     "get_engine",
     "group_memory",
     "kept",
