@@ -1,7 +1,9 @@
 """A model's programs together with its parameters and the state of its rows."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from internvl_jax.inference.engine.sampling import Shaping
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.engine.scheduler import Draft, Seat, reach_of, reaches
 from internvl_jax.inference.engine.tile_features import TileFeatures
-from internvl_jax.models import InternVL, unstack, unstack_params
+from internvl_jax.models import InternVL, PageCache, unstack, unstack_params
 from internvl_jax.sharding import Params, flatten
 
 _BEST = 20  # the most best tokens that are noted
@@ -32,7 +34,12 @@ class Runner:
       ladders: the sizes that programs are compiled for, as the mesh's devices can share them.
       tiles: how many tiles' features are kept.
       apart: decode with every layer's parameters apart.
+
+    Attributes:
+      pages: how many there are, where rows have pages.
     """
+
+    pages = 0
 
     def __init__(self, model: InternVL, vocabulary: Vocabulary, ladders: Ladders, tiles: int, apart: bool):
         self._vocabulary, self._ladders, self._apart = vocabulary, ladders, apart
@@ -67,7 +74,10 @@ class Runner:
     def resize(self, classes: tuple[tuple[int, int], ...], rows_B: np.ndarray | None) -> None:
         """Other numbers of rows and slots; `rows_B` says which rows they were, None: rows of nobody."""
         self._rows, self._shaping = sum(rows for rows, _ in classes), None
-        if rows_B is None or self._state is None:
+        if self._ladders.page is not None:
+            pages, table = (self.pages, self._ladders.page), (self._rows, self._ladders.columns)
+            self._state = self.programs.empty_pages(pages=pages, table=table)
+        elif rows_B is None or self._state is None:
             self._state = self.programs.empty(classes=classes)
         else:
             self._state = self.programs.resize(self._state, rows_B, slots=classes[0][1])
@@ -91,8 +101,8 @@ class Runner:
         Returns:
           the logits after the last of them, [R, V].
         """
-        R, first = len(order), next(draft for draft in order if draft is not None)
-        reach = 0 if first.filled == 0 else T
+        R, drafts = len(order), [draft for draft in order if draft is not None]
+        row, cached = drafts[0].row, drafts[0].filled > 0 and self._ladders.page is None
         tokens_RT, index_RT = np.zeros((R, T), np.int32), np.zeros((R, T), np.int32)
         starts_R, counts_R, rows_R = (np.zeros(R, np.int32) for _ in range(3))
         for r, draft in enumerate(order):
@@ -107,8 +117,9 @@ class Runner:
             index_RT[r, : len(index_P)] = index_P
             draft.filled = start + len(part_T)
             draft.row.held_T = draft.keys_T[: draft.filled]
-        reach = reach and reach_of(int(starts_R.max()) + T, first.row.slots)
-        return self._chunk(tokens_RT, index_RT, starts_R, counts_R, rows_R, first.row.number, reach)
+        self._show(drafts)
+        reach = reach_of(int(starts_R.max()) + T, row.slots) if cached else 0
+        return self._chunk(tokens_RT, index_RT, starts_R, counts_R, rows_R, row.number, reach)
 
     def _chunk(
         self,
@@ -166,6 +177,7 @@ class Runner:
         if shaping is not None:
             allowed = self._allowed({draft.row.index: draft for draft in drafts}, self._rows)
             shaping = shaping._replace(allowed_bits=allowed)
+        self._show(drafts)
         self._state, shaping, written = self.programs.decode(
             self._decode_params,
             self._state,
@@ -182,24 +194,39 @@ class Runner:
     def warm_up(self, classes: tuple[tuple[int, int], ...], shards: int) -> int:
         """Compiles all that rows of these classes need; returns how many programs there are."""
         self.tiles.warm_up(self.params)
+        paged = self._ladders.page is not None
+        every = lambda slots: [] if paged else reaches(slots)
         for number, (_, slots) in enumerate(classes):
             sizes = [T for T in self._ladders.prompts if T <= slots]
-            for R, T, reach in itertools.product(self._ladders.together, sizes, (0, *reaches(slots))):
+            for R, T, reach in itertools.product(self._ladders.together, sizes, (0, *every(slots))):
                 zeros_RT, zeros_R = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
+                self._show([])
                 self._chunk(zeros_RT, zeros_RT, zeros_R, zeros_R, zeros_R, number, reach)
         for R in self._ladders.together:
             T = self._ladders.prompts[0]
             zeros_RT, zeros_R = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
+            self._show([])
             logits_RV = self._chunk(zeros_RT, zeros_RT, zeros_R, zeros_R, zeros_R, 0, 0)
             for rich in (False, True):
                 self.begin(logits_RV, [], rich)
         nobody = np.zeros(shards, np.int32)
         for (source, (_, has)), (target, (_, room)) in itertools.product(enumerate(classes), repeat=2):
-            for reach in {min(reach, room) for reach in reaches(has)}:
+            for reach in {min(reach, room) for reach in every(has)}:
                 self._copy((nobody, nobody, nobody > 0), source, target, reach)
-        for reach, rich in itertools.product(reaches(max(slots for _, slots in classes)), (False, True)):
+        longest = max(slots for _, slots in classes)
+        for reach, rich in itertools.product([0] if paged else reaches(longest), (False, True)):
             self.decode([], 0, 0, reach, rich)
         return self.programs.num_compiled
+
+    def _show(self, drafts: Sequence[Draft]) -> None:
+        """Tells the device which pages the rows of these answers have, if any."""
+        if self._ladders.page is None:
+            return
+        table = np.zeros((self._rows, self._ladders.columns), np.int32)
+        for draft in drafts:
+            table[draft.row.index, : len(draft.row.pages)] = draft.row.pages
+        cache = dataclasses.replace(cast(PageCache, self._state.cache), table=table)
+        self._state = self._state._replace(cache=cache)
 
     def _shape(self) -> Shaping:
         if self._shaping is None:
