@@ -1,4 +1,4 @@
-"""An engine whose rows have pages: it answers as one whose rows have slots, reads what it knows once, and loses none."""
+"""An engine whose rows have pages: it answers as one whose rows have slots, reads what it knows once, loses none."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 from checkpoint_convert.released import load_bare
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import compare, image_token_id, read_case
-from internvl_jax.inference import Engine, Ladders, SamplingParams, Vocabulary
+from internvl_jax.inference import Engine, SamplingParams, Vocabulary
 from internvl_jax.sharding import bind, make_mesh
 from tests.inference.engine.engine_test import LADDERS, request, run
 
@@ -30,7 +30,9 @@ def make(structure, params, vocabulary):
 
     def make(pages=None, **changes):
         ladders = dataclasses.replace(PAGED, **changes)
-        return Engine(bind(structure[0], params), vocabulary, ladders, None if pages is None else pages * SIZE * token)
+        return Engine(
+            bind(structure[0], params), vocabulary, ladders, None if pages is None else int(pages * SIZE * token)
+        )
 
     return make
 
@@ -232,8 +234,8 @@ def test_ladders_that_make_no_sense(changes, message):
 
 
 def test_memory_for_no_page(make):
-    with pytest.raises(InputError, match="there is memory for 0 tokens on a device, less than a page of 8"):
-        make(pages=0)
+    with pytest.raises(InputError, match="there is memory for 4 tokens on a device, less than a page of 8"):
+        make(pages=0.5)
 
 
 MESHES = {
