@@ -25,6 +25,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.memory import memory_free
+from internvl_jax.inference.engine.paged_runner import PagedRunner
 from internvl_jax.inference.engine.paged_scheduler import PagedScheduler
 from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
@@ -93,17 +94,18 @@ class Engine:
             self.ladders = ladders.spread(shards, sharding.spread("tiles"))
             per_tile = self.config.tokens_per_tile * text.width * jnp.dtype(model.runtime.dtype).itemsize
             apart = (platform == "cpu" and self._place is None) if apart is None else apart
-            self._runner = Runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
+            paged = self.ladders.page is not None
+            if paged and platform == "tpu":
+                check_kernel(text.head_width, text.window is None)
+            runner, scheduler = (PagedRunner, PagedScheduler) if paged else (Runner, Scheduler)
+            self._runner = runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
             slot = 2 * text.layers * heads * text.head_width * self._runner.programs.cache_dtype.itemsize
             there = cache_bytes or memory_free(devices) // 2
-            if self.ladders.page is not None and platform == "tpu":
-                check_kernel(text.head_width, text.window is None)
-            kind = Scheduler if self.ladders.page is None else PagedScheduler
-            self._scheduler = kind(self.ladders, shards, there * spread // slot)
+            self._scheduler = scheduler(self.ladders, shards, there * spread // slot)
             self._runner.pages = self._scheduler.pages
             if self.ladders.classes is not None:
                 needed = slot * sum(rows * slots for rows, slots in self.ladders.classes) // spread
-                if cache_bytes is not None and needed > cache_bytes and self.ladders.page is None:
+                if cache_bytes is not None and needed > cache_bytes and not paged:
                     raise InputError(
                         f"the classes of rows take {needed:,} bytes on a device, more than {cache_bytes:,}"
                     )

@@ -15,13 +15,10 @@ rows of prompts, all else is the same, and besides there are
     join(state) -> state                    rows go on with answers whose first token is known
     move(state) -> state                    answers to other rows, or more slots for each of them
 
-Where rows have pages (`PageCache`) nothing is copied or resized: the host says at each call which ones they have.
-
 Rows are padded on the right, and a token sees its own row's slots up to its position only: so a row is computed as if
 it were alone.
 """
 
-import dataclasses
 from typing import cast
 
 import jax
@@ -87,7 +84,6 @@ class Programs:
         self.gather = DeviceProgram(self._gather)
         self.empty = DeviceProgram(self._empty, static_argnames="classes")
         self.empty_groups = DeviceProgram(self._empty_groups, static_argnames=("rows", "slots"))
-        self.empty_pages = DeviceProgram(self._empty_pages, static_argnames=("pages", "table"))
         self.unshaped = DeviceProgram(self._unshaped, static_argnames="rows")
         self.chunk = DeviceProgram(self._chunk, donate_argnames="state", static_argnames=("number", "reach"))
         self.begin = DeviceProgram(self._begin, donate_argnames=("state", "shaping"), static_argnames="best")
@@ -147,10 +143,6 @@ class Programs:
         return self._nobody(
             GroupCache.empty(*self._keys, rows, slots, self.cache_dtype, self._apart), rows[0] * rows[1]
         )
-
-    def _empty_pages(self, pages: tuple[int, int], table: tuple[int, int]) -> State:
-        """The state of rows that nobody has and that have no pages; see `PageCache.empty`."""
-        return self._nobody(PageCache.empty(*self._keys, pages, table, self.cache_dtype), table[0])
 
     @property
     def _keys(self) -> tuple[int, int, int]:
@@ -219,21 +211,16 @@ class Programs:
 
         Args:
           number: that of the class.
-          reach: the last of these tokens is at most so far from the prompt's first; 0: they are the first. Nobody looks
-            at it where rows have pages.
+          reach: the last of these tokens is at most so far from the prompt's first; 0: they are the first.
 
         Returns:
           the state, the logits after the last of the tokens, `[B, V]` float32, and the experts of all of them, int16
           `[L, B, T, K]`, if they are noted.
         """
-        filled: Cache
-        if isinstance(state.cache, PageCache):
-            logits_BV, out = self._read(params, part, state.cache.rows(part.rows_B), self._noted)
-            filled = dataclasses.replace(state.cache, pool=cast(PageCache, out.cache).pool)
-        else:
-            cache = state.cache.rows(number, part.rows_B, reach) if reach else None
-            logits_BV, out = self._read(params, part, cache, ("kv", *self._noted))
-            filled = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
+        rows = cast(SlotCache | GroupCache, state.cache)
+        cache = rows.rows(number, part.rows_B, reach) if reach else None
+        logits_BV, out = self._read(params, part, cache, ("kv", *self._noted))
+        filled = rows.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
         return laid(state._replace(cache=filled)), shard(logits_BV, "batch", "act_vocab"), _routes(out)
 
     def _begin(

@@ -33,39 +33,29 @@ class PageCache:
 
     Attributes:
       pool: `[layers x pages, size, 2 M, H]`; each key/value head's key, and its value behind it.
-      table: int32 `[B, most pages of a row]`, the numbers of every row's pages in its first layer; what stands behind
-        the last of them is some page that there is.
+      table: int32 `[B, most pages of a row]`, the numbers of every row's pages in the first layer; what stands behind
+        the last of them is some page that there is. None between calls: the host says it at each.
       layers: how many.
     """
 
     pool: jax.Array
-    table: jax.Array
+    table: jax.Array | None
     layers: int
 
     @classmethod
-    def empty(
-        cls,
-        layers: int,
-        kv_heads: int,
-        width: int,
-        pages: tuple[int, int],
-        table: tuple[int, int],
-        dtype: jnp.dtype,
-    ) -> "PageCache":
-        """A cache of nothing.
-
-        Args:
-          pages: how many, and the tokens of each.
-          table: how many rows, and the most pages of one.
-        """
+    def empty(cls, layers: int, kv_heads: int, width: int, pages: tuple[int, int], dtype: jnp.dtype) -> "PageCache":
+        """A cache of nothing; `pages` are how many, and the tokens of each."""
         number, size = pages
-        pool = jnp.zeros((layers * number, size, 2 * kv_heads, width), dtype)
-        return cls(pool, jnp.zeros(table, jnp.int32), layers)
+        return cls(jnp.zeros((layers * number, size, 2 * kv_heads, width), dtype), None, layers)
+
+    def of(self, table: jax.Array | None) -> "PageCache":
+        """The same pages as a cache of the rows that have those of this table."""
+        return dataclasses.replace(self, table=table)
 
     @property
     def reach(self) -> int:
-        """How many slots of a row there may be; attention reads those that have a token."""
-        return self.table.shape[1] * self.pool.shape[1]
+        """How many slots all rows have together; attention reads those that have a token."""
+        return len(self.pool) // self.layers * self.pool.shape[1]
 
     def within(self, reach: int) -> "PageCache":
         """The cache itself: no more is read than there is."""
@@ -73,12 +63,8 @@ class PageCache:
 
     def laid(self) -> "PageCache":
         """The cache spread as rows are."""
-        return dataclasses.replace(self, pool=shard(self.pool, *_POOL), table=shard(self.table, *_TABLE))
-
-    def rows(self, rows_B: jax.Array) -> "PageCache":
-        """The same pages as a cache of some rows, numbered within their device, of every device equally many."""
-        take = per_device(lambda table, rows_B: table[rows_B], inputs=(_TABLE, ("batch",)), output=_TABLE)
-        return dataclasses.replace(self, table=take(self.table, rows_B))
+        table = None if self.table is None else shard(self.table, *_TABLE)
+        return dataclasses.replace(self, pool=shard(self.pool, *_POOL), table=table)
 
     def mask(self, segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """What the tokens of a call see follows from their positions. A row without any sees as little as possible."""
@@ -108,7 +94,7 @@ class PageCache:
 
         run = per_device(put, inputs=(_POOL, _TABLE, (_HEADS, _HEADS), ("batch", None), ()), output=_POOL)
         return dataclasses.replace(
-            self, pool=run(self.pool, self.table, (k_BMTH, v_BMTH), slots_BT, jnp.asarray(layer))
+            self, pool=run(self.pool, self._there, (k_BMTH, v_BMTH), slots_BT, jnp.asarray(layer))
         )
 
     def attend(
@@ -149,7 +135,13 @@ class PageCache:
 
         inputs = (_HEADS, _POOL, _TABLE, ("batch", None), (), (), ("act_heads",))
         run = per_device(on_device, inputs=inputs, output=_HEADS)
-        return run(q_BNTH, self.pool, self.table, mask, jnp.asarray(layer), holds, sinks_N)
+        return run(q_BNTH, self.pool, self._there, mask, jnp.asarray(layer), holds, sinks_N)
+
+    @property
+    def _there(self) -> jax.Array:
+        if self.table is None:
+            raise ValueError("a cache in pages was used and nobody had said which ones its rows have")
+        return self.table
 
     def _pages(self, pool: jax.Array) -> int:
         """How many pages a layer has of a device's pool."""

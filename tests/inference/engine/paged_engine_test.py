@@ -13,7 +13,7 @@ from internvl_jax.sharding import bind, make_mesh
 from tests.inference.engine.engine_test import LADDERS, request, run
 
 SIZE = 8
-PAGED = dataclasses.replace(LADDERS, classes=((4, 96),), chunk=32, page=SIZE)
+PAGED = dataclasses.replace(LADDERS, prompts=(32,), classes=((4, 96),), chunk=32, page=SIZE)
 DRAWN = SamplingParams(max_new_tokens=9, temperature=1.0, top_k=50, top_p=0.95)
 
 
@@ -55,7 +55,8 @@ def rows(processor):
 @pytest.fixture(scope="module")
 def answers(structure, params, vocabulary, rows):
     """By rows that have slots."""
-    return run(Engine(bind(structure[0], params), vocabulary, LADDERS), rows)
+    ladders = dataclasses.replace(LADDERS, slots=(96,))
+    return run(Engine(bind(structure[0], params), vocabulary, ladders), rows)
 
 
 def assert_free(engine):
@@ -90,7 +91,7 @@ def test_neighbours_that_join_and_leave_change_nothing(engine, processor, rows, 
 
 
 def test_a_second_turn_about_a_picture_reads_what_is_new(engine, make, processor):
-    first = request(processor, 30, 3, 60, SamplingParams(max_new_tokens=12))
+    first = request(processor, 30, 3, 60, SamplingParams(max_new_tokens=11))
     (said,) = run(engine, [first])
     more = np.random.default_rng(1).integers(0, 250, 2)
     second = dataclasses.replace(first, tokens_T=np.concatenate([first.tokens_T, said, more]).astype(np.int32))

@@ -62,8 +62,7 @@ def make(cache):
 
 
 def paged(pool=PAGES):
-    cache = PageCache.empty(L, M, H, (pool, SIZE), TABLE.shape, jnp.dtype(jnp.float32))
-    return PageCache(cache.pool, jnp.asarray(TABLE), L)
+    return PageCache.empty(L, M, H, (pool, SIZE), jnp.dtype(jnp.float32)).of(jnp.asarray(TABLE))
 
 
 @functools.cache
@@ -77,7 +76,7 @@ def test_pages_are_slots(window, sinks):
     slots = SlotCache.empty(L, M, H, ((B, SIZE * COLUMNS),), jnp.dtype(jnp.float32))
     wanted, _ = jax.jit(lambda: make(slots)(window, sinks_N))()
     found, cache = found_in_pages(window, sinks)
-    assert cache.reach == SIZE * COLUMNS
+    assert cache.reach == SIZE * PAGES
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     # Nothing but the pages of rows was written, and of those no slot that has no token.
@@ -94,7 +93,7 @@ def test_attention_is_that_of_the_kernels_reference():
     """The pool is laid out as the kernel of TPUs reads it, and the reference is told what the kernel is."""
     _, cache = found_in_pages(None, False)
     T, rows, layer = 3, 2, 1
-    cache = cache.rows(jnp.arange(rows))
+    cache = cache.of(jnp.asarray(TABLE[:rows]))
     lengths_B = jnp.array([13, 10], jnp.int32)
     q_BNTH = jnp.asarray(normal(1, rows, M * R, T, H))
     positions_BT = lengths_B[:, None] - T + jnp.arange(T)[None]
@@ -108,13 +107,6 @@ def test_attention_is_that_of_the_kernels_reference():
         )
     wanted = wanted.reshape(rows, T, M * R, H).transpose(0, 2, 1, 3)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-def test_some_rows_of_many():
-    cache = paged()
-    some = cache.rows(jnp.array([2, 0]))
-    np.testing.assert_array_equal(some.table, TABLE[[2, 0]])
-    assert some.pool is cache.pool
 
 
 @pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2}, {"data": 4}])
