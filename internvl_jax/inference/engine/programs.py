@@ -43,7 +43,7 @@ from internvl_jax.inference.engine.row_state import (
 )
 from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
-from internvl_jax.models import DecoderOut, GroupCache, InternVLConfig, SlotCache
+from internvl_jax.models import Cache, DecoderOut, GroupCache, InternVLConfig, PageCache, SlotCache
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
@@ -152,7 +152,7 @@ class Programs:
         text = self._config.text
         return text.layers, text.kv_heads * copies("act_heads", text.kv_heads), text.head_width
 
-    def _nobody(self, cache: SlotCache | GroupCache, B: int) -> State:
+    def _nobody(self, cache: Cache, B: int) -> State:
         zero_B = jnp.zeros(B, jnp.int32)
         float_B = jnp.zeros(B, jnp.float32)
         sampling = Sampling(float_B, zero_B, float_B + 1, float_B, jnp.zeros(B, jnp.uint32))
@@ -182,7 +182,7 @@ class Programs:
         self,
         params: Params,
         part: Part,
-        cache: SlotCache | None,
+        cache: SlotCache | PageCache | None,
         collect: tuple[str, ...],
     ) -> tuple[jax.Array, DecoderOut]:
         """Logits after the last of the tokens, which follow those of the cache."""
@@ -219,9 +219,10 @@ class Programs:
           the state, the logits after the last of the tokens, `[B, V]` float32, and the experts of all of them, int16
           `[L, B, T, K]`, if they are noted.
         """
-        cache = state.cache.rows(number, part.rows_B, reach) if reach else None
+        rows = cast(SlotCache | GroupCache, state.cache)
+        cache = rows.rows(number, part.rows_B, reach) if reach else None
         logits_BV, out = self._read(params, part, cache, ("kv", *self._noted))
-        filled = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
+        filled = rows.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
         return laid(state._replace(cache=filled)), shard(logits_BV, "batch", "act_vocab"), _routes(out)
 
     def _begin(
@@ -284,10 +285,10 @@ class Programs:
             here, n = lax.platform_dependent(params, n, cpu=barrier, default=lambda *values: values)
             model = bind(self._decode_graphdef, here)
             x_BTD = model.embed(state.tokens_B[:, None], None)
-            # A row that is done writes nowhere.
+            # A row that is done is padding, and writes nowhere.
             slots_B1 = jnp.where(state.done_B, _NOWHERE, state.lengths_B)[:, None]
-            positions_B1 = state.lengths_B[:, None]
-            out = model.lm(x_BTD, jnp.ones_like(positions_B1), positions_B1, state.cache, slots_B1, self._noted)
+            segments_B1, positions_B1 = (~state.done_B[:, None]).astype(jnp.int32), state.lengths_B[:, None]
+            out = model.lm(x_BTD, segments_B1, positions_B1, state.cache, slots_B1, self._noted)
             logits_BV = model.logits(out.hidden_BTD[:, 0])
             chosen = self._choose(logits_BV, state.steps_B, state.wanted, shaping, best)
             goes_B = ~state.done_B
@@ -332,9 +333,10 @@ class Programs:
     ) -> State:
         """The first `reach` slots of a row of class `source` into one of class `target`, on the devices that are said;
         rows are numbered as in `_chunk`."""
-        part = state.cache.rows(source, from_B, reach)
+        cache = cast(SlotCache, state.cache)
+        part = cache.rows(source, from_B, reach)
         kv, counts_B = (part.k[0], part.v[0]), jnp.where(real_B, reach, 0)
-        return laid(state._replace(cache=state.cache.put(target, to_B, jnp.zeros_like(to_B), counts_B, kv)))
+        return laid(state._replace(cache=cache.put(target, to_B, jnp.zeros_like(to_B), counts_B, kv)))
 
     def _resize(self, state: State, rows_B: jax.Array, slots: int) -> State:
         """The rows that are named, of the only class, with so many slots; one beyond the last is a row of nobody."""
@@ -343,13 +345,14 @@ class Programs:
         here_B = jnp.minimum(rows_B, len(state.done_B) - 1)
         take = lambda old, new: jnp.where(real_B.reshape(-1, *(1,) * (old.ndim - 1)), old[here_B], new)
         moved = jax.tree.map(take, state._replace(cache=None), fresh._replace(cache=None))
-        reach = min(slots, state.cache.k[0].shape[3])
+        held = cast(SlotCache, state.cache)
+        reach = min(slots, held.k[0].shape[3])
 
         def widened(stack: jax.Array) -> jax.Array:
             kept = stack[:, here_B, :, :reach]
             return jnp.pad(kept, ((0, 0),) * 3 + ((0, slots - reach), (0, 0)))
 
-        cache = SlotCache((widened(state.cache.k[0]),), (widened(state.cache.v[0]),), slots)
+        cache = SlotCache((widened(held.k[0]),), (widened(held.v[0]),), slots)
         return laid(moved._replace(cache=cache))
 
     def _join(self, state: State, joining: Joining) -> State:

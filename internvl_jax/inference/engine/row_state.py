@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 from internvl_jax.inference.engine.sampling import Sampling, Shaping
-from internvl_jax.models import GroupCache, SlotCache
+from internvl_jax.models import Cache
 from internvl_jax.sharding import shard, whole
 
 STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
@@ -85,7 +85,7 @@ class State(NamedTuple):
       wanted: how each row's answer is written.
     """
 
-    cache: SlotCache | GroupCache
+    cache: Cache
     tokens_B: jax.Array
     lengths_B: jax.Array
     steps_B: jax.Array
