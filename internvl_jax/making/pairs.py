@@ -6,7 +6,7 @@
 3. Of all pairs of a question at most so many are chosen, so that over the run preferred responses are neither longer
    nor shorter than the others (`choose_pairs`); what is still out of balance then is left out (`in_balance`).
 
-Responses are kept question by question, and a run that was killed goes on where it stopped.
+Responses are kept batch by batch, and a run that was killed goes on where it stopped.
 Source: released `tools/reasoning_data_pipeline` (mmpr_data_pipeline_*.py), MPO paper (arXiv 2411.10442).
 """
 
@@ -62,7 +62,7 @@ def make_pairs(
         out: the folder to make, which appears when it is whole. An interrupted run goes on, and ends with the bytes of
             one that was not.
         grade: gives the scores of responses, given the true answers; DropoutNTP needs none.
-        progress: called with the numbers of questions done and of all, after every question.
+        progress: called with the numbers of questions done and of all, after every batch.
 
     Where the model lies in several processes, process 0 makes pairs while the others `assist`.
 
@@ -86,19 +86,20 @@ def make_pairs(
         settings = {**drawn, "prompts": _digest(asked), "model": fingerprint}
         with ResumableFolder(out, settings, RESPONSES) as folder:
             numbers, size = list(asked.values()), _AHEAD * config.batch_size // config.samples
-            done = folder.resume()
+            batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+            # Whole batches alone: other questions beside it change how an answer is rounded, and so what is drawn.
+            done = folder.resume([len(batch) for batch in batches])
             if done:
-                _LOG.info("%s has %d of %d questions; going on from there", folder.path, done, len(numbers))
+                _LOG.info("%s has %d of %d batches of questions; going on from there", folder.path, done, len(batches))
             broken = len(screened.broken) + sum("broken" in entry for entry in folder.entries())
             _check_broken(broken, config)
-            for start in range(done, len(numbers), size):
-                batch = [(number, prompts[number]) for number in numbers[start : start + size]]
-                for count, entry in enumerate(responder.answer(batch), start + 1):
-                    broken += "broken" in entry
-                    _check_broken(broken, config)
-                    folder.append(entry)
-                    if progress is not None:
-                        progress(count, len(numbers))
+            for count, batch in enumerate(batches[done:], done + 1):
+                entries = responder.answer([(number, prompts[number]) for number in batch])
+                broken += sum("broken" in entry for entry in entries)
+                _check_broken(broken, config)
+                folder.append(entries)
+                if progress is not None:
+                    progress(min(count * size, len(numbers)), len(numbers))
             summary = _write(folder, prompts, config)
             folder.finish()
     left_out = {"too_long": screened.too_long, "broken": broken}
