@@ -28,7 +28,8 @@ import numpy as np
 
 from internvl_jax.data import Processor, Prompt, Prompts, screen_prompts
 from internvl_jax.errors import InputError
-from internvl_jax.making.responses import Grade, PairConfig, Responder, Response
+from internvl_jax.inference import follow_sampler
+from internvl_jax.making.responses import Grade, PairConfig, Responder, Response, open_sampler
 from internvl_jax.making.resumable import ResumableFolder
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten, placed, whole
@@ -118,6 +119,16 @@ def _responding(model: InternVL, processor: Processor, config: PairConfig, grade
         raise
     finally:
         responder.close(problem)
+
+
+def assist(model: InternVL, processor: Processor, config: PairConfig) -> None:
+    """The part of the other processes where process 0 makes pairs with a model that lies in several of them.
+
+    Raises:
+      InputError: what process 0 raised.
+    """
+    _fingerprint(model)
+    follow_sampler(open_sampler(model, processor, config), flatten(model))
 
 
 def choose_pairs(candidates: Iterable[Pair], limit: int, balance: int, rng: np.random.Generator) -> list[Pair]:

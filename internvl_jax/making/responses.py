@@ -22,7 +22,6 @@ from internvl_jax.inference import (
     SamplingParams,
     TextStream,
     Vocabulary,
-    follow_sampler,
 )
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
@@ -140,7 +139,7 @@ class Responder:
         if config.method == "correctness" and grade is None:
             raise InputError("pairs by correctness need a grader; give one, or use the method dropout_ntp.")
         self._processor, self._config, self._grade = processor, config, grade
-        self._sampler = _sampler(model, processor, config)
+        self._sampler = open_sampler(model, processor, config)
         self._params = flatten(model)
         self._sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k)
         self._complete = {"correctness": self._graded, "dropout_ntp": self._continued}[config.method]
@@ -230,17 +229,8 @@ def _scored(response: Response, score: Verdict) -> Response:
     return dataclasses.replace(response, accuracy=float(score.accuracy))
 
 
-def assist(model: InternVL, processor: Processor, config: PairConfig) -> None:
-    """The part of the other processes where process 0 makes pairs with a model that lies in several of them.
-
-    Raises:
-      InputError: what process 0 raised.
-    """
-    follow_sampler(_sampler(model, processor, config), flatten(model))
-
-
-def _sampler(model: InternVL, processor: Processor, config: PairConfig) -> Sampler:
-    """That of this process."""
+def open_sampler(model: InternVL, processor: Processor, config: PairConfig) -> Sampler:
+    """That of this process; in process 0 of several one that leads the others."""
     ladders = dataclasses.replace(Ladders(), slots=(config.max_new_tokens,))
     place, kind = model.runtime.placement, Sampler
     mesh, rules = (None, None) if place is None else (place.mesh, place.rules)
