@@ -1,8 +1,8 @@
 """Training data made by a model: sampled responses and preference pairs."""
 
 from internvl_jax.making import pairs
-from internvl_jax.making.pairs import make_pairs
-from internvl_jax.making.responses import METHODS, PairConfig, assist
+from internvl_jax.making.pairs import assist, make_pairs
+from internvl_jax.making.responses import METHODS, PairConfig
 
 __all__ = [
     "METHODS",

@@ -6,7 +6,7 @@
 3. Of all pairs of a question at most so many are chosen, so that over the run preferred responses are neither longer
    nor shorter than the others (`choose_pairs`); what is still out of balance then is left out (`in_balance`).
 
-Responses are kept question by question, and a run that was killed goes on where it stopped.
+Responses are kept batch by batch, and a run that was killed goes on where it stopped.
 Source: released `tools/reasoning_data_pipeline` (mmpr_data_pipeline_*.py), MPO paper (arXiv 2411.10442).
 """
 
@@ -28,7 +28,8 @@ import numpy as np
 
 from internvl_jax.data import Processor, Prompt, Prompts, screen_prompts
 from internvl_jax.errors import InputError
-from internvl_jax.making.responses import Grade, PairConfig, Responder, Response
+from internvl_jax.inference import follow_sampler
+from internvl_jax.making.responses import Grade, PairConfig, Responder, Response, open_sampler
 from internvl_jax.making.resumable import ResumableFolder
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten, placed, whole
@@ -62,7 +63,7 @@ def make_pairs(
         out: the folder to make, which appears when it is whole. An interrupted run goes on, and ends with the bytes of
             one that was not.
         grade: gives the scores of responses, given the true answers; DropoutNTP needs none.
-        progress: called with the numbers of questions done and of all, after every question.
+        progress: called with the numbers of questions done and of all, after every batch.
 
     Where the model lies in several processes, process 0 makes pairs while the others `assist`.
 
@@ -86,19 +87,20 @@ def make_pairs(
         settings = {**drawn, "prompts": _digest(asked), "model": fingerprint}
         with ResumableFolder(out, settings, RESPONSES) as folder:
             numbers, size = list(asked.values()), _AHEAD * config.batch_size // config.samples
-            done = folder.resume()
+            batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+            # Whole batches alone: other questions beside it change how an answer is rounded, and so what is drawn.
+            done = folder.resume([len(batch) for batch in batches])
             if done:
-                _LOG.info("%s has %d of %d questions; going on from there", folder.path, done, len(numbers))
+                _LOG.info("%s has %d of %d batches of questions; going on from there", folder.path, done, len(batches))
             broken = len(screened.broken) + sum("broken" in entry for entry in folder.entries())
             _check_broken(broken, config)
-            for start in range(done, len(numbers), size):
-                batch = [(number, prompts[number]) for number in numbers[start : start + size]]
-                for count, entry in enumerate(responder.answer(batch), start + 1):
-                    broken += "broken" in entry
-                    _check_broken(broken, config)
-                    folder.append(entry)
-                    if progress is not None:
-                        progress(count, len(numbers))
+            for count, batch in enumerate(batches[done:], done + 1):
+                entries = responder.answer([(number, prompts[number]) for number in batch])
+                broken += sum("broken" in entry for entry in entries)
+                _check_broken(broken, config)
+                folder.append(entries)
+                if progress is not None:
+                    progress(min(count * size, len(numbers)), len(numbers))
             summary = _write(folder, prompts, config)
             folder.finish()
     left_out = {"too_long": screened.too_long, "broken": broken}
@@ -117,6 +119,16 @@ def _responding(model: InternVL, processor: Processor, config: PairConfig, grade
         raise
     finally:
         responder.close(problem)
+
+
+def assist(model: InternVL, processor: Processor, config: PairConfig) -> None:
+    """The part of the other processes where process 0 makes pairs with a model that lies in several of them.
+
+    Raises:
+      InputError: what process 0 raised.
+    """
+    _fingerprint(model)
+    follow_sampler(open_sampler(model, processor, config), flatten(model))
 
 
 def choose_pairs(candidates: Iterable[Pair], limit: int, balance: int, rng: np.random.Generator) -> list[Pair]:
