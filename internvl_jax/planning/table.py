@@ -4,14 +4,15 @@ Plans go into a JSON file beside the table as they are made: the command goes on
 what is removed from that file.
 """
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_file
-from internvl_jax.planning.lowering import Serving
+from internvl_jax.planning.layouts import Serving
 from internvl_jax.planning.plan import plan
 from internvl_jax.training import TrainConfig
 
@@ -28,55 +29,151 @@ TRAINING = {
 }
 SERVING = "v6e"
 SIZE = Serving(rows=8, prompt=8192, slots=32768)
+# Besides: more chips for a mixture, each group of which has rows of its own.
+_WIDER = {"30b-a3b": ("v6e:4x4", dataclasses.replace(SIZE, rows=16))}
 _TITLES = {
     "train": "## SFT: 512 rows of 32,768 tokens and 96 tiles a step",
-    "prefill": f"## Prefill: {SIZE.rows} prompts of {SIZE.prompt:,} tokens",
-    "decode": f"## Decode: {SIZE.rows} conversations of {SIZE.slots:,} tokens",
+    "prefill": f"## Prefill: {SIZE.rows} prompts of {SIZE.prompt:,} tokens at once",
+    "serve": f"## Serving: {SIZE.rows} conversations of {SIZE.slots:,} tokens",
+    "rollout": "## GSPO's rollouts: prompts of 8,192 tokens, answers of 32,768",
 }
 
 
-def write(path: str, configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
-    """Makes the missing plans and writes the table; returns a summary."""
+def write(path: str, configs: Mapping[str, TrainConfig], rollouts: Mapping[str, TrainConfig]) -> dict[str, Any]:
+    """Makes the missing plans and writes the table; returns a summary.
+
+    Args:
+      configs: of the sizes, by name.
+      rollouts: the same sizes, as GSPO trains them.
+    """
     table = pathlib.Path(path)
     store = table.with_suffix(".json")
     plans = json.loads(store.read_text()) if store.exists() else {}
-    for task in _TITLES:
-        for name, config in configs.items():
-            where = TRAINING.get(name, "v5p") if task == "train" else SERVING
-            key = f"{task} {name}"
-            if key not in plans:
-                try:
-                    plans[key] = plan(config, task, where, SIZE, auto=True)
-                except InputError as error:
-                    plans[key] = {"task": task, "fits": False, "reason": str(error)}
-                _replace(store, json.dumps(plans, indent=1) + "\n")
-    _replace(table, render(plans, list(configs)))
+    for key, (config, task, where, size) in _rows(configs, rollouts).items():
+        if key not in plans:
+            try:
+                plans[key] = plan(config, task, where, size, auto=True)
+            except InputError as error:
+                plans[key] = {"task": task, "fits": False, "reason": str(error)}
+            _replace(store, json.dumps(plans, indent=1) + "\n")
+    _replace(table, render(plans, list(_rows(configs, rollouts))))
     return {"table": str(table), "plans": len(plans), "fit": sum(one["fits"] for one in plans.values())}
 
 
-def render(plans: Mapping[str, dict[str, Any]], names: list[str]) -> str:
+def _rows(configs: Mapping[str, TrainConfig], rollouts: Mapping[str, TrainConfig]) -> dict[str, tuple]:
+    """What is planned, by the key of its plan: the arguments of `plan`."""
+    rows = {}
+    for task in _TITLES:
+        for name, config in (rollouts if task == "rollout" else configs).items():
+            where = TRAINING.get(name, "v5p") if task in ("train", "rollout") else SERVING
+            rows[f"{task} {name}"] = config, task, where, SIZE
+            if task == "serve" and name in _WIDER:
+                rows[f"{task} {name} {_WIDER[name][0]}"] = config, task, *_WIDER[name]
+    return rows
+
+
+def render(plans: Mapping[str, dict[str, Any]], keys: Sequence[str]) -> str:
     """The page."""
     parts = [_HEAD]
     for task, title in _TITLES.items():
-        parts += ["", title, "", _COLUMNS, "|---|---|---|---|" + "--:|" * 8]
-        parts += [_row(name, plans[f"{task} {name}"]) for name in names]
+        cells = _CELLS.get(task, _step)
+        own = [(key.split()[1], plans[key]) for key in keys if key.split()[0] == task]
+        rows = [cells(name, found) if found["fits"] else _unfit(name, found) for name, found in own]
+        columns = max(rows, key=len)
+        parts += ["", title, "", _line(columns), "|---|---|---|---|" + "--:|" * (len(columns) - 4)]
+        parts += [_line({column: row.get(column, "") for column in columns}.values()) for row in rows]
     return "\n".join([*parts, ""])
 
 
-def _row(name: str, found: Mapping[str, Any]) -> str:
-    if not found["fits"]:
-        return f"| {name} | - | - | {found['reason']} |" + " |" * 8
-    layout, gb = found["layout"], {kind: (size or 0) / 1e9 for kind, size in found["bytes_per_device"].items()}
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _unfit(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    return {"size": name, "slice": found.get("topology", "-"), "mesh": "-", "how": found["reason"]}
+
+
+def _step(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """Of one program."""
+    layout, gb = found["layout"], _gb(found)
     how = [layout["rules"]]
     if found["task"] == "train":
         how += [layout["remat"], f"{layout['micro_batches']} micro-batches"]
-    state = gb["parameters"] + gb.get("optimizer", 0) + gb.get("cache", 0)
     step, *parts = (_time(found[part]) for part in ("step_s", "compiled_s", "kernels_s", "transfers_s"))
-    sent = sum(found["collective_bytes_per_device"].values()) / 1e9
-    cells = [name, found["topology"], layout["mesh"], ", ".join(how)]
-    cells += [f"{gb['total']:.1f} of {gb['limit']:.0f}", f"{state:.1f}", f"{gb['activations']:.1f}", f"{sent:,.1f}"]
-    cells += [step, " + ".join(parts), f"{found['mfu']:.1%} ({found['mfu_in_cycles']:.1%})"]
-    return "| " + " | ".join([*cells, f"{found['compile_s']:.0f} s"]) + " |"
+    return {
+        "size": name,
+        "slice": found["topology"],
+        "mesh": layout["mesh"],
+        "how": ", ".join(how),
+        "GB a chip": f"{gb['total']:.1f} of {gb['limit']:.0f}",
+        "weights, moments, cache": f"{_held(gb):.1f}",
+        "activations": f"{gb['activations']:.1f}",
+        "GB sent a chip": f"{_sent(found) / 1e9:,.1f}",
+        "step": step,
+        "compiled + kernels + transfers": " + ".join(parts),
+        "MFU (by cycles)": f"{found['mfu']:.1%} ({found['mfu_in_cycles']:.1%})",
+        "compiled in": f"{found['compile_s']:.0f} s",
+    }
+
+
+def _serve(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    layout, programs, gb = found["layout"], found["programs"], _gb(found)
+    return {
+        "size": name,
+        "slice": found["topology"],
+        "mesh": layout["mesh"],
+        "how": f"{layout['rows']} rows",
+        "GB a chip": f"{gb['total']:.1f} of {gb['limit']:.0f}",
+        "weights": f"{gb['weights']:.1f}",
+        "cache": f"{programs['decode']['bytes_per_device']['cache'] / 1e9:.1f}",
+        f"{layout['tiles']} tiles": _time(programs["encode"]["step_s"]),
+        f"{layout['chunk']} tokens of a prompt": _time(programs["chunk"]["step_s"]),
+        "first tokens": _time(programs["begin"]["step_s"]),
+        **_token("a token", programs["decode"]),
+    }
+
+
+def _rollout(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    sampling, programs, gb = found["sampling"], found["programs"], _gb(found)
+    first, longest = programs["decode"], programs.get("decode, longest", programs["decode"])
+    rows = sampling["prompts"] * sampling["width"]
+    return {
+        "size": name,
+        "slice": found["topology"],
+        "mesh": f"{found['layout']['mesh']} -> {sampling['mesh']}",
+        "how": f"{sampling['prompts']} prompts, {rows} rows",
+        "GB a chip": f"{gb['total']:.1f} of {gb['limit']:.0f}",
+        "state": f"{gb['parameters'] + gb['optimizer']:.1f}",
+        "weights": f"{longest['bytes_per_device']['weights'] / 1e9:.1f}",
+        "cache": f"{longest['bytes_per_device']['cache'] / 1e9:.1f}",
+        "reshard": f"{_time(programs['reshard']['step_s'])}, {_sent(programs['reshard']) / 1e9:.1f} GB",
+        "prompts read": f"{sampling['read_together']} in {_time(programs['prompts']['step_s'])}",
+        "a token at first": _time(first["step_s"]),
+        **_token("a token of the longest", longest),
+    }
+
+
+def _token(title: str, found: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        title: _time(found["step_s"]),
+        "by what it must read": f"{found['step_s'] / found['read_s']:.2f}",
+        "transfers, MB sent a chip": f"{found['transfers']}, {_sent(found) / 1e6:.1f}",
+    }
+
+
+_CELLS = {"serve": _serve, "rollout": _rollout}
+
+
+def _gb(found: Mapping[str, Any]) -> dict[str, float]:
+    return {kind: (size or 0) / 1e9 for kind, size in found["bytes_per_device"].items()}
+
+
+def _held(gb: Mapping[str, float]) -> float:
+    return sum(gb.get(kind, 0.0) for kind in ("parameters", "optimizer", "weights", "features", "cache"))
+
+
+def _sent(found: Mapping[str, Any]) -> float:
+    return sum(found["collective_bytes_per_device"].values())
 
 
 def _time(seconds: float) -> str:
@@ -89,10 +186,6 @@ def _replace(path: pathlib.Path, text: str) -> None:
         temporary.write_text(text)
 
 
-_COLUMNS = (
-    "| size | slice | mesh | rules, remat | GB a chip | weights, moments, cache | activations | GB sent a chip | step "
-    "| compiled + kernels + transfers | MFU (by cycles) | compiled in |"
-)
 _HEAD = """# Plans
 
 What the real programs need on TPU slices, found by compiling them with libtpu on a CPU: no TPU was attached and nothing

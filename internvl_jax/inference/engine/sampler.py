@@ -9,7 +9,6 @@ The engine's programs write them on rows that are kept in groups (`group_seats.p
 A row's draws depend on its own seed and length only: neither on its neighbours nor on when it began.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -103,7 +102,7 @@ class Sampler:
         capacity = max(1, _TILE_BYTES // per_tile)
         with sharding.use(self._mesh, self._rules):
             self._shards, tiles = sharding.spread("batch"), sharding.spread("tiles")
-            self.ladders = _divisible(ladders or Ladders(), self._shards, tiles)
+            self.ladders = (ladders or Ladders()).divisible(self._shards, tiles)
             self._vision = TileFeatures(config, dtype, self._programs, self.ladders.tiles, capacity)
 
     @property
@@ -176,13 +175,6 @@ class Sampler:
             seeds_QA,
             (together, self._shards),
         )
-
-
-def _divisible(ladders: Ladders, shards: int, tiles: int) -> Ladders:
-    """Sizes as the devices need to share them."""
-    up = lambda sizes, unit: tuple(sorted({-(-size // unit) * unit for size in sizes}))
-    rows, together = up(ladders.rows, shards), up(ladders.together, shards)
-    return dataclasses.replace(ladders, rows=rows, together=together, tiles=up(ladders.tiles, tiles))
 
 
 def _rollout(text: Text) -> Rollout:

@@ -60,6 +60,7 @@ from internvl_jax.training.stages.gspo.rounds import (
 )
 from internvl_jax.training.stages.gspo.sampling_weights import (
     check_memory,
+    prompts_ahead,
     resharder,
     sampling_ladders,
     sampling_place,
@@ -68,9 +69,6 @@ from internvl_jax.training.stages.gspo.settings import GspoConfig
 
 FOLDER = "rollouts"
 _LOG = logging.getLogger(__name__)
-# Prompts wait for the rows of those before them, so that few rows stand idle: so many times what is sampled at a time.
-# (Not all of a rollout batch: a prompt that waits has its tiles in the memory of the host.)
-_AHEAD = 4
 _SEED_STREAM = 4  # keeps the random numbers of responses apart from those of the prompts' order
 
 
@@ -218,7 +216,7 @@ class Rollouts:
         groups: list[ResponseGroup] = []
         while len(groups) < wanted:
             chunk: list[tuple[int, int, Prompt, ChatInputs]] = []
-            while len(chunk) < min(wanted - len(groups), _AHEAD * self._settings.sample_prompts):
+            while len(chunk) < min(wanted - len(groups), prompts_ahead(self._settings)):
                 (number,) = self._stream.numbers(1, consumed).tolist()
                 consumed += 1
                 try:
