@@ -42,7 +42,7 @@ from internvl_jax.inference.engine.row_state import (
 )
 from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
-from internvl_jax.models import DecoderOut, GroupCache, InternVLConfig, SlotCache
+from internvl_jax.models import DecoderOut, GroupCache, InternVLConfig, SlotCache, scopes
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
@@ -308,7 +308,8 @@ class Programs:
             return n + 1, laid(state), shaping, written
 
         carry = jnp.int32(0), laid(state), shaping, written
-        _, state, shaping, written = lax.while_loop(goes_on, step, carry)
+        with jax.named_scope(scopes.turns_scope(W)):
+            _, state, shaping, written = lax.while_loop(goes_on, step, carry)
         state = state._replace(cache=state.cache.within(whole_reach))
         return state, shaping, jax.tree.map(whole, written)
 
