@@ -19,7 +19,7 @@ from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresh
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine, Token
 from internvl_jax.inference.engine.group_runner import GroupSlots
-from internvl_jax.inference.engine.group_seats import GroupSeats
+from internvl_jax.inference.engine.group_seats import GroupSeats, Layout
 from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
@@ -42,6 +42,7 @@ __all__ = [
     "GroupSize",
     "GroupSlots",
     "Ladders",
+    "Layout",
     "MODEL_THRESHOLDS",
     "Part",
     "Piece",

@@ -1,7 +1,6 @@
 """The engine's programs for a slice, each compiled for what those before it return: serving, and rollouts of GSPO."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from internvl_jax.inference import (
     GroupSeats,
     GroupSlots,
     Ladders,
+    Layout,
     Part,
     Programs,
     SamplingParams,
@@ -124,9 +124,13 @@ class EngineTrial:
         state, *_ = self._run(name, _there(state), flops, self.programs.decode, *args, reach=reach, best=0)
         return state
 
-    def move(self, name: str, state: State, order: Sequence[np.ndarray], slots: int) -> State:
-        """Groups in rows of so many slots."""
-        return self._run(name, _there(state), 0.0, self.programs.move, state, *order, slots=slots)
+    def grow(self, name: str, state: State, slots: int) -> State:
+        """Groups whose answers have so many slots each."""
+        return self._run(name, _there(state), 0.0, self.programs.grow, state, slots=slots)
+
+    def move(self, name: str, state: State, layout: Layout) -> State:
+        """Groups in fewer rows."""
+        return self._run(name, _there(state), 0.0, self.programs.move, state, *layout.same())
 
     def _run(self, name: str, there: dict[str, Any], flops: float, program: Any, *args: Any, **static: Any) -> Any:
         with placed(self._place):
@@ -202,11 +206,13 @@ def rollout(trial: Trial, config: TrainConfig) -> None:
         before = slots.first
         while 2 * before < slots.longest:
             before *= 2
-        state = engine.move("grow", empty(before), layout.same(), slots.longest)
+        state = engine.grow("grow", empty(before), slots.longest)
     state, logits_RV = engine.chunk("prompts", state, pool_GPD, (prompts, slots.prompt), reach=0)
     state = engine.begin("begin", state, logits_RV, settings.group)
     if grows:
-        engine.decode("decode, longest", state, slots.prompt + slots.longest)
+        state = engine.decode("decode, longest", state, slots.prompt + slots.longest)
+    if (fewer := layout.smaller(ladders.rows)) is not None:
+        engine.move("fewer", state, fewer)
 
 
 def _there(state: State) -> dict[str, Any]:

@@ -74,10 +74,11 @@ def test_rollouts_on_cpu_devices(monkeypatch):
     found = rollout("cpu:8")
     assert json.loads(json.dumps(found)) == found and (found["fits"], found["replicated"]) == (True, [])
     assert (found["layout"]["mesh"], found["sampling"]["mesh"]) == ("fsdp=8", "data=4,tensor=2")
-    names = "reshard", "encode", "decode", "grow", "prompts", "begin", "decode, longest"
+    names = "reshard", "encode", "decode", "grow", "prompts", "begin", "decode, longest", "fewer"
     assert tuple(found["programs"]) == names
     kinds, reckoned = found["programs"]["decode, longest"]["bytes_per_device"], found["by_arithmetic"]
-    assert kinds["parameters"] + kinds["optimizer"] == reckoned["state"] and kinds["weights"] == reckoned["weights"]
+    counters = reckoned["state"] - kinds["parameters"] - kinds["optimizer"]
+    assert 0 <= counters < 100 and kinds["weights"] == reckoned["weights"]
     # Eight prompts, four at a time with all their answers: turns are taken, and memory is within what four whole groups
     # have. But for the numbers of prompts and tokens.
     assert 0 < kinds["cache"] - 100 < reckoned["cache"]["prompts"] + reckoned["cache"]["answers"]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from internvl_jax.inference.engine.buckets import Ladders, fit
-from internvl_jax.inference.engine.group_seats import GroupSeats, Move
+from internvl_jax.inference.engine.group_seats import GroupSeats
 from internvl_jax.inference.engine.memory import FIRST_SLOTS
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
@@ -133,7 +133,7 @@ class GroupRunner:
             if groups.turns:
                 self.tell()  # the others of each prompt wait with their first token
         while (move := groups.move()) is not None:
-            self._state = self._moved(self._state, move, self._state.cache.reach)
+            self._state = self._programs.move(self._state, *move)
             self._join(groups.seat())
         return groups.waits or len(groups.writing) > 0
 
@@ -181,7 +181,7 @@ class GroupRunner:
         if left <= 0:
             return
         if (longest := int(counts.max())) > slots:
-            self._state = self._moved(self._state, groups.layout.same(), min(2 * slots, self._slots.longest))
+            self._state = self._programs.grow(self._state, slots=min(2 * slots, self._slots.longest))
             slots = self._state.cache.reach
         count = min(piece, left, slots - longest + 1)
         self._state, written = self.decode(self._state, groups.answer_B >= 0, count, groups.few())
@@ -226,20 +226,17 @@ class GroupRunner:
                 self.read([first[0], *[None] * (size - 1)])
         layout, every = groups.layout, [self._state]
         while (slots := every[-1].cache.reach) < self._slots.longest:
-            every.append(self._moved(every[-1], layout.same(), min(2 * slots, self._slots.longest)))
+            every.append(self._programs.grow(every[-1], slots=min(2 * slots, self._slots.longest)))
         while True:
             nobody_B = np.zeros(layout.rows, np.int32)
             every = [self.decode(state, nobody_B > 0, 0, 0)[0] for state in every]
             for state in every[:-1]:
-                self._moved(state, layout.same(), min(2 * state.cache.reach, self._slots.longest))
+                self._programs.grow(state, slots=min(2 * state.cache.reach, self._slots.longest))
             if groups.turns:
                 every = [self._programs.join(state, self._joining(nobody_B - 1)) for state in every]
             if (layout := layout.smaller(self._ladders.rows)) is None:
                 return
-            every = [self._moved(state, layout.same(), state.cache.reach) for state in every]
-
-    def _moved(self, state: State, move: Move, slots: int) -> State:
-        return self._programs.move(state, *move, slots=slots)
+            every = [self._programs.move(state, *layout.same()) for state in every]
 
     def _join(self, rows: list[int]) -> None:
         if rows:

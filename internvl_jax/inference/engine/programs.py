@@ -13,7 +13,8 @@ Groups of answers share the keys of their prompts (`GroupCache`). What of the ab
 rows of prompts, all else is the same, and besides there are
 
     join(state) -> state                    rows go on with answers whose first token is known
-    move(state) -> state                    answers to other rows, or more slots for each of them
+    move(state) -> state                    answers to other rows
+    grow(state) -> state                    more slots for each of them
 
 Rows are padded on the right, and a token sees its own row's slots up to its position only: so a row is computed as if
 it were alone.
@@ -93,7 +94,8 @@ class Programs:
         self.copy = DeviceProgram(self._copy, donate_argnames="state", static_argnames=("source", "target", "reach"))
         self.resize = DeviceProgram(self._resize, static_argnames="slots")
         self.join = DeviceProgram(self._join, donate_argnames="state")
-        self.move = DeviceProgram(self._move, static_argnames="slots")
+        self.move = DeviceProgram(self._move)
+        self.grow = DeviceProgram(self._grow, static_argnames="slots")
 
     @property
     def num_compiled(self) -> int:
@@ -359,11 +361,15 @@ class Programs:
         new = State(None, joining.tokens_B, joining.lengths_B, ones_B, ~real_B, joining.wanted)
         return laid(jax.tree.map(pick, new, state._replace(cache=None))._replace(cache=state.cache))
 
-    def _move(self, state: State, prompts_Q: jax.Array, rows_B: jax.Array, real_B: jax.Array, slots: int) -> State:
+    def _move(self, state: State, prompts_Q: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> State:
         """The rows and prompts of groups that are named; rows that are not real are nobody's."""
         moved = jax.tree.map(lambda part: part[rows_B], state._replace(cache=None))
-        cache = cast(GroupCache, state.cache).moved(prompts_Q, rows_B, slots)
+        cache = cast(GroupCache, state.cache).moved(prompts_Q, rows_B)
         return laid(moved._replace(cache=cache, done_B=moved.done_B | ~real_B))
+
+    def _grow(self, state: State, slots: int) -> State:
+        """Groups whose answers have so many slots each."""
+        return laid(state._replace(cache=cast(GroupCache, state.cache).grown(slots)))
 
 
 def _routes(out: DecoderOut) -> jax.Array | None:
