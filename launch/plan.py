@@ -1,11 +1,13 @@
-"""Compiles a config's real program for accelerators that are not attached, and says what it needs.
+"""Compiles a config's real programs for accelerators that are not attached, and says what they need.
 
   python -m launch.plan --config=sft:8b --topology=v5p:4x4x4
+  python -m launch.plan --config=sft:8b --task=serve --topology=v6e
+  python -m launch.plan --config=gspo:8b --task=rollout --topology=v5p:4x4x4
 
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
 and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling. TPU slices need libtpu
 (pip install 'internvl_jax[tpu]'), no TPU. GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only.
---table=docs/PLANS.md makes the table of all sizes instead (an hour or more).
+--table=docs/PLANS.md makes the table of all sizes instead (two hours or more).
 """
 
 import json

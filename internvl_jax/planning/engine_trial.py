@@ -93,15 +93,17 @@ class EngineTrial:
         flops = tiles * tile_flops(self._config)
         self._run(name, {}, flops, self.programs.encode, self._weights, tiles_GHWC)
 
-    def chunk(self, name: str, state: State, pool_GPD: jax.ShapeDtypeStruct, shape: tuple[int, int], reach: int) -> Any:
-        """Parts of prompts, of `shape` [R, T], which begin so far from the prompts' beginnings that they end at
-        `reach`; 0: they are the first. Returns the state and the logits behind them.
+    def gather(self, name: str, pool_GPD: jax.ShapeDtypeStruct, shape: tuple[int, int]) -> jax.ShapeDtypeStruct:
+        """Features of the image tokens of prompts, or of parts of them, of `shape` [R, T]."""
+        return self._run(name, {}, 0.0, self.programs.gather, pool_GPD, np.zeros(shape, np.int32))
+
+    def chunk(self, name: str, state: State, features_RPD: jax.ShapeDtypeStruct, reach: int) -> Any:
+        """Parts of prompts, which begin so far from the prompts' beginnings that they end at `reach`; 0: they are the
+        first. Returns the state and the logits behind them.
         """
-        R, T = shape
+        R, T, _ = features_RPD.shape
         rows_R = np.zeros(R, np.int32)
-        tokens_RT = np.zeros(shape, np.int32)
-        features_RPD = self.made(self.programs.gather, pool_GPD, tokens_RT)
-        part = Part(rows_R, tokens_RT, rows_R, rows_R, features_RPD)
+        part = Part(rows_R, np.zeros((R, T), np.int32), rows_R, rows_R, features_RPD)
         flops = R * T * token_flops(self._config, T / 2 if reach == 0 else reach - T / 2)
         there = _there(state) | {"batch": (*state[1:], features_RPD)}
         args = self._weights, state, part
@@ -156,10 +158,12 @@ def serving(trial: Trial, config: InternVLConfig, place: Placement, task: str, s
     ladders = Ladders(classes=((size.rows, size.slots),), chunk=size.chunk).spread(shards, tiles)
     pool_GPD = engine.pool(fit("tiles", size.tiles * size.rows, ladders.tiles))
     if task == "prefill":
-        engine.chunk("prefill", state, pool_GPD, (size.rows, size.prompt), reach=0)
+        features_RPD = engine.made(engine.programs.gather, pool_GPD, np.zeros((size.rows, size.prompt), np.int32))
+        engine.chunk("prefill", state, features_RPD, reach=0)
         return
     engine.encode("encode", fit("tiles", size.tiles, ladders.tiles))
-    state, logits_RV = engine.chunk("chunk", state, pool_GPD, (ladders.together[0], size.chunk), size.slots)
+    features_RPD = engine.gather("gather", pool_GPD, (ladders.together[0], size.chunk))
+    state, logits_RV = engine.chunk("chunk", state, features_RPD, size.slots)
     engine.decode("decode", engine.begin("begin", state, logits_RV), size.slots)
 
 
@@ -207,7 +211,8 @@ def rollout(trial: Trial, config: TrainConfig) -> None:
         while 2 * before < slots.longest:
             before *= 2
         state = engine.grow("grow", empty(before), slots.longest)
-    state, logits_RV = engine.chunk("prompts", state, pool_GPD, (prompts, slots.prompt), reach=0)
+    features_RPD = engine.gather("gather", pool_GPD, (prompts, slots.prompt))
+    state, logits_RV = engine.chunk("prompts", state, features_RPD, reach=0)
     state = engine.begin("begin", state, logits_RV, settings.group)
     if grows:
         state = engine.decode("decode, longest", state, slots.prompt + slots.longest)

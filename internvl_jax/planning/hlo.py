@@ -125,6 +125,14 @@ class HloProgram:
                 total += 2 * out * math.sqrt(left * right / out) if out else 0.0
         return total
 
+    def read_bytes(self) -> int:
+        """Bytes of the arguments that a call reads: not of those that nothing asks for, nor of results that are
+        arguments as they were.
+        """
+        body = self.computations[self.entry]
+        read = {name for one in body if not (one.root and one.opcode == "tuple") for name in one.operands}
+        return sum(num_bytes(one.shape) for one in body if one.opcode == "parameter" and one.name in read)
+
     def moved_bytes(self, one: Instruction, names: dict[str, Instruction]) -> int:
         """Bytes that an instruction reads and writes in a device's main memory, at most; of what it only cuts a slice
         out of, as of stacked layers, the slice.

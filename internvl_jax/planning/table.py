@@ -29,12 +29,13 @@ TRAINING = {
 }
 SERVING = "v6e"
 SIZE = Serving(rows=8, prompt=8192, slots=32768)
-# Besides: more chips for a mixture, each group of which has rows of its own.
+# Besides: more chips for a mixture, where every group of them has rows of its own.
 _WIDER = {"30b-a3b": ("v6e:4x4", dataclasses.replace(SIZE, rows=16))}
 _TITLES = {
     "train": "## SFT: 512 rows of 32,768 tokens and 96 tiles a step",
     "prefill": f"## Prefill: {SIZE.rows} prompts of {SIZE.prompt:,} tokens at once",
-    "serve": f"## Serving: {SIZE.rows} conversations of {SIZE.slots:,} tokens",
+    "decode": f"## Decode: a token of {SIZE.rows} conversations of {SIZE.slots:,} tokens",
+    "serve": f"## Serving: {SIZE.rows} conversations of {SIZE.slots:,} tokens, prompts in parts of {SIZE.chunk}",
     "rollout": "## GSPO's rollouts: prompts of 8,192 tokens, answers of 32,768",
 }
 
@@ -67,7 +68,7 @@ def _rows(configs: Mapping[str, TrainConfig], rollouts: Mapping[str, TrainConfig
         for name, config in (rollouts if task == "rollout" else configs).items():
             where = TRAINING.get(name, "v5p") if task in ("train", "rollout") else SERVING
             rows[f"{task} {name}"] = config, task, where, SIZE
-            if task == "serve" and name in _WIDER:
+            if task == "decode" and name in _WIDER:
                 rows[f"{task} {name} {_WIDER[name][0]}"] = config, task, *_WIDER[name]
     return rows
 
@@ -77,7 +78,9 @@ def render(plans: Mapping[str, dict[str, Any]], keys: Sequence[str]) -> str:
     parts = [_HEAD]
     for task, title in _TITLES.items():
         cells = _CELLS.get(task, _step)
-        own = [(key.split()[1], plans[key]) for key in keys if key.split()[0] == task]
+        own = [(key.split()[1], plans[key]) for key in keys if key.split()[0] == task and key in plans]
+        if not own:
+            continue
         rows = [cells(name, found) if found["fits"] else _unfit(name, found) for name, found in own]
         columns = max(rows, key=len)
         parts += ["", title, "", _line(columns), "|---|---|---|---|" + "--:|" * (len(columns) - 4)]
@@ -99,6 +102,8 @@ def _step(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     how = [layout["rules"]]
     if found["task"] == "train":
         how += [layout["remat"], f"{layout['micro_batches']} micro-batches"]
+    if found["task"] == "decode":
+        how.append(f"{layout['rows']} rows")
     step, *parts = (_time(found[part]) for part in ("step_s", "compiled_s", "kernels_s", "transfers_s"))
     return {
         "size": name,
@@ -108,7 +113,7 @@ def _step(name: str, found: Mapping[str, Any]) -> dict[str, str]:
         "GB a chip": f"{gb['total']:.1f} of {gb['limit']:.0f}",
         "weights, moments, cache": f"{_held(gb):.1f}",
         "activations": f"{gb['activations']:.1f}",
-        "GB sent a chip": f"{_sent(found) / 1e9:,.1f}",
+        **(_token("step", found) if found["task"] == "decode" else {"GB sent a chip": f"{_sent(found) / 1e9:,.1f}"}),
         "step": step,
         "compiled + kernels + transfers": " + ".join(parts),
         "MFU (by cycles)": f"{found['mfu']:.1%} ({found['mfu_in_cycles']:.1%})",

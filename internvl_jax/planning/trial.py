@@ -102,8 +102,7 @@ def _read(lowered: Lowered, compiled: jax.stages.Compiled, where: Topology) -> d
         bound = flops / chip.peak if chip.peak else None
         return {**out, "step_s": None, "step_s_at_peak": bound, "mfu": None, "estimate": _ELSEWHERE}
     found = estimate(program, chip, where.chips)
-    # Everything given is read at least once.
-    read = memory.argument_size_in_bytes / chip.hbm_bandwidth
+    read = program.read_bytes() / chip.hbm_bandwidth
     step = max(found.seconds, read)
     return {
         **out,

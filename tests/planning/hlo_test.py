@@ -107,6 +107,19 @@ ENTRY %main (x.0: f32[9,4], i.0: s32[3]) -> f32[9,4] {
     assert [program.row_bytes(one, {}) for one in body] == [0, 0, 2 * 48, 3 * 48]
 
 
+def test_arguments_that_are_read():
+    text = """ENTRY %main (x.0: f32[9], y.0: f32[5], z.0: f32[3]) -> (f32[9], f32[5]) {
+  %x.0 = f32[9] parameter(0)
+  %y.0 = f32[5] parameter(1)
+  %z.0 = f32[3] parameter(2)
+  %c = f32[9] copy(%x.0)
+  ROOT %t = (f32[9], f32[5]) tuple(%c, %y.0)
+}
+"""
+    assert hlo.HloProgram(text).read_bytes() == 36  # the second is handed on, nobody asks for the third
+    assert hlo.HloProgram(TPU).read_bytes() == 2 * (8 * 4 + 6 * 4)
+
+
 def test_a_slice_moves_its_own_bytes():
     """As those of a layer out of the stack; what is read otherwise as well moves whole."""
     text = """%cut (p.0: f32[36,4], p.1: s32[]) -> f32[1,4] {

@@ -44,7 +44,7 @@ def test_training_on_cpu_devices():
 def test_serving_on_cpu_devices():
     found, text = planned("serve"), sft.get_config("tiny").model.text
     assert found["layout"] == {"mesh": "data=4,tensor=2", "rules": "serve_tp", **dataclasses.asdict(SIZE)}
-    assert list(found["programs"]) == ["encode", "chunk", "begin", "decode"]
+    assert list(found["programs"]) == ["encode", "gather", "chunk", "begin", "decode"]
     assert (found["fits"], found["replicated"]) == (True, [])
     # Keys and values in bfloat16, spread over all devices.
     pair = 2 * 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width
@@ -63,7 +63,7 @@ def test_one_program_of_a_server():
 @functools.cache
 def rollout(topology):
     config = gspo.get_config("tiny")
-    config.stage.sample_prompts = 4
+    config.stage.sample_prompts, config.stage.group = 4, 8
     return plan(config, "rollout", topology, SIZE, auto=True)
 
 
@@ -74,7 +74,7 @@ def test_rollouts_on_cpu_devices(monkeypatch):
     found = rollout("cpu:8")
     assert json.loads(json.dumps(found)) == found and (found["fits"], found["replicated"]) == (True, [])
     assert (found["layout"]["mesh"], found["sampling"]["mesh"]) == ("fsdp=8", "data=4,tensor=2")
-    names = "reshard", "encode", "decode", "grow", "prompts", "begin", "decode, longest", "fewer"
+    names = "reshard", "encode", "decode", "grow", "gather", "prompts", "begin", "decode, longest", "fewer"
     assert tuple(found["programs"]) == names
     kinds, reckoned = found["programs"]["decode, longest"]["bytes_per_device"], found["by_arithmetic"]
     counters = reckoned["state"] - kinds["parameters"] - kinds["optimizer"]
@@ -234,8 +234,8 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
     for _ in range(2):
         config = {"30b-a3b": sft.get_config("tiny")}
         summary = table.write(str(tmp_path / "PLANS.md"), config, config)
-    assert asked == ["train", "prefill", "serve", "serve", "rollout"]
-    assert (summary["plans"], summary["fit"]) == (5, 4)
+    assert asked == ["train", "prefill", "decode", "decode", "serve", "rollout"]
+    assert (summary["plans"], summary["fit"]) == (6, 5)
     rows = [line for line in (tmp_path / "PLANS.md").read_text().splitlines() if line.startswith("| 30b-a3b")]
-    assert len(rows) == 5 and "too large" in rows[1] and "50.0%" in rows[0]
-    assert "1.25 | 7, 3.0" in rows[2] and "16 rows" in rows[3] and "data=2 -> tensor=2" in rows[4]
+    assert len(rows) == 6 and "too large" in rows[1] and "50.0%" in rows[0]
+    assert "1.25 | 7, 3.0" in rows[2] and "16 rows" in rows[3] and "data=2 -> tensor=2" in rows[5]
