@@ -1,7 +1,7 @@
 """The engine's programs for a slice, each compiled for what those before it return: serving, and rollouts of GSPO."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from internvl_jax.planning.lowering import Lowered
 from internvl_jax.planning.trial import Trial, results
 from internvl_jax.sharding import Params, Placement, placed
 from internvl_jax.training import (
+    GspoConfig,
     TrainConfig,
     build,
     prompts_ahead,
@@ -167,7 +168,7 @@ def serving(trial: Trial, config: InternVLConfig, place: Placement, task: str, s
     engine.decode("decode", engine.begin("begin", state, logits_RV), size.slots)
 
 
-def rollout(trial: Trial, config: TrainConfig) -> None:
+def rollout(trial: Trial, config: TrainConfig, settings: GspoConfig) -> None:
     """What a rollout batch of GSPO needs beside the state of training: the weights to sample from, reading prompts, and
     a token of all answers, at first and when they have all their slots. Notes the sizes of the programs, and what the
     run itself reckons with before anything is compiled.
@@ -175,7 +176,7 @@ def rollout(trial: Trial, config: TrainConfig) -> None:
     Raises:
       InputError: one device, or sizes beyond the ladders.
     """
-    program, settings, dtype = build(config, trial.where.devices()), config.stage, config.run.dtype
+    program, dtype = build(config, trial.where.devices()), config.run.dtype
     place = sampling_place(program)
     if place is None:
         raise InputError("a rollout is planned for two devices or more; give a larger topology")
@@ -195,8 +196,8 @@ def rollout(trial: Trial, config: TrainConfig) -> None:
     kept = {"parameters": program.abstract.params, "optimizer": program.abstract.opt_state}
     if settings.kl:
         kept["reference"] = program.abstract_reference
-    lowered = resharder(program, place, dtype).lower(program.abstract.params)
-    weights = trial.run("reshard", Lowered(program.mesh, kept, lowered, 0.0))
+    reshard = cast(Any, resharder(program, place, dtype))  # jitted, as there is a place
+    weights = trial.run("reshard", Lowered(program.mesh, kept, reshard.lower(program.abstract.params), 0.0))
     routes = settings.routes != "ignore"
     engine = EngineTrial(trial, config.model, place, jnp.dtype(dtype), weights, kept, routes)
     pool_GPD = engine.pool(-(-tiles // spread) * spread)

@@ -68,8 +68,8 @@ def _plan(config: TrainConfig, task: str, where: Topology, size: Serving, auto: 
         if task == "train":
             layout |= {"remat": run.remat, "rows": run.rows, "micro_batches": run.micro_batches}
             trial.run(task, training(config, where.devices()))
-        elif task == "rollout":
-            rollout(trial, config)
+        elif isinstance(config.stage, GspoConfig) and task == "rollout":
+            rollout(trial, config, config.stage)
         else:
             axes, rules = serving_layout(config, where, size) if auto else (parse_mesh(run.mesh), run.rules)
             layout = {"mesh": ",".join(f"{axis}={n}" for axis, n in axes.items()), "rules": rules}
