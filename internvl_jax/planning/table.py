@@ -211,8 +211,10 @@ How a time is estimated (`internvl_jax/planning/estimate.py`):
   peak, at half of that where a head is half as wide as the matrix unit (the 300M tower and GPT-OSS on v5p, heads of 128
   on v6e), and no faster than their bytes. Experts are taken to have **equal shares** of the tokens: a step waits for
   the busiest chip. No kernel of this page was timed.
-- *transfers*: bytes sent over one dimension of the torus (v5p: 200 GB/s), not hidden where the compiled program does
-  not start them early.
+- *transfers*: bytes sent over one dimension of the torus (v5p: 200 GB/s), and an **assumed** 5 us each, however few
+  bytes; not hidden where the compiled program does not start them early.
+- A loop that data may end runs as often as it may; of two branches each runs half the time, as those for greedy rows
+  and for drawn ones, or with and without top-k and top-p.
 - MFU: operations that the model needs (backward twice forward, nothing recomputed, each row one sample from end to end,
   all 96 tiles real) by time and peak (v5p 459, v6e 918 TFLOP/s).
 
@@ -237,17 +239,29 @@ and 5 s. Tokens travel between the 4 or 8 chips that share a layer's experts, th
 nothing hides: 3.9, 4.5 and 4.4 s. The 241B has a row a chip on 512 chips and keeps layer inputs alone (`full`): 1.42
 times the model's operations are executed. If all kernels ran at 75 %, MFU would be 39 to 40 %.
 
-Decoding is bound by memory: every step reads weights and cache (`read_s` in the JSON). The dense sizes take 1.3 to 1.5
-times that. So do the mixtures since a layer's experts are read where they lie in the stack of layers: 11.4 ms, 17.4 ms
-and 17.8 ms (20B and 30B on v6e:2x2, 241B on v6e:4x8). Their rows above were estimated before, when they were copied out
-of it first, 3 to 5 times. In prefill the sums over chips after every
-layer are not hidden: a sixth to a quarter of the dense sizes' time, 14 % of the 20B's and the 30B's, and 26 % of the
-241B's, where tokens travel as well; gathering and adding up the experts' rows takes 13 to 20 %.
+Decoding is bound by memory: every step reads weights and cache, and the column *by what it must read* says how many
+times as long as that it takes. What is above 1: products of few rows, for which the compiler notes 78 % of the memory's
+bandwidth (attention 84 %), and transfers, of which a layer has two (three in mixtures whose rows lie on several groups
+of chips), nearly all of it latency. Experts count as read whole, though eight rows need fewer.
+
+Serving is the engine as a server has it: a picture through the tower, a part of a prompt that reaches to the end of its
+row (its worst place), the first token, a token of all rows. In prefill the sums over chips after every layer are not
+hidden.
+
+Rollouts: *state* is what training keeps on the chip, *weights* those that are sampled from, spread as for serving,
+*cache* that of answers which have all their slots. The largest program decides about the memory: mostly that which
+gives answers more slots, when old and new ones are there. A token sends activations alone; where training's weights
+lie, the 8B would gather 17 GB. Rows are those of a run: while prompts wait, each has a quarter as many as answers.
+
+The rows of training were made on 2026-11-23 and 24, before transfers had a latency (hundredths to two tenths of a
+second a step) and a slice counted its own bytes (saving and fetching what layers keep: 0.3 s of the 8B's step).
 
 No parameter, moment or cache of 4 MB or more is on more chips than there are data-parallel copies (`replicated` in the
 JSON, looked for in every plan), but for these. Training of mixtures: the tower, which is spread over `fsdp` alone (the
 width of the 6B tower, 3,200, does not divide by 512): 0.9, 0.9 and 1.0 GB a chip with its moments; and 4 MB of biases
-of the 20B's experts. Serving of mixtures: routers (at most 98 MB), and what is not an expert in the 241B, once for
-every row: 4 GB a chip. The vocabulary meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B has
-25 heads, which no slice divides: in every preset its weights are spread over their width and its work over tiles, a
+of the 20B's experts. Serving and rollouts of mixtures: routers (at most 98 MB), and where groups of chips have rows of
+their own (`expert` in the mesh) what is not an expert, once for every group: 1 GB a chip of the 30B on 16, 4 GB of the
+241B. Spread over the groups as well it would have to be gathered for every token, or heads would have to leave the
+chips where their keys lie. The vocabulary meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B
+has 25 heads, which no slice divides: in every preset its weights are spread over their width and its work over tiles, a
 row's tiles lying where the row does."""
