@@ -110,7 +110,7 @@ def convert(
 
 
 def _open(directory: pathlib.Path) -> _Checkpoint:
-    values = read_json(directory / "config.json")
+    values = read_json(directory / "config.json", "give the directory of a model")
     if "format" in values:
         return _open_ours(directory, values)
     released = read_config(directory)

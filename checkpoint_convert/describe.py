@@ -40,7 +40,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
       InputError: see `read_config`, `open_directory`, `account.match` and `params_io.read_specs`.
     """
     directory = pathlib.Path(directory)
-    values, packed = read_json(directory / "config.json"), 0
+    values, packed = read_json(directory / "config.json", "give the directory of a model"), 0
     if "format" in values:
         form, tensors = "orbax", params_io.read_specs(params_io.locate(directory))
         processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None

@@ -117,7 +117,7 @@ def load_bare(
       InputError: see `load_model` and `params_io.read_params`.
     """
     directory = pathlib.Path(directory)
-    values = read_json(directory / "config.json")
+    values = read_json(directory / "config.json", "give the directory of a model")
     if "format" not in values:
         if read_config(directory).format == "vit":
             return load_vision_tower(directory, dtype)

@@ -18,9 +18,10 @@ from typing import Any
 
 from configs.models import sizes
 from internvl_jax.errors import InputError
+from internvl_jax.inference import read_values
 from internvl_jax.models import InternVLConfig
 from internvl_jax.training import STAGES, DataConfig, OptimConfig, RunConfig, TrainConfig
-from internvl_jax.validation import bounds_of, describe, nearest, not_null, read_json, read_text
+from internvl_jax.validation import bounds_of, describe, nearest, not_null, read_text
 
 _EXPERIMENTS = pathlib.Path(__file__).parent / "experiments"
 _SHARED = ("ntp", "vico")  # what several experiments are made of
@@ -87,7 +88,7 @@ def _load(name: str) -> ModuleType:
 
 
 def _like_model(get_config: Any, start: str) -> TrainConfig:
-    values = read_json(pathlib.Path(start) / "config.json", "give a model directory or a workdir as run.init_from")
+    values = read_values(start)
     model = InternVLConfig.from_dict(values.get("model"))
     config = get_config(sizes.nearest_to(model))
     vision = dataclasses.replace(model.vision, drop_path=config.model.vision.drop_path)

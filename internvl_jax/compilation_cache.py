@@ -1,24 +1,35 @@
 """JAX's persistent compilation cache, safe to share with processes that may be killed."""
 
 import hashlib
+import logging
 import os
 import pathlib
 import platform
+import tempfile
 
 import jax
 from jax._src.lru_cache import LRUCache
 
+_LOG = logging.getLogger(__name__)
 _SECONDS = 0.1  # programs that compile faster are not worth a file
 
 
 def keep_programs(folder: str | os.PathLike) -> None:
     """Keeps compiled programs in a folder, for this process and later ones; call it before anything is compiled. Of the
-    processes of a pod the first one writes, all read.
+    processes of a pod the first one writes, all read. Where nothing can be written, a warning says so.
     """
+    folder = pathlib.Path(folder).absolute() / _machine()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        _LOG.warning("compiled programs are not kept: nothing can be written into %s (%s)", folder, error.strerror)
+        return
     write_whole()
     least = min(_SECONDS, jax.config.jax_persistent_cache_min_compile_time_secs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).absolute() / _machine()))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def write_whole() -> None:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -39,6 +40,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises InputError if no file or folder can be made under the path: folders that are missing above it will be
+    made, and the one that is there must take a file. (What `os.access` says to root is not what a disk does.)
+    """
+    folder = pathlib.Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"nothing can be written into {folder} ({error.strerror}); give another place") from None
+
+
 @contextlib.contextmanager
 def whole_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields an empty folder beside `out` to write into; on leaving without an error it takes that name.
@@ -63,14 +78,32 @@ def claimed(folder: pathlib.Path) -> Iterator[None]:
     """Makes the folder if there is none and keeps other writers out of it.
 
     Raises:
-      InputError: somebody writes there; says who.
+      InputError: somebody writes there; says who. Or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
+    _make(folder)
+    lock = _lock(folder / MARK, folder)
     try:
         yield
     finally:
         (folder / MARK).unlink(missing_ok=True)
+        lock.close()
+
+
+@contextlib.contextmanager
+def reserved(path: str | os.PathLike) -> Iterator[None]:
+    """Keeps other writers away from a file that is to be made; until then `.NAME.lock` stands beside it.
+
+    Raises:
+      InputError: somebody is making it; says who. Or nothing can be written there.
+    """
+    path = pathlib.Path(path)
+    _make(path.parent)
+    mark = path.with_name(f".{path.name}.lock")
+    lock = _lock(mark, path)
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
         lock.close()
 
 
@@ -97,12 +130,11 @@ class PartialFolder:
         if self.out.exists():
             _try_replacing(self.out)
         self.path = self.out.with_name(f"{self.out.name}.partial")
-        if not self.path.is_symlink():
-            with contextlib.suppress(FileExistsError):
-                self.path.mkdir(parents=True)
+        if not self.path.is_symlink() and not self.path.exists():
+            _make(self.path)
         if not any((self.path / name).exists() for name in (MARK, known)) and not _is_empty_folder(self.path):
             raise InputError(f"{self.path} is in the way and not of this program; move it away or give another name")
-        self._lock = _lock(self.path)
+        self._lock = _lock(self.path / MARK, self.path)
 
     def clear(self) -> None:
         """Removes what an earlier process left."""
@@ -143,6 +175,14 @@ class PartialFolder:
         self._lock.close()
 
 
+def _make(folder: pathlib.Path) -> None:
+    """Makes a folder if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {folder} can't be made ({error.strerror}); give another place") from None
+
+
 def _try_replacing(folder: pathlib.Path) -> None:
     """An empty folder under the final name is replaced in the end, which a mounted disk does not allow."""
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -159,9 +199,8 @@ def _is_empty_folder(path: pathlib.Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _lock(folder: pathlib.Path) -> TextIO:
-    """A lock on the folder's mark; closing the file, or the end of the process, ends it."""
-    mark = folder / MARK
+def _lock(mark: pathlib.Path, what: pathlib.Path) -> TextIO:
+    """A lock on the mark of `what`; closing the file, or the end of the process, ends it."""
     while True:
         file = mark.open("a+", encoding="utf-8", errors="replace")
         try:
@@ -170,9 +209,9 @@ def _lock(folder: pathlib.Path) -> TextIO:
             with file:
                 file.seek(0)
                 holder = file.read(1000) or "another process"
-            raise InputError(f"{folder} is being written by {holder}; let that end or give another name") from None
+            raise InputError(f"{what} is being written by {holder}; let that end or give another name") from None
         except OSError as error:
-            _LOG.warning("%s can't be locked (%s): nothing keeps a second process from writing there", folder, error)
+            _LOG.warning("%s can't be locked (%s): nothing keeps a second process from writing there", what, error)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), mark.stat()):
                 break

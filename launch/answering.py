@@ -12,7 +12,7 @@ from launch import checkpoint
 
 THINKING = flags.DEFINE_boolean("thinking", False, "ask the model to think before it answers, and show that too")
 _REASONING = flags.DEFINE_enum("reasoning", None, ["low", "medium", "high"], "effort of GPT-OSS models; low is theirs")
-_MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", lower_bound=1)
+_MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", 1, 4096)
 _SAMPLING = {
     "temperature": flags.DEFINE_float("temperature", 0.0, "0 gives the likeliest answer, higher values vary it"),
     "top_p": flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens of this total probability"),

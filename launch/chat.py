@@ -19,7 +19,7 @@ from internvl_jax.evaluation import router_overlay
 from internvl_jax.files import whole_file
 from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, paths, together
+from launch import answering, checkpoint, paths, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _IMAGE = flags.DEFINE_multi_string("image", [], "picture for the (first) question; may be given several times")
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     if _PICTURE.value:
         if _PROMPT.value is None:
             raise InputError("--router_picture draws the pictures of one question; give it with --prompt")
+        if checkpoint.model_config().flash is None:
+            raise InputError("this model has no router, so there is nothing to draw; give a Flash model")
         paths.check_folder(_PICTURE.value, "router_picture")
     with together.opened() as (model, processor):
         if _PROMPT.value is None:

@@ -29,13 +29,13 @@ _TILE_OPTIONS = {
     "max_tiles": flags.DEFINE_integer("max_tiles", None, "most tiles of an image, likewise"),
     "thumbnail": flags.DEFINE_boolean("thumbnail", None, "whether several tiles get a thumbnail, likewise"),
 }
-_TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 32768, "tokens of a packed row")
-_TILE_BUDGET = flags.DEFINE_integer("tile_budget", 96, "tiles of a packed row")
-_MAX_OPEN = flags.DEFINE_integer("max_open", 20, "packs that stay open while packing")
+_TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 32768, "tokens of a packed row", lower_bound=1)
+_TILE_BUDGET = flags.DEFINE_integer("tile_budget", 96, "tiles of a packed row", lower_bound=0)
+_MAX_OPEN = flags.DEFINE_integer("max_open", 20, "packs that stay open while packing", lower_bound=1)
 _DECODE = flags.DEFINE_boolean("decode", False, "decode every image: finds truncated ones, takes far longer")
 _OUTSIDE = flags.DEFINE_boolean("allow_outside_root", False, "images may lie outside of their data set's root")
-_RENDER = flags.DEFINE_integer("render", 5, "samples to show")
-_SHOW = flags.DEFINE_integer("show_problems", 100, "problems to list")
+_RENDER = flags.DEFINE_integer("render", 5, "samples to show", lower_bound=0)
+_SHOW = flags.DEFINE_integer("show_problems", 100, "problems to list", lower_bound=0)
 
 
 def _processor() -> Processor:

@@ -29,6 +29,7 @@ _CACHE = flags.DEFINE_string(
 )
 flags.mark_flag_as_required("checkpoint")
 
+_ADVICE = "give --checkpoint the directory of a model, of a training run, or of a released checkpoint"
 _USERS_CACHE = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
 
 
@@ -54,7 +55,7 @@ def load() -> tuple[InternVL, Processor]:
     if dtype == "auto":
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    ours, mesh = "format" in read_json(directory / "config.json"), meshes.mesh(model_config().text)
+    ours, mesh = "format" in read_json(directory / "config.json", _ADVICE), meshes.mesh(model_config().text)
     with saying(f"loading {directory}"):
         return (ivl.load if ours else load_released)(directory, dtype=dtype, mesh=mesh, rules=meshes.RULES.value)
 

@@ -22,7 +22,6 @@ _REFERENCE = flags.DEFINE_string("reference", None, "Folder with inputs.npz and 
 _CHUNK = flags.DEFINE_integer(
     "chunk", None, "Tokens of a prompt that the engine reads at a time; default: all.", lower_bound=1
 )
-flags.adopt_module_key_flags(pod)
 flags.mark_flags_as_required(["checkpoint", "reference"])
 
 

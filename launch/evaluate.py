@@ -9,13 +9,13 @@ the model said and whether that is right. The last line of stdout is JSON: accur
 """
 
 import json
-import sys
 
-import tqdm
 from absl import flags
 
 from internvl_jax.evaluation import evaluate, open_graders, read_questions
-from launch import answering, paths, together
+from internvl_jax.files import reserved
+from internvl_jax.inference import SamplingParams, Thresholds
+from launch import answering, bars, paths, together
 
 _DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
 _OUT = flags.DEFINE_string("out", None, "file (JSONL) of questions, predictions and verdicts, once all are done")
@@ -31,15 +31,22 @@ _GRADER = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     del argv
     sampling, thresholds = answering.sampling(_MAX_NEW_TOKENS.value), answering.thresholds()
-    if _OUT.value:
+    if not _OUT.value:
+        _answer(sampling, thresholds)
+        return
+    with reserved(_OUT.value):
         paths.check_new(_OUT.value, "out")
+        _answer(sampling, thresholds)
+
+
+def _answer(sampling: SamplingParams, thresholds: Thresholds) -> None:
     open_graders(_GRADER.value)  # an unknown one is told before a model is loaded
     questions = read_questions(_DATA.value)
     answering.check_pictures(sorted({str(question.image) for question in questions if question.image}))
-    # A bar for a terminal; elsewhere a line every half minute.
-    seen = sys.stderr.isatty()
-    options = {"total": len(questions), "unit": "question", "mininterval": 0.1 if seen else 30, "ascii": not seen}
-    with together.opened() as (model, processor), tqdm.tqdm(desc="compiling", **options) as bar:
+    with (
+        together.opened() as (model, processor),
+        bars.questions(desc="compiling", total=len(questions)) as bar,
+    ):
 
         def show(done: int) -> None:
             bar.set_description("answering", refresh=False)

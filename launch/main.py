@@ -1,18 +1,20 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
-import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
+from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from launch import usage
 
-_INTERRUPTED = 130  # as shells have it
 _REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
+
+_EITHER = re.compile(r"flags [^:]*: Exactly one of \((\w+), (\w+)\) must have a value other than None\.")
 
 
 def run(
@@ -24,8 +26,8 @@ def run(
 
     Unknown flags and wrong values, arguments that are no flags, an `InputError` (bad files, settings, data) and an
     `OSError` (file missing, disk full) become one line on stderr and exit code 1. `--help` exits with 0. What `main`
-    returns is the exit code, None being 0. Ctrl-C is one line and exit code 130, once `main` has tidied up. Any other
-    exception is a fault of the program and shows its traceback.
+    returns is the exit code, None being 0. Ctrl-C is one line and exit code 130, SIGTERM one line and 143, once `main`
+    has tidied up. Any other exception is a fault of the program and shows its traceback.
 
     Args:
       take: called with the arguments before flags are parsed; returns those that are left for that.
@@ -39,9 +41,11 @@ def run(
         except (InputError, OSError) as error:
             _fail(error)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(_INTERRUPTED)  # libraries' threads may wait for minutes (orbax: 5) for what no longer comes
+            interrupts.leave(interrupts.INTERRUPTED)
+        except SystemExit as ended:
+            if ended.code != interrupts.TERMINATED:
+                raise
+            interrupts.leave(interrupts.TERMINATED)
 
     def parse(argv: Sequence[str]) -> list[str]:
         if usage.WORDS.intersection(argv):
@@ -50,11 +54,13 @@ def run(
             rest = flags.FLAGS(take(flags.FLAGS.read_flags_from_files(argv, force_gnu=False)))
         except (flags.Error, OSError) as error:
             sentence = _REQUIRED.sub(r"--\1 is missing; give it as --\1=...", str(error))
+            sentence = _EITHER.sub(r"give either --\1 or --\2", sentence)
             _fail(f"{sentence} (--help lists the flags)")
         if len(rest) > 1:
             _fail(f"argument {rest[1]!r} is no flag; flags are written --name=value (--help lists them)")
         return rest
 
+    signal.signal(signal.SIGTERM, interrupts.end_in_order)
     app.run(guarded, flags_parser=parse)
 
 

@@ -6,22 +6,20 @@ samples answers to every question, grades them, and pairs right ones with wrong 
 answers that can't be graded, a response is preferred to one whose second half was written without seeing the picture.
 Prompts are lines of {"image", "question", "answer"}, a parquet file as MMPR-Tiny, or a meta file of such files.
 --out has pairs, meta.json for training, responses, and the accuracy of each question, once all is done; a run that was
-stopped goes on with the same command. The last line of stdout is a JSON summary.
+stopped goes on with the same command. On a pod the first host alone reads prompts, grades and writes. The last line of
+stdout is a JSON summary.
 """
 
 import contextlib
 import json
-import sys
 from typing import Any
 
-import tqdm
 from absl import flags
 
 from internvl_jax.data import open_prompts
 from internvl_jax.grading import Graders
-from internvl_jax.making import METHODS, PairConfig, make_pairs
-from launch import checkpoint, paths
-from launch import main as launcher
+from internvl_jax.making import METHODS, PairConfig, assist, make_pairs
+from launch import bars, checkpoint, paths, pod
 
 _PROMPTS = flags.DEFINE_string("prompts", None, "questions: .jsonl, .parquet, or a meta file (.json)", required=True)
 _ROOT = flags.DEFINE_string("root", None, "folder of the images, where no meta file says it; default: the file's own")
@@ -46,25 +44,26 @@ _SETTINGS = {
 }
 
 
-def main(argv: list[str]) -> None:
+def _config() -> PairConfig:
     settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items()}
     settings["samples"] = settings["samples"] or {"correctness": 32, "dropout_ntp": 1}[settings["method"]]
+    return PairConfig(**settings)
+
+
+def main(argv: list[str]) -> None:
     paths.check_new(_OUT.value, "out")
-    config, prompts = PairConfig(**settings), open_prompts(_PROMPTS.value, _ROOT.value, _OUTSIDE.value)
+    config, prompts = _config(), open_prompts(_PROMPTS.value, _ROOT.value, _OUTSIDE.value)
+    graded, options = config.method == "correctness", (config.reward, _SECONDS.value, _WORKERS.value)
     with contextlib.ExitStack() as stack:
-        graded = config.method == "correctness"
-        grade = stack.enter_context(Graders(config.reward, _SECONDS.value, _WORKERS.value)).grade if graded else None
-        model, processor = checkpoint.load()
-        seen = sys.stderr.isatty()
-        bar = stack.enter_context(tqdm.tqdm(unit="question", mininterval=0.1 if seen else 30, ascii=not seen))
+        grade = stack.enter_context(Graders(*options)).grade if graded else None
+        bar = stack.enter_context(bars.questions())
 
         def show(done: int, questions: int) -> None:
             bar.total = questions
             bar.update(done - bar.n)
 
-        summary = make_pairs(model, processor, prompts, config, _OUT.value, grade, show)
-    print(json.dumps(summary))
+        print(json.dumps(make_pairs(*checkpoint.load(), prompts, config, _OUT.value, grade, show)))
 
 
 if __name__ == "__main__":
-    launcher.run(main)
+    pod.run(main, lambda: assist(*checkpoint.load(), _config()))

@@ -1,9 +1,9 @@
 """What is to be written is checked before anything slow begins."""
 
-import os
 import pathlib
 
 from internvl_jax.errors import InputError
+from internvl_jax.files import check_writable
 
 
 def check_new(path: str, flag: str) -> None:
@@ -16,8 +16,7 @@ def check_new(path: str, flag: str) -> None:
 
 def check_folder(path: str, flag: str) -> None:
     """Raises InputError if nothing can be written beside the path; folders that are missing will be made."""
-    folder = pathlib.Path(path).absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"nothing can be written into {folder}; give another --{flag}")
+    try:
+        check_writable(path)
+    except InputError as error:
+        raise InputError(f"--{flag}: {error}") from None

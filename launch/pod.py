@@ -1,11 +1,14 @@
 """The flags by which the processes of a pod find each other."""
 
+import functools
 import os
+from collections.abc import Callable
 
 from absl import flags
 
 from internvl_jax.errors import InputError
 from internvl_jax.pod import Pod, place
+from launch import main as launcher
 
 _VARIABLES = {name: f"INTERNVL_JAX_{name.upper()}" for name in ("coordinator", "processes", "process")}
 _help = lambda name, text: f"{text} (or ${_VARIABLES[name]})"
@@ -38,6 +41,19 @@ def joined(saved: bool = True) -> Pod:
     if coordinator is None and processes is None and process is None:
         return Pod(saved=saved)
     return Pod(place.given(coordinator, processes, process), *options)
+
+
+def run(main: Callable[[list[str]], None], follow: Callable[[], None]) -> None:
+    """Starts a launcher: process 0 of a pod does what it is for, the others follow."""
+
+    def started(argv: list[str]) -> None:
+        with joined(saved=False) as processes:
+            if processes.process == 0:
+                main(argv)
+            else:
+                follow()
+
+    launcher.run(functools.wraps(main)(started))
 
 
 def _number(flag: int | None, name: str) -> int | None:

@@ -26,7 +26,6 @@ _CACHE = flags.DEFINE_string(
     None,
     "the folder of compiled programs; if not given $JAX_COMPILATION_CACHE_DIR or WORKDIR/xla_cache; empty: keep none",
 )
-flags.adopt_module_key_flags(pod)
 flags.mark_flag_as_required("config")
 
 

@@ -46,3 +46,11 @@ def break_entries(folder):
 
 def test_a_broken_entry_is_compiled_again(tmp_path):
     assert lives.apart(break_entries, tmp_path) == 0
+
+
+def test_a_folder_that_takes_nothing_is_left_alone_with_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("mine")
+    before = jax.config.jax_compilation_cache_dir
+    keep_programs(tmp_path / "file" / "cache")
+    assert "compiled programs are not kept: nothing can be written into" in caplog.text
+    assert jax.config.jax_compilation_cache_dir == before

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.files import MARK, PartialFolder, claimed, whole_file, whole_folder
+from internvl_jax.files import MARK, PartialFolder, claimed, reserved, whole_file, whole_folder
 
 
 def names(folder: pathlib.Path) -> list[str]:
@@ -47,6 +47,14 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert (tmp_path / "new" / "out" / "a").read_text() == "all"
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"can't be made .File exists"), claimed(tmp_path / "file"):
+        pass
+    with pytest.raises(InputError, match=r"can't be made .Not a directory"):
+        PartialFolder(tmp_path / "file" / "out")
+
+
 def test_ctrl_c_pressed_again_does_not_break_off_the_removal(tmp_path, monkeypatch, ctrl_c):
     press = lambda: os.kill(os.getpid(), signal.SIGINT)
     remove, presses = shutil.rmtree, []
@@ -66,8 +74,9 @@ def test_ctrl_c_pressed_again_does_not_break_off_the_removal(tmp_path, monkeypat
 
 HOLD = """
 import pathlib, sys, time
-from internvl_jax.files import claimed, whole_folder
-with (whole_folder if sys.argv[1] == "folder" else claimed)(pathlib.Path(sys.argv[2])) as partial:
+from internvl_jax.files import claimed, reserved, whole_folder
+kinds = {"folder": whole_folder, "workdir": claimed, "file": reserved}
+with kinds[sys.argv[1]](pathlib.Path(sys.argv[2])) as partial:
     if partial:
         (partial / "left by a kill").mkdir()
         (partial / "b").write_text("half")
@@ -76,18 +85,27 @@ with (whole_folder if sys.argv[1] == "folder" else claimed)(pathlib.Path(sys.arg
 """
 
 
-@pytest.mark.parametrize("kind", ["folder", "workdir"])
+@pytest.mark.parametrize("kind", ["folder", "workdir", "file"])
 def test_a_second_process_is_told_who_writes_until_that_is_killed(tmp_path, kind):
     out = tmp_path / "out"
+    begin = {
+        "folder": write,
+        "workdir": lambda out: claimed(out).__enter__(),
+        "file": lambda out: reserved(out).__enter__(),
+    }
     with subprocess.Popen([sys.executable, "-c", HOLD, kind, str(out)], stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == b"holds\n"
         for _ in range(2):  # to have asked once changes nothing
             with pytest.raises(InputError, match=rf"is being written by process {first.pid} on .* since 20\d\d-"):
-                write(out) if kind == "folder" else claimed(out).__enter__()
+                begin[kind](out)
         first.send_signal(signal.SIGKILL)
     if kind == "folder":
         write(out)
         assert names(out) == ["a"]
+    elif kind == "file":
+        with reserved(out):
+            assert names(tmp_path) == [".out.lock"]
+        out.touch()
     else:
         with claimed(out):
             assert names(out) == [MARK]

@@ -9,8 +9,15 @@ import pytest
 from internvl_jax import interrupts
 
 
-def press() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def press(which: signal.Signals = signal.SIGINT) -> None:
+    os.kill(os.getpid(), which)
+
+
+@pytest.fixture
+def sigterm():
+    before = signal.signal(signal.SIGTERM, interrupts.end_in_order)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_it_is_held_until_the_end_and_raised_once(ctrl_c):
@@ -25,6 +32,17 @@ def test_it_is_held_until_the_end_and_raised_once(ctrl_c):
         assert not pressed.is_set()
     with pytest.raises(KeyboardInterrupt):
         press()
+
+
+def test_sigterm_is_held_like_it(ctrl_c, sigterm):
+    done = []
+    with pytest.raises(SystemExit) as caught, interrupts.held() as pressed:
+        press(signal.SIGTERM)
+        done.append(pressed.is_set())
+        press()
+    assert done == [True] and caught.value.code == 143
+    # Once more would end this process.
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_an_interrupt_counts_more_than_an_error(ctrl_c):

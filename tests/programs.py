@@ -26,7 +26,7 @@ from internvl_jax.training.run import hooks, loop, program, score, setup
 from internvl_jax.training.run.hooks import plot_health
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.stages import preference_rows
-from internvl_jax.training.stages.gspo import rollouts
+from internvl_jax.training.stages.gspo import partial_rollouts, rollouts
 
 # Fields that no program depends on: where things lie, what is saved, what becomes of responses on the host. All fields
 # that batches get their shapes from count, so that a shared step still compiles once.
@@ -42,7 +42,17 @@ _FREE = {
         "max_nonfinite",
     },
     "data": {"meta", "validation_meta", "tokenizer", "max_skipped"},
-    "stage": {"reference", "cache_dir", "reward", "zero_variance", "max_resamples", "mask_overlong", "accuracies"},
+    "stage": {
+        "reference",
+        "cache_dir",
+        "reward",
+        "zero_variance",
+        "max_resamples",
+        "mask_overlong",
+        "accuracies",
+        "ahead",
+        "staleness",
+    },
 }
 _PROGRAMS: dict[str, Program] = {}
 _RANDOM: dict[tuple[InternVLConfig, int], dict[str, np.ndarray]] = {}
@@ -125,7 +135,7 @@ def shared() -> Iterator[None]:
         patch.setattr(hooks, "plot_health", draw)
         patch.setattr(loop, "build", functools.partial(build, guarded=True))
         sampler = functools.cache(Sampler)  # holds no parameters
-        for module in (rollouts, responses):
+        for module in (partial_rollouts, responses):
             patch.setattr(module, "Sampler", sampler)
         for module in (rollouts, preference_rows):
             patch.setattr(module, "make_scorer", _make_scorer)

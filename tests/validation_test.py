@@ -167,8 +167,8 @@ class Entry(msgspec.Struct):
 def test_objects_become_structs():
     assert validation.convert([{"id": 3, "more": 1}], list[Entry], "here") == [Entry(3)]
     for value, message in [
-        ([{"id": -1}], r"here\[0\]\.id is -1; expected `int` >= 0"),
-        ([{"id": 1, "names": ["a", 2]}], r"here\[0\]\.names\[1\] is 2; expected `str`"),
+        ([{"id": -1}], r"here\[0\]\.id is -1; it must be a whole number >= 0"),
+        ([{"id": 1, "names": ["a", 2]}], r"here\[0\]\.names\[1\] is 2; it must be a text"),
         ([{}], r"here\[0\] lacks the field 'id'"),
         (3, "here is 3; it must be a list of the fields of Entry"),
     ]:

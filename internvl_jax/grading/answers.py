@@ -18,7 +18,9 @@ _BESIDE = re.compile(
     r"(?:[\s$,;、和与或]|\\[()\[\],; ]|\\q?quad\b|\\text\s*\{(?:[^{}]*\s)?(?:and|or)\s*\}|\b(?:and|or)\b"
     r"|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
 )
-_TAGS = re.compile(r"</?(?:b|i|u|em|strong|p|br)\s*/?>|~~[^~\n]*~~")  # HTML's, and what is struck out
+_NEXT_TURN = re.compile(r"(?<=\S)\s*(?:<\|(?:im_start|im_end|endoftext|return)\|>|</s>).*", re.DOTALL)
+_BREAK = re.compile(r"</?(?:p|br|div)\s*/?>")
+_TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|mark|code)(?:\s[^<>\n]*)?/?>|~~[^~\n]*~~")  # and what is struck out
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _ANNOUNCED = re.compile(
     # "the answer to (a) is", "**Final answer:**", "Correct option: ", "Answer - "; but not "a wrong answer is"
@@ -28,7 +30,7 @@ _ANNOUNCED = re.compile(
     r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b(?:\s+(?:therefore|thus|then|hence|clearly)\b)?\s*[:：]?"
     r"|[:：=→]|(?<=\s)[-–—](?=\s)|[-–—](?=[A-H]\b)|(?=\$|\\[(\[]))"
     r"|^[#*_ ]*(?:the |my )?(?:final |correct )*answers?[*_ ]*$|^[#*_ ]*(?:最终|正确|参考)?答案[*_ ]*$"  # a heading
-    r"|(?:答案|正确选项|正确的)(?:】[:：]?|(?:应该|应)?(?:是|为|选择?|[:：])[:：]?)|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
+    r"|(?:答案|正确选项|正确的)(?:】[:：]?|(?:应该|应|即|就)?(?:是|为|选择?|[:：])[:：]?|不是(?=[^。\n]{1,40}而是))|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
     r"|^####(?=[ \t]*[-+$]?\d[\d,.]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -36,6 +38,7 @@ _CLOSED = re.compile(r"(?:\*\*|__|[*_`])+(?=\s)")  # **Answer:** B
 _FINAL = re.compile(r"final answer", re.IGNORECASE)
 _VALUE = re.compile(r"\d|\$|^\W*[A-Za-z]\W*$")  # rather than "in the box"
 _NOT = re.compile(r"\s*(?:not\b|不)", re.IGNORECASE)
+_NOT_BUT = re.compile(r"\s*(?:not\b[^.\n]{1,40}?,?\s+but\s+(?:rather\s+)?|[^。\n]{1,40}?[,，]?\s*而是)", re.IGNORECASE)
 _SET_OFF = re.compile(
     r"(?:\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$|\*\*[^*]+\*\*|__[^_]+__|\*[^*]+\*|`[^`]+`|\"[^\"]+\"|“[^”]+”|'[^']+')",
     re.DOTALL,
@@ -44,20 +47,23 @@ _ENDS = re.compile(
     r"\s*(?:[.,;:!?)]?\s*\n|[.:!?)]\s|[,;]\s+(?!and\b|or\b)[A-Za-z]|[。，：！？]|[.!]?\s*$|\(|because\b|since\b)"
 )
 _SENTENCE = re.compile(
-    r"\n|[。！？]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
-    r"|[,，;]?\s+(?:because|since|rather than|instead of)\b|,\s*not\b|[,，;]?因为"
+    r"\n|[。！？]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])(?<!\\)[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
+    r"|[,，;]?\s+(?:because|since|rather than|instead of)\b|,\s*not\b|[,，]\s*(?:而)?不是|[,，;]?因为"
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
 _VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
 _PROSE = re.compile(r"\s*(?:[A-Za-z]+\b.*[A-Za-z]{2}|[(*]*[A-H][)*]* is |.*[一-鿿]{3})", re.DOTALL)
 _DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|不")
-_LIST_MARK = re.compile(r"^\s*(?:```\w*\s*\n|\n\s*(?:```\w*\s*\n|[-*•]\s+))")
+_LIST_MARK = re.compile(
+    r"^\s*(?:```\w*\s*\n|\n\s*(?:```\w*\s*\n|[-*•]\s+|[-=_*]{3,}\s*\n))"
+)  # or a line below a heading
 _CHOSEN = re.compile(  # "so option (B) is correct", "I choose B"
     r"(?:.*\W)?[(*]*([A-H])[)*]* is (?:the )?(?:correct|right|best|final|answer)\b.*"
     r"|[^A-H]*([A-H])(?:选项|项)?是?(?:正确|对)的?\W*"
-    r"|.*\b(?:choose|select|pick) (?:option |choice )?[(*]*([A-H])[)*]*\W*",
+    r"|.*\b(?:choose|select|pick|go with|[Ii]t is|[Ii]t's|[Ii]t must be) (?:option |choice )?[(*]*([A-H])[)*]*\W*",
     re.DOTALL,
 )
+_YES = re.compile(r"(yes|no),\s", re.IGNORECASE)
 _LETTER = re.compile(r"[(\[*_]*[A-Za-z][)\]*_]*[.:]\s")  # "B. Red" is one answer
 
 
@@ -90,7 +96,7 @@ def final_answer(response: str) -> str | None:
     said = after_thinking(response)
     if said is None:
         return None
-    said = _TAGS.sub("", said)
+    said = _TAGS.sub("", _BREAK.sub("\n", _NEXT_TURN.sub("", said)))
     boxes = [*_BOX.finditer(said)]
     if boxes:
         below = _announced(said[boxes[-1].end() :])
@@ -124,6 +130,8 @@ def _stated(text: str) -> str:
     """What an announcement says: up to the end of the sentence, or all that is set off by signs."""
     closed = _CLOSED.match(text)
     text = _LIST_MARK.sub("", text[closed.end() if closed else 0 :]).strip()
+    if other := _NOT_BUT.match(text):  # not 12 but 13
+        text = text[other.end() :]
     set_off = _SET_OFF.match(text)
     start = set_off.end() if set_off else 0
     if set_off and _ENDS.match(text, start):
@@ -133,6 +141,8 @@ def _stated(text: str) -> str:
     text = text[: end.start() if end else None].strip()
     value = None if letter else _VALUE_IS.fullmatch(text)
     text = value[1] if value else text
+    if yes := _YES.match(text):  # yes, it is
+        return yes[1]
     text = text if text[:1] in ("*", "_") else text.rstrip("*_")
     return text.replace("**", "") if text.count("**") % 2 else text
 

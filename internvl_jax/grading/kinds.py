@@ -9,8 +9,8 @@ LONGEST = 2000  # characters of an answer whose meaning is looked at
 MOST_ITEMS = 40  # of a list: each is compared with each
 _OPTION = re.compile(
     r"(?:(?:the\s+)?(?:(?:final|correct|right)\s+)?(?:option|choice|letter|answer|选项|选择|选|答案)(?:\s+is\b|是|为|选)?\s*:?\s*){0,2}"
-    r"(?:[(\[<]\s*(?P<framed>[a-z])\s*[)\]>](?:选项|项)?[.:、]?(?:\s+|(?=[^\x00-\x7f])|$)"
-    r"|(?P<letter>[a-z])(?:\s?(?:选项|项))?(?:[.:)\]]?$|[.:)]\s+|\.(?=\d)|[.:)](?=[^\x00-\x7f])|、\s*|\s+(?=\([^()]{2,}\)$|is\b)))"
+    r"(?:[(\[<]\s*(?P<framed>[a-z])\s*[)\]>](?:选项|项)?[.:、]?(?:\s+|(?=[^\x00-\x7f]|\d)|$)"
+    r"|(?P<letter>[a-z])(?:\s?(?:选项|项))?(?:[.:)\]]?$|[.:)]\s+|[.:)](?=[^\x00-\x7f]|\d)|\s-\s(?=[a-z]{2})|、\s*|\s+(?=\([^()]{2,}\)$|is\b)))"
     r"(?:is\s+(?:the\s+)?(?:correct|right)?\s*(?:answer|option|choice)?$)?(?P<said>.*)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -147,6 +147,8 @@ def _items(text: str, every_comma: bool = False) -> Items:
         frame, text = text[0] + text[-1], text[1:-1]
     elif text.startswith(r"\{") and text.endswith(r"\}") and _is_closed(text[2:-2]):
         frame, text = "{}", text[2:-2]
+    if frame == "[]" and not re.search(r"\d|\\", text):  # no interval
+        frame = ""
     items, start, depth = [], 0, 0
     for piece in [] if r"\begin" in text else _PIECE.finditer(text):
         sign = piece.group()

@@ -16,9 +16,11 @@ from internvl_jax.errors import InputError
 MOST_DIGITS = 10_000  # of a power that is worked out
 DEEPEST = 40  # brackets within brackets
 CLOSE = 1e-5  # relative; the library compares six decimals, to which 1e-19 and 1e-31 are the same
-_MATHEMATICAL = re.compile(r"[\d\\+\-*/^=<>|(\[√α-ω∞∅]|\b(?:pi|inf)\b")
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)|log|ln|exp"
+_MATHEMATICAL = re.compile(rf"[\d\\+\-*/^=<>|(\[√α-ω∞∅]|\b(?:pi|inf|{_FUNCTIONS})\b")
 _COMMAND = re.compile(
-    r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+|\b(?:sqrt|pi|inf|sin|cos|tan|cot|sec|csc|log|ln|exp|and|or)(?![A-Za-z])"
+    r"\\(?:begin|end)\{\w+\}|\\[A-Za-z]+"
+    rf"|(?<![A-Za-z])(?:sqrt|pi|inf|and|or|{_FUNCTIONS})(?![A-Za-z])"
 )
 _CHINESE = re.compile("[一-鿿]")
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -31,6 +33,8 @@ _HUGE = re.compile(r"\d[eE]\s*[+-]?\d{5}")
 _LARGE = re.compile(r"\d{5}|![\s)}]*!")  # numbers to take factorials of
 _POWERS = re.compile(r"\d[\d.]*[)}\s]*(?:(?:\^|\*\*)[\s({+-]*\d+[)}\s]*)+")
 _AS_LATEX = (
+    (re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|(\d+))"), r"\\sqrt{\1\2}"),
+    (re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])"), r"\\\1 "),  # or it would be s times i times n
     (re.compile(r"\\[dt]frac\b"), r"\\frac"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])"), r"(\1\\cdot 10^{\2})"),  # 3e8

@@ -10,7 +10,7 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _SCALES |= {"百": 2, "千": 3, "万": 4, "百万": 6, "千万": 7, "亿": 8}
 _SCALE = "|".join(sorted(_SCALES, key=len, reverse=True))
 _NUMBER = re.compile(
-    r"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[$€£¥￥₹]|USD|RMB|CNY|EUR|GBP|)\s*(?P<inner>[+-]?)\s*"
+    r"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[$€£¥￥₹]|USD|RMB|CNY|EUR|GBP|Rs\.?|)\s*(?P<inner>[+-]?)\s*"
     r"(?P<digits>(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?!\d)(?:\.\d*)?|\.\d+)"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})(?!\d)"
     r"|\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*\^\s*(?:(?P<digit>\d)(?!\d)|\{\s*(?P<power>[+-]?\d{1,3})\s*\}))?"
@@ -25,10 +25,10 @@ _NOUN = re.compile(r"[A-Za-z][A-Za-z ,.'-]*")
 _TELLING = re.compile(
     rf"\b(?:{_SCALE}|and|or|not|no|to|than|more|less|most|least|over|under|plus|minus|times|dozen|score|pair|half|halves"
     r"|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth|squared|cubed"
-    r"|factorial|mod|modulo|base|is|are|was|if|when|where|for|am|pm|bc|ad|bce|ce)s?\b|[百千万亿十分半折成多余几点零第]",
+    r"|factorial|mod|modulo|base|is|are|was|if|when|where|for|am|pm|bc|ad|bce|ce)s?\b|[百千万亿十半折成多余几点零第以方的不最至少]|分之",
     re.IGNORECASE,
 )
-_UNIT_BEGINS = re.compile(r"\s(?=\S)|(?<=[})])(?=[^\W\d_]{2})|(?=[°%])")
+_UNIT_BEGINS = re.compile(r"\s(?=\S)|(?<=[})])(?=[^\W\d_]{2})|(?<=\d)(?=[一-鿿])|(?=[°%])")
 
 
 class Quantity(NamedTuple):

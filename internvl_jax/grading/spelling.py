@@ -9,7 +9,7 @@ import unicodedata
 
 TEXT, TEXT_END, _DOLLAR = "\ue000", "\ue001", "\ue002"  # private characters: no answer has them
 _FONTS = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|underline|emph)"
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|underline|emph|operatorname)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}|\{\s*\\(?:rm|bf|it|sf|tt)\b([^{}]*)\}"
 )
 _SIZES = re.compile(
@@ -17,7 +17,7 @@ _SIZES = re.compile(
 )
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\(?:q?quad|enspace|thinspace|newline)\b|\\[hv]space\*?\s*\{[^{}]*\}|~|\s+")
 _PAIRS = (
-    *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}")),
+    *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"), ("[[", "]]")),
     *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ('"', '"'), ("'", "'"), ("`", "`")),
 )
 _BEHIND = re.compile(

@@ -58,6 +58,15 @@ t ton tonne 吨
 atm atmosphere
 bar
 mph
+rpm
+ppm
+dB decibel 分贝
+hp horsepower 马力
+knot
+acre 英亩
+ha hectare 公顷
+gallon gal 加仑
+px pixel 像素
 bit
 unit
 person people
@@ -139,7 +148,7 @@ def read(text: str) -> str | None:
 
 
 def _symbol_of(name: str) -> str | None:
-    """Case tells mW from MW and mg from Mg, but not CM from cm."""
+    """Case tells mW from MW, mg from Mg and Gb from GB, but not CM from cm."""
     if name in _NAMES:
         return _NAMES[name]
     folded = _FOLDED.get(name.casefold(), set())
@@ -147,4 +156,5 @@ def _symbol_of(name: str) -> str | None:
         return None
     (symbol,) = folded
     is_other_prefix = symbol.casefold() == name.casefold() and {symbol[0], name[0]} == {"m", "M"}
-    return None if is_other_prefix else symbol
+    is_bits = symbol[-1] == "B" and name[0].isupper() and name[-1] == "b"  # Gb is no GB
+    return None if is_other_prefix or is_bits else symbol

@@ -24,10 +24,11 @@ from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_m
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Begin, Features, Part, State, Wanted
-from internvl_jax.inference.engine.sampler import Rollout, Sampler
+from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sampler
+from internvl_jax.inference.engine.sampler_leader import LeadingSampler, follow_sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
-from internvl_jax.inference.load import load, read_config, save_model
+from internvl_jax.inference.load import load, read_config, read_values, save_model
 from internvl_jax.inference.terminal import converse, message, saying
 from internvl_jax.inference.text import TextStream
 
@@ -43,6 +44,7 @@ __all__ = [
     "GroupSlots",
     "Ladders",
     "Layout",
+    "LeadingSampler",
     "MODEL_THRESHOLDS",
     "Part",
     "Piece",
@@ -51,6 +53,7 @@ __all__ = [
     "Request",
     "Rollout",
     "STOPS",
+    "SampledGroups",
     "Sampler",
     "Sampling",
     "SamplingParams",
@@ -67,6 +70,7 @@ __all__ = [
     "complete_many",
     "converse",
     "fit",
+    "follow_sampler",
     "get_engine",
     "group_memory",
     "kept",
@@ -76,6 +80,7 @@ __all__ = [
     "message",
     "quantile",
     "read_config",
+    "read_values",
     "save_model",
     "saying",
     "stack_params",

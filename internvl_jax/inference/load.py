@@ -71,18 +71,29 @@ def read_config(directory: str | os.PathLike) -> tuple[InternVLConfig, Processor
       InputError: missing or broken files, or tokenizer and model that don't belong together.
     """
     directory = pathlib.Path(directory)
-    path = directory / "config.json"
-    values = read_json(path, "give the directory of a model or a training run")
-    if values.get("format") != FORMAT:
-        raise InputError(
-            f"{path} is not a config of format {FORMAT}; released checkpoints go through checkpoint_convert first"
-        )
+    values = read_values(directory)
     if not values.get("processor"):
         raise InputError(f"{directory} was converted without tokenizer files; convert it again with them beside it")
     config = InternVLConfig.from_dict(values.get("model"))
     processor = Processor.from_dict(values["processor"], directory)
     _check_match(directory, config, processor)
     return config, processor
+
+
+def read_values(directory: str | os.PathLike) -> dict[str, Any]:
+    """The config.json of a model directory or workdir, for those that need a part of it.
+
+    Raises:
+      InputError: it isn't there, or of a released checkpoint.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    values = read_json(path, "give the directory of a model or a training run")
+    if values.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is not a config of format {FORMAT}; a released checkpoint must be converted first: "
+            f"python -m launch.convert --src={directory} --dst=DIR"
+        )
+    return values
 
 
 def save_model(directory: str | os.PathLike, params: Params, config: InternVLConfig, processor: Processor) -> None:

@@ -61,7 +61,7 @@ def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], pi
             return
         if command == "/clear":
             messages, pictures = [], []
-        elif command == "/image" and argument.strip():
+        elif command == "/image":
             pictures = [*pictures, *_pictures(argument.strip(), processor)]
         elif command == "/help":
             print(_COMMANDS, file=sys.stderr)
@@ -96,10 +96,15 @@ def _answer(pieces: Iterator[str], first: bool) -> str:
 def _pictures(argument: str, processor: Processor) -> list[str]:
     """The paths after /image, if pictures are there."""
     try:
-        paths = shlex.split(argument) if argument[0] in "'\"" else [argument]
+        paths = shlex.split(argument) if argument[:1] in ("'", '"') else [argument]
         for path in paths:
+            if not path:
+                raise InputError("/image needs the path of a picture")
             images.image_size(path, processor.image_config)
-    except (InputError, ValueError) as error:  # shlex: a quote that does not end
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return []
+    except ValueError:  # of shlex
+        print(f"error: a quote does not end in {argument}", file=sys.stderr)
         return []
     return paths

@@ -94,6 +94,49 @@ def policy(
     return loss, jax.lax.stop_gradient(sums)
 
 
+def importance_weights(
+    old_BT: jax.Array,
+    sampled_BT: jax.Array,
+    mask_BT: jax.Array,
+    segments_BT: jax.Array,
+    keep_BX: jax.Array,
+    cap: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """float32 `[B, X]`: w = min(exp(mean over a response's tokens of log(old / sampled)), cap), a constant.
+
+    What a response's advantage is multiplied by where those that drew its tokens are other policies than the one that
+    ratios are taken to: older ones, for tokens of earlier rollout batches, or a sampler that rounds otherwise. The
+    ratio of `policy` is then to the policy before the batch's first step, which keeps the step small, and w stands for
+    the way from those that sampled to that one. As s it is the geometric mean over the response, so that, not
+    truncated, w s is the sequence-level ratio of the trained policy to those that sampled; a product over thousands of
+    tokens would be 0 or the cap. Truncated from above, since that alone bounds the variance; what it takes away is
+    bias towards 0.
+
+    Source: decoupled objective of AReaL (arXiv 2505.24298), truncated importance sampling (Ionides, 2008; Yao et al.,
+    "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025), both of which weigh tokens.
+
+    Args:
+      old_BT: float32, log-probabilities under the policy before the first step of the batch.
+      sampled_BT: the same under the policies that drew the tokens.
+      cap: at least 1.
+      mask_BT, segments_BT, keep_BX: see `policy`.
+
+    Returns:
+      the weights, 0 where a response does not count, and as scalars that add up over parts: weights, their sum,
+      capped, the number of those that are the cap, weighed, the number of responses.
+    """
+    X = keep_BX.shape[1]
+    on_BT, count_BX, kept_BX = _counted(mask_BT, segments_BT, keep_BX)
+    log_BX = segment_sums(_difference(old_BT, sampled_BT, on_BT), segments_BT, X) / jnp.maximum(count_BX, 1)
+    weights_BX = jnp.where(kept_BX, jnp.minimum(jnp.exp(jnp.minimum(log_BX, _MOST)), cap), 0)
+    sums = {
+        "weights": jnp.sum(weights_BX),
+        "capped": jnp.sum(kept_BX & (weights_BX >= cap), dtype=jnp.float32),
+        "weighed": jnp.sum(kept_BX, dtype=jnp.float32),
+    }
+    return jax.lax.stop_gradient((weights_BX, sums))
+
+
 def kl_penalty(
     logprobs_BT: jax.Array, reference_BT: jax.Array, mask_BT: jax.Array, segments_BT: jax.Array, keep_BX: jax.Array
 ) -> LossSum:

@@ -2,11 +2,12 @@
 
 from internvl_jax.making import pairs
 from internvl_jax.making.pairs import make_pairs
-from internvl_jax.making.responses import METHODS, PairConfig
+from internvl_jax.making.responses import METHODS, PairConfig, assist
 
 __all__ = [
     "METHODS",
     "PairConfig",
+    "assist",
     "make_pairs",
     "pairs",
 ]

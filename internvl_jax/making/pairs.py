@@ -6,11 +6,12 @@
 3. Of all pairs of a question at most so many are chosen, so that over the run preferred responses are neither longer
    nor shorter than the others (`choose_pairs`); what is still out of balance then is left out (`in_balance`).
 
-Responses are kept batch by batch, and a run that was killed goes on where it stopped.
+Responses are kept question by question, and a run that was killed goes on where it stopped.
 Source: released `tools/reasoning_data_pipeline` (mmpr_data_pipeline_*.py), MPO paper (arXiv 2411.10442).
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -19,9 +20,10 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from internvl_jax.data import Processor, Prompt, Prompts, screen_prompts
@@ -29,7 +31,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.making.responses import Grade, PairConfig, Responder, Response
 from internvl_jax.making.resumable import ResumableFolder
 from internvl_jax.models import InternVL
-from internvl_jax.sharding import flatten
+from internvl_jax.sharding import flatten, placed, whole
 
 _LOG = logging.getLogger(__name__)
 RESPONSES, ACCURACIES, META = "responses.jsonl", "accuracies.jsonl", "meta.json"
@@ -60,7 +62,9 @@ def make_pairs(
         out: the folder to make, which appears when it is whole. An interrupted run goes on, and ends with the bytes of
             one that was not.
         grade: gives the scores of responses, given the true answers; DropoutNTP needs none.
-        progress: called with the numbers of questions done and of all, after every batch.
+        progress: called with the numbers of questions done and of all, after every question.
+
+    Where the model lies in several processes, process 0 makes pairs while the others `assist`.
 
     Returns:
         questions, responses, pairs, accuracy (of graded responses, None without), seconds, and further counts.
@@ -69,35 +73,50 @@ def make_pairs(
         InputError: bad prompts or settings, too many broken prompts, or no pairs.
     """
     started = time.perf_counter()
-    for dataset in prompts.datasets:
-        if pathlib.Path(dataset.name).name != dataset.name:  # it names a file of pairs
-            raise InputError(
-                f"the data set {dataset.name!r} can't name a file; call it something else in the meta file"
-            )
-    screened = screen_prompts(prompts, processor, config.max_prompt_tokens)
-    asked = _distinct(prompts, screened.numbers, config)
-    responder = Responder(model, processor, config, grade)
-    drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
-    settings = {**drawn, "prompts": _digest(asked), "model": _fingerprint(model)}
-    with ResumableFolder(out, settings, RESPONSES) as folder:
-        numbers, size = list(asked.values()), _AHEAD * config.batch_size // config.samples
-        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        done = folder.resume([len(batch) for batch in batches])
-        if done:
-            _LOG.info("%s has %d of %d batches of questions; going on from there", folder.path, done, len(batches))
-        broken = len(screened.broken) + sum("broken" in entry for entry in folder.entries())
-        _check_broken(broken, config)
-        for count, batch in enumerate(batches[done:], done + 1):
-            entries = responder.answer([(number, prompts[number]) for number in batch])
-            broken += sum("broken" in entry for entry in entries)
+    fingerprint = _fingerprint(model)  # of all processes' parts, so before anything can fail here alone
+    with _responding(model, processor, config, grade) as responder:
+        for dataset in prompts.datasets:
+            if pathlib.Path(dataset.name).name != dataset.name:  # it names a file of pairs
+                raise InputError(
+                    f"the data set {dataset.name!r} can't name a file; call it something else in the meta file"
+                )
+        screened = screen_prompts(prompts, processor, config.max_prompt_tokens)
+        asked = _distinct(prompts, screened.numbers, config)
+        drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
+        settings = {**drawn, "prompts": _digest(asked), "model": fingerprint}
+        with ResumableFolder(out, settings, RESPONSES) as folder:
+            numbers, size = list(asked.values()), _AHEAD * config.batch_size // config.samples
+            done = folder.resume()
+            if done:
+                _LOG.info("%s has %d of %d questions; going on from there", folder.path, done, len(numbers))
+            broken = len(screened.broken) + sum("broken" in entry for entry in folder.entries())
             _check_broken(broken, config)
-            folder.append(entries)
-            if progress is not None:
-                progress(min(count * size, len(numbers)), len(numbers))
-        summary = _write(folder, prompts, config)
-        folder.finish()
+            for start in range(done, len(numbers), size):
+                batch = [(number, prompts[number]) for number in numbers[start : start + size]]
+                for count, entry in enumerate(responder.answer(batch), start + 1):
+                    broken += "broken" in entry
+                    _check_broken(broken, config)
+                    folder.append(entry)
+                    if progress is not None:
+                        progress(count, len(numbers))
+            summary = _write(folder, prompts, config)
+            folder.finish()
     left_out = {"too_long": screened.too_long, "broken": broken}
     return summary | left_out | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+@contextlib.contextmanager
+def _responding(model: InternVL, processor: Processor, config: PairConfig, grade: Grade | None) -> Iterator[Responder]:
+    """Who answers; the other processes of a pod hear how it ends."""
+    responder, problem = Responder(model, processor, config, grade), "process 0 failed"
+    try:
+        yield responder
+        problem = ""
+    except InputError as error:
+        problem = str(error)
+        raise
+    finally:
+        responder.close(problem)
 
 
 def choose_pairs(candidates: Iterable[Pair], limit: int, balance: int, rng: np.random.Generator) -> list[Pair]:
@@ -201,10 +220,13 @@ def _digest(asked: dict[str, int]) -> str:
 
 def _fingerprint(model: InternVL) -> str:
     """A digest of the model, by a row of every parameter: enough to tell one step of a training from another."""
+    params, place = flatten(model), model.runtime.placement
+    first = lambda params: {path: whole(leaf[(0,) * (leaf.ndim - 1)]) for path, leaf in params.items()}
+    with placed(place):
+        rows = first(params) if place is None else jax.jit(first)(params)
     digest = hashlib.sha256()
-    for path, leaf in sorted(flatten(model).items()):
-        row = np.asarray(leaf[(0,) * (leaf.ndim - 1)])
-        digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode() + row.tobytes())
+    for path, leaf in sorted(params.items()):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode() + np.asarray(rows[path]).tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -5,21 +5,33 @@ Source: released `tools/reasoning_data_pipeline` (mmpr_data_pipeline_correctness
 """
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
+import jax
 import numpy as np
 
 from internvl_jax.data import ChatInputs, Processor, Prompt, encode_blind, encode_prompt
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Ladders, Request, Sampler, SamplingParams, TextStream, Vocabulary
+from internvl_jax.inference import (
+    Ladders,
+    LeadingSampler,
+    Request,
+    Sampler,
+    SamplingParams,
+    TextStream,
+    Vocabulary,
+    follow_sampler,
+)
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
 _LOG = logging.getLogger(__name__)
 METHODS = ("correctness", "dropout_ntp")
 _RESPONSE, _CONTINUATION = 0, 1  # random streams of a question
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,36 +142,37 @@ class Responder:
         if config.method == "correctness" and grade is None:
             raise InputError("pairs by correctness need a grader; give one, or use the method dropout_ntp.")
         self._processor, self._config, self._grade = processor, config, grade
-        ladders = dataclasses.replace(Ladders(), slots=(config.max_new_tokens,))
-        vocabulary, dtype = Vocabulary.of(processor), model.runtime.dtype
-        place = model.runtime.placement
-        mesh, rules = (None, None) if place is None else (place.mesh, place.rules)
-        self._sampler = Sampler(model.config, dtype, vocabulary, ladders, mesh, rules)
+        self._sampler = _sampler(model, processor, config)
         self._params = flatten(model)
         self._sampling = SamplingParams(config.max_new_tokens, config.temperature, config.top_k)
-        self._complete = {"correctness": self._graded, "dropout_ntp": self._continued}[config.method]
 
-    def answer(self, batch: Sequence[tuple[int, Prompt]]) -> list[dict[str, Any]]:
-        """An entry for every (number, prompt): number, name, key, and "responses" (with "continuations"), as
-        dictionaries of `Response`; or "broken", where a picture cannot be read."""
-        entries = [{"number": number, "name": prompt.name, "key": prompt.key} for number, prompt in batch]
-        responses = [self._given(prompt) for _, prompt in batch]
-        inputs: dict[int, ChatInputs] = {}
+    def close(self, problem: str = "") -> None:
+        """Lets the other processes of a pod go; with a problem, as an InputError."""
+        if isinstance(self._sampler, LeadingSampler):
+            self._sampler.close(problem)
+
+    def answer(self, batch: Sequence[tuple[int, Prompt]]) -> Iterator[dict[str, Any]]:
+        """An entry for every (number, prompt), in their order and as soon as it is known: number, name, key, and
+        "responses" (with "continuations"), as dictionaries of `Response`; or "broken", where a picture cannot be read.
+        """
+        inputs, broken = dict[int, ChatInputs](), dict[int, dict[str, Any]]()
         for row, (_, prompt) in enumerate(batch):
             try:
-                if not responses[row]:
+                if not self._given(prompt):
                     inputs[row] = encode_prompt(prompt, self._processor)
             except InputError as error:  # its header was sound, or it would not have come so far
                 _LOG.warning("left out %s", error)
-                entries[row]["broken"] = str(error)
-        drawn = self._draw(list(inputs.values()), self._seeds([batch[row][0] for row in inputs], _RESPONSE))
-        for row, every in zip(inputs, drawn, strict=True):
-            responses[row] = every
-        sound = [row for row, every in enumerate(responses) if every]
-        named = self._complete([batch[row] for row in sound], [responses[row] for row in sound])
-        for row, lists in zip(sound, named, strict=True):
-            entries[row] |= {name: [dataclasses.asdict(each) for each in every] for name, every in lists.items()}
-        return entries
+                broken[row] = {"broken": str(error)}
+        seeds_QA, rows = self._seeds([batch[row][0] for row in inputs], _RESPONSE), list(inputs)
+        drawn = ((rows[i], every) for i, every in self._draw(list(inputs.values()), seeds_QA))
+        complete = self._graded if self._config.method == "correctness" else self._continued
+        named = (
+            (row, {name: [dataclasses.asdict(each) for each in every] for name, every in lists.items()})
+            for row, lists in complete(batch, drawn)
+        )
+        found = _in_order(itertools.chain(broken.items(), named))
+        for (number, prompt), entry in zip(batch, found, strict=True):
+            yield {"number": number, "name": prompt.name, "key": prompt.key} | entry
 
     def _given(self, prompt: Prompt) -> list[Response]:
         """The response that a prompt brings along, once for every continuation."""
@@ -169,25 +182,32 @@ class Responder:
         return [Response(prompt.response, tokens, ended=True)] * self._config.samples
 
     def _graded(
-        self, batch: Sequence[tuple[int, Prompt]], responses: Sequence[list[Response]]
-    ) -> list[dict[str, list[Response]]]:
-        texts = [each.text for every in responses for each in every]
-        truths = [prompt.answer for _, prompt in batch for _ in range(self._config.samples)]
-        scores = iter(self._grade(texts, truths) if texts else ())
-        return [{"responses": [_scored(each, next(scores)) for each in every]} for every in responses]
+        self, batch: Sequence[tuple[int, Prompt]], drawn: Iterable[tuple[int, list[Response]]]
+    ) -> Iterator[tuple[int, dict[str, list[Response]]]]:
+        for row, every in drawn:
+            scores = self._grade([each.text for each in every], [batch[row][1].answer] * len(every))
+            yield row, {"responses": [_scored(each, score) for each, score in zip(every, scores, strict=True)]}
 
     def _continued(
-        self, batch: Sequence[tuple[int, Prompt]], responses: Sequence[list[Response]]
-    ) -> list[dict[str, list[Response]]]:
-        inputs, begun = [], []
-        for (_, prompt), every in zip(batch, responses, strict=True):
+        self, batch: Sequence[tuple[int, Prompt]], drawn: Iterable[tuple[int, list[Response]]]
+    ) -> Iterator[tuple[int, dict[str, list[Response]]]]:
+        given = ((row, self._given(prompt)) for row, (_, prompt) in enumerate(batch))
+        responses = dict(sorted([*((row, every) for row, every in given if every), *drawn]))
+        inputs, begun, places = [], [], []
+        for row, every in responses.items():
+            prompt = batch[row][1]
             head = len(encode_blind(prompt, self._processor, "").tokens_T)
-            for each in every:
+            for a, each in enumerate(every):
                 inputs.append(encode_blind(prompt, self._processor, cut(each.text, self._config.start_ratio)))
                 begun.append(inputs[-1].tokens_T[head:].tolist())
-        seeds_QA = self._seeds([number for number, _ in batch], _CONTINUATION)
-        drawn = iter(self._draw(inputs, seeds_QA.reshape(-1, 1), begun))
-        return [{"responses": every, "continuations": [next(drawn)[0] for _ in every]} for every in responses]
+                places.append((row, a))
+        seeds_QA = self._seeds([batch[row][0] for row in responses], _CONTINUATION)
+        continued: dict[int, dict[int, Response]] = {row: {} for row in responses}
+        for i, (each,) in self._draw(inputs, seeds_QA.reshape(-1, 1), begun):
+            row, a = places[i]
+            continued[row][a] = each
+            if len(continued[row]) == len(responses[row]):
+                yield row, {"responses": responses[row], "continuations": list(_in_order(continued[row].items()))}
 
     def _seeds(self, numbers: Sequence[int], stream: int) -> np.ndarray:
         A = self._config.samples
@@ -196,16 +216,18 @@ class Responder:
 
     def _draw(
         self, inputs: Sequence[ChatInputs], seeds_QA: np.ndarray, begun: Sequence[Sequence[int]] | None = None
-    ) -> list[list[Response]]:
-        """Responses to each of the inputs; `begun` are the tokens that the answers to each start with."""
+    ) -> Iterator[tuple[int, list[Response]]]:
+        """Numbers of the inputs, each with the responses to it, as these end; `begun` are the tokens that the answers
+        to each start with."""
         if not inputs:
-            return []
+            return
         requests = [Request(each.tokens_T, each.tiles_GHWC, self._sampling) for each in inputs]
         A = seeds_QA.shape[1]
-        drawn = self._sampler.sample(self._params, requests, A, seeds_QA, self._config.batch_size // A)
-        begun = [()] * len(inputs) if begun is None else begun
-        pairs = zip(begun, drawn, strict=True)
-        return [[self._read([*start, *each.tokens.tolist()]) for each in every] for start, every in pairs]
+        groups = self._sampler.begin(self._params, requests, A, seeds_QA, self._config.batch_size // A)
+        while groups.busy:
+            for i in groups.step():
+                start = begun[i] if begun else ()
+                yield i, [self._read([*start, *each.tokens.tolist()]) for each in groups.answers(i)]
 
     def _read(self, tokens: Sequence[int]) -> Response:
         stops, stream = self._processor.stop_ids, TextStream(self._processor)
@@ -217,3 +239,32 @@ def _scored(response: Response, score: Verdict) -> Response:
     if score.error is not None:
         return dataclasses.replace(response, error=score.error)
     return dataclasses.replace(response, accuracy=float(score.accuracy))
+
+
+def assist(model: InternVL, processor: Processor, config: PairConfig) -> None:
+    """The part of the other processes where process 0 answers with a model that lies in several of them.
+
+    Raises:
+      InputError: what process 0 raised.
+    """
+    follow_sampler(_sampler(model, processor, config), flatten(model))
+
+
+def _sampler(model: InternVL, processor: Processor, config: PairConfig) -> Sampler:
+    ladders = dataclasses.replace(Ladders(), slots=(config.max_new_tokens,))
+    place, kind = model.runtime.placement, Sampler
+    mesh, rules = (None, None) if place is None else (place.mesh, place.rules)
+    if jax.process_count() > 1 and jax.process_index() == 0:
+        kind = LeadingSampler
+    return kind(model.config, model.runtime.dtype, Vocabulary.of(processor), ladders, mesh, rules)
+
+
+def _in_order(items: Iterable[tuple[int, _Item]]) -> Iterator[_Item]:
+    """What is numbered from 0 on and comes in any order, each as soon as all before it have come."""
+    waiting: dict[int, _Item] = {}
+    count = 0
+    for number, item in items:
+        waiting[number] = item
+        while count in waiting:
+            yield waiting.pop(count)
+            count += 1

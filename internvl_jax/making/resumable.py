@@ -1,6 +1,6 @@
 """A folder that is written line by line and may be interrupted: it appears under its name only when whole.
 
-Until then the work stands in FOLDER.partial: settings.json says what it belongs to, and lines are appended in batches.
+Until then the work stands in FOLDER.partial: settings.json says what it belongs to, and lines are appended.
 What a kill cut off is removed when the work goes on, so the lines are those of an uninterrupted run.
 """
 
@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from internvl_jax.errors import InputError
@@ -62,24 +62,21 @@ class ResumableFolder:
                 "start anew."
             )
 
-    def resume(self, batches: Sequence[int]) -> int:
-        """How many of the batches, whose numbers of lines are given, are there; lines after the last are removed."""
+    def resume(self) -> int:
+        """How many lines are there; one that was cut off is removed."""
         if not self._lines.exists():
             return 0
+        size = done = 0
         with open(self._lines, "r+b") as file:
-            size = done = 0
-            for batch in batches:
-                lines = [file.readline() for _ in range(batch)]
-                if not lines[-1].endswith(b"\n"):
-                    break
-                size, done = size + sum(map(len, lines)), done + 1
+            while (line := file.readline()).endswith(b"\n"):
+                size, done = size + len(line), done + 1
             file.truncate(size)
         return done
 
-    def append(self, entries: Sequence[dict[str, Any]]) -> None:
-        """Adds a batch of lines."""
+    def append(self, entry: dict[str, Any]) -> None:
+        """Adds a line."""
         with open(self._lines, "a", encoding="utf-8") as file:
-            file.write("".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries))
+            file.write(f"{json.dumps(entry, ensure_ascii=False)}\n")
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All lines so far."""

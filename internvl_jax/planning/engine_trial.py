@@ -184,7 +184,7 @@ def rollout(trial: Trial, config: TrainConfig, settings: GspoConfig) -> None:
         shards, spread = sharding.spread("batch"), sharding.spread("tiles")
     ladders = sampling_ladders(settings).divisible(shards, spread)
     slots = GroupSlots.of(settings.max_prompt_tokens, settings.max_new_tokens, ladders)
-    count, together = prompts_ahead(settings), min(settings.sample_prompts, ladders.rows[-1])
+    count, together = prompts_ahead(settings) + settings.ahead, min(settings.sample_prompts, ladders.rows[-1])
     seats = GroupSeats(count, settings.group, together, (slots.prompt, slots.first), ladders.rows, shards)
     layout, prompts = seats.layout, len(seats.take(ladders.together, slots.together))
     tiles = prompts * min(config.data.tile_budget, settings.max_prompt_tokens // config.model.tokens_per_tile)

@@ -73,7 +73,7 @@ _BY_HAND = "give --coordinator=HOST:PORT, --processes=N and --process=0 to N-1 i
 def _place(coordinator: str, processes: int, process: int) -> Place:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise InputError(f"the coordinator is {coordinator!r}; write it as HOST:PORT")
+        raise InputError(f"the coordinator is {coordinator!r}; write it as HOST:PORT, with a port from 1 to 65535")
     if not 0 <= process < processes:
         raise InputError(f"process {process} of {processes} can't be; processes count from 0")
     return Place(host.strip("[]"), int(port), processes, process)

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from internvl_jax import interrupts
 from internvl_jax.errors import InputError, Stopped
 from internvl_jax.pod import lines
 from internvl_jax.pod.lines import Line
@@ -31,7 +32,6 @@ from internvl_jax.pod.place import Place
 from internvl_jax.validation import first_line
 
 STOPPED = 75  # exit code: asked to stop, saved; the same command goes on (EX_TEMPFAIL)
-INTERRUPTED = 128 + signal.SIGINT  # exit code, as shells have it
 LOST = 76  # exit code: another process died; the same command goes on from the last checkpoint
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -196,7 +196,9 @@ class Pod:
         if isinstance(error, InputError | OSError):
             sentence = " ".join(str(error).split())
         elif isinstance(error, KeyboardInterrupt):
-            self._end("interrupted", INTERRUPTED)
+            self._end("interrupted", interrupts.INTERRUPTED)
+        elif isinstance(error, SystemExit) and error.code == interrupts.TERMINATED:
+            self._end("terminated", interrupts.TERMINATED)
         elif isinstance(error, SystemExit):
             sentence = "ended (SystemExit)"
         else:

@@ -1,7 +1,7 @@
 """The device mesh: five named axes, always all present, most of size 1."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from internvl_jax.errors import InputError
+from internvl_jax.validation import nearest
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
@@ -24,15 +25,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         `data` would have to cross.
     """
     devices = list(jax.devices() if devices is None else devices)
-    if unknown := sorted(set(sizes) - set(AXES)):
-        raise InputError(f"mesh: unknown axes {unknown}; the axes are {', '.join(AXES)}")
+    _check_axes(sizes, "mesh")
     shape = [sizes.get(axis, 1) for axis in AXES]
     if shape.count(-1) == 1:
         shape[shape.index(-1)] = max(1, len(devices) // math.prod(size for size in shape if size > 0))
     if math.prod(shape) != len(devices) or min(shape) < 1:
-        raise InputError(
-            f"mesh {dict(sizes)} does not use the {len(devices)} devices; make the product of its sizes so"
-        )
+        named = ",".join(f"{axis}={size}" for axis, size in sizes.items()) or "of one device"
+        raise InputError(f"the mesh {named} does not use the {len(devices)} devices; its sizes must make that number")
     return Mesh(_grid(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -42,9 +41,17 @@ def parse_mesh(text: str, name: str = "run.mesh") -> dict[str, int]:
         pairs = [(axis.strip(), int(size)) for axis, size in (part.split("=") for part in text.split(",") if part)]
     except ValueError:
         raise InputError(f"{name} is {text!r}; write it as 'fsdp=16,tensor=4'") from None
+    _check_axes(dict(pairs), name)
+    if min((size for _, size in pairs), default=1) < -1 or any(size == 0 for _, size in pairs):
+        raise InputError(f"{name} is {text!r}; sizes count devices from 1, and one may be -1 for what is left")
     if len(dict(pairs)) < len(pairs):
         raise InputError(f"{name} is {text!r}, which has an axis twice; give every axis once")
     return dict(pairs)
+
+
+def _check_axes(names: Iterable[str], where: str) -> None:
+    if unknown := sorted(set(names) - set(AXES)):
+        raise InputError(f"{where}: unknown axes {unknown}{nearest(unknown[0], AXES)}; the axes are {', '.join(AXES)}")
 
 
 def serving_axes(devices: int, kv_heads: int, experts: int | None) -> dict[str, int]:
@@ -63,8 +70,7 @@ def with_all_axes(mesh: Mesh) -> Mesh:
     Raises:
       InputError: an axis that has another name.
     """
-    if unknown := sorted(set(mesh.axis_names) - set(AXES)):
-        raise InputError(f"mesh: unknown axes {unknown}; the axes are {', '.join(AXES)}")
+    _check_axes(mesh.axis_names, "mesh")
     order = [mesh.axis_names.index(axis) for axis in AXES if axis in mesh.axis_names]
     devices = mesh.devices.transpose(order).reshape([mesh.shape.get(axis, 1) for axis in AXES])
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))

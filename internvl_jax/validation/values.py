@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from internvl_jax.errors import InputError
 from internvl_jax.validation.documents import parse_json
-from internvl_jax.validation.words import UNIONS, describe, first_line, nearest, shown
+from internvl_jax.validation.words import UNIONS, describe, first_line, in_words, nearest, shown
 
 T = TypeVar("T")
 
@@ -42,9 +42,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         if reason.startswith("Object missing required field"):
             raise InputError(f"{where}{place} lacks the field {reason.split('`')[1]!r}; add it.") from None
         if place or _is_struct(kind):
-            expected = reason.partition(", got")[0]
-            found = shown(_at(value, place))
-            raise InputError(f"{where}{place} is {found}; {expected[0].lower()}{expected[1:]}.") from None
+            expected = in_words(reason.partition(", got")[0].removeprefix("Expected "))
+            raise InputError(f"{where}{place} is {shown(_at(value, place))}; it must be {expected}.") from None
         raise InputError(f"{where} is {shown(value)}; it must be {describe(kind)}.") from None
     except UnicodeEncodeError:
         raise InputError(f"{where} is {shown(value)}, with half of a surrogate pair; write it in UTF-8.") from None

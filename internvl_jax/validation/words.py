@@ -1,6 +1,7 @@
 """What errors say of values, types, names, and of what libraries say."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -30,6 +31,22 @@ def first_line(error: BaseException) -> str:
     return text.removeprefix("JSON is malformed: ").partition(" - at `$")[0].rstrip(".")[:300]
 
 
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"} | {
+    dict: "an object",
+    list: "a list",
+}
+_NAMES = dict(zip(("bool", "int", "float", "str", "null", "object", "array"), _WORDS.values(), strict=True))
+
+
+def in_words(expected: str) -> str:
+    """What msgspec expects, '`int | null` >= 0', without its names of types."""
+    return re.sub(
+        "`([^`]*)`",
+        lambda match: " or ".join(_NAMES.get(name, name) for name in match[1].split(" | ")),
+        expected,
+    )
+
+
 def describe(kind: Any) -> str:
     """What a value of a type must be, in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -44,9 +61,7 @@ def describe(kind: Any) -> str:
         return f"a pair of {' and '.join(map(describe, arguments))}"
     if origin in (list, tuple):
         return f"a list of {describe(arguments[0])}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
-    words |= {dict: "an object", list: "a list"}
-    return words.get(kind) or f"the fields of {kind.__name__}"
+    return _WORDS.get(kind) or f"the fields of {kind.__name__}"
 
 
 def _bounds(meta: Meta) -> str:

@@ -99,3 +99,8 @@ def test_help_explains_every_field():
         for field in dataclasses.fields(cls):
             assert f"--config.{section}.{field.name}: " in text
     assert "the number of optimizer steps." in text
+
+
+def test_a_released_checkpoint_to_start_from_is_told_how_to_be_converted(golden):
+    with pytest.raises(InputError, match=r"launch\.convert --src="):
+        choose("sft", {"run.init_from": str(golden / "hf_qwen3")})

@@ -447,13 +447,14 @@ def state_files(rng: Rng, folder: pathlib.Path, content: bytes) -> None:
     def answers() -> None:
         shutil.rmtree(folder / "out.partial", ignore_errors=True)
         with ResumableFolder(folder / "out", {"seed": 1}, "responses.jsonl") as made:
-            made.append([{"text": "a"}, {"text": "b"}])
+            made.append({"text": "a"})
+            made.append({"text": "b"})
         for name in ("settings.json", "responses.jsonl"):
             path = made.path / name
             if rng.random() < 0.5:
                 path.write_bytes(mutate.damaged(rng, path.read_bytes()))
         with ResumableFolder(folder / "out", {"seed": 1}, "responses.jsonl") as again:
-            again.resume([1, 1])
+            again.resume()
             list(again.entries())
 
     rng.choice((round_file, metrics, answers))()

@@ -116,6 +116,22 @@ Answer: \text{(B)} ⇒ B
 The answer is $x=5$ ⇒ 5
 Answer:  ⏎12 ⇒ 12
 Answer: <B> ⇒ B
+Answer: [[B]] ⇒ B
+Answer: B<br>A is wrong ⇒ B
+Answer: <span class="value">12</span> ⇒ 12
+Final Answer⏎---⏎12 ⇒ 12
+Final answer: \tfrac{1}{2} +\! \frac1{72} ⇒ \frac{1}{2}+\frac{1}{72}
+The answer is 5.<|im_end|> ⇒ 5
+The answer is B.</s> ⇒ B
+So the length is 5. <|im_start|>user⏎Is it 6? ⇒ 5
+The answer is not 12 but 13. ⇒ 13
+The answer is not 12 but 13. ⇏ 12
+Answer: B - red ⇒ B
+Answer: Yes, it is. ⇒ yes
+Answer: No, it is not. ⇏ yes
+It is B. ⇒ B
+I would go with B. ⇒ B
+It is not B. ⇏ B
 "Final answer": 12 ⇒ 12
 Final answer: -5 ⇒ -5
 Answer - 12 ⇒ 12
@@ -293,6 +309,10 @@ CHINESE = r"""
 不选B ⇏ B
 选项B错误，故选A ⇏ B
 答案不是B ⇏ B
+答案即为B ⇒ B
+答案是12，不是13 ⇒ 12
+答案不是13，而是12 ⇒ 12
+答案不是13，而是12 ⇏ 13
 不能选B，应选A ⇏ B
 答案：Ａ ⇏ B
 答案：A、B ⇏ B

@@ -38,6 +38,12 @@ $\text{B}$ ⇒ B
 B) 12 ⇒ B
 B: 12 ⇒ B
 B：红色 ⇒ B
+B：12 ⇒ B
+（B）12 ⇒ B
+B）12 ⇒ B
+B - red ⇒ B
+B - 12 ⇏ B
+B：12 ⇏ C
 B、红色 ⇒ B
 B.12 ⇒ B
 Ｂ．红色 ⇒ B
@@ -168,6 +174,10 @@ choice A ⇏ B
 〈A〉 ⇏ B
 """
 LISTS = r"""
+[A, B] ⇒ A, B
+["A", "B"] ⇒ A, B
+[blue, red] ⇒ red, blue
+[A, C] ⇏ A, B
 A,B ⇒ A, B
 B、A ⇒ A,B
 A和B ⇒ A, B

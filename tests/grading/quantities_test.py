@@ -242,6 +242,18 @@ x^{*} ⇏ x
 \triangle ABC ⇏ \triangle DEF
 ab ⇏ a+b
 sin x ⇏ cos x
+sin x ⇒ \sin x
+2sin(x) ⇒ 2\sin(x)
+sin^2(x) ⇒ \sin^2 x
+sin x cos x ⇒ \sin x\cos x
+sin(x) ⇏ nis(x)
+tan(x)/2 ⇒ \frac{\tan x}{2}
+arcsin(1) ⇒ \arcsin 1
+ln 2 ⇒ \ln 2
+ln(2) ⇏ \ln 3
+exp(2) ⇒ e^2
+2sqrt(3) ⇒ 2\sqrt{3}
+sqrt2 ⇒ \sqrt{2}
 1.234 ⇏ 1,234
 H_2O ⇏ H_3O
 CO_2 ⇏ CO
@@ -462,6 +474,21 @@ mW ⇏ MW
 x\text{ is even} ⇏ x
 2\text{ squared} ⇏ 2
 5 GB ⇏ 5 MB
+5 Gb ⇏ 5 GB
+5 gb ⇒ 5 GB
+5 dB ⇒ 5
+5 ppm ⇒ 5
+2 gallons ⇒ 2
+3 acres ⇏ 3 hectares
+Rs. 500 ⇒ 500
+12 \operatorname{cm} ⇒ 12
+3/4小时 ⇒ 3/4
+3/4小时 ⇏ 3/4 s
+90分 ⇒ 90
+3分之一 ⇏ 3
+12以上 ⇏ 12
+5的平方 ⇏ 5
+12不到 ⇏ 12
 2\pi h ⇏ 2\pi
 5 kHz ⇏ 5 Hz
 2a ⇏ 2

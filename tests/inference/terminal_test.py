@@ -42,10 +42,19 @@ def test_pictures_may_have_quoted_paths_and_are_looked_at_once_named(converse, c
     path = tmp_path / "a b.png"
     PIL.Image.new("RGB", (8, 8)).save(path)
     (tmp_path / "c.png").write_text("no picture")
-    lines = [f"/image '{path}'", f"/image {path}", f"/image {tmp_path}/c.png", "/image 'x", "look", "/clear", "again"]
+    lines = [
+        f"/image '{path}'",
+        f"/image {path}",
+        "/image",
+        f"/image {tmp_path}/c.png",
+        "/image 'x",
+        "look",
+        "/clear",
+        "again",
+    ]
     asked = converse(lines, [["a"], ["b"]])
     assert asked == [[terminal.message("look", [str(path)] * 2)], [terminal.message("again", [])]]
-    assert capsys.readouterr().err.count("error: ") == 2
+    assert capsys.readouterr().err.count("error: ") == 3
 
 
 def test_every_command_is_in_the_help(converse, capsys):

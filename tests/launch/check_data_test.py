@@ -21,6 +21,11 @@ def test_check_data(tmp_path):
     done = launch(tmp_path, "--token_budget=7")
     assert done.returncode == 1 and json.loads(done.stdout.splitlines()[-1])["problems"] == 1
     assert "a.jsonl:1 has" in done.stdout
+    for flag in ("render", "token_budget", "tile_budget", "max_open", "show_problems"):
+        done = launch(tmp_path, f"--{flag}=-1")
+        assert done.returncode == 1 and done.stderr.startswith(f"error: flag --{flag}=-1: -1 is not a ")
+    done = launch(tmp_path, "--checkpoint=x")
+    assert done.stderr == "error: give either --checkpoint or --tokenizer (--help lists the flags)\n"
     (tmp_path / "meta.json").write_text("{")
     done = launch(tmp_path)
     assert (done.returncode, done.stdout) == (1, "")

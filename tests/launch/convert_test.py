@@ -1,4 +1,4 @@
-"""launch.convert from the command line: what Ctrl-C leaves."""
+"""launch.convert from the command line: what Ctrl-C and SIGTERM leave."""
 
 import pathlib
 import subprocess
@@ -8,16 +8,17 @@ import time
 import pytest
 
 RELEASED = str(pathlib.Path(__file__).parent.parent / "golden" / "hf_qwen3")
-# Every slice that is written brings a Ctrl-C along, while others are on their way: it is pressed several times.
+# Every slice that is written brings a signal along, while others are on their way: Ctrl-C is pressed several times.
 INTERRUPTED = """
 import os, signal, sys, time
 from checkpoint_convert import conversion
 from launch import convert, main
 
-cast = conversion._cast
+cast, which = conversion._cast, [getattr(signal, sys.argv.pop())]
 
 def press(array, dtype):
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), which[0])
+    which[0] = signal.SIGINT  # SIGTERM would end it at once if it came again
     time.sleep(0.2)
     return cast(array, dtype)
 
@@ -27,11 +28,18 @@ main.run(convert.main)
 """
 
 
-@pytest.mark.parametrize("form", ["orbax", "github"])
-def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path, form):
+@pytest.mark.parametrize(
+    ("form", "which", "code", "word"),
+    [
+        ("orbax", "SIGINT", 130, "interrupted"),
+        ("github", "SIGINT", 130, "interrupted"),
+        ("github", "SIGTERM", 143, "terminated"),
+    ],
+)
+def test_a_signal_is_one_line_and_leaves_nothing(tmp_path, form, which, code, word):
     started = time.monotonic()
-    command = [sys.executable, "-c", INTERRUPTED, f"--src={RELEASED}", f"--dst={tmp_path}/out", f"--to={form}"]
+    command = [sys.executable, "-c", INTERRUPTED, f"--src={RELEASED}", f"--dst={tmp_path}/out", f"--to={form}", which]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (130, "", "interrupted")
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (code, "", word)
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
     assert time.monotonic() - started < 30

@@ -1,5 +1,7 @@
 """Every launcher's manners: one line on stderr and exit code 1 for bad input, tracebacks only for our own faults."""
 
+import re
+import signal
 import subprocess
 import sys
 
@@ -67,6 +69,16 @@ def test_an_interrupt_is_one_line_and_waits_for_no_thread():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+def test_an_interrupt_while_it_imports_is_one_line():
+    program = "import launch\nraise {}"
+    told = [
+        subprocess.run([sys.executable, "-c", program.format(error)], capture_output=True, text=True, check=False)
+        for error in ("KeyboardInterrupt", "ZeroDivisionError")
+    ]
+    assert (told[0].returncode, told[0].stderr) == (-signal.SIGINT, "interrupted\n")
+    assert told[1].returncode == 1 and "Traceback" in told[1].stderr
+
+
 def test_help_is_no_error():
     done = launch("--help")
     assert done.returncode == 0 and "Helps." in done.stdout and "--do" in done.stdout
@@ -76,12 +88,16 @@ def test_help_is_no_error():
     ("launcher", "flags"),
     [
         ("train", ("--config:", "--distributed:", "--config.run.steps:", "--config.stage.clip_low:")),
-        ("chat", ("--checkpoint:", "--dtype:", "--prompt:", "--[no]thinking:")),
+        ("chat", ("--checkpoint:", "--dtype:", "--prompt:", "--[no]thinking:", "--coordinator:")),
+        ("compare", ("--checkpoint:", "--reference:", "--coordinator:")),
     ],
 )
 def test_help_lists_flags_wherever_they_are_defined(launcher, flags):
     done = forks.python("-m", f"launch.{launcher}", "--help")
-    assert done.returncode == 0 and not [flag for flag in flags if flag not in done.stdout]
+    listed = re.findall(r"^  (--\S+?:)", done.stdout, re.MULTILINE)
+    assert done.returncode == 0 and not [flag for flag in flags if flag not in listed]
+    once = [flag for flag in listed if not flag.startswith("--config.stage.")]  # which several stages may have
+    assert len(once) == len(set(once))
 
 
 def test_fields_of_a_config_are_flags():

@@ -179,6 +179,44 @@ def test_a_sequence_of_32768_tokens():
     np.testing.assert_allclose(grad_BT, np.full((1, T), -1.5 * np.exp(0.05) / T), rtol=1e-4)
 
 
+@pytest.mark.parametrize("cap", [1.0, 1.05, 100.0])
+def test_importance_weights(cap):
+    """Value and gradient of the weighed loss are those of a plain float64 calculation; weights are constants."""
+    rng = np.random.default_rng(9)
+    logprobs_BT, old_BT, sampled_BT = rng.normal(-1, 0.3, (3, 2, 17)).astype(np.float32)
+    segments_BT = np.repeat([[1, 2, 3]], [6, 5, 6], axis=1).repeat(2, axis=0).astype(np.int32)
+    mask_BT = rng.random((2, 17)) < 0.7
+    mask_BT[:, ::6] = True
+    advantages_BX, keep_BX = rng.normal(0, 1, (2, 4)).astype(np.float32), np.array([[1, 1, 1, 0], [1, 0, 1, 0]], bool)
+    at = mask_BT, segments_BT
+
+    @jax.jit
+    def loss(logprobs_BT):
+        weights_BX, sums = gspo.importance_weights(old_BT, sampled_BT, *at, keep_BX, cap)
+        found, _ = gspo.policy(logprobs_BT, old_BT, *at, advantages_BX * weights_BX, keep_BX, *CLIP)
+        return found.total, (found.weight, weights_BX, sums)
+
+    (total, (weight, weights_BX, sums)), grad_BT = jax.value_and_grad(loss, has_aux=True)(logprobs_BT)
+    expected, expected_grad_BT, capped = 0.0, np.zeros((2, 17)), 0
+    new_BT, old_BT, sampled_BT = (each.astype(np.float64) for each in (logprobs_BT, old_BT, sampled_BT))
+    for b, x in zip(*np.nonzero(keep_BX), strict=True):
+        on_T = mask_BT[b] & (segments_BT[b] == x + 1)
+        mean = lambda one_BT, other_BT, b=b, on_T=on_T: np.mean(one_BT[b, on_T] - other_BT[b, on_T])
+        w = min(np.exp(mean(old_BT, sampled_BT)), cap)
+        capped += w == cap
+        np.testing.assert_allclose(weights_BX[b, x], w, rtol=1e-5)
+        s, advantage = np.exp(mean(new_BT, old_BT)), advantages_BX[b, x]
+        free, clipped = s * advantage, np.clip(s, 0.8, 1.2) * advantage
+        expected -= w * min(free, clipped)
+        if free <= clipped:
+            expected_grad_BT[b, on_T] = -w * advantage * s / on_T.sum()
+    assert capped == sums["capped"] and (cap > 2 or 0 < capped < 5)
+    assert weight == 5 == sums["weighed"] and not weights_BX[~keep_BX].any()
+    assert float(sums["weights"]) == pytest.approx(float(weights_BX.sum()), rel=1e-6)
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(grad_BT, expected_grad_BT, rtol=1e-4, atol=1e-6)
+
+
 def test_kl_penalty():
     """Value and gradient per token of a plain float64 calculation; clamped values have no gradient."""
     rng = np.random.default_rng(8)

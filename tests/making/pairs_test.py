@@ -307,13 +307,13 @@ def test_what_is_there_is_not_overwritten_nor_mixed(shared, processor, folder):
 
 def test_two_runs_on_one_folder_are_kept_apart(tmp_path):
     with ResumableFolder(tmp_path / "out", {"seed": 1}, "lines") as first:
-        first.append([{"a": 1}])
+        first.append({"a": 1})
         with pytest.raises(InputError, match=r"out.partial is being written by process \d+"):
             ResumableFolder(tmp_path / "out", {"seed": 1}, "lines")
     with pytest.raises(InputError, match="begun with another seed"):
         ResumableFolder(tmp_path / "out", {"seed": 2}, "lines")
     with ResumableFolder(tmp_path / "out", {"seed": 1}, "lines") as second:
-        assert second.resume([1, 1]) == 1
+        assert second.resume() == 1
         second.finish()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lines", "settings.json"]
 

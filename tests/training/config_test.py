@@ -103,6 +103,8 @@ def test_settings_that_no_stage_can_have_are_refused(data, settings, field, valu
         ({"mesh": "fsdp=3"}, "does not use the 8 devices"),
         ({"mesh": "fsdp:8"}, "write it as 'fsdp=16,tensor=4'"),
         ({"mesh": "pipeline=8"}, r"unknown axes \['pipeline'\]"),
+        ({"mesh": "tensr=8"}, r"unknown axes \['tensr'\] .did you mean 'tensor'"),
+        ({"mesh": "fsdp=0"}, "sizes count devices from 1"),
         ({"rows": 12, "mesh": "fsdp=8"}, "12 in 1 micro-batches can't be spread over 8 devices"),
     ],
 )

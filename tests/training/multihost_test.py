@@ -61,6 +61,11 @@ with programs.shared():
     train(parts)
     train(toy.mpo_config(data, folder / "mpo", steps=2, **settings))
     train(toy.gspo_config(data, folder / "gspo", steps=3, **settings))
+    for name in ("a/b", "pairs"):
+        try:
+            toy.make_some_pairs(data, folder / "ours", folder / "pairs", name)
+        except InputError as error:
+            (folder / f"unnamed{process}").write_text(str(error))
 pod.__exit__(None, None, None)
 """
 
@@ -107,6 +112,14 @@ def test_two_processes_are_one(start, tmp_path):
         for metric in {"mpo": ("loss", "delta", "chosen_logp"), "gspo": ("reward", "entropy", "grad_norm")}[name]:
             found = [[line[metric] for line in each] for each in lines]
             np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6, err_msg=f"{name} {metric}")
+
+    # And so do responses that pairs are made of, which process 0 asks for and writes.
+    unnamed = [(tmp_path / f"unnamed{i}").read_text() for i in range(2)]
+    assert unnamed[0] == unnamed[1] and "the data set 'a/b' can't name a file" in unnamed[0]
+    toy.make_some_pairs(data, tmp_path / "ours", tmp_path / "pairs_alone", "pairs")
+    for name in ("responses.jsonl", "settings.json"):
+        ours, theirs = ((tmp_path / folder / name).read_text() for folder in ("pairs", "pairs_alone"))
+        assert ours == theirs and len(ours.splitlines()) >= 4
 
     # One process restores what two have saved, optimizer and data position included, and finds nothing left to do.
     assert train(toy.with_run(alone, workdir=str(tmp_path / "run")))["step"] == 6

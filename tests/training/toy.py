@@ -5,13 +5,18 @@ import json
 import pathlib
 import random
 
+import jax
 from PIL import Image
 
+import internvl_jax as ivl
 from configs.models import sizes
+from internvl_jax.data import open_prompts
 from internvl_jax.data.text.tokenizer import train_bpe
 from internvl_jax.grading import Score
+from internvl_jax.making import PairConfig, assist, make_pairs
 from internvl_jax.models import UNUSED_PARTS, FlashConfig, InternVLConfig
 from internvl_jax.models.config import MoeConfig, YarnConfig
+from internvl_jax.sharding import make_mesh
 from internvl_jax.training import (
     ConsistencyConfig,
     DataConfig,
@@ -172,10 +177,32 @@ def gspo_config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConf
 
 
 def gspo_within_config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> TrainConfig:
-    """As `gspo_config`, 4 steps of a prompt each a rollout batch: every other checkpoint stands within one."""
+    """As `gspo_config`, 4 steps of a prompt each a rollout batch: every other checkpoint stands within one. Responses
+    are left to later batches, and weighed.
+    """
     made = gspo_config(folder, workdir, **run)
-    made.stage.mini_batch = 1
+    made.stage.mini_batch, made.stage.sample_prompts = 1, 3
+    made.stage.ahead, made.stage.staleness, made.stage.importance_cap = 3, 2, 2.0
     return made
+
+
+def make_some_pairs(folder: pathlib.Path, model: pathlib.Path, out: pathlib.Path, name: str) -> None:
+    """Pairs for four of `write_prompts(folder)`, as the data set of that name, right at random; by all processes of a
+    pod, on eight devices.
+    """
+    mesh = make_mesh({"data": 4, "tensor": 2})
+    given = ivl.load(model, "float32", mesh)
+    config = PairConfig("correctness", 4, 1.0, 0, 7, 60, 0.5, 5, 1.0, "stub", 0, 16, 5)
+    if jax.process_index():
+        assist(*given, config)
+        return
+    lines = (folder / "prompts.jsonl").read_text().splitlines()[:4]
+    prompts = out.with_name(f"{out.name}_prompts.jsonl")
+    prompts.write_text("\n".join(lines) + "\n")
+    entry = {"root": str(folder / "images"), "annotation": str(prompts)}
+    prompts.with_suffix(".json").write_text(json.dumps({name: entry}))
+    grade = lambda texts, truths: [Score(0.0, float(len(text) % 2), 0.0) for text in texts]
+    make_pairs(*given, open_prompts(prompts.with_suffix(".json")), config, out, grade)
 
 
 # Released routers have 16 heads.

@@ -12,9 +12,10 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from internvl_jax.data.media import tiling
 from internvl_jax.errors import InputError
@@ -22,7 +23,6 @@ from internvl_jax.validation import (
     CountOrZero,
     Fields,
     FilePath,
-    Positive,
     check_value,
     nearest,
     parse_json,
@@ -32,7 +32,8 @@ from internvl_jax.validation import (
 
 _META_KEYS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
 _BLOCK_BYTES = 1 << 24
-_MOST_SAMPLES = 2**31  # of a data set in an epoch; their numbers take 8 bytes each, and no run comes that far
+_MOST_SAMPLES = 2**28  # of a data set in an epoch: twice the largest published mixture; each takes 8 bytes
+_Repeats = Annotated[float, Meta(gt=0, le=10_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def parse_entry(line: bytes, name: str) -> dict:
     """
     entry = parse_json(line, name)
     if not isinstance(entry, dict):
-        raise InputError(f"{name} is a {type(entry).__name__}; a sample is a JSON object.")
+        raise InputError(f"{name} is {shown(entry)}; a sample is a JSON object.")
     if entry.get("video"):
         raise InputError(f"{name} is a video sample, which this build does not read; leave it out of the annotation.")
     return entry
@@ -240,7 +241,7 @@ def _dataset(path: str, name: str, entry: Any, allow_outside_root: bool) -> Data
         annotation=beside if moved else annotation,
         data_augment=fields.optional("data_augment", bool, False),
         max_tiles=fields.optional("max_dynamic_patch", tiling.Tiles),
-        repeat_time=fields.optional("repeat_time", Positive, 1),
+        repeat_time=fields.optional("repeat_time", _Repeats, 1),
         length=fields.optional("length", CountOrZero),
         allow_outside_root=allow_outside_root,
         beside=beside,

@@ -270,7 +270,7 @@ class Engine:
         budget = self.ladders.tiles[0 if scheduler.writing and self.ladders.classes is not None else -1]
         looked: list[Job] = []
         tiles: dict[bytes, np.ndarray] = {}
-        for job in scheduler.waiting[: len(scheduler.rows) or self.ladders.rows[-1]]:
+        for job in scheduler.waiting[: scheduler.most_rows]:
             if job.ready:
                 continue
             missing = [name for name in kept.missing(job.names) if name not in tiles]

@@ -1,6 +1,7 @@
 """The engine's programs on rows that are kept in groups: the state of one rollout, and what is known of its answers."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import Params
 
 _TOGETHER = 8192  # tokens of several prompts that are read at a time
+_SHORTEST = 32  # the least tokens of an answer that are read again at a time; then powers of two
 
 
 class GroupSlots(NamedTuple):
@@ -56,12 +58,14 @@ class Text:
       prompt: how many tokens its prompt has.
       count: how many tokens it has itself.
       finished: whether it has come to a stop.
+      kept: how many tokens it had from the start.
       routes: the experts of its prompt, then of what was written, each int16 `[L, n, K]`.
     """
 
     prompt: int = 0
     count: int = 0
     finished: bool = False
+    kept: int = 0
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
     routes: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -89,6 +93,7 @@ class GroupRunner:
     Attributes:
       groups: who has which row.
       texts: of every answer.
+      left: how many answers to each prompt have not ended.
     """
 
     def __init__(
@@ -116,12 +121,28 @@ class GroupRunner:
         limits = of_all([row.max_new_tokens for row in sampling]).astype(np.int32)
         self._wanted = Wanted(limits, of_all([stop_ids(vocabulary, row) for row in sampling]), drawn)
         self.texts = [Text() for _ in range(seeds_QA.size)]
+        self.left = [group] * len(requests)
         state = programs.empty_groups(rows=tuple(self.groups.layout), slots=slots)
         some = next(iter(params[0].values()))
         if some.committed and len(some.devices()) == 1:
             state = jax.device_put(state, next(iter(some.devices())))  # as all states after it
         self._state: State = state
         self._calls: list[_Asked] = []
+
+    def keep(self, prompt: int, answers: Sequence[tuple[np.ndarray, np.ndarray, bool]]) -> None:
+        """Before anything is arranged: tokens, log-probabilities and whether it has come to a stop, of every answer to
+        a prompt. They may be of other parameters; answers that have not ended go on."""
+        numbers = range(prompt * self.groups.group, (prompt + 1) * self.groups.group)
+        for answer, (tokens, logprobs, finished) in zip(numbers, answers, strict=True):
+            count = len(tokens)
+            self.texts[answer] = Text(0, count, finished, count, [tokens], [logprobs])
+        self.groups.begun[prompt] = [answer for answer in numbers if not self.complete(answer)]
+        self.left[prompt] = len(self.groups.begun[prompt])
+
+    def complete(self, answer: int) -> bool:
+        """Whether an answer has come to its stop or its limit."""
+        text = self.texts[answer]
+        return text.finished or text.count >= self._wanted.limits_B[answer]
 
     def arrange(self) -> bool:
         """Gives rows to answers: those that wait beside their prompt, those of prompts that are read now, and all that
@@ -132,6 +153,8 @@ class GroupRunner:
             self.read(order)
             if groups.turns:
                 self.tell()  # the others of each prompt wait with their first token
+            if any(self._begun(int(groups.prompt_Q[q])) for q in order if q is not None):
+                self._join(groups.seat())
         while (move := groups.move()) is not None:
             self._state = self._programs.move(self._state, *move)
             self._join(groups.seat())
@@ -154,8 +177,9 @@ class GroupRunner:
             tokens_T, index_P = self._shown(prompt)
             tokens_RT[r, : len(tokens_T)], index_RT[r, : len(index_P)] = tokens_T, index_P
             places_R[r], counts_R[r] = groups.place(q), len(tokens_T)
-            answers[r] = prompt * group + np.arange(group)
-            rows_B[r, :width] = groups.rows(q)
+            if not self._begun(prompt):
+                answers[r] = prompt * group + np.arange(group)
+                rows_B[r, :width] = groups.rows(q)
         features_RPD = self._programs.gather(self._vision.pool_GPD, index_RT)
         part = Part(places_R, tokens_RT, np.zeros(R, np.int32), counts_R, features_RPD)
         self._state, logits_RV, routes_LRTK = self._programs.chunk(self._params, self._state, part, number=0, reach=0)
@@ -173,17 +197,16 @@ class GroupRunner:
 
     def write(self, piece: int) -> None:
         """Goes on with all rows: `piece` tokens at most, or until there is something to arrange."""
-        groups, slots = self.groups, self._state.cache.reach
+        groups = self.groups
         answers = groups.answer_B[groups.writing]
         # Prompts that were just read have their first tokens, though nobody has seen them yet.
         counts = np.array([max(1, self.texts[answer].count) for answer in answers], np.int32)
         left = int(np.max(self._wanted.limits_B[answers] - counts, initial=0))
         if left <= 0:
             return
-        if (longest := int(counts.max())) > slots:
-            self._state = self._programs.grow(self._state, slots=min(2 * slots, self._slots.longest))
-            slots = self._state.cache.reach
-        count = min(piece, left, slots - longest + 1)
+        longest = int(counts.max())
+        self._widen(longest)
+        count = min(piece, left, self._state.cache.reach - longest + 1)
         self._state, written = self.decode(self._state, groups.answer_B >= 0, count, groups.few())
         self._calls.append(_Asked(written, groups.answer_B.copy()))
 
@@ -210,13 +233,14 @@ class GroupRunner:
                     text.routes.append(routes_LBWK[:, b, :n].copy())
                 text.count += n
                 text.finished = int(tokens_BW[b, n - 1]) in self._stops[answer // groups.group]
-                if text.finished or text.count >= self._wanted.limits_B[answer]:
+                if self.complete(answer):
                     groups.end(answer)
+                    self.left[answer // groups.group] -= 1
                 elif text.count == 1:
                     groups.queue(answer)
 
     def warm_up(self) -> None:
-        """Compiles all that these requests need, however their answers end."""
+        """Compiles all that these requests need, however their answers end, but for what `keep` takes."""
         groups, first, most = self.groups, None, 0
         while order := self.take():
             first, most = first or order, max(most, len(order))
@@ -238,19 +262,56 @@ class GroupRunner:
                 return
             every = [self._programs.move(state, *layout.same()) for state in every]
 
+    def _begun(self, prompt: int) -> bool:
+        return self.texts[prompt * self.groups.group].kept > 0
+
+    def _widen(self, count: int) -> None:
+        """Gives answers slots for so many tokens."""
+        while count > (slots := self._state.cache.reach):
+            self._state = self._programs.grow(self._state, slots=min(2 * slots, self._slots.longest))
+
     def _join(self, rows: list[int]) -> None:
         if rows:
+            self._resume([row for row in rows if self.texts[self.groups.answer_B[row]].count > 1])
             answers_B = np.full(self.groups.layout.rows, -1, np.int32)
             answers_B[rows] = self.groups.answer_B[rows]
             self._state = self._programs.join(self._state, self._joining(answers_B))
 
     def _joining(self, answers_B: np.ndarray) -> Joining:
-        """Answers that have their first token, each in its row; -1 where none is."""
-        tokens_B, lengths_B = np.zeros_like(answers_B), np.zeros_like(answers_B)
+        """Answers that have their first tokens, each in its row; -1 where none is."""
+        tokens_B, lengths_B, steps_B = (np.zeros_like(answers_B) for _ in range(3))
         for row in np.flatnonzero(answers_B >= 0):
             text = self.texts[answers_B[row]]
-            tokens_B[row], lengths_B[row] = text.tokens[0][0], text.prompt
-        return Joining(answers_B >= 0, tokens_B, lengths_B, self._asked(answers_B))
+            tokens_B[row], steps_B[row] = text.tokens[-1][-1], text.count
+            lengths_B[row] = text.prompt + text.count - 1
+        return Joining(answers_B >= 0, tokens_B, lengths_B, steps_B, self._asked(answers_B))
+
+    def _resume(self, rows: list[int]) -> None:
+        """Reads again what answers have written, into these rows: one of every device at a time."""
+        if not rows:
+            return
+        groups, texts = self.groups, {row: self.texts[self.groups.answer_B[row]] for row in rows}
+        self._widen(max(text.count for text in texts.values()))
+        each = groups.layout.rows // groups.shards
+        own = [[row for row in rows if row // each == shard] for shard in range(groups.shards)]
+        for together in itertools.zip_longest(*own):
+            real = [(d, row) for d, row in enumerate(together) if row is not None]
+            longest = max(texts[row].count - 1 for _, row in real)
+            tokens_BT = np.zeros((len(together), max(_SHORTEST, 1 << (longest - 1).bit_length())), np.int32)
+            places_B, starts_B, counts_B, rows_B = np.zeros((4, len(together)), np.int32)
+            for d, row in real:
+                text = texts[row]
+                counts_B[d], starts_B[d], rows_B[d] = text.count - 1, text.prompt, row % each
+                tokens_BT[d, : counts_B[d]] = np.concatenate(text.tokens)[:-1]
+                places_B[d] = groups.place(row // groups.layout.width)
+            part = Part(places_B, tokens_BT, starts_B, counts_B, None)
+            self._state, routes_LBTK = self._programs.resume(
+                self._params, self._state, part, rows_B, reach=self._slots.prompt
+            )
+            if routes_LBTK is not None:
+                routes_LBTK = np.asarray(routes_LBTK)
+                for d, row in real:
+                    texts[row].routes.append(routes_LBTK[:, d, : counts_B[d]])
 
     def _asked(self, answers_B: np.ndarray) -> Wanted:
         return jax.tree.map(lambda each: each[np.maximum(answers_B, 0)], self._wanted)

@@ -66,16 +66,18 @@ class GroupSeats:
       shards: over how many devices rows are spread.
 
     Attributes:
+      shards: over how many devices rows are spread.
       layout: what rows there are.
       prompt_Q: the prompt of each place, -1 where there is none.
       answer_B: the answer of each row, -1 where there is none.
-      queued: by prompt, answers that have their first token and no row.
+      queued: by prompt, answers that have their first tokens and no row.
+      begun: by prompt that has not been read, the answers that go on, where all of them have their first tokens.
     """
 
     def __init__(
         self, count: int, group: int, together: int, slots: tuple[int, int], sizes: tuple[int, ...], shards: int
     ):
-        self.group, self._sizes, self._shards = group, sizes, shards
+        self.group, self._sizes, self.shards = group, sizes, shards
         if count <= together:
             self.layout = Layout(fit("prompts", together, sizes), group)
         else:
@@ -87,6 +89,7 @@ class GroupSeats:
             self.layout = Layout(max(1, most // shards) * shards, width)
         self.unread = collections.deque(range(count))
         self.queued: dict[int, list[int]] = {}
+        self.begun: dict[int, list[int]] = {}
         self.prompt_Q = np.full(self.layout.prompts, -1, np.int32)
         self.answer_B = np.full(self.layout.rows, -1, np.int32)
 
@@ -107,14 +110,14 @@ class GroupSeats:
 
     def place(self, q: int) -> int:
         """The number of a place on its device."""
-        return q % (self.layout.prompts // self._shards)
+        return q % (self.layout.prompts // self.shards)
 
     def rows(self, q: int) -> range:
         """The rows beside the prompt of a place."""
         return range(q * self.layout.width, (q + 1) * self.layout.width)
 
     def take(self, sizes: tuple[int, ...], most: int) -> list[int | None]:
-        """Gives free places to prompts, and their rows to the first of their answers.
+        """Gives free places to prompts, and their rows to the first of their answers; those that were begun queue.
 
         Args:
           sizes: how many prompts may be read together.
@@ -123,22 +126,25 @@ class GroupSeats:
         Returns:
           the places, of every device equally many; None is padding. Nothing if there is no place, or no prompt.
         """
-        each, free = self.layout.prompts // self._shards, np.flatnonzero(self.prompt_Q < 0).tolist()
-        shards = [[q for q in free if q // each == shard] for shard in range(self._shards)]
+        each, free = self.layout.prompts // self.shards, np.flatnonzero(self.prompt_Q < 0).tolist()
+        shards = [[q for q in free if q // each == shard] for shard in range(self.shards)]
         # One of every device, then another one of each.
         turns = itertools.chain(*itertools.zip_longest(*shards))
         wanted = set(itertools.islice((q for q in turns if q is not None), len(self.unread)))
         shards = [[q for q in own if q in wanted] for own in shards]
         if not wanted:
             return []
-        fitting = [size for size in sizes if size <= min(self._shards * max(map(len, shards)), most)]
-        each = max(fitting, default=sizes[0]) // self._shards
+        fitting = [size for size in sizes if size <= min(self.shards * max(map(len, shards)), most)]
+        each = max(fitting, default=sizes[0]) // self.shards
         order = [q for own in shards for q in [*own[:each], *[None] * (each - len(own))]]
         for q in order:
             if q is not None:
                 prompt = self.unread.popleft()
                 self.prompt_Q[q] = prompt
-                self.answer_B[self.rows(q)] = prompt * self.group + np.arange(self.layout.width)
+                if prompt in self.begun:
+                    self.queued[prompt] = self.begun.pop(prompt)
+                else:
+                    self.answer_B[self.rows(q)] = prompt * self.group + np.arange(self.layout.width)
         return order
 
     def queue(self, answer: int) -> None:

@@ -21,7 +21,7 @@ from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.pod import Channel
 
 
-class _Array(msgspec.Struct):
+class WireArray(msgspec.Struct):
     """A numpy array."""
 
     dtype: str
@@ -29,7 +29,7 @@ class _Array(msgspec.Struct):
     data: bytes
 
     @classmethod
-    def of(cls, array: np.ndarray) -> "_Array":
+    def of(cls, array: np.ndarray) -> "WireArray":
         return cls(array.dtype.str, array.shape, array.tobytes())
 
     @property
@@ -44,8 +44,8 @@ class _Add(msgspec.Struct, tag=True):
       masked: whether `Request.allow` says which tokens may follow: then process 0 asks it, and tells.
     """
 
-    tokens: _Array
-    tiles: _Array
+    tokens: WireArray
+    tiles: WireArray
     sampling: SamplingParams
     thresholds: Thresholds | None
     decided: Decided | None
@@ -70,7 +70,7 @@ class _Step(msgspec.Struct, tag=True):
 class _Route(msgspec.Struct, tag=True):
     """`Engine.route`."""
 
-    tiles: _Array
+    tiles: WireArray
 
 
 class _WarmUp(msgspec.Struct, tag=True):
@@ -80,7 +80,7 @@ class _WarmUp(msgspec.Struct, tag=True):
 class _Mask(msgspec.Struct, tag=True):
     """What `Request.allow` returned."""
 
-    bits: _Array
+    bits: WireArray
 
 
 class _End(msgspec.Struct, tag=True):
@@ -117,8 +117,8 @@ class Leader(Engine):
         thresholds = request.thresholds
         self._untold.append(
             _Add(
-                _Array.of(request.tokens_T),
-                _Array.of(request.tiles_GHWC),
+                WireArray.of(request.tokens_T),
+                WireArray.of(request.tiles_GHWC),
                 request.sampling,
                 thresholds if isinstance(thresholds, Thresholds) else None,
                 thresholds if isinstance(thresholds, Decided) else None,
@@ -144,7 +144,7 @@ class Leader(Engine):
     @interrupts.held()
     def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:
         """See `Engine.route`."""
-        self._pass_on(_Route(_Array.of(tiles_GHWC)))
+        self._pass_on(_Route(WireArray.of(tiles_GHWC)))
         return super().route(tiles_GHWC)
 
     @interrupts.held()
@@ -159,7 +159,7 @@ class Leader(Engine):
         self._pass_on(_End(problem))
 
     def _told_mask(self, bits: np.ndarray) -> np.ndarray:
-        self._pass_on(_Mask(_Array.of(bits)))
+        self._pass_on(_Mask(WireArray.of(bits)))
         return bits
 
     def _pass_on(self, command: _Command) -> None:

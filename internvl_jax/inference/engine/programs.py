@@ -12,7 +12,8 @@
 Groups of answers share the keys of their prompts (`GroupCache`). What of the above has to do with prompts then means
 rows of prompts, all else is the same, and besides there are
 
-    join(state) -> state                    rows go on with answers whose first token is known
+    join(state) -> state                    rows go on with answers whose first tokens are known
+    resume(state, tokens) -> state          tokens of such answers, all but the last of each, are read again
     move(state) -> state                    answers to other rows
     grow(state) -> state                    more slots for each of them
 
@@ -94,6 +95,7 @@ class Programs:
         self.copy = DeviceProgram(self._copy, donate_argnames="state", static_argnames=("source", "target", "reach"))
         self.resize = DeviceProgram(self._resize, static_argnames="slots")
         self.join = DeviceProgram(self._join, donate_argnames="state")
+        self.resume = DeviceProgram(self._resume, donate_argnames="state", static_argnames="reach")
         self.move = DeviceProgram(self._move)
         self.grow = DeviceProgram(self._grow, static_argnames="slots")
 
@@ -357,9 +359,26 @@ class Programs:
         """Answers that begin in rows of groups that have their prompt."""
         real_B = joining.real_B
         pick = lambda new, old: jnp.where(real_B.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-        ones_B = jnp.ones_like(state.steps_B)
-        new = State(None, joining.tokens_B, joining.lengths_B, ones_B, ~real_B, joining.wanted)
+        new = State(None, joining.tokens_B, joining.lengths_B, joining.steps_B, ~real_B, joining.wanted)
         return laid(jax.tree.map(pick, new, state._replace(cache=None))._replace(cache=state.cache))
+
+    def _resume(
+        self, params: Params, state: State, part: Part, rows_B: jax.Array, reach: int
+    ) -> tuple[State, jax.Array | None]:
+        """Tokens that follow some prompts into the rows of their answers.
+
+        Args:
+          part: `rows_B` are the prompts' places, see `_chunk`.
+          rows_B: the answers' rows, see `GroupCache.resume`.
+          reach: no prompt is longer.
+
+        Returns:
+          the state, and the experts of the tokens, see `_chunk`.
+        """
+        cache = cast(GroupCache, state.cache)
+        prompts = cache.rows(0, part.rows_B, reach).longer(part.tokens_BT.shape[1])
+        _, out = self._read(params, part, prompts, ("kv", *self._noted))
+        return laid(state._replace(cache=cache.resume(rows_B, part.counts_B, out.kv_LBMTH))), _routes(out)
 
     def _move(self, state: State, prompts_Q: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> State:
         """The rows and prompts of groups that are named; rows that are not real are nobody's."""

@@ -45,14 +45,14 @@ class Part(NamedTuple):
       tokens_BT: the tokens, padded.
       starts_B: how many tokens of a prompt its row holds.
       counts_B: how many tokens come to it; 0 for a row that is padding.
-      features_BPD: features of image tokens, those of every row in their order.
+      features_BPD: features of image tokens, those of every row in their order; None where there are no such tokens.
     """
 
     rows_B: jax.Array
     tokens_BT: jax.Array
     starts_B: jax.Array
     counts_B: jax.Array
-    features_BPD: jax.Array
+    features_BPD: jax.Array | None
 
 
 class Begin(NamedTuple):
@@ -94,16 +94,17 @@ class State(NamedTuple):
 
 
 class Joining(NamedTuple):
-    """Rows that go on with answers whose first token is known.
+    """Rows that go on with answers whose first tokens are known.
 
     Attributes:
       real_B: bool, which rows do.
-      tokens_B, lengths_B, wanted: see `State`.
+      tokens_B, lengths_B, steps_B, wanted: see `State`.
     """
 
     real_B: jax.Array
     tokens_B: jax.Array
     lengths_B: jax.Array
+    steps_B: jax.Array
     wanted: Wanted
 
 

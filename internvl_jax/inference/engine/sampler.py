@@ -7,9 +7,13 @@ The engine's programs write them on rows that are kept in groups (`group_seats.p
    or the answers that are left fit into fewer.
 
 A row's draws depend on its own seed and length only: neither on its neighbours nor on when it began.
+
+Answers may be left unfinished, and go on in another call with the parameters of that time: what they have written is
+read again.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -43,17 +47,62 @@ class Rollout(NamedTuple):
 
     Attributes:
       tokens: int32 [n], the stop token included.
-      logprobs: float32 [n], each token's log-probability under the policy itself: at temperature 1 and normalised over
-        its whole table, tokens that can't be drawn included, as `token_logprobs` computes them in training.
-      finished: False where the answer was cut at its `max_new_tokens`.
-      routes: int16 [T + n - 1, L, K], the experts that every layer chose for the tokens of prompt and answer; the last
-        one was not looked at. None unless the sampler notes them.
+      logprobs: float32 [n], each token's log-probability under the policy itself that drew it: at temperature 1 and
+        normalised over its whole table, tokens that can't be drawn included, as `token_logprobs` computes them in
+        training.
+      finished: False where the answer was cut at its `max_new_tokens`, or has not ended yet.
+      routes: int16 [T + n - 1, L, K], the experts that every layer chose for the tokens of prompt and answer, when they
+        were read last; the last token was not looked at. None unless the sampler notes them.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     finished: bool
     routes: np.ndarray | None
+
+
+class SampledGroups:
+    """Groups of answers that are being written, see `Sampler.begin`. Not more than one of a sampler at a time.
+
+    Attributes:
+      busy: whether any answer goes on.
+    """
+
+    def __init__(
+        self,
+        runner: GroupRunner,
+        kept: Sequence[Sequence[Rollout]],
+        piece: int,
+        stepping: Callable[[], contextlib.AbstractContextManager[None]],
+    ):
+        self._runner, self._kept, self._piece, self._stepping = runner, kept, piece, stepping
+        for prompt, answers in enumerate(kept):
+            if answers:
+                runner.keep(prompt, [answer[:3] for answer in answers])
+        self._open = set(range(len(kept)))
+        self.busy = True
+
+    def step(self) -> list[int]:
+        """Goes on with all answers for a while; returns the prompts all of whose answers have ended since."""
+        runner = self._runner
+        with self._stepping():
+            self.busy = runner.arrange()
+            if self.busy:
+                runner.write(self._piece)
+                runner.tell()
+        ended = [prompt for prompt in sorted(self._open) if not runner.left[prompt]]
+        self._open -= set(ended)
+        return ended
+
+    def answers(self, prompt: int) -> list[Rollout]:
+        """The answers to a prompt, as far as they are written; none of a prompt that was not read yet."""
+        runner, kept = self._runner, self._kept[prompt]
+        group = runner.groups.group
+        numbers = range(prompt * group, (prompt + 1) * group)
+        if not runner.texts[numbers[0]].count:
+            return []
+        known = [bool(kept) and runner.texts[answer].count == runner.texts[answer].kept for answer in numbers]
+        return [kept[a] if known[a] else _rollout(runner.texts[answer]) for a, answer in enumerate(numbers)]
 
 
 class Sampler:
@@ -118,9 +167,25 @@ class Sampler:
         seeds: int | np.ndarray,
         prompts: int | None = None,
     ) -> list[list[Rollout]]:
-        """`group` answers to every request.
+        """`group` answers to every request, see `begin`.
 
         No reference to the parameters is left behind: a training step may take their memory.
+        """
+        groups = self.begin(params, requests, group, seeds, prompts)
+        while groups.busy:
+            groups.step()
+        return [groups.answers(prompt) for prompt in range(len(requests))]
+
+    def begin(
+        self,
+        params: Params,
+        requests: Sequence[Request],
+        group: int,
+        seeds: int | np.ndarray,
+        prompts: int | None = None,
+        kept: Sequence[Sequence[Rollout]] | None = None,
+    ) -> SampledGroups:
+        """Begins `group` answers to every request; step by step they are written, and may be left unfinished.
 
         Args:
           params: the policy's parameters as training holds them.
@@ -130,6 +195,8 @@ class Sampler:
             made.
           prompts: there is memory for so many prompts with all their answers, and further ones wait; fewer use the same
             programs. By default all requests, or as many as the ladder has.
+          kept: for every request the answers that `SampledGroups.answers` gave in another call, which go on where they
+            are not complete; none to begin anew.
 
         Raises:
           InputError: see `requests.check`; sizes beyond the ladders, a repetition penalty or stop strings.
@@ -145,17 +212,17 @@ class Sampler:
             )
         with sharding.use(self._mesh, self._rules):
             runner = self._run(params, requests, seeds, prompts)
-            while runner.arrange():
-                runner.write(self._piece)
-                runner.tell()
-        found = [_rollout(text) for text in runner.texts]
-        return [found[p * group : (p + 1) * group] for p in range(len(requests))]
+        return SampledGroups(runner, kept or [()] * len(requests), self._piece, self._stepping)
 
     def warm_up(self, params: Params, requests: Sequence[Request], group: int, prompts: int | None = None) -> int:
         """Compiles all that such requests need, however their answers end; returns how many programs there are."""
         with sharding.use(self._mesh, self._rules):
             self._run(params, requests, np.zeros((len(requests), group), np.uint32), prompts).warm_up()
         return self.num_compiled
+
+    def _stepping(self) -> contextlib.AbstractContextManager[None]:
+        """What a step of groups runs in."""
+        return sharding.use(self._mesh, self._rules)
 
     def _run(
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int | None

@@ -166,6 +166,11 @@ class Scheduler:
         return max(fitting, default=self.ladders.slots[0])
 
     @property
+    def most_rows(self) -> int:
+        """The most answers that are written at a time."""
+        return self.ladders.rows[-1] if self.ladders.classes is None else len(self.rows)
+
+    @property
     def longest_row(self) -> int:
         """The slots of the longest row that there is."""
         return max(row.slots for row in self.rows)

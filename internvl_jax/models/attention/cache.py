@@ -119,6 +119,11 @@ class SlotCache:
         cut = per_device(take, inputs=(_HALF, _ROW), output=_HALF)
         return SlotCache((cut(self.k[number], rows_B),), (cut(self.v[number], rows_B),), reach)
 
+    def longer(self, slots: int) -> "SlotCache":
+        """The cache of one class with so many more slots, behind the others."""
+        pad = lambda half: jnp.pad(half, ((0, 0),) * 3 + ((0, slots), (0, 0)))
+        return SlotCache((pad(self.k[0]),), (pad(self.v[0]),), self.reach + slots)
+
     def put(
         self,
         number: int,

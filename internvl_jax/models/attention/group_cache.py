@@ -199,6 +199,25 @@ class GroupCache:
         lengths_Q = run(self.lengths_Q, rows_B, starts_B + counts_B, counts_B)
         return dataclasses.replace(self, prompts=tuple(prompts), lengths_Q=lengths_Q)
 
+    def resume(self, rows_B: jax.Array, counts_B: jax.Array, kv_LBMTH: tuple[jax.Array, jax.Array]) -> "GroupCache":
+        """The cache with the first tokens of some answers, as if their rows had written them last.
+
+        Args:
+          rows_B: the answers' rows, by their numbers on their device, of every device equally many.
+          counts_B: how many of the T tokens are real, at most S; where none is, the row is left as it is.
+        """
+
+        def filled(stacks: Layered, new_LBMTH: jax.Array, axis: int) -> Layered:
+            each = _LAYER if self.apart else (None, *_LAYER)
+            fill = per_device(
+                functools.partial(_resumed, axis=axis), inputs=(each, each, ("batch",), ("batch",), ()), output=each
+            )
+            news = tuple(new_LBMTH) if self.apart else new_LBMTH
+            return jax.tree.map(lambda stack, new: fill(stack, new, rows_B, counts_B, self.count), stacks, news)
+
+        k, v = filled(self.k, kv_LBMTH[0], -1 if self.apart else -2), filled(self.v, kv_LBMTH[1], -2)
+        return dataclasses.replace(self, k=k, v=v)
+
     def moved(self, prompts_Q: jax.Array, rows_B: jax.Array) -> "GroupCache":
         """A cache of the prompts and rows that are named."""
         take = lambda part, rows: _by_layer(part, lambda layer: jnp.take(layer, rows, axis=0))
@@ -271,6 +290,24 @@ def _attend(
     out_BMRH = by_answer(_product("qmat,qmth->qmah", before.astype(dtype), prompt_v))
     out_BMRH += _product("bmrs,bmsh->bmrh", since_BMRS.astype(dtype), v)
     return (out_BMRH / total_BMR1).astype(dtype).reshape(B, N, 1, H)
+
+
+def _resumed(
+    stack: jax.Array, new: jax.Array, rows_B: jax.Array, counts_B: jax.Array, count: jax.Array, axis: int
+) -> jax.Array:
+    """Keys or values with tokens `[.., B, M, T, H]` in some rows; `axis` is that of the slots."""
+    new = new.astype(stack.dtype)
+    if axis == -1:
+        new = new.swapaxes(-1, -2)
+    rows, (S, T) = stack.ndim - 4, (stack.shape[axis], new.shape[axis])
+    for b in range(len(rows_B)):
+        # The slot before the next one has the last token.
+        at_S = (jnp.arange(S) - count + counts_B[b]) % S
+        own = jnp.take(lax.slice_in_dim(new, b, b + 1, axis=rows), jnp.minimum(at_S, T - 1), axis=axis)
+        real_S = jnp.expand_dims(at_S < counts_B[b], -1 if axis == -2 else ())
+        old = lax.dynamic_slice_in_dim(stack, rows_B[b], 1, axis=rows)
+        stack = lax.dynamic_update_slice_in_dim(stack, jnp.where(real_S, own, old), rows_B[b], axis=rows)
+    return stack
 
 
 def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:

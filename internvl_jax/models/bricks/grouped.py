@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from internvl_jax.sharding import meshed, platform
 
@@ -75,6 +74,8 @@ def _backward(kind: str, residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax
     x, w, groups = residuals
     if kind == "tpu":
         dx = _kernel(g, w.astype(x.dtype), groups, transposed=False)
+        from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm  # here: it takes long to import
+
         dw = tgmm(g.swapaxes(0, 1), x, groups.sizes, w.dtype, _tiles)
     elif kind == "cpu":
         dx = _loop_rows(g, w.astype(x.dtype), groups, 0)
@@ -90,6 +91,8 @@ _product.defvjp(_forward, _backward)
 
 
 def _kernel(x: jax.Array, w: jax.Array, groups: Groups, transposed: bool) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
+
     # The kernel reads the weights of group - offset, where w holds a part of all groups. Here groups are a part of w.
     return gmm(x, w, groups.sizes, x.dtype, _tiles, -groups.first, transpose_rhs=transposed)
 

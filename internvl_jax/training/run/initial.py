@@ -1,15 +1,15 @@
 """Parameters of a model that a run begins with or refers to, checked against the run's own model."""
 
 import logging
-import pathlib
 import re
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.inference import read_values
 from internvl_jax.models import FLASH_PARTS, InternVLConfig
 from internvl_jax.sharding import Params, locate, read_params
 from internvl_jax.training.run.program import Program
-from internvl_jax.validation import differences, read_json
+from internvl_jax.validation import differences
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,9 +55,7 @@ def read_reference(source: str, program: Program) -> Params:
 
 def _model_of(source: str) -> dict[str, Any]:
     """The model config of a model directory or workdir."""
-    path = pathlib.Path(source) / "config.json"
-    values = read_json(path, "give a model directory or a workdir")
-    return InternVLConfig.from_dict(values.get("model")).to_dict()
+    return InternVLConfig.from_dict(read_values(source).get("model")).to_dict()
 
 
 def _check_same(source: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ def test_meta(tmp_path):
         (json.dumps({"a": {**ENTRY, "data_augment": 1}}), r"'a'\.data_augment is 1; it must be true or false"),
         (json.dumps({"a": {**ENTRY, "repeat_time": 0}}), r"'a'\.repeat_time is 0; it must be a number above 0"),
         (json.dumps({"a": {**ENTRY, "repeat_time": 1e308}}), r"'a'\.repeat_time is 1e\+308"),
+        (json.dumps({"a": {**ENTRY, "repeat_time": 10**9}}), "it must be a number above 0 and at most 10,000"),
         (json.dumps({"a": {**ENTRY, "repeat_time": float("nan")}}), "is not valid JSON"),
         (
             json.dumps({"a": {**ENTRY, "max_dynamic_patch": -1}}),
@@ -120,7 +121,8 @@ def test_record(fields, images, sizes):
     [
         (b"{", "is not valid JSON"),
         (b'{"conversations": "\xff"}', "is not valid JSON"),
-        (b"[]", "is a list; a sample is a JSON object"),
+        (b"[]", r"is \[\]; a sample is a JSON object"),
+        (b"null", "is None; a sample is a JSON object"),
         (b"{}", 'has no "conversations"'),
         (b'{"conversations": []}', 'has no "conversations"'),
         (b'{"conversations": [{"from": "human"}]}', "turn 0 must be an object"),

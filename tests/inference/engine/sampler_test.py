@@ -59,6 +59,17 @@ def tokens_of(rollout):
     return [[response.tokens.tolist() for response in group] for group in rollout]
 
 
+def interrupted(sampler, params, requests, seeds, steps, prompts=None):
+    """A rollout that is left after so many steps, over and over, and goes on with what it has; and how many calls."""
+    kept, calls, busy = [[] for _ in requests], 0, True
+    while busy:
+        groups, calls = sampler.begin(params, requests, len(seeds[0]), seeds, prompts, kept), calls + 1
+        for _ in range(steps):
+            groups.step()
+        kept, busy = [groups.answers(prompt) for prompt in range(len(requests))], groups.busy
+    return kept, calls
+
+
 def test_greedy_rollouts_are_the_engines_answers(structure, params, vocabulary, sampler, requests):
     greedy = [
         dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, temperature=0.0, stop_token_ids=stops))
@@ -122,7 +133,14 @@ def test_logprobs_are_those_of_training(config, vocabulary, processor, family):
     settings = ((14, 1.0), (5, 0.7), (9, 1.0))
     sampling = [SamplingParams(max_new_tokens=longest, temperature=temperature) for longest, temperature in settings]
     given = [request(processor, i, max(0, 2 - i), 11 - 4 * i, row) for i, row in enumerate(sampling)]
-    rollout = sampler.sample(params, given, 2, 3, prompts=2)  # rows at different steps, in slots that wrap around
+    seeds = np.arange(4, dtype=np.uint32).reshape(2, 2) * 31
+    rollout = sampler.sample(params, given, 2, seeds, prompts=2)  # rows at different steps, in slots that wrap around
+    left, calls = interrupted(sampler, params, given, seeds, 1, 2)
+    assert calls > 1 and tokens_of(left) == tokens_of(rollout)
+    for ours, wanted in zip(itertools.chain(*left), itertools.chain(*rollout), strict=True):
+        np.testing.assert_allclose(ours.logprobs, wanted.logprobs, atol=1e-5)
+        if moe:
+            np.testing.assert_array_equal(ours.routes, wanted.routes)
 
     @jax.jit
     def score(params, tokens_BT, tiles_GHWC, mask_G, segments_BT, targets_BT):
@@ -207,6 +225,8 @@ def test_more_prompts_than_fit_on_a_mesh(config, vocabulary, params, requests, r
     placed = jax.device_put(params, shardings(specs, mesh, rules))
     found = sampler.sample(placed, [*requests, *requests[:1]], GROUP, np.concatenate([SEEDS, SEEDS[:1]]), prompts=2)
     assert tokens_of(found) == [*tokens_of(rollout), tokens_of(rollout)[0]]
+    left, calls = interrupted(sampler, placed, requests, SEEDS, 1, 2)
+    assert calls > 1 and tokens_of(left) == tokens_of(rollout)
 
 
 def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, rollout, monkeypatch):
@@ -215,6 +235,21 @@ def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, ro
     made = sampler.warm_up(params, requests, GROUP)
     assert tokens_of(sampler.sample(params, requests, GROUP, SEEDS)) == tokens_of(rollout)
     assert sampler.num_compiled == made
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_answers_go_on_in_another_call(config, vocabulary, processor, params, requests, monkeypatch, prompts):
+    """They are those of one call, also where they wait for rows or slots grow."""
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 5)
+    many = [request(processor, i, i % 3, 12 - i, requests[0].sampling) for i in range(3)]
+    seeds = np.arange(3 * GROUP, dtype=np.uint32).reshape(3, GROUP) * 101
+    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(1, 4)), piece=3)
+    whole = sampler.sample(params, many, GROUP, seeds, prompts)
+    found, calls = interrupted(sampler, params, many, seeds, 2, prompts)
+    assert calls > 3 and tokens_of(found) == tokens_of(whole)
+    for ours, wanted in zip(itertools.chain(*found), itertools.chain(*whole), strict=True):
+        np.testing.assert_allclose(ours.logprobs, wanted.logprobs, atol=1e-5)
+        assert ours.finished == wanted.finished
 
 
 def test_a_mesh_of_one_device_is_that_device(config, vocabulary, params, requests, rollout):

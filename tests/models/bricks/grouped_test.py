@@ -1,6 +1,7 @@
 """Grouped products: CPU's loop, TPU's kernels (interpreted) and XLA's own, against one product a group."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ def test_a_product_for_every_group(monkeypatch, platform, first, weights):
     monkeypatch.setattr(grouped, "platform", lambda: platform)
     monkeypatch.setattr(grouped, "meshed", lambda: True)
     monkeypatch.setattr(grouped, "_BLOCK", 4)
+    kernels = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
     for name in ("gmm", "tgmm"):
-        monkeypatch.setattr(grouped, name, functools.partial(getattr(grouped, name), interpret=True))
+        monkeypatch.setattr(kernels, name, functools.partial(getattr(kernels, name), interpret=True))
     monkeypatch.setattr(grouped, "ROWS", 16)  # of which 24 rows are no multiple
     monkeypatch.setattr(grouped, "_tiles", lambda *sizes: (8, 8, 8))
     rng = np.random.default_rng(0)

@@ -20,11 +20,12 @@ class RolloutBatch(NamedTuple):
 
     Attributes:
       rows: segments are prompts with a response each; loss weights are 1 on the tokens of responses.
-      old_BT: float32, the log-probabilities of the targets under the policy that sampled.
+      old_BT: float32, the log-probabilities of the targets under the policy before the batch's first step.
       advantages_BX: float32, the advantage of segment s's response, at s - 1.
       keep_BX: bool, whether the loss counts segment s's response, at s - 1.
       reference_BT: the same as `old_BT` under the frozen reference; None without KL.
       routes_BTLK: int16, the experts that the sampler took, -1 where none were noted; None where they are ignored.
+      sampled_BT: the same as `old_BT` under those that drew the targets; None without importance weights.
     """
 
     rows: Batch
@@ -33,6 +34,7 @@ class RolloutBatch(NamedTuple):
     keep_BX: np.ndarray
     reference_BT: np.ndarray | None = None
     routes_BTLK: np.ndarray | None = None
+    sampled_BT: np.ndarray | None = None
 
 
 class Gspo(Objective):
@@ -50,6 +52,7 @@ class Gspo(Objective):
         self.coefficients = {"policy": 1.0, **kl, **balance.coefficients}
         self.noted, self.replays = settings.routes != "ignore", settings.routes == "replay"
         self.clip, self.kl = (settings.clip_low, settings.clip_high), bool(settings.kl)
+        self.cap = settings.importance_cap
         self.balance, self.logprob_chunk = balance, logprob_chunk
 
     def weights(self, batch: RolloutBatch) -> dict[str, jax.Array]:
@@ -69,9 +72,12 @@ class Gspo(Objective):
         mask_BT = batch.rows.weights_BT > 0
         terms, sums = self.balance.terms(aux, batch.rows)
         at = mask_BT, batch.rows.segments_BT
-        terms["policy"], health = gspo.policy(
-            logprobs_BT, batch.old_BT, *at, batch.advantages_BX, batch.keep_BX, *self.clip
-        )
+        advantages_BX = batch.advantages_BX
+        if self.cap:
+            weights_BX, weighed = gspo.importance_weights(batch.old_BT, batch.sampled_BT, *at, batch.keep_BX, self.cap)
+            # They are not negative, so both sides of the minimum are multiplied, and which one it is stays.
+            advantages_BX, sums = advantages_BX * weights_BX, sums | weighed
+        terms["policy"], health = gspo.policy(logprobs_BT, batch.old_BT, *at, advantages_BX, batch.keep_BX, *self.clip)
         if self.kl:
             terms["kl"] = gspo.kl_penalty(logprobs_BT, batch.reference_BT, *at, batch.keep_BX)
         if self.noted:
@@ -81,9 +87,9 @@ class Gspo(Objective):
 
     def metrics(self, sums: Sums, carry: Carry) -> dict[str, jax.Array]:
         """Over tokens of responses that count: `clip_fraction` (those of clipped responses, as released), `policy_kl`
-        (of the policy that sampled to this one), mean and max of |difference of log-probabilities|; the largest ratio
-        of a response; the mean entropy of all sampled tokens; and the share of experts that the routers would choose
-        now among those that the sampler took.
+        (of the policy before the batch's first step to this one), mean and max of |difference of log-probabilities|;
+        the largest ratio of a response; the mean entropy of all sampled tokens; the share of experts that the routers
+        would choose now among those that the sampler took; and of importance weights the mean and the share at the cap.
         """
         tokens = jnp.maximum(sums["tokens"], 1)
         return {
@@ -94,8 +100,13 @@ class Gspo(Objective):
             "max_ratio": sums["max_ratio"],
             "entropy": sums["entropy"] / jnp.maximum(sums["sampled"], 1),
             **({"router_agreement": sums["agreed"] / jnp.maximum(sums["noted"], 1)} if self.noted else {}),
+            **(self._weighed(sums) if self.cap else {}),
             **self.balance.metrics(sums),
         }
+
+    def _weighed(self, sums: Sums) -> dict[str, jax.Array]:
+        responses = jnp.maximum(sums["weighed"], 1)
+        return {"importance_weight": sums["weights"] / responses, "importance_capped": sums["capped"] / responses}
 
 
 def _agreement(own_LBTK: jax.Array, noted_LBTK: jax.Array) -> Sums:

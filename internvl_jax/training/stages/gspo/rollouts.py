@@ -8,20 +8,16 @@
 4. The batch is written down (`WORKDIR/rollouts`), so that a run stopped within it goes on with the same responses.
 """
 
-import logging
 import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from internvl_jax.data import (
-    ChatInputs,
-    Prompt,
     PromptStream,
     RowConfig,
     Skipped,
@@ -32,16 +28,7 @@ from internvl_jax.data import (
 )
 from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders, Score
-from internvl_jax.inference import (
-    MODEL_THRESHOLDS,
-    Request,
-    Rollout,
-    Sampler,
-    SamplingParams,
-    TextStream,
-    Thresholds,
-    Vocabulary,
-)
+from internvl_jax.inference import Rollout, TextStream
 from internvl_jax.losses import gspo
 from internvl_jax.sharding import Params
 from internvl_jax.training.run.initial import read_reference
@@ -49,27 +36,21 @@ from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
+from internvl_jax.training.stages.gspo.partial_rollouts import PartialRollouts
 from internvl_jax.training.stages.gspo.response_rows import ResponseLayout, lay_out, most_rows
 from internvl_jax.training.stages.gspo.rounds import (
     ResponseGroup,
     Round,
     figures,
     read_round,
+    stale_figures,
     warn_of_equal_rewards,
     write_round,
 )
-from internvl_jax.training.stages.gspo.sampling_weights import (
-    check_memory,
-    prompts_ahead,
-    resharder,
-    sampling_ladders,
-    sampling_place,
-)
+from internvl_jax.training.stages.gspo.sampling_weights import check_memory, resharder, sampling_place
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 
 FOLDER = "rollouts"
-_LOG = logging.getLogger(__name__)
-_SEED_STREAM = 4  # keeps the random numbers of responses apart from those of the prompts' order
 
 
 class Rollouts:
@@ -88,10 +69,11 @@ class Rollouts:
         self._skipped = Skipped(data.max_skipped)
         self._skipped.extend(screened.broken.values())
         self._check_rows(screened.most_tiles)
-        self._place = sampling_place(program)
-        check_memory(settings, program, self._place, run.dtype)
+        place = sampling_place(program)
+        check_memory(settings, program, place, run.dtype)
         self.digest = screened.digest
         self._stream = PromptStream(prompts, screened.numbers, run.seed)
+        self._partial = PartialRollouts(settings, parts, place, self._stream, self._skipped)
         image = processor.image_config
         self._layout = RowConfig(
             data.token_budget,
@@ -103,25 +85,13 @@ class Rollouts:
             several=True,
         )
         self._graders = Graders(settings.reward, settings.grader_seconds, settings.grader_workers)
-        mesh, rules = (None, None) if self._place is None else (self._place.mesh, self._place.rules)
-        self._sampler = Sampler(
-            program.model,
-            jnp.dtype(run.dtype),
-            Vocabulary.of(processor),
-            sampling_ladders(settings),
-            mesh,
-            rules,
-            routes=settings.routes != "ignore",
-        )
-        # A Flash model's language is trained at full resolution; its router comes after.
-        self._thresholds = MODEL_THRESHOLDS if program.model.flash is None else Thresholds(relative=1.0)
-        self._to_sampling = resharder(program, self._place, run.dtype)
+        self._to_sampling = resharder(program, place, run.dtype)
         self._score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
         self._score_reference = make_scorer(program, program.reference_graphdef, run.micro_batches, run.logprob_chunk)
         self._reference: Params | None = None
         self._folder = pathlib.Path(run.workdir) / FOLDER
         self._round: Round | None = None
-        self._next_round = self._consumed = self._used = 0
+        self._next_round = self._used = 0
 
     @property
     def _steps(self) -> int:
@@ -138,16 +108,18 @@ class Rollouts:
                 f"the saved data position belongs to other prompts than the {len(self._stream)} that "
                 f"{self._data.meta} and the filters leave; restore them or start a new run"
             )
-        self._next_round, self._consumed, self._used = (position[name] for name in ("round", "consumed", "used"))
-        if self._used:
+        self._next_round, self._used = position["round"], position["used"]
+        self._partial.consumed = position["consumed"]
+        if self._used or (self._settings.ahead and self._next_round):
             self._round = read_round(self._folder, self._next_round - 1)
+            self._partial.groups = self._round.left
 
     def take(self, state: TrainState) -> RolloutBatch:
         settings, run = self._settings, self._run
-        if self._round is None or self._used == self._steps:
+        if self._used in (0, self._steps):
             self._round = None  # let go of the old one first
             self._round = self._collect(state.params)
-            self._consumed, self._next_round, self._used = self._round.consumed, self._next_round + 1, 0
+            self._next_round, self._used = self._next_round + 1, 0
         groups = self._learned(self._round.groups[self._used * settings.mini_batch :][: settings.mini_batch])
         self._used += 1
         layout = self._lay_out(groups)
@@ -160,6 +132,7 @@ class Rollouts:
             layout.spread(keep),
             layout.place(flat("reference")) if settings.kl else None,
             layout.place_routes(flat("routes")) if settings.routes != "ignore" else None,
+            layout.place(flat("sampled")) if settings.importance_cap else None,
         )
         share = run.rows // jax.process_count()
         return _rows(batch, run.rows, jax.process_index() * share, share)
@@ -171,7 +144,7 @@ class Rollouts:
         return {
             "prompts": self.digest,
             "round": self._next_round,
-            "consumed": self._consumed,
+            "consumed": self._partial.consumed,
             "used": 0 if self._used == self._steps else self._used,
         }
 
@@ -183,11 +156,12 @@ class Rollouts:
         settings, seconds, started = self._settings, {"grading": 0.0}, time.perf_counter()
         varied: list[ResponseGroup] = []
         equal: list[ResponseGroup] = []
-        consumed, drawn = self._consumed, 0
+        drawn = 0
+        self._partial.age()
         sampling_params = self._to_sampling(params)
         for _ in range(settings.max_resamples + 1 if settings.zero_variance == "resample" else 1):
             wanted = settings.prompts - len(varied)
-            sampled, consumed = self._sample(sampling_params, wanted, consumed, seconds)
+            sampled = self._sample(sampling_params, wanted, seconds)
             drawn += len(sampled)
             for group in sampled:
                 (equal if settings.zero_variance == "resample" and not group.varied else varied).append(group)
@@ -201,49 +175,29 @@ class Rollouts:
         if self._reference is not None:
             self._score_groups(groups, self._score_reference, self._reference, "reference")
         seconds["scoring"] = time.perf_counter() - started
-        notes = figures(groups) | {"resampled": float(drawn - len(groups))}
+        notes = figures(groups) | (stale_figures(groups) if settings.ahead else {})
+        notes |= {"resampled": float(drawn - len(groups))}
         notes |= {f"{name}_seconds": value for name, value in seconds.items()}
-        made = Round(self._next_round, consumed, groups, notes)
+        made = Round(self._next_round, self._partial.consumed, groups, notes, self._partial.groups)
         if jax.process_index() == 0:
             warn_of_equal_rewards(made)
-            write_round(self._folder, made, self._stream.prompts, keep=self._rounds_kept())
+            weighed = settings.importance_cap > 0
+            write_round(self._folder, made, self._stream.prompts, self._rounds_kept(), weighed)
         return made
 
-    def _sample(
-        self, params: Params, wanted: int, consumed: int, seconds: dict[str, float]
-    ) -> tuple[list[ResponseGroup], int]:
-        """Groups of the next `wanted` prompts that can be read, and the prompts consumed after them."""
+    def _sample(self, params: Params, wanted: int, seconds: dict[str, float]) -> list[ResponseGroup]:
+        """Graded groups of so many prompts."""
+        sampled = self._partial.sample(params, wanted, self._next_round)
+        started = time.perf_counter()
+        texts = [[self._text(response) for response in group.responses] for group in sampled]
+        scores = self._grade(texts, [self._stream.prompts[group.number].answer for group in sampled])
+        seconds["grading"] += time.perf_counter() - started
         groups: list[ResponseGroup] = []
-        while len(groups) < wanted:
-            chunk: list[tuple[int, int, Prompt, ChatInputs]] = []
-            while len(chunk) < min(wanted - len(groups), prompts_ahead(self._settings)):
-                (number,) = self._stream.numbers(1, consumed).tolist()
-                consumed += 1
-                try:
-                    prompt = self._stream.prompts[number]
-                    chunk.append((consumed, number, prompt, encode_prompt(prompt, self._processor)))
-                except InputError as error:
-                    self._skipped.extend([str(error)])
-            sampling = SamplingParams(max_new_tokens=self._settings.max_new_tokens, temperature=1.0)
-            requests = [Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, self._thresholds) for *_, inputs in chunk]
-            seeds_QA = np.stack([self._seeds(place) for place, *_ in chunk])
-            found = self._sampler.sample(
-                params, requests, self._settings.group, seeds_QA, prompts=self._settings.sample_prompts
-            )
-            texts = [[self._text(response) for response in group] for group in found]
-            started = time.perf_counter()
-            scores = self._grade(texts, [prompt.answer for _, _, prompt, _ in chunk])
-            seconds["grading"] += time.perf_counter() - started
-            for (_, number, *_), group, said, graded in zip(chunk, found, texts, scores, strict=True):
-                tokens, sampled = [each.tokens for each in group], [each.logprobs for each in group]
-                finished, routes = [each.finished for each in group], [each.routes for each in group]
-                groups.append(ResponseGroup(number, tokens, sampled, said, graded, finished, routes=routes))
-        return groups, consumed
-
-    def _seeds(self, place: int) -> np.ndarray:
-        """uint32 [group], of the prompt that is the run's n-th."""
-        sequence = np.random.SeedSequence((self._run.seed, _SEED_STREAM, place))
-        return sequence.generate_state(self._settings.group)
+        for group, said, graded in zip(sampled, texts, scores, strict=True):
+            tokens, logprobs, finished, routes = map(list, zip(*group.responses, strict=True))
+            stale = group.stale or [0] * len(tokens)
+            groups.append(ResponseGroup(group.number, tokens, logprobs, said, graded, finished, stale, routes=routes))
+        return groups
 
     def _text(self, response: Rollout) -> str:
         """What graders read: all that was written but the token that ended it."""

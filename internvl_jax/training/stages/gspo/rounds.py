@@ -13,6 +13,8 @@ from internvl_jax.data import Prompt
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_file
 from internvl_jax.grading import Score
+from internvl_jax.training.stages.gspo import partial_groups
+from internvl_jax.training.stages.gspo.partial_groups import PartialGroup
 from internvl_jax.validation import parse_json, read_arrays
 
 _LOG = logging.getLogger(__name__)
@@ -25,11 +27,12 @@ class ResponseGroup:
     Attributes:
       number: the prompt's number in its data.
       tokens: int32, the tokens of every response.
-      sampled: float32, the sampler's log-probabilities of these tokens.
+      sampled: float32, the sampler's log-probabilities of these tokens, under the policies that drew them.
       old: float32, the trainer's log-probabilities; empty in a group that no step learns from.
       texts: what every response says, thinking included.
       scores: every response's score.
       finished: for every response, False if it was cut.
+      stale: how many tokens of every response older policies drew, which come first; none where that is not kept.
       reference: the same as `old` under the frozen reference; empty without one.
       routes: every response's experts (`Rollout.routes`); None where they are not noted.
     """
@@ -40,6 +43,7 @@ class ResponseGroup:
     texts: list[str]
     scores: list[Score]
     finished: list[bool]
+    stale: list[int] = dataclasses.field(default_factory=list)
     old: list[np.ndarray] = dataclasses.field(default_factory=list)
     reference: list[np.ndarray] = dataclasses.field(default_factory=list)
     routes: list[np.ndarray | None] = dataclasses.field(default_factory=list)
@@ -59,23 +63,28 @@ class Round:
       consumed: how many prompts the run has taken after this batch.
       groups: a group for every prompt.
       notes: figures of the whole batch, for the log.
+      left: groups that were begun, for later batches.
     """
 
     number: int
     consumed: int
     groups: list[ResponseGroup]
     notes: dict[str, float]
+    left: list[PartialGroup] = dataclasses.field(default_factory=list)
 
 
 def figures(groups: Sequence[ResponseGroup]) -> dict[str, float]:
     """Means over the responses of a rollout batch; rewards over those that could be graded, log-probabilities over
-    those of groups that steps learn from.
+    the tokens that the batch's own policy drew, in groups that steps learn from.
     """
     scores = [score for group in groups for score in group.scores]
     graded = [score for score in scores if score.error is None]
     lengths = [len(tokens) for group in groups for tokens in group.tokens]
-    pairs = [pair for group in groups if group.old for pair in zip(group.sampled, group.old, strict=True)]
-    difference = np.abs(np.concatenate([sampled - old for sampled, old in pairs] or [np.zeros(1, np.float32)]))
+    learned = [group for group in groups if group.old]
+    parts = [part for group in learned for part in zip(group.sampled, group.old, group.stale, strict=True)]
+    differences = [(sampled - old)[stale:] for sampled, old, stale in parts]
+    difference = np.abs(np.concatenate(differences or [np.zeros(0, np.float32)]))
+    difference = difference if difference.size else np.zeros(1, np.float32)
     mean = lambda values: float(np.mean(list(values) or [0.0]))
     return {
         "reward": mean(score.reward for score in graded),
@@ -91,6 +100,15 @@ def figures(groups: Sequence[ResponseGroup]) -> dict[str, float]:
     }
 
 
+def stale_figures(groups: Sequence[ResponseGroup]) -> dict[str, float]:
+    """The share of tokens that older policies drew, and of the groups that have such tokens."""
+    tokens = sum(len(tokens) for group in groups for tokens in group.tokens)
+    return {
+        "stale_tokens": sum(sum(group.stale) for group in groups) / max(1, tokens),
+        "stale_groups": sum(sum(group.stale) > 0 for group in groups) / len(groups),
+    }
+
+
 def warn_of_equal_rewards(made: Round) -> None:
     """Warns of a rollout batch that its steps can learn nothing from."""
     if not any(group.varied for group in made.groups):
@@ -102,8 +120,14 @@ def warn_of_equal_rewards(made: Round) -> None:
         )
 
 
-def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], keep: int) -> None:
-    """`NUMBER.npz` to go on from, of the last few batches, and `NUMBER.jsonl` to read, of all."""
+def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], keep: int, weighed: bool = False) -> None:
+    """`NUMBER.npz` to go on from, of the last few batches, and `NUMBER.jsonl` to read, of all.
+
+    Args:
+      prompts: those of the run.
+      keep: how many of the last batches stay.
+      weighed: whether steps take the sampler's log-probabilities.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for group in made.groups:
@@ -120,6 +144,9 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
     groups = made.groups
     flat = lambda parts, dtype: np.concatenate([*(part for group in groups for part in parts(group)), []]).astype(dtype)
     zeros = lambda group: [np.zeros(len(tokens)) for tokens in group.tokens]
+    more = {**_routes(groups), **partial_groups.to_arrays(made.left, len(groups[0].tokens))}
+    if weighed:
+        more["sampled"] = flat(lambda group: group.sampled, np.float32)
     with whole_file(folder / f"{made.number:06d}.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -132,7 +159,7 @@ def write_round(folder: pathlib.Path, made: Round, prompts: Sequence[Prompt], ke
             reference=flat(lambda group: group.reference or zeros(group), np.float32),
             scores=[[(*score[:3], score.error is not None) for score in group.scores] for group in groups],
             finished=[group.finished for group in groups],
-            **_routes(groups),
+            **more,
         )
     for path in folder.glob("[0-9]" * 6 + ".npz"):  # ours; whatever else lies there stays
         if int(path.stem) <= made.number - keep:
@@ -158,14 +185,14 @@ _ARRAYS = {
     "scores": "f3",
     "finished": "b2",
 }
-_ROUTES = {"routes": "i3", "route_lengths": "i1"}
+_MORE = {"routes": "i3", "route_lengths": "i1", "sampled": "f1", **partial_groups.ARRAYS}
 
 
 def _check_sizes(stored: Mapping[str, np.ndarray]) -> None:
     lengths_PS = stored["lengths"]
     tokens = int(lengths_PS.sum())
     sizes = {"numbers": lengths_PS.shape[:1], "scores": (*lengths_PS.shape, 4), "finished": lengths_PS.shape}
-    sizes |= dict.fromkeys(("tokens", "old", "reference"), (tokens,))
+    sizes |= dict.fromkeys(("tokens", "old", "reference", *stored.keys() & {"sampled"}), (tokens,))
     wrong = [name for name, shape in sizes.items() if stored[name].shape != shape]
     if wrong or lengths_PS.size == 0 or lengths_PS.min() < 0:
         raise InputError(f"its arrays {wrong or ['lengths']} don't fit one another")
@@ -179,20 +206,21 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
     """A rollout batch that was written down, without its texts."""
     path = folder / f"{number:06d}.npz"
     try:
-        stored = read_arrays(path, _ARRAYS, _ROUTES)
+        stored = read_arrays(path, _ARRAYS, _MORE)
         notes = parse_json(str(stored["notes"]).encode(), "its notes")
         _check_sizes(stored)
+        left = partial_groups.from_arrays(stored)
     except InputError as error:
         raise InputError(
-            f"{path} can't be used ({error}), but the checkpoint stands within this rollout batch; restore the file, "
-            "or remove the checkpoint to go on from the one before"
+            f"{path} can't be used ({error}), but the checkpoint stands within this rollout batch, or goes on with "
+            "what it left; restore the file, or remove the checkpoint to go on from the one before"
         ) from error
     groups: list[ResponseGroup] = []
     routes: list[np.ndarray | None] = [None] * stored["lengths"].size
     if "routes" in stored:
         routes[:] = np.split(stored["routes"], np.cumsum(stored["route_lengths"])[:-1])
     ends = np.cumsum(stored["lengths"].reshape(-1))[:-1]
-    tokens, old, reference = (np.split(stored[name], ends) for name in ("tokens", "old", "reference"))
+    split = {name: np.split(stored[name], ends) for name in ("tokens", "sampled", "old", "reference") if name in stored}
     size = stored["lengths"].shape[1]
     for p, prompt in enumerate(stored["numbers"].tolist()):
         mine = slice(p * size, (p + 1) * size)
@@ -201,7 +229,18 @@ def read_round(folder: pathlib.Path, number: int) -> Round:
             for reward, accuracy, form, failed in stored["scores"][p].tolist()
         ]
         finished = stored["finished"][p].tolist()
+        own = {name: parts[mine] for name, parts in split.items()}
         groups.append(
-            ResponseGroup(prompt, tokens[mine], [], [], scores, finished, old[mine], reference[mine], routes[mine])
+            ResponseGroup(
+                prompt,
+                own["tokens"],
+                own.get("sampled", []),
+                [],
+                scores,
+                finished,
+                old=own["old"],
+                reference=own["reference"],
+                routes=routes[mine],
+            )
         )
-    return Round(number, int(stored["consumed"]), groups, notes)
+    return Round(number, int(stored["consumed"]), groups, notes, left)

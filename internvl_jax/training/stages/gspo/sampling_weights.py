@@ -48,7 +48,7 @@ def sampling_ladders(settings: GspoConfig) -> Ladders:
 
 
 def prompts_ahead(settings: GspoConfig) -> int:
-    """How many prompts the sampler is given in a call, at most."""
+    """How many prompts the sampler is given in a call, at most, beside those that are answered `ahead`."""
     return min(settings.prompts, _AHEAD * settings.sample_prompts)
 
 

@@ -19,13 +19,23 @@ class GspoConfig(StageConfig):
     """Online reinforcement learning by GSPO; defaults as released, but for what the release leaves to verl's.
 
     `data.meta` names prompts: a meta file, a JSONL file or the parquet file of MMPR-Tiny. A rollout batch is sampled
-    with the policy as it is, at temperature 1, and used up by prompts / mini_batch optimizer steps.
+    with the policy as it is, at temperature 1, and used up by prompts / mini_batch optimizer steps. With `ahead` its
+    longest answers may be left to later batches, so that sampling need not wait for them.
 
     Attributes:
       prompts: the prompts of a rollout batch.
       group: the number of responses to a prompt.
       mini_batch: the prompts of an optimizer step.
       sample_prompts: how many prompts are sampled at a time.
+      ahead: so many prompts more are being answered, and sampling stops as soon as all responses to `prompts` of them
+        have ended. What the others have written stays, with the log-probabilities of that time, and goes on in the next
+        rollout batch with newer parameters; which prompts these are depends on sample_prompts too. 0: all responses
+        end in their batch.
+      staleness: with `ahead`, how many rollout batches old a token may be: what a prompt got this long ago is ended and
+        learned from, however long sampling takes.
+      importance_cap: each response's part in the loss is weighed by the sequence-level ratio of the policy before the
+        batch's first step to those that drew its tokens, truncated here (`losses.gspo.importance_weights`); usually 2.
+        0: not weighed.
       max_prompt_tokens: longer prompts are left out.
       max_new_tokens: the longest response, its stop token included.
       clip_low, clip_high: the sequence's ratio is clipped to 1 - low and 1 + high. The GSPO paper has 3e-4 and 4e-4.
@@ -48,6 +58,9 @@ class GspoConfig(StageConfig):
     group: Number = 16
     mini_batch: Number = 32
     sample_prompts: Number = 64
+    ahead: Annotated[int, Meta(ge=0, le=10**7)] = 0
+    staleness: Annotated[int, Meta(ge=1, le=1000)] = 1
+    importance_cap: NotNegative = 0.0
     max_prompt_tokens: TokenCount = 8192
     max_new_tokens: TokenCount = 32768
     clip_low: Fraction = 0.2
@@ -77,6 +90,13 @@ def check(settings: GspoConfig, model: InternVLConfig, data: DataConfig, run: Ru
             f"stage.mini_batch {settings.mini_batch} does not divide stage.prompts {settings.prompts}: a rollout batch "
             "is used up by whole steps"
         )
+    if settings.ahead > settings.prompts:
+        raise InputError(
+            f"stage.ahead is {settings.ahead}, above stage.prompts {settings.prompts}: a rollout batch must have room "
+            "for all prompts that were left by the one before"
+        )
+    if 0 < settings.importance_cap < 1:
+        raise InputError(f"stage.importance_cap is {settings.importance_cap}; it must be 0 (none), or 1 or more")
     if settings.routes != "ignore" and model.text.moe is None:
         raise InputError(f"stage.routes is {settings.routes!r} but the model has no experts; set it to 'ignore'")
     longest = settings.max_prompt_tokens + settings.max_new_tokens

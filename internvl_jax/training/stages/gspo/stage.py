@@ -8,7 +8,10 @@ from internvl_jax.training.stages.gspo.settings import GspoConfig, check
 
 def _summary(settings: GspoConfig, steps: int) -> list[str]:
     responses, share = settings.prompts * settings.group, settings.prompts // settings.mini_batch
-    return [f"rollouts: {responses:,} responses a batch, used up in {share} steps of {responses // share:,}"]
+    lines = [f"rollouts: {responses:,} responses a batch, used up in {share} steps of {responses // share:,}"]
+    if settings.ahead:
+        lines.append(f"partial rollouts: {settings.ahead:,} prompts ahead, up to {settings.staleness} batches old")
+    return lines
 
 
 GSPO = Stage(
@@ -32,6 +35,9 @@ GSPO = Stage(
         "max_logprob_difference",
         "sampler_difference",
         "max_sampler_difference",
+        "stale_tokens",
+        "importance_weight",
+        "importance_capped",
         "entropy",
         "router_agreement",
     ),

@@ -329,7 +329,7 @@ def test_the_health_of_every_step(start, tmp_path, capfd, monkeypatch):
     save_start(toy.config(start, tmp_path / "unused", toy.MOE), tmp_path / "start")
     capfd.readouterr()
     config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="fsdp=8", steps=2, init_from=str(tmp_path / "start"))
-    config.stage.routes = "note"
+    config.stage.routes, config.stage.ahead, config.stage.importance_cap = "note", 1, 2.0
     train(config)
     names = {name for name in GSPO.columns if name != "kl"}
     assert {"reward", "truncated", "zero_advantage", "clip_fraction", "entropy", "router_agreement"} < names
@@ -393,6 +393,9 @@ def test_rows_of_responses():
         ({"mini_batch": 4, "group": 40}, "run.rows is 8, but 4 x 40 responses of the longest kind fill 80 rows"),
         ({"max_new_tokens": 200}, r"max_prompt_tokens \+ max_new_tokens is 260, more than data.token_budget 173"),
         ({"zero_variance": "skip"}, "stage.zero_variance is 'skip'"),
+        ({"ahead": 5}, "stage.ahead is 5, above stage.prompts 4"),
+        ({"staleness": 0}, "stage.staleness is 0; it must be a whole number from 1"),
+        ({"importance_cap": 0.5}, r"stage.importance_cap is 0.5; it must be 0 \(none\), or 1 or more"),
     ],
 )
 def test_settings_that_no_run_can_have(start, tmp_path, change, sentence):

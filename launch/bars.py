@@ -1,0 +1,12 @@
+"""How launchers show how far they are."""
+
+import sys
+from typing import Any
+
+import tqdm
+
+
+def questions(**options: Any) -> tqdm.tqdm:
+    """A bar for a terminal; elsewhere a line every half minute."""
+    seen = sys.stderr.isatty()
+    return tqdm.tqdm(unit="question", mininterval=0.1 if seen else 30, ascii=not seen, **options)
