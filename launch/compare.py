@@ -3,7 +3,7 @@
     python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --reference=tests/golden/hf_qwen3
 
 With --mesh the model lies on several devices, by default on one, and in all processes of a pod; --chunk has the engine
-read prompts in parts.
+read prompts in parts, --page keep keys and values in pages.
 Runs in float32 with exact products. The last line of stdout is JSON with the largest absolute error of each array of
 the reference, and whether the greedy tokens are equal.
 """
@@ -22,6 +22,9 @@ _REFERENCE = flags.DEFINE_string("reference", None, "Folder with inputs.npz and 
 _CHUNK = flags.DEFINE_integer(
     "chunk", None, "Tokens of a prompt that the engine reads at a time; default: all.", lower_bound=1
 )
+_PAGE = flags.DEFINE_integer(
+    "page", None, "Tokens of a page, for rows that have pages; default: they have slots.", lower_bound=1
+)
 flags.mark_flags_as_required(["checkpoint", "reference"])
 
 
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> None:
         inputs, outputs, meta = read_case(_REFERENCE.value)
         directory = hub.directory(_CHECKPOINT.value)
         model = load_bare(directory, "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value)
-        report = compare(model, inputs, outputs, _CHUNK.value)
+        report = compare(model, inputs, outputs, _CHUNK.value, _PAGE.value)
         if processes.process == 0:
             print(json.dumps(report))
 

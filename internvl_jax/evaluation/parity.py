@@ -4,6 +4,7 @@ Cases are a vision tower alone, a GitHub-format model (also Flash) or an HF-form
 holds say which comparisons are made. Positions of padding are left out. Answers come from the engine that chat uses.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from internvl_jax import sharding
 from internvl_jax.data import WEIGHTINGS, token_weight
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Thresholds, Vocabulary, kept, quantile
@@ -45,17 +47,28 @@ def image_token_id(meta: Mapping[str, Any]) -> int | None:
     return meta.get("img_context_token_id", meta.get("image_token_id"))
 
 
-def compare(model: InternVL | InternViT, inputs: Arrays, outputs: Arrays, chunk: int | None = None) -> Report:
+def compare(
+    model: InternVL | InternViT, inputs: Arrays, outputs: Arrays, chunk: int | None = None, page: int | None = None
+) -> Report:
     """Largest absolute error of every recorded array, and whether recorded tokens are the model's own.
 
     Args:
       chunk: tokens of a prompt that the engine reads at a time; None: all.
+      page: tokens of a page, for an engine whose rows have pages; None: they have slots.
     """
     with jax.default_matmul_precision("highest"):
         if isinstance(model, InternViT):
             return compare_tower(model, inputs, outputs)
         vocabulary = Vocabulary(model.config.text.vocab, (), ())
-        engine = Engine(model, vocabulary, Ladders(chunk=chunk))
+        ladders = Ladders(chunk=chunk)
+        if page is not None:
+            with sharding.placed(model.runtime.placement):
+                shards = sharding.spread("batch")
+            prompts_BT = inputs.get("prompt_input_ids", inputs["input_ids"])
+            rows, slots = -(-len(prompts_BT) // shards) * shards, prompts_BT.shape[1]
+            slots += outputs["greedy_tokens"].shape[-1] if "greedy_tokens" in outputs else 0
+            ladders = dataclasses.replace(ladders, classes=((rows, slots),), page=page)
+        engine = Engine(model, vocabulary, ladders)
         return (compare_flash if "gate_probs" in outputs else compare_model)(model, engine, inputs, outputs)
 
 

@@ -16,9 +16,9 @@ from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
 from internvl_jax.inference.engine.buckets import Ladders, fit
-from internvl_jax.inference.engine.engine import Engine, Token
+from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.leader import Leader, follow
-from internvl_jax.inference.engine.requests import Request, Vocabulary
+from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.text import AnswerStream, TextStream
 from internvl_jax.models import InternVL

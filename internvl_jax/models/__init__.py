@@ -33,7 +33,9 @@ HWC (or CHW), always together, are height, width and channels of pictures.
 
 from internvl_jax.models import scopes
 from internvl_jax.models.attention.cache import SlotCache
+from internvl_jax.models.attention.caches import Cache
 from internvl_jax.models.attention.group_cache import GroupCache
+from internvl_jax.models.attention.page_cache import PageCache, check_kernel
 from internvl_jax.models.config import (
     FLASH_PARTS,
     UNUSED_PARTS,
@@ -56,6 +58,7 @@ from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
+    "Cache",
     "DecoderOut",
     "Encoded",
     "FAMILIES",
@@ -72,6 +75,7 @@ __all__ = [
     "NtkConfig",
     "Out",
     "PEAK",
+    "PageCache",
     "Released",
     "Remat",
     "Runtime",
@@ -81,6 +85,7 @@ __all__ = [
     "UNUSED_PARTS",
     "VisionConfig",
     "YarnConfig",
+    "check_kernel",
     "family_of",
     "kind_of",
     "over_logits",

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.models.attention.cache import SlotCache
-from internvl_jax.models.attention.group_cache import GroupCache
+from internvl_jax.models.attention.caches import Cache
 from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig, TextConfig
 from internvl_jax.models.language.decoder import Decoder
@@ -84,7 +83,7 @@ class Out(NamedTuple):
     """
 
     hidden_BTD: jax.Array
-    cache: SlotCache | GroupCache | None
+    cache: Cache | None
     aux: dict[str, Any]
 
 

@@ -28,6 +28,8 @@ class Ladders:
       slots: how many cache slots a row has for prompt and answer.
       classes: (rows, slots) of every class of rows, for a server: all memory is taken at once. None: rows become more
         and fewer, longer and shorter, with what is asked.
+      page: tokens of a page. Rows of one class then share the memory that there is, and take pages as they grow; their
+        slots are how many tokens one may have at most. None: rows have their slots for themselves.
       chunk: tokens of prompts that are read at a time while rows are answering; None: 512 where rows have classes, else
         whole prompts, which takes least time in all.
       piece: tokens of an answer that are written at a time, at most.
@@ -42,6 +44,7 @@ class Ladders:
     tiles: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 16, 20, 26, 32, 40, 52, 64, 96, 128, 192, 256)
     slots: tuple[int, ...] = _steps(64, 1 << 15, 8)
     classes: tuple[tuple[int, int], ...] | None = None
+    page: int | None = None
     chunk: int | None = None
     piece: int = 16
     reserve: int | None = None
@@ -52,10 +55,18 @@ class Ladders:
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
                 raise InputError(f"the ladder of {name} is {sizes}; give rising sizes from 1 on")
-        if min(size for size in (self.chunk, self.piece, self.long, self.reserve) if size is not None) < 1:
-            raise InputError("an engine's chunk, piece, reserve and long must each be 1 token or more")
+        if min(size for size in (self.page, self.chunk, self.piece, self.long, self.reserve) if size is not None) < 1:
+            raise InputError("an engine's page, chunk, piece, reserve and long must each be 1 token or more")
         if self.classes is not None and not all(rows > 0 and slots > 0 for rows, slots in self.classes):
             raise InputError(f"the classes of rows are {self.classes}; give (rows, slots), all of them positive")
+        if self.page is not None and (self.classes is None or len(self.classes) > 1):
+            raise InputError(f"the classes of rows are {self.classes}; rows that share pages need exactly one")
+
+    @property
+    def columns(self) -> int:
+        """The most pages of a row, the padding of a part of its prompt included."""
+        ((_, slots),) = self.classes
+        return -(-(slots + self.prompts[-1]) // self.page)
 
     def divisible(self, shards: int, tiles: int) -> "Ladders":
         """For rows that `shards` devices share, and tiles that `tiles` do."""

@@ -25,40 +25,18 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.memory import memory_free
-from internvl_jax.inference.engine.requests import Request, Seen, Vocabulary
+from internvl_jax.inference.engine.paged_runner import PagedRunner
+from internvl_jax.inference.engine.paged_scheduler import PagedScheduler
+from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
-from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler, reach_of
+from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler
 from internvl_jax.inference.engine.tile_features import digest
-from internvl_jax.models import InternVL
+from internvl_jax.models import InternVL, check_kernel
 from internvl_jax.sharding import Params
 
 # More rows at a time are no faster on a CPU (2026-11).
 _CPU_ROWS = (1, 4, 16, 32)
-
-
-class Token(NamedTuple):
-    """A token of an answer.
-
-    Attributes:
-      id: the request.
-      answer: which of its answers.
-      token: the token's id; stop tokens are told too.
-      logprob: its log-probability at temperature 1, over the whole table.
-      number: how many tokens the answer has with it.
-      end: why the answer ends with it: 'stop' or 'length'; None if it goes on.
-      seen: what the model read before.
-      best: (id, log-probability) of the best tokens in its place, as many as the request asks for.
-    """
-
-    id: int
-    answer: int
-    token: int
-    logprob: float
-    number: int
-    end: str | None
-    seen: Seen
-    best: tuple[tuple[int, float], ...] = ()
 
 
 class _Call(NamedTuple):
@@ -116,13 +94,18 @@ class Engine:
             self.ladders = ladders.spread(shards, sharding.spread("tiles"))
             per_tile = self.config.tokens_per_tile * text.width * jnp.dtype(model.runtime.dtype).itemsize
             apart = (platform == "cpu" and self._place is None) if apart is None else apart
-            self._runner = Runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
+            paged = self.ladders.page is not None
+            if paged and platform == "tpu":
+                check_kernel(text.head_width, text.window is None)
+            runner, scheduler = (PagedRunner, PagedScheduler) if paged else (Runner, Scheduler)
+            self._runner = runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
             slot = 2 * text.layers * heads * text.head_width * self._runner.programs.cache_dtype.itemsize
             there = cache_bytes or memory_free(devices) // 2
-            self._scheduler = Scheduler(self.ladders, shards, there * spread // slot)
+            self._scheduler = scheduler(self.ladders, shards, there * spread // slot)
+            self._runner.pages = self._scheduler.pages
             if self.ladders.classes is not None:
                 needed = slot * sum(rows * slots for rows, slots in self.ladders.classes) // spread
-                if cache_bytes is not None and needed > cache_bytes:
+                if cache_bytes is not None and needed > cache_bytes and not paged:
                     raise InputError(
                         f"the classes of rows take {needed:,} bytes on a device, more than {cache_bytes:,}"
                     )
@@ -211,7 +194,7 @@ class Engine:
             return told
 
     def _step(self, most: int) -> None:
-        if self._held():
+        if self._held() or self._scheduler.short():
             self._collect()
         with sharding.placed(self._place):
             self._scheduler.put_back()
@@ -332,7 +315,7 @@ class Engine:
         """Tokens of all rows that are answering."""
         scheduler, rooms = self._scheduler, {}
         for draft in scheduler.writing:
-            room = draft.row.slots - draft.length - draft.flying + 1
+            room = scheduler.room(draft)
             if room <= 0 and draft.left > 0:
                 draft.leaving = True
             if not draft.leaving:
@@ -344,7 +327,7 @@ class Engine:
         count = min(most, max(draft.left for draft in going), *(rooms[draft] for draft in going))
         count = 1 if scheduler.reading or self._held() else count
         few = len(going) - self._enough if scheduler.waiting else self._fewer(len(going))
-        reach = reach_of(max(draft.length + draft.flying for draft in rooms) + count, scheduler.longest_row)
+        reach = scheduler.reach(max(draft.length + draft.flying for draft in rooms) + count)
         written = self._runner.decode(list(rooms), count, few, reach, any(map(_rich, rooms)))
         for draft in rooms:
             draft.flying += count

@@ -15,8 +15,8 @@ import numpy as np
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds
-from internvl_jax.inference.engine.engine import Engine, Token
-from internvl_jax.inference.engine.requests import Request
+from internvl_jax.inference.engine.engine import Engine
+from internvl_jax.inference.engine.requests import Request, Token
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.pod import Channel
 

@@ -44,7 +44,7 @@ from internvl_jax.inference.engine.row_state import (
 )
 from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
-from internvl_jax.models import DecoderOut, GroupCache, InternVLConfig, SlotCache, scopes
+from internvl_jax.models import Cache, DecoderOut, GroupCache, InternVLConfig, PageCache, SlotCache, scopes
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
@@ -128,11 +128,11 @@ class Programs:
 
     def _keep(self, pool_GPD: jax.Array, new_GPD: jax.Array, places_G: jax.Array) -> jax.Array:
         """The pool with features in their places; a place beyond the last one takes none."""
-        return _spread_tiles(pool_GPD.at[places_G].set(new_GPD, mode="drop"))
+        return shard(pool_GPD.at[places_G].set(new_GPD, mode="drop"), "tiles", None, None)
 
     def _widen(self, pool_GPD: jax.Array, size: int) -> jax.Array:
         """The pool with room for `size` tiles."""
-        return _spread_tiles(jnp.pad(pool_GPD, ((0, size - len(pool_GPD)), (0, 0), (0, 0))))
+        return shard(jnp.pad(pool_GPD, ((0, size - len(pool_GPD)), (0, 0), (0, 0))), "tiles", None, None)
 
     def _gather(self, pool_GPD: jax.Array, index_BP: jax.Array) -> jax.Array:
         """`[B, P, D]`: the features that each row names by their place in the pool, its tiles one after the other."""
@@ -154,7 +154,7 @@ class Programs:
         text = self._config.text
         return text.layers, text.kv_heads * copies("act_heads", text.kv_heads), text.head_width
 
-    def _nobody(self, cache: SlotCache | GroupCache, B: int) -> State:
+    def _nobody(self, cache: Cache, B: int) -> State:
         zero_B = jnp.zeros(B, jnp.int32)
         float_B = jnp.zeros(B, jnp.float32)
         sampling = Sampling(float_B, zero_B, float_B + 1, float_B, jnp.zeros(B, jnp.uint32))
@@ -184,7 +184,7 @@ class Programs:
         self,
         params: Params,
         part: Part,
-        cache: SlotCache | None,
+        cache: SlotCache | PageCache | None,
         collect: tuple[str, ...],
     ) -> tuple[jax.Array, DecoderOut]:
         """Logits after the last of the tokens, which follow those of the cache."""
@@ -221,9 +221,10 @@ class Programs:
           the state, the logits after the last of the tokens, `[B, V]` float32, and the experts of all of them, int16
           `[L, B, T, K]`, if they are noted.
         """
-        cache = state.cache.rows(number, part.rows_B, reach) if reach else None
+        rows = cast(SlotCache | GroupCache, state.cache)
+        cache = rows.rows(number, part.rows_B, reach) if reach else None
         logits_BV, out = self._read(params, part, cache, ("kv", *self._noted))
-        filled = state.cache.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
+        filled = rows.put(number, part.rows_B, part.starts_B, part.counts_B, out.kv_LBMTH)
         return laid(state._replace(cache=filled)), shard(logits_BV, "batch", "act_vocab"), _routes(out)
 
     def _begin(
@@ -240,7 +241,7 @@ class Programs:
             at(state.tokens_B, chosen.tokens_B),
             at(state.lengths_B, start.lengths_B),
             at(state.steps_B, steps_B),
-            at(state.done_B, _ends(chosen.tokens_B, steps_B, start.wanted)),
+            at(state.done_B, start.wanted.ends(chosen.tokens_B, steps_B)),
             jax.tree.map(at, state.wanted, start.wanted),
         )
         return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen))
@@ -286,10 +287,10 @@ class Programs:
             here, n = lax.platform_dependent(params, n, cpu=barrier, default=lambda *values: values)
             model = bind(self._decode_graphdef, here)
             x_BTD = model.embed(state.tokens_B[:, None], None)
-            # A row that is done writes nowhere.
+            # A row that is done is padding, and writes nowhere.
             slots_B1 = jnp.where(state.done_B, _NOWHERE, state.lengths_B)[:, None]
-            positions_B1 = state.lengths_B[:, None]
-            out = model.lm(x_BTD, jnp.ones_like(positions_B1), positions_B1, state.cache, slots_B1, self._noted)
+            segments_B1, positions_B1 = (~state.done_B[:, None]).astype(jnp.int32), state.lengths_B[:, None]
+            out = model.lm(x_BTD, segments_B1, positions_B1, state.cache, slots_B1, self._noted)
             logits_BV = model.logits(out.hidden_BTD[:, 0])
             chosen = self._choose(logits_BV, state.steps_B, state.wanted, shaping, best)
             goes_B = ~state.done_B
@@ -306,7 +307,7 @@ class Programs:
                 chosen.tokens_B,
                 state.lengths_B + goes_B,
                 steps_B,
-                state.done_B | _ends(chosen.tokens_B, steps_B, state.wanted),
+                state.done_B | state.wanted.ends(chosen.tokens_B, steps_B),
                 state.wanted,
             )
             return n + 1, laid(state), shaping, written
@@ -335,9 +336,10 @@ class Programs:
     ) -> State:
         """The first `reach` slots of a row of class `source` into one of class `target`, on the devices that are said;
         rows are numbered as in `_chunk`."""
-        part = state.cache.rows(source, from_B, reach)
+        cache = cast(SlotCache, state.cache)
+        part = cache.rows(source, from_B, reach)
         kv, counts_B = (part.k[0], part.v[0]), jnp.where(real_B, reach, 0)
-        return laid(state._replace(cache=state.cache.put(target, to_B, jnp.zeros_like(to_B), counts_B, kv)))
+        return laid(state._replace(cache=cache.put(target, to_B, jnp.zeros_like(to_B), counts_B, kv)))
 
     def _resize(self, state: State, rows_B: jax.Array, slots: int) -> State:
         """The rows that are named, of the only class, with so many slots; one beyond the last is a row of nobody."""
@@ -346,13 +348,14 @@ class Programs:
         here_B = jnp.minimum(rows_B, len(state.done_B) - 1)
         take = lambda old, new: jnp.where(real_B.reshape(-1, *(1,) * (old.ndim - 1)), old[here_B], new)
         moved = jax.tree.map(take, state._replace(cache=None), fresh._replace(cache=None))
-        reach = min(slots, state.cache.k[0].shape[3])
+        held = cast(SlotCache, state.cache)
+        reach = min(slots, held.k[0].shape[3])
 
         def widened(stack: jax.Array) -> jax.Array:
             kept = stack[:, here_B, :, :reach]
             return jnp.pad(kept, ((0, 0),) * 3 + ((0, slots - reach), (0, 0)))
 
-        cache = SlotCache((widened(state.cache.k[0]),), (widened(state.cache.v[0]),), slots)
+        cache = SlotCache((widened(held.k[0]),), (widened(held.v[0]),), slots)
         return laid(moved._replace(cache=cache))
 
     def _join(self, state: State, joining: Joining) -> State:
@@ -393,11 +396,3 @@ class Programs:
 
 def _routes(out: DecoderOut) -> jax.Array | None:
     return None if out.experts_LBTK is None else whole(out.experts_LBTK.astype(jnp.int16))
-
-
-def _ends(tokens_B: jax.Array, steps_B: jax.Array, wanted: Wanted) -> jax.Array:
-    return jnp.any(tokens_B[:, None] == wanted.stops_BZ, axis=1) | (steps_B >= wanted.limits_B)
-
-
-def _spread_tiles(pool_GPD: jax.Array) -> jax.Array:
-    return shard(pool_GPD, "tiles", None, None)

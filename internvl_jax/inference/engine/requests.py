@@ -79,6 +79,30 @@ class Seen(NamedTuple):
     keys_T: np.ndarray
 
 
+class Token(NamedTuple):
+    """A token of an answer.
+
+    Attributes:
+      id: the request.
+      answer: which of its answers.
+      token: the token's id; stop tokens are told too.
+      logprob: its log-probability at temperature 1, over the whole table.
+      number: how many tokens the answer has with it.
+      end: why the answer ends with it: 'stop' or 'length'; None if it goes on.
+      seen: what the model read before.
+      best: (id, log-probability) of the best tokens in its place, as many as the request asks for.
+    """
+
+    id: int
+    answer: int
+    token: int
+    logprob: float
+    number: int
+    end: str | None
+    seen: Seen
+    best: tuple[tuple[int, float], ...] = ()
+
+
 def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> None:
     """Whether this model can read it.
 

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from internvl_jax.inference.engine.sampling import Sampling, Shaping
-from internvl_jax.models import GroupCache, SlotCache
+from internvl_jax.models import Cache
 from internvl_jax.sharding import shard, whole
 
 STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
@@ -35,6 +36,10 @@ class Wanted(NamedTuple):
     limits_B: jax.Array
     stops_BZ: jax.Array
     sampling: Sampling
+
+    def ends(self, tokens_B: jax.Array, steps_B: jax.Array) -> jax.Array:
+        """bool [B], whether answers of so many tokens end with these."""
+        return jnp.any(tokens_B[:, None] == self.stops_BZ, axis=1) | (steps_B >= self.limits_B)
 
 
 class Part(NamedTuple):
@@ -85,7 +90,7 @@ class State(NamedTuple):
       wanted: how each row's answer is written.
     """
 
-    cache: SlotCache | GroupCache
+    cache: Cache
     tokens_B: jax.Array
     lengths_B: jax.Array
     steps_B: jax.Array

@@ -32,7 +32,13 @@ class Runner:
       ladders: the sizes that programs are compiled for, as the mesh's devices can share them.
       tiles: how many tiles' features are kept.
       apart: decode with every layer's parameters apart.
+
+    Attributes:
+      pages: how many there are, where rows have pages.
     """
+
+    kind: type[Programs] = Programs
+    pages = 0
 
     def __init__(self, model: InternVL, vocabulary: Vocabulary, ladders: Ladders, tiles: int, apart: bool):
         self._vocabulary, self._ladders, self._apart = vocabulary, ladders, apart
@@ -41,7 +47,7 @@ class Runner:
         self.params: Params = {}
         self.put_params(flatten(model))
         on_cpu = all(device.platform == "cpu" for device in self.params["vit.cls"].devices())
-        self.programs = Programs(
+        self.programs = self.kind(
             model.config,
             graphdef,
             unstack(model) if apart else graphdef,
@@ -55,6 +61,7 @@ class Runner:
         self._state: State | None = None
         self._shaping: Shaping | None = None
         self._rows = 0
+        self._marked: set[int] = set()  # rows whose last answer asked for what is in `Shaping`
 
     def put_params(self, params: Params) -> bool:
         """Takes other parameters of the same shapes; says whether they are others."""
@@ -67,6 +74,7 @@ class Runner:
     def resize(self, classes: tuple[tuple[int, int], ...], rows_B: np.ndarray | None) -> None:
         """Other numbers of rows and slots; `rows_B` says which rows they were, None: rows of nobody."""
         self._rows, self._shaping = sum(rows for rows, _ in classes), None
+        self._marked.clear()
         if rows_B is None or self._state is None:
             self._state = self.programs.empty(classes=classes)
         else:
@@ -91,8 +99,14 @@ class Runner:
         Returns:
           the logits after the last of them, [R, V].
         """
-        R, first = len(order), next(draft for draft in order if draft is not None)
+        first = next(draft for draft in order if draft is not None)
         reach = 0 if first.filled == 0 else T
+        part = self._part(order, T)
+        reach = reach and reach_of(int(part.starts_B.max()) + T, first.row.slots)
+        return self._chunk(part, first.row.number, reach)
+
+    def _part(self, order: Sequence[Draft | None], T: int) -> Part:
+        R = len(order)
         tokens_RT, index_RT = np.zeros((R, T), np.int32), np.zeros((R, T), np.int32)
         starts_R, counts_R, rows_R = (np.zeros(R, np.int32) for _ in range(3))
         for r, draft in enumerate(order):
@@ -107,21 +121,14 @@ class Runner:
             index_RT[r, : len(index_P)] = index_P
             draft.filled = start + len(part_T)
             draft.row.held_T = draft.keys_T[: draft.filled]
-        reach = reach and reach_of(int(starts_R.max()) + T, first.row.slots)
-        return self._chunk(tokens_RT, index_RT, starts_R, counts_R, rows_R, first.row.number, reach)
+        return Part(rows_R, tokens_RT, starts_R, counts_R, self.programs.gather(self.tiles.pool_GPD, index_RT))
 
-    def _chunk(
-        self,
-        tokens_RT: np.ndarray,
-        index_RT: np.ndarray,
-        starts_R: np.ndarray,
-        counts_R: np.ndarray,
-        rows_R: np.ndarray,
-        number: int,
-        reach: int,
-    ) -> jax.Array:
-        features_RPD = self.programs.gather(self.tiles.pool_GPD, index_RT)
-        part = Part(rows_R, tokens_RT, starts_R, counts_R, features_RPD)
+    def _nothing(self, R: int, T: int) -> Part:
+        """R parts that are padding."""
+        zeros_RT, zeros_R = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
+        return Part(zeros_R, zeros_RT, zeros_R, zeros_R, self.programs.gather(self.tiles.pool_GPD, zeros_RT))
+
+    def _chunk(self, part: Part, number: int, reach: int) -> jax.Array:
         self._state, logits_RV, _ = self.programs.chunk(self.params, self._state, part, number=number, reach=reach)
         return logits_RV
 
@@ -132,6 +139,10 @@ class Runner:
           rich: with all that answers can ask for.
         """
         size, drafts = len(logits_RV), [draft for _, draft in complete]
+        # What an earlier answer in a row asked for must not stay for this one.
+        rich = rich or any(draft.row.index in self._marked for draft in drafts)
+        self._marked -= {draft.row.index for draft in drafts}
+        self._marked |= {draft.row.index for draft in drafts if draft.job.request.shaped}
         padding = size - len(drafts)
         fill = lambda values, other: np.array([*values, *[other] * padding], np.int32)
         sampling = [draft.sampling for draft in drafts] + [SamplingParams()] * padding
@@ -160,12 +171,7 @@ class Runner:
 
     def decode(self, drafts: Sequence[Draft], count: int, few: int, reach: int, rich: bool) -> Written:
         """`count` tokens of answers, or fewer: until at most `few` of them go on."""
-        live_B = np.zeros(self._rows, bool)
-        live_B[[draft.row.index for draft in drafts]] = True
-        shaping = self._shape() if rich else None
-        if shaping is not None:
-            allowed = self._allowed({draft.row.index: draft for draft in drafts}, self._rows)
-            shaping = shaping._replace(allowed_bits=allowed)
+        live_B, shaping = self._going(drafts, rich)
         self._state, shaping, written = self.programs.decode(
             self._decode_params,
             self._state,
@@ -179,18 +185,24 @@ class Runner:
         self._shaping = shaping or self._shaping
         return written
 
+    def _going(self, drafts: Sequence[Draft], rich: bool) -> tuple[np.ndarray, Shaping | None]:
+        """Which rows are those of the answers, and what all rows ask for."""
+        live_B = np.zeros(self._rows, bool)
+        live_B[[draft.row.index for draft in drafts]] = True
+        if not rich:
+            return live_B, None
+        allowed = self._allowed({draft.row.index: draft for draft in drafts}, self._rows)
+        return live_B, self._shape()._replace(allowed_bits=allowed)
+
     def warm_up(self, classes: tuple[tuple[int, int], ...], shards: int) -> int:
         """Compiles all that rows of these classes need; returns how many programs there are."""
         self.tiles.warm_up(self.params)
         for number, (_, slots) in enumerate(classes):
             sizes = [T for T in self._ladders.prompts if T <= slots]
             for R, T, reach in itertools.product(self._ladders.together, sizes, (0, *reaches(slots))):
-                zeros_RT, zeros_R = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
-                self._chunk(zeros_RT, zeros_RT, zeros_R, zeros_R, zeros_R, number, reach)
+                self._chunk(self._nothing(R, T), number, reach)
         for R in self._ladders.together:
-            T = self._ladders.prompts[0]
-            zeros_RT, zeros_R = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
-            logits_RV = self._chunk(zeros_RT, zeros_RT, zeros_R, zeros_R, zeros_R, 0, 0)
+            logits_RV = self._chunk(self._nothing(R, self._ladders.prompts[0]), 0, 0)
             for rich in (False, True):
                 self.begin(logits_RV, [], rich)
         nobody = np.zeros(shards, np.int32)

@@ -120,6 +120,9 @@ class Seat:
       slots: how many it has.
       draft: who has it.
       held_T: int64, the keys of what lies in its slots.
+      pages: where they lie in pages, the numbers of those that it has, in their order; its slots are then those of all
+        pages that it may have.
+      named: how many of these others may find, see `PagePool`.
     """
 
     index: int
@@ -129,6 +132,8 @@ class Seat:
     slots: int
     draft: Draft | None = None
     held_T: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    pages: list[int] = dataclasses.field(default_factory=list)
+    named: int = 0
 
     def shared(self, keys_T: np.ndarray) -> int:
         """How many of the first tokens it holds already, if that is worth it; never all of them."""
@@ -147,7 +152,12 @@ class Scheduler:
       ladders: sizes; their classes, if any, are the rows.
       shards: over how many devices rows are spread.
       tokens: how many slots all rows together may have, where they have no classes.
+
+    Attributes:
+      pages: how many there are, where rows have pages.
     """
+
+    pages = 0
 
     def __init__(self, ladders: Ladders, shards: int, tokens: int):
         self.ladders, self.shards, self.tokens = ladders, shards, tokens
@@ -171,11 +181,6 @@ class Scheduler:
         return self.ladders.rows[-1] if self.ladders.classes is None else len(self.rows)
 
     @property
-    def longest_row(self) -> int:
-        """The slots of the longest row that there is."""
-        return max(row.slots for row in self.rows)
-
-    @property
     def writing(self) -> list[Draft]:
         """Answers that get tokens."""
         return [draft for row in self.rows if (draft := row.draft) is not None and not draft.reading]
@@ -195,6 +200,18 @@ class Scheduler:
         self.jobs[job.id] = job
         self.waiting.append(job)
         self.waiting.sort(key=lambda job: job.order)
+
+    def room(self, draft: Draft) -> int:
+        """How many more tokens programs may write into an answer's row."""
+        return draft.row.slots - draft.length - draft.flying + 1
+
+    def reach(self, length: int) -> int:
+        """How many slots attention reads where no row has more tokens."""
+        return reach_of(length, max(row.slots for row in self.rows))
+
+    def short(self) -> bool:
+        """Whether answers must be read before rows can get another token."""
+        return False
 
     def end(self, draft: Draft) -> bool:
         """Frees the row of an answer; says whether it was the last one to its request."""

@@ -97,7 +97,8 @@ class SlotCache:
         ) -> jax.Array:
             near = None if size is None else Window(size, holds)
             parts = zip(_parts(k, q), k, v, _parts(k, positions_BT), strict=True)
-            outs = [attend(q, k, v, _seen(at, k, self.reach), near, layer, sinks_N) for q, k, v, at in parts]
+            seen = lambda at, k: slots_seen(at, min(self.reach, k.shape[3]))
+            outs = [attend(q, k, v, seen(at, k), near, layer, sinks_N) for q, k, v, at in parts]
             return outs[0] if len(outs) == 1 else jnp.concatenate(outs)
 
         queries, halves = ("batch", "act_heads", None, None), (_HALF,) * len(self.k)
@@ -159,10 +160,9 @@ class SlotCache:
         return dataclasses.replace(self, k=replaced(self.k, kv_LBMTH[0]), v=replaced(self.v, kv_LBMTH[1]))
 
 
-def _seen(positions_BT: jax.Array, k: jax.Array, reach: int) -> Mask:
-    """The slots up to a query's own, of those within reach."""
-    shape = len(positions_BT), min(reach, k.shape[3])
-    places_BS = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None], shape)
+def slots_seen(positions_BT: jax.Array, slots: int) -> Mask:
+    """Of so many slots those up to a query's own."""
+    places_BS = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None], (len(positions_BT), slots))
     return Mask(jnp.ones_like(positions_BT), positions_BT, jnp.ones_like(places_BS), places_BS, ordered=False)
 
 

@@ -1,6 +1,7 @@
-"""JAX's attention kernels, in which scores never leave the chip: splash attention on TPU, cuDNN's on GPU."""
+"""JAX's attention kernels, in which scores never leave the chip: splash and paged attention on TPU, cuDNN's on GPU."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ LONG = 1024
 # large, and cheap to compute again.) QKV: queries, keys and values of the language model. GATE, UP: the two inner
 # products of its feed-forward layers.
 SAVED, QKV, GATE, UP = "attention", "qkv", "gate", "up"
-_LANES = 128
+LANES = 128  # a vector register's
+# The paged kernel takes so many pages and queries at a time, as its own table says of most shapes, and no more bytes.
+_PAGES, _QUERIES, _PAGES_BYTES = 16, 32, 1 << 21
 _PADDED = -1  # the segment of what fills up a block; no token is in it
 
 
@@ -42,7 +45,7 @@ def splash(
       `[B, N, T, H]`.
     """
     T = q_BNTH.shape[2]
-    unit = _LANES if T <= 2 * LONG else LONG
+    unit = LANES if T <= 2 * LONG else LONG
     padding = -T % unit
     causal = segments_BT is not None
     if padding or causal:
@@ -75,7 +78,7 @@ def _splash(
 
     N, T = q.shape[1:3]
     if window is not None:
-        mask, largest = sm.LocalMask((T, T), (window - 1, 0), 0), max(2 * window, _LANES)
+        mask, largest = sm.LocalMask((T, T), (window - 1, 0), 0), max(2 * window, LANES)
     else:
         mask, largest = sm.CausalMask((T, T)) if causal else sm.FullMask((T, T)), LONG
     block = _divisor(T, largest)
@@ -107,6 +110,37 @@ def _splash(
             return jax.vmap(lambda q, k, v: attention(q, k, v, None, sinks_N))(q, k, v)
         ids = lambda segments_T: sk.SegmentIds(segments_T, segments_T)
         return jax.vmap(lambda q, k, v, s: attention(q, k, v, ids(s), sinks_N))(q, k, v, segments_BT)
+
+
+def paged(q_BNTH: jax.Array, pool: jax.Array, lengths_B: jax.Array, table: jax.Array) -> jax.Array:
+    """Softmax attention of the last T tokens of every row to all of its tokens up to their own, on TPU.
+
+    Args:
+      q_BNTH: queries, not scaled.
+      pool: pages, as `PageCache` has them.
+      lengths_B: int32, how many tokens a row has with these, T or more.
+      table: int32 `[B, most pages of a row]`, the pages of every row.
+
+    Returns:
+      `[B, N, T, H]`.
+    """
+    from jax.experimental.pallas.ops.tpu import ragged_paged_attention as rpa
+
+    (B, N, T, H), size, columns = q_BNTH.shape, pool.shape[1], table.shape[1]
+    fitting = _PAGES_BYTES // (math.prod(pool.shape[1:]) * pool.dtype.itemsize)
+    with jax.named_scope(scopes.keys_scope(columns * size)):
+        out = rpa.ragged_paged_attention(
+            q_BNTH.transpose(0, 2, 1, 3).reshape(B * T, N, H),
+            pool,
+            lengths_B,
+            table,
+            jnp.arange(B + 1, dtype=jnp.int32) * T,
+            jnp.full(1, B, jnp.int32),
+            sm_scale=H**-0.5,
+            num_kv_pages_per_block=max(1, min(_PAGES, fitting, columns)),
+            num_queries_per_block=min(_QUERIES, B * T),
+        )
+    return out.reshape(B, T, N, H).transpose(0, 2, 1, 3)
 
 
 def suits_cudnn(q_BNTH: jax.Array) -> bool:
@@ -143,4 +177,4 @@ def cudnn(
 
 def _divisor(size: int, largest: int) -> int:
     """The largest multiple of 128 that divides `size`, a multiple of 128, and is not larger than `largest`."""
-    return max(part for part in range(_LANES, max(_LANES, min(size, largest)) + 1, _LANES) if size % part == 0)
+    return max(part for part in range(LANES, max(LANES, min(size, largest)) + 1, LANES) if size % part == 0)

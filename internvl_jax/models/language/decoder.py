@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.models.attention.attention import Mask, Window
-from internvl_jax.models.attention.cache import SlotCache
-from internvl_jax.models.attention.group_cache import GroupCache
+from internvl_jax.models.attention.caches import Cache
 from internvl_jax.models.bricks.moe import Load, expert_load
 from internvl_jax.models.bricks.nn import RmsNorm, normal
 from internvl_jax.models.bricks.rope import make_rope
@@ -34,7 +33,7 @@ class DecoderOut(NamedTuple):
     """
 
     hidden_BTD: jax.Array
-    cache: SlotCache | GroupCache | None
+    cache: Cache | None
     kv_LBMTH: tuple[jax.Array, jax.Array] | None
     hidden_LBTD: jax.Array | None
     router_LBTE: jax.Array | None
@@ -83,7 +82,7 @@ class Decoder(nnx.Module):
         x_BTD: jax.Array,
         segments_BT: jax.Array,
         positions_BT: jax.Array,
-        cache: SlotCache | GroupCache | None = None,
+        cache: Cache | None = None,
         slots_BT: jax.Array | None = None,
         collect: tuple[str, ...] = (),
         replay_LBTK: jax.Array | None = None,

@@ -12,8 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.models.attention.attention import Mask, Window, attend
-from internvl_jax.models.attention.cache import SlotCache
-from internvl_jax.models.attention.group_cache import GroupCache
+from internvl_jax.models.attention.caches import Cache
 from internvl_jax.models.attention.kernels import GATE, QKV, UP
 from internvl_jax.models.bricks.moe import Routing
 from internvl_jax.models.bricks.nn import Linear, RmsNorm, identity, normal, silu, zeros
@@ -74,10 +73,10 @@ class Attention(nnx.Module):
         table: tuple[jax.Array, jax.Array],
         mask: Mask,
         window: Window | None,
-        cache: SlotCache | GroupCache | None,
+        cache: Cache | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
-    ) -> tuple[jax.Array, SlotCache | GroupCache | None, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, Cache | None, tuple[jax.Array, jax.Array]]:
         heads_first = lambda x: x.transpose(0, 2, 1, 3)
         q_BTNH, k_BTMH, v_BTMH = (checkpoint_name(part(x_BTD), QKV) for part in (self.q, self.k, self.v))
         q_BNTH = apply_rope(heads_first(self.q_norm(q_BTNH)), table)
@@ -131,11 +130,11 @@ class Layer(nnx.Module):
         table: tuple[jax.Array, jax.Array],
         mask: Mask,
         window: Window | None,
-        cache: SlotCache | GroupCache | None,
+        cache: Cache | None,
         index: jax.Array | int,
         slots_BT: jax.Array | None,
         replay_BTK: jax.Array | None,
-    ) -> tuple[jax.Array, SlotCache | GroupCache | None, tuple[jax.Array, jax.Array], Routing | None]:
+    ) -> tuple[jax.Array, Cache | None, tuple[jax.Array, jax.Array], Routing | None]:
         """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
         routing (None without experts)."""
         out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)

@@ -199,6 +199,20 @@ def test_what_some_rows_ask_for_changes_no_other_row(engine, processor, mixed, a
     )
 
 
+def test_what_an_earlier_answer_in_a_row_asked_for_is_forgotten(engine, processor, mixed, answers):
+    """Also where others ask for something meanwhile: then one program writes all rows."""
+    sampling = SamplingParams(max_new_tokens=20, repetition_penalty=1e6)
+    rich = [request(processor, seed, 1, 9, sampling) for seed in range(len(engine._scheduler.rows))]
+    run(engine, rich)
+    ids, found = [engine.add(row) for row in mixed], {}
+    engine.step(most=1)
+    engine.add(rich[0])
+    while engine.busy:
+        for token in engine.step(most=1):
+            found.setdefault(token.id, []).append(token.token)
+    assert [found[id] for id in ids] == answers
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_stacked_layers_and_layers_apart_answer_the_same(structure, params, vocabulary, mixed, answers, apart):
     engine = Engine(bind(structure[0], params), vocabulary, LADDERS, apart=apart)

@@ -1,0 +1,260 @@
+"""An engine whose rows have pages: it answers as one whose rows have slots, reads what it knows once, loses none."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from checkpoint_convert.released import load_bare
+from internvl_jax.errors import InputError
+from internvl_jax.evaluation import compare, image_token_id, read_case
+from internvl_jax.inference import Engine, SamplingParams, Vocabulary
+from internvl_jax.sharding import bind, make_mesh
+from tests.inference.engine.engine_test import LADDERS, request, run
+
+SIZE = 8
+PAGED = dataclasses.replace(LADDERS, prompts=(32,), classes=((4, 96),), chunk=32, page=SIZE)
+DRAWN = SamplingParams(max_new_tokens=9, temperature=1.0, top_k=50, top_p=0.95)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(processor):
+    return Vocabulary.of(processor)
+
+
+@pytest.fixture(scope="module")
+def make(structure, params, vocabulary):
+    """Engines of the same model; bytes of a token's keys and values go with them."""
+    text = bind(structure[0], params).config.text
+    token = 2 * 4 * text.layers * text.kv_heads * text.head_width
+
+    def make(pages=None, **changes):
+        ladders = dataclasses.replace(PAGED, **changes)
+        return Engine(
+            bind(structure[0], params), vocabulary, ladders, None if pages is None else int(pages * SIZE * token)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def engine(make):
+    engine = make()
+    engine.warm_up()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def rows(processor):
+    drawn = [dataclasses.replace(DRAWN, seed=seed) for seed in range(4)]
+    long = dataclasses.replace(drawn[3], max_new_tokens=40, repetition_penalty=1.3, logprobs=2)
+    shapes = ((2, 11, SamplingParams(max_new_tokens=7)), (0, 5, drawn[1]), (3, 17, drawn[2]), (1, 50, long))
+    return [request(processor, number, *shape) for number, shape in enumerate(shapes)]
+
+
+@pytest.fixture(scope="module")
+def answers(structure, params, vocabulary, rows):
+    """By rows that have slots."""
+    ladders = dataclasses.replace(LADDERS, slots=(96,))
+    return run(Engine(bind(structure[0], params), vocabulary, ladders), rows)
+
+
+def assert_free(engine):
+    scheduler = engine._scheduler
+    assert all(row.draft is None and not row.pages for row in scheduler.rows) and not engine.tiles.pinned
+    assert [pool.available for pool in scheduler.pools] == [pool.number for pool in scheduler.pools]
+
+
+def test_answers_are_those_of_slots(engine, rows, answers):
+    assert engine._scheduler.pages == 4 * 96 // SIZE
+    assert [run(engine, [row])[0] for row in rows] == answers
+    assert run(engine, rows) == answers
+    assert_free(engine)
+
+
+def test_neighbours_that_join_and_leave_change_nothing(engine, processor, rows, answers):
+    rng, ids, found = np.random.default_rng(3), {}, {}
+    others = [
+        (None, request(processor, 10 + seed, seed % 3, 3 + 2 * seed, SamplingParams(1 + 2 * seed, 1.0, seed=seed)))
+        for seed in range(7)
+    ]
+    waiting = [*enumerate(rows), *others]
+    rng.shuffle(waiting)
+    while waiting or engine.busy:
+        if waiting and rng.random() < 0.4:
+            number, row = waiting.pop()
+            ids[engine.add(row)] = number
+        for token in engine.step(most=int(rng.integers(1, 4))):
+            found.setdefault(ids[token.id], []).append(token.token)
+    assert [found[number] for number in range(len(rows))] == answers
+    assert_free(engine)
+
+
+def test_a_second_turn_about_a_picture_reads_what_is_new(engine, make, processor):
+    first = request(processor, 30, 3, 60, SamplingParams(max_new_tokens=11))
+    (said,) = run(engine, [first])
+    more = np.random.default_rng(1).integers(0, 250, 2)
+    second = dataclasses.replace(first, tokens_T=np.concatenate([first.tokens_T, said, more]).astype(np.int32))
+    before, tiles = engine.prefilled, engine.tiles.encoded
+    (answer,) = run(engine, [second])
+    length = len(second.tokens_T)
+    assert engine.prefilled - before == length - (length - 3) // SIZE * SIZE <= length // 10
+    assert engine.tiles.encoded == tiles
+    fresh = make()
+    assert run(fresh, [second]) == [answer]
+    # Another picture in the same place is another prompt.
+    other = dataclasses.replace(second, tiles_GHWC=request(processor, 31, 3, 1).tiles_GHWC)
+    before = engine.prefilled
+    assert run(engine, [other]) == run(fresh, [other]) != [answer]
+    assert engine.prefilled - before == length
+    engine.params = {path: leaf * 1 for path, leaf in engine.params.items()}
+    before = engine.prefilled
+    assert run(engine, [second]) == [answer] and engine.prefilled - before == length
+    assert_free(engine)
+
+
+def test_what_other_parameters_wrote_is_not_found(make, params, processor):
+    """An answer that was being written when they changed goes on, and nobody takes over what it read before."""
+    engine = make()
+    row = request(processor, 32, 0, 40, SamplingParams(max_new_tokens=20))
+    engine.add(row)
+    for _ in range(4):
+        engine.step(most=1)
+    engine.params = {path: leaf * 1 for path, leaf in engine.params.items()}
+    while engine.busy:
+        engine.step()
+    before = engine.prefilled
+    run(engine, [row])
+    assert engine.prefilled - before == len(row.tokens_T)
+    assert_free(engine)
+
+
+def test_answers_to_one_prompt_share_its_pages(engine, processor):
+    row = dataclasses.replace(request(processor, 33, 3, 19, DRAWN), seeds=(3, 4, 5))
+    length, before, most = len(row.tokens_T), engine.prefilled, 0
+    id = engine.add(row)
+    found = [[], [], []]
+    while engine.busy:
+        for token in engine.step(most=1):
+            assert token.id == id
+            found[token.answer].append(token.token)
+        pages = [page for seat in engine._scheduler.rows for page in seat.pages]
+        most = max(most, len(pages) - len(set(pages)))
+    shared = (length - 1) // SIZE
+    assert engine.prefilled - before == length + 2 * (length - shared * SIZE) and most == 2 * shared
+    alone = [run(engine, [dataclasses.replace(row, seeds=(seed,))])[0] for seed in (3, 4, 5)]
+    assert found == alone and len(set(map(tuple, alone))) == 3
+    assert_free(engine)
+
+
+def test_the_youngest_waits_when_pages_are_short_and_goes_on(make, rows, answers, monkeypatch):
+    engine = make(pages=13)
+    put_back = []
+    wait = engine._scheduler._wait
+    monkeypatch.setattr(engine._scheduler, "_wait", lambda draft: (put_back.append(draft.job.id), wait(draft)))
+    assert run(engine, rows) == answers
+    assert put_back and 0 not in put_back
+    assert engine.prefilled > sum(len(row.tokens_T) for row in rows)
+    assert_free(engine)
+    with pytest.raises(InputError, match="more than the 64 that a row holds"):
+        make(pages=8).add(rows[3])
+
+
+def test_what_was_left_makes_room(make, processor):
+    """Pages that nobody has serve whoever comes; what is asked for again is read again, and answered as before."""
+    engine = make(pages=12)
+    prompts = [request(processor, 40 + number, 0, 40, SamplingParams(max_new_tokens=4)) for number in range(4)]
+    first = [run(engine, [row])[0] for row in prompts]
+    before = engine.prefilled
+    assert [run(engine, [row])[0] for row in prompts] == first
+    assert engine.prefilled - before > 2 * 40
+    assert_free(engine)
+
+
+def test_dropped_answers_free_their_pages(engine, rows, answers):
+    for steps in range(8):
+        id, other = engine.add(dataclasses.replace(rows[3], seeds=(1, 2))), engine.add(rows[0])
+        for _ in range(steps):
+            engine.step(most=1)
+        engine.drop(id, steps % 2)
+        engine.drop(id)
+        found = []
+        while engine.busy:
+            found += [token.token for token in engine.step() if token.id == other]
+        assert found == answers[0][len(answers[0]) - len(found) :]
+    assert_free(engine)
+
+
+def test_a_program_that_fails_loses_no_answer(engine, rows, answers, monkeypatch):
+    ids, programs, found = [engine.add(row) for row in rows], engine._runner.programs, {}
+    for name in ("decode", "chunk", "begin"):
+        program = getattr(programs, name)
+
+        def fails(*arguments, program=program, **sizes):
+            program(*arguments, **sizes)  # has taken over the state
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(programs, name, fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            while engine.busy:
+                for token in engine.step(most=2):
+                    found.setdefault(token.id, []).append(token.token)
+        monkeypatch.undo()
+    while engine.busy:
+        for token in engine.step():
+            found.setdefault(token.id, []).append(token.token)
+    assert [found[id] for id in ids] == answers
+    assert_free(engine)
+
+
+def test_nothing_compiles_after_warm_up(engine, processor):
+    programs, rng = engine.num_compiled, np.random.default_rng(0)
+    for i in range(60):
+        sampling = SamplingParams(max_new_tokens=1 + i % 20, temperature=float(i % 3), seed=i, logprobs=i % 2)
+        for _ in range(2):
+            tiles, words = rng.integers(0, 3), rng.integers(1, 60)
+            engine.add(request(processor, i, int(tiles), int(words), sampling))
+        engine.step(most=1 + i % 3)
+    while engine.busy:
+        engine.step()
+    assert engine.num_compiled == programs
+    assert_free(engine)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"page": 0}, "page, .* must each be 1 token or more"),
+        ({"classes": None}, "rows that share pages need exactly one"),
+        ({"classes": ((2, 64), (2, 96))}, "rows that share pages need exactly one"),
+    ],
+)
+def test_ladders_that_make_no_sense(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(PAGED, **changes)
+
+
+def test_memory_for_no_page(make):
+    with pytest.raises(InputError, match="there is memory for 4 tokens on a device, less than a page of 8"):
+        make(pages=0.5)
+
+
+MESHES = {
+    "one": None,
+    "tensor=2": {"tensor": 2},
+    "data=2": {"data": 2},
+    "expert=2,tensor=2": {"expert": 2, "tensor": 2},
+}
+
+
+@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("case", ["chat_qwen3_github", "hf_qwen3moe", "hf_gptoss"])
+def test_any_mesh_answers_as_recorded(golden, case, sizes):
+    """Windows and sinks too, which only the kernel of TPUs can't do."""
+    inputs, outputs, meta = read_case(golden / case)
+    mesh = None if sizes is None else make_mesh(sizes)
+    model = load_bare(golden / case, "float32", image_token_id(meta), mesh)
+    names = ("greedy_tokens", "greedy_tokens_eos", "greedy_scores")
+    inputs = {name: array for name, array in inputs.items() if name != "labels"}
+    report = compare(model, inputs, {name: outputs[name] for name in names}, chunk=16, page=8)
+    assert report["greedy_tokens_equal"] and report["greedy_tokens_eos_equal"], report
