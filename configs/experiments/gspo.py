@@ -13,7 +13,8 @@ is off, as in the release's actor. Of mixtures the experts that the sampler took
 
 Hardware: what `sft.py` needs. Besides its state a step of sampling holds the keys and values of
 stage.sample_prompts x 16 responses of 32,768 tokens, over all devices (TB): 0.5 (1B, 2B), 0.6 (4B, 8B), 0.7 (14B), 2.2
-(38B), 0.2 (20B), 0.4 (30B), 3.2 (241B). A rollout batch takes several times as long as its steps.
+(38B), 0.2 (20B), 0.4 (30B), 3.2 (241B); `launch.plan --task=rollout` compiles it for a slice. A rollout batch takes
+several times as long as its steps.
 """
 
 from configs.experiments import ntp

@@ -18,10 +18,12 @@ from internvl_jax.inference.chat import (
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine
+from internvl_jax.inference.engine.group_runner import GroupSlots
+from internvl_jax.inference.engine.group_seats import GroupSeats, Layout
 from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Token, Vocabulary
-from internvl_jax.inference.engine.row_state import STOPS, Features, Part, State, Wanted
+from internvl_jax.inference.engine.row_state import STOPS, Begin, Features, Part, State, Wanted
 from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sampler
 from internvl_jax.inference.engine.sampler_leader import LeadingSampler, follow_sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
@@ -32,12 +34,16 @@ from internvl_jax.inference.text import TextStream
 
 __all__ = [
     "Answer",
+    "Begin",
     "Decided",
     "Engine",
     "Features",
     "GroupMemory",
+    "GroupSeats",
     "GroupSize",
+    "GroupSlots",
     "Ladders",
+    "Layout",
     "LeadingSampler",
     "MODEL_THRESHOLDS",
     "Part",

@@ -47,7 +47,7 @@ from internvl_jax.models.config import (
     VisionConfig,
     YarnConfig,
 )
-from internvl_jax.models.flops import PEAK, token_flops, train_flops
+from internvl_jax.models.flops import PEAK, tile_flops, token_flops, train_flops
 from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots, place
 from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
@@ -91,6 +91,7 @@ __all__ = [
     "over_logits",
     "place",
     "scopes",
+    "tile_flops",
     "token_flops",
     "token_logprobs",
     "token_statistics",

@@ -7,6 +7,7 @@ import re
 
 _CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)")
 _KEYS = re.compile(r"attention_(\d+)_keys")
+_TURNS = re.compile(r"at_most_(\d+)_turns/while\b(?!/)")  # of a loop, and not of what is in it
 
 
 def chunks_scope(even: int, chunks: int) -> str:
@@ -30,4 +31,15 @@ def keys_scope(keys: int) -> str:
 def read_keys(text: str) -> int | None:
     """The keys a query; None where `text` holds no such scope."""
     found = _KEYS.search(text)
+    return int(found.group(1)) if found else None
+
+
+def turns_scope(most: int) -> str:
+    """The scope of a loop that runs so often at most: data may end it earlier."""
+    return f"at_most_{most}_turns"
+
+
+def read_turns(text: str) -> int | None:
+    """How often a loop runs at most; None where it is in no such scope itself."""
+    found = _TURNS.search(text)
     return int(found.group(1)) if found else None

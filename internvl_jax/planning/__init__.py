@@ -1,11 +1,12 @@
 """Planning: compile a config's real programs for a slice that is not attached, and read what they need."""
 
 from internvl_jax.planning import table
-from internvl_jax.planning.lowering import Serving
-from internvl_jax.planning.plan import plan
+from internvl_jax.planning.layouts import Serving
+from internvl_jax.planning.plan import TASKS, plan
 
 __all__ = [
     "Serving",
+    "TASKS",
     "plan",
     "table",
 ]

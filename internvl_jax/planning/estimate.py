@@ -8,11 +8,12 @@
    from their shapes. They are taken to run at `KERNEL` of the matrix units' peak, less where a head is narrower than
    these, and to need at least the time of their bytes at `STREAM` of the bandwidth (of experts' weights, those of one
    layer). Experts are taken to have equal shares of the tokens.
-3. A transfer needs the time of the bytes that a device sends, at the bandwidth of one dimension of its torus. Transfers
-   that start and end apart hide behind the other work of their loop, and only what is longer than that is added.
+3. A transfer needs the time of the bytes that a device sends, at the bandwidth of one dimension of its torus, and
+   `LATENCY` besides, however few they are. Transfers that start and end apart hide behind the other work of their loop,
+   and only what is longer than that is added.
 
-This is an estimate: nothing has run. It may lean either way in the kernels' share of the peak, which is an assumption,
-and towards too long in transfers, as rings over several dimensions of the torus may be faster.
+This is an estimate: nothing has run. It may lean either way in the kernels' share of the peak and in the latency, which
+are assumptions, and towards too long in transfers, as rings over several dimensions of the torus may be faster.
 """
 
 import collections
@@ -26,6 +27,7 @@ from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycl
 
 KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
+LATENCY = 5e-6  # seconds that a transfer is taken to need before its first byte has come; nobody timed it
 _GROUPED = re.compile(r"jit\(t?gmm\)+/pallas_call")
 _FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
 # Of a grouped product: where the rows of its groups begin and end, one more than groups; and weights, of more groups
@@ -45,6 +47,7 @@ class Estimate:
       compiled_s: seconds of the operations that the compiler made (1 above).
       kernels_s: seconds of kernels (2).
       transfers_s: seconds of transfers that nothing hides (3).
+      transfers: how many transfers there are, hidden ones too.
       cycles_s: what compiled_s would be if every operation took the compiler's cycles.
       sent: how many bytes a device sends, by kind of collective.
     """
@@ -53,6 +56,7 @@ class Estimate:
     compiled_s: float
     kernels_s: float
     transfers_s: float
+    transfers: float
     cycles_s: float
     sent: dict[str, float]
 
@@ -63,7 +67,7 @@ class Estimate:
 
 def estimate(program: HloProgram, chip: Chip, devices: int) -> Estimate:
     """The estimate for a program compiled for one of `devices` chips."""
-    flops = compiled = counted = kernels = transfers = 0.0
+    flops = compiled = counted = kernels = transfers_s = transfers = 0.0
     sent: dict[str, float] = collections.defaultdict(float)
     for body, times in program.bodies():
         names = {one.name: one for one in body}
@@ -77,15 +81,18 @@ def estimate(program: HloProgram, chip: Chip, devices: int) -> Estimate:
                 inside_s += max(moved_s, operations / (chip.peak * KERNEL * min(1.0, width / chip.matrix)))
         shown = hidden = 0.0
         for transfer in collectives(body, devices):
+            if transfer.group == 1:
+                continue
             sent[transfer.kind] += times * transfer.bytes
-            seconds = transfer.bytes / chip.link_bandwidth
+            transfers += times
+            seconds = transfer.bytes / chip.link_bandwidth + LATENCY
             hidden, shown = (hidden + seconds, shown) if transfer.hidden else (hidden, shown + seconds)
         flops += times * (program.product_flops(body) + inside)
         compiled += times * work
         counted += times * sum(cycles(one) / chip.clock or _seconds(program, one, names, chip) for one in body)
         kernels += times * inside_s
-        transfers += times * (shown + max(0.0, hidden - work - inside_s))
-    return Estimate(flops, compiled, kernels, transfers, counted, dict(sent))
+        transfers_s += times * (shown + max(0.0, hidden - work - inside_s))
+    return Estimate(flops, compiled, kernels, transfers_s, transfers, counted, dict(sent))
 
 
 def _seconds(program: HloProgram, one: Instruction, names: dict[str, Instruction], chip: Chip) -> float:

@@ -125,10 +125,37 @@ class HloProgram:
                 total += 2 * out * math.sqrt(left * right / out) if out else 0.0
         return total
 
+    def read_bytes(self) -> int:
+        """Bytes of the arguments that a call reads: not of those that nothing asks for, nor of results that are
+        arguments as they were.
+        """
+        body = self.computations[self.entry]
+        read = {name for one in body if not (one.root and one.opcode == "tuple") for name in one.operands}
+        return sum(num_bytes(one.shape) for one in body if one.opcode == "parameter" and one.name in read)
+
     def moved_bytes(self, one: Instruction, names: dict[str, Instruction]) -> int:
-        """Bytes that an instruction reads and writes in a device's main memory, at most (a slice counts whole)."""
-        parts = [one.shape, *(names[name].shape for name in one.operands if name in names)]
-        return sum(num_bytes(shape) for part in parts for shape in _ARRAY.findall(part) if "S(" not in shape)
+        """Bytes that an instruction reads and writes in a device's main memory, at most; of what it only cuts a slice
+        out of, as of stacked layers, the slice.
+        """
+        sizes = [_main_bytes(one.shape)]
+        for number, name in enumerate(one.operands):
+            size = _main_bytes(names[name].shape) if name in names else 0
+            cut = self._cut(one, number) if size else None
+            sizes.append(size if cut is None else min(size, cut))
+        return sum(sizes)
+
+    def _cut(self, one: Instruction, number: int) -> int | None:
+        """Bytes of the slices that an instruction cuts out of one of its operands; None if it reads it otherwise."""
+        if one.opcode == "dynamic-slice":
+            return num_bytes(one.shape) if number == 0 else None
+        if one.opcode != "fusion":
+            return None
+        inner = self.computations[one.attribute("calls")]
+        given = {part.name for part in inner if part.opcode == "parameter" and part.rest.startswith(f"{number})")}
+        readers = [(part, place) for part in inner for place, name in enumerate(part.operands) if name in given]
+        if not readers or any(part.opcode != "dynamic-slice" or place for part, place in readers):
+            return None
+        return sum(num_bytes(part.shape) for part, _ in readers)
 
     def row_bytes(self, one: Instruction, names: dict[str, Instruction]) -> int:
         """Bytes that a gather or scatter (adding to what is there), or those in a fusion, read and write."""
@@ -141,11 +168,13 @@ class HloProgram:
         return 2 * num_bytes(one.shape) if one.opcode == "gather" else 0
 
     def trips(self, loop: Instruction, body: list[Instruction]) -> int:
-        """How often a loop runs.
+        """How often a loop runs, at most where data may end it.
 
         Raises:
-          ValueError: it does not count up to a constant.
+          ValueError: it does not count up to a constant, and no scope says how often.
         """
+        if (most := scopes.read_turns(loop.rest)) is not None:
+            return most
         if known := re.search(r'known_trip_count"?:\s*\{"n":\s*"(\d+)"', loop.rest):
             return int(known.group(1))
         condition = {one.name: one for one in self.computations[loop.attribute("condition")]}
@@ -205,6 +234,11 @@ def num_bytes(shape: str) -> int:
         _BYTES.get(kind, 4) * math.prod(int(size) for size in dims.split(",") if size)
         for kind, dims in _SHAPE.findall(shape)
     )
+
+
+def _main_bytes(text: str) -> int:
+    """Bytes of the arrays of a shape that lie in main memory."""
+    return sum(num_bytes(shape) for shape in _ARRAY.findall(text) if "S(" not in shape)
 
 
 def num_elements(shape: str) -> int:

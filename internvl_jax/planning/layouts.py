@@ -6,6 +6,7 @@ tokens travel ('moe'). Serving: heads, inner widths and vocabulary are spread ov
 heads; beyond, rows are, and whole experts.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +15,35 @@ from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVL, InternVLConfig, Runtime
 from internvl_jax.planning.chips import CHIPS, Topology
-from internvl_jax.planning.lowering import Serving
 from internvl_jax.training import TrainConfig
 
 # Bytes of a parameter in training: its value, its gradient and two moments, all in float32.
 _STATE = 16
 REMATS = ("mlp", "gate", "qkv", "attention", "full")  # from what recomputes least to what needs least memory
 _HEADROOM = 0.97  # share of the memory that programs get; the runtime keeps some, and gaps between buffers are lost
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """What a server holds at a time.
+
+    Attributes:
+      rows: how many conversations.
+      prompt: tokens of a prompt, where it is read at once (prefill).
+      slots: tokens that a row's cache has room for, of prompt and answer together.
+      chunk: tokens of prompts that are read while others are answered.
+      tiles: tiles of a picture.
+    """
+
+    rows: int
+    prompt: int
+    slots: int
+    chunk: int = 512
+    tiles: int = 13
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.prompt, self.chunk, self.tiles) < 1 or self.slots < max(self.prompt, self.chunk):
+            raise InputError(f"serving {self} makes no sense: all are at least 1, and slots hold a prompt and a chunk")
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
@@ -121,6 +144,8 @@ def candidates(config: TrainConfig, task: str, size: Serving, chip: str) -> Iter
 
 def _needs(config: TrainConfig, task: str, size: Serving, where: Topology) -> float:
     model, text = config.model, config.model.text
+    if task == "rollout":
+        return 0.0 if config.run.rows % where.chips == 0 and where.chips > 1 else math.inf
     if task == "train":
         return math.inf if config.run.rows % where.chips else _fixed(config, where.chips) + kept(config, "full") * 0.9
     try:

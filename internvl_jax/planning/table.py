@@ -4,14 +4,15 @@ Plans go into a JSON file beside the table as they are made: the command goes on
 what is removed from that file.
 """
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_file
-from internvl_jax.planning.lowering import Serving
+from internvl_jax.planning.layouts import Serving
 from internvl_jax.planning.plan import plan
 from internvl_jax.training import TrainConfig
 
@@ -28,55 +29,156 @@ TRAINING = {
 }
 SERVING = "v6e"
 SIZE = Serving(rows=8, prompt=8192, slots=32768)
+# Besides: more chips for a mixture, where every group of them has rows of its own.
+_WIDER = {"30b-a3b": ("v6e:4x4", dataclasses.replace(SIZE, rows=16))}
 _TITLES = {
     "train": "## SFT: 512 rows of 32,768 tokens and 96 tiles a step",
-    "prefill": f"## Prefill: {SIZE.rows} prompts of {SIZE.prompt:,} tokens",
-    "decode": f"## Decode: {SIZE.rows} conversations of {SIZE.slots:,} tokens",
+    "prefill": f"## Prefill: {SIZE.rows} prompts of {SIZE.prompt:,} tokens at once",
+    "decode": f"## Decode: a token of {SIZE.rows} conversations of {SIZE.slots:,} tokens",
+    "serve": f"## Serving: {SIZE.rows} conversations of {SIZE.slots:,} tokens, prompts in parts of {SIZE.chunk}",
+    "rollout": "## GSPO's rollouts: prompts of 8,192 tokens, answers of 32,768",
 }
 
 
-def write(path: str, configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
-    """Makes the missing plans and writes the table; returns a summary."""
+def write(path: str, configs: Mapping[str, TrainConfig], rollouts: Mapping[str, TrainConfig]) -> dict[str, Any]:
+    """Makes the missing plans and writes the table; returns a summary.
+
+    Args:
+      configs: of the sizes, by name.
+      rollouts: the same sizes, as GSPO trains them.
+    """
     table = pathlib.Path(path)
     store = table.with_suffix(".json")
     plans = json.loads(store.read_text()) if store.exists() else {}
-    for task in _TITLES:
-        for name, config in configs.items():
-            where = TRAINING.get(name, "v5p") if task == "train" else SERVING
-            key = f"{task} {name}"
-            if key not in plans:
-                try:
-                    plans[key] = plan(config, task, where, SIZE, auto=True)
-                except InputError as error:
-                    plans[key] = {"task": task, "fits": False, "reason": str(error)}
-                _replace(store, json.dumps(plans, indent=1) + "\n")
-    _replace(table, render(plans, list(configs)))
+    for key, (config, task, where, size) in _rows(configs, rollouts).items():
+        if key not in plans:
+            try:
+                plans[key] = plan(config, task, where, size, auto=True)
+            except InputError as error:
+                plans[key] = {"task": task, "fits": False, "reason": str(error)}
+            _replace(store, json.dumps(plans, indent=1) + "\n")
+    _replace(table, render(plans, list(_rows(configs, rollouts))))
     return {"table": str(table), "plans": len(plans), "fit": sum(one["fits"] for one in plans.values())}
 
 
-def render(plans: Mapping[str, dict[str, Any]], names: list[str]) -> str:
+def _rows(configs: Mapping[str, TrainConfig], rollouts: Mapping[str, TrainConfig]) -> dict[str, tuple]:
+    """What is planned, by the key of its plan: the arguments of `plan`."""
+    rows = {}
+    for task in _TITLES:
+        for name, config in (rollouts if task == "rollout" else configs).items():
+            where = TRAINING.get(name, "v5p") if task in ("train", "rollout") else SERVING
+            rows[f"{task} {name}"] = config, task, where, SIZE
+            if task == "decode" and name in _WIDER:
+                rows[f"{task} {name} {_WIDER[name][0]}"] = config, task, *_WIDER[name]
+    return rows
+
+
+def render(plans: Mapping[str, dict[str, Any]], keys: Sequence[str]) -> str:
     """The page."""
     parts = [_HEAD]
     for task, title in _TITLES.items():
-        parts += ["", title, "", _COLUMNS, "|---|---|---|---|" + "--:|" * 8]
-        parts += [_row(name, plans[f"{task} {name}"]) for name in names]
+        cells = _CELLS.get(task, _step)
+        own = [(key.split()[1], plans[key]) for key in keys if key.split()[0] == task and key in plans]
+        if not own:
+            continue
+        rows = [cells(name, found) if found["fits"] else _unfit(name, found) for name, found in own]
+        columns = max(rows, key=len)
+        parts += ["", title, "", _line(columns), "|---|---|---|---|" + "--:|" * (len(columns) - 4)]
+        parts += [_line({column: row.get(column, "") for column in columns}.values()) for row in rows]
     return "\n".join([*parts, ""])
 
 
-def _row(name: str, found: Mapping[str, Any]) -> str:
-    if not found["fits"]:
-        return f"| {name} | - | - | {found['reason']} |" + " |" * 8
-    layout, gb = found["layout"], {kind: (size or 0) / 1e9 for kind, size in found["bytes_per_device"].items()}
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _unfit(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    return {"size": name, "slice": found.get("topology", "-"), "mesh": "-", "how": found["reason"]}
+
+
+def _step(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """Of one program."""
+    layout, gb = found["layout"], _gb(found)
     how = [layout["rules"]]
     if found["task"] == "train":
         how += [layout["remat"], f"{layout['micro_batches']} micro-batches"]
-    state = gb["parameters"] + gb.get("optimizer", 0) + gb.get("cache", 0)
+    if found["task"] == "decode":
+        how.append(f"{layout['rows']} rows")
     step, *parts = (_time(found[part]) for part in ("step_s", "compiled_s", "kernels_s", "transfers_s"))
-    sent = sum(found["collective_bytes_per_device"].values()) / 1e9
-    cells = [name, found["topology"], layout["mesh"], ", ".join(how)]
-    cells += [f"{gb['total']:.1f} of {gb['limit']:.0f}", f"{state:.1f}", f"{gb['activations']:.1f}", f"{sent:,.1f}"]
-    cells += [step, " + ".join(parts), f"{found['mfu']:.1%} ({found['mfu_in_cycles']:.1%})"]
-    return "| " + " | ".join([*cells, f"{found['compile_s']:.0f} s"]) + " |"
+    return {
+        "size": name,
+        "slice": found["topology"],
+        "mesh": layout["mesh"],
+        "how": ", ".join(how),
+        "GB a chip": f"{gb['total']:.1f} of {gb['limit']:.0f}",
+        "weights, moments, cache": f"{_held(gb):.1f}",
+        "activations": f"{gb['activations']:.1f}",
+        **(_token("step", found) if found["task"] == "decode" else {"GB sent a chip": f"{_sent(found) / 1e9:,.1f}"}),
+        "step": step,
+        "compiled + kernels + transfers": " + ".join(parts),
+        "MFU (by cycles)": f"{found['mfu']:.1%} ({found['mfu_in_cycles']:.1%})",
+        "compiled in": f"{found['compile_s']:.0f} s",
+    }
+
+
+def _serve(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    layout, programs, gb = found["layout"], found["programs"], _gb(found)
+    return {
+        "size": name,
+        "slice": found["topology"],
+        "mesh": layout["mesh"],
+        "how": f"{layout['rows']} rows",
+        "GB a chip": f"{gb['total']:.1f} of {gb['limit']:.0f}",
+        "weights": f"{gb['weights']:.1f}",
+        "cache": f"{programs['decode']['bytes_per_device']['cache'] / 1e9:.1f}",
+        f"{layout['tiles']} tiles": _time(programs["encode"]["step_s"]),
+        f"{layout['chunk']} tokens of a prompt": _time(programs["chunk"]["step_s"]),
+        "first tokens": _time(programs["begin"]["step_s"]),
+        **_token("a token", programs["decode"]),
+    }
+
+
+def _rollout(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    sampling, programs, gb = found["sampling"], found["programs"], _gb(found)
+    first, longest = programs["decode"], programs.get("decode, longest", programs["decode"])
+    rows = sampling["prompts"] * sampling["width"]
+    return {
+        "size": name,
+        "slice": found["topology"],
+        "mesh": f"{found['layout']['mesh']} -> {sampling['mesh']}",
+        "how": f"{sampling['prompts']} prompts, {rows} rows",
+        "GB a chip": f"{gb['total']:.1f} of {gb['limit']:.0f}",
+        "state": f"{gb['parameters'] + gb['optimizer']:.1f}",
+        "weights": f"{longest['bytes_per_device']['weights'] / 1e9:.1f}",
+        "cache": f"{longest['bytes_per_device']['cache'] / 1e9:.1f}",
+        "reshard": f"{_time(programs['reshard']['step_s'])}, {_sent(programs['reshard']) / 1e9:.1f} GB",
+        "prompts read": f"{sampling['read_together']} in {_time(programs['prompts']['step_s'])}",
+        "a token at first": _time(first["step_s"]),
+        **_token("a token of the longest", longest),
+    }
+
+
+def _token(title: str, found: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        title: _time(found["step_s"]),
+        "by what it must read": f"{found['step_s'] / found['read_s']:.2f}",
+        "transfers, MB sent a chip": f"{found['transfers']}, {_sent(found) / 1e6:.1f}",
+    }
+
+
+_CELLS = {"serve": _serve, "rollout": _rollout}
+
+
+def _gb(found: Mapping[str, Any]) -> dict[str, float]:
+    return {kind: (size or 0) / 1e9 for kind, size in found["bytes_per_device"].items()}
+
+
+def _held(gb: Mapping[str, float]) -> float:
+    return sum(gb.get(kind, 0.0) for kind in ("parameters", "optimizer", "weights", "features", "cache"))
+
+
+def _sent(found: Mapping[str, Any]) -> float:
+    return sum(found["collective_bytes_per_device"].values())
 
 
 def _time(seconds: float) -> str:
@@ -89,10 +191,6 @@ def _replace(path: pathlib.Path, text: str) -> None:
         temporary.write_text(text)
 
 
-_COLUMNS = (
-    "| size | slice | mesh | rules, remat | GB a chip | weights, moments, cache | activations | GB sent a chip | step "
-    "| compiled + kernels + transfers | MFU (by cycles) | compiled in |"
-)
 _HEAD = """# Plans
 
 What the real programs need on TPU slices, found by compiling them with libtpu on a CPU: no TPU was attached and nothing
@@ -113,8 +211,10 @@ How a time is estimated (`internvl_jax/planning/estimate.py`):
   peak, at half of that where a head is half as wide as the matrix unit (the 300M tower and GPT-OSS on v5p, heads of 128
   on v6e), and no faster than their bytes. Experts are taken to have **equal shares** of the tokens: a step waits for
   the busiest chip. No kernel of this page was timed.
-- *transfers*: bytes sent over one dimension of the torus (v5p: 200 GB/s), not hidden where the compiled program does
-  not start them early.
+- *transfers*: bytes sent over one dimension of the torus (v5p: 200 GB/s), and an **assumed** 5 us each, however few
+  bytes; not hidden where the compiled program does not start them early.
+- A loop that data may end runs as often as it may; of two branches each runs half the time, as those for greedy rows
+  and for drawn ones, or with and without top-k and top-p.
 - MFU: operations that the model needs (backward twice forward, nothing recomputed, each row one sample from end to end,
   all 96 tiles real) by time and peak (v5p 459, v6e 918 TFLOP/s).
 
@@ -139,17 +239,29 @@ and 5 s. Tokens travel between the 4 or 8 chips that share a layer's experts, th
 nothing hides: 3.9, 4.5 and 4.4 s. The 241B has a row a chip on 512 chips and keeps layer inputs alone (`full`): 1.42
 times the model's operations are executed. If all kernels ran at 75 %, MFU would be 39 to 40 %.
 
-Decoding is bound by memory: every step reads weights and cache (`read_s` in the JSON). The dense sizes take 1.3 to 1.5
-times that. So do the mixtures since a layer's experts are read where they lie in the stack of layers: 11.4 ms, 17.4 ms
-and 17.8 ms (20B and 30B on v6e:2x2, 241B on v6e:4x8). Their rows above were estimated before, when they were copied out
-of it first, 3 to 5 times. In prefill the sums over chips after every
-layer are not hidden: a sixth to a quarter of the dense sizes' time, 14 % of the 20B's and the 30B's, and 26 % of the
-241B's, where tokens travel as well; gathering and adding up the experts' rows takes 13 to 20 %.
+Decoding is bound by memory: every step reads weights and cache, and the column *by what it must read* says how many
+times as long as that it takes. What is above 1: products of few rows, for which the compiler notes 78 % of the memory's
+bandwidth (attention 84 %), and transfers, of which a layer has two (three in mixtures whose rows lie on several groups
+of chips), nearly all of it latency. Experts count as read whole, though eight rows need fewer.
+
+Serving is the engine as a server has it: a picture through the tower, a part of a prompt that reaches to the end of its
+row (its worst place), the first token, a token of all rows. In prefill the sums over chips after every layer are not
+hidden.
+
+Rollouts: *state* is what training keeps on the chip, *weights* those that are sampled from, spread as for serving,
+*cache* that of answers which have all their slots. The largest program decides about the memory: mostly that which
+gives answers more slots, when old and new ones are there. A token sends activations alone; where training's weights
+lie, the 8B would gather 17 GB. Rows are those of a run: while prompts wait, each has a quarter as many as answers.
+
+The rows of training were made on 2026-11-23 and 24, before transfers had a latency (hundredths to two tenths of a
+second a step) and a slice counted its own bytes (saving and fetching what layers keep: 0.3 s of the 8B's step).
 
 No parameter, moment or cache of 4 MB or more is on more chips than there are data-parallel copies (`replicated` in the
 JSON, looked for in every plan), but for these. Training of mixtures: the tower, which is spread over `fsdp` alone (the
 width of the 6B tower, 3,200, does not divide by 512): 0.9, 0.9 and 1.0 GB a chip with its moments; and 4 MB of biases
-of the 20B's experts. Serving of mixtures: routers (at most 98 MB), and what is not an expert in the 241B, once for
-every row: 4 GB a chip. The vocabulary meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B has
-25 heads, which no slice divides: in every preset its weights are spread over their width and its work over tiles, a
+of the 20B's experts. Serving and rollouts of mixtures: routers (at most 98 MB), and where groups of chips have rows of
+their own (`expert` in the mesh) what is not an expert, once for every group: 1 GB a chip of the 30B on 16, 4 GB of the
+241B. Spread over the groups as well it would have to be gathered for every token, or heads would have to leave the
+chips where their keys lie. The vocabulary meets 1,024 tokens at a time, never a row. The tower of the 38B and the 241B
+has 25 heads, which no slice divides: in every preset its weights are spread over their width and its work over tiles, a
 row's tiles lying where the row does."""

@@ -6,6 +6,7 @@ ragged groups would be summed over all devices.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from internvl_jax.sharding.rules import MeshAxes, context
 Axes = dict[str, tuple[str | None, ...]]
 
 _TOKENS = ("batch", "time", None)
+_FEW = 64  # tokens of a device, as in decoding: what they take to travel is the number of transfers, not their bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,18 +142,28 @@ def _on_device(
     only = tuple(axis for axis in experts if axis not in spread)
     number = lax.axis_index(experts) if experts else 0
 
-    def of_group(x: jax.Array) -> jax.Array:
-        x = x.reshape(-1, x.shape[-1])
-        return lax.all_gather(x, both, axis=0, tiled=True) if both else x
-
     others = lambda part: tuple(() if index == dim else axes for index, axes in enumerate(part))
     whole = {path: _gather(value, others(parts[path]), rows[0].dtype) for path, value in params.items()}
-    out_TD = _call(function, dim, whole, layer, number, shards, *(of_group(x) for x in rows))
+    call = functools.partial(_call, function, dim, whole, layer, number, shards)
+    flat = [x.reshape(-1, x.shape[-1]) for x in rows]
+    T = len(flat[0])
+    if both and T <= _FEW:
+        out_TD = lax.psum(call(*_gather_few(flat, both)), experts)
+        return lax.dynamic_slice_in_dim(out_TD, lax.axis_index(both) * T, T).reshape(rows[0].shape)
+    out_TD = call(*(lax.all_gather(x, both, axis=0, tiled=True) if both else x for x in flat))
     if only:
         out_TD = lax.psum(out_TD, only)
     if both:
         out_TD = lax.psum_scatter(out_TD, both, scatter_dimension=0, tiled=True)
     return out_TD.reshape(rows[0].shape)
+
+
+def _gather_few(rows: list[jax.Array], axes: MeshAxes) -> list[jax.Array]:
+    """All rows gathered in one transfer: float32 holds numbers of experts and bfloat16 as they are."""
+    joined = jnp.concatenate([x.astype(jnp.float32) for x in rows], axis=1)
+    joined = lax.all_gather(joined, axes, axis=0, tiled=True)
+    ends = itertools.accumulate(x.shape[1] for x in rows)
+    return [joined[:, end - x.shape[1] : end].astype(x.dtype) for x, end in zip(rows, ends, strict=True)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

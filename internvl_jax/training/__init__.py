@@ -5,6 +5,13 @@ from internvl_jax.training.run import hooks
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
+from internvl_jax.training.stages.gspo.sampling_weights import (
+    prompts_ahead,
+    resharder,
+    sampling_ladders,
+    sampling_memory,
+    sampling_place,
+)
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 from internvl_jax.training.stages.mpo import MpoConfig
 from internvl_jax.training.stages.preference_rows import Pairs
@@ -27,5 +34,10 @@ __all__ = [
     "TrainConfig",
     "build",
     "hooks",
+    "prompts_ahead",
+    "resharder",
+    "sampling_ladders",
+    "sampling_memory",
+    "sampling_place",
     "train",
 ]

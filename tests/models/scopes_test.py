@@ -24,3 +24,16 @@ def test_a_fact_comes_out_of_the_program(name, read, fact, size):
     text = jax.jit(jax.grad(squares)).lower(jnp.ones((size, size))).compile().as_text()
     assert read(text) == fact
     assert read("jit(step)/transpose/dot_general") is None
+
+
+def test_the_most_turns_of_a_loop_come_out_of_the_program():
+    """And not of a loop inside."""
+
+    def halved(x):
+        with jax.named_scope(scopes.turns_scope(7)):
+            inner = lambda x: jax.lax.while_loop(lambda x: x.sum() > 2, lambda x: x - 1, x / 2)
+            return jax.lax.while_loop(lambda x: x.sum() > 1, inner, x)
+
+    lines = jax.jit(halved).lower(jnp.ones(3)).compile().as_text().splitlines()
+    loops = [scopes.read_turns(line) for line in lines if " while(" in line]
+    assert sorted(loops, key=str) == [7, None]

@@ -8,7 +8,7 @@ import pytest
 from internvl_jax.models import scopes
 from internvl_jax.planning import hlo
 from internvl_jax.planning.chips import CHIPS
-from internvl_jax.planning.estimate import KERNEL, STREAM, estimate, kernel_flops
+from internvl_jax.planning.estimate import KERNEL, LATENCY, STREAM, estimate, kernel_flops
 
 CHIP = dataclasses.replace(CHIPS["v5p"], clock=1e3, hbm_bandwidth=1e4, link_bandwidth=1e3)
 # A copy whose cycles are less than its bytes, one whose bytes are less, and two transfers, one beside the work.
@@ -27,9 +27,15 @@ def test_by_hand():
     assert found.compiled_s == pytest.approx(0.1 + 2000 / (1e4 * STREAM))
     assert found.cycles_s == pytest.approx(9.1)
     # 1,000 bytes each; what started early is hidden as long as there is work.
-    assert found.transfers_s == pytest.approx(1 + (1 - found.compiled_s))
-    assert found.sent == {"all-reduce": 2000} and found.kernels_s == 0
+    assert found.transfers_s == pytest.approx(2 * (1 + LATENCY) - found.compiled_s)
+    assert (found.sent, found.transfers, found.kernels_s) == ({"all-reduce": 2000}, 2, 0)
     assert found.seconds == pytest.approx(found.compiled_s + found.transfers_s)
+
+
+def test_a_transfer_of_few_bytes_takes_its_latency():
+    small, alone = PROGRAM.replace("f32[250]", "f32[1]"), PROGRAM.replace("[1,2]<=[2]", "[2,1]<=[2]")
+    assert estimate(hlo.HloProgram(small), CHIP, 2).transfers_s > LATENCY
+    assert estimate(hlo.HloProgram(alone), CHIP, 2).transfers == 0  # nobody to send to
 
 
 def kernel(name: str, result: str, width: int) -> hlo.Instruction:

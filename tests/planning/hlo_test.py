@@ -107,9 +107,55 @@ ENTRY %main (x.0: f32[9,4], i.0: s32[3]) -> f32[9,4] {
     assert [program.row_bytes(one, {}) for one in body] == [0, 0, 2 * 48, 3 * 48]
 
 
+def test_arguments_that_are_read():
+    text = """ENTRY %main (x.0: f32[9], y.0: f32[5], z.0: f32[3]) -> (f32[9], f32[5]) {
+  %x.0 = f32[9] parameter(0)
+  %y.0 = f32[5] parameter(1)
+  %z.0 = f32[3] parameter(2)
+  %c = f32[9] copy(%x.0)
+  ROOT %t = (f32[9], f32[5]) tuple(%c, %y.0)
+}
+"""
+    assert hlo.HloProgram(text).read_bytes() == 36  # the second is handed on, nobody asks for the third
+    assert hlo.HloProgram(TPU).read_bytes() == 2 * (8 * 4 + 6 * 4)
+
+
+def test_a_slice_moves_its_own_bytes():
+    """As those of a layer out of the stack; what is read otherwise as well moves whole."""
+    text = """%cut (p.0: f32[36,4], p.1: s32[]) -> f32[1,4] {
+  %p.0 = f32[36,4] parameter(0)
+  %p.1 = s32[] parameter(1)
+  ROOT %s = f32[1,4] dynamic-slice(%p.0, %p.1), dynamic_slice_sizes={1,4}
+}
+
+ENTRY %main (x.0: f32[36,4], i.0: s32[]) -> f32[1,4] {
+  %x.0 = f32[36,4] parameter(0)
+  %i.0 = s32[] parameter(1)
+  %d = f32[1,4] dynamic-slice(%x.0, %i.0), dynamic_slice_sizes={1,4}
+  ROOT %f = f32[1,4]{1,0:T(1,128)S(1)} fusion(%x.0, %i.0), kind=kLoop, calls=%cut
+}
+"""
+
+    def moved(text):
+        program = hlo.HloProgram(text)
+        ((body, _),) = program.bodies()
+        names = {one.name: one for one in body}
+        return [program.moved_bytes(names[name], names) for name in ("d", "f")]
+
+    assert moved(text) == [16 + 16 + 4, 16 + 4]  # what lies in the chip's fast memory is not counted
+    read = text.replace("ROOT %s = f32[1,4]", "%r = f32[4] reduce(%p.0), to_apply=%add\n  ROOT %s = f32[1,4]")
+    assert moved(read) == [36, 36 * 16 + 4]
+
+
 def test_a_loop_without_a_constant_end_is_refused():
     with pytest.raises(ValueError, match=r"while\.1 does not count up"):
         list(hlo.HloProgram(TPU.replace("direction=LT", "direction=GT")).bodies())
+
+
+def test_a_loop_that_data_may_end_runs_as_often_as_its_scope_says():
+    text = TPU.replace("direction=LT", "direction=GT")
+    named = text.replace("body=%body.1", f'body=%body.1, metadata={{op_name="jit(f)/{scopes.turns_scope(3)}/while"}}')
+    assert [times for _, times in hlo.HloProgram(named).bodies()] == [1, 3]
 
 
 def test_a_scan_inside_a_scan_is_counted_as_often_as_it_runs():

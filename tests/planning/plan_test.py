@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.experiments import sft
+from configs.experiments import gspo, sft
 from internvl_jax.errors import InputError
 from internvl_jax.planning import Serving, plan, table
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
 from internvl_jax.planning.lowering import Lowered, training
-from internvl_jax.planning.plan import replicated
+from internvl_jax.planning.trial import replicated
 from internvl_jax.sharding import make_mesh
 
-SIZE = Serving(rows=8, prompt=64, slots=96)
+SIZE = Serving(rows=8, prompt=64, slots=96, chunk=32, tiles=3)
 
 
 @functools.cache
@@ -40,18 +41,57 @@ def test_training_on_cpu_devices():
     assert kinds["total"] > kinds["activations"] > 0
 
 
-@pytest.mark.parametrize("task", ["prefill", "decode"])
-def test_serving_on_cpu_devices(task):
-    found = planned(task)
-    text = sft.get_config("tiny").model.text
-    assert found["layout"] == {"mesh": "data=4,tensor=2", "rules": "serve_tp", "rows": 8, "prompt": 64, "slots": 96}
-    assert found["replicated"] == []
-    if task == "decode":  # keys and values in bfloat16, spread over all devices
-        pair = 2 * 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width
-        assert found["bytes_per_device"]["cache"] == pair // 8
+def test_serving_on_cpu_devices():
+    found, text = planned("serve"), sft.get_config("tiny").model.text
+    assert found["layout"] == {"mesh": "data=4,tensor=2", "rules": "serve_tp", **dataclasses.asdict(SIZE)}
+    assert list(found["programs"]) == ["encode", "gather", "chunk", "begin", "decode"]
+    assert (found["fits"], found["replicated"]) == (True, [])
+    # Keys and values in bfloat16, spread over all devices.
+    pair = 2 * 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width
+    assert all(
+        found["programs"][name]["bytes_per_device"]["cache"] == pair // 8 for name in ("chunk", "begin", "decode")
+    )
+    totals = [one["bytes_per_device"]["total"] for one in found["programs"].values()]
+    assert found["bytes_per_device"]["total"] == max(totals)
 
 
-@pytest.mark.parametrize("task", ["train", "prefill", "decode"])
+def test_one_program_of_a_server():
+    found = planned("prefill")
+    assert (found["fits"], found["replicated"], "programs" in found) == (True, [], False)
+
+
+@functools.cache
+def rollout(topology):
+    config = gspo.get_config("tiny")
+    config.stage.sample_prompts, config.stage.group = 4, 8
+    return plan(config, "rollout", topology, SIZE, auto=True)
+
+
+def test_rollouts_on_cpu_devices(monkeypatch):
+    """What the run reckons with before it begins is what the programs are compiled for."""
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 16)
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.memory"], "FIRST_SLOTS", 16)
+    found = rollout("cpu:8")
+    assert json.loads(json.dumps(found)) == found and (found["fits"], found["replicated"]) == (True, [])
+    assert (found["layout"]["mesh"], found["sampling"]["mesh"]) == ("fsdp=8", "data=4,tensor=2")
+    names = "reshard", "encode", "decode", "grow", "gather", "prompts", "begin", "decode, longest", "fewer"
+    assert tuple(found["programs"]) == names
+    kinds, reckoned = found["programs"]["decode, longest"]["bytes_per_device"], found["by_arithmetic"]
+    counters = reckoned["state"] - kinds["parameters"] - kinds["optimizer"]
+    assert 0 <= counters < 100 and kinds["weights"] == reckoned["weights"]
+    # Eight prompts, four at a time with all their answers: turns are taken, and memory is within what four whole groups
+    # have. But for the numbers of prompts and tokens.
+    assert 0 < kinds["cache"] - 100 < reckoned["cache"]["prompts"] + reckoned["cache"]["answers"]
+    first = found["programs"]["decode"]["bytes_per_device"]
+    assert first["cache"] < kinds["cache"] and first["total"] < found["bytes_per_device"]["total"]
+
+
+def test_a_config_without_rollouts():
+    with pytest.raises(InputError, match=r"objective 'ntp' has no rollouts; give --config=gspo:SIZE$"):
+        plan(sft.get_config("tiny"), "rollout", "cpu:8", SIZE, auto=True)
+
+
+@pytest.mark.parametrize("task", ["train", "serve"])
 def test_a_mesh_axis_that_spreads_nothing_is_refused(task):
     """Before anything is compiled: so is a run of that config, which is built the same way."""
     config = sft.get_config("tiny")
@@ -106,7 +146,7 @@ def test_replicated_parameters_are_named():
     mesh = make_mesh({"data": 2, "fsdp": 4})
     struct = lambda spec: jax.ShapeDtypeStruct((2048, 1024), jnp.float32, sharding=NamedSharding(mesh, spec))
     tree = {"spread": struct(P("fsdp")), "whole": struct(P()), "half": struct(P("data"))}
-    (whole, half) = sorted(replicated(Lowered(mesh, {"parameters": tree, "batch": tree}, None)), reverse=True)
+    (whole, half) = sorted(replicated(Lowered(mesh, {"parameters": tree, "batch": tree}, None, 0.0)), reverse=True)
     assert "whole" in whole and "8 copies" in whole
     assert "half" in half and "4 copies" in half
 
@@ -150,27 +190,52 @@ def test_training_on_a_tpu_slice():
     assert found["collective_bytes_per_device"]["all-gather"] > 0
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu")
+def test_rollouts_on_a_tpu_slice():
+    found = rollout("v5p:2x2x1")
+    assert found["fits"] and found["compiled_for"] == "tpu" and found["replicated"] == []
+    token = found["programs"]["decode"]
+    assert token["step_s"] >= token["read_s"] > 0 and token["transfers"] > 0
+    # Activations travel, and no weights.
+    assert 0 < sum(token["collective_bytes_per_device"].values()) < token["bytes_per_device"]["weights"] / 10
+
+
 def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
     asked = []
+    one = {
+        "step_s": 0.25,
+        "compiled_s": 0.25,
+        "kernels_s": 0.0,
+        "transfers_s": 0.0,
+        "read_s": 0.2,
+        "transfers": 7,
+        "mfu": 0.5,
+        "mfu_in_cycles": 0.4,
+        "collective_bytes_per_device": {"all-gather": 3e6},
+        "compile_s": 1,
+        "bytes_per_device": {
+            **dict.fromkeys(("parameters", "optimizer", "weights", "cache", "activations", "total"), 1e9),
+            "limit": None,
+        },
+    }
 
     def fake(config, task, chip, size, auto):
         asked.append(task)
         if task == "prefill":
             raise InputError("too large")
-        times = dict.fromkeys(("step_s", "compiled_s", "kernels_s", "transfers_s"), 0.25)
-        return {
-            **planned(task),
-            **times,
-            "fits": True,
-            "mfu": 0.5,
-            "mfu_in_cycles": 0.4,
-            "collective_bytes_per_device": {"all-gather": 3},
-        }
+        layout = {"mesh": "data=2", "rules": "fsdp", "remat": "full", "micro_batches": 1} | dataclasses.asdict(size)
+        slots = {"first": 2048, "longest": 4096}
+        sampling = {"mesh": "tensor=2", "prompts": 2, "width": 4, "read_together": 2, "slots": slots}
+        programs = dict.fromkeys(("encode", "chunk", "begin", "decode", "reshard", "prompts", "decode, longest"), one)
+        head = {"task": task, "topology": chip, "fits": True, "layout": layout, "sampling": sampling}
+        return {**head, **one, "programs": programs}
 
     monkeypatch.setattr(table, "plan", fake)
     for _ in range(2):
-        summary = table.write(str(tmp_path / "PLANS.md"), {"tiny": sft.get_config("tiny")})
-    assert asked == ["train", "prefill", "decode"]
-    assert (summary["plans"], summary["fit"]) == (3, 2)
-    rows = [line for line in (tmp_path / "PLANS.md").read_text().splitlines() if line.startswith("| tiny")]
-    assert len(rows) == 3 and "too large" in rows[1] and "50.0%" in rows[0]
+        config = {"30b-a3b": sft.get_config("tiny")}
+        summary = table.write(str(tmp_path / "PLANS.md"), config, config)
+    assert asked == ["train", "prefill", "decode", "decode", "serve", "rollout"]
+    assert (summary["plans"], summary["fit"]) == (6, 5)
+    rows = [line for line in (tmp_path / "PLANS.md").read_text().splitlines() if line.startswith("| 30b-a3b")]
+    assert len(rows) == 6 and "too large" in rows[1] and "50.0%" in rows[0]
+    assert "1.25 | 7, 3.0" in rows[2] and "16 rows" in rows[3] and "data=2 -> tensor=2" in rows[5]

@@ -68,8 +68,14 @@ class Ladders:
         ((_, slots),) = self.classes
         return -(-(slots + self.prompts[-1]) // self.page)
 
+    def divisible(self, shards: int, tiles: int) -> "Ladders":
+        """For rows that `shards` devices share, and tiles that `tiles` do."""
+        up = lambda sizes, unit: tuple(sorted({-(-size // unit) * unit for size in sizes}))
+        rows, together = up(self.rows, shards), up(self.together, shards)
+        return dataclasses.replace(self, rows=rows, together=together, tiles=up(self.tiles, tiles))
+
     def spread(self, shards: int, tiles: int) -> "Ladders":
-        """For an engine: for chunks, rows that `shards` devices share, and tiles that `tiles` do.
+        """`divisible`, for an engine that reads prompts in chunks.
 
         Raises:
           InputError: rows of a class that can't be shared, or that are shorter than the least part of a prompt.
@@ -84,16 +90,9 @@ class Ladders:
         for rows, slots in self.classes or ():
             if rows % shards:
                 raise InputError(f"{rows} rows of {slots} slots can't be shared by {shards} devices; take a multiple")
-        divisible = lambda sizes, unit: tuple(sorted({-(-size // unit) * unit for size in sizes}))
-        return dataclasses.replace(
-            self,
-            # A whole chunk is a size as well, and no part of a prompt is larger.
-            prompts=(*(size for size in self.prompts if size < chunk), chunk),
-            chunk=chunk,
-            rows=divisible(self.rows, shards),
-            together=divisible(self.together, shards),
-            tiles=divisible(self.tiles, tiles),
-        )
+        # A whole chunk is a size as well, and no part of a prompt is larger.
+        prompts = (*(size for size in self.prompts if size < chunk), chunk)
+        return dataclasses.replace(self.divisible(shards, tiles), prompts=prompts, chunk=chunk)
 
 
 def fit(what: str, size: int, ladder: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from internvl_jax.inference.engine.buckets import Ladders, fit
-from internvl_jax.inference.engine.group_seats import GroupSeats, Move
+from internvl_jax.inference.engine.group_seats import GroupSeats
 from internvl_jax.inference.engine.memory import FIRST_SLOTS
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
@@ -21,6 +21,33 @@ from internvl_jax.sharding import Params
 
 _TOGETHER = 8192  # tokens of several prompts that are read at a time
 _SHORTEST = 32  # the least tokens of an answer that are read again at a time; then powers of two
+
+
+class GroupSlots(NamedTuple):
+    """The sizes that programs of a rollout are compiled for.
+
+    Attributes:
+      prompt: slots of a prompt, all of which are read at once.
+      first: those of an answer at first; twice as many when they are full.
+      longest: the most that an answer gets.
+      together: how many prompts are read at a time, at most.
+    """
+
+    prompt: int
+    first: int
+    longest: int
+    together: int
+
+    @classmethod
+    def of(cls, prompt: int, answer: int, ladders: Ladders) -> "GroupSlots":
+        """Those for prompts and answers of at most so many tokens.
+
+        Raises:
+          InputError: more than the ladders have.
+        """
+        slots = fit("prompt tokens", prompt, ladders.prompts)
+        longest = fit("tokens of an answer", answer, ladders.slots)
+        return cls(slots, min(longest, FIRST_SLOTS), longest, _TOGETHER // slots)
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,9 +110,9 @@ class GroupRunner:
         self._programs, self._vision, self._ladders, self._requests = programs, vision, ladders, requests
         (self._params, self._decode_params), (self._config, vocabulary) = params, model
         sampling, group, (together, shards) = [request.sampling for request in requests], seeds_QA.shape[1], room
-        self.prompt_slots = fit("prompt tokens", max(len(each.tokens_T) for each in requests), ladders.prompts)
-        self._longest = fit("tokens of an answer", max(row.max_new_tokens for row in sampling), ladders.slots)
-        slots = self.prompt_slots, min(self._longest, FIRST_SLOTS)
+        prompt, answer = (len(each.tokens_T) for each in requests), (row.max_new_tokens for row in sampling)
+        self._slots = GroupSlots.of(max(prompt), max(answer), ladders)
+        slots = self._slots.prompt, self._slots.first
         self.groups = GroupSeats(len(requests), group, together, slots, ladders.rows, shards)
         self._names = [[digest(tile_HWC) for tile_HWC in request.tiles_GHWC] for request in requests]
         self._stops = [sorted(row.stop_ids(vocabulary.stops)) for row in sampling]
@@ -129,18 +156,18 @@ class GroupRunner:
             if any(self._begun(int(groups.prompt_Q[q])) for q in order if q is not None):
                 self._join(groups.seat())
         while (move := groups.move()) is not None:
-            self._state = self._moved(self._state, move, self._state.cache.reach)
+            self._state = self._programs.move(self._state, *move)
             self._join(groups.seat())
         return groups.waits or len(groups.writing) > 0
 
     def take(self) -> list[int | None]:
         """Places with prompts that are to be read together, see `GroupSeats.take`."""
-        return self.groups.take(self._ladders.together, _TOGETHER // self.prompt_slots)
+        return self.groups.take(self._ladders.together, self._slots.together)
 
     def read(self, order: Sequence[int | None]) -> None:
         """Reads the prompts of these places, and draws the first tokens of all answers to them."""
         groups, group = self.groups, self.groups.group
-        R, T, width = len(order), self.prompt_slots, groups.layout.width
+        R, T, width = len(order), self._slots.prompt, groups.layout.width
         tokens_RT, index_RT = np.zeros((R, T), np.int32), np.zeros((R, T), np.int32)
         places_R, counts_R = np.zeros(R, np.int32), np.zeros(R, np.int32)
         answers, rows_B = np.full((R, group), -1, np.int32), np.full((R, group), groups.layout.rows, np.int32)
@@ -222,18 +249,18 @@ class GroupRunner:
             if size < most:
                 self.read([first[0], *[None] * (size - 1)])
         layout, every = groups.layout, [self._state]
-        while (slots := every[-1].cache.reach) < self._longest:
-            every.append(self._moved(every[-1], layout.same(), min(2 * slots, self._longest)))
+        while (slots := every[-1].cache.reach) < self._slots.longest:
+            every.append(self._programs.grow(every[-1], slots=min(2 * slots, self._slots.longest)))
         while True:
             nobody_B = np.zeros(layout.rows, np.int32)
             every = [self.decode(state, nobody_B > 0, 0, 0)[0] for state in every]
             for state in every[:-1]:
-                self._moved(state, layout.same(), min(2 * state.cache.reach, self._longest))
+                self._programs.grow(state, slots=min(2 * state.cache.reach, self._slots.longest))
             if groups.turns:
                 every = [self._programs.join(state, self._joining(nobody_B - 1)) for state in every]
             if (layout := layout.smaller(self._ladders.rows)) is None:
                 return
-            every = [self._moved(state, layout.same(), state.cache.reach) for state in every]
+            every = [self._programs.move(state, *layout.same()) for state in every]
 
     def _begun(self, prompt: int) -> bool:
         return self.texts[prompt * self.groups.group].kept > 0
@@ -241,10 +268,7 @@ class GroupRunner:
     def _widen(self, count: int) -> None:
         """Gives answers slots for so many tokens."""
         while count > (slots := self._state.cache.reach):
-            self._state = self._moved(self._state, self.groups.layout.same(), min(2 * slots, self._longest))
-
-    def _moved(self, state: State, move: Move, slots: int) -> State:
-        return self._programs.move(state, *move, slots=slots)
+            self._state = self._programs.grow(self._state, slots=min(2 * slots, self._slots.longest))
 
     def _join(self, rows: list[int]) -> None:
         if rows:
@@ -282,7 +306,7 @@ class GroupRunner:
                 places_B[d] = groups.place(row // groups.layout.width)
             part = Part(places_B, tokens_BT, starts_B, counts_B, None)
             self._state, routes_LBTK = self._programs.resume(
-                self._params, self._state, part, rows_B, reach=self.prompt_slots
+                self._params, self._state, part, rows_B, reach=self._slots.prompt
             )
             if routes_LBTK is not None:
                 routes_LBTK = np.asarray(routes_LBTK)

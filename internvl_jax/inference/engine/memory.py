@@ -83,7 +83,9 @@ def group_memory(
     grown = before if slots > before else 0
     fewer = -(-size.group // 2) * prompts * slots if rows > 1 else 0
     prompt_bytes = prompts * _up(size.prompt, ladders.prompts) * slot
-    moved = max(grown * rows, fewer)
+    # Where rows go to other devices, the keys of a layer, then its values, are whole on each of them.
+    exchanged = shards * rows * slots // (2 * text.layers) if fewer and shards > 1 else 0
+    moved = max(grown * rows, fewer + exchanged)
     return GroupMemory(
         prompts=prompt_bytes,
         answers=rows * slots * slot,

@@ -14,7 +14,8 @@ rows of prompts, all else is the same, and besides there are
 
     join(state) -> state                    rows go on with answers whose first tokens are known
     resume(state, tokens) -> state          tokens of such answers, all but the last of each, are read again
-    move(state) -> state                    answers to other rows, or more slots for each of them
+    move(state) -> state                    answers to other rows
+    grow(state) -> state                    more slots for each of them
 
 Rows are padded on the right, and a token sees its own row's slots up to its position only: so a row is computed as if
 it were alone.
@@ -43,7 +44,7 @@ from internvl_jax.inference.engine.row_state import (
 )
 from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
-from internvl_jax.models import Cache, DecoderOut, GroupCache, InternVLConfig, PageCache, SlotCache
+from internvl_jax.models import Cache, DecoderOut, GroupCache, InternVLConfig, PageCache, SlotCache, scopes
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
@@ -95,7 +96,8 @@ class Programs:
         self.resize = DeviceProgram(self._resize, static_argnames="slots")
         self.join = DeviceProgram(self._join, donate_argnames="state")
         self.resume = DeviceProgram(self._resume, donate_argnames="state", static_argnames="reach")
-        self.move = DeviceProgram(self._move, static_argnames="slots")
+        self.move = DeviceProgram(self._move)
+        self.grow = DeviceProgram(self._grow, static_argnames="slots")
 
     @property
     def num_compiled(self) -> int:
@@ -126,11 +128,11 @@ class Programs:
 
     def _keep(self, pool_GPD: jax.Array, new_GPD: jax.Array, places_G: jax.Array) -> jax.Array:
         """The pool with features in their places; a place beyond the last one takes none."""
-        return _spread_tiles(pool_GPD.at[places_G].set(new_GPD, mode="drop"))
+        return shard(pool_GPD.at[places_G].set(new_GPD, mode="drop"), "tiles", None, None)
 
     def _widen(self, pool_GPD: jax.Array, size: int) -> jax.Array:
         """The pool with room for `size` tiles."""
-        return _spread_tiles(jnp.pad(pool_GPD, ((0, size - len(pool_GPD)), (0, 0), (0, 0))))
+        return shard(jnp.pad(pool_GPD, ((0, size - len(pool_GPD)), (0, 0), (0, 0))), "tiles", None, None)
 
     def _gather(self, pool_GPD: jax.Array, index_BP: jax.Array) -> jax.Array:
         """`[B, P, D]`: the features that each row names by their place in the pool, its tiles one after the other."""
@@ -239,7 +241,7 @@ class Programs:
             at(state.tokens_B, chosen.tokens_B),
             at(state.lengths_B, start.lengths_B),
             at(state.steps_B, steps_B),
-            at(state.done_B, _ends(chosen.tokens_B, steps_B, start.wanted)),
+            at(state.done_B, start.wanted.ends(chosen.tokens_B, steps_B)),
             jax.tree.map(at, state.wanted, start.wanted),
         )
         return laid(state), shaping, Written(*(whole(x[:, None]) for x in chosen))
@@ -305,13 +307,14 @@ class Programs:
                 chosen.tokens_B,
                 state.lengths_B + goes_B,
                 steps_B,
-                state.done_B | _ends(chosen.tokens_B, steps_B, state.wanted),
+                state.done_B | state.wanted.ends(chosen.tokens_B, steps_B),
                 state.wanted,
             )
             return n + 1, laid(state), shaping, written
 
         carry = jnp.int32(0), laid(state), shaping, written
-        _, state, shaping, written = lax.while_loop(goes_on, step, carry)
+        with jax.named_scope(scopes.turns_scope(W)):
+            _, state, shaping, written = lax.while_loop(goes_on, step, carry)
         state = state._replace(cache=state.cache.within(whole_reach))
         return state, shaping, jax.tree.map(whole, written)
 
@@ -380,20 +383,16 @@ class Programs:
         _, out = self._read(params, part, prompts, ("kv", *self._noted))
         return laid(state._replace(cache=cache.resume(rows_B, part.counts_B, out.kv_LBMTH))), _routes(out)
 
-    def _move(self, state: State, prompts_Q: jax.Array, rows_B: jax.Array, real_B: jax.Array, slots: int) -> State:
+    def _move(self, state: State, prompts_Q: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> State:
         """The rows and prompts of groups that are named; rows that are not real are nobody's."""
         moved = jax.tree.map(lambda part: part[rows_B], state._replace(cache=None))
-        cache = cast(GroupCache, state.cache).moved(prompts_Q, rows_B, slots)
+        cache = cast(GroupCache, state.cache).moved(prompts_Q, rows_B)
         return laid(moved._replace(cache=cache, done_B=moved.done_B | ~real_B))
+
+    def _grow(self, state: State, slots: int) -> State:
+        """Groups whose answers have so many slots each."""
+        return laid(state._replace(cache=cast(GroupCache, state.cache).grown(slots)))
 
 
 def _routes(out: DecoderOut) -> jax.Array | None:
     return None if out.experts_LBTK is None else whole(out.experts_LBTK.astype(jnp.int16))
-
-
-def _ends(tokens_B: jax.Array, steps_B: jax.Array, wanted: Wanted) -> jax.Array:
-    return jnp.any(tokens_B[:, None] == wanted.stops_BZ, axis=1) | (steps_B >= wanted.limits_B)
-
-
-def _spread_tiles(pool_GPD: jax.Array) -> jax.Array:
-    return shard(pool_GPD, "tiles", None, None)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from internvl_jax.inference.engine.sampling import Sampling, Shaping
 from internvl_jax.models import Cache
@@ -35,6 +36,10 @@ class Wanted(NamedTuple):
     limits_B: jax.Array
     stops_BZ: jax.Array
     sampling: Sampling
+
+    def ends(self, tokens_B: jax.Array, steps_B: jax.Array) -> jax.Array:
+        """bool [B], whether answers of so many tokens end with these."""
+        return jnp.any(tokens_B[:, None] == self.stops_BZ, axis=1) | (steps_B >= self.limits_B)
 
 
 class Part(NamedTuple):

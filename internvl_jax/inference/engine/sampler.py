@@ -13,7 +13,6 @@ read again.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -152,7 +151,7 @@ class Sampler:
         capacity = max(1, _TILE_BYTES // per_tile)
         with sharding.use(self._mesh, self._rules):
             self._shards, tiles = sharding.spread("batch"), sharding.spread("tiles")
-            self.ladders = _divisible(ladders or Ladders(), self._shards, tiles)
+            self.ladders = (ladders or Ladders()).divisible(self._shards, tiles)
             self._vision = TileFeatures(config, dtype, self._programs, self.ladders.tiles, capacity)
 
     @property
@@ -243,13 +242,6 @@ class Sampler:
             seeds_QA,
             (together, self._shards),
         )
-
-
-def _divisible(ladders: Ladders, shards: int, tiles: int) -> Ladders:
-    """Sizes as the devices need to share them."""
-    up = lambda sizes, unit: tuple(sorted({-(-size // unit) * unit for size in sizes}))
-    rows, together = up(ladders.rows, shards), up(ladders.together, shards)
-    return dataclasses.replace(ladders, rows=rows, together=together, tiles=up(ladders.tiles, tiles))
 
 
 def _rollout(text: Text) -> Rollout:

@@ -10,6 +10,7 @@ as if each had a copy.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -37,7 +38,8 @@ class GroupCache:
 
     Attributes:
       prompts: keys and values of the prompts, a row each: one cache of all layers, or one for each layer.
-      k: keys of the answers, in every layer `[B, M, H, S]`, which a CPU reads 1.5 times as fast as `[B, M, S, H]`.
+      k: keys of the answers: stacked over layers `[L, B, M, S, H]`, which a TPU reads where it lies; of layers apart
+        `[B, M, H, S]` each, which a CPU reads 1.5 times as fast.
       v: values of the answers, in every layer `[B, M, S, H]`.
       lengths_Q: how many tokens a prompt has; what stands behind them is padding.
       count: how many tokens were written; the next one goes to slot count modulo S of every row.
@@ -76,7 +78,13 @@ class GroupCache:
                 return tuple(jnp.zeros((Q * A, kv_heads, *shape), dtype) for _ in depths)
             return jnp.zeros((layers, Q * A, kv_heads, *shape), dtype)
 
-        return cls(prompts, make(width, S), make(S, width), jnp.zeros(Q, jnp.int32), jnp.int32(0))
+        k = make(width, S) if apart else make(S, width)
+        return cls(prompts, k, make(S, width), jnp.zeros(Q, jnp.int32), jnp.int32(0))
+
+    @property
+    def apart(self) -> bool:
+        """Whether every layer has arrays of its own."""
+        return isinstance(self.k, tuple)
 
     @property
     def slots(self) -> int:
@@ -110,6 +118,12 @@ class GroupCache:
     def write(self, layer: jax.Array | int, k_BM1H: jax.Array, v_BM1H: jax.Array, slots_B1: jax.Array) -> "GroupCache":
         """Stores the keys and values of one layer."""
         slot = (self.count - 1) % self.slots
+        if not self.apart:
+            # Written in one piece, the stack would be copied for it on TPU, once before and once after the loop over
+            # tokens, and each layer besides where it is read: five times the time of a token (2026-11, libtpu 0.0.42).
+            own = SlotCache((self.k,), (self.v,), self.slots)
+            own = own.write(layer, k_BM1H, v_BM1H, jnp.broadcast_to(slot, (len(k_BM1H), 1)))
+            return dataclasses.replace(self, k=own.k[0], v=own.v[0])
         k = _put(self.k, layer, k_BM1H.swapaxes(2, 3), slot, 3)
         return dataclasses.replace(self, k=k, v=_put(self.v, layer, v_BM1H, slot, 2))
 
@@ -122,8 +136,6 @@ class GroupCache:
         sinks_N: jax.Array | None,
     ) -> jax.Array:
         """Attention of one query a row to its prompt and to what the row has written; see `attention.attend`."""
-        prompts = self.prompts[0] if len(self.prompts) == 1 else self.prompts[layer]
-        index = layer if len(self.prompts) == 1 else 0
         size, holds = (None, None) if window is None else window
 
         def on_device(
@@ -132,9 +144,12 @@ class GroupCache:
             own: tuple[jax.Array, jax.Array],
             where: tuple[jax.Array, jax.Array],
             count: jax.Array,
+            layer: jax.Array,
             holds: jax.Array | None,
             sinks_N: jax.Array | None,
         ) -> jax.Array:
+            if not self.apart:  # cut here, within the products
+                prompt, own = ((k[layer], v[layer]) for k, v in (prompt, own))
             (positions_B1, lengths_Q), (T, S) = where, (prompt[0].shape[2], own[1].shape[2])
             B, Q = len(positions_B1), len(lengths_Q)
             steps_B = positions_B1[:, 0] - jnp.repeat(lengths_Q, B // Q)
@@ -145,13 +160,17 @@ class GroupCache:
                 near = lambda distance: (distance < size) | ~holds
                 seen_QAT &= near(positions_B1.reshape(Q, B // Q, 1) - jnp.arange(T)[None, None])
                 seen_BS &= near(ages_S)[None]
-            return _attend(q_BN1H, prompt, own, (seen_QAT, seen_BS), sinks_N)
+            keys = "bmhs" if self.apart else "bmsh"
+            return _attend(q_BN1H, prompt, (*own, keys), (seen_QAT, seen_BS), sinks_N)
 
-        rows = ("batch", None), ("batch",)
-        inputs = (_LAYER, (_LAYER, _LAYER), (_LAYER, _LAYER), rows, (), (), ("act_heads",))
+        if self.apart:
+            halves = (self.prompts[layer].k[0][0], self.prompts[layer].v[0][0]), (self.k[layer], self.v[layer])
+        else:
+            halves = (self.prompts[0].k[0], self.prompts[0].v[0]), (self.k, self.v)
+        rows, stack = (("batch", None), ("batch",)), (None, *_LAYER)
+        inputs = (_LAYER, (stack, stack), (stack, stack), rows, (), (), (), ("act_heads",))
         run = per_device(on_device, inputs=inputs, output=_LAYER)
-        prompt, own = (prompts.k[0][index], prompts.v[0][index]), (self.k[layer], self.v[layer])
-        return run(q_BN1H, prompt, own, (mask, self.lengths_Q), self.count, holds, sinks_N)
+        return run(q_BN1H, *halves, (mask, self.lengths_Q), self.count, jnp.asarray(layer), holds, sinks_N)
 
     def rows(self, number: int, rows_B: jax.Array, reach: int) -> SlotCache:
         """A cache of some prompts, see `SlotCache.rows`."""
@@ -189,56 +208,60 @@ class GroupCache:
         """
 
         def filled(stacks: Layered, new_LBMTH: jax.Array, axis: int) -> Layered:
-            apart = isinstance(stacks, tuple)
-            each = _LAYER if apart else (None, *_LAYER)
+            each = _LAYER if self.apart else (None, *_LAYER)
             fill = per_device(
                 functools.partial(_resumed, axis=axis), inputs=(each, each, ("batch",), ("batch",), ()), output=each
             )
-            news = tuple(new_LBMTH) if apart else new_LBMTH
+            news = tuple(new_LBMTH) if self.apart else new_LBMTH
             return jax.tree.map(lambda stack, new: fill(stack, new, rows_B, counts_B, self.count), stacks, news)
 
-        k, v = filled(self.k, kv_LBMTH[0], -1), filled(self.v, kv_LBMTH[1], -2)
+        k, v = filled(self.k, kv_LBMTH[0], -1 if self.apart else -2), filled(self.v, kv_LBMTH[1], -2)
         return dataclasses.replace(self, k=k, v=v)
 
-    def moved(self, prompts_Q: jax.Array, rows_B: jax.Array, slots: int) -> "GroupCache":
-        """A cache of the prompts and rows that are named, with S or more slots for an answer."""
+    def moved(self, prompts_Q: jax.Array, rows_B: jax.Array) -> "GroupCache":
+        """A cache of the prompts and rows that are named."""
+        take = lambda part, rows: _by_layer(part, lambda layer: jnp.take(layer, rows, axis=0))
+        prompts = [
+            SlotCache((take(part.k[0], prompts_Q),), (take(part.v[0], prompts_Q),), part.reach) for part in self.prompts
+        ]
+        k, v = take(self.k, rows_B), take(self.v, rows_B)
+        return GroupCache(tuple(prompts), k, v, self.lengths_Q[prompts_Q], self.count)
 
-        def wider(part: jax.Array, axis: int) -> jax.Array:
+    def grown(self, slots: int) -> "GroupCache":
+        """The same rows, with more slots for an answer."""
+
+        def wider(axis: int) -> Callable[[jax.Array], jax.Array]:
+            widths = [(slots - self.slots if dimension == axis else 0, 0) for dimension in range(4)]
             # The slot that was written last becomes the last one; the new ones are as old as any.
-            ordered = jnp.roll(part, -(self.count % self.slots), axis)
-            widths = [(0, 0)] * part.ndim
-            widths[axis] = (slots - self.slots, 0)
-            return jnp.pad(ordered, widths)
+            return lambda layer: jnp.pad(jnp.roll(layer, -(self.count % self.slots), axis), widths)
 
-        def taken(part: jax.Array, axis: int) -> jax.Array:
-            part = jnp.take(part, rows_B, axis=part.ndim - 4)
-            return part if slots == self.slots else wider(part, part.ndim + axis)
+        k, v = _by_layer(self.k, wider(3 if self.apart else 2)), _by_layer(self.v, wider(2))
+        return dataclasses.replace(self, k=k, v=v, count=jnp.int32(0))
 
-        half = lambda stack: jnp.take(stack, prompts_Q, axis=1)
-        prompts = [SlotCache((half(part.k[0]),), (half(part.v[0]),), part.reach) for part in self.prompts]
-        return GroupCache(
-            tuple(prompts),
-            jax.tree.map(lambda part: taken(part, -1), self.k),
-            jax.tree.map(lambda part: taken(part, -2), self.v),
-            self.lengths_Q[prompts_Q],
-            self.count if slots == self.slots else jnp.int32(0),
-        )
+
+def _by_layer(layers: Layered, change: Callable[[jax.Array], jax.Array]) -> Layered:
+    """Every layer changed, of a stack one after the other: so no more than one is there twice, or, where devices
+    exchange rows, whole on each of them.
+    """
+    if isinstance(layers, tuple):
+        return tuple(change(layer) for layer in layers)
+    return lax.map(lambda layer: shard(change(layer), *_LAYER), layers)
 
 
 def _attend(
     q_BN1H: jax.Array,
     prompt: tuple[jax.Array, jax.Array],
-    own: tuple[jax.Array, jax.Array],
+    own: tuple[jax.Array, jax.Array, str],
     seen: tuple[jax.Array, jax.Array],
     sinks_N: jax.Array | None,
 ) -> jax.Array:
     """Softmax over the keys of both parts together, each with its own product.
 
     Args:
-      prompt, own: keys and values of prompts and answers, in one layer.
+      prompt, own: keys and values of prompts and answers, in one layer, and the order of dimensions of answers' keys.
       seen: bool `[Q, A or 1, T]` and `[B, S]`, the keys that a row sees.
     """
-    (prompt_k, prompt_v), (k, v), (seen_QAT, seen_BS) = prompt, own, seen
+    (prompt_k, prompt_v), (k, v, keys), (seen_QAT, seen_BS) = prompt, own, seen
     (B, N, _, H), (Q, M) = q_BN1H.shape, prompt_k.shape[:2]
     A, R = B // Q, N // M
     q_BMRH = (q_BN1H * H**-0.5).reshape(B, M, R, H)
@@ -246,7 +269,7 @@ def _attend(
     by_answer = lambda x: x.reshape(Q, M, A, R, -1).swapaxes(1, 2).reshape(B, M, R, -1)
     by_prompt = lambda x: x.reshape(Q, A, M, R, -1).swapaxes(1, 2).reshape(Q, M, A * R, -1)
     before = _product("qmah,qmth->qmat", by_prompt(q_BMRH), prompt_k)
-    since_BMRS = _product("bmrh,bmhs->bmrs", q_BMRH, k)
+    since_BMRS = _product(f"bmrh,{keys}->bmrs", q_BMRH, k)
     if seen_QAT.shape[1] > 1:
         seen_QAT = jnp.repeat(seen_QAT, R, axis=1)
     before = jnp.where(seen_QAT[:, None], before, MASKED)
@@ -291,10 +314,7 @@ def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _put(stack: Layered, layer: jax.Array | int, new: jax.Array, slot: jax.Array, axis: int) -> Layered:
-    """The stack with new values in one slot of one layer; `axis` is that of the slots in a layer."""
-    if isinstance(stack, tuple):
-        part = lax.dynamic_update_slice_in_dim(stack[layer], new.astype(stack[layer].dtype), slot, axis)
-        return (*stack[:layer], part, *stack[layer + 1 :])
-    starts = (layer, *(slot if dimension == axis else 0 for dimension in range(4)))
-    return lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), starts)
+def _put(layers: Layered, layer: int, new: jax.Array, slot: jax.Array, axis: int) -> Layered:
+    """Layers with new values in one slot of one of them; `axis` is that of the slots."""
+    part = lax.dynamic_update_slice_in_dim(layers[layer], new.astype(layers[layer].dtype), slot, axis)
+    return (*layers[:layer], part, *layers[layer + 1 :])

@@ -29,14 +29,14 @@ def test_rows_at_different_steps(apart, window):
     for step in range(steps):
         if step == 4:  # the first row has filled its slots; all rows change places too
             order = np.array([3, 2, 1, 0])
-            cache = cache.moved(jnp.array([1, 0]), jnp.asarray(order), 8)
+            cache = cache.moved(jnp.array([1, 0]), jnp.asarray(order)).grown(8)
             assert cache.slots == 8
         if step == 6:  # the slots stay, which have begun anew
             order = order[[1, 0, 3, 2]]
-            cache = cache.moved(numbers, jnp.array([1, 0, 3, 2]), 8)
+            cache = cache.moved(numbers, jnp.array([1, 0, 3, 2]))
         if step == 8:
             order = np.array([*order[:2], *order[:2]])  # a prompt in both places
-            cache = cache.moved(jnp.array([0, 0]), jnp.array([0, 1, 0, 1]), 16)
+            cache = cache.moved(jnp.array([0, 0]), jnp.array([0, 1, 0, 1])).grown(16)
         lengths_B = np.array([LENGTHS[row // A] for row in order])
         positions_B1 = jnp.asarray(lengths_B + step - np.array(BEGINS)[order])[:, None]
         cache = cache.place(None, None, positions_B1)

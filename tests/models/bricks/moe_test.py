@@ -16,7 +16,7 @@ from internvl_jax.models.bricks import grouped
 from internvl_jax.models.config import MoeConfig
 from internvl_jax.models.language.families import kind_of
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
-from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, shardings, use
+from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, owners, shardings, use
 
 E, K, D, F, B, T = 8, 3, 16, 7, 4, 5
 CONFIG = dataclasses.replace(sizes.get("tiny").text, width=D, mlp=F, moe=MoeConfig(experts=E, per_token=K))
@@ -134,6 +134,19 @@ def test_any_mesh_equals_one_device(wide, mesh, preset):
         same(program(*given), expected)
     down = shardings(specs, mesh, rules)["experts.down.weight"].shard_shape(specs["experts.down.weight"].shape)
     assert down[0] * mesh.shape["expert"] * mesh.shape["tensor"] == E
+
+
+def test_few_tokens_take_one_transfer_each_way(wide, monkeypatch):
+    """As in decoding, with the same values and gradients."""
+    graphdef, specs, cases = wide
+    mesh, rules = make_mesh(MESHES[-1][0]), PRESETS[MESHES[-1][1]]
+    monkeypatch.setattr(owners, "_FEW", ROWS[0] * ROWS[1])
+    program = on_mesh(graphdef, specs, mesh, rules)
+    for given, expected in cases:
+        same(program(*given), expected)
+    with use(mesh, rules):
+        text = jax.jit(functools.partial(brick, graphdef)).lower(*cases[0][0][:2]).as_text()
+    assert [text.count(f"stablehlo.{kind}") for kind in ("all_gather", "all_reduce", "reduce_scatter")] == [1, 1, 0]
 
 
 def test_experts_stay_where_they_are(wide):

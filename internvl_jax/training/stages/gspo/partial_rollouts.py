@@ -29,12 +29,9 @@ from internvl_jax.inference import (
 from internvl_jax.sharding import Params, Placement
 from internvl_jax.training.stages.base import SourceParts
 from internvl_jax.training.stages.gspo.partial_groups import PartialGroup
-from internvl_jax.training.stages.gspo.sampling_weights import sampling_ladders
+from internvl_jax.training.stages.gspo.sampling_weights import prompts_ahead, sampling_ladders
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 
-# Prompts wait for the rows of those before them, so that few rows stand idle: so many times what is sampled at a time.
-# (Not all of a rollout batch: a prompt that waits has its tiles in the memory of the host.)
-_AHEAD = 4
 _SEED_STREAM = 4  # keeps the random numbers of responses apart from those of the prompts' order
 
 
@@ -86,7 +83,7 @@ class PartialRollouts:
         """
         found: list[PartialGroup] = []
         while len(found) < wanted:
-            goal = min(wanted - len(found), _AHEAD * self._settings.sample_prompts)
+            goal = min(wanted - len(found), prompts_ahead(self._settings))
             self._go_on(params, goal, batch)
             ended = [group for group in self.groups if group.ended(self._settings.max_new_tokens)]
             found += sorted(ended, key=lambda group: (group.begun, group.place))[: wanted - len(found)]

@@ -17,6 +17,10 @@ from internvl_jax.sharding import AXES, Params, Placement, placed, places, servi
 from internvl_jax.training.run.program import Program, in_products
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 
+# Prompts wait for the rows of those before them, so that few rows stand idle: so many times what is sampled at a time.
+# (Not all of a rollout batch: a prompt that waits has its tiles in the memory of the host.)
+_AHEAD = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingMemory:
@@ -41,6 +45,11 @@ def sampling_ladders(settings: GspoConfig) -> Ladders:
     """The sizes that programs of a run's sampler are compiled for."""
     rows = tuple(sorted({*Ladders().rows, settings.sample_prompts}))
     return dataclasses.replace(Ladders(), rows=rows, slots=(settings.max_new_tokens,))
+
+
+def prompts_ahead(settings: GspoConfig) -> int:
+    """How many prompts the sampler is given in a call, at most, beside those that are answered `ahead`."""
+    return min(settings.prompts, _AHEAD * settings.sample_prompts)
 
 
 def group_size(settings: GspoConfig) -> GroupSize:

@@ -37,8 +37,10 @@ def test_memory_by_hand(config, program):
     found = sampling_memory(settings, program, place, "float32")
     prompts = 4  # of 16, on a fourth of the devices
     assert (found.cache.prompts, found.cache.answers) == (prompts * 64 * slot, prompts * 3 * 5000 * slot)
-    # They had 4,096 slots before, which is more than two of three answers with 5,000.
-    assert found.cache.moving == prompts * (3 * 4096 + 64) * slot
+    # Two of three answers to each prompt, when half are left, and the keys of a layer of all four shares: more than the
+    # 4,096 slots that they had before they grew.
+    exchanged = 4 * prompts * 3 * 5000 // (2 * text.layers)
+    assert found.cache.moving == (prompts * (2 * 5000 + 64) + exchanged) * slot
     weights = sum(leaf.size for leaf in program.abstract.params.values()) * 4
     assert weights / 8 < found.weights < weights  # some lie whole on more devices
     alone = sampling_memory(dataclasses.replace(settings, kl=0.0), program, place, "float32")
