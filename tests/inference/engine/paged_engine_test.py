@@ -1,7 +1,9 @@
 """An engine whose rows have pages: it answers as one whose rows have slots, reads what it knows once, loses none."""
 
 import dataclasses
+import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -90,7 +92,7 @@ def test_neighbours_that_join_and_leave_change_nothing(engine, processor, rows, 
     assert_free(engine)
 
 
-def test_a_second_turn_about_a_picture_reads_what_is_new(engine, make, processor):
+def test_a_second_turn_about_a_picture_reads_what_is_new(engine, processor):
     first = request(processor, 30, 3, 60, SamplingParams(max_new_tokens=11))
     (said,) = run(engine, [first])
     more = np.random.default_rng(1).integers(0, 250, 2)
@@ -100,12 +102,10 @@ def test_a_second_turn_about_a_picture_reads_what_is_new(engine, make, processor
     length = len(second.tokens_T)
     assert engine.prefilled - before == length - (length - 3) // SIZE * SIZE <= length // 10
     assert engine.tiles.encoded == tiles
-    fresh = make()
-    assert run(fresh, [second]) == [answer]
     # Another picture in the same place is another prompt.
     other = dataclasses.replace(second, tiles_GHWC=request(processor, 31, 3, 1).tiles_GHWC)
     before = engine.prefilled
-    assert run(engine, [other]) == run(fresh, [other]) != [answer]
+    assert run(engine, [other]) != [answer]
     assert engine.prefilled - before == length
     engine.params = {path: leaf * 1 for path, leaf in engine.params.items()}
     before = engine.prefilled
@@ -113,9 +113,8 @@ def test_a_second_turn_about_a_picture_reads_what_is_new(engine, make, processor
     assert_free(engine)
 
 
-def test_what_other_parameters_wrote_is_not_found(make, params, processor):
+def test_what_other_parameters_wrote_is_not_found(engine, processor):
     """An answer that was being written when they changed goes on, and nobody takes over what it read before."""
-    engine = make()
     row = request(processor, 32, 0, 40, SamplingParams(max_new_tokens=20))
     engine.add(row)
     for _ in range(4):
@@ -147,28 +146,33 @@ def test_answers_to_one_prompt_share_its_pages(engine, processor):
     assert_free(engine)
 
 
-def test_the_youngest_waits_when_pages_are_short_and_goes_on(make, rows, answers, monkeypatch):
-    engine = make(pages=13)
-    put_back = []
-    wait = engine._scheduler._wait
-    monkeypatch.setattr(engine._scheduler, "_wait", lambda draft: (put_back.append(draft.job.id), wait(draft)))
-    assert run(engine, rows) == answers
+@pytest.fixture(scope="module")
+def small(make):
+    """Of 12 pages, where two of the rows of the tests below have room."""
+    return make(pages=12)
+
+
+def test_the_youngest_waits_when_pages_are_short_and_goes_on(small, engine, rows, processor, monkeypatch):
+    drawn = [dataclasses.replace(DRAWN, max_new_tokens=30 + seed, seed=seed) for seed in range(4)]
+    asked = [request(processor, 50 + number, number % 3, 3, sampling) for number, sampling in enumerate(drawn)]
+    put_back, wait = [], small._scheduler._wait
+    monkeypatch.setattr(small._scheduler, "_wait", lambda draft: (put_back.append(draft.job.id), wait(draft)))
+    assert run(small, asked) == run(engine, asked)
     assert put_back and 0 not in put_back
-    assert engine.prefilled > sum(len(row.tokens_T) for row in rows)
-    assert_free(engine)
-    with pytest.raises(InputError, match="more than the 64 that a row holds"):
-        make(pages=8).add(rows[3])
+    assert small.prefilled > sum(len(row.tokens_T) for row in asked)
+    assert_free(small)
+    with pytest.raises(InputError, match="more than the 96 that a row holds"):
+        small.add(dataclasses.replace(rows[3], sampling=SamplingParams(max_new_tokens=44)))
 
 
-def test_what_was_left_makes_room(make, processor):
+def test_what_was_left_makes_room(small, processor):
     """Pages that nobody has serve whoever comes; what is asked for again is read again, and answered as before."""
-    engine = make(pages=12)
     prompts = [request(processor, 40 + number, 0, 40, SamplingParams(max_new_tokens=4)) for number in range(4)]
-    first = [run(engine, [row])[0] for row in prompts]
-    before = engine.prefilled
-    assert [run(engine, [row])[0] for row in prompts] == first
-    assert engine.prefilled - before > 2 * 40
-    assert_free(engine)
+    first = [run(small, [row])[0] for row in prompts]
+    before = small.prefilled
+    assert [run(small, [row])[0] for row in prompts] == first
+    assert small.prefilled - before > 2 * 40
+    assert_free(small)
 
 
 def test_dropped_answers_free_their_pages(engine, rows, answers):
@@ -187,7 +191,7 @@ def test_dropped_answers_free_their_pages(engine, rows, answers):
 
 def test_a_program_that_fails_loses_no_answer(engine, rows, answers, monkeypatch):
     ids, programs, found = [engine.add(row) for row in rows], engine._runner.programs, {}
-    for name in ("decode", "chunk", "begin"):
+    for name in ("decode_pages", "chunk_pages", "begin"):
         program = getattr(programs, name)
 
         def fails(*arguments, program=program, **sizes):
@@ -239,20 +243,20 @@ def test_memory_for_no_page(make):
         make(pages=0.5)
 
 
-MESHES = {
-    "one": None,
-    "tensor=2": {"tensor": 2},
-    "data=2": {"data": 2},
-    "expert=2,tensor=2": {"expert": 2, "tensor": 2},
-}
-
-
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("case", ["chat_qwen3_github", "hf_qwen3moe", "hf_gptoss"])
+@pytest.mark.parametrize(
+    ("case", "sizes"),
+    [
+        ("chat_qwen3_github", {}),
+        ("chat_qwen3_github", {"tensor": 2}),
+        ("chat_qwen3_github", {"data": 2}),
+        ("hf_qwen3moe", {"expert": 2, "tensor": 2}),
+        ("hf_gptoss", {}),
+    ],
+)
 def test_any_mesh_answers_as_recorded(golden, case, sizes):
     """Windows and sinks too, which only the kernel of TPUs can't do."""
     inputs, outputs, meta = read_case(golden / case)
-    mesh = None if sizes is None else make_mesh(sizes)
+    mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())]) if sizes else None
     model = load_bare(golden / case, "float32", image_token_id(meta), mesh)
     names = ("greedy_tokens", "greedy_tokens_eos", "greedy_scores")
     inputs = {name: array for name, array in inputs.items() if name != "labels"}
