@@ -30,6 +30,7 @@ _PROMPT = flags.DEFINE_integer("prompt", 8192, "of prefill: tokens of a prompt")
 _SLOTS = flags.DEFINE_integer("slots", 32768, "of decoding: tokens of prompt and answer")
 _CHUNK = flags.DEFINE_integer("chunk", 512, "of a server: tokens of prompts read while others are answered")
 _TILES = flags.DEFINE_integer("tiles", 13, "of a server: tiles of a picture")
+_PAGE = flags.DEFINE_integer("page", None, "of serving: tokens of a page; by default rows have slots")
 _AUTO = flags.DEFINE_bool("auto", True, "choose mesh, rules, remat and micro-batches; --noauto takes the config's")
 _TABLE = flags.DEFINE_string("table", None, "write the table of all sizes to this file")
 
@@ -42,7 +43,7 @@ def _main(argv: list[str]) -> None:
     settings = config.read()
     if settings is None or not _TOPOLOGY.value:
         raise InputError("give --config=STAGE:SIZE and --topology=v5p:4x4x4, or --table=FILE")
-    size = planning.Serving(_ROWS.value, _PROMPT.value, _SLOTS.value, _CHUNK.value, _TILES.value)
+    size = planning.Serving(_ROWS.value, _PROMPT.value, _SLOTS.value, _CHUNK.value, _TILES.value, _PAGE.value)
     print(json.dumps(planning.plan(settings, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))
 
 

@@ -16,15 +16,15 @@ from internvl_jax.inference import (
     GroupSlots,
     Ladders,
     Layout,
+    PagedPrograms,
     Part,
-    Programs,
     SamplingParams,
     State,
     Wanted,
     fit,
     stack_params,
 )
-from internvl_jax.models import InternVL, InternVLConfig, Runtime, tile_flops, token_flops
+from internvl_jax.models import InternVL, InternVLConfig, PageCache, Runtime, tile_flops, token_flops
 from internvl_jax.planning.layouts import Serving
 from internvl_jax.planning.lowering import Lowered
 from internvl_jax.planning.trial import Trial, results
@@ -54,7 +54,7 @@ class EngineTrial:
       routes: whether the experts of every token are noted.
 
     Attributes:
-      programs: they.
+      programs: they, those of rows that have pages among them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EngineTrial:
         self._trial, self._config, self._place, self._dtype, self._weights = trial, config, place, dtype, weights
         self._beside = {**(beside or {}), "weights": weights}
         graphdef, _ = sharding.structure(InternVL, config, Runtime(dtype))
-        self.programs = Programs(config, graphdef, graphdef, config.text.vocab, (), dtype, piece=1, routes=routes)
+        self.programs = PagedPrograms(config, graphdef, graphdef, config.text.vocab, (), dtype, piece=1, routes=routes)
 
     def made(self, program: Any, *args: Any, **static: Any) -> Any:
         """What a program returns, that needs next to nothing itself."""
@@ -108,6 +108,8 @@ class EngineTrial:
         flops = R * T * token_flops(self._config, T / 2 if reach == 0 else reach - T / 2)
         there = _there(state) | {"batch": (*state[1:], features_RPD)}
         args = self._weights, state, part
+        if isinstance(state.cache, PageCache):
+            return self._run(name, there, flops, self.programs.chunk_pages, *args, _full(state.cache, R, state))
         state, logits_RV, _ = self._run(name, there, flops, self.programs.chunk, *args, number=0, reach=reach)
         return state, logits_RV
 
@@ -122,9 +124,13 @@ class EngineTrial:
         """A token of all rows, the longest of which reach over `context` tokens."""
         rows, one = state.done_B.shape[0], np.int32(1)
         flops = rows * token_flops(self._config, context)
-        args = self._weights, state, None, np.ones(rows, bool), one, one
+        args, there = (self._weights, state, None, np.ones(rows, bool)), _there(state)
+        if isinstance(state.cache, PageCache):
+            table = _full(state.cache, rows, state)
+            state, *_ = self._run(name, there, flops, self.programs.decode_pages, *args, table, one, one, best=0)
+            return state
         reach = state.cache.reach
-        state, *_ = self._run(name, _there(state), flops, self.programs.decode, *args, reach=reach, best=0)
+        state, *_ = self._run(name, there, flops, self.programs.decode, *args, one, one, reach=reach, best=0)
         return state
 
     def grow(self, name: str, state: State, slots: int) -> State:
@@ -150,7 +156,11 @@ def serving(trial: Trial, config: InternVLConfig, place: Placement, task: str, s
     lies = sharding.places(specs, place)
     weights = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=lies[path]) for path, spec in specs.items()}
     engine = EngineTrial(trial, config, place, dtype, weights)
-    state = engine.made(engine.programs.empty, classes=((size.rows, size.slots),))
+    if size.page is None:
+        state = engine.made(engine.programs.empty, classes=((size.rows, size.slots),))
+    else:
+        pages = size.rows * -(-size.slots // size.page), size.page
+        state = engine.made(engine.programs.empty_pages, rows=size.rows, pages=pages)
     if task == "decode":
         engine.decode("decode", state, size.slots)
         return
@@ -219,6 +229,12 @@ def rollout(trial: Trial, config: TrainConfig, settings: GspoConfig) -> None:
         state = engine.decode("decode, longest", state, slots.prompt + slots.longest)
     if (fewer := layout.smaller(ladders.rows)) is not None:
         engine.move("fewer", state, fewer)
+
+
+def _full(cache: PageCache, rows: int, state: State) -> np.ndarray:
+    """The pages of so many rows that are full, where all rows of the state can be."""
+    pages = cache.pool.shape[0] // cache.layers
+    return np.zeros((rows, pages // state.done_B.shape[0]), np.int32)
 
 
 def _there(state: State) -> dict[str, Any]:

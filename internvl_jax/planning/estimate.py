@@ -7,7 +7,8 @@
 2. Kernels (attention, grouped products of experts) are opaque to the compiler. How many operations they are follows
    from their shapes. They are taken to run at `KERNEL` of the matrix units' peak, less where a head is narrower than
    these, and to need at least the time of their bytes at `STREAM` of the bandwidth (of experts' weights, those of one
-   layer). Experts are taken to have equal shares of the tokens.
+   layer; of pages of keys and values, those of one layer of all rows). Experts are taken to have equal shares of the
+   tokens, and rows that have pages to be full.
 3. A transfer needs the time of the bytes that a device sends, at the bandwidth of one dimension of its torus, and
    `LATENCY` besides, however few they are. Transfers that start and end apart hide behind the other work of their loop,
    and only what is longer than that is added.
@@ -28,11 +29,14 @@ from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycl
 KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
 LATENCY = 5e-6  # seconds that a transfer is taken to need before its first byte has come; nobody timed it
+_PAGED = "ragged_paged_attention"  # in the name of the kernel
 _GROUPED = re.compile(r"jit\(t?gmm\)+/pallas_call")
 _FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
 # Of a grouped product: where the rows of its groups begin and end, one more than groups; and weights, of more groups
 # where a layer's stand among those of others.
 _OFFSETS, _WEIGHTS = re.compile(r"s32\[(\d+)\]"), re.compile(r"(?:bf16|f32)\[(\d+),\d+,\d+\]")
+# Of attention over pages: which ones rows have, `[rows, pages of a row]`, and those of all layers.
+_TABLE, _POOL = re.compile(r"s32\[(\d+),(\d+)\]"), re.compile(r"(?:bf16|f32)\[(\d+),\d+,\d+,\d+\]")
 # Operations for every query, key and element of a head: of the forward kernel, of the two backward kernels (for keys
 # and values, for queries), and of the one backward kernel that does the work of both.
 _FORWARD, _BACKWARD_KV, _BACKWARD_Q, _BACKWARD = 4, 8, 6, 10
@@ -118,7 +122,7 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
         width = int(_FLOATS.search(one.shape).group(1).split(",")[-1])
         return 2.0 * math.prod(shape) * width, width
     elements = math.prod(shape)
-    if "splash_mha_fwd" in one.name:
+    if "splash_mha_fwd" in one.name or _PAGED in one.name:
         factor = _FORWARD
     elif "splash_mha_dq" in one.name:
         factor = _BACKWARD_Q
@@ -130,7 +134,12 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
 
 
 def _unread(one: Instruction) -> float:
-    """Bytes of weights that a grouped product is given and has no groups for."""
+    """Bytes that a kernel is given and leaves alone: weights that a grouped product has no groups for, pages of other
+    layers.
+    """
+    if _PAGED in one.name:
+        table, pool = _TABLE.search(_operands(one)), _POOL.search(_operands(one))
+        return num_bytes(pool.group(0)) * (1 - int(table.group(1)) * int(table.group(2)) / int(pool.group(1)))
     offsets, weights = _OFFSETS.search(_operands(one)), _WEIGHTS.search(_operands(one))
     if not (_GROUPED.search(one.rest) and offsets and weights):
         return 0.0

@@ -33,6 +33,7 @@ class Serving:
       slots: tokens that a row's cache has room for, of prompt and answer together.
       chunk: tokens of prompts that are read while others are answered.
       tiles: tiles of a picture.
+      page: tokens of a page, of which there are enough for full rows; None: rows have slots.
     """
 
     rows: int
@@ -40,10 +41,13 @@ class Serving:
     slots: int
     chunk: int = 512
     tiles: int = 13
+    page: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.rows, self.prompt, self.chunk, self.tiles) < 1 or self.slots < max(self.prompt, self.chunk):
             raise InputError(f"serving {self} makes no sense: all are at least 1, and slots hold a prompt and a chunk")
+        if self.page is not None and self.page < 1:
+            raise InputError(f"pages of {self.page} tokens make no sense; give them 1 or more")
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:

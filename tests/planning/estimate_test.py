@@ -84,6 +84,20 @@ def test_a_kernel_of_few_rows_takes_as_long_as_reading_its_weights(weights):
     assert estimate(program, CHIP, 2).kernels_s == pytest.approx(2 * (5 * 96 * 64 + 8 * 96) / (1e4 * STREAM))
 
 
+def test_attention_over_pages_reads_those_of_one_layer():
+    """Three rows of five pages, of four layers' 60."""
+    pool = "bf16[60,16,4,128]"
+    operands = f"s32[3]{{0}}, s32[3,5]{{1,0}}, s32[4]{{0}}, s32[1]{{0}}, bf16[3,8,128]{{2,1,0}}, {pool}{{3,2,1,0}}"
+    rest = f'%w.0), custom_call_target="tpu_custom_call", operand_layout_constraints={{{operands}}}'
+    rest += f', metadata={{op_name="{scopes.keys_scope(80)}/x"}}'
+    one = hlo.Instruction("ragged_paged_attention_kernel.1", "bf16[3,8,128]", "custom-call", rest, False)
+    assert kernel_flops(one) == (4 * 3 * 8 * 128 * 80, 128)
+    program = hlo.HloProgram(PROGRAM)
+    program.computations["main"] = [hlo.Instruction("w.0", pool, "parameter", "0)", False), one]
+    wanted = 2 * (15 * 16 * 4 * 128 + 3 * 8 * 128) / (1e4 * STREAM)
+    assert estimate(program, CHIP, 2).kernels_s == pytest.approx(wanted)
+
+
 def test_a_narrow_head_takes_longer():
     program = hlo.HloProgram(PROGRAM)
     program.computations["main"] = [kernel("splash_mha_fwd.1", "bf16[3,2,64,64]", 64)]

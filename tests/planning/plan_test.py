@@ -55,6 +55,17 @@ def test_serving_on_cpu_devices():
     assert found["bytes_per_device"]["total"] == max(totals)
 
 
+def test_pages_of_a_server():
+    """As many bytes as the slots that they make room for, and on the same devices."""
+    size = dataclasses.replace(SIZE, page=16)
+    found = plan(sft.get_config("tiny"), "decode", "cpu:8", size, auto=True)
+    text = sft.get_config("tiny").model.text
+    pair = 2 * 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width
+    assert (found["bytes_per_device"]["cache"], found["replicated"]) == (pair // 8, [])
+    with pytest.raises(InputError, match="pages of 0 tokens make no sense"):
+        dataclasses.replace(SIZE, page=0)
+
+
 def test_one_program_of_a_server():
     found = planned("prefill")
     assert (found["fits"], found["replicated"], "programs" in found) == (True, [], False)
@@ -198,6 +209,21 @@ def test_rollouts_on_a_tpu_slice():
     assert token["step_s"] >= token["read_s"] > 0 and token["transfers"] > 0
     # Activations travel, and no weights.
     assert 0 < sum(token["collective_bytes_per_device"].values()) < token["bytes_per_device"]["weights"] / 10
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu")
+@pytest.mark.parametrize("task", ["prefill", "decode"])
+def test_pages_on_a_tpu_slice(task):
+    """The kernel is compiled, and no layer's pages are copied for it."""
+    config, size = sft.get_config("tiny"), Serving(rows=8, prompt=64, slots=1024, chunk=64, tiles=3, page=64)
+    text = dataclasses.replace(config.model.text, heads=8, kv_heads=4, head_width=128)
+    wide = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+    found = plan(wide, task, "v5p:2x2x1", size, auto=True)
+    kinds = found["bytes_per_device"]
+    assert kinds["cache"] == text.layers * 8 * 1024 * 2 * 128 * 2 and found["kernels_s"] > 0
+    assert kinds["activations"] < kinds["cache"] / text.layers
+    with pytest.raises(InputError, match=r"the model has heads of width .* need heads of a multiple of 128"):
+        plan(config, task, "v5p:2x2x1", size, auto=True)
 
 
 def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
