@@ -21,6 +21,7 @@ from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.group_runner import GroupSlots
 from internvl_jax.inference.engine.group_seats import GroupSeats, Layout
 from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
+from internvl_jax.inference.engine.paged_programs import PagedPrograms
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Seen, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Begin, Features, Part, State, Wanted
@@ -46,6 +47,7 @@ __all__ = [
     "Layout",
     "LeadingSampler",
     "MODEL_THRESHOLDS",
+    "PagedPrograms",
     "Part",
     "Piece",
     "Programs",
