@@ -2,7 +2,7 @@
 
   python -m launch.demo --workdir=demo_out
 
-Needs about twelve minutes on two cores. Stopped and started again it goes on where it was; give another workdir, or
+Needs about twenty minutes on two cores. Stopped and started again it goes on where it was; give another workdir, or
 delete it, to begin anew. The report lies in WORKDIR/report, the model in WORKDIR/sft (for launch.chat --checkpoint).
 The last line of stdout is JSON: accuracy over the n test questions, and the seconds of training.
 """
