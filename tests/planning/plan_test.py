@@ -212,18 +212,18 @@ def test_rollouts_on_a_tpu_slice():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu")
-@pytest.mark.parametrize("task", ["prefill", "decode"])
-def test_pages_on_a_tpu_slice(task):
-    """The kernel is compiled, and no layer's pages are copied for it."""
+def test_pages_on_a_tpu_slice():
+    """The kernel is compiled, for parts of prompts and for tokens, and no layer's pages are copied for it."""
     config, size = sft.get_config("tiny"), Serving(rows=8, prompt=64, slots=1024, chunk=64, tiles=3, page=64)
     text = dataclasses.replace(config.model.text, heads=8, kv_heads=4, head_width=128)
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
-    found = plan(wide, task, "v5p:2x2x1", size, auto=True)
-    kinds = found["bytes_per_device"]
-    assert kinds["cache"] == text.layers * 8 * 1024 * 2 * 128 * 2 and found["kernels_s"] > 0
-    assert kinds["activations"] < kinds["cache"] / text.layers
+    found = plan(wide, "serve", "v5p:2x2x1", size, auto=True)["programs"]
+    for name in ("chunk", "decode"):
+        kinds = found[name]["bytes_per_device"]
+        assert kinds["cache"] == text.layers * 8 * 1024 * 2 * 128 * 2 and found[name]["kernels_s"] > 0
+        assert kinds["activations"] < kinds["cache"] / text.layers
     with pytest.raises(InputError, match=r"the model has heads of width .* need heads of a multiple of 128"):
-        plan(config, task, "v5p:2x2x1", size, auto=True)
+        plan(config, "decode", "v5p:2x2x1", dataclasses.replace(size, rows=4), auto=True)
 
 
 def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):

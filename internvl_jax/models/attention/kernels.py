@@ -1,5 +1,6 @@
 """JAX's attention kernels, in which scores never leave the chip: splash and paged attention on TPU, cuDNN's on GPU."""
 
+import contextlib
 import functools
 import math
 
@@ -128,7 +129,10 @@ def paged(q_BNTH: jax.Array, pool: jax.Array, lengths_B: jax.Array, table: jax.A
 
     (B, N, T, H), size, columns = q_BNTH.shape, pool.shape[1], table.shape[1]
     fitting = _PAGES_BYTES // (math.prod(pool.shape[1:]) * pool.dtype.itemsize)
-    with jax.named_scope(scopes.keys_scope(columns * size)):
+    # Of half-precision numbers the kernel knows no other products, whatever is asked for.
+    exact = q_BNTH.dtype == jnp.float32
+    precision = contextlib.nullcontext() if exact else jax.default_matmul_precision("default")
+    with jax.named_scope(scopes.keys_scope(columns * size)), precision:
         out = rpa.ragged_paged_attention(
             q_BNTH.transpose(0, 2, 1, 3).reshape(B * T, N, H),
             pool,
