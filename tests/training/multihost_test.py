@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import internvl_jax as ivl
 from checkpoint_convert import convert
+from internvl_jax.errors import InputError
 from internvl_jax.inference.load import save_model
 from internvl_jax.sharding import flatten
 from internvl_jax.training import train
@@ -65,7 +67,8 @@ with programs.shared():
         try:
             toy.make_some_pairs(data, folder / "ours", folder / "pairs", name)
         except InputError as error:
-            (folder / f"unnamed{process}").write_text(str(error))
+            with open(folder / f"said{process}", "a") as file:
+                file.write(f"{error}\n")
 pod.__exit__(None, None, None)
 """
 
@@ -114,11 +117,14 @@ def test_two_processes_are_one(start, tmp_path):
             np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6, err_msg=f"{name} {metric}")
 
     # And so do responses that pairs are made of, which process 0 asks for and writes.
-    unnamed = [(tmp_path / f"unnamed{i}").read_text() for i in range(2)]
-    assert unnamed[0] == unnamed[1] and "the data set 'a/b' can't name a file" in unnamed[0]
-    toy.make_some_pairs(data, tmp_path / "ours", tmp_path / "pairs_alone", "pairs")
+    said = [(tmp_path / f"said{i}").read_text().splitlines() for i in range(2)]
+    assert said[0] == said[1] and "the data set 'a/b' can't name a file" in said[0][0]
+    nothing = "no pair came out of 16 responses"  # which are cut off, as the model is untrained
+    assert len(said[0]) == 2 and nothing in said[0][1]
+    with pytest.raises(InputError, match=nothing):
+        toy.make_some_pairs(data, tmp_path / "ours", tmp_path / "pairs_alone", "pairs")
     for name in ("responses.jsonl", "settings.json"):
-        ours, theirs = ((tmp_path / folder / name).read_text() for folder in ("pairs", "pairs_alone"))
+        ours, theirs = ((tmp_path / f"{folder}.partial" / name).read_text() for folder in ("pairs", "pairs_alone"))
         assert ours == theirs and len(ours.splitlines()) >= 4
 
     # One process restores what two have saved, optimizer and data position included, and finds nothing left to do.
