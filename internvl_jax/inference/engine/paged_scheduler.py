@@ -92,8 +92,6 @@ class PagedScheduler(Scheduler):
         super().forget()
         for pool in self.pools:
             pool.forget()
-        for row in self.rows:
-            row.named = row.slots // self._size
 
     def room(self, draft: Draft) -> int:
         """How many more tokens an answer's row holds."""
@@ -143,12 +141,12 @@ class PagedScheduler(Scheduler):
             return
         self._name(row, draft.filled if draft.reading else draft.length - 1)  # the last token is not in the cache
         self.pools[row.shard].give_back(row.pages)
-        row.pages, row.named = [], 0
+        row.pages, row.named, row.stale = [], 0, False
         row.draft = draft.row = None
 
     def _name(self, row: Seat, length: int) -> None:
         """Lets others find the full pages of the first tokens of a row."""
-        if length // self._size > row.named:
+        if length // self._size > row.named and not row.stale:
             names = page_names(row.draft.keys_T[:length], self._size)
             for page, name in list(zip(row.pages, names, strict=False))[row.named :]:
                 self.pools[row.shard].name(page, name)

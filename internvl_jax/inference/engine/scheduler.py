@@ -120,6 +120,7 @@ class Seat:
       slots: how many it has.
       draft: who has it.
       held_T: int64, the keys of what lies in its slots.
+      stale: whether some of it was computed with earlier parameters: then nobody takes it over from who has the row.
       pages: where they lie in pages, the numbers of those that it has, in their order; its slots are then those of all
         pages that it may have.
       named: how many of these others may find, see `PagePool`.
@@ -132,6 +133,7 @@ class Seat:
     slots: int
     draft: Draft | None = None
     held_T: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    stale: bool = False
     pages: list[int] = dataclasses.field(default_factory=list)
     named: int = 0
 
@@ -237,7 +239,7 @@ class Scheduler:
         for job in self.waiting:
             job.ready = False
         for row in self.rows:
-            row.held_T = row.held_T[:0]
+            row.held_T, row.stale = row.held_T[:0], row.draft is not None
 
     def begin_again(self) -> None:
         """Nothing is left of what rows held: all answers wait, with what is known of them."""
@@ -276,7 +278,7 @@ class Scheduler:
         kept = sorted(before, key=lambda row: (row.draft is None, -len(row.held_T)))[:rows]
         self.make(((rows, slots),))
         for row, old in zip(self.rows[: len(kept)], kept, strict=True):
-            row.draft, row.held_T = old.draft, old.held_T[:slots]
+            row.draft, row.held_T, row.stale = old.draft, old.held_T[:slots], old.stale
             if row.draft is not None:
                 row.draft.row = row
         return np.array([row.index for row in kept] + [len(before)] * (rows - len(kept)), np.int32)
@@ -380,8 +382,9 @@ class Scheduler:
         row = draft.row
         if row is None:
             return
-        if not draft.reading:
+        if not draft.reading and not row.stale:
             row.held_T = draft.keys_T[:-1]  # the last token is not in the cache
+        row.stale = False
         row.draft = draft.row = None
 
 

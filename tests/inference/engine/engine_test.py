@@ -157,6 +157,20 @@ def test_a_second_turn_reads_what_is_new(structure, params, vocabulary, processo
     assert run(engine, [second]) == [answer] and engine.prefilled - before == len(second.tokens_T)
 
 
+def test_what_other_parameters_wrote_is_not_taken_over(engine, processor):
+    """An answer that was being written when they changed goes on, and leaves nothing to others."""
+    row = request(processor, 32, 0, 40, SamplingParams(max_new_tokens=20))
+    engine.add(row)
+    for _ in range(4):
+        engine.step(most=1)
+    engine.params = {path: leaf * 1 for path, leaf in engine.params.items()}
+    while engine.busy:
+        engine.step()
+    before = engine.prefilled
+    run(engine, [row])
+    assert engine.prefilled - before == len(row.tokens_T)
+
+
 def test_answers_to_one_prompt_share_what_was_read(engine, processor):
     sampling = SamplingParams(max_new_tokens=8, temperature=1.0)
     row = request(processor, 5, 3, 19, sampling)
