@@ -10,7 +10,7 @@ import numpy as np
 
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.group_seats import GroupSeats
-from internvl_jax.inference.engine.memory import FIRST_SLOTS
+from internvl_jax.inference.engine.memory import FIRST_SLOTS, TOGETHER
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
 from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written
@@ -19,7 +19,6 @@ from internvl_jax.inference.engine.tile_features import TileFeatures, digest
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import Params
 
-_TOGETHER = 8192  # tokens of several prompts that are read at a time
 _SHORTEST = 32  # the least tokens of an answer that are read again at a time; then powers of two
 
 
@@ -47,7 +46,7 @@ class GroupSlots(NamedTuple):
         """
         slots = fit("prompt tokens", prompt, ladders.prompts)
         longest = fit("tokens of an answer", answer, ladders.slots)
-        return cls(slots, min(longest, FIRST_SLOTS), longest, _TOGETHER // slots)
+        return cls(slots, min(longest, FIRST_SLOTS), longest, TOGETHER // slots)
 
 
 @dataclasses.dataclass(eq=False)

@@ -16,6 +16,8 @@ from internvl_jax.models import TextConfig
 # Slots that every answer of a group has at first; twice as many when they are full, so that short answers don't pay for
 # long ones.
 FIRST_SLOTS = 2048
+PIECE = 256  # the most tokens of an answer that a call writes, so that the host sees in time how many answers are left
+TOGETHER = 8192  # tokens of several prompts that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class GroupMemory:
       prompts: keys and values of prompts.
       answers: those of answers.
       moving: the most that stands beside these while answers get more slots or become fewer rows: new arrays are made.
-      routes: experts of answers' tokens, whole on every device.
+      routes: experts of the tokens of a call, whole on every device; the host takes them after it.
     """
 
     prompts: int
@@ -76,21 +78,23 @@ def group_memory(
     prompts = -(-_up(size.prompts, ladders.rows) // shards)
     rows, slots = prompts * size.group, _up(size.answer, ladders.slots)
     slot = 2 * text.layers * heads * text.head_width * jnp.dtype(cache_dtype).itemsize // tensor
-    experts = 2 * text.layers * text.moe.per_token * shards if routes and text.moe is not None else 0
+    prompt_slots = _up(size.prompt, ladders.prompts)
+    read = min(prompts * shards, max(shards, TOGETHER // prompt_slots)) * prompt_slots
+    experts = 2 * text.layers * text.moe.per_token if routes and text.moe is not None else 0
     before = FIRST_SLOTS  # what answers had before they got the last of their slots
     while 2 * before < slots:
         before *= 2
     grown = before if slots > before else 0
     fewer = -(-size.group // 2) * prompts * slots if rows > 1 else 0
-    prompt_bytes = prompts * _up(size.prompt, ladders.prompts) * slot
+    prompt_bytes = prompts * prompt_slots * slot
     # Where rows go to other devices, the keys of a layer, then its values, are whole on each of them.
     exchanged = shards * rows * slots // (2 * text.layers) if fewer and shards > 1 else 0
     moved = max(grown * rows, fewer + exchanged)
     return GroupMemory(
         prompts=prompt_bytes,
         answers=rows * slots * slot,
-        moving=moved * (slot + experts) + (prompt_bytes if moved else 0),
-        routes=rows * slots * experts,
+        moving=moved * slot + (prompt_bytes if moved else 0),
+        routes=max(rows * shards * PIECE, read) * experts,
     )
 
 

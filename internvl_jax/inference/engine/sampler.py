@@ -26,6 +26,7 @@ from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.group_runner import GroupRunner, Text
+from internvl_jax.inference.engine.memory import PIECE
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, check
 from internvl_jax.inference.engine.sampling_params import SamplingParams
@@ -33,8 +34,6 @@ from internvl_jax.inference.engine.tile_features import TileFeatures
 from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
 from internvl_jax.sharding import Params, Rules
 
-# The most tokens that a call of the loop writes, so that the host sees in time how many answers are left.
-_PIECE = 256
 _TILE_BYTES = 1 << 30  # of features of tiles, kept for other prompts that show the same
 _REFUSED = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
@@ -126,7 +125,7 @@ class Sampler:
         ladders: Ladders | None = None,
         mesh: Mesh | None = None,
         rules: Rules | None = None,
-        piece: int = _PIECE,
+        piece: int = PIECE,
         routes: bool = False,
     ):
         if routes and config.text.moe is None:

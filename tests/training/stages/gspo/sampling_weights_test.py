@@ -52,9 +52,9 @@ def test_answers_that_never_grow_and_routes():
     size, ladders = GroupSize(2, 2, 10, 12), Ladders(rows=(2,), prompts=(16,), slots=(12,))
     text, slot = toy.MOE.text, 2 * toy.MOE.text.layers * 2 * toy.MOE.text.head_width * 2
     found = group_memory(text, jnp.dtype(jnp.bfloat16), size, ladders, (1, 1), routes=True)
-    routes = 2 * text.layers * text.moe.per_token
-    assert (found.prompts, found.answers, found.routes) == (2 * 16 * slot, 4 * 12 * slot, 4 * 12 * routes)
-    assert found.moving == 2 * 12 * (slot + routes) + found.prompts  # when two of four are left
+    routes = 2 * text.layers * text.moe.per_token  # of a token, of which a call writes 256
+    assert (found.prompts, found.answers, found.routes) == (2 * 16 * slot, 4 * 12 * slot, 4 * 256 * routes)
+    assert found.moving == 2 * 12 * slot + found.prompts  # when two of four are left
     assert found.total == found.prompts + found.answers + found.moving + found.routes
 
 
