@@ -380,7 +380,7 @@ class Scheduler:
         row = draft.row
         if row is None:
             return
-        if not draft.reading:
+        if not draft.reading and len(row.held_T):  # nothing after `forget`
             row.held_T = draft.keys_T[:-1]  # the last token is not in the cache
         row.draft = draft.row = None
 
