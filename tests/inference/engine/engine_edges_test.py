@@ -101,7 +101,7 @@ def test_pixels_beside_normalised_tiles_stay_pixels(engine, processor):
 
 def test_tiles_of_another_size(engine, processor):
     row = request(processor, 0, 1, 9)
-    with pytest.raises(InputError, match=r"tiles have the shape \(14, 14, 3\); this model's are \(28, 28, 3\)"):
+    with pytest.raises(InputError, match=r"tiles have the shape \(14, 14, 3\); the model's are \(28, 28, 3\)"):
         engine.add(dataclasses.replace(row, tiles_GHWC=row.tiles_GHWC[:, ::2, ::2]))
 
 
