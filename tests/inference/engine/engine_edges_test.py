@@ -9,6 +9,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Engine, SamplingParams, Vocabulary, complete_many
+from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.sharding import bind
 from tests.inference.engine.engine_test import LADDERS, request, run
 
@@ -94,7 +95,7 @@ def test_pixels_beside_normalised_tiles_stay_pixels(engine, processor):
     other = dataclasses.replace(request(processor, 51, 1, 9), tiles_GHWC=normalised)
     (alone,) = run(engine, [other])
     engine.tiles.clear()
-    tiles = {name: tile for each in (row, other) for tile in each.tiles_GHWC for name in engine.tiles.names(tile[None])}
+    tiles = {digest(tile_HWC): tile_HWC for each in (row, other) for tile_HWC in each.tiles_GHWC}
     engine.tiles.encode(engine.params, tiles)
     assert run(engine, [row, other]) == [wanted, alone]
 
