@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from internvl_jax import interrupts
 from internvl_jax.data import Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
@@ -141,6 +142,8 @@ def complete_many(
     Raises:
       InputError: as in `chat`, with the number of the conversation.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; answer at least 1 conversation at a time")
     reader = get_reader(model, processor)
     fit("rows", batch_size, Ladders.rows)
     sampling, answers = sampling or SamplingParams(), {}
@@ -227,8 +230,9 @@ class TextReader:
                     self._told[id] = []
                 if pieces or not any(id in ids for id, _ in self._streams):
                     return pieces
-                for token in self.engine.step(most):
-                    self._read(token)
+                with interrupts.held():  # all callers' tokens are read, whoever is interrupted
+                    for token in self.engine.step(most):
+                        self._read(token)
 
     def _read(self, token: Token) -> None:
         key = token.id, token.answer

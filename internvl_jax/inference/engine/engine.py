@@ -31,7 +31,6 @@ from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
 from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler
-from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.models import InternVL, check_kernel
 from internvl_jax.sharding import Params
 
@@ -114,7 +113,7 @@ class Engine:
         self.tiles, self.chunk = self._runner.tiles, self.ladders.chunk
         self.prefilled, self._next = 0, 0
         self._calls: list[_Call] = []
-        self._told: list[Token] = []  # in the step that is going on
+        self._told: list[Token] = []  # in the step that is going on, or that was broken off
 
     @property
     def params(self) -> Params:
@@ -152,13 +151,7 @@ class Engine:
                 f"a prompt of {prompt} tokens and an answer of up to {answer} are more than the {longest} that a row "
                 "holds; shorten the prompt or lower max_new_tokens"
             )
-        names = [digest(tile_HWC) for tile_HWC in request.tiles_GHWC]
-        if len(set(names)) > self.tiles.capacity:
-            raise InputError(
-                f"the request has {len(set(names))} tiles, more than the {self.tiles.capacity} that are kept at a "
-                "time; show fewer pictures or smaller ones"
-            )
-        job = Job(self._next, request, names)
+        job = Job(self._next, request, self.tiles.names(request.tiles_GHWC))
         self._next += 1
         stops = frozenset(request.sampling.stop_ids(self.vocabulary.stops))
         for number, seed in enumerate(request.seeds or (request.sampling.seed,)):
@@ -170,6 +163,7 @@ class Engine:
         """Ends a request, or one of its answers: nothing more of it is told, and its rows are free. It may have ended
         already.
         """
+        self._told = [token for token in self._told if token.id != id or answer not in (None, token.answer)]
         job = self._scheduler.jobs.get(id)
         for draft in job.drafts if job is not None else ():
             if answer in (None, draft.number):
@@ -190,8 +184,8 @@ class Engine:
             finally:
                 if not whole:
                     self._begin_again()
-            told, self._told = self._told, []
-            return told
+        told, self._told = self._told, []  # after Ctrl-C the next step tells them
+        return told
 
     def _step(self, most: int) -> None:
         if self._held() or self._scheduler.short():
@@ -202,7 +196,11 @@ class Engine:
             if (size := self._scheduler.size()) is not None:
                 self._resize(*size)
             self._scheduler.seat()
-            calls = [*self._read(), *self._decode(most)]
+            calls = self._read()
+            if self._held():  # what may follow depends on first tokens too
+                self._calls, calls = [*self._calls, *calls], []
+                self._collect()
+            calls += self._decode(most)
         self._collect()
         self._calls = calls
 
@@ -219,20 +217,29 @@ class Engine:
 
     def run(self, requests: Sequence[Request]) -> list[list[list[int]]]:
         """Tokens of all answers to all requests, stop tokens included."""
-        ids = [self.add(request) for request in requests]
-        found: dict[int, list[list[int]]] = {id: [[] for _ in self._scheduler.jobs[id].drafts] for id in ids}
-        while self.busy:
-            for token in self.step():
-                found[token.id][token.answer].append(token.token)
-        return [found[id] for id in ids]
+        found: dict[int, list[list[int]]] = {}
+        try:
+            for request in requests:
+                found[self.add(request)] = [[] for _ in request.seeds or (0,)]
+            while self.busy:
+                for token in self.step():
+                    found[token.id][token.answer].append(token.token)
+        finally:
+            if self.busy:  # broken off
+                for id in found:
+                    self.drop(id)
+        return list(found.values())
 
     def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:
         """float32 `[G]`: what a Flash model's router makes of tiles. May they be compressed?"""
-        names = [digest(tile_HWC) for tile_HWC in tiles_GHWC]
+        names = self.tiles.names(tiles_GHWC)
+        if not self._claim(self._next, names, self._scheduler.waiting):
+            raise InputError("prompts that are being read leave no room for these tiles; ask again when they are read")
         missing = set(self.tiles.missing(names))
         tiles = {name: tile for name, tile in zip(names, tiles_GHWC, strict=True) if name in missing}
         with sharding.placed(self._place):
             self.tiles.encode(self.params, tiles)
+        self.tiles.unpin(self._next)
         return self.tiles.probabilities(names)
 
     def warm_up(self) -> int:
@@ -253,15 +260,14 @@ class Engine:
         budget = self.ladders.tiles[0 if scheduler.writing and self.ladders.classes is not None else -1]
         looked: list[Job] = []
         tiles: dict[bytes, np.ndarray] = {}
-        for job in scheduler.waiting[: scheduler.most_rows]:
+        for place, job in enumerate(scheduler.waiting[: scheduler.most_rows]):
             if job.ready:
                 continue
-            missing = [name for name in kept.missing(job.names) if name not in tiles]
-            if missing and kept.pinned and kept.pinned + len(missing) > kept.capacity:
+            if not self._claim(job.id, job.names, scheduler.waiting[place + 1 :]):
                 break
+            missing = [name for name in kept.missing(job.names) if name not in tiles]
             images = dict(zip(job.names, job.request.tiles_GHWC, strict=True))
             tiles |= {name: images[name] for name in missing[: budget - len(tiles)]}
-            kept.pin(job.id, job.names)
             looked.append(job)
             if len(tiles) >= budget:
                 break
@@ -272,6 +278,17 @@ class Engine:
             if job.ready and job.seen is None:
                 probability_G = None if self.config.flash is None else kept.probabilities(job.names)
                 job.seen = asked.shown(job.request, job.names, probability_G, self.config)
+
+    def _claim(self, owner: int, names: list[bytes], later: list[Job]) -> bool:
+        """Pins tiles, for which those of later requests give way that no row reads; says whether there was room."""
+        for job in reversed(later):
+            if not self.tiles.fits(names) and not any(draft.reading and draft.row for draft in job.drafts):
+                self.tiles.unpin(job.id)
+                job.ready = False
+        fits = self.tiles.fits(names)
+        if fits:
+            self.tiles.pin(owner, names)
+        return fits
 
     def _resize(self, rows: int, slots: int) -> None:
         if any(_rich(draft) for draft in self._scheduler.writing):

@@ -16,7 +16,7 @@ from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds
 from internvl_jax.inference.engine.engine import Engine
-from internvl_jax.inference.engine.requests import Request, Token
+from internvl_jax.inference.engine.requests import Request
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.pod import Channel
 
@@ -64,7 +64,7 @@ class _Drop(msgspec.Struct, tag=True):
 class _Step(msgspec.Struct, tag=True):
     """`Engine.step`."""
 
-    most: int | None
+    most: int
 
 
 class _Route(msgspec.Struct, tag=True):
@@ -135,11 +135,9 @@ class Leader(Engine):
         self._untold.append(_Drop(id, answer))
         super().drop(id, answer)
 
-    @interrupts.held()
-    def step(self, most: int | None = None) -> list[Token]:
-        """See `Engine.step`."""
+    def _step(self, most: int) -> None:
         self._pass_on(_Step(most))
-        return super().step(most)
+        super()._step(most)
 
     @interrupts.held()
     def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:

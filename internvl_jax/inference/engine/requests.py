@@ -107,8 +107,8 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
     """Whether this model can read it.
 
     Raises:
-      InputError: no tokens, tokens that it has not, image tokens that don't match the tiles, thresholds for a model
-        that has no router, or too many stop ids.
+      InputError: no tokens, tokens that it has not, image tokens that don't match the tiles, tiles of another size,
+        thresholds for a model that has no router, or too many stop ids.
     """
     if not len(request.tokens_T):
         raise InputError("the prompt has no tokens; give one")
@@ -123,6 +123,11 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
         raise InputError(
             f"the prompt has {found} image tokens, its {len(request.tiles_GHWC)} tiles need {needed}; "
             "make prompts with the model's own processor"
+        )
+    side, tiles_GHWC = config.vision.image_size, request.tiles_GHWC
+    if len(tiles_GHWC) and tiles_GHWC.shape[1:] != (side, side, 3):
+        raise InputError(
+            f"the request's tiles have the shape {tiles_GHWC.shape[1:]}; the model's are {(side, side, 3)}"
         )
     stop_ids(vocabulary, request.sampling)
 

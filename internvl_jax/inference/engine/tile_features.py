@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import fit
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.row_state import Features
@@ -76,6 +77,20 @@ class TileFeatures:
             nowhere_G = np.full(size, 1 << 30, np.int32)
             self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, nowhere_G)
 
+    def names(self, tiles_GHWC: np.ndarray) -> list[bytes]:
+        """The tiles' digests.
+
+        Raises:
+          InputError: they are more than there may be.
+        """
+        names = [digest(tile_HWC) for tile_HWC in tiles_GHWC]
+        if len(set(names)) > self.capacity:
+            raise InputError(
+                f"the request has {len(set(names))} tiles, more than the {self.capacity} that are kept at a time; "
+                "show fewer pictures or smaller ones"
+            )
+        return names
+
     def missing(self, names: Sequence[bytes]) -> list[bytes]:
         """Those whose features are not there, each once."""
         return [name for name in dict.fromkeys(names) if name not in self._places]
@@ -92,6 +107,10 @@ class TileFeatures:
     def pinned(self) -> int:
         """How many tiles may not be forgotten."""
         return len(frozenset().union(*self._pins.values()))
+
+    def fits(self, names: Sequence[bytes]) -> bool:
+        """Whether there is room for these tiles beside the pinned ones."""
+        return len(frozenset(names).union(*self._pins.values())) <= self.capacity
 
     def places(self, names: Sequence[bytes]) -> list[int]:
         """Where features lie in the pool."""
@@ -120,19 +139,24 @@ class TileFeatures:
         """Puts features of tiles that are missing into the pool; all of them must have room beside the pinned ones."""
         self._kept = frozenset().union(*self._pins.values())
         self.reserve(len(self._kept.intersection(self._places)) + len(tiles))
-        names, largest = list(tiles), self._sizes[-1]
-        for start in range(0, len(names), largest):
-            part = names[start : start + largest]
-            size = fit("image tiles", len(part), self._sizes)
-            tiles_GHWC = np.stack([tiles[name] for name in part] + [tiles[part[0]]] * (size - len(part)))
-            features: Features = self.programs.encode(params, tiles_GHWC)
-            places_G = np.array([self._room() for _ in part] + [1 << 30] * (size - len(part)), np.int32)
-            self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, places_G)
-            if self._flash:
-                probability_G = np.asarray(features.probability_G)[: len(part)]
-                self._probabilities |= zip(part, probability_G.tolist(), strict=True)
-            self._places |= zip(part, places_G[: len(part)].tolist(), strict=True)
-            self.encoded += len(part)
+        largest = self._sizes[-1]
+        # Stacked with normalised tiles, pixels would become floats, and be taken for normalised ones.
+        for kind in {tile_HWC.dtype: None for tile_HWC in tiles.values()}:
+            alike = [(name, tile_HWC) for name, tile_HWC in tiles.items() if tile_HWC.dtype == kind]
+            for start in range(0, len(alike), largest):
+                self._encode(params, dict(alike[start : start + largest]))
+
+    def _encode(self, params: Params, tiles: dict[bytes, np.ndarray]) -> None:
+        names, given = list(tiles), list(tiles.values())
+        padding = fit("image tiles", len(given), self._sizes) - len(given)
+        features: Features = self.programs.encode(params, np.stack(given + given[:1] * padding))
+        places_G = np.array([self._room() for _ in names] + [1 << 30] * padding, np.int32)
+        self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, places_G)
+        if self._flash:
+            probability_G = np.asarray(features.probability_G)[: len(names)]
+            self._probabilities |= zip(names, probability_G.tolist(), strict=True)
+        self._places |= zip(names, places_G[: len(names)].tolist(), strict=True)
+        self.encoded += len(names)
 
     def _rounded(self, tiles: int) -> int:
         """As many as the devices of a mesh can share."""
