@@ -219,6 +219,7 @@ class Scheduler:
         """Frees the row of an answer; says whether it was the last one to its request."""
         draft.ended = True
         self._leave(draft)
+        self.reading = [other for other in self.reading if other is not draft]
         if not all(other.ended for other in draft.job.drafts):
             return False
         del self.jobs[draft.job.id]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Engine, SamplingParams, Vocabulary, complete_many
+from internvl_jax.inference import Engine, Request, SamplingParams, Vocabulary, complete_many
+from internvl_jax.inference.engine.requests import Seen
+from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler
 from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.sharding import bind
 from tests.inference.engine.engine_test import LADDERS, request, run
@@ -130,6 +132,23 @@ def test_ctrl_c_loses_no_token(engine, processor, monkeypatch, ctrl_c):
             engine.step(most=1)
     monkeypatch.undo()
     assert finish(engine) == {id: wanted}
+
+
+def test_answers_may_be_dropped_before_they_share_a_prompt():
+    """The second one has a row, and waits for what the first one reads."""
+    ladders = dataclasses.replace(ONE, classes=((2, 64),))
+    scheduler = Scheduler(ladders, 1, 128)
+    scheduler.make(ladders.classes)
+    prompt = np.arange(40, dtype=np.int32)
+    job = Job(0, Request(prompt, np.zeros((0, 28, 28, 3), np.uint8), SamplingParams()), [], ready=True)
+    job.seen = Seen(prompt, np.full(40, -1), prompt.astype(np.int64))
+    job.drafts += [Draft(job, number, SamplingParams(max_new_tokens=4), frozenset()) for number in range(2)]
+    scheduler.add(job)
+    scheduler.seat()
+    assert [draft for draft, _ in scheduler.starts()] == job.drafts[:1]
+    for draft in job.drafts:
+        scheduler.end(draft)
+    assert not list(scheduler.starts()) and not scheduler.jobs
 
 
 def test_no_conversation_at_a_time(model, processor):
