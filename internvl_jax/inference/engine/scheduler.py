@@ -385,8 +385,7 @@ class Scheduler:
             return
         if not draft.reading and not row.stale:
             row.held_T = draft.keys_T[:-1]  # the last token is not in the cache
-        row.stale = False
-        row.draft = draft.row = None
+        row.stale, row.draft, draft.row = False, None, None
 
 
 def reach_of(length: int, slots: int) -> int:
