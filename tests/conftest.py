@@ -41,8 +41,9 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # The longest files, longest first: each worker takes one file after the other, and none should be left with a long one.
 _LONG = (
     *("stages/vico", "gspo/objective", "training/train", "stages/mpo", "cascade/run", "run/step", "training/multihost"),
-    *("benchmarks/benchmarks", "engine/sampler", "models/parity", "engine/generator", "demo/run", "planning/plan"),
-    *("making/pairs", "checkpoint_convert/convert", "checkpoint_convert/export", "launch/chat", "configs/sizes"),
+    *("benchmarks/benchmarks", "engine/sampler", "models/parity", "engine/engine", "engine/paged_engine", "demo/run"),
+    *("gspo/partial_rollouts", "planning/plan", "making/pairs", "checkpoint_convert/convert"),
+    *("checkpoint_convert/export", "launch/chat", "configs/sizes"),
 )
 MOST_MAPPINGS = 20_000
 GOLDEN = pathlib.Path(__file__).parent / "golden"

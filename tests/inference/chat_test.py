@@ -126,9 +126,9 @@ def test_accuracy(shared, processor, tmp_path):
     ("line", "sentence"),
     [
         ("{", " is not valid JSON"),
-        ("[]", r" is \[\]; expected"),
+        ("[]", r" is \[\]; it must be"),
         ('{"question": "a", "answer": "b"}', " lacks the field 'image'"),
-        ('{"image": 1, "question": "a", "answer": "b"}', r"\.image is 1; expected"),
+        ('{"image": 1, "question": "a", "answer": "b"}', r"\.image is 1; it must be"),
     ],
 )
 def test_bad_benchmark_lines(tmp_path, line, sentence):

@@ -68,7 +68,7 @@ with programs.shared():
             toy.make_some_pairs(data, folder / "ours", folder / "pairs", name)
         except InputError as error:
             with open(folder / f"said{process}", "a") as file:
-                file.write(f"{error}\n")
+                print(error, file=file)
 pod.__exit__(None, None, None)
 """
 
