@@ -197,7 +197,7 @@ def make_some_pairs(folder: pathlib.Path, model: pathlib.Path, out: pathlib.Path
         assist(*given, config)
         return
     lines = (folder / "prompts.jsonl").read_text().splitlines()[:4]
-    prompts = out.with_name(f"{out.name}_prompts.jsonl")
+    prompts = out.with_name("some_prompts.jsonl")
     prompts.write_text("\n".join(lines) + "\n")
     entry = {"root": str(folder / "images"), "annotation": str(prompts)}
     prompts.with_suffix(".json").write_text(json.dumps({name: entry}))
