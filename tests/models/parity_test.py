@@ -46,11 +46,20 @@ def test_outputs(golden, case):
     assert exact or case.startswith("vit")
     assert all(report[f"{name}_equal"] for name in exact)
     errors = {name: error for name, error in report.items() if not name.endswith("_equal")}
-    modules = ("hidden_state_0", "vit_embeds", "image_features", "llm_hidden_0", "loss", "gate_probs", "quantiles")
+    modules = ("hidden_state_0", "vit_embeds", "image_features", "llm_hidden_0", "loss")
     # GPT-OSS's weights are loud: float32 itself is 6e-5 from float64.
     outputs_limit, modules_limit = (3e-4, 3e-5) if "gptoss" in case else (1e-4, 1e-5)
     limits = {name: modules_limit if name.startswith(modules) else outputs_limit for name in errors}
+    # Pooling enlarges the tower's float32 noise: 4e-6 to 1.7e-5 by the order of sums that a CPU's kernels take. What
+    # gating itself adds is in the next test.
+    limits |= dict.fromkeys(limits.keys() & {"gate_probs", "quantiles"}, 3e-5)
     assert not {name: error for name, error in errors.items() if not error <= limits[name]}
+
+
+def test_gating_of_recorded_features(golden):
+    model, _, outputs = load(golden / "flash_qwen3_github")
+    probability_G2 = jax.nn.softmax(model.router.gate(jnp.asarray(outputs["pooled"])))
+    np.testing.assert_allclose(probability_G2, outputs["gate_probs"], rtol=0, atol=1e-6)
 
 
 def close(found, norms, grads):

@@ -101,8 +101,12 @@ class Router(nnx.Module):
         Args:
           key: randomness of dropout; None outside training.
         """
+        return self.gate(self.pooling(x_GPD), key)
+
+    def gate(self, x_GD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """The logits of pooled features, `[G, D] -> [G, 2]` float32; `key` as above."""
         keys = None if key is None else jax.random.split(key, _BLOCKS)
-        x_GD = self.pooling(x_GPD).astype(jnp.float32)
+        x_GD = x_GD.astype(jnp.float32)
         body = lambda block, x_GD, index, key: (block(x_GD, key), None)
         x_GD, _ = run_layers(self.blocks, x_GD, keys, body, self.runtime)
         return self.head(self.norm(x_GD))
