@@ -192,7 +192,12 @@ def test_rows_that_can_not_be_spread():
         plan(config, "train", "cpu:8", SIZE, auto=True)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu"
+)
+
+
+@needs_libtpu
 def test_training_on_a_tpu_slice():
     found = planned("train", "v5p:2x2x1")
     assert found["fits"] and found["compiled_for"] == "tpu" and found["replicated"] == []
@@ -201,7 +206,7 @@ def test_training_on_a_tpu_slice():
     assert found["collective_bytes_per_device"]["all-gather"] > 0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu")
+@needs_libtpu
 def test_rollouts_on_a_tpu_slice():
     found = rollout("v5p:2x2x1")
     assert found["fits"] and found["compiled_for"] == "tpu" and found["replicated"] == []
@@ -211,7 +216,7 @@ def test_rollouts_on_a_tpu_slice():
     assert 0 < sum(token["collective_bytes_per_device"].values()) < token["bytes_per_device"]["weights"] / 10
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="TPU programs are compiled by libtpu")
+@needs_libtpu
 def test_pages_on_a_tpu_slice():
     """The kernel is compiled, for parts of prompts and for tokens, and no layer's pages are copied for it."""
     config, size = sft.get_config("tiny"), Serving(rows=8, prompt=64, slots=1024, chunk=64, tiles=3, page=64)

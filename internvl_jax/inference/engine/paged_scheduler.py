@@ -148,7 +148,8 @@ class PagedScheduler(Scheduler):
         """Lets others find the full pages of the first tokens of a row."""
         if length // self._size > row.named and not row.stale:
             names = page_names(row.draft.keys_T[:length], self._size)
-            for page, name in list(zip(row.pages, names, strict=False))[row.named :]:
+            named = slice(row.named, len(names))
+            for page, name in zip(row.pages[named], names[named], strict=True):
                 self.pools[row.shard].name(page, name)
             row.named = len(names)
 

@@ -47,18 +47,6 @@ def finish(engine, **options):
     raise AssertionError("it goes round in circles")
 
 
-def test_what_rows_of_other_parameters_wrote_is_not_taken_over(engine, processor):
-    row = request(processor, 32, 0, 40, SamplingParams(max_new_tokens=20))
-    engine.add(row)
-    for _ in range(4):
-        engine.step(most=1)
-    engine.params = {path: leaf * 1 for path, leaf in engine.params.items()}
-    finish(engine)
-    before = engine.prefilled
-    run(engine, [row])
-    assert engine.prefilled - before == len(row.tokens_T)
-
-
 def test_a_mask_is_asked_with_all_tokens_before(engine, processor):
     def allow(tokens):
         bits = np.zeros(10, np.uint32)

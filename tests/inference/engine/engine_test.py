@@ -157,8 +157,8 @@ def test_a_second_turn_reads_what_is_new(structure, params, vocabulary, processo
     assert run(engine, [second]) == [answer] and engine.prefilled - before == len(second.tokens_T)
 
 
-def test_what_other_parameters_wrote_is_not_taken_over(engine, processor):
-    """An answer that was being written when they changed goes on, and leaves nothing to others."""
+def read_again(engine, processor):
+    """Whether a prompt is read whole after an answer to it was being written when parameters changed, and went on."""
     row = request(processor, 32, 0, 40, SamplingParams(max_new_tokens=20))
     engine.add(row)
     for _ in range(4):
@@ -168,7 +168,11 @@ def test_what_other_parameters_wrote_is_not_taken_over(engine, processor):
         engine.step()
     before = engine.prefilled
     run(engine, [row])
-    assert engine.prefilled - before == len(row.tokens_T)
+    return engine.prefilled - before == len(row.tokens_T)
+
+
+def test_what_other_parameters_wrote_is_not_taken_over(engine, processor):
+    assert read_again(engine, processor)
 
 
 def test_answers_to_one_prompt_share_what_was_read(engine, processor):
@@ -276,17 +280,14 @@ def test_dropped_answers_are_told_no_more_and_free_their_rows(engine, mixed, ans
     assert run(engine, mixed) == answers
 
 
-@pytest.mark.parametrize("classes", [True, False])
-def test_a_program_that_fails_loses_no_answer(
-    classes, engine, structure, params, vocabulary, mixed, answers, monkeypatch
-):
-    engine = engine if classes else Engine(bind(structure[0], params), vocabulary, LADDERS)
-    ids, programs, found = [engine.add(row) for row in mixed], engine._runner.programs, {}
-    for name in ("decode", "chunk", "begin"):
+def through_failures(engine, rows, names, monkeypatch):
+    """The answers where the program of each name fails once, after it has taken over the state."""
+    ids, programs, found = [engine.add(row) for row in rows], engine._runner.programs, {}
+    for name in names:
         program = getattr(programs, name)
 
         def fails(*arguments, program=program, **sizes):
-            program(*arguments, **sizes)  # has taken over the state
+            program(*arguments, **sizes)
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
         monkeypatch.setattr(programs, name, fails)
@@ -298,7 +299,15 @@ def test_a_program_that_fails_loses_no_answer(
     while engine.busy:
         for token in engine.step():
             found.setdefault(token.id, []).append(token.token)
-    assert [found[id] for id in ids] == answers
+    return [found[id] for id in ids]
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_program_that_fails_loses_no_answer(
+    classes, engine, structure, params, vocabulary, mixed, answers, monkeypatch
+):
+    engine = engine if classes else Engine(bind(structure[0], params), vocabulary, LADDERS)
+    assert through_failures(engine, mixed, ("decode", "chunk", "begin"), monkeypatch) == answers
 
 
 def test_ctrl_c_ends_a_step_and_loses_nothing(engine, mixed, answers, monkeypatch, ctrl_c):

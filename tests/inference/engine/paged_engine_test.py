@@ -12,7 +12,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.evaluation import compare, image_token_id, read_case
 from internvl_jax.inference import Engine, SamplingParams, Vocabulary
 from internvl_jax.sharding import bind, make_mesh
-from tests.inference.engine.engine_test import LADDERS, request, run
+from tests.inference.engine.engine_test import LADDERS, read_again, request, run, through_failures
 
 SIZE = 8
 PAGED = dataclasses.replace(LADDERS, prompts=(32,), classes=((4, 96),), chunk=32, page=SIZE)
@@ -114,17 +114,7 @@ def test_a_second_turn_about_a_picture_reads_what_is_new(engine, processor):
 
 
 def test_what_other_parameters_wrote_is_not_found(engine, processor):
-    """An answer that was being written when they changed goes on, and nobody takes over what it read before."""
-    row = request(processor, 32, 0, 40, SamplingParams(max_new_tokens=20))
-    engine.add(row)
-    for _ in range(4):
-        engine.step(most=1)
-    engine.params = {path: leaf * 1 for path, leaf in engine.params.items()}
-    while engine.busy:
-        engine.step()
-    before = engine.prefilled
-    run(engine, [row])
-    assert engine.prefilled - before == len(row.tokens_T)
+    assert read_again(engine, processor)
     assert_free(engine)
 
 
@@ -190,24 +180,7 @@ def test_dropped_answers_free_their_pages(engine, rows, answers):
 
 
 def test_a_program_that_fails_loses_no_answer(engine, rows, answers, monkeypatch):
-    ids, programs, found = [engine.add(row) for row in rows], engine._runner.programs, {}
-    for name in ("decode_pages", "chunk_pages", "begin"):
-        program = getattr(programs, name)
-
-        def fails(*arguments, program=program, **sizes):
-            program(*arguments, **sizes)  # has taken over the state
-            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-
-        monkeypatch.setattr(programs, name, fails)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            while engine.busy:
-                for token in engine.step(most=2):
-                    found.setdefault(token.id, []).append(token.token)
-        monkeypatch.undo()
-    while engine.busy:
-        for token in engine.step():
-            found.setdefault(token.id, []).append(token.token)
-    assert [found[id] for id in ids] == answers
+    assert through_failures(engine, rows, ("decode_pages", "chunk_pages", "begin"), monkeypatch) == answers
     assert_free(engine)
 
 
