@@ -46,7 +46,7 @@ def parse_json(text: bytes, where: str, *, unique: bool = False) -> Any:
     except RecursionError:
         raise InputError(f"{where} is nested more than {MAX_DEPTH} deep; flatten it.") from None
     except (ValueError, msgspec.MsgspecError) as error:
-        raise InputError(f"{where} is not valid JSON: {_half_pair(text) or first_line(error)}.") from None
+        raise InputError(f"{where} is not valid JSON: {_wrong_text(text) or first_line(error)}.") from None
     if _deeper(value, MAX_DEPTH):
         raise InputError(f"{where} is nested more than {MAX_DEPTH} deep; flatten it.")
     if unique:
@@ -136,8 +136,12 @@ def _deeper(value: Any, limit: int) -> bool:
     return True
 
 
-def _half_pair(text: bytes) -> str | None:
-    """What is wrong with JSON in which a character beyond 16 bits was cut in two, as some tools do."""
+def _wrong_text(text: bytes) -> str | None:
+    """What is wrong with JSON that is not UTF-8, or where some tool cut a character beyond 16 bits in two."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"it is not UTF-8, as byte {text[error.start]:#x} at position {error.start} shows"
     try:
         half = re.search("[\ud800-\udfff]", json.dumps(json.loads(text), ensure_ascii=False))
     except (ValueError, RecursionError):
