@@ -12,6 +12,7 @@ from internvl_jax.inference.chat import (
     complete,
     complete_many,
     get_engine,
+    get_reader,
     leading,
     stream_chat,
 )
@@ -31,7 +32,7 @@ from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.load import load, read_config, read_values, save_model
 from internvl_jax.inference.terminal import converse, message, saying
-from internvl_jax.inference.text import TextStream
+from internvl_jax.inference.text import TextStream, ThinkingStream
 
 __all__ = [
     "Answer",
@@ -62,6 +63,7 @@ __all__ = [
     "Seen",
     "State",
     "TextStream",
+    "ThinkingStream",
     "Thresholds",
     "Token",
     "Vocabulary",
@@ -74,6 +76,7 @@ __all__ = [
     "fit",
     "follow_sampler",
     "get_engine",
+    "get_reader",
     "group_memory",
     "kept",
     "leading",

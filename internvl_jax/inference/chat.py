@@ -21,7 +21,7 @@ from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.leader import Leader, follow
 from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.sampling_params import SamplingParams
-from internvl_jax.inference.text import AnswerStream, TextStream
+from internvl_jax.inference.text import TextStream, ThinkingStream
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
 
@@ -101,9 +101,9 @@ def stream_chat(
     if thinking:
         yield from filter(None, pieces)
         return
-    answer = AnswerStream()
-    yield from filter(None, map(answer.feed, pieces))
-    if piece := answer.finish():
+    stream = ThinkingStream()
+    yield from filter(None, (stream.feed(piece)[1] for piece in pieces))
+    if piece := stream.finish()[1]:
         yield piece
 
 
@@ -231,8 +231,23 @@ class TextReader:
                 if pieces or not any(id in ids for id, _ in self._streams):
                     return pieces
                 with interrupts.held():  # all callers' tokens are read, whoever is interrupted
-                    for token in self.engine.step(most):
-                        self._read(token)
+                    self._step(most)
+
+    def step(self, most: int | None = None) -> list[Piece]:
+        """Goes on with all requests once; returns what became certain of any, for one caller that reads them all."""
+        with self._lock:
+            self._step(most)
+            pieces = [piece for told in self._told.values() for piece in told]
+            self._told = {id: [] for id in self._told}
+            return pieces
+
+    def writes(self, id: int) -> bool:
+        """Whether an answer to this request is not at its end."""
+        return any(key[0] == id for key in self._streams)
+
+    def _step(self, most: int | None) -> None:
+        for token in self.engine.step(most):
+            self._read(token)
 
     def _read(self, token: Token) -> None:
         key = token.id, token.answer
@@ -260,11 +275,14 @@ def get_engine(model: InternVL, processor: Processor) -> Engine:
 
 
 @contextlib.contextmanager
-def leading(model: InternVL, processor: Processor) -> Iterator[bool]:
+def leading(model: InternVL, processor: Processor, ladders: Ladders | None = None) -> Iterator[bool]:
     """Lets process 0 answer with a model that lies in several processes; all of them enter.
 
-    Within it process 0 chats, completes or evaluates with this model, while the others follow and return when it has
-    done. Without it every process has to make the same calls.
+    Within it process 0 chats, completes, evaluates or serves with this model, while the others follow and return when it
+    has done. Without it every process has to make the same calls.
+
+    Args:
+      ladders: the sizes of the model's engine; None: those that suit offline work.
 
     Yields:
       whether this process is the first; the others have nothing to do any more.
@@ -272,15 +290,17 @@ def leading(model: InternVL, processor: Processor) -> Iterator[bool]:
     Raises:
       InputError: on the others, what process 0 raised.
     """
+    vocabulary, readers = Vocabulary.of(processor), _READERS.setdefault(model, {})
     if jax.process_count() == 1:
+        if ladders is not None:
+            readers[vocabulary] = TextReader(Engine(model, vocabulary, ladders))
         yield True
         return
-    vocabulary = Vocabulary.of(processor)
     if jax.process_index():
-        follow(Engine(model, vocabulary))
+        follow(Engine(model, vocabulary, ladders))
         yield False
         return
-    leader, readers = Leader(model, vocabulary), _READERS.setdefault(model, {})
+    leader = Leader(model, vocabulary, ladders)
     readers[vocabulary] = TextReader(leader)
     problem = "process 0 failed"
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from internvl_jax.data import THINK, THINK_END, Processor, split_thinking
+from internvl_jax.data import THINK, THINK_END, Processor
 
 
 class TextStream:
@@ -47,29 +47,67 @@ class TextStream:
         return text
 
 
-class AnswerStream:
-    """Feed pieces of text that may begin with thinking, get those of the answer; see `split_thinking`."""
+class ThinkingStream:
+    """Feed pieces of text that may begin with thinking, get those of the thinking and of the answer; joined they are
+    what `split_thinking` makes of the whole.
+
+    Attributes:
+      thinking: whether what was fed so far is thinking that goes on.
+    """
 
     def __init__(self) -> None:
-        self._held: str | None = ""  # None once the answer has begun
+        self._held, self._part = "", "start"
+        self._begun = False  # whether anything was told of the thinking
 
-    def feed(self, piece: str) -> str:
-        """The part of this piece that belongs to the answer."""
-        if self._held is None:
-            return piece
+    @property
+    def thinking(self) -> bool:
+        return self._part == "thinking"
+
+    def feed(self, piece: str) -> tuple[str, str]:
+        """(thinking, answer) that this piece makes certain."""
+        if self._part == "answer":
+            return "", piece
         self._held += piece
-        start = self._held.lstrip()
-        if THINK.startswith(start[: len(THINK)]):  # thinking, or what may become its tag
-            answer = split_thinking(start)[1] if THINK_END in start else ""
-        else:
-            answer = self._held
-        if answer:
-            self._held = None
-        return answer
+        thinking = ""
+        if self._part == "start":
+            started = self._held.lstrip()
+            if len(started) < len(THINK) and THINK.startswith(started):  # it may become the tag
+                return "", ""
+            self._part = "thinking" if started.startswith(THINK) else "answer"
+            if self._part == "answer":
+                return "", self._take()
+            self._held = started.removeprefix(THINK)
+        if self._part == "thinking":
+            at = self._held.find(THINK_END)
+            end = len(self._held) - _overlap(self._held, THINK_END) if at < 0 else at
+            thinking = self._tell(end)
+            if at < 0:
+                return thinking, ""
+            self._held, self._part = self._held[len(THINK_END) :], "gap"
+        self._held = self._held.lstrip()
+        if self._held:
+            self._part = "answer"
+        return thinking, self._take()
 
-    def finish(self) -> str:
+    def finish(self) -> tuple[str, str]:
         """What was held back, once no piece follows."""
-        return "" if self._held is None else split_thinking(self._held)[1]
+        if self._part == "thinking":
+            return self._tell(len(self._held)), ""
+        return "", self._take()
+
+    def _tell(self, end: int) -> str:
+        """Thinking up to here, without the space around it; what follows it stays."""
+        text = self._held[:end]
+        told = text if self._begun else text.lstrip()
+        kept = told.rstrip()
+        self._begun = self._begun or bool(kept)
+        space = told[len(kept) :] if self._begun else ""
+        self._held = ("" if self._held.startswith(THINK_END, end) else space) + self._held[end:]
+        return kept
+
+    def _take(self) -> str:
+        text, self._held = self._held, ""
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:

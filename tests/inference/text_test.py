@@ -9,7 +9,7 @@ import pytest
 from internvl_jax import data
 from internvl_jax.data import split_thinking
 from internvl_jax.inference import SamplingParams, Seen, TextReader, Token
-from internvl_jax.inference.text import AnswerStream, TextStream
+from internvl_jax.inference.text import TextStream, ThinkingStream
 
 
 def pieces(processor, text, stops=()):
@@ -62,15 +62,23 @@ def test_text_is_not_held_longer_than_needed(processor):
         "<think>a</think>",
     ],
 )
-def test_the_answer_alone_is_what_follows_the_thinking(text, width):
-    stream = AnswerStream()
+def test_thinking_and_answer_are_told_apart_as_they_come(text, width):
+    stream = ThinkingStream()
     got = [stream.feed(text[at : at + width]) for at in range(0, len(text), width)]
-    assert "".join([*got, stream.finish()]) == split_thinking(text)[1]
+    thinking, answer = zip(*got, stream.finish(), strict=True)
+    assert ("".join(thinking), "".join(answer)) == split_thinking(text)
 
 
 def test_an_answer_without_thinking_is_not_held():
-    stream = AnswerStream()
-    assert [stream.feed(piece) for piece in (" ", "<t", "o", "k")] == ["", "", " <to", "k"]
+    stream = ThinkingStream()
+    assert [stream.feed(piece)[1] for piece in (" ", "<t", "o", "k")] == ["", "", " <to", "k"]
+
+
+def test_thinking_is_told_as_it_comes():
+    stream = ThinkingStream()
+    pieces = ("<think>", "\n so", " it", " ", "is</", "think>", "\n\n", "42")
+    assert [stream.feed(piece)[0] for piece in pieces] == ["", "so", " it", "", " is", "", "", ""]
+    assert not stream.thinking
 
 
 @pytest.fixture

@@ -50,6 +50,22 @@ class _Call(NamedTuple):
     drafts: list[tuple[int, Draft, int]]
 
 
+class Load(NamedTuple):
+    """How much an engine has to do.
+
+    Attributes:
+      running: answers that have rows.
+      waiting: requests that have none.
+      used: tokens that lie in rows.
+      slots: tokens that all rows can hold.
+    """
+
+    running: int
+    waiting: int
+    used: int
+    slots: int
+
+
 class Engine:
     """A model that answers many requests at a time.
 
@@ -132,6 +148,19 @@ class Engine:
     def busy(self) -> bool:
         """Whether anything is left to write or to tell."""
         return bool(self._scheduler.jobs or self._calls or self._told)
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do."""
+        scheduler = self._scheduler
+        rows = [row for row in scheduler.rows if row.draft is not None]
+        used = sum(row.draft.length for row in rows)
+        return Load(len(rows), len(scheduler.waiting), used, sum(row.slots for row in scheduler.rows))
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a prompt and its answer may have together, less the last one."""
+        return self._scheduler.longest
 
     @property
     def num_compiled(self) -> int:
@@ -304,6 +333,7 @@ class Engine:
         calls: list[_Call] = []
         while True:
             for draft, source in self._scheduler.starts():
+                draft.cached = draft.filled
                 if source is not None:
                     self._runner.copy(source, draft.row, draft.filled, self._scheduler.shards)
             order = self._scheduler.parts(self.chunk)
@@ -386,7 +416,9 @@ class Engine:
                 elif number >= draft.limit:
                     end = "length"
                 best = tuple(zip(best_ids[b, w, :n].tolist(), best_logprobs[b, w, :n].tolist(), strict=True))
-                self._told.append(Token(draft.job.id, draft.number, token, logprob, number, end, draft.job.seen, best))
+                self._told.append(Token(
+                    *(draft.job.id, draft.number, token, logprob, number, end, draft.job.seen, best, draft.cached)
+                ))
                 if end is not None:
                     self._end(draft)
 

@@ -91,6 +91,7 @@ class Token(NamedTuple):
       end: why the answer ends with it: 'stop' or 'length'; None if it goes on.
       seen: what the model read before.
       best: (id, log-probability) of the best tokens in its place, as many as the request asks for.
+      cached: how many tokens of the prompt had been read before, for another answer or an earlier request.
     """
 
     id: int
@@ -101,6 +102,7 @@ class Token(NamedTuple):
     end: str | None
     seen: Seen
     best: tuple[tuple[int, float], ...] = ()
+    cached: int = 0
 
 
 def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> None:

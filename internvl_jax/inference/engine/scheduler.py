@@ -36,6 +36,7 @@ class Draft:
       row: the row that it has; None while it waits.
       reading: whether its prompt is not in the row yet.
       filled: how much of it is; None before anything was looked for in other rows.
+      cached: how much of it was there when reading began.
       flying: tokens that programs write, and that the host has not read.
       leaving: whether it is put back as soon as none are.
       ended: nothing more is written.
@@ -49,6 +50,7 @@ class Draft:
     row: "Seat | None" = None
     reading: bool = True
     filled: int | None = None
+    cached: int = 0
     flying: int = 0
     leaving: bool = False
     ended: bool = False

@@ -1,0 +1,128 @@
+"""Who may come in: before anything of a request is read but its head."""
+
+import dataclasses
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Literal
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from internvl_jax.serving.api_keys import ApiKeys
+from internvl_jax.serving.refusals import Refusal
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_OPEN = ("/", "/health", "/ready", "/metrics")  # what needs no key and is told at any time
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+@dataclasses.dataclass
+class Doors:
+    """What is let in.
+
+    Attributes:
+      keys: the keys that open; None: everybody may.
+      body_bytes: the largest body.
+      body_seconds: until the whole of it must have come.
+      local: only names of this machine are answered to: a page of another host whose name was made to point here may
+        not use the server of whoever looks at it.
+      phase: whether anything is answered.
+      vision: how the vision servers are; None where the model has its own tower.
+    """
+
+    keys: ApiKeys | None
+    body_bytes: int
+    body_seconds: float
+    local: bool
+    phase: Literal["starting", "ready", "stopping", "failed"] = "starting"
+    vision: Callable[[], str] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether requests are answered."""
+        return self.phase == "ready"
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the server does what it is for, or will."""
+        return self.phase in ("ready", "stopping")
+
+    def state(self) -> dict[str, str]:
+        """In words."""
+        return {"status": self.phase} | ({} if self.vision is None else {"vision": self.vision()})
+
+    def check(self, path: str, headers: dict[bytes, bytes]) -> None:
+        """Lets a request in.
+
+        Raises:
+          Refusal: it doesn't.
+        """
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.local and not _is_local(host):
+            raise Refusal(403, "this server answers to names of its own machine alone.", code="host_not_allowed")
+        if path in _OPEN:
+            return
+        if self.keys is not None and not self.keys.allows(headers.get(b"authorization", b"").decode("latin-1")):
+            headers_out = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "the key is missing or wrong.", code="invalid_api_key", headers=headers_out)
+        if not self.open:
+            retry = {"Retry-After": "5"}
+            raise Refusal(503, f"the server is {self.phase}; ask again later.", code=self.phase, headers=retry)
+        length = headers.get(b"content-length", b"0").decode("latin-1")
+        if not length.isdecimal() or int(length[:20]) > self.body_bytes:
+            raise self.too_large()
+
+    def too_large(self) -> Refusal:
+        """What a body over the bound is told."""
+        return Refusal(413, f"the body is larger than the {self.body_bytes:,} bytes that this server takes.")
+
+
+class Door:
+    """Lets requests through to the application, and bounds their bodies."""
+
+    def __init__(self, app: Any, doors: Doors, refuse: Callable[[Refusal], Response]):
+        self._app, self._doors, self._refuse = app, doors, refuse
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        try:
+            self._doors.check(scope["path"], dict(scope["headers"]))
+        except Refusal as refusal:
+            await self._refuse(refusal)(scope, receive, send_on)
+            return
+        came = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if came > self._doors.body_bytes:
+                raise HTTPException(413, self._doors.too_large().message)
+            return message
+
+        await self._app(scope, receive_bounded, send_on)
+
+
+def _is_local(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

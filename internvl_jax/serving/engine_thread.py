@@ -1,0 +1,251 @@
+"""The thread that owns an engine. Callers on an event loop hand in requests and read what becomes certain of them.
+
+The loop never waits for the device, nor the device for the loop: JAX lets go of the interpreter while it computes.
+"""
+
+import asyncio
+import collections
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from internvl_jax.data import Processor
+from internvl_jax.errors import InputError
+from internvl_jax.inference import Piece, Request, TextReader
+
+# Tokens are sent as they come, but where they come faster than this, several at a time: a call has its price.
+_BURST_SECONDS = 0.03
+_FAULTS = 3  # programs that fail one after the other, until the engine counts as broken
+
+_log = logging.getLogger("internvl_jax.serving")
+
+
+class EngineFailed(Exception):
+    """The engine is broken, or gone: nothing is answered any more."""
+
+
+class Answers:
+    """The answers to one prompt, piece by piece, as they become certain.
+
+    Attributes:
+      prompt: how many tokens the prompt has, before any is compressed.
+      submitted, began, ended: `time.monotonic` of being handed in, of the first token and of the last one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, prompt: int):
+        self._loop, self._left, self.prompt = loop, count, prompt
+        self._pieces: asyncio.Queue[list[tuple[int, Piece]] | EngineFailed] = asyncio.Queue()
+        self.ids: list[int] = []
+        self.submitted, self.began, self.ended = time.monotonic(), 0.0, 0.0
+
+    def put(self, found: list[tuple[int, Piece]] | EngineFailed) -> None:
+        """From the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, found)
+
+    async def take(self) -> list[tuple[int, Piece]]:
+        """What became certain next, (number of the answer, piece); [] after the last of all answers.
+
+        Raises:
+          EngineFailed: the engine is broken.
+        """
+        if not self._left:
+            return []
+        found = await self._pieces.get()
+        if isinstance(found, EngineFailed):
+            raise found
+        self.ended = time.monotonic()
+        self.began = self.began or self.ended
+        self._left -= sum(piece.answer is not None for _, piece in found)
+        return found
+
+
+class EngineThread:
+    """Steps an engine as long as anything is left to write.
+
+    Args:
+      reader: reads the engine, which nobody else uses.
+      processor: the one that makes prompts.
+      burst: tokens of an answer that are written at a time, at most.
+      stepped: called with the seconds of every step, in the thread.
+
+    Attributes:
+      failed: the engine is broken; nothing is answered any more.
+    """
+
+    def __init__(
+        self, reader: TextReader, processor: Processor, burst: int, stepped: Callable[[float], None] = lambda _: None
+    ):
+        self._reader, self._processor, self._burst, self._stepped = reader, processor, burst, stepped
+        self._changed = threading.Condition()
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._futures: dict[asyncio.Future[Any], asyncio.AbstractEventLoop] = {}
+        self._owners: dict[int, tuple[Answers, int]] = {}  # (answers, number of the first) of every request
+        self._thread = threading.Thread(target=self._guarded, name="engine", daemon=True)
+        self._closed, self._seconds, self._stepping = False, _BURST_SECONDS, 0.0
+        self.failed = False
+
+    def start(self) -> None:
+        """Begins to step."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after its present step; what is not written by then never is."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    async def call[T](self, function: Callable[[], T]) -> T:
+        """What a function returns that uses the engine; it runs between two steps.
+
+        Raises:
+          EngineFailed: the engine is broken.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                value = function()
+            except InputError as error:
+                _settle(loop, future, error)
+            else:
+                _settle(loop, future, None, value)
+            self._futures.pop(future)
+
+        self._do(run, lambda: self._futures.setdefault(future, loop))
+        return await future
+
+    async def submit(self, requests: Sequence[Request]) -> Answers:
+        """Takes requests whose answers belong together; they are numbered in their order.
+
+        Raises:
+          InputError: a request that this model can't read, or that no row has room for.
+          EngineFailed: the engine is broken.
+        """
+        count = sum(len(request.seeds) or 1 for request in requests)
+        answers = Answers(asyncio.get_running_loop(), count, max(len(request.tokens_T) for request in requests))
+        taken = False
+
+        def add() -> None:
+            first = 0
+            try:
+                for request in requests:
+                    id = self._reader.add(request, self._processor)
+                    self._owners[id] = answers, first
+                    answers.ids.append(id)
+                    first += len(request.seeds) or 1
+            except InputError:
+                self._drop(answers)
+                raise
+
+        try:
+            await self.call(add)
+            taken = True
+        finally:
+            if not taken:
+                self.drop(answers)
+        return answers
+
+    def drop(self, answers: Answers) -> None:
+        """Ends answers that nobody waits for; their rows are free at the next step."""
+        with contextlib.suppress(EngineFailed):
+            self._do(lambda: self._drop(answers))
+
+    def _drop(self, answers: Answers) -> None:
+        for id in answers.ids:
+            if self._owners.pop(id, None) is not None:
+                self._reader.drop(id)
+
+    def _do(self, call: Callable[[], None], noted: Callable[[], object] = lambda: None) -> None:
+        with self._changed:
+            if self._closed:
+                raise EngineFailed("the engine has ended")
+            noted()
+            self._calls.append(call)
+            self._changed.notify()
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        finally:
+            with self._changed:
+                self.failed = not self._closed
+                self._closed = True
+            for answers, _ in self._owners.values():
+                answers.put(EngineFailed("the engine has ended"))
+            for future, loop in self._futures.items():
+                _settle(loop, future, EngineFailed("the engine has ended"))
+
+    def _run(self) -> None:
+        faults = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._calls or self._owners or self._closed)
+                if self._closed:
+                    return
+                calls, self._calls = self._calls, collections.deque()
+            for call in calls:
+                call()
+            if not self._owners:
+                continue
+            try:
+                self._step()
+                faults = 0
+            except (jax.errors.JaxRuntimeError, MemoryError):
+                # The engine reads again what a failed program took over.
+                faults += 1
+                _log.exception("a program failed")
+                if faults == _FAULTS:
+                    raise
+
+    def reading_rate(self) -> float:
+        """Tokens of prompts that were read in a second so far; 0 before any was."""
+        return self._reader.engine.prefilled / self._stepping if self._stepping else 0.0
+
+    def _step(self) -> None:
+        most = max(1, min(self._burst, round(_BURST_SECONDS / self._seconds)))
+        began = time.monotonic()
+        pieces = self._reader.step(most)
+        seconds = time.monotonic() - began
+        self._stepping += seconds
+        self._stepped(seconds)
+        tokens = max(collections.Counter((piece.id, piece.number) for piece in pieces).values(), default=0)
+        if tokens:
+            self._seconds = 0.8 * self._seconds + 0.2 * seconds / tokens
+        found: dict[int, list[tuple[int, Piece]]] = {}
+        for piece in pieces:
+            answers, first = self._owners[piece.id]
+            found.setdefault(id(answers), []).append((first + piece.number, piece))
+        owners = {id(answers): answers for answers, _ in self._owners.values()}
+        for key, own in found.items():
+            owners[key].put(own)
+        for each in {piece.id for piece in pieces if piece.answer is not None}:
+            self._finish(each)
+
+    def _finish(self, each: int) -> None:
+        """Forgets a request once all of its answers are written."""
+        if not self._reader.writes(each):
+            del self._owners[each]
+            self._reader.drop(each)
+
+
+def _settle(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], error: Exception | None, value: Any = None
+) -> None:
+    def settle() -> None:
+        if future.done():  # nobody waits any more
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(settle)

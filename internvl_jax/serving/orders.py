@@ -1,0 +1,189 @@
+"""What a request of the API asks for, as values of this project."""
+
+import dataclasses
+import hashlib
+import secrets
+from typing import Any, Literal
+
+from internvl_jax.errors import InputError
+from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
+from internvl_jax.serving.limits import Limits
+from internvl_jax.serving.refusals import Refusal
+from internvl_jax.serving.schema import (
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    ImagePart,
+    Message,
+    SchemaFormat,
+)
+
+Shape = tuple[Literal["json_schema", "json_object", "regex", "choice"], Any]
+
+_EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """How a prompt is answered.
+
+    Attributes:
+      sampling: how, for answers that bring no seed of their own; the longest answer is None where the request names
+        none.
+      max_tokens: the longest answer; None where the request names none.
+      seeds: one for each answer.
+      thinking: whether the model thinks before it answers; 'auto' leaves it to the conversation's system text.
+      effort: how much, for models that have the choice.
+      max_tiles: the most tiles of a picture that brings no limit of its own.
+      thresholds: how readily a Flash model compresses tiles.
+      shape: what the answer must look like, see `Grammars`.
+      stream: whether pieces are sent as they come.
+      usage: whether a stream ends with what the request took; 'each' has that on every piece.
+      logprobs: whether log-probabilities are told.
+      reasoning: whether what the model thought is told.
+      tiles: whether it is told which tiles were compressed.
+      priority: see `inference.Request`.
+      name: what the answer's id ends with.
+    """
+
+    sampling: SamplingParams
+    max_tokens: int | None
+    seeds: tuple[int, ...]
+    thinking: Literal["auto", "on", "off"] = "auto"
+    effort: str | None = None
+    max_tiles: int | None = None
+    thresholds: Thresholds = MODEL_THRESHOLDS
+    shape: Shape | None = None
+    stream: bool = False
+    usage: Literal["none", "last", "each"] = "none"
+    logprobs: bool = False
+    reasoning: bool = True
+    tiles: bool = False
+    priority: int = 0
+    name: str = ""
+
+
+def chat_order(request: ChatRequest, limits: Limits) -> Order:
+    """How a chat is answered.
+
+    Raises:
+      Refusal: what can't be.
+    """
+    if request.tools is not None and (request.tool_choice != "none" or not request.tools):
+        raise Refusal(400, "tools are not supported: the released chat templates have none; leave them out.", "tools")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise Refusal(400, "top_logprobs needs logprobs to be true.", "top_logprobs")
+    thinking, effort = _thinking(request)
+    tiles = request.mm_processor_kwargs and request.mm_processor_kwargs.max_dynamic_patch
+    thresholds = request.thresholds and Thresholds(request.thresholds.relative, request.thresholds.absolute)
+    return _order(
+        request,
+        limits,
+        request.max_completion_tokens or request.max_tokens,
+        request.top_logprobs or 0,
+        thinking=thinking,
+        effort=effort,
+        max_tiles=request.max_dynamic_patch or tiles,
+        thresholds=thresholds or MODEL_THRESHOLDS,
+        shape=_shape(request),
+        logprobs=bool(request.logprobs),
+        reasoning=request.include_reasoning is not False,
+        tiles=bool(request.return_tiles),
+    )
+
+
+def completion_order(request: CompletionRequest, limits: Limits) -> Order:
+    """How a text is gone on with."""
+    logprobs = request.logprobs
+    return _order(request, limits, request.max_tokens, logprobs or 0, logprobs=logprobs is not None)
+
+
+def conversation(messages: list[Message]) -> list[dict[str, Any]]:
+    """Messages as `data.Processor` reads them; see `prompt_workers.admit` for the tiles of pictures."""
+    return [
+        {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": message.content if isinstance(message.content, str) else [*map(_part, message.content)],
+        }
+        for message in messages
+    ]
+
+
+def _part(part: Any) -> dict[str, Any]:
+    if not isinstance(part, ImagePart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image_url", "image_url": part.image_url.model_dump(exclude_none=True)}
+
+
+def _order(request: Generation, limits: Limits, max_tokens: int | None, best: int, **more: Any) -> Order:
+    n = request.n or 1
+    if n > limits.choices:
+        raise Refusal(400, f"n is {n}; this server gives at most {limits.choices} answers.", "n")
+    stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if len(stops) > limits.stops:
+        raise Refusal(400, f"stop has {len(stops)} strings; this server takes at most {limits.stops}.", "stop")
+    if request.stream_options is not None and not request.stream:
+        raise Refusal(400, "stream_options needs stream to be true.", "stream_options")
+    defaults = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
+    defaults |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": False}
+    given = {name: getattr(request, name) for name in defaults}
+    try:
+        sampling = SamplingParams.named(
+            **{name: default if given[name] is None else given[name] for name, default in defaults.items()},
+            max_new_tokens=max_tokens or 2**31 - 1,
+            top_k=max(request.top_k or 0, 0),
+            stop_token_ids=tuple(request.stop_token_ids or ()),
+            stop_strings=stops,
+            logit_bias=request.logit_bias or {},
+            logprobs=best,
+        )
+    except InputError as error:
+        raise Refusal(400, f"{error}.") from None
+    options = request.stream_options
+    usage = "each" if options and options.continuous_usage_stats else "last" if options and options.include_usage else "none"
+    return Order(
+        sampling,
+        max_tokens,
+        _seeds(request.seed, n),
+        stream=bool(request.stream),
+        usage=usage,
+        priority=request.priority or 0,
+        name=request.request_id or secrets.token_hex(12),
+        **more,
+    )
+
+
+def _seeds(seed: int | None, n: int) -> tuple[int, ...]:
+    """uint32: answer i has the seed plus i, as it is where it is one of ours and scattered where it isn't."""
+    if seed is None:
+        return tuple(secrets.randbits(32) for _ in range(n))
+    folded = lambda value: int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=4).digest(), "little")
+    return tuple(value if 0 <= value < 2**32 else folded(value) for value in range(seed, seed + n))
+
+
+def _thinking(request: ChatRequest) -> tuple[Literal["auto", "on", "off"], str | None]:
+    """Whether and how much the model thinks; an effort of 'none' is off, any other on."""
+    effort = request.reasoning_effort
+    switch = request.chat_template_kwargs and request.chat_template_kwargs.enable_thinking
+    if effort is not None and switch is not None and (effort != "none") != switch:
+        raise Refusal(
+            400, f"reasoning_effort is {effort!r} and enable_thinking {switch}; give one.", "reasoning_effort"
+        )
+    if effort is not None:
+        return ("off", None) if effort == "none" else ("on", _EFFORTS[effort])
+    return {None: "auto", True: "on", False: "off"}[switch], None
+
+
+def _shape(request: ChatRequest) -> Shape | None:
+    found: list[Shape] = []
+    if isinstance(request.response_format, SchemaFormat):
+        found.append(("json_schema", request.response_format.json_schema.schema_))
+    elif request.response_format is not None and request.response_format.type == "json_object":
+        found.append(("json_object", None))
+    if (wanted := request.structured_outputs) is not None:
+        kinds = {"json_schema": wanted.json_, "json_object": wanted.json_object, "regex": wanted.regex}
+        found += [(kind, value) for kind, value in {**kinds, "choice": wanted.choice}.items() if value]
+    if len(found) > 1:
+        raise Refusal(400, f"the answer can't be {found[0][0]} and {found[1][0]}; give one.", "response_format")
+    return found[0] if found else None
+

@@ -1,0 +1,218 @@
+"""A request from its order to its answers: admission, prompt, engine. No HTTP here."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from internvl_jax.errors import InputError
+from internvl_jax.inference import RemoteFeatures, Request, SamplingParams, Thresholds
+from internvl_jax.serving.admission import Admission, Ticket
+from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
+from internvl_jax.serving.limits import Limits
+from internvl_jax.serving.metrics import Metrics
+from internvl_jax.serving.orders import Order
+from internvl_jax.serving.refusals import Refusal
+from internvl_jax.serving.replies import Choice, Said, Usage
+
+_ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a word, or proxies would cut it
+
+Allow = Callable[[Sequence[int]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt that is ready for the model.
+
+    Attributes:
+      tokens_T: int32, with as many image tokens as all tiles have at full resolution.
+      tiles_GHWC: uint8.
+      begun: how the answer begins; None where thinking and answer aren't told apart.
+      pictures: (width, height, columns, rows, whether there is a thumbnail) of every picture.
+    """
+
+    tokens_T: np.ndarray
+    tiles_GHWC: np.ndarray
+    begun: str | None
+    pictures: tuple[tuple[int, int, int, int, bool], ...] = ()
+
+
+class Shapes(Protocol):
+    """What makes grammars of wanted shapes; see `structured.Grammars`."""
+
+    async def compiled(self, order: Order) -> Callable[[], Allow]:
+        """Gives a fresh `Request.allow` for every answer."""
+        ...
+
+
+class Writing:
+    """Answers to a request as they are written; to be closed, whatever happens.
+
+    Attributes:
+      choices: the answers so far.
+      usage: what the prompt took.
+    """
+
+    def __init__(self, service: "Service", order: Order, prompt: Prompt, answers: Answers, ticket: Ticket):
+        self._service, self._answers, self._ticket = service, answers, ticket
+        self.order, self.prompt = order, prompt
+        self.choices = [Choice(prompt.begun) for _ in order.seeds]
+        self.usage = Usage()
+        self._whole = self._closed = False
+        service.writing += 1
+
+    async def said(self) -> AsyncIterator[list[tuple[int, Said]]]:
+        """What was added, (number of the answer, what), until all have ended; [] every now and then while nothing is.
+
+        Raises:
+          Refusal: 408 or 500.
+        """
+        limits, metrics, last = self._service.limits, self._service.metrics, 0.0
+        begun = self._answers.submitted
+        while True:
+            end = begun + (limits.total_seconds if self._answers.began else limits.first_seconds)
+            left = min(end - time.monotonic(), _ALIVE_SECONDS)
+            try:
+                found = await asyncio.wait_for(self._answers.take(), max(left, 0))
+            except TimeoutError:
+                if time.monotonic() >= end:
+                    word = "ended" if self._answers.began else "begun"
+                    seconds = end - begun
+                    raise Refusal(
+                        408, f"the answer had not {word} after {seconds:.0f} s; ask again later.", code="timeout"
+                    ) from None
+                yield []
+                continue
+            except EngineFailed as error:
+                raise Refusal(500, f"{error}; start the server again.", code="engine_failed") from None
+            if not found:
+                break
+            now = time.monotonic()
+            if not last:
+                self._ticket.hand_back()
+                metrics.first.observe(now - begun)
+            else:
+                metrics.between.observe((now - last) * len({number for number, _ in found}) / len(found))
+            last = now
+            pieces: dict[int, list[Any]] = {}
+            for number, piece in found:
+                self.usage.note(piece.token, self._service.image_token_id)
+                pieces.setdefault(number, []).append(piece)
+            yield [(number, self.choices[number].read(own)) for number, own in pieces.items()]
+        self._whole = True
+
+    @property
+    def used(self) -> Usage:
+        """What the request took so far."""
+        return self.usage.count(self.choices)
+
+    def close(self) -> None:
+        """Ends what is not written; rows are free at the next step. May be called again."""
+        metrics, answers = self._service.metrics, self._answers
+        if self._closed:
+            return
+        self._closed = True
+        self._service.writing -= 1
+        self._ticket.hand_back()
+        if not self._whole:
+            self._service.engine.drop(answers)
+            metrics.aborted.inc()
+        usage = self.used
+        metrics.prompt_tokens.inc(usage.prompt)
+        metrics.queried_tokens.inc(usage.prompt)
+        metrics.cached_tokens.inc(usage.cached)
+        metrics.image_tokens.inc(usage.image)
+        metrics.generation_tokens.inc(usage.completion)
+        if self._whole:
+            metrics.whole.observe(answers.ended - answers.submitted)
+            metrics.decoded.observe(answers.ended - answers.began)
+            metrics.prompt_size.observe(usage.prompt)
+            for choice in self.choices:
+                metrics.answer_size.observe(choice.tokens)
+                metrics.success.labels(choice.whole.end).inc()
+
+
+@dataclasses.dataclass
+class Service:
+    """A model that answers.
+
+    Attributes:
+      engine: the thread of its engine.
+      limits: what it takes.
+      metrics: what it counts.
+      admission: who waits.
+      shapes: makes grammars.
+      features: where those of tiles come from; None: from the model's own tower.
+      image_token_id: the id of <IMG_CONTEXT>.
+      context: tokens that a prompt and its answer may have together.
+      writing: requests that are being answered.
+    """
+
+    engine: EngineThread
+    limits: Limits
+    metrics: Metrics
+    admission: Admission
+    shapes: Shapes
+    features: Callable[[np.ndarray, Thresholds], Awaitable[RemoteFeatures]] | None
+    image_token_id: int
+    context: int
+    writing: int = 0
+
+    async def begin(self, order: Order, prompted: Callable[[], Awaitable[Prompt]]) -> Writing:
+        """Makes the prompt and hands it to the engine.
+
+        Raises:
+          Refusal: what can't be answered, or not now.
+        """
+        ticket = self.admission.ticket()
+        try:
+            began = time.monotonic()
+            prompt = await prompted()
+            self.metrics.prepared.observe(time.monotonic() - began)
+            ticket.weigh(len(prompt.tokens_T))
+            answers = await self._submit(order, prompt)
+        except EngineFailed as error:
+            ticket.hand_back()
+            raise Refusal(500, f"{error}; start the server again.", code="engine_failed") from None
+        except InputError as error:
+            ticket.hand_back()
+            raise Refusal(400, f"{error}.") from None
+        except (Refusal, asyncio.CancelledError):
+            ticket.hand_back()
+            raise
+        return Writing(self, order, prompt, answers, ticket)
+
+    async def _submit(self, order: Order, prompt: Prompt) -> Answers:
+        sampling = self._bounded(order, len(prompt.tokens_T))
+        tiles_GHWC, thresholds = prompt.tiles_GHWC, order.thresholds
+        seeds, allows = [order.seeds], [None]
+        if order.shape is not None:  # a grammar knows one answer's tokens alone
+            fresh = await self.shapes.compiled(order)
+            seeds, allows = [(seed,) for seed in order.seeds], [fresh() for _ in order.seeds]
+        features = None
+        if self.features is not None and len(tiles_GHWC):
+            features = await self.features(tiles_GHWC, thresholds)
+            tiles_GHWC = tiles_GHWC[:0]
+        requests = [
+            Request(prompt.tokens_T, tiles_GHWC, sampling, thresholds, own, allow, order.priority, features)
+            for own, allow in zip(seeds, allows, strict=True)
+        ]
+        return await self.engine.submit(requests)
+
+    def _bounded(self, order: Order, prompt: int) -> SamplingParams:
+        """The request's own bound of its answer, or this server's."""
+        room = self.context - prompt + 1
+        if room < (order.max_tokens or 1):
+            asked = "" if order.max_tokens is None else f" and up to {order.max_tokens} of the answer"
+            raise Refusal(
+                400,
+                f"the prompt has {prompt} tokens{asked}, more than the {self.context} that this server holds; shorten "
+                "the conversation, show smaller pictures or lower max_tokens.",
+                "messages",
+                "context_length_exceeded",
+            )
+        longest = order.max_tokens or max(min(self.limits.default_tokens, room), order.sampling.min_tokens)
+        return dataclasses.replace(order.sampling, max_new_tokens=longest)
