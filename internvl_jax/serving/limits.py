@@ -1,0 +1,40 @@
+"""How much of everything a request may bring, checked before any work is done for it."""
+
+import dataclasses
+
+from internvl_jax.errors import InputError
+from internvl_jax.validation import Count, Positive, check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds of a server.
+
+    Attributes:
+      images: pictures of a request.
+      image_bytes: bytes of an encoded picture.
+      pixels: pixels of a picture, by its header.
+      tiles: tiles of all pictures of a request, thumbnails included.
+      text_chars: characters of all texts of a request.
+      schema_chars: characters of a JSON schema, a regex or all choices.
+      prompt_seconds: seconds that a request's pictures and text may take to become a prompt.
+      prompt_memory: bytes of memory of the process that does it.
+      fetch_seconds: seconds for one picture from another host, redirects included.
+      redirects: redirects that are followed for a picture.
+    """
+
+    images: Count = 64
+    image_bytes: Count = 20 << 20
+    pixels: Count = 1 << 26
+    tiles: Count = 256
+    text_chars: Count = 1 << 20
+    schema_chars: Count = 1 << 16
+    prompt_seconds: Positive = 20.0
+    prompt_memory: Count = 2 << 30
+    fetch_seconds: Positive = 10.0
+    redirects: Count = 3
+
+    def __post_init__(self) -> None:
+        check_fields(self, "limits")
+        if self.tiles < self.images:
+            raise InputError(f"limits.tiles is {self.tiles}, but {self.images} pictures have a tile each; raise it.")

@@ -1,0 +1,34 @@
+"""A request that isn't answered, and how the client is told."""
+
+from typing import Any
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class Refusal(Exception):
+    """Ends a request with an HTTP status and OpenAI's error body.
+
+    Attributes:
+      status: of HTTP, 400 and up.
+      message: one sentence: what, where, what to do; nothing of pictures or texts beyond 40 characters.
+      param: the field of the request that it is about.
+      code: a word for programs.
+      headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's form of an error."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
