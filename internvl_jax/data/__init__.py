@@ -4,6 +4,7 @@ from internvl_jax.data.media import images, tiling
 from internvl_jax.data.media.images import load_image, tile_image
 from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig, Tiles, num_image_tokens
 from internvl_jax.data.processor import ChatInputs, Processor
+from internvl_jax.data.prompt_service import PromptOrder, PromptReply, PromptSettings, serve_prompts
 from internvl_jax.data.reading import check
 from internvl_jax.data.reading.prompts import (
     Prompt,
@@ -21,12 +22,13 @@ from internvl_jax.data.rows.pipeline import BatchIterator, Pipeline, PipelineCon
 from internvl_jax.data.rows.views import PlainRows, Probe, Probes, Rate, Rates, RowLayout, Views
 from internvl_jax.data.rows.weights import WEIGHTINGS, Weighting, token_weight
 from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
-from internvl_jax.data.text.thinking import THINK, THINK_END, split_thinking
+from internvl_jax.data.text.thinking import THINK, THINK_END, Channels, split_thinking
 from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
 
 __all__ = [
     "Batch",
     "BatchIterator",
+    "Channels",
     "ChatInputs",
     "DEFAULT_MAX_PIXELS",
     "IMAGE",
@@ -41,6 +43,9 @@ __all__ = [
     "Probes",
     "Processor",
     "Prompt",
+    "PromptOrder",
+    "PromptReply",
+    "PromptSettings",
     "PromptStream",
     "Prompts",
     "Rate",
@@ -70,6 +75,7 @@ __all__ = [
     "packing",
     "read_accuracies",
     "screen_prompts",
+    "serve_prompts",
     "split_thinking",
     "stack_rows",
     "tile_image",

@@ -8,8 +8,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -19,7 +19,16 @@ from internvl_jax.data.text import templates
 from internvl_jax.data.text.thinking import THINKING_SYSTEM, ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 from internvl_jax.errors import InputError
-from internvl_jax.validation import Fields, Fraction, bounds_of, build, check_fields, read_json, shown
+from internvl_jax.validation import (
+    Fields,
+    Fraction,
+    bounds_of,
+    build,
+    check_fields,
+    check_value,
+    read_json,
+    shown,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +40,8 @@ class ChatInputs:
     image_token_counts: tuple[int, ...]
 
 
+T = TypeVar("T")
+Look = Callable[[images.Source, tiling.ImageConfig], T]
 _IMAGE_KEYS = ("image", "url", "path", "base64")  # of image parts; all but the first are transformers'
 
 
@@ -85,36 +96,53 @@ class Processor:
         """Ids that end an answer."""
         return tuple(dict.fromkeys((self.tokenizer.token_id(self.template.stop), self.tokenizer.eos)))
 
+    def begin(self, text: str) -> list[int]:
+        """Ids that the prompt of an answer begun so ends in: who reads the answer back feeds them first."""
+        return self.tokenizer.encode_items(self.template.speech.begin(text, self.tokenizer))
+
     def __call__(
-        self, messages: Sequence[dict], max_dynamic_patch: int | None = None, allow_paths: bool = True
+        self,
+        messages: Sequence[dict],
+        max_dynamic_patch: int | None = None,
+        allow_paths: bool = True,
+        begun: str = "",
     ) -> ChatInputs:
         """Model inputs for OpenAI-style messages; the last one must be the user's.
 
         Content is a string or a list of {"type": "text", "text"}, {"type": "image", "image": path, URL, bytes or PIL
         picture}, the same with "url", "path" or "base64" for "image" (as transformers has it), and {"type":
-        "image_url", "image_url": {"url", "detail"}}; detail "low" means one tile. A picture is followed by a newline,
-        as `<image>` is in the release. max_dynamic_patch bounds the tiles of each picture in
-        place of the model's own limit. allow_paths=False refuses files of this machine.
+        "image_url", "image_url": {"url", "detail", "max_dynamic_patch"}}, where the URL may be bytes; detail "low"
+        means one tile. A picture is followed by a newline, as `<image>` is in the release. max_dynamic_patch bounds
+        the tiles of each picture in place of the model's own limit; a picture's own wins over that and over its detail.
+        allow_paths=False refuses files of this machine. begun: how the answer starts, for the model to go on from.
         Raises InputError that names message and part.
         """
-        config = self.image_config
-        if max_dynamic_patch is not None:
-            config = tiling.limit_tiles(config, max_dynamic_patch)
-        if not isinstance(messages, list | tuple):
-            raise InputError(f"messages are {shown(messages)}; they must be a list of objects with role and content.")
-        turns, tiles = [], []
-        for i, message in enumerate(messages):
-            turn, pictures = _read_message(message, f"message {i}", config, allow_paths)
-            turns.append(turn)
-            tiles += pictures
-        if not turns or turns[-1].role != "user":
-            raise InputError("the last message must be the user's; there is nothing to answer.")
+        config = self._limited(max_dynamic_patch)
+
+        def look(source: images.Source, limited: tiling.ImageConfig) -> np.ndarray:
+            return images.tile_image(images.load_image(source, limited, allow_paths=allow_paths), limited)
+
+        turns, tiles = _read_messages(messages, config, look)
         counts = tuple(config.tokens_per_tile * len(tiles_GHWC) for tiles_GHWC in tiles)
-        tokens_T = self.template.encode_prompt(turns, counts, self.tokenizer)
+        tokens_T = self.template.encode_prompt(turns, counts, self.tokenizer, begun=begun)
         empty_GHWC = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
         inputs = ChatInputs(tokens_T, np.concatenate([empty_GHWC, *tiles]), counts)
         check_inputs(inputs, config.tokens_per_tile, self.tokenizer.image_context)
         return inputs
+
+    def num_tiles(
+        self, messages: Sequence[dict], max_dynamic_patch: int | None = None, allow_paths: bool = True
+    ) -> int:
+        """Tiles of all pictures of messages, from headers alone. Arguments and errors are those of a call."""
+
+        def look(source: images.Source, limited: tiling.ImageConfig) -> int:
+            return tiling.num_tiles(*images.image_size(source, limited, allow_paths=allow_paths), limited)
+
+        return sum(_read_messages(messages, self._limited(max_dynamic_patch), look)[1])
+
+    def _limited(self, max_dynamic_patch: int | None) -> tiling.ImageConfig:
+        config = self.image_config
+        return config if max_dynamic_patch is None else tiling.limit_tiles(config, max_dynamic_patch)
 
     def to_dict(self) -> dict:
         """The `processor` section of config.json (the tokenizer has files of its own)."""
@@ -163,10 +191,23 @@ def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -
         raise InputError(f"the prompt has {found} picture tokens but its {len(inputs.tiles_GHWC)} tiles need {needed}.")
 
 
+def _read_messages(messages: Any, config: tiling.ImageConfig, look: Look[T]) -> tuple[list[templates.Message], list[T]]:
+    """The turns of a conversation, and what `look` sees of each picture."""
+    if not isinstance(messages, list | tuple):
+        raise InputError(f"messages are {shown(messages)}; they must be a list of objects with role and content.")
+    turns, seen = [], []
+    for i, message in enumerate(messages):
+        turn, pictures = _read_message(message, f"message {i}", config, look)
+        turns.append(turn)
+        seen += pictures
+    if not turns or turns[-1].role != "user":
+        raise InputError("the last message must be the user's; there is nothing to answer.")
+    return turns, seen
+
+
 def _read_message(
-    message: Any, where: str, config: tiling.ImageConfig, allow_paths: bool
-) -> tuple[templates.Message, list[np.ndarray]]:
-    """A templates.Message and the tiles of its pictures."""
+    message: Any, where: str, config: tiling.ImageConfig, look: Look[T]
+) -> tuple[templates.Message, list[T]]:
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
         raise InputError(f"{where} must be an object with role system, user or assistant.")
     content = message.get("content")
@@ -175,25 +216,24 @@ def _read_message(
     if not isinstance(content, list | tuple):
         raise InputError(f"{where} must have content that is a string or a list of parts.")
     parts: list[str | templates.Slot] = []
-    tiles: list[np.ndarray] = []
+    seen: list[T] = []
     for j, part in enumerate(content):
-        text, source, detail = _read_part(part, f"part {j} of {where}")
+        text, source, limit = _read_part(part, f"part {j} of {where}")
         if text is not None:
             parts.append(text)
             continue
         if message["role"] != "user":
             raise InputError(f"part {j} of {where} is a picture; only user messages may have pictures.")
         try:
-            limited = tiling.limit_tiles(config, 1) if detail == "low" else config
-            tiles.append(images.tile_image(images.load_image(source, limited, allow_paths=allow_paths), limited))
+            seen.append(look(source, config if limit is None else tiling.limit_tiles(config, limit)))
         except InputError as error:
             raise InputError(f"part {j} of {where}: {error}") from None
         parts += [templates.IMAGE, "\n"]
-    return templates.Message(message["role"], tuple(parts)), tiles
+    return templates.Message(message["role"], tuple(parts)), seen
 
 
-def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
-    """(text, None, None) or (None, source of a picture, detail)."""
+def _read_part(part: Any, where: str) -> tuple[str | None, Any, int | None]:
+    """(text, None, None) or (None, source of a picture, its own limit of tiles if it has one)."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"], None, None
@@ -201,17 +241,21 @@ def _read_part(part: Any, where: str) -> tuple[str | None, Any, str | None]:
     if len(given) == 1 and (given == ["image"] or isinstance(part[given[0]], str)):
         source = part[given[0]]
         encoded = given == ["base64"] and not source.startswith("data:")
-        return None, f"data:image/any;base64,{source}" if encoded else source, "auto"
+        return None, f"data:image/any;base64,{source}" if encoded else source, None
     if kind == "image_url":
         url = part.get("image_url")
         url = {"url": url} if isinstance(url, str) else url
         detail = url.get("detail", "auto") if isinstance(url, dict) else None
-        if detail in ("auto", "low", "high") and isinstance(url.get("url"), str):
-            return None, url["url"], detail
+        if detail in ("auto", "low", "high") and isinstance(url.get("url"), str | bytes):
+            own = url.get("max_dynamic_patch")
+            if own is not None:
+                check_value(own, tiling.Tiles, f"max_dynamic_patch of {where}")
+            return None, url["url"], 1 if own is None and detail == "low" else own
     raise InputError(
         f'{where} must be {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} (or one of "url", "path" '
         'and "base64" instead, as text), or '
-        '{"type": "image_url", "image_url": {"url": ..., "detail": "auto", "low" or "high"}}.'
+        '{"type": "image_url", "image_url": {"url": ..., "detail": "auto", "low" or "high"}}, there with a '
+        '"max_dynamic_patch" if wanted.'
     )
 
 

@@ -1,50 +1,58 @@
 """What a server takes from one request and from all of them."""
 
 import dataclasses
-from typing import Annotated
 
-from msgspec import Meta
-
-from internvl_jax.validation import Count, check_fields
-
-Seconds = Annotated[float, Meta(gt=0, le=10**6)]
+from internvl_jax.errors import InputError
+from internvl_jax.validation import Count, Positive, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """All bounds; what is over one is refused before any work.
+    """All bounds; what is over one is refused before any work is done for it.
 
     Attributes:
-      body_bytes: of a request's body.
-      body_seconds: until the whole body has come.
-      image_bytes: of one picture's file.
-      pixels: of one picture.
-      images: in one request.
-      tiles: of all pictures of a request together.
-      text_chars: of all texts of a request together.
+      body_bytes: bytes of a request's body.
+      body_seconds: seconds until the whole body has come.
+      images: pictures of a request.
+      image_bytes: bytes of an encoded picture.
+      pixels: pixels of a picture, by its header.
+      tiles: tiles of all pictures of a request, thumbnails included.
+      text_chars: characters of all texts of a request.
+      schema_chars: characters of a JSON schema, a regex or all choices.
       choices: answers to one request (n).
       stops: stop strings.
       default_tokens: the longest answer where a request names none.
+      prompt_seconds: seconds that a request's pictures and text may take to become a prompt.
+      prompt_memory: bytes of memory of the process that does it.
+      fetch_seconds: seconds for one picture from another host, redirects included.
+      redirects: redirects that are followed for a picture.
       waiting_requests: requests that have no token yet.
       waiting_tokens: tokens of their prompts.
-      first_seconds: until a request has its first token.
-      total_seconds: until it has ended.
+      first_seconds: seconds until a request has its first token.
+      total_seconds: seconds until it has ended.
     """
 
     body_bytes: Count = 64 << 20
-    body_seconds: Seconds = 60.0
+    body_seconds: Positive = 60.0
+    images: Count = 64
     image_bytes: Count = 20 << 20
-    pixels: Count = 50_000_000
-    images: Count = 16
-    tiles: Count = 64
-    text_chars: Count = 1_000_000
+    pixels: Count = 1 << 26
+    tiles: Count = 256
+    text_chars: Count = 1 << 20
+    schema_chars: Count = 1 << 16
     choices: Count = 16
     stops: Count = 16
     default_tokens: Count = 1024
+    prompt_seconds: Positive = 20.0
+    prompt_memory: Count = 2 << 30
+    fetch_seconds: Positive = 10.0
+    redirects: Count = 3
     waiting_requests: Count = 256
     waiting_tokens: Count = 1 << 20
-    first_seconds: Seconds = 120.0
-    total_seconds: Seconds = 1800.0
+    first_seconds: Positive = 120.0
+    total_seconds: Positive = 1800.0
 
     def __post_init__(self) -> None:
-        check_fields(self, "the server's limits")
+        check_fields(self, "limits")
+        if self.tiles < self.images:
+            raise InputError(f"limits.tiles is {self.tiles}, but {self.images} pictures have a tile each; raise it.")

@@ -1,4 +1,4 @@
-"""Answers that say no, in the shape that OpenAI's clients read."""
+"""A request that isn't answered, and how the client is told."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class Refusal(Exception):
-    """A request that isn't answered.
+    """Ends a request with an HTTP status and OpenAI's error body.
 
     Attributes:
-      status: the HTTP status.
-      message: one sentence for whoever asked.
-      param: the field that it is about.
-      code: a word for programs, as 'model_not_found'.
-      headers: HTTP headers that go with it.
+      status: of HTTP, 400 and up.
+      message: one sentence: what, where, what to do; nothing of pictures or texts beyond 40 characters.
+      param: the field of the request that it is about.
+      code: a word for programs.
+      headers: of the response.
     """
 
     def __init__(
@@ -25,9 +25,10 @@ class Refusal(Exception):
         headers: dict[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers or {}
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The JSON that goes with the status."""
-        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        """OpenAI's form of an error."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

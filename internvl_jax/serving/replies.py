@@ -182,7 +182,7 @@ class ChatReply:
         return {"content": told, "refusal": None}
 
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token, skip_special=False)
+        data = self._tokenizer.bytes_of(token, skip_special=False)
         return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
 
@@ -218,4 +218,4 @@ class TextReply(ChatReply):
         return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": best, "text_offset": offsets}
 
     def _text(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token, skip_special=False).decode(errors="replace")
+        return self._tokenizer.bytes_of(token, skip_special=False).decode(errors="replace")

@@ -141,14 +141,14 @@ class Tokenizer:
 
         Bytes that are not UTF-8 become U+FFFD. Ids that the vocabulary lacks (unused embedding rows) are dropped.
         """
-        return b"".join(self.token_bytes(int(i), skip_special) for i in ids).decode("utf-8", errors="replace")
+        return b"".join(self.bytes_of(int(i), skip_special) for i in ids).decode("utf-8", errors="replace")
 
     def decode_stream(self, *, skip_special: bool = True) -> "DecodeStream":
         """Decodes token by token; see DecodeStream."""
-        return DecodeStream(functools.partial(self.token_bytes, skip_special=skip_special))
+        return DecodeStream(functools.partial(self.bytes_of, skip_special=skip_special))
 
-    def token_bytes(self, token_id: int, skip_special: bool = True) -> bytes:
-        """The UTF-8 of one id, which may be a part of a character; see `decode`."""
+    def bytes_of(self, token_id: int, skip_special: bool = True) -> bytes:
+        """What an id adds to a text, which may be a part of a character; nothing for ids that the vocabulary lacks."""
         added, control = self._vocabulary.added, self._vocabulary.control
         if token_id in added:
             return b"" if skip_special and token_id in control else added[token_id].encode()

@@ -1,0 +1,366 @@
+"""Messages to prompts in processes of their own: a picture that breaks or holds up a decoder costs its request alone.
+
+1. `admit` bounds what a request brings while it is still text, and says how many tiles each picture may have.
+2. A `_Worker` is a process (`data.serve_prompts`) and the thread that talks to it. What comes back is read as JSON and
+   bytes, never unpickled: the process has decoded pictures of strangers.
+3. `PromptWorkers` gives requests to idle workers, and ends those that take too long or whose request is cancelled.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import logging
+import multiprocessing.connection
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import internvl_jax
+from internvl_jax.data import ChatInputs, ImageConfig, Processor, PromptOrder, PromptReply, PromptSettings, Tiles
+from internvl_jax.errors import InputError
+from internvl_jax.serving.limits import Limits
+from internvl_jax.serving.refusals import Refusal
+from internvl_jax.validation import check_value, describe
+
+_LOG = logging.getLogger(__name__)
+_MAIN = "from internvl_jax.data import serve_prompts; serve_prompts()"
+_START_SECONDS = 120.0  # until a new process is ready, on a busy machine
+_HEADER_BYTES = 1 << 20
+_SENTENCE = 500  # characters of a worker's that a client may get
+_DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40};base64,")
+
+
+def admit(messages: Any, settings: PromptSettings, config: ImageConfig, limits: Limits) -> list[dict]:
+    """The messages as a worker gets them, every picture with its limit of tiles.
+
+    Pictures are data URLs, or bytes where the server has fetched them. detail "low" halves the model's limit of tiles;
+    a picture's own max_dynamic_patch wins over the request's, and that over detail.
+
+    Raises:
+      Refusal: too many pictures, bytes or characters, tiles that no picture can have, or no messages at all; nothing
+        has been decoded then.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise _refusal("messages must be a list of at least one object with role and content.")
+    counts = _Counts(limits)
+    return [_admit_message(message, f"message {i}", settings, config, counts) for i, message in enumerate(messages)]
+
+
+@dataclasses.dataclass
+class _Counts:
+    """What the messages so far have."""
+
+    limits: Limits
+    images: int = 0
+    characters: int = 0
+
+    def add_text(self, text: str) -> None:
+        self.characters += len(text)
+        if self.characters > self.limits.text_chars:
+            raise _refusal(
+                f"the request has at least {self.characters} characters of text, more than the limit of "
+                f"{self.limits.text_chars}; send less."
+            )
+
+    def add_image(self, url: Any, where: str) -> None:
+        self.images += 1
+        if self.images > self.limits.images:
+            raise _refusal(f"the request has more than {self.limits.images} pictures, the limit; send fewer.")
+        if isinstance(url, bytes):
+            size = len(url)
+        else:
+            header = _DATA_URL.match(url) if isinstance(url, str) else None
+            if header is None:
+                raise _refusal(f"{where} must have a data URL, data:image/...;base64,..., and no other address.")
+            size = (len(url) - header.end()) * 3 // 4
+        if size > self.limits.image_bytes:
+            raise _refusal(
+                f"the picture of {where} has {size} bytes, more than the limit of {self.limits.image_bytes}; scale it "
+                "down or compress it."
+            )
+
+
+def _admit_message(message: Any, where: str, settings: PromptSettings, config: ImageConfig, counts: _Counts) -> dict:
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    if role not in ("system", "user", "assistant"):
+        raise _refusal(f"{where} must be an object with role system, user or assistant.")
+    if isinstance(content, str):
+        counts.add_text(content)
+        return {"role": role, "content": content}
+    if not isinstance(content, list):
+        raise _refusal(f"{where} must have content that is a text or a list of parts.")
+    parts = []
+    for j, part in enumerate(content):
+        place = f"part {j} of {where}"
+        if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            counts.add_text(part["text"])
+            parts.append({"type": "text", "text": part["text"]})
+        elif isinstance(part, dict) and part.get("type") == "image_url":
+            image = part.get("image_url")
+            image = image if isinstance(image, dict) else {"url": image}
+            counts.add_image(image.get("url"), place)
+            limit = _tile_limit(image, place, settings, config)
+            parts.append({"type": "image_url", "image_url": {"url": image["url"], "max_dynamic_patch": limit}})
+        else:
+            raise _refusal(f'{place} must be {{"type": "text", "text"}} or {{"type": "image_url", "image_url"}}.')
+    return {"role": role, "content": parts}
+
+
+def _tile_limit(image: dict, where: str, settings: PromptSettings, config: ImageConfig) -> int | None:
+    """A picture's own limit of tiles; None for the request's or the model's."""
+    own, detail = image.get("max_dynamic_patch"), image.get("detail", "auto")
+    if detail not in ("auto", "low", "high"):
+        raise _refusal(f'{where} must have the detail "auto", "low" or "high".')
+    if own is not None:
+        try:
+            check_value(own, Tiles, "")
+        except InputError:
+            given = repr(own)[:40]
+            raise _refusal(f"max_dynamic_patch of {where} is {given}; it must be {describe(Tiles)}.") from None
+        return own
+    return max(1, config.max_tiles // 2) if detail == "low" and settings.max_dynamic_patch is None else None
+
+
+def _refusal(message: str, param: str = "messages", code: str | None = None) -> Refusal:
+    return Refusal(400, message, param, code)
+
+
+class _Ended(Exception):
+    """A worker ended while it was at an order; late: because that took too long."""
+
+    def __init__(self, late: bool):
+        super().__init__()
+        self.late = late
+
+
+class _Worker:
+    """A process and the one thread that talks to it, in which `start`, `ask` and `stop` run."""
+
+    def __init__(self, processor: Processor, limits: Limits):
+        self._processor, self._limits = processor, limits
+        self.thread = concurrent.futures.ThreadPoolExecutor(1, "prompts")
+        self._process: subprocess.Popen | None = None
+        self._connection: multiprocessing.connection.Connection | None = None
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def renew(self) -> None:
+        """Starts another process if this one has ended, in the time between orders."""
+        if not self._closed:
+            self.thread.submit(self.start)
+
+    def close(self) -> None:
+        """Ends the process; no other is started."""
+        self._closed = True
+        self.kill()
+
+    def start(self) -> None:
+        """A process, unless there is one; OSError or EOFError where none comes up."""
+        if self.alive:
+            return
+        self.stop()
+        if self._closed:
+            raise OSError("the server ends")
+        ours, theirs = socket.socketpair()
+        root = str(pathlib.Path(internvl_jax.__file__).parents[1])
+        path = os.pathsep.join([root, *filter(None, sys.path)])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+                pass_fds=(theirs.fileno(),),
+            )
+        self._connection = multiprocessing.connection.Connection(ours.detach())
+        with self._killed_after(_START_SECONDS):
+            self._connection.send((self._processor, self._limits.prompt_memory))
+            self._connection.recv_bytes(_HEADER_BYTES)
+
+    def stop(self) -> None:
+        """Ends the process, if there is one, and what belongs to it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def ask(self, order: PromptOrder) -> ChatInputs:
+        """What the process makes of an order.
+
+        Raises:
+          InputError: it refuses.
+          _Ended: it ended, or answered what can't be.
+        """
+        self._send(order)
+        began = time.monotonic()
+        try:
+            with self._killed_after(self._limits.prompt_seconds):
+                return self._receive()
+        except (EOFError, OSError, msgspec.MsgspecError) as error:
+            late = time.monotonic() - began >= self._limits.prompt_seconds
+            self._process.kill()
+            code = self._process.wait()
+            _LOG.warning("a prompt worker ended (%s, exit code %d)", type(error).__name__, code)
+            raise _Ended(late) from None
+
+    def _send(self, order: PromptOrder) -> None:
+        # A process that ended while it had nothing to do, or before it had read all, did not end by this order.
+        for last in (False, True):
+            try:
+                self.start()
+                with self._killed_after(self._limits.prompt_seconds):
+                    self._connection.send(order)
+                return
+            except (EOFError, OSError):
+                self.stop()
+                if last:
+                    raise
+
+    def _receive(self) -> ChatInputs:
+        reply = msgspec.json.decode(self._connection.recv_bytes(_HEADER_BYTES), type=PromptReply)
+        if reply.refused is not None:
+            raise InputError(reply.refused[:_SENTENCE])
+        config = self._processor.image_config
+        side, limits = config.tile_size, self._limits
+        most = 16 * (limits.text_chars + 4096) + 4 * limits.tiles * (config.tokens_per_tile + 2)
+        tokens_T = np.frombuffer(self._connection.recv_bytes(most), np.uint8)
+        tiles = np.frombuffer(self._connection.recv_bytes(limits.tiles * side * side * 3), np.uint8)
+        if len(tokens_T) != 4 * reply.tokens or len(tiles) != reply.tiles * side * side * 3:
+            raise OSError("sizes that don't fit")
+        return ChatInputs(
+            tokens_T.view(np.int32), tiles.reshape(reply.tiles, side, side, 3), tuple(reply.image_token_counts)
+        )
+
+    @contextlib.contextmanager
+    def _killed_after(self, seconds: float) -> Iterator[None]:
+        killer = threading.Timer(seconds, self._process.kill)
+        killer.daemon = True
+        killer.start()
+        try:
+            yield
+        finally:
+            killer.cancel()
+
+
+_PLAIN = PromptSettings()
+
+
+class PromptWorkers:
+    """Makes prompts of messages in `count` processes, for one event loop; an asynchronous context manager.
+
+    A request whose worker ends, is killed or takes longer than `limits.prompt_seconds` is refused; others go on, and
+    another process takes the worker's place.
+
+    Args:
+      processor: the model's.
+      count: processes.
+      limits: bounds of a request.
+    """
+
+    def __init__(self, processor: Processor, count: int, limits: Limits):
+        if count < 1:
+            raise InputError(f"the server would have {count} prompt workers; it needs at least one.")
+        config = processor.image_config
+        fewer = dataclasses.replace(config, max_pixels=min(config.max_pixels, limits.pixels))
+        self._processor = dataclasses.replace(processor, image_config=fewer)
+        self._limits = limits
+        self._workers = [_Worker(self._processor, limits) for _ in range(count)]
+        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
+        self.waiting = 0
+
+    async def __aenter__(self) -> "PromptWorkers":
+        """Starts all processes; InputError where one doesn't come up."""
+        try:
+            await asyncio.gather(*(_in_thread(worker, worker.start) for worker in self._workers))
+        except (EOFError, OSError) as error:
+            await self.__aexit__()
+            raise InputError(f"a prompt worker could not be started ({type(error).__name__}: see above).") from None
+        for worker in self._workers:
+            self._idle.put_nowait(worker)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close()
+        await asyncio.gather(*(_in_thread(worker, worker.stop) for worker in self._workers))
+        for worker in self._workers:
+            worker.thread.shutdown()
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """Of the processes that there are."""
+        return [worker.pid for worker in self._workers if worker.alive]
+
+    async def prompt(self, messages: list[dict], *, settings: PromptSettings = _PLAIN) -> ChatInputs:
+        """The model inputs of messages, equal to those that the processor makes; see `admit`.
+
+        Raises:
+          Refusal: a bound is passed, a picture can't be read or ends its worker, or it takes too long.
+        """
+        limits = self._limits
+        admitted = admit(messages, settings, self._processor.image_config, limits)
+        try:
+            settings.adapt(self._processor)
+        except InputError as error:
+            raise _refusal(str(error), "reasoning_effort") from None
+        order = PromptOrder(admitted, settings, limits.tiles, 2 * limits.prompt_seconds)
+        self.waiting += 1
+        try:
+            worker = await self._idle.get()
+        finally:
+            self.waiting -= 1
+        try:
+            return await _in_thread(worker, worker.ask, order)
+        except InputError as error:
+            raise _refusal(str(error)) from None
+        except _Ended as ended:
+            raise (_too_late(limits) if ended.late else _broken()) from None
+        except (EOFError, OSError):
+            raise Refusal(503, "no process comes up to read the prompt in; try again later.") from None
+        except asyncio.CancelledError:
+            worker.kill()
+            raise
+        finally:
+            worker.renew()
+            self._idle.put_nowait(worker)
+
+
+def _too_late(limits: Limits) -> Refusal:
+    return _refusal(
+        f"the pictures and texts took longer than {limits.prompt_seconds:g} s to read, the limit; send smaller ones.",
+        code="prompt_timeout",
+    )
+
+
+def _broken() -> Refusal:
+    return _refusal(
+        "the process that read the pictures ended over them; save them anew, as PNG or JPEG.", code="prompt_failed"
+    )
+
+
+async def _in_thread(worker: _Worker, function: Callable, *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(worker.thread, function, *arguments)
