@@ -1,0 +1,1 @@
+"""A model behind an API, and a page to talk to it."""
