@@ -23,12 +23,15 @@ from internvl_jax.inference.engine.group_seats import GroupSeats, Layout
 from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
 from internvl_jax.inference.engine.paged_programs import PagedPrograms
 from internvl_jax.inference.engine.programs import Programs
-from internvl_jax.inference.engine.requests import Request, Seen, Token, Vocabulary
+from internvl_jax.inference.engine.requests import RemoteFeatures, Request, Seen, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Begin, Features, Part, State, Wanted
 from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sampler
 from internvl_jax.inference.engine.sampler_leader import LeadingSampler, follow_sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
+from internvl_jax.inference.engine.tile_features import digest
+from internvl_jax.inference.engine.vision_tower import EncodedTiles, VisionTower
+from internvl_jax.inference.halves import fingerprint, weights_digest
 from internvl_jax.inference.load import load, read_config, read_values, save_model
 from internvl_jax.inference.terminal import converse, message, saying
 from internvl_jax.inference.text import TextStream
@@ -37,6 +40,7 @@ __all__ = [
     "Answer",
     "Begin",
     "Decided",
+    "EncodedTiles",
     "Engine",
     "Features",
     "GroupMemory",
@@ -52,6 +56,7 @@ __all__ = [
     "Piece",
     "Programs",
     "TextReader",
+    "RemoteFeatures",
     "Request",
     "Rollout",
     "STOPS",
@@ -64,6 +69,7 @@ __all__ = [
     "TextStream",
     "Thresholds",
     "Token",
+    "VisionTower",
     "Vocabulary",
     "Wanted",
     "answer_many",
@@ -71,6 +77,8 @@ __all__ = [
     "complete",
     "complete_many",
     "converse",
+    "digest",
+    "fingerprint",
     "fit",
     "follow_sampler",
     "get_engine",
@@ -87,4 +95,5 @@ __all__ = [
     "saying",
     "stack_params",
     "stream_chat",
+    "weights_digest",
 ]
