@@ -14,7 +14,7 @@ from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.device_program import DeviceProgram
 from internvl_jax.inference.engine.row_state import Features
 from internvl_jax.models import InternVLConfig, VisionHalf
-from internvl_jax.sharding import Params, bind, flatten, whole
+from internvl_jax.sharding import Params, bind, flatten, shard, whole
 
 _CACHED_BYTES = 1 << 22  # of activations, about what a CPU's cache holds
 
@@ -130,4 +130,5 @@ class VisionTower:
 
     def _encode(self, params: Params, tiles_GHWC: jax.Array) -> Features:
         features = encode_tiles(self.config, self._graphdef, params, tiles_GHWC)
-        return features._replace(pool_GPD=whole(features.pool_GPD))  # the host takes it, of any process
+        # Made where the tiles are, then gathered: the host of every process takes all of it.
+        return features._replace(pool_GPD=whole(shard(features.pool_GPD, "tiles", None, None)))
