@@ -28,7 +28,7 @@ from checkpoint_convert import side_files
 from checkpoint_convert.account import refuse
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import ARCHITECTURES, UNKNOWN_TOKEN, language_model, read_config
-from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader, all_finite
+from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader
 from checkpoint_convert.released import load_processor, released_table, specs_of
 from checkpoint_convert.report import ConversionReport
 from checkpoint_convert.rows import Row
@@ -39,7 +39,7 @@ from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig, VisionConfig
 from internvl_jax.sharding import params_io
-from internvl_jax.validation import build, first_line, read_json
+from internvl_jax.validation import all_finite, build, first_line, read_json
 
 Format = Literal["orbax", "github", "hf"]
 

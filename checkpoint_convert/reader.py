@@ -14,11 +14,11 @@ from checkpoint_convert.account import Leaf, match
 from checkpoint_convert.source import open_directory
 from checkpoint_convert.tables import Table
 from internvl_jax.sharding import ParamSpec, params_io
+from internvl_jax.validation import all_finite
 
 Index = tuple[slice, ...]
 
 _ALIGNMENT = 64  # bytes
-_INFINITY_BITS = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
 
 
 class Reader(Protocol):
@@ -121,15 +121,6 @@ class OrbaxReader:
 
     def not_finite(self, path: str, index: Index) -> list[str]:
         return [] if all_finite(self.read(path, index)) else [path]
-
-
-def all_finite(array: np.ndarray) -> bool:
-    """Three times as fast as np.isfinite on bfloat16: a float is finite where its bits without sign are below those of
-    infinity."""
-    bits = array.view(f"u{array.dtype.itemsize}")
-    infinity = bits.dtype.type(_INFINITY_BITS[array.dtype.name])
-    sign_off = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
-    return bool(np.max(bits & sign_off, initial=0) < infinity)
 
 
 def _extent(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,24 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from checkpoint_convert.account import refuse
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_config
-from checkpoint_convert.reader import Index, ReleasedReader, all_finite
+from checkpoint_convert.reader import Index, ReleasedReader
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
-from internvl_jax.models import InternViT, InternVL, InternVLConfig, Runtime, VisionConfig, place
+from internvl_jax.errors import InputError
+from internvl_jax.models import (
+    PARTS,
+    InternViT,
+    InternVL,
+    InternVLConfig,
+    LanguageHalf,
+    PartName,
+    Runtime,
+    VisionConfig,
+    VisionHalf,
+    place,
+)
 from internvl_jax.sharding import Params, ParamSpec, Rules, bind, params_io, places, structure
-from internvl_jax.validation import build, read_json
+from internvl_jax.validation import all_finite, build, read_json
 
 
 def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
@@ -31,21 +44,58 @@ def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
     return _structure(config, Runtime())[1]
 
 
+@overload
 def load_released(
-    directory: str | pathlib.Path, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | str | None = None
-) -> tuple[InternVL, Processor]:
+    directory: str | pathlib.Path,
+    dtype: str = ...,
+    mesh: Mesh | None = ...,
+    rules: Rules | str | None = ...,
+    part: Literal["all"] = ...,
+) -> tuple[InternVL, Processor]: ...
+@overload
+def load_released(
+    directory: str | pathlib.Path,
+    dtype: str = ...,
+    mesh: Mesh | None = ...,
+    rules: Rules | str | None = ...,
+    *,
+    part: Literal["vision"],
+) -> tuple[VisionHalf, Processor]: ...
+@overload
+def load_released(
+    directory: str | pathlib.Path,
+    dtype: str = ...,
+    mesh: Mesh | None = ...,
+    rules: Rules | str | None = ...,
+    *,
+    part: Literal["language"],
+) -> tuple[LanguageHalf, Processor]: ...
+def load_released(
+    directory: str | pathlib.Path,
+    dtype: str = "bfloat16",
+    mesh: Mesh | None = None,
+    rules: Rules | str | None = None,
+    part: PartName = "all",
+) -> tuple[VisionHalf | LanguageHalf, Processor]:
     """Model and processor of a released checkpoint.
 
     Args:
       directory: config.json, safetensors and tokenizer files, GitHub or HF format.
       dtype: the dtype of parameters and activations.
       mesh, rules: where the model lives, see `Placement.of`.
+      part: "vision" or "language" gives that half of the model and reads nothing of the other, whose tensors must be
+        there all the same, with the names and shapes that the config says.
 
     Raises:
       InputError: see `load_model`; or tokenizer files that are missing.
     """
+    if part not in PARTS:
+        raise InputError(f"part is {part!r}; use one of {', '.join(PARTS)}")
     processor = load_processor(directory)
-    return load_model(directory, dtype, mesh, rules, processor.tokenizer.image_context), processor
+    released = read_config(directory)
+    config = released.model(processor.tokenizer.image_context)
+    runtime = Runtime(jnp.dtype(dtype), placement=place(None if part == "vision" else config.text, mesh, rules))
+    return _load(released, PARTS[part], config, runtime), processor
 
 
 def load_processor(directory: str | pathlib.Path) -> Processor:
@@ -90,13 +140,13 @@ def load_model(
     """
     released = read_config(directory)
     config = released.model(image_token_id)
-    return _load(released, config, Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules)))
+    return _load(released, InternVL, config, Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules)))
 
 
 def load_vision_tower(directory: str | pathlib.Path, dtype: str = "bfloat16") -> InternViT:
     """The vision tower of a checkpoint that holds nothing else (InternVisionModel)."""
     released = read_config(directory)
-    return _load(released, released.vision(), Runtime(jnp.dtype(dtype)))
+    return _load(released, InternViT, released.vision(), Runtime(jnp.dtype(dtype)))
 
 
 def load_bare(
@@ -155,7 +205,7 @@ def read_params(
       directory: safetensors files.
       table: how the format and family name things.
       dtype: the dtype of the result.
-      where: sharding of every parameter; None puts all on the first device.
+      where: sharding of every parameter that is read; None reads all, onto the first device.
 
     Raises:
       InputError: see `ReleasedReader`; or values that are not finite.
@@ -165,9 +215,10 @@ def read_params(
     params: Params = {}
     not_finite: list[str] = []
     # Largest first: what reading a parameter takes besides itself comes on top of little else.
-    for path, spec in sorted(reader.specs.items(), key=lambda item: -math.prod(item[1].shape)):
-        sharding = _first_device() if where is None else where[path]
-        array = jax.make_array_from_callback(spec.shape, sharding, _slices(reader, path, not_finite))
+    where = dict.fromkeys(specs, _first_device()) if where is None else where
+    for path in sorted(where, key=lambda path: -math.prod(reader.specs[path].shape)):
+        shape = reader.specs[path].shape
+        array = jax.make_array_from_callback(shape, where[path], _slices(reader, path, not_finite))
         # Cast by XLA: numpy converts between bfloat16 and float32 twenty times slower than it copies.
         params[path] = array.astype(dtype)
     refuse(directory, {"not finite": sorted(set(not_finite))})
@@ -198,7 +249,10 @@ def _structure(config: InternVLConfig | VisionConfig, runtime: Runtime) -> tuple
     return structure(kind, config, runtime)
 
 
-def _load(released: ReleasedConfig, config: InternVLConfig | VisionConfig, runtime: Runtime) -> nnx.Module:
-    graphdef, specs = _structure(config, runtime)
-    where, dtype = places(specs, runtime.placement), runtime.dtype
-    return bind(graphdef, read_params(released.file.parent, released_table(released), specs, dtype, where))
+def _load(
+    released: ReleasedConfig, kind: type[nnx.Module], config: InternVLConfig | VisionConfig, runtime: Runtime
+) -> nnx.Module:
+    """A model, or a part of it; that the rest is there is checked too."""
+    graphdef, specs = structure(kind, config, runtime)
+    where, table = places(specs, runtime.placement), released_table(released)
+    return bind(graphdef, read_params(released.file.parent, table, specs_of(config), runtime.dtype, where))

@@ -76,6 +76,8 @@ def _find(module: str, name: str) -> ast.AST:
     tree = _tree(module)
     for node in ast.walk(tree):  # the package's own front door imports within a function
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name and node in tree.body:
+            if "overload" in map(ast.unparse, node.decorator_list):
+                continue  # the function itself follows
             return node
         if isinstance(node, ast.ImportFrom) and any((each.asname or each.name) == name for each in node.names):
             whole = f"{node.module}.{name}"

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+from typing import Any, overload
 
 import jax
 from absl import flags
@@ -12,7 +13,7 @@ from checkpoint_convert import load_released, read_model_config
 from internvl_jax import compilation_cache
 from internvl_jax.data import Processor
 from internvl_jax.inference import saying
-from internvl_jax.models import InternVL, InternVLConfig
+from internvl_jax.models import InternVL, InternVLConfig, PartName
 from internvl_jax.validation import read_json
 from launch import hub, meshes
 
@@ -42,8 +43,12 @@ def model_config() -> InternVLConfig:
     return read_model_config(_directory())
 
 
-def load() -> tuple[InternVL, Processor]:
-    """The model and processor that --checkpoint names.
+@overload
+def load() -> tuple[InternVL, Processor]: ...
+@overload
+def load(part: PartName) -> tuple[Any, Processor]: ...
+def load(part: PartName = "all") -> tuple[Any, Processor]:
+    """The model, or that half of it, and the processor that --checkpoint names.
 
     Raises:
       InputError: there is no model.
@@ -57,7 +62,7 @@ def load() -> tuple[InternVL, Processor]:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     ours, mesh = "format" in read_json(directory / "config.json", _ADVICE), meshes.mesh(model_config().text)
     with saying(f"loading {directory}"):
-        return (ivl.load if ours else load_released)(directory, dtype=dtype, mesh=mesh, rules=meshes.RULES.value)
+        return (ivl.load if ours else load_released)(directory, dtype, mesh, meshes.RULES.value, part)
 
 
 @functools.cache

@@ -24,12 +24,15 @@ from internvl_jax.inference.engine.group_seats import GroupSeats, Layout
 from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
 from internvl_jax.inference.engine.paged_programs import PagedPrograms
 from internvl_jax.inference.engine.programs import Programs
-from internvl_jax.inference.engine.requests import Request, Seen, Token, Vocabulary
+from internvl_jax.inference.engine.requests import RemoteFeatures, Request, Seen, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Begin, Features, Part, State, Wanted
 from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sampler
 from internvl_jax.inference.engine.sampler_leader import LeadingSampler, follow_sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
+from internvl_jax.inference.engine.tile_features import digest
+from internvl_jax.inference.engine.vision_tower import EncodedTiles, VisionTower
+from internvl_jax.inference.halves import fingerprint, weights_digest
 from internvl_jax.inference.load import load, read_config, read_values, save_model
 from internvl_jax.inference.terminal import converse, message, saying
 from internvl_jax.inference.text import TextStream, ThinkingStream
@@ -38,6 +41,7 @@ __all__ = [
     "Answer",
     "Begin",
     "Decided",
+    "EncodedTiles",
     "Engine",
     "Features",
     "GroupMemory",
@@ -53,6 +57,7 @@ __all__ = [
     "Piece",
     "Programs",
     "TextReader",
+    "RemoteFeatures",
     "Request",
     "Rollout",
     "STOPS",
@@ -66,6 +71,7 @@ __all__ = [
     "ThinkingStream",
     "Thresholds",
     "Token",
+    "VisionTower",
     "Vocabulary",
     "Wanted",
     "answer_many",
@@ -73,6 +79,8 @@ __all__ = [
     "complete",
     "complete_many",
     "converse",
+    "digest",
+    "fingerprint",
     "fit",
     "follow_sampler",
     "get_engine",
@@ -90,4 +98,5 @@ __all__ = [
     "saying",
     "stack_params",
     "stream_chat",
+    "weights_digest",
 ]

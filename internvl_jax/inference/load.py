@@ -7,26 +7,25 @@
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_folder
-from internvl_jax.models import InternVL, InternVLConfig, Runtime, place
+from internvl_jax.models import PARTS, InternVL, InternVLConfig, LanguageHalf, PartName, Runtime, VisionHalf, place
 from internvl_jax.sharding import (
     Params,
     ParamSpec,
     Rules,
-    abstract,
     bind,
     locate,
     places,
     read_params,
+    structure,
     write_params,
 )
 from internvl_jax.validation import read_json
@@ -35,9 +34,39 @@ FORMAT = 1
 DTYPES = ("bfloat16", "float16", "float32")
 
 
+@overload
 def load(
-    directory: str | os.PathLike, dtype: str = "bfloat16", mesh: Mesh | None = None, rules: Rules | str | None = None
-) -> tuple[InternVL, Processor]:
+    directory: str | os.PathLike,
+    dtype: str = ...,
+    mesh: Mesh | None = ...,
+    rules: Rules | str | None = ...,
+    part: Literal["all"] = ...,
+) -> tuple[InternVL, Processor]: ...
+@overload
+def load(
+    directory: str | os.PathLike,
+    dtype: str = ...,
+    mesh: Mesh | None = ...,
+    rules: Rules | str | None = ...,
+    *,
+    part: Literal["vision"],
+) -> tuple[VisionHalf, Processor]: ...
+@overload
+def load(
+    directory: str | os.PathLike,
+    dtype: str = ...,
+    mesh: Mesh | None = ...,
+    rules: Rules | str | None = ...,
+    *,
+    part: Literal["language"],
+) -> tuple[LanguageHalf, Processor]: ...
+def load(
+    directory: str | os.PathLike,
+    dtype: str = "bfloat16",
+    mesh: Mesh | None = None,
+    rules: Rules | str | None = None,
+    part: PartName = "all",
+) -> tuple[VisionHalf | LanguageHalf, Processor]:
     """Model and processor of a model directory, or of the last step of a training workdir.
 
     Every parameter is read straight in `dtype` and into its place; no device or host holds more than its share.
@@ -47,6 +76,8 @@ def load(
       dtype: the dtype of parameters and activations.
       mesh: where the model lives, of any axes of `sharding.AXES`; the first device without one.
       rules: how it is spread there, or the name of a preset; `serve_tp` without any.
+      part: "vision" or "language" gives that half of the model and reads nothing of the other, whose parameters must
+        be there all the same, with the names and shapes that the config says.
 
     Raises:
       InputError: files that are missing or broken, or parameters other than those of the config.
@@ -54,12 +85,15 @@ def load(
     directory = pathlib.Path(directory)
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
+    if part not in PARTS:
+        raise InputError(f"part is {part!r}; use one of {', '.join(PARTS)}")
     config, processor = read_config(directory)
-    runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
-    graphdef, specs = _structure(config, runtime)
+    runtime = Runtime(jnp.dtype(dtype), placement=place(None if part == "vision" else config.text, mesh, rules))
+    graphdef, specs = structure(PARTS[part], config, runtime)
     where = places(specs, runtime.placement)
     wanted = {
-        path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=where[path]) for path, spec in specs.items()
+        path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=where.get(path))
+        for path, spec in _specs(config).items()
     }
     return bind(graphdef, read_params(locate(directory), wanted)), processor
 
@@ -108,7 +142,7 @@ def save_model(directory: str | os.PathLike, params: Params, config: InternVLCon
       InputError: see `whole_folder`; parameters don't fit the config, or the disk is full.
     """
     directory = pathlib.Path(directory)
-    specs = _structure(config, Runtime())[1]
+    specs = _specs(config)
     if wrong := sorted(path for path in specs.keys() | params.keys() if not _fits(params, specs, path)):
         raise InputError(f"can't save {directory}: {', '.join(wrong[:5])} are not as the config has them; give both")
     _check_match(directory, config, processor)
@@ -119,8 +153,8 @@ def save_model(directory: str | os.PathLike, params: Params, config: InternVLCon
         (partial / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _structure(config: InternVLConfig, runtime: Runtime) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
-    return abstract(lambda rngs: InternVL(config, rngs, runtime))
+def _specs(config: InternVLConfig) -> dict[str, ParamSpec]:
+    return structure(InternVL, config, Runtime())[1]
 
 
 def _fits(params: Params, specs: dict[str, ParamSpec], path: str) -> bool:

@@ -48,7 +48,17 @@ from internvl_jax.models.config import (
     YarnConfig,
 )
 from internvl_jax.models.flops import PEAK, tile_flops, token_flops, train_flops
-from internvl_jax.models.internvl import Encoded, InternVL, Out, Slots, place
+from internvl_jax.models.internvl import (
+    PARTS,
+    Encoded,
+    InternVL,
+    LanguageHalf,
+    Out,
+    PartName,
+    Slots,
+    VisionHalf,
+    place,
+)
 from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
@@ -70,12 +80,15 @@ __all__ = [
     "InternVLConfig",
     "InternViT",
     "Key",
+    "LanguageHalf",
     "ModelKind",
     "MoeConfig",
     "NtkConfig",
     "Out",
+    "PARTS",
     "PEAK",
     "PageCache",
+    "PartName",
     "Released",
     "Remat",
     "Runtime",
@@ -84,6 +97,7 @@ __all__ = [
     "TextConfig",
     "UNUSED_PARTS",
     "VisionConfig",
+    "VisionHalf",
     "YarnConfig",
     "check_kernel",
     "family_of",

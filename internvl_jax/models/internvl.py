@@ -1,5 +1,6 @@
 """InternVL: tiles -> InternViT -> pixel shuffle -> projector; the features replace the <IMG_CONTEXT> embeddings of the
-tokens; then the language model, causal over image tokens too.
+tokens; then the language model, causal over image tokens too. Up to the features it is the vision half, from there on
+the language half, and each can live without the other.
 
 A Flash model has two branches for a tile, of 256 or 64 features, and a router that says which one is enough.
 
@@ -7,7 +8,7 @@ Source: InternVL3.5 paper (arXiv 2508.18265) sections 2.1, 2.3 and the released 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,9 @@ class Out(NamedTuple):
     aux: dict[str, Any]
 
 
-class InternVL(nnx.Module):
+class VisionHalf(nnx.Module):
+    """Tiles -> image features: tower, projector and, in Flash models, compressed branch and router."""
+
     def __init__(self, config: InternVLConfig, rngs: nnx.Rngs, runtime: Runtime | None = None):
         runtime = runtime or Runtime()
         self.config, self.runtime = config, runtime
@@ -100,7 +103,6 @@ class InternVL(nnx.Module):
             inputs, width, init_std = 4 * inputs, config.text.width, config.text.init_std
             self.compressed = CompressedProjector(inputs, width, config.flash.dropout, rngs, init_std)
             self.router = Router(config.vision.width, config.flash, rngs, init_std, runtime)
-        self.lm = Decoder(config.text, rngs, runtime)
 
     def encode(self, tiles_GHWC: jax.Array, key: jax.Array | None = None) -> Encoded:
         """Image features of tiles.
@@ -125,6 +127,15 @@ class InternVL(nnx.Module):
         """`[G, P, D]`: the tower's features of all patches, which the branches and the router start from."""
         return self.vit(normalise(tiles_GHWC, self.runtime.dtype), key)[:, 1:]
 
+
+class LanguageHalf(nnx.Module):
+    """Tokens and image features -> logits: the language model."""
+
+    def __init__(self, config: InternVLConfig, rngs: nnx.Rngs, runtime: Runtime | None = None):
+        runtime = runtime or Runtime()
+        self.config, self.runtime = config, runtime
+        self.lm = Decoder(config.text, rngs, runtime)
+
     def embed(self, tokens_BT: jax.Array, features_BPD: jax.Array | None) -> jax.Array:
         """Token embeddings, the n-th <IMG_CONTEXT> of a row being the row's n-th image feature.
 
@@ -137,6 +148,18 @@ class InternVL(nnx.Module):
         index_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, features_BPD.shape[1] - 1)
         placed_BTD = jnp.take_along_axis(features_BPD, index_BT[:, :, None], axis=1)
         return shard(jnp.where(image_BT[:, :, None], placed_BTD.astype(x_BTD.dtype), x_BTD), "batch", "time", None)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """`[..., D] -> [..., V]`, float32."""
+        return self.lm.logits(hidden)
+
+
+class InternVL(VisionHalf, LanguageHalf):
+    """Both halves. A half has the parameters that it has here, under the same paths."""
+
+    def __init__(self, config: InternVLConfig, rngs: nnx.Rngs, runtime: Runtime | None = None):
+        VisionHalf.__init__(self, config, rngs, runtime)
+        LanguageHalf.__init__(self, config, rngs, runtime)
 
     def __call__(
         self,
@@ -198,15 +221,18 @@ class InternVL(nnx.Module):
         }
         return Out(out.hidden_BTD, out.cache, aux)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """`[..., D] -> [..., V]`, float32."""
-        return self.lm.logits(hidden)
+
+# What of a model may be loaded by itself.
+PartName = Literal["all", "vision", "language"]
+PARTS: dict[PartName, type[nnx.Module]] = {"all": InternVL, "vision": VisionHalf, "language": LanguageHalf}
 
 
-def place(text: TextConfig, mesh: Any, rules: Rules | str | None) -> Placement | None:
-    """Where a model with such a language model answers; see `Placement.of`. What the mesh does not divide of the
-    vocabulary, the experts and the key/value heads lies whole on more devices.
+def place(text: TextConfig | None, mesh: Any, rules: Rules | str | None) -> Placement | None:
+    """Where a model with such a language model answers, or a vision half without any; see `Placement.of`. What the mesh
+    does not divide of the vocabulary, the experts and the key/value heads lies whole on more devices.
     """
+    if text is None:
+        return Placement.of(mesh, rules, 0, {})
     sizes = {"vocab": text.vocab, "act_vocab": text.vocab, "kv_heads": text.kv_heads}
     if text.moe is not None:
         sizes["expert"] = text.moe.experts

@@ -104,7 +104,7 @@ def read_params(
 
     Args:
       checkpoint: what `locate` returns.
-      abstract: for every parameter its shape, dtype and sharding.
+      abstract: for every parameter its shape, dtype and sharding; one without a sharding must be there and is not read.
       ignore: a pattern of paths; parameters whose paths it matches may be in the checkpoint besides.
 
     Raises:
@@ -121,11 +121,12 @@ def read_params(
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise InputError(f"{path} does not fit the model: {'; '.join(wrong[:8])}{more}; give the model's own config")
+    names = [name for name in abstract if abstract[name].sharding is not None]
     # By tensorstore alone: orbax prints traces of whatever else it was reading when one parameter is damaged.
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         try:
-            read = pool.map(lambda name: _read(arrays[name], abstract[name]), abstract)
-            return dict(zip(abstract, read, strict=True))
+            read = pool.map(lambda name: _read(arrays[name], abstract[name]), names)
+            return dict(zip(names, read, strict=True))
         except DAMAGE as error:
             raise damaged(path, error) from error
 

@@ -264,9 +264,9 @@ def largest(directory):
 # The process is killed when it has written so many slices.
 KILLED = """
 import os, signal, sys
-from checkpoint_convert import conversion, convert, reader
+from checkpoint_convert import conversion, convert
 
-def all_finite(array, left=[int(sys.argv[1])], original=reader.all_finite):
+def all_finite(array, left=[int(sys.argv[1])], original=conversion.all_finite):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)

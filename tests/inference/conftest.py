@@ -9,7 +9,7 @@ import pytest
 from configs.models import sizes
 from internvl_jax import data
 from internvl_jax.data.media import tiling
-from internvl_jax.models import InternVL, InternVLConfig, Runtime
+from internvl_jax.models import FlashConfig, InternVL, InternVLConfig, Runtime
 from internvl_jax.sharding import abstract, bind
 
 CONFIG = sizes.like(
@@ -58,3 +58,18 @@ def params(structure):
 @pytest.fixture
 def model(structure, params) -> InternVL:
     return bind(structure[0], params)
+
+
+@pytest.fixture(scope="session")
+def flash_model(config, params) -> InternVL:
+    """The same model with a random router and compressed branch."""
+    flash = FlashConfig(relative_threshold=0.0, absolute_threshold=0.0, heads=4, dropout=0.1)
+    config = dataclasses.replace(config, flash=flash)
+    graphdef, specs = abstract(lambda rngs: InternVL(config, rngs, Runtime(dtype=jnp.float32)))
+    rng = np.random.default_rng(6)
+    more = {
+        path: jnp.asarray(rng.normal(float(path.endswith("scale")), 0.3, spec.shape), jnp.float32)
+        for path, spec in specs.items()
+        if path not in params
+    }
+    return bind(graphdef, params | more)

@@ -10,32 +10,13 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Engine, Ladders, Sampler, SamplingParams, Thresholds, Vocabulary, chat, complete
-from internvl_jax.models import FlashConfig, InternVL, Runtime, Slots
-from internvl_jax.sharding import abstract, bind, flatten
+from internvl_jax.models import Slots
+from internvl_jax.sharding import bind, flatten
 from tests.inference.engine.engine_test import request, run
 
 LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), together=(1, 4), tiles=(1, 5), slots=(64,))
 ONE_CLASS = dataclasses.replace(LADDERS, classes=((4, 64),), chunk=48)
-FLASH = FlashConfig(relative_threshold=0.0, absolute_threshold=0.0, heads=4, dropout=0.1)
 SPARED = Thresholds(relative=1.0)
-
-
-@pytest.fixture(scope="module")
-def flash(config):
-    return dataclasses.replace(config, flash=FLASH)
-
-
-@pytest.fixture(scope="module")
-def flash_model(flash, params):
-    """The plain model of the other tests, with a random router and compressed branch."""
-    graphdef, specs = abstract(lambda rngs: InternVL(flash, rngs, Runtime(dtype=jnp.float32)))
-    rng = np.random.default_rng(6)
-    more = {
-        path: jnp.asarray(rng.normal(float(path.endswith("scale")), 0.3, spec.shape), jnp.float32)
-        for path, spec in specs.items()
-        if path not in params
-    }
-    return bind(graphdef, params | more)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +68,7 @@ def test_the_engine_equals_a_pass_over_the_shortened_row(engine, flash_model, mi
     (tokens_T,) = read(engine, [row])
     tokens_BT, positions_BT = tokens_T[None], np.arange(len(tokens_T), dtype=np.int32)[None]
     probability_G = engine.route(row.tiles_GHWC)
-    compress_G = row.thresholds.decide(probability_G, FLASH)
+    compress_G = row.thresholds.decide(probability_G, flash_model.config.flash)
     mask_G, segments_BT = np.ones(3, bool), np.ones_like(positions_BT)
     slots = Slots.in_order(mask_G, compress_G, 1)
     out = flash_model(tokens_BT, row.tiles_GHWC, mask_G, segments_BT, positions_BT, slots=slots)
@@ -132,7 +113,9 @@ def test_chat_says_what_pictures_took(flash_model, processor):
     assert chat(flash_model, processor, messages, 5, thresholds=SPARED) == whole.text
 
 
-def test_rollouts_decide_as_requests_do(flash, flash_model, engine, processor, mixed):
-    sampler = Sampler(flash, jnp.float32, Vocabulary.of(processor), dataclasses.replace(LADDERS, rows=(4,)))
+def test_rollouts_decide_as_requests_do(flash_model, engine, processor, mixed):
+    sampler = Sampler(
+        flash_model.config, jnp.float32, Vocabulary.of(processor), dataclasses.replace(LADDERS, rows=(4,))
+    )
     found = sampler.sample(flatten(flash_model), mixed, 1, 0)
     assert [group[0].tokens.tolist() for group in found] == run(engine, mixed)

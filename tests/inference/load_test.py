@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import load, save_model
+from internvl_jax.inference import fingerprint, load, save_model, weights_digest
+from internvl_jax.models import LanguageHalf, VisionHalf
 from internvl_jax.sharding import PRESETS, flatten, make_mesh
+from internvl_jax.sharding.checked import StoredArray
 from internvl_jax.sharding.params_io import write_params
 
 
@@ -54,6 +56,57 @@ def test_the_model_is_callable(saved):
     ones_BT, positions_BT = np.ones((1, T), np.int32), np.arange(T)[None]
     out = jax.jit(model)(tokens_BT, inputs.tiles_GHWC, np.ones(0, bool), ones_BT, positions_BT)
     assert model.logits(out.hidden_BTD).shape == (1, T, model.config.text.vocab)
+
+
+@pytest.mark.parametrize(("part", "kind"), [("vision", VisionHalf), ("language", LanguageHalf)])
+def test_a_half_is_loaded_alone(saved, params, part, kind, monkeypatch):
+    """Nothing of the other half is read, on one device or on a mesh."""
+    names, read = set(), StoredArray.read
+    monkeypatch.setattr(StoredArray, "read", lambda self, *given: (names.add(self._name), read(self, *given))[1])
+    wanted = {path: leaf for path, leaf in params.items() if path.startswith("lm.") == (part == "language")}
+    model, _ = load(saved, "float32", part=part)
+    spread, _ = load(saved, "float32", make_mesh({"data": 2, "tensor": 2}), part=part)
+    assert type(model) is type(spread) is kind and names == wanted.keys()
+    assert any(len(leaf.devices()) == 4 for leaf in flatten(spread).values())
+    for each in (model, spread):
+        found = flatten(each)
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+
+
+def test_a_vision_half_lies_on_meshes_that_no_head_of_the_other_divides(saved, params):
+    mesh = make_mesh({"tensor": 4})
+    with pytest.raises(InputError, match="6 heads can't be shared by tensor=4"):
+        load(saved, "float32", mesh, part="language")
+    model, _ = load(saved, "float32", mesh, part="vision")
+    qkv = flatten(model)["vit.layers.attn.qkv.weight"]
+    assert qkv.addressable_shards[0].data.size == qkv.size // 4
+    np.testing.assert_array_equal(qkv, params["vit.layers.attn.qkv.weight"])
+
+
+def test_what_is_wrong_with_the_other_half_is_found(saved, tmp_path):
+    wrong = broken(saved, tmp_path, lambda values: values["model"]["text"].update(layers=5))
+    with pytest.raises(InputError, match=r"lm\.layers\.attn\.k\.weight is \(3, .*, not \(5, "):
+        load(wrong, "float32", part="vision")
+    with pytest.raises(InputError, match="part is 'tower'; use one of all, vision, language"):
+        load(saved, "float32", part="tower")
+
+
+def test_halves_of_one_model_know_each_other(saved, tmp_path, config):
+    halves = [load(saved, "float32", part=part) for part in ("vision", "language")]
+    one, other = (fingerprint(*half) for half in halves)
+    assert one == other == fingerprint(*load(saved, "float32"))
+    (vision, processor), (language, _) = halves
+    image = dataclasses.replace(processor.image_config, max_tiles=5)
+    assert fingerprint(language, dataclasses.replace(processor, image_config=image)) != one
+    assert fingerprint(*load(saved, "bfloat16", part="language")) != one
+    text = dataclasses.replace(config.text, rope_theta=7.0)
+    language.config = dataclasses.replace(config, text=text)
+    assert fingerprint(language, processor) != one
+    digests = {weights_digest(load(saved, "float32", *place)[0]) for place in ((), (make_mesh({"tensor": 2}),))}
+    assert digests == {weights_digest(vision)}
+    vision.projector.fc1.bias.set_value(vision.projector.fc1.bias[...] + 1)
+    assert weights_digest(vision) not in digests
 
 
 def test_a_workdir_gives_its_last_whole_step(saved, params, tmp_path):

@@ -2,7 +2,8 @@
 
 A step does, in this order,
 
-1. tiles of requests that wait go through the vision tower, few at a time while answers are being written;
+1. tiles of requests that wait go through the vision tower, few at a time while answers are being written, or requests
+   bring their features;
 2. requests take free rows (`Scheduler`);
 3. a part of the prompts that are not read goes into the cache, `chunk` tokens at most; what a row holds already of a
    prompt's beginning, its own or another one's, is not computed again;
@@ -31,8 +32,9 @@ from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
 from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler
-from internvl_jax.models import InternVL, check_kernel
-from internvl_jax.sharding import Params
+from internvl_jax.inference.engine.tile_intake import TileIntake
+from internvl_jax.models import LanguageHalf, check_kernel
+from internvl_jax.sharding import Params, flatten
 
 # More rows at a time are no faster on a CPU (2026-11).
 _CPU_ROWS = (1, 4, 16, 32)
@@ -70,7 +72,8 @@ class Engine:
     """A model that answers many requests at a time.
 
     Args:
-      model: the model; its parameters lie on one device, or on the mesh of its runtime as the rules say.
+      model: the model, or its language half, which reads tiles by features that requests bring; its parameters lie on
+        one device, or on the mesh of its runtime as the rules say.
       vocabulary: see `Vocabulary`.
       ladders: the sizes that programs are compiled for.
       cache_bytes: how much keys and values may take on a device; by default half of what is free there.
@@ -86,7 +89,7 @@ class Engine:
 
     def __init__(
         self,
-        model: InternVL,
+        model: LanguageHalf,
         vocabulary: Vocabulary,
         ladders: Ladders | None = None,
         cache_bytes: int | None = None,
@@ -99,7 +102,7 @@ class Engine:
                 f"the tokenizer has {vocabulary.size} tokens, the model's table only {text.vocab}; "
                 "use the tokenizer files of this model"
             )
-        devices = model.vit.cls[...].devices()
+        devices = flatten(model)["lm.norm.scale"].devices()
         platform = next(iter(devices)).platform
         self._place = model.runtime.placement
         with sharding.placed(self._place):
@@ -127,6 +130,7 @@ class Engine:
                 self._scheduler.make(self.ladders.classes)
                 self._runner.resize(self.ladders.classes, None)
         self.tiles, self.chunk = self._runner.tiles, self.ladders.chunk
+        self._intake = TileIntake(self.config, self.ladders, self.tiles, self._scheduler)
         self.prefilled, self._next = 0, 0
         self._calls: list[_Call] = []
         self._told: list[Token] = []  # in the step that is going on, or that was broken off
@@ -180,7 +184,7 @@ class Engine:
                 f"a prompt of {prompt} tokens and an answer of up to {answer} are more than the {longest} that a row "
                 "holds; shorten the prompt or lower max_new_tokens"
             )
-        job = Job(self._next, request, self.tiles.names(request.tiles_GHWC))
+        job = Job(self._next, request, self._intake.names(request))
         self._next += 1
         stops = frozenset(request.sampling.stop_ids(self.vocabulary.stops))
         for number, seed in enumerate(request.seeds or (request.sampling.seed,)):
@@ -221,7 +225,7 @@ class Engine:
             self._collect()
         with sharding.placed(self._place):
             self._scheduler.put_back()
-            self._look()
+            self._intake.look(self.params)
             if (size := self._scheduler.size()) is not None:
                 self._resize(*size)
             self._scheduler.seat()
@@ -245,31 +249,36 @@ class Engine:
                 self._scheduler.make(())
 
     def run(self, requests: Sequence[Request]) -> list[list[list[int]]]:
-        """Tokens of all answers to all requests, stop tokens included."""
+        """Tokens of all answers to all requests, stop tokens included. Other requests go on beside them, and the next
+        step tells their tokens.
+        """
         found: dict[int, list[list[int]]] = {}
+        others: list[Token] = []
+        left = 0  # answers that go on
         try:
             for request in requests:
-                found[self.add(request)] = [[] for _ in request.seeds or (0,)]
-            while self.busy:
-                for token in self.step():
-                    found[token.id][token.answer].append(token.token)
+                answers: list[list[int]] = [[] for _ in request.seeds or (0,)]
+                found[self.add(request)] = answers
+                left += len(answers)
+            while left or (self.busy and not self._scheduler.jobs):
+                with interrupts.held():
+                    for token in self.step():
+                        if token.id in found:
+                            found[token.id][token.answer].append(token.token)
+                            left -= token.end is not None
+                        else:
+                            others.append(token)
         finally:
-            if self.busy:  # broken off
+            self._told = [*others, *self._told]
+            if left:  # broken off
                 for id in found:
                     self.drop(id)
         return list(found.values())
 
     def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:
         """float32 `[G]`: what a Flash model's router makes of tiles. May they be compressed?"""
-        names = self.tiles.names(tiles_GHWC)
-        if not self._claim(self._next, names, self._scheduler.waiting):
-            raise InputError("prompts that are being read leave no room for these tiles; ask again when they are read")
-        missing = set(self.tiles.missing(names))
-        tiles = {name: tile for name, tile in zip(names, tiles_GHWC, strict=True) if name in missing}
         with sharding.placed(self._place):
-            self.tiles.encode(self.params, tiles)
-        self.tiles.unpin(self._next)
-        return self.tiles.probabilities(names)
+            return self._intake.route(self.params, self._next, tiles_GHWC)
 
     def warm_up(self) -> int:
         """Compiles all that rows of classes need; returns how many programs there are.
@@ -281,43 +290,6 @@ class Engine:
             raise InputError("an engine whose rows come and go can't be warmed up; give its ladders classes")
         with sharding.placed(self._place):
             return self._runner.warm_up(self.ladders.classes, self._scheduler.shards)
-
-    def _look(self) -> None:
-        """Encodes tiles of requests that wait, in their order."""
-        scheduler, kept = self._scheduler, self.tiles
-        # Where somebody waits for each token, a picture must not hold up the others.
-        budget = self.ladders.tiles[0 if scheduler.writing and self.ladders.classes is not None else -1]
-        looked: list[Job] = []
-        tiles: dict[bytes, np.ndarray] = {}
-        for place, job in enumerate(scheduler.waiting[: scheduler.most_rows]):
-            if job.ready:
-                continue
-            if not self._claim(job.id, job.names, scheduler.waiting[place + 1 :]):
-                break
-            missing = [name for name in kept.missing(job.names) if name not in tiles]
-            images = dict(zip(job.names, job.request.tiles_GHWC, strict=True))
-            tiles |= {name: images[name] for name in missing[: budget - len(tiles)]}
-            looked.append(job)
-            if len(tiles) >= budget:
-                break
-        if tiles:
-            kept.encode(self.params, tiles)
-        for job in looked:
-            job.ready = not kept.missing(job.names)
-            if job.ready and job.seen is None:
-                probability_G = None if self.config.flash is None else kept.probabilities(job.names)
-                job.seen = asked.shown(job.request, job.names, probability_G, self.config)
-
-    def _claim(self, owner: int, names: list[bytes], later: list[Job]) -> bool:
-        """Pins tiles, for which those of later requests give way that no row reads; says whether there was room."""
-        for job in reversed(later):
-            if not self.tiles.fits(names) and not any(draft.reading and draft.row for draft in job.drafts):
-                self.tiles.unpin(job.id)
-                job.ready = False
-        fits = self.tiles.fits(names)
-        if fits:
-            self.tiles.pin(owner, names)
-        return fits
 
     def _resize(self, rows: int, slots: int) -> None:
         if any(_rich(draft) for draft in self._scheduler.writing):

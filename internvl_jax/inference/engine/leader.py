@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 
@@ -16,25 +17,43 @@ from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds
 from internvl_jax.inference.engine.engine import Engine
-from internvl_jax.inference.engine.requests import Request
+from internvl_jax.inference.engine.requests import RemoteFeatures, Request
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.pod import Channel
 
 
 class WireArray(msgspec.Struct):
-    """A numpy array."""
+    """A numpy array, of numpy's own types or bfloat16."""
 
     dtype: str
     shape: tuple[int, ...]
     data: bytes
 
     @classmethod
-    def of(cls, array: np.ndarray) -> "WireArray":
-        return cls(array.dtype.str, array.shape, array.tobytes())
+    def of(cls, values: Sequence[int] | np.ndarray) -> "WireArray":
+        array = np.asarray(values)
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)  # names of types say no order of bytes
+        return cls(native.dtype.name, native.shape, native.tobytes())
 
     @property
     def array(self) -> np.ndarray:
-        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+        return np.frombuffer(self.data, jnp.dtype(self.dtype)).reshape(self.shape)
+
+
+class _WireFeatures(msgspec.Struct):
+    """`RemoteFeatures`."""
+
+    names: tuple[bytes, ...]
+    compress: WireArray
+    features: tuple[WireArray, ...]
+
+    @classmethod
+    def of(cls, given: RemoteFeatures) -> "_WireFeatures":
+        return cls(given.names, WireArray.of(given.compress_G), tuple(map(WireArray.of, given.features)))
+
+    @property
+    def given(self) -> RemoteFeatures:
+        return RemoteFeatures(self.names, self.compress.array, tuple(each.array for each in self.features))
 
 
 class _Add(msgspec.Struct, tag=True):
@@ -52,6 +71,7 @@ class _Add(msgspec.Struct, tag=True):
     seeds: tuple[int, ...]
     priority: int
     masked: bool
+    features: _WireFeatures | None
 
 
 class _Drop(msgspec.Struct, tag=True):
@@ -125,6 +145,7 @@ class Leader(Engine):
                 request.seeds,
                 request.priority,
                 allow is not None,
+                None if request.features is None else _WireFeatures.of(request.features),
             )
         )
         return id
@@ -206,5 +227,5 @@ def _heard(channel: Channel) -> list[Any]:
 
 def _request(added: _Add, allow: Callable[[Sequence[int]], np.ndarray] | None) -> Request:
     thresholds = added.decided or added.thresholds or MODEL_THRESHOLDS
-    arrays = added.tokens.array, added.tiles.array
-    return Request(*arrays, added.sampling, thresholds, added.seeds, allow, added.priority)
+    arrays, features = (added.tokens.array, added.tiles.array), added.features and added.features.given
+    return Request(*arrays, added.sampling, thresholds, added.seeds, allow, added.priority, features)

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from internvl_jax import sharding
 from internvl_jax.inference.engine.device_program import DeviceProgram
 from internvl_jax.inference.engine.row_state import (
     STOPS,
@@ -44,11 +43,11 @@ from internvl_jax.inference.engine.row_state import (
 )
 from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
+from internvl_jax.inference.engine.vision_tower import encode_tiles
 from internvl_jax.models import Cache, DecoderOut, GroupCache, InternVLConfig, PageCache, SlotCache, scopes
 from internvl_jax.sharding import Params, bind, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
-_CACHED_BYTES = 1 << 22  # of activations, about what a CPU's cache holds
 
 
 class Programs:
@@ -56,7 +55,7 @@ class Programs:
 
     Args:
       config: the model's config.
-      graphdef: the structure of an InternVL.
+      graphdef: the structure of an InternVL, or of its language half: then there is no `encode`.
       decode_graphdef: the structure of the same model as `decode` takes its parameters.
       vocab_size: ids from here on are unused rows of the table.
       banned: the ids that the model must not write.
@@ -105,26 +104,7 @@ class Programs:
         return sum(program.num_compiled for program in vars(self).values() if isinstance(program, DeviceProgram))
 
     def _encode(self, params: Params, tiles_GHWC: jax.Array) -> Features:
-        model = bind(self._graphdef, params)
-
-        def together(tiles_GHWC: jax.Array) -> Features:
-            encoded = model.encode(tiles_GHWC)
-            return Features(encoded.pool_GPD, encoded.probability_G)
-
-        def few_by_few(tiles_GHWC: jax.Array) -> Features:
-            vision, G = self._config.vision, len(tiles_GHWC)
-            patches = (vision.image_size // vision.patch_size) ** 2 + 1
-            fitting = max(1, _CACHED_BYTES // (4 * patches * vision.mlp))
-            size = max(count for count in range(1, min(G, fitting) + 1) if G % count == 0)
-            features = lax.map(together, tiles_GHWC.reshape(G // size, size, *tiles_GHWC.shape[1:]))
-            return jax.tree.map(lambda x: x.reshape(G, *x.shape[2:]), features)
-
-        if sharding.meshed():  # the devices of a mesh take tiles each
-            features = together(tiles_GHWC)
-            return features._replace(probability_G=jax.tree.map(whole, features.probability_G))
-        # Activations of a few tiles stay nearer to the CPU's cache, those of one of the released towers: 1.2 times as
-        # fast, 1.3 in bfloat16, and less memory.
-        return lax.platform_dependent(tiles_GHWC, cpu=few_by_few, default=together)
+        return encode_tiles(self._config, self._graphdef, params, tiles_GHWC)
 
     def _keep(self, pool_GPD: jax.Array, new_GPD: jax.Array, places_G: jax.Array) -> jax.Array:
         """The pool with features in their places; a place beyond the last one takes none."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from internvl_jax.data import Processor
@@ -13,6 +14,10 @@ from internvl_jax.inference.engine.row_state import STOPS, Wanted
 from internvl_jax.inference.engine.sampling import Shaping, stack_params, stack_shaping
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import InternVLConfig
+from internvl_jax.validation import all_finite
+
+DIGEST = 16  # bytes
+_FLOATS = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,29 @@ class Vocabulary:
         return cls(tokenizer.vocab_size, banned, processor.stop_ids)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class RemoteFeatures:
+    """What another process made of a request's tiles (`VisionTower`), the first tile's first.
+
+    Attributes:
+      names: the digest (`tile_features.digest`) of every tile.
+      compress_G: bool, which tiles are compressed.
+      features: of every tile [P, D], those of the branch that was chosen for it; bfloat16 or float32.
+    """
+
+    names: tuple[bytes, ...]
+    compress_G: np.ndarray
+    features: tuple[np.ndarray, ...]
+
+    @property
+    def kept_names(self) -> list[bytes]:
+        """What the features are kept by: by tile and branch, and otherwise than those of an engine's own tower, which
+        always makes both branches.
+        """
+        branches = self.compress_G.tolist()
+        return [bytes([1 + branch]) + name for name, branch in zip(self.names, branches, strict=True)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A prompt: int32 tokens [T], its tiles [G, H, W, 3] (uint8, or normalised floats), and how to answer.
@@ -47,6 +75,8 @@ class Request:
       allow: takes an answer's tokens so far and returns which may follow, int32 [V / 32 rounded up], 32 tokens to a
         number, the least bit first. Such answers, and those beside them, wait for the host after each token.
       priority: requests of a lower number come first, those of the same in the order in which they came.
+      features: those of the tiles, where another process has made them; then there are no tiles here, and what is
+        compressed is decided. The tokens are still those of all tiles at full resolution.
     """
 
     tokens_T: np.ndarray
@@ -56,6 +86,7 @@ class Request:
     seeds: tuple[int, ...] = ()
     allow: Callable[[Sequence[int]], np.ndarray] | None = None
     priority: int = 0
+    features: RemoteFeatures | None = None
 
     @property
     def shaped(self) -> bool:
@@ -109,44 +140,81 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
     """Whether this model can read it.
 
     Raises:
-      InputError: no tokens, tokens that it has not, image tokens that don't match the tiles, tiles of another size,
-        thresholds for a model that has no router, or too many stop ids.
+      InputError: no tokens, tokens that it has not, image tokens that don't match the tiles, tiles or features of
+        another size or type, thresholds for a model that has no router, or too many stop ids.
     """
     if not len(request.tokens_T):
         raise InputError("the prompt has no tokens; give one")
-    tokens_T = np.asarray(request.tokens_T)
+    tokens_T, tiles_GHWC, count = np.asarray(request.tokens_T), request.tiles_GHWC, len(request.tiles_GHWC)
+    if tokens_T.ndim != 1 or tokens_T.dtype.kind not in "iu":
+        raise InputError(f"the prompt is {tokens_T.dtype} of shape {tokens_T.shape}; give a list of whole numbers")
     if tokens_T.min() < 0 or tokens_T.max() >= config.text.vocab:
         raise InputError(f"the prompt has a token outside of 0 to {config.text.vocab - 1}; use this model's tokenizer")
     if config.flash is None and request.thresholds != MODEL_THRESHOLDS:
         raise InputError("the request has thresholds but this model has no router; leave them out")
-    found = int(np.sum(tokens_T == config.image_token_id))
-    needed = config.tokens_per_tile * len(request.tiles_GHWC)
+    if request.features is not None:
+        if count or request.thresholds != MODEL_THRESHOLDS:
+            raise InputError("the request has features of its tiles; leave tiles and thresholds out, or the features")
+        _check_features(request.features, config)
+        count = len(request.features.names)
+    found, needed = int(np.sum(tokens_T == config.image_token_id)), config.tokens_per_tile * count
     if found != needed:
         raise InputError(
-            f"the prompt has {found} image tokens, its {len(request.tiles_GHWC)} tiles need {needed}; "
+            f"the prompt has {found} image tokens, its {count} tiles need {needed}; "
             "make prompts with the model's own processor"
         )
-    side, tiles_GHWC = config.vision.image_size, request.tiles_GHWC
+    side = config.vision.image_size
     if len(tiles_GHWC) and tiles_GHWC.shape[1:] != (side, side, 3):
         raise InputError(
             f"the request's tiles have the shape {tiles_GHWC.shape[1:]}; the model's are {(side, side, 3)}"
         )
+    kind = tiles_GHWC.dtype
+    if kind != np.uint8 and kind.kind != "f" and kind not in _FLOATS:
+        raise InputError(f"the request's tiles are {kind}; give uint8 pixels, or floats that are normalised")
     stop_ids(vocabulary, request.sampling)
+
+
+def _check_features(given: RemoteFeatures, config: InternVLConfig) -> None:
+    counts = len(given.names), len(given.compress_G), len(given.features)
+    if len(set(counts)) > 1 or given.compress_G.dtype != bool:
+        raise InputError(
+            f"the request has {counts[0]} names, {counts[1]} decisions ({given.compress_G.dtype}) and {counts[2]} "
+            "arrays of features; give one of each for every tile, and decisions as bool"
+        )
+    if config.flash is None and given.compress_G.any():
+        raise InputError("the request has features of compressed tiles but this model has no router; use one model")
+    decided = zip(given.names, given.compress_G.tolist(), given.features, strict=True)
+    for number, (name, compressed, features_PD) in enumerate(decided):
+        tokens = config.tokens_per_compressed_tile if compressed else config.tokens_per_tile
+        if len(name) != DIGEST:
+            raise InputError(f"the name of tile {number} has {len(name)} bytes; give its digest of {DIGEST}")
+        if features_PD.shape != (tokens, config.text.width) or features_PD.dtype not in _FLOATS:
+            raise InputError(
+                f"the features of tile {number} are {features_PD.dtype} of shape {features_PD.shape}; this model's are "
+                f"bfloat16 or float32 of shape {(tokens, config.text.width)}"
+            )
+        if not all_finite(np.ascontiguousarray(features_PD)):
+            raise InputError(f"the features of tile {number} are not finite; mend the vision server, and ask again")
 
 
 def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | None, config: InternVLConfig) -> Seen:
     """The prompt that a model reads, once a Flash model's router has spoken.
 
     Args:
-      names: digests of the tiles.
-      probability_G: the router's probability that a tile may be compressed; None without a router.
+      names: what the features of the tiles are kept by.
+      probability_G: the router's probability that a tile may be compressed; None without a router, or where the request
+        brings decisions.
     """
     tokens_T = np.asarray(request.tokens_T, np.int32)
     full, compressed = config.tokens_per_tile, 0
     compress_G = np.zeros(len(names), bool)
-    if probability_G is not None:
+    if config.flash is not None:
         compressed = config.tokens_per_compressed_tile
-        compress_G = request.thresholds.decide(probability_G, config.flash)
+        compress_G = (
+            request.thresholds.decide(probability_G, config.flash)
+            if request.features is None
+            else request.features.compress_G
+        )
         tokens_T = tokens_T[kept(tokens_T, compress_G, config)]
     starts = [g * (full + compressed) + full * each for g, each in enumerate(compress_G.tolist())]
     counts = [compressed if each else full for each in compress_G.tolist()]

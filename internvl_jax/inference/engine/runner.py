@@ -17,7 +17,7 @@ from internvl_jax.inference.engine.sampling import Shaping
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.engine.scheduler import Draft, Seat, reach_of, reaches
 from internvl_jax.inference.engine.tile_features import TileFeatures
-from internvl_jax.models import InternVL, unstack, unstack_params
+from internvl_jax.models import LanguageHalf, VisionHalf, unstack, unstack_params
 from internvl_jax.sharding import Params, flatten
 
 _BEST = 20  # the most best tokens that are noted
@@ -40,13 +40,13 @@ class Runner:
     kind: type[Programs] = Programs
     pages = 0
 
-    def __init__(self, model: InternVL, vocabulary: Vocabulary, ladders: Ladders, tiles: int, apart: bool):
+    def __init__(self, model: LanguageHalf, vocabulary: Vocabulary, ladders: Ladders, tiles: int, apart: bool):
         self._vocabulary, self._ladders, self._apart = vocabulary, ladders, apart
         self._vocab = model.config.text.vocab
         graphdef, dtype = nnx.split(model, nnx.Param)[0], model.runtime.dtype
         self.params: Params = {}
         self.put_params(flatten(model))
-        on_cpu = all(device.platform == "cpu" for device in self.params["vit.cls"].devices())
+        on_cpu = all(device.platform == "cpu" for device in self.params["lm.norm.scale"].devices())
         self.programs = self.kind(
             model.config,
             graphdef,
@@ -57,7 +57,8 @@ class Runner:
             jnp.float32 if on_cpu else dtype,
             ladders.piece,
         )
-        self.tiles = TileFeatures(model.config, dtype, self.programs, ladders.tiles, tiles)
+        tower = isinstance(model, VisionHalf)
+        self.tiles = TileFeatures(model.config, dtype, self.programs, ladders.tiles, tiles, tower)
         self._state: State | None = None
         self._shaping: Shaping | None = None
         self._rows = 0

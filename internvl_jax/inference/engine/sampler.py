@@ -229,6 +229,8 @@ class Sampler:
         for i, request in enumerate(requests):
             _check_plain(i, request.sampling)
             check(request, self._config, self.vocabulary)
+            if request.features is not None:
+                raise InputError(f"request {i} has features of its tiles, but groups of answers need tiles; give them")
         self._vision.clear()
         together = min(prompts or len(requests), self.ladders.rows[-1])
         return GroupRunner(

@@ -1,4 +1,6 @@
-"""The vision tower as the engine uses it: every distinct tile passes it once, and its features are kept by content."""
+"""Features of tiles as the engine keeps them, by content: every distinct tile passes the vision tower once, if the
+engine has one, or comes once with features that were made elsewhere.
+"""
 
 import collections
 import hashlib
@@ -11,6 +13,7 @@ import numpy as np
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import fit
 from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.requests import DIGEST
 from internvl_jax.inference.engine.row_state import Features
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import Params
@@ -20,7 +23,7 @@ _FIRST = 16  # tiles that there is room for at first
 
 def digest(tile_HWC: np.ndarray) -> bytes:
     """The name of a tile's content."""
-    return hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=DIGEST).digest()
 
 
 class TileFeatures:
@@ -32,15 +35,23 @@ class TileFeatures:
       programs: the model's programs.
       sizes: the numbers of tiles that may be encoded together.
       capacity: how many tiles are kept, at most.
+      tower: whether the model has a vision tower.
     """
 
     def __init__(
-        self, config: InternVLConfig, dtype: jnp.dtype, programs: Programs, sizes: tuple[int, ...], capacity: int
+        self,
+        config: InternVLConfig,
+        dtype: jnp.dtype,
+        programs: Programs,
+        sizes: tuple[int, ...],
+        capacity: int,
+        tower: bool = True,
     ):
         compressed = 0 if config.flash is None else config.tokens_per_compressed_tile
         self._shape = (config.tokens_per_tile + compressed, config.text.width)
         self._flash, self._dtype, self.programs, self._sizes = config.flash is not None, dtype, programs, sizes
-        self.capacity, self._side = capacity, config.vision.image_size
+        self.capacity, self._side, self._tower = capacity, config.vision.image_size, tower
+        self._full = config.tokens_per_tile
         self.encoded = 0  # tiles that passed the tower
         self._kept: frozenset[bytes] = frozenset()
         self._pins: dict[int, frozenset[bytes]] = {}
@@ -73,17 +84,32 @@ class TileFeatures:
         self.renew(self._rounded(self.capacity))
         side = self._side
         for size in self._sizes:
-            features = self.programs.encode(params, np.zeros((size, side, side, 3), np.uint8))
             nowhere_G = np.full(size, 1 << 30, np.int32)
-            self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, nowhere_G)
+            if self._tower:
+                features = self.programs.encode(params, np.zeros((size, side, side, 3), np.uint8))
+                self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, nowhere_G)
+            nothing_GPD = np.zeros((size, *self._shape), self._dtype)
+            self.pool_GPD = self.programs.keep(self.pool_GPD, nothing_GPD, nowhere_G)
 
     def names(self, tiles_GHWC: np.ndarray) -> list[bytes]:
-        """The tiles' digests.
+        """The names of tiles for the tower: their digests.
 
         Raises:
-          InputError: they are more than there may be.
+          InputError: there is no tower; see `check`.
         """
-        names = [digest(tile_HWC) for tile_HWC in tiles_GHWC]
+        if len(tiles_GHWC) and not self._tower:
+            raise InputError(
+                "this engine has no vision tower to read tiles with; give the features of a vision server "
+                "(Request.features), or load the whole model"
+            )
+        return self.check([digest(tile_HWC) for tile_HWC in tiles_GHWC])
+
+    def check(self, names: list[bytes]) -> list[bytes]:
+        """The names, if so many tiles may be kept at a time.
+
+        Raises:
+          InputError: they may not.
+        """
         if len(set(names)) > self.capacity:
             raise InputError(
                 f"the request has {len(set(names))} tiles, more than the {self.capacity} that are kept at a time; "
@@ -137,8 +163,7 @@ class TileFeatures:
 
     def encode(self, params: Params, tiles: dict[bytes, np.ndarray]) -> None:
         """Puts features of tiles that are missing into the pool; all of them must have room beside the pinned ones."""
-        self._kept = frozenset().union(*self._pins.values())
-        self.reserve(len(self._kept.intersection(self._places)) + len(tiles))
+        self._make_room(len(tiles))
         largest = self._sizes[-1]
         # Stacked with normalised tiles, pixels would become floats, and be taken for normalised ones.
         for kind in {tile_HWC.dtype: None for tile_HWC in tiles.values()}:
@@ -150,17 +175,41 @@ class TileFeatures:
         names, given = list(tiles), list(tiles.values())
         padding = fit("image tiles", len(given), self._sizes) - len(given)
         features: Features = self.programs.encode(params, np.stack(given + given[:1] * padding))
-        places_G = np.array([self._room() for _ in names] + [1 << 30] * padding, np.int32)
-        self.pool_GPD = self.programs.keep(self.pool_GPD, features.pool_GPD, places_G)
+        self._keep(names, features.pool_GPD)
         if self._flash:
             probability_G = np.asarray(features.probability_G)[: len(names)]
             self._probabilities |= zip(names, probability_G.tolist(), strict=True)
-        self._places |= zip(names, places_G[: len(names)].tolist(), strict=True)
         self.encoded += len(names)
+
+    def put(self, features: dict[bytes, np.ndarray]) -> None:
+        """Puts features of tiles that were made elsewhere into the pool, as `encode` does.
+
+        Args:
+          features: [P, D] for each tile, of one of a Flash model's branches; the name says of which.
+        """
+        self._make_room(len(features))
+        given, largest = list(features.items()), self._sizes[-1]
+        for start in range(0, len(given), largest):
+            part = dict(given[start : start + largest])
+            pool_GPD = np.zeros((fit("image tiles", len(part), self._sizes), *self._shape), self._dtype)
+            for pool_PD, given_PD in zip(pool_GPD, part.values(), strict=False):
+                first = 0 if len(given_PD) == self._full else self._full  # the compressed branch stands behind
+                pool_PD[first : first + len(given_PD)] = given_PD
+            self._keep(list(part), pool_GPD)
+
+    def _keep(self, names: list[bytes], new_GPD: jax.Array | np.ndarray) -> None:
+        padding = len(new_GPD) - len(names)
+        places_G = np.array([self._room() for _ in names] + [1 << 30] * padding, np.int32)
+        self.pool_GPD = self.programs.keep(self.pool_GPD, new_GPD, places_G)
+        self._places |= zip(names, places_G[: len(names)].tolist(), strict=True)
 
     def _rounded(self, tiles: int) -> int:
         """As many as the devices of a mesh can share."""
         return -(-tiles // self._sizes[0]) * self._sizes[0]
+
+    def _make_room(self, tiles: int) -> None:
+        self._kept = frozenset().union(*self._pins.values())
+        self.reserve(len(self._kept.intersection(self._places)) + tiles)
 
     def _room(self) -> int:
         if not self._free:

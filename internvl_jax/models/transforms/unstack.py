@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from internvl_jax.models import InternVL
+from internvl_jax.models import LanguageHalf
 from internvl_jax.sharding import Params
 
 _PREFIX = "lm.layers."
 
 
-def unstack(model: InternVL) -> nnx.GraphDef:
+def unstack(model: LanguageHalf) -> nnx.GraphDef:
     """The structure of the same model with the language model's layers apart; its parameters: `unstack_params`."""
     apart = nnx.merge(*nnx.split(model))
     graphdef, state = nnx.split(model.lm.layers)

@@ -104,6 +104,37 @@ def test_a_run_that_is_refused_leaves_nothing_behind(engine, processor):
     run(engine, [row])
 
 
+@pytest.mark.parametrize(("ahead", "priority"), [(0, 0), (3, 0), (0, 9)])
+def test_a_run_beside_other_requests(engine, processor, ahead, priority):
+    """It gives its own answers, and loses no token of the others, whoever ends first."""
+    own, other = request(processor, 62, 1, 9), request(processor, 63, 0, 7, SamplingParams(max_new_tokens=30))
+    wanted, long = run(engine, [own, other])
+    id, found = engine.add(dataclasses.replace(other, priority=priority)), []
+    for _ in range(ahead):
+        found += [token.token for token in engine.step(most=1)]
+    assert run(engine, [own]) == [wanted]
+    found += finish(engine).get(id, [])
+    assert found == long
+
+
+def test_a_run_that_is_broken_off_loses_no_token_of_others(engine, processor, monkeypatch):
+    other = request(processor, 63, 0, 7, SamplingParams(max_new_tokens=30))
+    (long,) = run(engine, [other])
+    id, steps, step = engine.add(other), [], engine._step
+
+    def fails(most):
+        steps.append(most)
+        if len(steps) == 4:
+            raise RuntimeError("out of memory")
+        step(1)
+
+    monkeypatch.setattr(engine, "_step", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(engine, [request(processor, 62, 1, 9)])
+    monkeypatch.undo()
+    assert finish(engine) == {id: long}
+
+
 def test_ctrl_c_loses_no_token(engine, processor, monkeypatch, ctrl_c):
     row = request(processor, 61, 0, 9)
     (wanted,) = run(engine, [row])

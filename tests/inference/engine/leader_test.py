@@ -6,12 +6,22 @@ import os
 import signal
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from checkpoint_convert.released import load_model
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Vocabulary
+from internvl_jax.inference import (
+    Engine,
+    Ladders,
+    RemoteFeatures,
+    Request,
+    SamplingParams,
+    VisionTower,
+    Vocabulary,
+    digest,
+)
 from internvl_jax.inference.engine.leader import Leader, follow
 from internvl_jax.sharding import bind, make_mesh
 from tests.training import lives
@@ -87,6 +97,38 @@ class Pipe:
 
     def hear(self):
         return self.messages.popleft()
+
+
+def test_whatever_arrays_a_request_has_reach_the_others(structure, params, processor, monkeypatch):
+    """Lists of tokens, tiles of bfloat16, features from elsewhere, arrays of another byte order."""
+    pipe = Pipe()
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.leader"], "Channel", lambda: pipe)
+    given = bind(structure[0], params), Vocabulary.of(processor), LADDERS
+    leader, follower = Leader(*given), Engine(*given)
+    image, sampling = [processor.tokenizer.image_context] * 4, SamplingParams(5)
+    pixels_GHWC = np.random.default_rng(0).integers(0, 255, (1, 28, 28, 3), dtype=np.uint8)
+    normalised_GHWC, none_GHWC = (pixels_GHWC / 255).astype(ml_dtypes.bfloat16), pixels_GHWC[:0]
+    encoded = VisionTower(given[0], (1,)).encode(pixels_GHWC)
+    features = tuple(each.astype(ml_dtypes.bfloat16) for each in encoded.features_GPD)
+    brought = RemoteFeatures((digest(pixels_GHWC[0]),), np.zeros(1, bool), features)
+    rows = [
+        Request([*image, 40, 41], pixels_GHWC, sampling),
+        Request(np.array([*image, 40, 41], ">i8"), normalised_GHWC, sampling),
+        Request(np.array([*image, 40, 41]), none_GHWC, sampling, features=brought),
+    ]
+    wanted = leader.run(rows)
+    leader.close()
+    told, step = {}, follower.step
+
+    def listen(most):
+        for token in step(most):
+            told.setdefault(token.id, []).append(token.token)
+
+    monkeypatch.setattr(follower, "step", listen)
+    follow(follower)
+    assert list(told.values()) == [answer for (answer,) in wanted]
+    with pytest.raises(InputError, match="the prompt is float64 of shape"):
+        leader.add(Request([0.5], none_GHWC, sampling))
 
 
 def test_ctrl_c_leaves_all_in_step(structure, params, processor, monkeypatch, ctrl_c):
