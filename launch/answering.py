@@ -1,6 +1,8 @@
 """How questions are put and answers are written: flags of the launchers that ask them."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -8,7 +10,8 @@ from absl import flags
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, Processor, images, tiling
 from internvl_jax.errors import InputError
 from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
-from launch import checkpoint
+from internvl_jax.models import InternVL
+from launch import checkpoint, together
 
 THINKING = flags.DEFINE_boolean("thinking", False, "ask the model to think before it answers, and show that too")
 _REASONING = flags.DEFINE_enum("reasoning", None, ["low", "medium", "high"], "effort of GPT-OSS models; low is theirs")
@@ -48,6 +51,13 @@ def check_pictures(paths: list[str]) -> None:
     """Raises InputError for a path that is no picture, before anything slow begins."""
     for path in paths:
         images.image_size(path, ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS))
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[tuple[InternVL, Processor]]:
+    """`together.opened`, with the processor as flags want it."""
+    with together.opened() as (model, processor):
+        yield model, adjusted(processor)
 
 
 def adjusted(processor: Processor) -> Processor:

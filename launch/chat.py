@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         if checkpoint.model_config().flash is None:
             raise InputError("this model has no router, so there is nothing to draw; give a Flash model")
         paths.check_folder(_PICTURE.value, "router_picture")
-    with together.opened() as (model, processor):
+    with answering.opened() as (model, processor):
         if _PROMPT.value is None:
             settings = {**vars(sampling), "thinking": answering.THINKING.value, "thresholds": thresholds}
             converse(model, processor, settings, _IMAGE.value)

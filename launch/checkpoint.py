@@ -40,7 +40,7 @@ def model_config() -> InternVLConfig:
     Raises:
       InputError: there is no model.
     """
-    return read_model_config(_directory())
+    return read_model_config(directory())
 
 
 @overload
@@ -53,18 +53,19 @@ def load(part: PartName = "all") -> tuple[Any, Processor]:
     Raises:
       InputError: there is no model.
     """
-    directory, dtype = _directory(), _DTYPE.value
+    folder, dtype = directory(), _DTYPE.value
     default = jax.config.jax_compilation_cache_dir or pathlib.Path(_USERS_CACHE, "internvl_jax").expanduser()
-    if folder := default if _CACHE.value is None else _CACHE.value:
-        compilation_cache.keep_programs(folder)
+    if cache := default if _CACHE.value is None else _CACHE.value:
+        compilation_cache.keep_programs(cache)
     if dtype == "auto":
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    ours, mesh = "format" in read_json(directory / "config.json", _ADVICE), meshes.mesh(model_config().text)
-    with saying(f"loading {directory}"):
-        return (ivl.load if ours else load_released)(directory, dtype, mesh, meshes.RULES.value, part)
+    ours, mesh = "format" in read_json(folder / "config.json", _ADVICE), meshes.mesh(model_config().text)
+    with saying(f"loading {folder}"):
+        return (ivl.load if ours else load_released)(folder, dtype, mesh, meshes.RULES.value, part)
 
 
 @functools.cache
-def _directory() -> pathlib.Path:
+def directory() -> pathlib.Path:
+    """Where --checkpoint lies on this machine."""
     return hub.directory(_CHECKPOINT.value)

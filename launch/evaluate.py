@@ -44,7 +44,7 @@ def _answer(sampling: SamplingParams, thresholds: Thresholds) -> None:
     questions = read_questions(_DATA.value)
     answering.check_pictures(sorted({str(question.image) for question in questions if question.image}))
     with (
-        together.opened() as (model, processor),
+        answering.opened() as (model, processor),
         bars.questions(desc="compiling", total=len(questions)) as bar,
     ):
 

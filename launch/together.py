@@ -4,24 +4,32 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from internvl_jax.data import Processor
-from internvl_jax.inference import leading
+from internvl_jax.inference import Ladders, leading
 from internvl_jax.models import InternVL
-from launch import answering, checkpoint, pod
+from launch import checkpoint, pod
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Starts a launcher: process 0 of a pod does what it is for, the others follow with their part of the model."""
+def run(main: Callable[[list[str]], None], ladders: Callable[[], Ladders | None] = lambda: None) -> None:
+    """Starts a launcher: process 0 of a pod does what it is for, the others follow with their part of the model.
+
+    Args:
+      ladders: gives those that process 0 opens the model with.
+    """
 
     def follow() -> None:
-        with opened():
+        with opened(ladders()):
             pass
 
     pod.run(main, follow)
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[tuple[InternVL, Processor]]:
-    """The model and its processor; as long as it lasts, the processes of a pod answer together."""
+def opened(ladders: Ladders | None = None) -> Iterator[tuple[InternVL, Processor]]:
+    """The model and its processor; as long as it lasts, the processes of a pod answer together.
+
+    Args:
+      ladders: see `leading`.
+    """
     model, processor = checkpoint.load()
-    with leading(model, processor):
-        yield model, answering.adjusted(processor)
+    with leading(model, processor, ladders):
+        yield model, processor

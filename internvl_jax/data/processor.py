@@ -33,11 +33,19 @@ from internvl_jax.validation import (
 
 @dataclasses.dataclass(frozen=True)
 class ChatInputs:
-    """One conversation: int32 tokens [T], uint8 tiles [G, H, W, 3] (G = 0 without pictures), tokens of each picture."""
+    """One conversation.
+
+    Attributes:
+      tokens_T: int32.
+      tiles_GHWC: uint8; G = 0 without pictures.
+      image_token_counts: tokens of each picture.
+      image_sizes: width and height of each picture in pixels, then columns and rows of its tiles.
+    """
 
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     image_token_counts: tuple[int, ...]
+    image_sizes: tuple[tuple[int, int, int, int], ...] = ()
 
 
 T = TypeVar("T")
@@ -117,16 +125,18 @@ class Processor:
         allow_paths=False refuses files of this machine. begun: how the answer starts, for the model to go on from.
         Raises InputError that names message and part.
         """
-        config = self._limited(max_dynamic_patch)
+        config, sizes = self._limited(max_dynamic_patch), list[tuple[int, int, int, int]]()
 
         def look(source: images.Source, limited: tiling.ImageConfig) -> np.ndarray:
-            return images.tile_image(images.load_image(source, limited, allow_paths=allow_paths), limited)
+            image = images.load_image(source, limited, allow_paths=allow_paths)
+            sizes.append((*image.size, *tiling.choose_grid(*image.size, limited)))
+            return images.tile_image(image, limited)
 
         turns, tiles = _read_messages(messages, config, look)
         counts = tuple(config.tokens_per_tile * len(tiles_GHWC) for tiles_GHWC in tiles)
         tokens_T = self.template.encode_prompt(turns, counts, self.tokenizer, begun=begun)
         empty_GHWC = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
-        inputs = ChatInputs(tokens_T, np.concatenate([empty_GHWC, *tiles]), counts)
+        inputs = ChatInputs(tokens_T, np.concatenate([empty_GHWC, *tiles]), counts, tuple(sizes))
         check_inputs(inputs, config.tokens_per_tile, self.tokenizer.image_context)
         return inputs
 

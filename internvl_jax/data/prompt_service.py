@@ -94,13 +94,14 @@ class PromptReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
       refused: why there is no prompt, in a sentence; None if there is one.
       tokens, tiles: how many of them.
-      image_token_counts: of every picture.
+      image_token_counts, image_sizes: of every picture.
     """
 
     refused: str | None
     tokens: int = 0
     tiles: int = 0
     image_token_counts: tuple[int, ...] = ()
+    image_sizes: tuple[tuple[int, int, int, int], ...] = ()
 
 
 def serve_prompts() -> None:
@@ -141,7 +142,7 @@ def _answer(
         connection.send_bytes(msgspec.json.encode(PromptReply(refused)))
         return
     tokens_T, tiles_GHWC = inputs.tokens_T, inputs.tiles_GHWC
-    reply = PromptReply(None, len(tokens_T), len(tiles_GHWC), inputs.image_token_counts)
+    reply = PromptReply(None, len(tokens_T), len(tiles_GHWC), inputs.image_token_counts, inputs.image_sizes)
     connection.send_bytes(msgspec.json.encode(reply))
     connection.send_bytes(tokens_T.tobytes())
     connection.send_bytes(tiles_GHWC.tobytes())

@@ -200,13 +200,21 @@ class TextReader:
         self._streams: dict[tuple[int, int], tuple[TextStream, list[str]]] = {}
         self._told: dict[int, list[Piece]] = {}
 
-    def add(self, request: Request, processor: Processor) -> int:
-        """See `Engine.add`; the processor is the one that made the prompt."""
+    def add(self, request: Request, processor: Processor, begun: str = "") -> int:
+        """See `Engine.add`.
+
+        Args:
+          processor: the one that made the prompt.
+          begun: how the answer starts by the prompt; its pieces are what follows.
+        """
         with self._lock:
             id = self.engine.add(request)
             self._told[id] = []
             for number in range(len(request.seeds) or 1):
-                self._streams[id, number] = TextStream(processor, request.sampling.stop_strings), []
+                stream = TextStream(processor, request.sampling.stop_strings)
+                for token in processor.begin(begun):
+                    stream.feed(token)
+                self._streams[id, number] = stream, []
             return id
 
     def drop(self, id: int) -> None:
@@ -278,8 +286,8 @@ def get_engine(model: InternVL, processor: Processor) -> Engine:
 def leading(model: InternVL, processor: Processor, ladders: Ladders | None = None) -> Iterator[bool]:
     """Lets process 0 answer with a model that lies in several processes; all of them enter.
 
-    Within it process 0 chats, completes, evaluates or serves with this model, while the others follow and return when it
-    has done. Without it every process has to make the same calls.
+    Within it process 0 chats, completes, evaluates or serves with this model, while the others follow and return when
+    it has done. Without it every process has to make the same calls.
 
     Args:
       ladders: the sizes of the model's engine; None: those that suit offline work.

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -30,6 +30,8 @@ from internvl_jax.serving.schema import (
     explained,
 )
 from internvl_jax.serving.service import Prompt, Service, Writing
+
+T = TypeVar("T")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
@@ -200,7 +202,7 @@ class _ClientGone(Exception):
     """Nobody waits for the answer."""
 
 
-async def _unless_gone[T](request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work gives, unless the client goes away before: then it is broken off."""
 
     async def gone() -> None:

@@ -9,14 +9,16 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Piece, Request, TextReader
+
+T = TypeVar("T")
 
 # Tokens are sent as they come, but where they come faster than this, several at a time: a call has its price.
 _BURST_SECONDS = 0.03
@@ -30,26 +32,26 @@ class EngineFailed(Exception):
 
 
 class Answers:
-    """The answers to one prompt, piece by piece, as they become certain.
+    """The answers to one request, piece by piece, as they become certain.
 
     Attributes:
-      prompt: how many tokens the prompt has, before any is compressed.
+      id: the number of the request.
       submitted, began, ended: `time.monotonic` of being handed in, of the first token and of the last one.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, prompt: int):
-        self._loop, self._left, self.prompt = loop, count, prompt
-        self._pieces: asyncio.Queue[list[tuple[int, Piece]] | EngineFailed] = asyncio.Queue()
-        self.ids: list[int] = []
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int):
+        self._loop, self._left = loop, count
+        self._pieces: asyncio.Queue[list[Piece] | EngineFailed] = asyncio.Queue()
+        self.id: int | None = None
         self.submitted, self.began, self.ended = time.monotonic(), 0.0, 0.0
 
-    def put(self, found: list[tuple[int, Piece]] | EngineFailed) -> None:
+    def put(self, found: list[Piece] | EngineFailed) -> None:
         """From the engine's thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, found)
 
-    async def take(self) -> list[tuple[int, Piece]]:
-        """What became certain next, (number of the answer, piece); [] after the last of all answers.
+    async def take(self) -> list[Piece]:
+        """What became certain next; [] after the last of all answers.
 
         Raises:
           EngineFailed: the engine is broken.
@@ -61,7 +63,7 @@ class Answers:
             raise found
         self.ended = time.monotonic()
         self.began = self.began or self.ended
-        self._left -= sum(piece.answer is not None for _, piece in found)
+        self._left -= sum(piece.answer is not None for piece in found)
         return found
 
 
@@ -76,6 +78,7 @@ class EngineThread:
 
     Attributes:
       failed: the engine is broken; nothing is answered any more.
+      load: how much the engine had to do after its last step.
     """
 
     def __init__(
@@ -85,10 +88,11 @@ class EngineThread:
         self._changed = threading.Condition()
         self._calls: collections.deque[Callable[[], None]] = collections.deque()
         self._futures: dict[asyncio.Future[Any], asyncio.AbstractEventLoop] = {}
-        self._owners: dict[int, tuple[Answers, int]] = {}  # (answers, number of the first) of every request
+        self._owners: dict[int, Answers] = {}
         self._thread = threading.Thread(target=self._guarded, name="engine", daemon=True)
         self._closed, self._seconds, self._stepping = False, _BURST_SECONDS, 0.0
         self.failed = False
+        self.load = reader.engine.load
 
     def start(self) -> None:
         """Begins to step."""
@@ -101,7 +105,7 @@ class EngineThread:
             self._changed.notify()
         self._thread.join()
 
-    async def call[T](self, function: Callable[[], T]) -> T:
+    async def call(self, function: Callable[[], T]) -> T:
         """What a function returns that uses the engine; it runs between two steps.
 
         Raises:
@@ -122,28 +126,22 @@ class EngineThread:
         self._do(run, lambda: self._futures.setdefault(future, loop))
         return await future
 
-    async def submit(self, requests: Sequence[Request]) -> Answers:
-        """Takes requests whose answers belong together; they are numbered in their order.
+    async def submit(self, request: Request, begun: str) -> Answers:
+        """Takes a request.
+
+        Args:
+          begun: how its answers start by the prompt.
 
         Raises:
           InputError: a request that this model can't read, or that no row has room for.
           EngineFailed: the engine is broken.
         """
-        count = sum(len(request.seeds) or 1 for request in requests)
-        answers = Answers(asyncio.get_running_loop(), count, max(len(request.tokens_T) for request in requests))
+        answers = Answers(asyncio.get_running_loop(), len(request.seeds))
         taken = False
 
         def add() -> None:
-            first = 0
-            try:
-                for request in requests:
-                    id = self._reader.add(request, self._processor)
-                    self._owners[id] = answers, first
-                    answers.ids.append(id)
-                    first += len(request.seeds) or 1
-            except InputError:
-                self._drop(answers)
-                raise
+            answers.id = self._reader.add(request, self._processor, begun)
+            self._owners[answers.id] = answers
 
         try:
             await self.call(add)
@@ -159,9 +157,8 @@ class EngineThread:
             self._do(lambda: self._drop(answers))
 
     def _drop(self, answers: Answers) -> None:
-        for id in answers.ids:
-            if self._owners.pop(id, None) is not None:
-                self._reader.drop(id)
+        if answers.id is not None and self._owners.pop(answers.id, None) is not None:
+            self._reader.drop(answers.id)
 
     def _do(self, call: Callable[[], None], noted: Callable[[], object] = lambda: None) -> None:
         with self._changed:
@@ -178,7 +175,7 @@ class EngineThread:
             with self._changed:
                 self.failed = not self._closed
                 self._closed = True
-            for answers, _ in self._owners.values():
+            for answers in self._owners.values():
                 answers.put(EngineFailed("the engine has ended"))
             for future, loop in self._futures.items():
                 _settle(loop, future, EngineFailed("the engine has ended"))
@@ -193,6 +190,7 @@ class EngineThread:
                 calls, self._calls = self._calls, collections.deque()
             for call in calls:
                 call()
+            self.load = self._reader.engine.load
             if not self._owners:
                 continue
             try:
@@ -219,21 +217,14 @@ class EngineThread:
         tokens = max(collections.Counter((piece.id, piece.number) for piece in pieces).values(), default=0)
         if tokens:
             self._seconds = 0.8 * self._seconds + 0.2 * seconds / tokens
-        found: dict[int, list[tuple[int, Piece]]] = {}
+        found: dict[int, list[Piece]] = {}
         for piece in pieces:
-            answers, first = self._owners[piece.id]
-            found.setdefault(id(answers), []).append((first + piece.number, piece))
-        owners = {id(answers): answers for answers, _ in self._owners.values()}
-        for key, own in found.items():
-            owners[key].put(own)
-        for each in {piece.id for piece in pieces if piece.answer is not None}:
-            self._finish(each)
-
-    def _finish(self, each: int) -> None:
-        """Forgets a request once all of its answers are written."""
-        if not self._reader.writes(each):
-            del self._owners[each]
-            self._reader.drop(each)
+            found.setdefault(piece.id, []).append(piece)
+        for id, own in found.items():
+            self._owners[id].put(own)
+            if not self._reader.writes(id):
+                del self._owners[id]
+                self._reader.drop(id)
 
 
 def _settle(

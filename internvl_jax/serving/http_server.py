@@ -35,20 +35,21 @@ def url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
+Prepare = Callable[[contextlib.AsyncExitStack], Awaitable[object]]
+
+
 class HttpServer(uvicorn.Server):
-    """Serves until SIGTERM or Ctrl-C; then answers what it has begun and refuses the rest. A second signal ends at once.
+    """Serves until SIGTERM or Ctrl-C; then answers what it has begun and refuses the rest. A second one ends at once.
 
     Args:
       app: the application.
       doors: what is let in; told what the server does.
       service: what answers.
-      prepare: gets it ready, after which it is open.
+      prepare: gets it ready, after which it is open; what it opened is closed at the end.
       grace: seconds for what is being answered when the server is to end.
     """
 
-    def __init__(
-        self, app: Any, doors: Doors, service: Service, prepare: Callable[[], Awaitable[object]], grace: float
-    ):
+    def __init__(self, app: Any, doors: Doors, service: Service, prepare: Prepare, grace: float):
         options = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off"}
         limits = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 1, "h11_max_incomplete_event_size": 1 << 16}
         super().__init__(uvicorn.Config(app, **options, **limits))
@@ -63,22 +64,24 @@ class HttpServer(uvicorn.Server):
         """
 
         async def serve() -> None:
-            preparing = asyncio.ensure_future(self._open(ready))
-            try:
-                await self.serve([listening])
-            finally:
-                preparing.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await preparing
+            async with contextlib.AsyncExitStack() as opened:
+                preparing = asyncio.ensure_future(self._open(opened, ready))
+                try:
+                    await self.serve([listening])
+                finally:
+                    preparing.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await preparing
 
         asyncio.run(serve())
 
-    async def _open(self, ready: Callable[[], None]) -> None:
+    async def _open(self, opened: contextlib.AsyncExitStack, ready: Callable[[], None]) -> None:
+        prepared = False
         try:
-            await self._prepare()
-        except InputError:
-            self.should_exit = True
-            raise
+            await self._prepare(opened)
+            prepared = True
+        finally:
+            self.should_exit = self.should_exit or not prepared
         if self._doors.phase == "starting":
             self._doors.phase = "ready"
             ready()

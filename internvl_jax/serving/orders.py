@@ -140,7 +140,13 @@ def _order(request: Generation, limits: Limits, max_tokens: int | None, best: in
     except InputError as error:
         raise Refusal(400, f"{error}.") from None
     options = request.stream_options
-    usage = "each" if options and options.continuous_usage_stats else "last" if options and options.include_usage else "none"
+    usage = (
+        "each"
+        if options and options.continuous_usage_stats
+        else "last"
+        if options and options.include_usage
+        else "none"
+    )
     return Order(
         sampling,
         max_tokens,
@@ -186,4 +192,3 @@ def _shape(request: ChatRequest) -> Shape | None:
     if len(found) > 1:
         raise Refusal(400, f"the answer can't be {found[0][0]} and {found[1][0]}; give one.", "response_format")
     return found[0] if found else None
-

@@ -251,9 +251,8 @@ class _Worker:
         tiles = np.frombuffer(self._connection.recv_bytes(limits.tiles * side * side * 3), np.uint8)
         if len(tokens_T) != 4 * reply.tokens or len(tiles) != reply.tiles * side * side * 3:
             raise OSError("sizes that don't fit")
-        return ChatInputs(
-            tokens_T.view(np.int32), tiles.reshape(reply.tiles, side, side, 3), tuple(reply.image_token_counts)
-        )
+        tiles_GHWC = tiles.reshape(reply.tiles, side, side, 3)
+        return ChatInputs(tokens_T.view(np.int32), tiles_GHWC, reply.image_token_counts, reply.image_sizes)
 
     @contextlib.contextmanager
     def _killed_after(self, seconds: float) -> Iterator[None]:

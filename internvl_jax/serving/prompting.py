@@ -29,6 +29,7 @@ class Prompting:
       workers: decode pictures and write prompts.
       fetch: gets the bytes of a picture from another host.
       limits: of texts.
+      thumbnail: whether a picture of several tiles has one more that shows the whole.
     """
 
     config: InternVLConfig
@@ -36,6 +37,7 @@ class Prompting:
     workers: PromptWorkers
     fetch: Callable[[str], Awaitable[bytes]]
     limits: Limits
+    thumbnail: bool
 
     async def chat(self, messages: list[Message], order: Order) -> Prompt:
         """The prompt of a conversation.
@@ -45,14 +47,33 @@ class Prompting:
         """
         settings = PromptSettings(order.thinking, order.effort, order.max_tiles)
         inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings)
-        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.picture_sizes)
+        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.image_sizes)
 
     async def conversation(self, messages: list[Message], max_tiles: int | None) -> Prompt:
         """The same without a wish how it is answered."""
         inputs = await self.workers.prompt(
             await self._fetched(conversation(messages)), PromptSettings(max_dynamic_patch=max_tiles)
         )
-        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, "", inputs.picture_sizes)
+        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, "", inputs.image_sizes)
+
+    async def _fetched(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages in which the bytes of pictures of other hosts stand for their addresses."""
+        addresses = [
+            part["image_url"]
+            for message in messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] == "image_url" and part["image_url"]["url"].lower().startswith(_REMOTE)
+        ]
+        if len(addresses) > self.limits.images:
+            raise Refusal(
+                400, f"the request has more than {self.limits.images} pictures, the limit; send fewer.", "messages"
+            )
+        for image, data in zip(
+            addresses, await asyncio.gather(*(self.fetch(each["url"]) for each in addresses)), strict=True
+        ):
+            image["url"] = data
+        return messages
 
     async def text(self, prompt: str | list[int]) -> Prompt:
         """A plain text, which may come as tokens.
@@ -68,3 +89,31 @@ class Prompting:
             prompt = [*self.tokenizer.begin, *encoded]
         side = self.config.vision.image_size
         return Prompt(np.array(prompt, np.int32), np.zeros((0, side, side, 3), np.uint8), None)
+
+    def told(self, writing: Writing) -> dict[str, Any]:
+        """Which tiles of which pictures the model read with how many tokens, where the request asks for it."""
+        if not writing.order.tiles or writing.seen is None:
+            return {}
+        full, flash = self.config.tokens_per_tile, self.config.flash is not None
+        width = full + (self.config.tokens_per_compressed_tile if flash else 0)
+        sources_P = writing.seen.sources_T[writing.seen.sources_T >= 0]
+        compressed = {int(tile) for tile in (sources_P[sources_P % width >= full] // width)}
+        counts = np.bincount(sources_P // width) if len(sources_P) else np.zeros(0, int)
+        probability_G = writing.seen.probability_G
+        pictures, first = [], 0
+        for wide, high, columns, rows in writing.prompt.sizes:
+            tiles = range(first, first + columns * rows + (self.thumbnail and columns * rows > 1))
+            first = tiles.stop
+            pictures.append(
+                {
+                    "width": wide,
+                    "height": high,
+                    "columns": columns,
+                    "rows": rows,
+                    "thumbnail": len(tiles) > columns * rows,
+                    "tokens": int(counts[tiles.start : tiles.stop].sum()),
+                    "compressed": [tile in compressed for tile in tiles],
+                    "probability": None if probability_G is None else probability_G[tiles.start : tiles.stop].tolist(),
+                }
+            )
+        return {"internvl": {"pictures": pictures}}

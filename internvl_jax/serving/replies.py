@@ -128,9 +128,7 @@ class ChatReply:
 
     kind, chunk, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
 
-    def __init__(
-        self, name: str, model: str, fingerprint: str, tokenizer: Tokenizer, logprobs: bool, reasoning: bool
-    ):
+    def __init__(self, name: str, model: str, fingerprint: str, tokenizer: Tokenizer, logprobs: bool, reasoning: bool):
         self._head = {"id": self.prefix + name, "created": int(time.time()), "model": model}
         self._tail = {"system_fingerprint": fingerprint}
         self._tokenizer, self._logprobs, self._reasoning = tokenizer, logprobs, reasoning

@@ -1,5 +1,6 @@
 """A model becomes a server."""
 
+import contextlib
 import dataclasses
 import socket
 from collections.abc import Callable
@@ -7,19 +8,21 @@ from collections.abc import Callable
 import jax
 
 from internvl_jax.data import Processor
-from internvl_jax.errors import InputError
 from internvl_jax.inference import Ladders, get_reader
 from internvl_jax.models import InternVL
 from internvl_jax.serving.admission import Admission
-from internvl_jax.serving.api_keys import ApiKeys, required
+from internvl_jax.serving.api_keys import ApiKeys
 from internvl_jax.serving.app import make_app
 from internvl_jax.serving.door import Doors
 from internvl_jax.serving.engine_thread import EngineThread
+from internvl_jax.serving.fetching import Fetcher
 from internvl_jax.serving.http_server import HttpServer, url
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import Metrics
+from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.prompting import Prompting
 from internvl_jax.serving.service import Service
+from internvl_jax.serving.structured import Grammars
 
 _CPU_PROMPTS, _PROMPTS = (32, 64, 128), (64, 128, 256)  # besides the chunk
 
@@ -57,7 +60,7 @@ def ladders(rows: int, context: int, chunk: int | None, page: int | None) -> Lad
       page: tokens of a page, see `Ladders`.
     """
     cpu = jax.default_backend() == "cpu"
-    chunk = chunk or (256 if cpu else 512)
+    chunk = min(chunk or (256 if cpu else 512), context)
     sizes = tuple(size for size in (_CPU_PROMPTS if cpu else _PROMPTS) if size < chunk)
     return Ladders(
         prompts=(*sizes, chunk),
@@ -79,31 +82,29 @@ def serve(
       listening: where.
       ready: called with the address once requests are answered.
     """
-    reader, limits, metrics = get_reader(model, processor), served.limits, Metrics()
+    reader, limits, metrics, config = get_reader(model, processor), served.limits, Metrics(), model.config
     engine = EngineThread(reader, processor, reader.engine.ladders.piece, metrics.step.observe)
-    prompting = Prompting(processor, served.hosts, served.workers, limits)
+    workers = PromptWorkers(processor, served.workers, limits)
+    fetch = Fetcher(served.hosts, limits).fetch
+    prompting = Prompting(config, processor.tokenizer, workers, fetch, limits, processor.image_config.thumbnail)
+    grammars = Grammars(processor, reader.engine.vocabulary, limits)
     service = Service(
-        engine,
-        limits,
-        metrics,
-        Admission(limits, engine.reading_rate),
-        prompting.grammars,
-        None,
-        model.config.image_token_id,
-        reader.engine.longest,
+        *(engine, limits, metrics, Admission(limits, engine.reading_rate), grammars, None),
+        *(config.image_token_id, reader.engine.longest),
     )
-    host = listening.getsockname()[0]
+    metrics.gauge("num_requests_running", "Answers that have rows", lambda: engine.load.running)
+    metrics.gauge("num_requests_waiting", "Requests without a token yet", lambda: service.admission.requests)
+    metrics.gauge("kv_cache_usage_perc", "Share of the cache that is used", lambda: engine.load.share)
     doors = Doors(served.keys, limits.body_bytes, limits.body_seconds, not served.keys.digests)
     app = make_app(service, prompting, served.names, served.fingerprint, doors)
-    engine.start()
 
-    async def prepare() -> None:
+    async def prepare(opened: contextlib.AsyncExitStack) -> None:
+        await opened.enter_async_context(workers)
         await engine.call(reader.engine.warm_up)
-        await prompting.start()
 
+    engine.start()
     try:
         HttpServer(app, doors, service, prepare, served.grace).serve_at(listening, lambda: ready(url(listening)))
     finally:
         engine.close()
-        prompting.close()
     return doors.phase != "failed"

@@ -3,13 +3,12 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import RemoteFeatures, Request, SamplingParams, Thresholds
+from internvl_jax.inference import MODEL_THRESHOLDS, Piece, RemoteFeatures, Request, SamplingParams, Seen, Thresholds
 from internvl_jax.serving.admission import Admission, Ticket
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
@@ -17,10 +16,9 @@ from internvl_jax.serving.metrics import Metrics
 from internvl_jax.serving.orders import Order
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import Choice, Said, Usage
+from internvl_jax.serving.structured import Grammars
 
 _ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a word, or proxies would cut it
-
-Allow = Callable[[Sequence[int]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +29,13 @@ class Prompt:
       tokens_T: int32, with as many image tokens as all tiles have at full resolution.
       tiles_GHWC: uint8.
       begun: how the answer begins; None where thinking and answer aren't told apart.
-      pictures: (width, height, columns, rows, whether there is a thumbnail) of every picture.
+      sizes: (width, height) in pixels of every picture, and the grid (columns, rows) of its tiles.
     """
 
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     begun: str | None
-    pictures: tuple[tuple[int, int, int, int, bool], ...] = ()
-
-
-class Shapes(Protocol):
-    """What makes grammars of wanted shapes; see `structured.Grammars`."""
-
-    async def compiled(self, order: Order) -> Callable[[], Allow]:
-        """Gives a fresh `Request.allow` for every answer."""
-        ...
+    sizes: tuple[tuple[int, int, int, int], ...] = ()
 
 
 class Writing:
@@ -54,6 +44,7 @@ class Writing:
     Attributes:
       choices: the answers so far.
       usage: what the prompt took.
+      seen: what the model read; None before the first token.
     """
 
     def __init__(self, service: "Service", order: Order, prompt: Prompt, answers: Answers, ticket: Ticket):
@@ -61,6 +52,7 @@ class Writing:
         self.order, self.prompt = order, prompt
         self.choices = [Choice(prompt.begun) for _ in order.seeds]
         self.usage = Usage()
+        self.seen: Seen | None = None
         self._whole = self._closed = False
         service.writing += 1
 
@@ -95,12 +87,13 @@ class Writing:
                 self._ticket.hand_back()
                 metrics.first.observe(now - begun)
             else:
-                metrics.between.observe((now - last) * len({number for number, _ in found}) / len(found))
+                metrics.between.observe((now - last) * len({piece.number for piece in found}) / len(found))
             last = now
-            pieces: dict[int, list[Any]] = {}
-            for number, piece in found:
+            pieces: dict[int, list[Piece]] = {}
+            for piece in found:
                 self.usage.note(piece.token, self._service.image_token_id)
-                pieces.setdefault(number, []).append(piece)
+                self.seen = piece.token.seen
+                pieces.setdefault(piece.number, []).append(piece)
             yield [(number, self.choices[number].read(own)) for number, own in pieces.items()]
         self._whole = True
 
@@ -144,7 +137,7 @@ class Service:
       limits: what it takes.
       metrics: what it counts.
       admission: who waits.
-      shapes: makes grammars.
+      grammars: of answers that must look like something.
       features: where those of tiles come from; None: from the model's own tower.
       image_token_id: the id of <IMG_CONTEXT>.
       context: tokens that a prompt and its answer may have together.
@@ -155,7 +148,7 @@ class Service:
     limits: Limits
     metrics: Metrics
     admission: Admission
-    shapes: Shapes
+    grammars: Grammars
     features: Callable[[np.ndarray, Thresholds], Awaitable[RemoteFeatures]] | None
     image_token_id: int
     context: int
@@ -188,19 +181,16 @@ class Service:
     async def _submit(self, order: Order, prompt: Prompt) -> Answers:
         sampling = self._bounded(order, len(prompt.tokens_T))
         tiles_GHWC, thresholds = prompt.tiles_GHWC, order.thresholds
-        seeds, allows = [order.seeds], [None]
-        if order.shape is not None:  # a grammar knows one answer's tokens alone
-            fresh = await self.shapes.compiled(order)
-            seeds, allows = [(seed,) for seed in order.seeds], [fresh() for _ in order.seeds]
+        allow = None
+        if order.shape is not None:
+            grammar = await asyncio.to_thread(self.grammars.compile, *order.shape, order.thinking)
+            allow = grammar.allow(len(order.seeds))
         features = None
         if self.features is not None and len(tiles_GHWC):
             features = await self.features(tiles_GHWC, thresholds)
-            tiles_GHWC = tiles_GHWC[:0]
-        requests = [
-            Request(prompt.tokens_T, tiles_GHWC, sampling, thresholds, own, allow, order.priority, features)
-            for own, allow in zip(seeds, allows, strict=True)
-        ]
-        return await self.engine.submit(requests)
+            tiles_GHWC, thresholds = tiles_GHWC[:0], MODEL_THRESHOLDS
+        wanted = prompt.tokens_T, tiles_GHWC, sampling, thresholds, order.seeds, allow, order.priority, features
+        return await self.engine.submit(Request(*wanted), prompt.begun or "")
 
     def _bounded(self, order: Order, prompt: int) -> SamplingParams:
         """The request's own bound of its answer, or this server's."""

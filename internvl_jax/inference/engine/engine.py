@@ -67,6 +67,11 @@ class Load(NamedTuple):
     used: int
     slots: int
 
+    @property
+    def share(self) -> float:
+        """Of the slots that are used."""
+        return self.used / self.slots if self.slots else 0.0
+
 
 class Engine:
     """A model that answers many requests at a time.
@@ -388,9 +393,11 @@ class Engine:
                 elif number >= draft.limit:
                     end = "length"
                 best = tuple(zip(best_ids[b, w, :n].tolist(), best_logprobs[b, w, :n].tolist(), strict=True))
-                self._told.append(Token(
-                    *(draft.job.id, draft.number, token, logprob, number, end, draft.job.seen, best, draft.cached)
-                ))
+                self._told.append(
+                    Token(
+                        *(draft.job.id, draft.number, token, logprob, number, end, draft.job.seen, best, draft.cached)
+                    )
+                )
                 if end is not None:
                     self._end(draft)
 

@@ -49,11 +49,14 @@ class RemoteFeatures:
       names: the digest (`tile_features.digest`) of every tile.
       compress_G: bool, which tiles are compressed.
       features: of every tile [P, D], those of the branch that was chosen for it; bfloat16 or float32.
+      probability_G: float32, the router's probability that a tile may be compressed, for whoever asks; None where none
+        is known.
     """
 
     names: tuple[bytes, ...]
     compress_G: np.ndarray
     features: tuple[np.ndarray, ...]
+    probability_G: np.ndarray | None = None
 
     @property
     def kept_names(self) -> list[bytes]:
@@ -103,11 +106,13 @@ class Seen(NamedTuple):
         features of a tile, plus its place among them; -1 for the other tokens.
       keys_T: int64, equal where tokens are equal and show the same feature: prompts that begin with the same keys have
         the same keys and values there.
+      probability_G: float32, the router's probability that a tile may be compressed; None where none is known.
     """
 
     tokens_T: np.ndarray
     sources_T: np.ndarray
     keys_T: np.ndarray
+    probability_G: np.ndarray | None = None
 
 
 class Token(NamedTuple):
@@ -228,7 +233,8 @@ def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | 
         number, place = np.divmod(sources_T[image_T], full + compressed)
         # Below zero, where no token is. Two features that share a key are as rare as two tiles that share a digest.
         keys_T[image_T] = -1 - ((seeds[number] ^ (place * 0x9E3779B97F4A7C1)) & (2**62 - 1))
-    return Seen(tokens_T, sources_T, keys_T)
+    told_G = probability_G if request.features is None else request.features.probability_G
+    return Seen(tokens_T, sources_T, keys_T, told_G)
 
 
 def stop_ids(vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
