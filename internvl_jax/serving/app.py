@@ -30,6 +30,7 @@ from internvl_jax.serving.schema import (
     explained,
 )
 from internvl_jax.serving.service import Prompt, Service, Writing
+from internvl_jax.validation import parse_json
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class _CheckedRequest(Request):
 
     async def json(self) -> Any:
         try:
-            value = orders.parsed(await self.body())
+            value = parse_json(await self.body(), "the body")
         except InputError as error:
             raise HTTPException(400, str(error)) from None
         # null stands for a field that isn't there.

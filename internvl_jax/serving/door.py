@@ -1,7 +1,9 @@
 """Who may come in: before anything of a request is read but its head."""
 
+import asyncio
 import dataclasses
 import ipaddress
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal
 
@@ -105,12 +107,18 @@ class Door:
         except Refusal as refusal:
             await self._refuse(refusal)(scope, receive, send_on)
             return
-        came = 0
+        came, whole, end = 0, False, time.monotonic() + self._doors.body_seconds
 
         async def receive_bounded() -> Message:
-            nonlocal came
-            message = await receive()
+            nonlocal came, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0))
+            except TimeoutError:
+                raise HTTPException(408, f"the body had not come after {self._doors.body_seconds:g} s.") from None
             came += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if came > self._doors.body_bytes:
                 raise HTTPException(413, self._doors.too_large().message)
             return message
