@@ -1,0 +1,240 @@
+"""Answers that follow a JSON schema, a regex or a list of choices: which tokens may come next, by llguidance.
+
+1. `Grammars.compile` makes a `Grammar` of what a request asks for, or refuses it.
+2. `Grammar.allow()` gives what `inference.Request.allow` takes: from the tokens of an answer so far to the tokens that
+   may follow. Once the answer is complete only stop tokens may.
+3. Thinking comes before the constraint, in the markup of the model's family: after "</think>", or in GPT-OSS once the
+   final channel begins, the answer follows the grammar. The whole, thinking and markup included, is one grammar.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import llguidance
+import numpy as np
+
+from internvl_jax.data import THINK, THINK_END, Channels, Processor
+from internvl_jax.inference import Vocabulary
+from internvl_jax.serving.limits import Limits
+from internvl_jax.serving.refusals import Refusal
+
+Kind = Literal["json_schema", "json_object", "regex", "choice"]
+Thinking = Literal["on", "off", "auto"]
+_MATCHER = llguidance.LLMatcher
+# Work for one token, about 4 ms: it is done while the other rows wait. Errors must not repeat schemas and answers.
+_BOUNDS = llguidance.LLParserLimits(step_lexer_fuel=50_000, verbose_errors=False)
+# Without a bound a small model that has lost the thread writes spaces up to its last token.
+_JSON = {"whitespace_pattern": r"[ \n\r\t]{0,40}"}
+_AFTER_THINKING = r"\s{0,4}"
+
+
+class Grammars:
+    """Makes grammars for the tokens of one model; making this takes a second for a vocabulary of 150,000.
+
+    Args:
+      processor: tokenizer and template.
+      vocabulary: of the engine.
+      limits: `schema_chars` holds.
+    """
+
+    def __init__(self, processor: Processor, vocabulary: Vocabulary, limits: Limits):
+        self._processor, self._vocabulary, self._limits = processor, vocabulary, limits
+        tokens = llguidance.TokenizerWrapper(_Tokens(processor, vocabulary))
+        self._tokenizer = llguidance.LLTokenizer(tokens, vocabulary.size, list(vocabulary.stops))
+
+    def compile(self, kind: Kind, value: Any = None, thinking: Thinking = "auto") -> "Grammar":
+        """A grammar; takes milliseconds, for large schemas a tenth of a second, best in a thread.
+
+        Args:
+          kind: 'json_schema' with the schema as an object, 'json_object' with None, 'regex' with a text in the syntax
+            of Rust's regex, which all of the answer must match, or 'choice' with a list of texts.
+          thinking: as the prompt was made, see `data.PromptSettings`: 'on': the answer begins within thinking; 'off':
+            it begins at once; 'auto': it may think first. Templates with channels open the answer's own.
+
+        Raises:
+          Refusal: it can't be compiled, nothing matches it, or it is too large.
+        """
+        try:
+            body = _body(kind, value, self._limits.schema_chars)
+            whole = json.dumps({"grammars": [{"lark_grammar": self._lead(thinking)}, body | {"name": "body"}]})
+        except (ValueError, RecursionError) as error:
+            raise _refusal(kind, _reason(str(error))) from None
+        grammar = Grammar(self._tokenizer, whole, self._vocabulary.stops)
+        # The body alone too: behind thinking a body that nothing matches would come to light too late.
+        for text in (json.dumps({"grammars": [body]}), whole):
+            trial = Grammar(self._tokenizer, text, self._vocabulary.stops).allow()
+            trial(())
+            if trial.failed is not None:
+                raise _refusal(kind, _reason(trial.failed))
+        return grammar
+
+    def _lead(self, thinking: Thinking) -> str:
+        """What comes before the body: rules in llguidance's Lark, from `start` to `@body`."""
+        speech = self._processor.template.speech
+        if thinking == "off":
+            return "start: @body"
+        if isinstance(speech, Channels):
+            end = f"THOUGHT {self._markup(speech.thinking_end)}"
+            more = f"({self._markup(speech.thinking_head)} {end})*"
+            answer = f"{more} {self._markup(speech.answer_head)} @body"
+            return f"start: {f'{end} {answer}' if thinking == 'on' else answer}\nTHOUGHT: /(?s:.*)/"
+        start = "thought" if thinking == "on" else f"({json.dumps(THINK)} thought)?"
+        end = re.escape(THINK_END).replace("/", r"\/")
+        return f"start: {start} @body\nthought[lazy]: /(?s:.*){end}/ SPACE\nSPACE: /{_AFTER_THINKING}/"
+
+    def _markup(self, text: str) -> str:
+        """The project's own markup as Lark: control tokens by number, the rest as strings."""
+        items = self._processor.tokenizer.split_special(text)
+        return " ".join(json.dumps(item) if isinstance(item, str) else f"<[{item}]>" for item in items)
+
+
+class Grammar:
+    """What answers must look like; `allow` gives a fresh reader of it."""
+
+    def __init__(self, tokenizer: llguidance.LLTokenizer, definition: str, stops: Sequence[int]):
+        self._start = _MATCHER(tokenizer, definition, log_level=0, limits=_BOUNDS)
+        self._words = -(-tokenizer.vocab_size // 32)
+        self._stops = stops
+
+    def allow(self, answers: int = 1) -> "Allow":
+        """What `inference.Request.allow` takes, for a request with so many answers; it is used in one thread."""
+        return Allow(self._start.deep_copy, self._stops, self._words, answers)
+
+
+class Allow:
+    """From an answer's tokens so far to those that may follow: int32 [V / 32 rounded up], 32 tokens to a number, the
+    least bit first.
+
+    It may be asked again for the same tokens, for fewer, or for another answer's: as many answers as there are have a
+    reader that has got as far as they have, and any other begins anew.
+
+    Attributes:
+      failed: why it gave up and allowed an answer's end that doesn't follow the grammar; None if it hasn't.
+    """
+
+    def __init__(self, begin: Callable[[], llguidance.LLMatcher], stops: Sequence[int], words: int, answers: int):
+        self._begin, self._ends, self._answers = begin, frozenset(stops), answers
+        bits = np.zeros(words * 32, np.uint8)
+        bits[list(stops)] = 1
+        self._stops = np.packbits(bits, bitorder="little").view("<i4")
+        self._readers: list[_Reader] = []
+        self.failed: str | None = None
+
+    def __call__(self, tokens: Sequence[int]) -> np.ndarray:
+        answer = [int(token) for token in tokens]
+        if answer and answer[-1] in self._ends:
+            return self._stops  # it is over, also where stop tokens are told not to end it
+        reader = self._reader(answer)
+        if not reader.read(answer):
+            return self._fail("a token doesn't follow it")
+        allowed = np.frombuffer(reader.matcher.compute_bitmask(), "<i4")
+        if reader.matcher.is_error() or not allowed.any():
+            return self._fail(reader.matcher.get_error() or "nothing may follow")
+        if reader.matcher.is_stopped() and not reader.matcher.is_accepting():
+            return self._fail("nothing matches it")
+        return allowed
+
+    def _reader(self, answer: list[int]) -> "_Reader":
+        fitting = [reader for reader in self._readers if answer[: len(reader.tokens)] == reader.tokens]
+        if fitting:
+            reader = max(fitting, key=lambda each: len(each.tokens))
+            self._readers.remove(reader)
+        else:
+            reader = _Reader(self._begin())
+            del self._readers[self._answers - 1 :]
+        self._readers.insert(0, reader)
+        return reader
+
+    def _fail(self, reason: str) -> np.ndarray:
+        self.failed = self.failed or reason
+        return self._stops
+
+
+class _Reader:
+    """How far an answer has been read."""
+
+    def __init__(self, matcher: llguidance.LLMatcher):
+        self.matcher = matcher
+        self.tokens: list[int] = []
+
+    def read(self, answer: list[int]) -> bool:
+        """Whether an answer that begins with what has been read follows the grammar so far."""
+        more = answer[len(self.tokens) :]
+        self.tokens = answer
+        return not more or self.matcher.consume_tokens(more)
+
+
+class _Tokens:
+    """A vocabulary as llguidance takes it: the bytes of every token, and which are no text.
+
+    Image tokens and whatever ends an answer are no text, whatever the tokenizer's files say.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, processor: Processor, vocabulary: Vocabulary):
+        self._tokenizer = processor.tokenizer
+        names = {token: name for name, token in self._tokenizer.added_tokens.items()}
+        self.tokens = [self._tokenizer.bytes_of(token) for token in range(vocabulary.size)]
+        control = {token for token in names if not self.tokens[token]}
+        self.special_token_ids = sorted(control | {*vocabulary.banned, *vocabulary.stops})
+        for token in self.special_token_ids:
+            self.tokens[token] = names.get(token, f"<{token}>").encode()
+        self.eos_token_id = vocabulary.stops[0]
+        self._ids = {text: token for token, text in enumerate(self.tokens) if text and token not in control}
+        self._longest = max(map(len, self._ids))
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Tokens whose bytes are a text's: the model's own, unless its tokenizer writes the text another way."""
+        data = text if isinstance(text, bytes) else text.encode()
+        ids = self._tokenizer.encode(data.decode())
+        return ids if b"".join(self.tokens[token] for token in ids) == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        ids: list[int] = []
+        while data:
+            size = next(n for n in range(min(self._longest, len(data)), 0, -1) if data[:n] in self._ids)
+            ids.append(self._ids[data[:size]])
+            data = data[size:]
+        return ids
+
+
+def _body(kind: Kind, value: Any, most: int) -> dict[str, Any]:
+    """The grammar of the answer itself, of at most so many characters, in llguidance's own form."""
+    if kind == "json_object":
+        text = _MATCHER.grammar_from_json_schema('{"type": "object"}', overrides=_JSON)
+    elif kind == "json_schema" and isinstance(value, dict):
+        # What llguidance would take from the schema itself are options that change what it means.
+        schema = json.dumps({name: part for name, part in value.items() if name != "x-guidance"})
+        _check_size(len(schema), most)
+        text = _MATCHER.grammar_from_json_schema(schema, overrides=_JSON)
+    elif kind == "regex" and isinstance(value, str) and value:
+        _check_size(len(value), most)
+        text = _MATCHER.grammar_from_regex(value)
+    elif kind == "choice" and isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        choices = json.dumps(value)
+        _check_size(len(choices), most)
+        text = llguidance.grammar_from("choice", choices)
+    else:
+        raise ValueError("it must be an object, for a regex a text, for choices a list of texts")
+    return json.loads(text)["grammars"][0]
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"it has {size} characters, more than the limit of {most}")
+
+
+def _reason(text: str) -> str:
+    """What llguidance says, with no more than 40 characters of what it repeats."""
+    last = re.search(r"^error: (.*)", text, re.MULTILINE)  # regexes: the pattern comes first, indented
+    line = last[1] if last else text.strip().partition("\n")[0]
+    words = re.match(r"[^'\":]*", line)[0]
+    return (words[:80] + line[len(words) :][:40]).rstrip(".")
+
+
+def _refusal(kind: str, reason: str) -> Refusal:
+    what = {"json_schema": "a JSON schema", "json_object": "JSON", "regex": "a regex", "choice": "a choice"}[kind]
+    return Refusal(400, f"the answer can't be made to follow {what}: {reason}.", "response_format")
