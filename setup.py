@@ -4,6 +4,16 @@ from setuptools import find_packages, setup
 
 COMMANDS = ["chat", "check_data", "compare", "convert", "evaluate", "inspect", "make_pairs", "plan", "train"]
 SCRIPTS = [f"internvl-{name.replace('_', '-')} = launch.commands:{name}" for name in COMMANDS]
+# FastAPI and uvicorn speak HTTP, httpcore2 with anyio fetches pictures, llguidance holds answers to a grammar.
+SERVE = [
+    "anyio>=4.16",
+    "fastapi>=0.165",
+    "httpcore2>=2.16",
+    "llguidance>=1.9",
+    "prometheus-client>=0.26",
+    "pyzmq>=27.3",
+    "uvicorn>=0.54",
+]
 
 setup(
     name="internvl_jax",
@@ -42,7 +52,9 @@ setup(
         "cascade": ["scikit-learn>=1.5"],
         "demo": ["easy-vqa>=1.0"],
         "hub": ["huggingface_hub>=0.34"],
+        "serve": SERVE,
         "test": [
+            *SERVE,
             "easy-vqa>=1.0",
             "jinja2>=3.1",
             "math-verify>=0.9",

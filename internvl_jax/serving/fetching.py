@@ -23,6 +23,9 @@ from internvl_jax.serving.refusals import Refusal
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 _URL = re.compile(r"[!-\[\]-~]{1,4096}")  # printable ASCII without the backslash, which readers of URLs disagree about
+# IPv6 forms of IPv4 addresses: compatible, mapped (RFC 4291), translated (RFC 6052, 8215), Teredo, 6to4 (RFC 3056).
+_FORMS = ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+_TRANSLATED = tuple(map(ipaddress.ip_network, _FORMS))
 _PORTS = {"https": 443, "http": 80}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = [(b"Accept", b"image/*"), (b"Accept-Encoding", b"identity"), (b"User-Agent", b"internvl_jax")]
@@ -35,14 +38,7 @@ def is_public(address: str) -> bool:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped or ip.sixtofour or ip.teredo or any(ip in network for network in _TRANSLATED):
-            return False
-    return ip.is_global and not ip.is_multicast
-
-
-# Written as IPv4 behind a prefix (RFC 6052, RFC 8215), or the whole of an IPv4 address (RFC 4291).
-_TRANSLATED = [ipaddress.IPv6Network(each) for each in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _TRANSLATED)
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -102,17 +98,17 @@ class Fetcher:
             async with asyncio.timeout(seconds):
                 for _ in range(self._limits.redirects + 1):
                     place = self._place(url)
-                    found = await self._get(place)
-                    if isinstance(found, bytes):
-                        return found
-                    url = urllib.parse.urljoin(url, found.decode("latin-1"))
+                    picture, location = await self._get(place)
+                    if location is None:
+                        return picture
+                    url = urllib.parse.urljoin(url, location)
         except TimeoutError:
             raise _refusal(
                 f"a picture took longer than {seconds:g} s to fetch, the limit; send it as a data URL."
             ) from None
         except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, OSError) as error:
             raise _refusal(
-                f"a picture could not be fetched from {place.host[:40]} ({type(error).__name__}); send it as a data URL."
+                f"a picture could not be had from {place.host[:40]} ({type(error).__name__}); send it as a data URL."
             ) from None
         raise _refusal(f"a picture's address redirects more than {self._limits.redirects} times; name its last one.")
 
@@ -137,14 +133,14 @@ class Fetcher:
             raise _refusal(f"the host {f'{host}:{port}'[:40]!r} is not among those that this server fetches from.")
         return _Place(parts.scheme, host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
 
-    async def _get(self, place: _Place) -> bytes | bytearray:
-        """The bytes at a place; as a bytearray the address that it redirects to."""
+    async def _get(self, place: _Place) -> tuple[bytes, str | None]:
+        """The bytes at a place, or the address that it redirects to."""
         url = httpcore2.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.target)
         connections = httpcore2.AsyncConnectionPool(ssl_context=self._tls, network_backend=self._backend)
         async with connections, connections.stream("GET", url, headers=_HEADERS) as response:
             headers = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECTS and b"location" in headers:
-                return bytearray(headers[b"location"])
+                return b"", headers[b"location"].decode("latin-1")
             if response.status != 200:
                 raise _refusal(f"the host {place.host[:40]} answers a picture's address with {response.status}.")
             if headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -156,7 +152,7 @@ class Fetcher:
                 size += len(chunk)
                 self._check(size)
                 chunks.append(chunk)
-            return b"".join(chunks)
+            return b"".join(chunks), None
 
     def _check(self, size: int) -> None:
         most = self._limits.image_bytes

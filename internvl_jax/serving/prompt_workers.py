@@ -222,9 +222,10 @@ class _Worker:
                 return self._receive()
         except (EOFError, OSError, msgspec.MsgspecError) as error:
             late = time.monotonic() - began >= self._limits.prompt_seconds
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.5)  # what it ended with, if it ended by itself
             self._process.kill()
-            code = self._process.wait()
-            _LOG.warning("a prompt worker ended (%s, exit code %d)", type(error).__name__, code)
+            _LOG.warning("a prompt worker ended (%s, exit code %d)", type(error).__name__, self._process.wait())
             raise _Ended(late) from None
 
     def _send(self, order: PromptOrder) -> None:

@@ -80,9 +80,9 @@ class Grammars:
             more = f"({self._markup(speech.thinking_head)} {end})*"
             answer = f"{more} {self._markup(speech.answer_head)} @body"
             return f"start: {f'{end} {answer}' if thinking == 'on' else answer}\nTHOUGHT: /(?s:.*)/"
-        start = "thought" if thinking == "on" else f"({json.dumps(THINK)} thought)?"
+        start = "thought space" if thinking == "on" else f"({json.dumps(THINK)} thought space)?"
         end = re.escape(THINK_END).replace("/", r"\/")
-        return f"start: {start} @body\nthought[lazy]: /(?s:.*){end}/ SPACE\nSPACE: /{_AFTER_THINKING}/"
+        return f"start: {start} @body\nthought[lazy]: /(?s:.*){end}/\nspace: /{_AFTER_THINKING}/"
 
     def _markup(self, text: str) -> str:
         """The project's own markup as Lark: control tokens by number, the rest as strings."""
@@ -131,9 +131,8 @@ class Allow:
             return self._fail("a token doesn't follow it")
         allowed = np.frombuffer(reader.matcher.compute_bitmask(), "<i4")
         if reader.matcher.is_error() or not allowed.any():
-            return self._fail(reader.matcher.get_error() or "nothing may follow")
-        if reader.matcher.is_stopped() and not reader.matcher.is_accepting():
-            return self._fail("nothing matches it")
+            reason = reader.matcher.get_error()
+            return self._fail("nothing matches it" if reason.startswith("NoExtension") else reason)
         return allowed
 
     def _reader(self, answer: list[int]) -> "_Reader":
@@ -214,9 +213,9 @@ def _body(kind: Kind, value: Any, most: int) -> dict[str, Any]:
         _check_size(len(value), most)
         text = _MATCHER.grammar_from_regex(value)
     elif kind == "choice" and isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        choices = json.dumps(value)
+        choices = " | ".join(map(json.dumps, value))
         _check_size(len(choices), most)
-        text = llguidance.grammar_from("choice", choices)
+        return {"lark_grammar": f"start: {choices}"}
     else:
         raise ValueError("it must be an object, for a regex a text, for choices a list of texts")
     return json.loads(text)["grammars"][0]
