@@ -196,6 +196,10 @@ def make_app(service: Service, prompting: Prompting, names: tuple[str, ...], fin
     async def failed(request: Request, error: StarletteException) -> Response:
         return refuse(Refusal(error.status_code, str(error.detail), headers=dict(error.headers or {})))
 
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return refuse(Refusal(500, "the server made a mistake; its log has more."))
+
     return Door(app, doors, refuse)
 
 

@@ -46,14 +46,13 @@ class Prompting:
           Refusal: pictures or texts that can't be read, or are too much.
         """
         settings = PromptSettings(order.thinking, order.effort, order.max_tiles)
-        inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings)
+        inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings=settings)
         return Prompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.image_sizes)
 
     async def conversation(self, messages: list[Message], max_tiles: int | None) -> Prompt:
         """The same without a wish how it is answered."""
-        inputs = await self.workers.prompt(
-            await self._fetched(conversation(messages)), PromptSettings(max_dynamic_patch=max_tiles)
-        )
+        settings = PromptSettings(max_dynamic_patch=max_tiles)
+        inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings=settings)
         return Prompt(inputs.tokens_T, inputs.tiles_GHWC, "", inputs.image_sizes)
 
     async def _fetched(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
