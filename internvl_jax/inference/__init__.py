@@ -23,12 +23,14 @@ from internvl_jax.inference.engine.group_seats import GroupSeats, Layout
 from internvl_jax.inference.engine.memory import GroupMemory, GroupSize, group_memory, memory_limit
 from internvl_jax.inference.engine.paged_programs import PagedPrograms
 from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.remote_features import EncodedTiles, RemoteFeatures
 from internvl_jax.inference.engine.requests import Request, Seen, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import STOPS, Begin, Features, Part, State, Wanted
 from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sampler
 from internvl_jax.inference.engine.sampler_leader import LeadingSampler, follow_sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
+from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.inference.load import load, read_config, read_values, save_model
 from internvl_jax.inference.terminal import converse, message, saying
 from internvl_jax.inference.text import TextStream
@@ -37,6 +39,7 @@ __all__ = [
     "Answer",
     "Begin",
     "Decided",
+    "EncodedTiles",
     "Engine",
     "Features",
     "GroupMemory",
@@ -52,6 +55,7 @@ __all__ = [
     "Piece",
     "Programs",
     "TextReader",
+    "RemoteFeatures",
     "Request",
     "Rollout",
     "STOPS",
@@ -71,6 +75,7 @@ __all__ = [
     "complete",
     "complete_many",
     "converse",
+    "digest",
     "fit",
     "follow_sampler",
     "get_engine",

@@ -1,0 +1,1 @@
+"""Decoupled vision and language servers: the wire, and both of its ends."""
