@@ -6,7 +6,7 @@ import ipaddress
 import re
 
 from internvl_jax.errors import InputError
-from internvl_jax.serving.dvd import wire
+from internvl_jax.serving.dvd.wire_messages import FINGERPRINT
 
 GATE_USER = b"internvl"
 _LEAST_SECRET = 16  # bytes
@@ -67,6 +67,12 @@ def server_proof(secret: bytes | None, client_nonce: bytes, server_nonce: bytes,
 
 def filled(fingerprint: bytes) -> bytes:
     """A fingerprint as it stands on the wire."""
-    if not 0 < len(fingerprint) <= wire.FINGERPRINT:
-        raise InputError(f"a fingerprint of {len(fingerprint)} bytes; give 1 to {wire.FINGERPRINT}")
-    return fingerprint.ljust(wire.FINGERPRINT, b"\0")
+    if not 0 < len(fingerprint) <= FINGERPRINT:
+        raise InputError(f"a fingerprint of {len(fingerprint)} bytes; give 1 to {FINGERPRINT}")
+    return fingerprint.ljust(FINGERPRINT, b"\0")
+
+
+def shown(fingerprint: bytes) -> str:
+    """The beginning of a fingerprint, for people."""
+    text = fingerprint.rstrip(b"\0")
+    return (text.decode() if text.isalnum() else text.hex())[:12]

@@ -1,8 +1,8 @@
 """The wire between vision servers and language servers, version 1: messages, their bytes, and what is refused.
 
-Transport is ZMTP 3 over TCP (or ipc): a vision server binds a ROUTER, a language server connects a DEALER to each. With a
-secret the mechanism is PLAIN, user "internvl", password `greeting.gate(secret)`: nobody else can put a message into the
-server's memory. Without one it is NULL. Nothing is encrypted: pictures and features want a private network.
+Transport is ZMTP 3 over TCP (or ipc): a vision server binds a ROUTER, a language server connects a DEALER to each. With
+a secret the mechanism is PLAIN, user "internvl", password `greeting.gate(secret)`: nobody else can put a message into
+the server's memory. Without one it is NULL. Nothing is encrypted: pictures and features want a private network.
 
 A message has two parts, a header and a payload (which may be empty). All numbers are little-endian, nothing is padded.
 
@@ -27,13 +27,13 @@ refused, and its sender with it. Magic, version, kind, request and all of ERROR 
     1     HELLO      language                       32 bytes nonce, never used before
     2     CHALLENGE  vision                         32 bytes nonce, never used before
     3     PROOF      language                       32 bytes `greeting.client_proof`, 64 bytes model
-    4     WELCOME    vision    dtype                32 bytes `greeting.server_proof`, 64 bytes weights, u32 credits,
+    4     WELCOME    vision                         32 bytes `greeting.server_proof`, 64 bytes weights, u32 credits,
                                                     float32 seconds of silence after which the server forgets a client
     5     ENCODE     language  request, entries     float64 relative, float64 absolute threshold; NaN: the model's
     6     NEED       vision    request, entries
     7     TILE       language  request, 1 entry     the tile's pixels
-    8     FEATURES   vision    request, 1 entry,    values `[tokens, width]`, row by row; empty if flags has bit 0: the
-                               tokens, width,       client has them
+    8     FEATURES   vision    request, 1 entry,    values `[tokens, width]`, row by row; where the client has them, no
+                               tokens, width,       payload, flags 1 and dtype 0
                                dtype, flags
     9     ERROR      either    request or 0         u16 code (`Code`), then at most 1000 bytes of utf-8: what is wrong.
                                                     Request 0: the connection is over
@@ -45,215 +45,63 @@ refused, and its sender with it. Magic, version, kind, request and all of ERROR 
 Order of things:
 
 1. HELLO, CHALLENGE, PROOF, WELCOME (or ERROR). A nonce counts once, for its connection. Model and weights are
-   fingerprints, filled up with zero bytes; the model's must be equal on both sides, the weights' on all vision servers of
-   a language server.
-2. ENCODE lists the tiles of a request in their order, as often as they stand there. Of an entry, mark bit 0 says that the
-   client has the tile's features at full resolution, bit 1 that it has the compressed ones; a probability that it knows
-   counts instead of the server's. A request takes a credit for every distinct name. A client that asks for more than its
-   credits is refused.
-3. NEED lists distinct names whose pixels the server wants for a request, each at most once a request; the client answers
-   with a TILE for each. A TILE for a request that is no longer open, or that has come meanwhile, is dropped.
-4. With a router the server decides by the rule of `inference.Thresholds` over all entries, as soon as it has all their
-   probabilities. Then (without a router from the start) it sends for every distinct name one FEATURES, in any order: the
-   entry's mark is the number of tokens that is kept, its probability the router's. Each gives a credit back, at the
-   server when it is sent, at the client when it comes. After the last one the request is over.
+   fingerprints, filled up with zero bytes; the model's must be equal on both sides, the weights' on all vision
+   servers of a language server.
+2. ENCODE lists the tiles of a request in their order, as often as they stand there. Of an entry, mark bit 0 says that
+   the client has the tile's features at full resolution, bit 1 that it has the compressed ones; a probability that it
+   knows counts instead of the server's. A request takes a credit for every distinct name. A client that asks for more
+   than its credits is refused.
+3. NEED lists distinct names whose pixels the server wants for a request, each at most once a request; the client
+   answers with a TILE for each. A TILE for a request that is no longer open, or that has come meanwhile, is dropped.
+4. With a router the server decides by the rule of `inference.Thresholds` over all entries, as soon as it has all
+   their probabilities. Then (without a router from the start) it sends for every distinct name one FEATURES, in any
+   order: the entry's mark is the number of tokens that is kept, its probability the router's. Each gives a credit
+   back, at the server when it is sent, at the client when it comes. After the last one the request is over.
 5. CANCEL or ERROR end a request and give back what it has left. What is still under way for it is dropped.
-6. A client that has heard nothing for its heartbeat sends PING, which the server answers with PONG at once. Each side
+6. A client sends PING once in its heartbeat, whatever else it sends; the server answers with PONG at once. Each side
    gives up the other after a time of silence, or with its connection, and forgets all that was open.
 """
 
-import dataclasses
-import enum
 import math
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn, Self
+from typing import NamedTuple, NoReturn
 
-import ml_dtypes
 import numpy as np
 
-from internvl_jax.errors import InputError
-from internvl_jax.models import InternVLConfig
+from internvl_jax.serving.dvd.wire_messages import (
+    COMPRESSED,
+    DTYPES,
+    FULL,
+    MOST_ENTRIES,
+    MOST_TEXT,
+    NONCE,
+    Buffer,
+    Bye,
+    Cancel,
+    Challenge,
+    Code,
+    EncodeTiles,
+    Entry,
+    Hello,
+    KeptFeatures,
+    Kind,
+    Need,
+    Ping,
+    Pong,
+    Proof,
+    TilePixels,
+    TileShape,
+    Welcome,
+    WireError,
+    WireFault,
+    WireMessage,
+)
 
 MAGIC, VERSION = b"IVDV", 1
-NONCE, NAME, FINGERPRINT = 32, 16, 64  # bytes
-MOST_ENTRIES, MOST_TEXT = 4096, 1000
-FULL, COMPRESSED = 1, 2  # bits of an ENCODE's marks
-DTYPES = {1: np.dtype(ml_dtypes.bfloat16), 2: np.dtype(np.float32)}
 _WITHOUT = 1  # the bit of FEATURES' flags
-
 _HEADER, _ENTRY = struct.Struct("<4sHHQIIIBBH"), struct.Struct("<16sHf")
 _PROOF, _WELCOME, _THRESHOLDS, _CODE = (struct.Struct(f"<{form}") for form in ("32s64s", "32s64sIf", "dd", "H"))
-_PIXEL_BYTES, _MOST_BYTES = 3, 4  # of a pixel; of a feature's number
-
-Buffer = bytes | memoryview
-
-
-class Kind(enum.IntEnum):
-    """Kinds of messages."""
-
-    HELLO, CHALLENGE, PROOF, WELCOME, ENCODE, NEED, TILE, FEATURES, ERROR, CANCEL, PING, PONG, BYE = range(1, 14)
-
-
-class Code(enum.IntEnum):
-    """What an ERROR is about: the first six end the connection, `TOWER` the request."""
-
-    FRAME = 1  # bytes that are no message, or none of this place
-    VERSION = 2  # another version of the wire
-    SECRET = 3  # a proof that the secret did not make for this connection
-    MODEL = 4  # another model, preprocessing or dtype
-    GREETING = 5  # no greeting, or one that is out of turn
-    FULL = 6  # as many clients as there may be
-    TOWER = 7  # the tower failed with tiles of this request
-
-
-class WireError(InputError):
-    """A message that is refused.
-
-    Attributes:
-      code: what the sender is told.
-    """
-
-    def __init__(self, text: str, code: Code = Code.FRAME):
-        super().__init__(text)
-        self.code = code
-
-
-@dataclasses.dataclass(frozen=True)
-class TileShape:
-    """What both sides know of a tile, and so how long a message may be.
-
-    Attributes:
-      side: pixels.
-      tokens: of a tile at full resolution.
-      compressed: tokens of a compressed tile; 0 without a router.
-      width: numbers of a token.
-    """
-
-    side: int
-    tokens: int
-    compressed: int
-    width: int
-
-    @classmethod
-    def of(cls, config: InternVLConfig) -> Self:
-        compressed = 0 if config.flash is None else config.tokens_per_compressed_tile
-        return cls(config.vision.image_size, config.tokens_per_tile, compressed, config.text.width)
-
-    @property
-    def pixel_bytes(self) -> int:
-        return self.side * self.side * _PIXEL_BYTES
-
-    @property
-    def longest_part(self) -> int:
-        """Bytes of the longest part of any message."""
-        header = _HEADER.size + MOST_ENTRIES * _ENTRY.size
-        return max(header, self.pixel_bytes, self.tokens * self.width * _MOST_BYTES)
-
-
-class Entry(NamedTuple):
-    """A tile in a header."""
-
-    name: bytes
-    mark: int = 0
-    probability: float = math.nan
-
-
-class Hello(NamedTuple):
-    nonce: bytes
-
-
-class Challenge(NamedTuple):
-    nonce: bytes
-
-
-class Proof(NamedTuple):
-    digest: bytes
-    model: bytes
-
-
-class Welcome(NamedTuple):
-    """Attributes: see the table; dtype is a code of `DTYPES`."""
-
-    digest: bytes
-    weights: bytes
-    credits: int
-    timeout: float
-    dtype: int
-
-
-class EncodeTiles(NamedTuple):
-    request: int
-    entries: tuple[Entry, ...]
-    relative: float = math.nan
-    absolute: float = math.nan
-
-
-class Need(NamedTuple):
-    request: int
-    names: tuple[bytes, ...]
-
-
-class TilePixels(NamedTuple):
-    request: int
-    name: bytes
-    pixels: Buffer
-
-
-class KeptFeatures(NamedTuple):
-    """Attributes:
-    values_PD: None if the client has them.
-    dtype: a code of `DTYPES`.
-    """
-
-    request: int
-    name: bytes
-    probability: float
-    tokens: int
-    width: int
-    dtype: int
-    values_PD: np.ndarray | None
-
-
-class WireFault(NamedTuple):
-    """An ERROR."""
-
-    request: int
-    code: int
-    text: str
-
-
-class Cancel(NamedTuple):
-    request: int
-
-
-class Ping(NamedTuple):
-    pass
-
-
-class Pong(NamedTuple):
-    pass
-
-
-class Bye(NamedTuple):
-    pass
-
-
-WireMessage = (
-    Hello
-    | Challenge
-    | Proof
-    | Welcome
-    | EncodeTiles
-    | Need
-    | TilePixels
-    | KeptFeatures
-    | WireFault
-    | Cancel
-    | Ping
-    | Pong
-    | Bye
-)
 
 
 def encode(message: WireMessage) -> tuple[bytes, Buffer]:
@@ -265,8 +113,8 @@ def encode(message: WireMessage) -> tuple[bytes, Buffer]:
             return _parts(Kind.CHALLENGE, payload=nonce)
         case Proof(digest, model):
             return _parts(Kind.PROOF, payload=_PROOF.pack(digest, model))
-        case Welcome(digest, weights, credits, timeout, dtype):
-            return _parts(Kind.WELCOME, dtype=dtype, payload=_WELCOME.pack(digest, weights, credits, timeout))
+        case Welcome(digest, weights, credits, timeout):
+            return _parts(Kind.WELCOME, payload=_WELCOME.pack(digest, weights, credits, timeout))
         case EncodeTiles(request, entries, relative, absolute):
             return _parts(Kind.ENCODE, request, entries, _THRESHOLDS.pack(relative, absolute))
         case Need(request, names):
@@ -305,8 +153,8 @@ def decode(parts: Sequence[Buffer], shape: TileShape) -> WireMessage:
             _only(header)
             return Proof(*_PROOF.unpack(_exactly(payload, _PROOF.size)))
         case Kind.WELCOME:
-            _only(header, "dtype")
-            return _welcome(header, *_WELCOME.unpack(_exactly(payload, _WELCOME.size)))
+            _only(header)
+            return _welcome(*_WELCOME.unpack(_exactly(payload, _WELCOME.size)))
         case Kind.ENCODE:
             _only(header, "request", "count")
             return _encode_tiles(header, entries, *_THRESHOLDS.unpack(_exactly(payload, _THRESHOLDS.size)))
@@ -348,17 +196,15 @@ class _Header(NamedTuple):
     spare: int
 
 
+_FIELDS = ("request", "count", "tokens", "width", "dtype", "flags", "spare")
+_MAYBE = ("dtype", "flags")
+
+
 def _parts(
     kind: Kind, request: int = 0, entries: Sequence[Entry] = (), payload: Buffer = b"", **sizes: int
 ) -> tuple[bytes, Buffer]:
-    header = _Header(
-        MAGIC,
-        VERSION,
-        kind,
-        request,
-        len(entries),
-        **{"tokens": 0, "width": 0, "dtype": 0, "flags": 0, "spare": 0, **sizes},
-    )
+    fields = {"request": request, "count": len(entries), **sizes}
+    header = _Header(MAGIC, VERSION, kind, *(fields.get(name, 0) for name in _FIELDS))
     return b"".join([_HEADER.pack(*header), *(_ENTRY.pack(*entry) for entry in entries)]), payload
 
 
@@ -384,10 +230,10 @@ def _open(parts: Sequence[Buffer]) -> tuple[_Header, list[Entry], memoryview]:
 
 
 def _only(header: _Header, *fields: str) -> None:
-    """Refuses a header where one of these fields is 0, or any other is not."""
-    for name in ("request", "count", "tokens", "width", "dtype", "flags", "spare"):
+    """Refuses a header where one of these fields is 0 (but for `_MAYBE`), or any other is not."""
+    for name in _FIELDS:
         number = header[_Header._fields.index(name)]
-        if bool(number) != (name in fields) and not (name == "flags" and name in fields):
+        if (number and name not in fields) or (not number and name in fields and name not in _MAYBE):
             _refuse(f"a message of kind {header.kind} whose field {name} is {number}")
 
 
@@ -416,10 +262,10 @@ def _share(number: float, what: str) -> float:
     return number
 
 
-def _welcome(header: _Header, digest: bytes, weights: bytes, credits: int, timeout: float) -> Welcome:
-    if header.dtype not in DTYPES or not credits or not 0 < timeout < math.inf:
-        _refuse(f"a WELCOME with dtype {header.dtype}, {credits} credits and a timeout of {timeout}")
-    return Welcome(digest, weights, credits, timeout, header.dtype)
+def _welcome(digest: bytes, weights: bytes, credits: int, timeout: float) -> Welcome:
+    if not credits or not 0 < timeout < math.inf:
+        _refuse(f"a WELCOME with {credits} credits and a timeout of {timeout}")
+    return Welcome(digest, weights, credits, timeout)
 
 
 def _encode_tiles(header: _Header, entries: list[Entry], relative: float, absolute: float) -> EncodeTiles:
@@ -433,16 +279,15 @@ def _encode_tiles(header: _Header, entries: list[Entry], relative: float, absolu
 
 
 def _kept_features(header: _Header, entries: list[Entry], payload: memoryview, shape: TileShape) -> KeptFeatures:
-    request, tokens, width, dtype, flags = (*header[3:4], *header[5:9])
-    fits = tokens in (shape.tokens, shape.compressed) and width == shape.width and dtype in DTYPES and flags <= _WITHOUT
-    if len(entries) != 1 or entries[0].mark != tokens or not fits:
+    request, tokens, width, dtype, flags = header.request, header.tokens, header.width, header.dtype, header.flags
+    fits = tokens in (shape.tokens, shape.compressed) and width == shape.width and flags <= _WITHOUT
+    if len(entries) != 1 or entries[0].mark != tokens or not fits or (dtype == 0) != bool(flags):
         _refuse(f"FEATURES of {len(entries)} entries, {tokens} tokens, width {width}, dtype {dtype}, flags {flags}")
-    probability = _share(entries[0].probability, "a probability")
-    values_PD = None
+    probability, values_PD = _share(entries[0].probability, "a probability"), None
     if flags:
         _exactly(payload, 0)
     else:
-        number = DTYPES[dtype]
+        number = DTYPES[dtype] if dtype in DTYPES else _refuse(f"FEATURES of dtype {dtype}")
         values_PD = np.frombuffer(_sized(payload, tokens * width * number.itemsize), number).reshape(tokens, width)
     return KeptFeatures(request, entries[0].name, probability, tokens, width, dtype, values_PD)
 
