@@ -77,16 +77,16 @@ class TileDispatch:
         self._waiting = collections.deque[FeatureRequest]()
         self._where = dict[int, VisionLink]()
         self._reserved, self._number_bytes = 0, 4  # the latter is learned from the first features
-        self._alone = time.monotonic()  # since when there is no server
-        self._looked = 0.0
+        self._alone = self._looked = 0.0  # since when there is no server; when we looked last
         self._inbox = collections.deque[Callable[[], None]]()
-        self._lock, self._ending, self._ended = threading.Lock(), False, False
-        self._ear, self._mouth = socket.socketpair()  # how other threads wake ours
-        for end in (self._ear, self._mouth):
-            end.setblocking(False)
+        self._lock, self._ending, self._ended = threading.Lock(), False, True
         self._thread = threading.Thread(target=self._run, name="vision client", daemon=True)
 
     def start(self) -> None:
+        self._ear, self._mouth = socket.socketpair()  # how other threads wake ours
+        for end in (self._ear, self._mouth):
+            end.setblocking(False)
+        self._alone, self._ended = time.monotonic(), False
         self._thread.start()
 
     def ask(self, request: FeatureRequest) -> None:

@@ -33,15 +33,16 @@ log = logging.getLogger(__name__)
 
 _WAITING = 64  # messages that libzmq holds for us; TCP holds the others back
 REFUSALS = {Code.VERSION, Code.SECRET, Code.MODEL}  # waiting does not heal these
+_ONE_SIDE = "only one side has a secret, or it is no vision server; give both the same"
 _LOST = {
     zmq.EVENT_DISCONNECTED: "the connection ended",
     zmq.EVENT_CLOSED: "nobody answers there",
     zmq.EVENT_CONNECT_RETRIED: "nobody answers there",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it refuses the secret; give both sides the same",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "only one side has a secret, or it is no vision server; give both the same",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the connection ended while it was made",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _ONE_SIDE,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: _ONE_SIDE,  # it hung up
 }
-_EVENT_REFUSALS = (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+_UNREACHED = (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED)
 
 
 class VisionLink:
@@ -110,6 +111,7 @@ class VisionLink:
         for source in (self._socket, self._monitor):
             self._poller.unregister(source)
         self._socket.disable_monitor()
+        self._monitor.close()
         self._socket.close()
         self._socket, self.ready, self.used, self.tried = None, False, 0, True
         self.reason, self.refused = why, refused
@@ -121,7 +123,8 @@ class VisionLink:
         if self.ready:
             self._socket.linger = 200
             self.send(Bye())
-        self.close("left")
+        self.reason, self.ready = "we have left", False
+        self.close(self.reason)
 
     def send(self, message: WireMessage) -> None:
         """Queues a message; where it can't go is noticed by reading."""
@@ -169,7 +172,7 @@ class VisionLink:
         while self._socket is not None and self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             if event in _LOST:
-                self.close(_LOST[event], refused=event in _EVENT_REFUSALS)
+                self.close(_LOST[event], refused=event not in _UNREACHED)
         if self._socket is None:
             return
         if now - self._heard > self._limits.timeout:

@@ -104,9 +104,6 @@ class VisionServer:
         self._nonces = collections.OrderedDict[bytes, _Nonces]()
         self._heard = dict[bytes, float]()  # when each client was heard last
         self._gone = set[bytes]()  # clients that could not be reached
-        self._ear, self._mouth = socket.socketpair()  # how other threads wake the socket's
-        for end in (self._ear, self._mouth):
-            end.setblocking(False)
         self._stopping = self._tower_is_over = False
         self._complained = self._told = 0.0  # when, last
         self._thread = threading.Thread(target=self._run, name="vision server", daemon=True)
@@ -130,6 +127,9 @@ class VisionServer:
             self._context.destroy(linger=0)
             raise InputError(f"{self.address} can't be had ({error}); choose another address or port") from None
         self.address = self._router.get_string(zmq.LAST_ENDPOINT)
+        self._ear, self._mouth = socket.socketpair()  # how other threads wake the socket's
+        for end in (self._ear, self._mouth):
+            end.setblocking(False)
         self._queue.start()
         self._thread.start()
 
