@@ -180,7 +180,7 @@ class VisionServer:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # then enough bytes are there to be heard
+        with contextlib.suppress(OSError):  # enough bytes are there to be heard, or nobody is
             self._mouth.send(b"\0")
 
     # Called in the socket's thread.

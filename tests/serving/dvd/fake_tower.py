@@ -119,3 +119,13 @@ def serve_for_ever(port: int, flash: bool, delay: float, report: Any) -> None:
     with server(FakeTower(FLASH if flash else PLAIN, delay), f"127.0.0.1:{port}") as serving:
         report.send(serving.address)
         serving.wait()
+
+
+def ask_for_ever(address: str) -> None:
+    """What a client does that is about to be killed."""
+
+    async def conversation(asking: VisionClient) -> None:
+        for number in range(1 << 30):
+            await asyncio.gather(*(asking.features(tiles(number * 20 + n, n)) for n in range(20)))
+
+    talk(client(PLAIN, address), conversation)

@@ -256,6 +256,21 @@ def test_a_server_that_breaks_the_rules_is_left_with_a_sentence(config, answer, 
     assert why in caplog.text
 
 
+def test_a_request_is_moved_twice_at_most():
+    came = []
+
+    def leave(message):
+        came.append(type(message))
+        return [Bye()] if type(message) is EncodeTiles else []
+
+    async def conversation(asking):
+        with pytest.raises(VisionUnavailable, match=r"vision server .* was lost, after 2 others; try again"):
+            await asking.features(tiles(0))
+        assert came.count(EncodeTiles) == 3
+
+    fake_server(conversation, answer=leave, l={"absent": 10.0})
+
+
 RULES = {
     "a request twice": [EncodeTiles(1, (Entry(b"a" * 16),))] * 2,
     "more than the credits": [EncodeTiles(1, tuple(Entry(bytes([n]) * 16) for n in range(5)))],
