@@ -57,7 +57,7 @@ class FeatureRequest:
         self._known = dict[bytes, float]()
         self._compress = dict[bytes, bool]()
         self.started, self.moves, self.failed, self.reserved = time.monotonic(), 0, set[str](), 0
-        self.open = set[bytes]()
+        self.open, self._given = set[bytes](), set[bytes]()
 
     @property
     def distinct(self) -> int:
@@ -96,20 +96,21 @@ class FeatureRequest:
         """What a server has to be asked; all of it is open from now on."""
         # A router's decision takes all tiles of a request.
         names = self._names if self._flash else self.missing
-        self.open = set(names)
+        self.open, self._given = set(names), set()
         if self._flash:
             self._compress = {}
         thresholds = [math.nan if number is None else number for number in self._own]
         return EncodeTiles(self.number, tuple(self._entry(name) for name in names), *thresholds)
 
     def tile(self, name: bytes) -> memoryview:
-        """The pixels of a tile.
+        """The pixels of a tile, once a server.
 
         Raises:
-          WireError: it has none of that name.
+          WireError: nothing was asked about a tile of that name, or its pixels were given.
         """
-        if name not in self.open:
-            raise WireError("the vision server asked for a tile that it was not asked about")
+        if name not in self.open or name in self._given:
+            raise WireError("the vision server asked for a tile that it was not asked about, or twice for one")
+        self._given.add(name)
         return np.ascontiguousarray(self._tiles[name]).reshape(-1).data
 
     def take(self, message: KeptFeatures, shape: TileShape) -> None:

@@ -32,7 +32,8 @@ from internvl_jax.serving.dvd.wire_messages import (
 _TICK = 50  # milliseconds between looks at the clock
 _LOOK = 0.02  # seconds between looks at what waits
 _LINGER = 200  # milliseconds for last words
-_EXPONENT = {2: np.uint16(0x7F80), 4: np.uint32(0x7F800000)}  # all ones in what is no finite number
+# By the bytes of a number: an integer that is as long, and what is all ones in a number that is not finite.
+_EXPONENT: dict[int, tuple[type[np.unsignedinteger], int]] = {2: (np.uint16, 0x7F80), 4: (np.uint32, 0x7F800000)}
 
 
 class VisionUnavailable(Exception):
@@ -204,7 +205,8 @@ class TileDispatch:
             request.answer.set_result(request.features())
 
     def _keep(self, message: KeptFeatures) -> None:
-        self._cache.note(message.name, message.probability)
+        if self._flash:
+            self._cache.note(message.name, message.probability)
         if message.values_PD is not None:
             self._number_bytes = message.values_PD.itemsize
             self.counters.received += 1
@@ -335,8 +337,8 @@ def _too_many(tiles: int, most: int, what: str) -> InputError:
 
 
 def _finite(values_PD: np.ndarray) -> bool:
-    exponent = _EXPONENT[values_PD.itemsize]
-    return not np.any(values_PD.view(exponent.dtype) & exponent == exponent)
+    kind, exponent = _EXPONENT[values_PD.itemsize]
+    return not np.any(values_PD.view(kind) & exponent == exponent)
 
 
 def _affinity(address: str, name: bytes) -> bytes:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _WAITING = 64  # messages that libzmq holds for us; TCP holds the others back
 REFUSALS = {Code.VERSION, Code.SECRET, Code.MODEL}  # waiting does not heal these
 _ONE_SIDE = "only one side has a secret, or it is no vision server; give both the same"
-_LOST = {
+_LOST: dict[int, str] = {
     zmq.EVENT_DISCONNECTED: "the connection ended",
     zmq.EVENT_CLOSED: "nobody answers there",
     zmq.EVENT_CONNECT_RETRIED: "nobody answers there",
@@ -108,6 +108,8 @@ class VisionLink:
             return
         if self.ready or why != self.reason:
             log.warning("vision server %s: %s", self.address, why)
+        if self.ready and time.monotonic() - self._since > self._limits.most_backoff:
+            self._pause = self._limits.backoff  # it is not one that comes and goes
         for source in (self._socket, self._monitor):
             self._poller.unregister(source)
         self._socket.disable_monitor()
@@ -132,12 +134,14 @@ class VisionLink:
             self._socket.send_multipart(wire.encode(message), zmq.DONTWAIT, copy=False)
 
     def messages(self) -> Iterator[WireMessage]:
-        """What has come about requests; what concerns the connection is done with.
+        """What has come about requests, some of it at a time; what concerns the connection is done with.
 
         Raises:
           WireError: the server sent what it may not, or refuses us.
         """
-        while self._socket is not None:
+        for _ in range(_WAITING):
+            if self._socket is None:
+                return
             try:
                 parts: list[Buffer] = [frame.buffer for frame in self._socket.recv_multipart(zmq.DONTWAIT, copy=False)]
             except zmq.Again:
@@ -192,5 +196,5 @@ class VisionLink:
                 Code.MODEL,
             )
         self.ready, self.tried, self.credits = True, True, welcome.credits
-        self._pause, self._beat = self._limits.backoff, min(self._limits.heartbeat, welcome.timeout / 2)
+        self._since, self._beat = time.monotonic(), min(self._limits.heartbeat, welcome.timeout / 2)
         log.info("vision server %s: connected", self.address)

@@ -62,10 +62,11 @@ Order of things:
    gives up the other after a time of silence, or with its connection, and forgets all that was open.
 """
 
+import dataclasses
 import math
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -179,11 +180,12 @@ def decode(parts: Sequence[Buffer], shape: TileShape) -> WireMessage:
         case Kind.PING | Kind.PONG | Kind.BYE:
             _only(header)
             _exactly(payload, 0)
-            return {Kind.PING: Ping(), Kind.PONG: Pong(), Kind.BYE: Bye()}[header.kind]
+            return Ping() if header.kind == Kind.PING else Pong() if header.kind == Kind.PONG else Bye()
     raise WireError(f"a message of kind {header.kind}, which version {VERSION} does not have")
 
 
-class _Header(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Header:
     magic: bytes
     version: int
     kind: int
@@ -204,8 +206,8 @@ def _parts(
     kind: Kind, request: int = 0, entries: Sequence[Entry] = (), payload: Buffer = b"", **sizes: int
 ) -> tuple[bytes, Buffer]:
     fields = {"request": request, "count": len(entries), **sizes}
-    header = _Header(MAGIC, VERSION, kind, *(fields.get(name, 0) for name in _FIELDS))
-    return b"".join([_HEADER.pack(*header), *(_ENTRY.pack(*entry) for entry in entries)]), payload
+    header = _HEADER.pack(MAGIC, VERSION, kind, *(fields.get(name, 0) for name in _FIELDS))
+    return b"".join([header, *(_ENTRY.pack(*entry) for entry in entries)]), payload
 
 
 def _open(parts: Sequence[Buffer]) -> tuple[_Header, list[Entry], memoryview]:
@@ -232,7 +234,7 @@ def _open(parts: Sequence[Buffer]) -> tuple[_Header, list[Entry], memoryview]:
 def _only(header: _Header, *fields: str) -> None:
     """Refuses a header where one of these fields is 0 (but for `_MAYBE`), or any other is not."""
     for name in _FIELDS:
-        number = header[_Header._fields.index(name)]
+        number = vars(header)[name]
         if (number and name not in fields) or (not number and name in fields and name not in _MAYBE):
             _refuse(f"a message of kind {header.kind} whose field {name} is {number}")
 

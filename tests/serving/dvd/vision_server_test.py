@@ -233,6 +233,7 @@ def test_a_server_that_has_not_the_secret_is_refused():
     [
         (PLAIN, lambda message: [(b"IVDV", b"")], "a header of 4 bytes"),
         (PLAIN, lambda message: [(b"x" * 32, b"")], "does not begin with IVDV"),
+        (PLAIN, lambda message: [Need(message.request, (message.entries[0].name,))] * 2, "or twice for one"),
         (PLAIN, lambda message: [Need(message.request, (b"x" * 16,))], "asked for a tile that it was not asked about"),
         (PLAIN, lambda message: [KeptFeatures(message.request, b"x" * 16, 0.5, 4, 8, 0, None)], "not asked for"),
         (
