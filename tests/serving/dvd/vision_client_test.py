@@ -50,7 +50,7 @@ def test_values_of_every_pattern_of_bits_come_as_they_are():
 
     class Patterns(FakeTower):
         def __call__(self, tiles_GHWC):
-            numbers = tiles_GHWC[:, 0, 0, 0].astype(int) + 256 * tiles_GHWC[:, 0, 0, 1]
+            numbers = tiles_GHWC[:, 0, 0].astype(int) @ (1, 256, 0)
             return EncodedTiles(pages[numbers], None, None)
 
     with server(Patterns(PLAIN), limits={"credits": 4096}) as serving:
