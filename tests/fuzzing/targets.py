@@ -38,6 +38,7 @@ from internvl_jax.sharding import params_io
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.stages.gspo import rounds
 from tests.fuzzing import mutate
+from tests.fuzzing.frames import frames, open_ports
 
 Rng = random.Random
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -547,4 +548,5 @@ TARGETS = {
     "run_state": Target(4, run_state, state_files),
     "recorded": Target(1, recorded, recorded_files),
     "grading": Target(3, graders, grading),
+    "frames": Target(8, open_ports, frames),
 }
