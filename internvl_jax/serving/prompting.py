@@ -74,12 +74,13 @@ class Prompting:
             image["url"] = data
         return messages
 
-    async def text(self, prompt: str | list[int]) -> Prompt:
-        """A plain text, which may come as tokens.
+    async def text(self, prompt: str | list[str] | list[int]) -> Prompt:
+        """A plain text, alone or as a list of one, or tokens.
 
         Raises:
           Refusal: it is too long.
         """
+        prompt = prompt[0] if isinstance(prompt[:1], list) and isinstance(prompt[0], str) else prompt
         if isinstance(prompt, str):
             if len(prompt) > self.limits.text_chars:
                 message = f"the prompt has {len(prompt):,} characters; this server takes {self.limits.text_chars:,}."

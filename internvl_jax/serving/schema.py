@@ -223,7 +223,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of POST /v1/completions: text that the model goes on with."""
 
-    prompt: str | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Id], Field(min_length=1)]
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] | Annotated[list[Id], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import numpy as np
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import MODEL_THRESHOLDS, Piece, RemoteFeatures, Request, SamplingParams, Seen, Thresholds
+from internvl_jax.inference import MODEL_THRESHOLDS, Piece, Request, SamplingParams, Seen
 from internvl_jax.serving.admission import Admission, Ticket
+from internvl_jax.serving.dvd import VisionClient, VisionUnavailable
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import Metrics
@@ -138,7 +139,7 @@ class Service:
       metrics: what it counts.
       admission: who waits.
       grammars: of answers that must look like something.
-      features: where those of tiles come from; None: from the model's own tower.
+      vision: gives features of tiles; None: the model has a tower of its own.
       image_token_id: the id of <IMG_CONTEXT>.
       context: tokens that a prompt and its answer may have together.
       writing: requests that are being answered.
@@ -149,7 +150,7 @@ class Service:
     metrics: Metrics
     admission: Admission
     grammars: Grammars
-    features: Callable[[np.ndarray, Thresholds], Awaitable[RemoteFeatures]] | None
+    vision: VisionClient | None
     image_token_id: int
     context: int
     writing: int = 0
@@ -186,8 +187,14 @@ class Service:
             grammar = await asyncio.to_thread(self.grammars.compile, *order.shape, order.thinking)
             allow = grammar.allow(len(order.seeds))
         features = None
-        if self.features is not None and len(tiles_GHWC):
-            features = await self.features(tiles_GHWC, thresholds)
+        if self.vision is not None and len(tiles_GHWC):
+            began = time.monotonic()
+            try:
+                features = await self.vision.features(tiles_GHWC, thresholds)
+            except VisionUnavailable as error:
+                message = f"pictures can't be read now: {error}; text alone is answered."
+                raise Refusal(503, message, code="vision_unavailable", headers={"Retry-After": "5"}) from None
+            self.metrics.looked.observe(time.monotonic() - began)
             tiles_GHWC, thresholds = tiles_GHWC[:0], MODEL_THRESHOLDS
         wanted = prompt.tokens_T, tiles_GHWC, sampling, thresholds, order.seeds, allow, order.priority, features
         return await self.engine.submit(Request(*wanted), prompt.begun or "")
