@@ -20,7 +20,7 @@ from absl import flags
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Ladders
 from internvl_jax.models import PartName
-from internvl_jax.serving import ladders, listen, serve, serve_vision
+from internvl_jax.serving import ApiServer, ladders, listen, serve_vision
 from launch import checkpoint, server_flags, together
 
 _ROLE = flags.DEFINE_enum("role", "all", ["all", "vision", "language"], "which half of the model this server has")
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     with together.opened(_ladders(), _part()) as (model, processor):
         served = server_flags.served(model, processor, _VISION.value)
         print("loaded; answers 503 until everything is compiled", file=sys.stderr, flush=True)
-        if not serve(model, processor, listening, served, _say_ready):
+        if not ApiServer(model, processor, served).run(listening, _say_ready):
             sys.exit(1)
 
 
