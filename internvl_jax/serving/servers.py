@@ -97,7 +97,9 @@ class ApiServer:
         self._workers = PromptWorkers(processor, served.workers, limits)
         fetch = Fetcher(served.hosts, limits).fetch
         prompting = Prompting(
-            config, processor.tokenizer, self._workers, fetch, limits, processor.image_config.thumbnail
+            *(config, processor.tokenizer, self._workers, fetch, limits),
+            efforts=bool(processor.template.efforts),
+            thumbnail=processor.image_config.thumbnail,
         )
         grammars = Grammars(processor, reader.engine.vocabulary, limits)
         vision = None

@@ -14,7 +14,7 @@ from internvl_jax.serving.dvd import VisionClient, VisionUnavailable
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import Metrics
-from internvl_jax.serving.orders import Order
+from internvl_jax.serving.orders import Order, Thinking
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import Choice, Said, Usage
 from internvl_jax.serving.structured import Grammars
@@ -31,12 +31,14 @@ class Prompt:
       tiles_GHWC: uint8.
       begun: how the answer begins; None where thinking and answer aren't told apart.
       sizes: (width, height) in pixels of every picture, and the grid (columns, rows) of its tiles.
+      thinking: whether the answer begins with it; see `data.PromptSettings`.
     """
 
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     begun: str | None
     sizes: tuple[tuple[int, int, int, int], ...] = ()
+    thinking: Thinking = "off"
 
 
 class Writing:
@@ -184,7 +186,7 @@ class Service:
         tiles_GHWC, thresholds = prompt.tiles_GHWC, order.thresholds
         allow = None
         if order.shape is not None:
-            grammar = await asyncio.to_thread(self.grammars.compile, *order.shape, order.thinking)
+            grammar = await asyncio.to_thread(self.grammars.compile, *order.shape, prompt.thinking)
             allow = grammar.allow(len(order.seeds))
         features = None
         if self.vision is not None and len(tiles_GHWC):

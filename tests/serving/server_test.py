@@ -1,4 +1,4 @@
-"""The API as clients see it: answers are those of `chat`, refusals are OpenAI's, and nobody's row outlives its client."""
+"""The API as clients see it: answers are those of `chat`, refusals are OpenAI's, nobody's row outlives its client."""
 
 import base64
 import concurrent.futures
@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from internvl_jax.inference import Thresholds, chat
+from internvl_jax.inference import chat
 
 PATH = "/v1/chat/completions"
 
