@@ -146,7 +146,7 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
 
     Raises:
       InputError: no tokens, tokens that it has not, image tokens that don't match the tiles, tiles or features of
-        another size or type, thresholds for a model that has no router, too many stop ids, or stops or biases that are no tokens.
+        another size or type, thresholds for a model that has no router, too many stop ids, or ids that no token has.
     """
     if not len(request.tokens_T):
         raise InputError("the prompt has no tokens; give one")
