@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     server_flags.keys(), server_flags.limits()  # before anything slow
     listening = listen(server_flags.HOST.value, _PORT.value)
     with together.opened(_ladders(), _part()) as (model, processor):
+        server_flags.log_requests()
         served = server_flags.served(model, processor, _VISION.value)
         print("loaded; answers 503 until everything is compiled", file=sys.stderr, flush=True)
         if not ApiServer(model, processor, served).run(listening, _say_ready):

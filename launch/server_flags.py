@@ -1,8 +1,10 @@
 """Flags of what a server takes, and of whom it knows."""
 
 import dataclasses
+import logging
 import os
 import pathlib
+import sys
 from typing import Any
 
 from absl import flags
@@ -10,7 +12,7 @@ from absl import flags
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.inference import fingerprint
-from internvl_jax.serving import ApiKeys, Limits, Served
+from internvl_jax.serving import ApiKeys, Limits, Served, requests_log
 from internvl_jax.validation import nearest, read_file, read_text
 from launch import checkpoint
 
@@ -23,6 +25,7 @@ _SECRET = flags.DEFINE_string(
 _HOSTS = flags.DEFINE_list("picture_hosts", [], "hosts that pictures may be fetched from by their URL; default: none")
 _WORKERS = flags.DEFINE_integer("workers", 2, "processes that decode pictures", 1)
 _GRACE = flags.DEFINE_float("grace", 60, "seconds for answers that were begun, when the server is to end", 0)
+_LOG = flags.DEFINE_bool("request_log", True, "a line on stderr for every request, with nothing of what was said")
 _FIELDS = {field.name: field for field in dataclasses.fields(Limits)}
 _LIMITS = flags.DEFINE_multi_string(
     "limit",
@@ -55,6 +58,13 @@ def limits() -> Limits:
             raise InputError(f"--limit={text}: there is no limit {name!r}{nearest(name, _FIELDS)}")
         found[name] = read_text(value, _FIELDS[name].type, f"--limit={name}")
     return Limits(**found)
+
+
+def log_requests() -> None:
+    """Lets the server tell of requests, if it may."""
+    requests_log.addHandler(logging.StreamHandler(sys.stderr))
+    requests_log.propagate = False
+    requests_log.setLevel(logging.INFO if _LOG.value else logging.WARNING)
 
 
 def served(model: Any, processor: Processor, vision: list[str]) -> Served:

@@ -7,6 +7,7 @@ from internvl_jax.serving.api_keys import ApiKeys
 from internvl_jax.serving.http_server import listen
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.servers import ApiServer, Served, ladders
+from internvl_jax.serving.service import requests_log
 from internvl_jax.serving.vision_role import serve_vision
 
-__all__ = ["ApiKeys", "ApiServer", "Limits", "Served", "ladders", "listen", "serve_vision"]
+__all__ = ["ApiKeys", "ApiServer", "Limits", "Served", "ladders", "listen", "requests_log", "serve_vision"]

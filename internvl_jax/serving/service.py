@@ -2,9 +2,11 @@
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import numpy as np
 
 from internvl_jax.errors import InputError
@@ -18,6 +20,9 @@ from internvl_jax.serving.orders import Order, Thinking
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import Choice, Said, Usage
 from internvl_jax.serving.structured import Grammars
+
+# A line of JSON for every request that came as far as the engine: how much and how long, and nothing of what was said.
+requests_log = logging.getLogger("internvl_jax.requests")
 
 _ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a word, or proxies would cut it
 
@@ -100,6 +105,21 @@ class Writing:
             yield [(number, self.choices[number].read(own)) for number, own in pieces.items()]
         self._whole = True
 
+    def _log(self, usage: Usage) -> None:
+        answers, ends = self._answers, [choice.end for choice in self.choices]
+        line = {
+            "id": self.order.name,
+            "time": round(time.time(), 3),
+            "ends": ends if self._whole else [end or "aborted" for end in ends],
+            "prompt": usage.prompt,
+            "image": usage.image,
+            "cached": usage.cached,
+            "completion": usage.completion,
+            "first_seconds": round(answers.began - answers.submitted, 4) if answers.began else None,
+            "seconds": round(time.monotonic() - answers.submitted, 4),
+        }
+        requests_log.info(msgspec.json.encode(line).decode())
+
     @property
     def used(self) -> Usage:
         """What the request took so far."""
@@ -122,13 +142,14 @@ class Writing:
         metrics.cached_tokens.inc(usage.cached)
         metrics.image_tokens.inc(usage.image)
         metrics.generation_tokens.inc(usage.completion)
+        self._log(usage)
         if self._whole:
             metrics.whole.observe(answers.ended - answers.submitted)
             metrics.decoded.observe(answers.ended - answers.began)
             metrics.prompt_size.observe(usage.prompt)
             for choice in self.choices:
                 metrics.answer_size.observe(choice.tokens)
-                metrics.success.labels(choice.whole.end).inc()
+                metrics.success.labels(choice.end).inc()
 
 
 @dataclasses.dataclass
