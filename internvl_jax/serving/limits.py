@@ -17,6 +17,7 @@ class Limits:
       tiles: tiles of all pictures of a request, thumbnails included.
       text_chars: characters of all texts of a request.
       schema_chars: characters of a JSON schema, a regex or all choices.
+      grammar_seconds: seconds of a processor that one of them may take to compile.
       prompt_seconds: seconds that a request's pictures and text may take to become a prompt.
       prompt_memory: bytes of memory of the process that does it.
       fetch_seconds: seconds for one picture from another host, redirects included.
@@ -29,6 +30,7 @@ class Limits:
     tiles: Count = 256
     text_chars: Count = 1 << 20
     schema_chars: Count = 1 << 16
+    grammar_seconds: Positive = 2.0
     prompt_seconds: Positive = 20.0
     prompt_memory: Count = 2 << 30
     fetch_seconds: Positive = 10.0
