@@ -36,7 +36,7 @@ _AT_ONCE = "start: @body"
 _OPTIONS = '\n%llguidance {"no_forcing": true}'
 _DEAD_END, _NOTHING = "NoExtension", "nothing matches it"  # llguidance's word for it, and ours
 # Without a bound a small model that has lost the thread writes spaces up to its last token.
-_JSON = {"whitespace_pattern": r"[ \n\r\t]{0,40}"}
+_JSON: Any = {"whitespace_pattern": r"[ \n\r\t]{0,40}"}
 
 
 class Grammars:
