@@ -220,7 +220,7 @@ class _Worker:
         try:
             with self._killed_after(self._limits.prompt_seconds):
                 return self._receive()
-        except (EOFError, OSError, ValueError) as error:  # of JSON too: msgspec's are ValueErrors
+        except (EOFError, OSError, msgspec.MsgspecError) as error:
             late = time.monotonic() - began >= self._limits.prompt_seconds
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.5)  # what it ended with, if it ended by itself

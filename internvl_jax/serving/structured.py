@@ -45,7 +45,7 @@ class Grammars:
     Args:
       processor: tokenizer and template.
       vocabulary: of the engine.
-      limits: `schema_chars` holds.
+      limits: `schema_chars`, `grammar_seconds` and `prompt_memory` hold.
     """
 
     def __init__(self, processor: Processor, vocabulary: Vocabulary, limits: Limits):
@@ -122,7 +122,10 @@ class Grammar:
         self._stops = stops
 
     def allow(self, answers: int = 1) -> "Allow":
-        """What `inference.Request.allow` takes, for a request with so many answers; it is used in one thread."""
+        """What `inference.Request.allow` takes, for a request with so many answers; it is used in one thread.
+
+        Such a request can't have `min_tokens`: before it has so many, nothing may follow a complete answer.
+        """
         return Allow(self._start.deep_copy, self._stops, self._words, answers)
 
 

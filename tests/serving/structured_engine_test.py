@@ -44,15 +44,14 @@ def model(processor):
 
 
 def test_answers_follow_the_grammar(processor, model):
-    """Three answers of one request share what is allowed; they outgrow short rows, and are put back on the way."""
+    """Three answers of one request share what is allowed; they outgrow their short rows on the way."""
     vocabulary = Vocabulary.of(processor)
     grammar = Grammars(processor, vocabulary, Limits()).compile("json_schema", SCHEMA, "off")
     talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "which?"}]
     prompt = processor(talk, begun=data.PromptSettings("off").begun)
     sampling = SamplingParams(max_new_tokens=600, temperature=1.0)
-    allow, asked = grammar.allow(answers=3), []
-    watched = lambda tokens: asked.append(tuple(tokens)) or allow(tokens)
-    constrained = Request(prompt.tokens_T, prompt.tiles_GHWC, sampling, seeds=(1, 2, 3), allow=watched)
+    allow = grammar.allow(answers=3)
+    constrained = Request(prompt.tokens_T, prompt.tiles_GHWC, sampling, seeds=(1, 2, 3), allow=allow)
     free = Request(prompt.tokens_T, prompt.tiles_GHWC, SamplingParams(max_new_tokens=40, temperature=1.0, seed=4))
     ladders = Ladders(prompts=(64, 256), together=(1,), classes=((3, 96), (2, 768)), chunk=64, reserve=8)
     answers, (alone,) = Engine(model, vocabulary, ladders).run([constrained, free])
@@ -62,6 +61,4 @@ def test_answers_follow_the_grammar(processor, model):
         assert found["colour"] in ("red", "blue") and 0 <= found["count"] <= 99
     assert len(set(map(tuple, answers))) == 3
     assert allow.failed is None and len(alone) > 0
-    # An answer that was put back is asked about once more where it goes on.
-    late = [tokens for tokens in asked if len(tokens) > 30]
-    assert max(map(len, answers)) > 96 and len(late) > len(set(late))
+    assert max(map(len, answers)) > 96  # so it has been moved or put back
