@@ -12,7 +12,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["internvl_jax*", "checkpoint_convert*", "configs*", "launch*"]),
-    package_data={"internvl_jax": ["py.typed"], "checkpoint_convert": ["py.typed"]},
+    package_data={
+        "internvl_jax": ["py.typed"],
+        "internvl_jax.serving": ["page/index.html"],
+        "checkpoint_convert": ["py.typed"],
+    },
     entry_points={
         "console_scripts": [f"internvl-{name.replace('_', '-')}=launch.commands:{name}" for name in COMMANDS]
     },
