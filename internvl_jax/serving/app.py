@@ -32,6 +32,7 @@ from internvl_jax.serving.schema import (
 from internvl_jax.serving.service import Prompt, Service, Writing
 from internvl_jax.validation import parse_json
 
+_CLIENTS_OWN = ("schema", "json", "metadata")
 T = TypeVar("T")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -58,8 +59,18 @@ class _CheckedRequest(Request):
             value = parse_json(await self.body(), "the body")
         except InputError as error:
             raise HTTPException(400, str(error)) from None
-        # null stands for a field that isn't there.
-        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+        return _without_null(value)
+
+
+def _without_null(value: Any) -> Any:
+    """null stands for a field that isn't there, but in what belongs to the client."""
+    if isinstance(value, list):
+        return [_without_null(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: each if name in _CLIENTS_OWN else _without_null(each) for name, each in value.items() if each is not None
+    }
 
 
 class _Checked(APIRoute):
@@ -94,7 +105,7 @@ def make_app(service: Service, prompting: Prompting, names: tuple[str, ...], fin
       service: what answers.
       prompting: what makes prompts.
       names: what the model is called; the first is told.
-      fingerprint: which model with which parameters this is.
+      fingerprint: of the model's config and dtype, and of how pictures become tiles.
       doors: who may come in, and whether anybody may yet.
     """
     app = FastAPI(title="internvl_jax", docs_url=None, redoc_url=None, responses=_ERRORS)
@@ -162,15 +173,18 @@ def make_app(service: Service, prompting: Prompting, names: tuple[str, ...], fin
         owner = {"owned_by": "internvl_jax", "max_model_len": service.context}
         return {"id": name, "object": "model", "created": began, **owner}
 
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.get("/health")
+    @app.head("/health", include_in_schema=False)
     async def health() -> Response:
         return _json(doors.state(), 200 if doors.healthy else 503)
 
-    @app.api_route("/ready", methods=["GET", "HEAD"])
+    @app.get("/ready")
+    @app.head("/ready", include_in_schema=False)
     async def ready() -> Response:
         return _json(doors.state(), 200 if doors.open else 503)
 
-    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    @app.get("/metrics")
+    @app.head("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

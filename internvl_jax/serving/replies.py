@@ -122,7 +122,7 @@ class ChatReply:
     Args:
       name: what the id ends with.
       model: the name of the model that was asked for.
-      fingerprint: which model with which parameters this is.
+      fingerprint: of the model's config.
       tokenizer: the model's.
       logprobs: whether log-probabilities are told.
       reasoning: whether thinking is told.

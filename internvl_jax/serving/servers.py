@@ -35,7 +35,7 @@ class Served:
 
     Attributes:
       names: what clients call it; the first is told.
-      fingerprint: which model with which parameters it is.
+      fingerprint: see `inference.fingerprint`.
       keys: of clients.
       hosts: names of hosts that pictures are fetched from.
       workers: processes that make prompts.

@@ -12,7 +12,7 @@ import numpy as np
 from internvl_jax.errors import InputError
 from internvl_jax.inference import MODEL_THRESHOLDS, Piece, Request, SamplingParams, Seen
 from internvl_jax.serving.admission import Admission, Ticket
-from internvl_jax.serving.dvd import VisionClient, VisionUnavailable
+from internvl_jax.serving.dvd import VisionBusy, VisionClient, VisionUnavailable
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import Metrics
@@ -71,7 +71,7 @@ class Writing:
           Refusal: 408 or 500.
         """
         limits, metrics, last = self._service.limits, self._service.metrics, 0.0
-        begun = self._answers.submitted
+        begun = self._ticket.since
         while True:
             end = begun + (limits.total_seconds if self._answers.began else limits.first_seconds)
             left = min(end - time.monotonic(), _ALIVE_SECONDS)
@@ -115,8 +115,8 @@ class Writing:
             "image": usage.image,
             "cached": usage.cached,
             "completion": usage.completion,
-            "first_seconds": round(answers.began - answers.submitted, 4) if answers.began else None,
-            "seconds": round(time.monotonic() - answers.submitted, 4),
+            "first_seconds": round(answers.began - self._ticket.since, 4) if answers.began else None,
+            "seconds": round(time.monotonic() - self._ticket.since, 4),
         }
         requests_log.info(msgspec.json.encode(line).decode())
 
@@ -144,7 +144,7 @@ class Writing:
         metrics.generation_tokens.inc(usage.completion)
         self._log(usage)
         if self._whole:
-            metrics.whole.observe(answers.ended - answers.submitted)
+            metrics.whole.observe(answers.ended - self._ticket.since)
             metrics.decoded.observe(answers.ended - answers.began)
             metrics.prompt_size.observe(usage.prompt)
             for choice in self.choices:
@@ -214,6 +214,8 @@ class Service:
             began = time.monotonic()
             try:
                 features = await self.vision.features(tiles_GHWC, thresholds)
+            except VisionBusy as error:
+                raise self.admission.full(str(error)) from None
             except VisionUnavailable as error:
                 message = f"pictures can't be read now: {error}; text alone is answered."
                 raise Refusal(503, message, code="vision_unavailable", headers={"Retry-After": "5"}) from None

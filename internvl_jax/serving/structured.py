@@ -19,7 +19,7 @@ from typing import Any, Literal
 import llguidance
 import numpy as np
 
-from internvl_jax.data import THINK, THINK_END, Channels, Processor
+from internvl_jax.data import THINK_END, Channels, Processor
 from internvl_jax.inference import Vocabulary
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.refusals import Refusal
@@ -36,7 +36,7 @@ _AT_ONCE = "start: @body"
 _OPTIONS = '\n%llguidance {"no_forcing": true}'
 _DEAD_END, _NOTHING = "NoExtension", "nothing matches it"  # llguidance's word for it, and ours
 # Without a bound a small model that has lost the thread writes spaces up to its last token.
-_JSON: Any = {"whitespace_pattern": r"[ \n\r\t]{0,40}"}
+_JSON: Any = {"whitespace_pattern": " ?"}
 
 
 class Grammars:
@@ -61,7 +61,8 @@ class Grammars:
           kind: 'json_schema' with the schema as an object, 'json_object' with None, 'regex' with a text in the syntax
             of Rust's regex, which all of the answer must match, or 'choice' with a list of texts.
           thinking: as the prompt was made, see `data.PromptSettings`: 'on': the answer begins within thinking; 'off':
-            it begins at once; 'auto': it may think first. Templates with channels open the answer's own.
+            it begins at once, and with 'auto' too: all else being masked, a tag would be far likelier than it is.
+            Templates with channels open the answer's own.
 
         Raises:
           Refusal: it can't be compiled, nothing matches it, or it is too large.
@@ -96,16 +97,15 @@ class Grammars:
     def _lead(self, thinking: Thinking) -> str:
         """What comes before the body: rules in llguidance's Lark, from `start` to `@body`."""
         speech = self._processor.template.speech
-        if thinking == "off":
+        if thinking == "off" or (thinking == "auto" and not isinstance(speech, Channels)):
             return _AT_ONCE
         if isinstance(speech, Channels):
             end = f"THOUGHT {self._markup(speech.thinking_end)}"
             more = f"({self._markup(speech.thinking_head)} {end})*"
             answer = f"{more} {self._markup(speech.answer_head)} @body"
             return f"start: {f'{end} {answer}' if thinking == 'on' else answer}\nTHOUGHT: /(?s:.*)/"
-        start = "thought space" if thinking == "on" else f"({json.dumps(THINK)} thought space)?"
         end = re.escape(THINK_END).replace("/", r"\/")
-        return f"start: {start} @body\nthought[lazy]: /(?s:.*){end}/\nspace: /\\s{{0,4}}/"
+        return f"start: thought space @body\nthought[lazy]: /(?s:.*){end}/\nspace: /\\s{{0,4}}/"
 
     def _markup(self, text: str) -> str:
         """The project's own markup as Lark: control tokens by number, the rest as strings."""
