@@ -18,7 +18,7 @@ from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import Metrics
 from internvl_jax.serving.orders import Order, Thinking
 from internvl_jax.serving.refusals import Refusal
-from internvl_jax.serving.replies import Choice, Said, Usage
+from internvl_jax.serving.replies import ChoiceText, SaidNow, Usage
 from internvl_jax.serving.structured import Grammars
 
 # A line of JSON for every request that came as far as the engine: how much and how long, and nothing of what was said.
@@ -28,7 +28,7 @@ _ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a wor
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class ReadyPrompt:
     """A prompt that is ready for the model.
 
     Attributes:
@@ -55,16 +55,16 @@ class Writing:
       seen: what the model read; None before the first token.
     """
 
-    def __init__(self, service: "Service", order: Order, prompt: Prompt, answers: Answers, ticket: Ticket):
+    def __init__(self, service: "Service", order: Order, prompt: ReadyPrompt, answers: Answers, ticket: Ticket):
         self._service, self._answers, self._ticket = service, answers, ticket
         self.order, self.prompt = order, prompt
-        self.choices = [Choice(prompt.begun) for _ in order.seeds]
+        self.choices = [ChoiceText(prompt.begun) for _ in order.seeds]
         self.usage = Usage()
         self.seen: Seen | None = None
         self._whole = self._closed = False
         service.writing += 1
 
-    async def said(self) -> AsyncIterator[list[tuple[int, Said]]]:
+    async def said(self) -> AsyncIterator[list[tuple[int, SaidNow]]]:
         """What was added, (number of the answer, what), until all have ended; [] every now and then while nothing is.
 
         Raises:
@@ -178,7 +178,7 @@ class Service:
     context: int
     writing: int = 0
 
-    async def begin(self, order: Order, prompted: Callable[[], Awaitable[Prompt]]) -> Writing:
+    async def begin(self, order: Order, prompted: Callable[[], Awaitable[ReadyPrompt]]) -> Writing:
         """Makes the prompt and hands it to the engine.
 
         Raises:
@@ -202,7 +202,7 @@ class Service:
             raise
         return Writing(self, order, prompt, answers, ticket)
 
-    async def _submit(self, order: Order, prompt: Prompt) -> Answers:
+    async def _submit(self, order: Order, prompt: ReadyPrompt) -> Answers:
         sampling = self._bounded(order, len(prompt.tokens_T))
         tiles_GHWC, thresholds = prompt.tiles_GHWC, order.thresholds
         allow = None

@@ -32,7 +32,7 @@ from internvl_jax.inference.engine.paged_scheduler import PagedScheduler
 from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
-from internvl_jax.inference.engine.scheduler import Load, Scheduler
+from internvl_jax.inference.engine.scheduler import EngineLoad, Scheduler
 from internvl_jax.inference.engine.tile_intake import TileIntake
 from internvl_jax.models import LanguageHalf, check_kernel
 from internvl_jax.sharding import Params, flatten
@@ -139,7 +139,7 @@ class Engine:
         return bool(self._scheduler.jobs or self._calls or self._told)
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How much there is to do."""
         return self._scheduler.load
 

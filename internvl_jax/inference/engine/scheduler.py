@@ -19,7 +19,7 @@ _NEAR = 512  # slots that are read in any case
 _TOGETHER = 8192  # tokens of several prompts that are read at a time while nobody waits for a token
 
 
-class Load(NamedTuple):
+class EngineLoad(NamedTuple):
     """How much an engine has to do.
 
     Attributes:
@@ -76,11 +76,11 @@ class Scheduler:
         return self.ladders.rows[-1] if self.ladders.classes is None else len(self.rows)
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How much there is to do."""
         drafts = [row.draft for row in self.rows if row.draft is not None]
         used, slots = sum(draft.length for draft in drafts), sum(row.slots for row in self.rows)
-        return Load(len(drafts), len(self.waiting), used, slots)
+        return EngineLoad(len(drafts), len(self.waiting), used, slots)
 
     @property
     def writing(self) -> list[Draft]:
