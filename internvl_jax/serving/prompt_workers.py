@@ -347,8 +347,12 @@ class PromptWorkers:
         except asyncio.CancelledError:
             # A new process costs more than what most orders still need.
             asked.add_done_callback(lambda done: done.exception())  # nobody else asks for it
-            asyncio.get_running_loop().call_later(_PATIENCE, lambda: asked.done() or worker.kill())
+            asyncio.get_running_loop().call_later(_PATIENCE, self._give_up, worker, asked)
             raise
+
+    def _give_up(self, worker: _Worker, asked: asyncio.Future) -> None:
+        if not asked.done():
+            worker.kill()
 
     def _take_back(self, worker: _Worker) -> None:
         worker.renew()
