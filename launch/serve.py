@@ -18,19 +18,14 @@ import jax
 from absl import flags
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Ladders
 from internvl_jax.models import PartName
-from internvl_jax.serving import ladders, listen, serve, serve_vision
-from launch import checkpoint, server_flags, together
+from internvl_jax.serving import ApiServer, listen, serve_vision
+from launch import checkpoint, server_doors, server_flags, server_rows, together
 
 _ROLE = flags.DEFINE_enum("role", "all", ["all", "vision", "language"], "which half of the model this server has")
 _VISION = flags.DEFINE_list("vision", [], "with --role=language, HOST:PORT of each vision server")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0: any that is free", 0, 65535)
 _HEALTH = flags.DEFINE_integer("health_port", None, "with --role=vision, port of /health, /ready, /metrics", 0, 65535)
-_ROWS = flags.DEFINE_integer("rows", 8, "answers that are written at a time", 1)
-_CONTEXT = flags.DEFINE_integer("context", 4096, "tokens of a conversation with its answer, at most", 64)
-_CHUNK = flags.DEFINE_integer("chunk", None, "tokens of prompts that are read between two tokens of answers", 32)
-_PAGE = flags.DEFINE_integer("page", None, "tokens of a page of the cache (TPU); default: rows of their own", 1)
 
 
 def main(argv: list[str]) -> None:
@@ -40,22 +35,23 @@ def main(argv: list[str]) -> None:
     if _ROLE.value == "vision":
         _serve_vision()
         return
-    server_flags.keys(), server_flags.limits()  # before anything slow
-    listening = listen(server_flags.HOST.value, _PORT.value)
-    with together.opened(_ladders(), _part()) as (model, processor):
+    server_doors.keys(), server_flags.limits()  # before anything slow
+    listening = listen(server_doors.HOST.value, _PORT.value)
+    with together.opened(server_rows.ladders(), _part()) as (model, processor):
+        server_flags.log_requests()
         served = server_flags.served(model, processor, _VISION.value)
         print("loaded; answers 503 until everything is compiled", file=sys.stderr, flush=True)
-        if not serve(model, processor, listening, served, _say_ready):
+        if not ApiServer(model, processor, served).run(listening, _say_ready):
             sys.exit(1)
 
 
 def _serve_vision() -> None:
     if jax.process_count() > 1:
         raise InputError("a vision server is one process; start one on each host, and name all of them in --vision")
-    health = None if _HEALTH.value is None else listen(server_flags.HOST.value, _HEALTH.value)
+    health = None if _HEALTH.value is None else listen(server_doors.HOST.value, _HEALTH.value)
     model, processor = checkpoint.load("vision")
-    address = f"{server_flags.HOST.value}:{_PORT.value}"
-    serve_vision(model, processor, address, server_flags.secret(), health, _say_ready)
+    address = f"{server_doors.HOST.value}:{_PORT.value}"
+    serve_vision(model, processor, address, server_doors.secret(), health, _say_ready)
 
 
 def _say_ready(address: str) -> None:
@@ -66,9 +62,5 @@ def _part() -> PartName:
     return "language" if _ROLE.value == "language" else "all"
 
 
-def _ladders() -> Ladders:
-    return ladders(_ROWS.value, _CONTEXT.value, _CHUNK.value, _PAGE.value)
-
-
 if __name__ == "__main__":
-    together.run(main, _ladders, _part)
+    together.run(main, server_rows.ladders, _part)
