@@ -1,0 +1,366 @@
+"""How the chips of a pod are best shared between vision servers and language servers, against servers that do both.
+
+Step times are compiled (`step_times`), queues simulated (`queueing`). Every language server has a link of its own,
+through which tiles leave as pixels and features come in, at the resolution that is kept.
+"""
+
+import dataclasses
+import functools
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from internvl_jax.errors import InputError
+from internvl_jax.inference import Ladders, fit
+from internvl_jax.models import InternVLConfig
+from internvl_jax.planning.chips import CHIPS, Topology
+from internvl_jax.planning.layouts import Serving, serving_layout
+from internvl_jax.planning.queueing import Arrival, Curve, TextSteps, Told, TowerSteps, encoded, link, poisson, served
+from internvl_jax.planning.step_times import PER_CHIP, coupled_times, server_times, vision_times
+from internvl_jax.training import TrainConfig
+
+HOST = 4  # chips of a vision server
+# Step times by what is compiled, each by the slice: of a chip of a 'vision' server (`vision_times`, of one slice), of a
+# 'server' that reads and writes (`server_times`), of a 'coupled' one's tower (`coupled_times`).
+StepTimes = dict[str, dict[str, dict[str, Any]]]
+_LOAD = 0.7  # of what the coupled servers can take, where first tokens are timed
+
+
+def no_times() -> StepTimes:
+    return {"vision": {}, "server": {}, "coupled": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What a deployment is asked, and the network inside it.
+
+    Attributes:
+      sides: pixels of the sides of the square pictures, of which every request has one; each is planned by itself.
+      text: tokens of a request that are no image tokens.
+      answer: tokens of an answer.
+      share: of tiles that a Flash model compresses; two thirds halve the image tokens.
+      gbits: of each language server's link, in 10^9 bits a second, each way.
+      requests: how many are simulated.
+      seed: of their arrivals and of the tiles that are compressed.
+    """
+
+    sides: tuple[int, ...] = (448, 896, 1344)
+    text: int = 64
+    answer: int = 32
+    share: float = 2 / 3
+    gbits: float = 10.0
+    requests: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.sides, default=0) < 1 or min(self.text, self.answer, self.gbits) <= 0 or not 0 <= self.share <= 1:
+            raise InputError(
+                f"traffic {self} makes no sense: sides, text, answer and gbits are positive, the share is from 0 to 1"
+            )
+        if self.requests < 100:
+            raise InputError(f"{self.requests} requests say little; simulate 100 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """One request's needs.
+
+    Attributes:
+      tiles: of its picture.
+      prompt: tokens.
+      up: bytes of its tiles' pixels.
+      down: bytes of their features.
+      answer: tokens.
+    """
+
+    tiles: int
+    prompt: int
+    up: int
+    down: int
+    answer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """Equal servers, that have features sent to them or make their own.
+
+    Attributes:
+      topology: the slice of each of them.
+      servers: how many there are.
+      text: what reading and writing takes them.
+      tower: what tiles take: a vision server's, or their own.
+      vision: how many vision servers there are; 0: they have the tower themselves.
+    """
+
+    topology: str
+    servers: int
+    text: TextSteps
+    tower: TowerSteps
+    vision: int
+
+    @property
+    def chips(self) -> int:
+        return self.servers * Topology.parse(self.topology).chips
+
+    def run(self, at: Sequence[float], asking: Sequence[Asking], gbits: float) -> list[Told]:
+        """What becomes of requests that come at these moments, in turn to each server."""
+        numbers = range(len(at))
+        own = [numbers[server :: self.servers] for server in range(self.servers)]
+        ready = list(at)
+        if self.vision:
+            second = gbits * 1e9 / 8
+            for mine in own:
+                sent = link([at[n] for n in mine], [asking[n].up / second for n in mine])
+                for n, moment in zip(mine, sent, strict=True):
+                    ready[n] = moment
+            order = sorted(numbers, key=lambda n: (ready[n], n))
+            done = encoded([ready[n] for n in order], [asking[n].tiles for n in order], self.tower, self.vision)
+            for n, moment in zip(order, done, strict=True):
+                ready[n] = moment
+        told: list[Told] = [Told(0.0, 0.0)] * len(at)
+        for mine in own:
+            mine = sorted(mine, key=lambda n: (ready[n], n))
+            moments = [ready[n] for n in mine]
+            if self.vision:
+                moments = link(moments, [asking[n].down / second for n in mine])
+            arrivals = [_arrival(t, asking[n]) for t, n in zip(moments, mine, strict=True)]
+            for n, one in zip(mine, served(arrivals, self.text, None if self.vision else self.tower), strict=True):
+                told[n] = one
+        return told
+
+    def most(self, asking: Sequence[Asking], gbits: float) -> float:
+        """Requests a second where all wait from the beginning: between the first tenth and the last one."""
+        ends = sorted(one.last for one in self.run([0.0] * len(asking), asking, gbits))
+        low, high = len(ends) // 10, len(ends) * 9 // 10
+        return (high - low) / (ends[high] - ends[low])
+
+    def first_tokens(self, rate: float, asking: Sequence[Asking], traffic: Traffic) -> tuple[float, float]:
+        """Mean and 90th percentile of the seconds to a first token, of requests that come at a rate by chance; without
+        the first tenth of them."""
+        at = poisson(rate, len(asking), traffic.seed)
+        waits = [one.first - moment for one, moment in zip(self.run(at, asking, traffic.gbits), at, strict=True)]
+        waits = waits[len(waits) // 10 :]
+        return statistics.mean(waits), statistics.quantiles(waits, n=10)[-1]
+
+    def limits(self, asking: Sequence[Asking], gbits: float) -> dict[str, float]:
+        """Requests a second that each stage could take alone."""
+        tiles, down, up = (statistics.mean(part) for part in zip(*((a.tiles, a.down, a.up) for a in asking)))
+        batch = self.tower.most / self.tower.time(self.tower.most)
+        alone = dataclasses.replace(self, vision=1, tower=TowerSteps(1, 1, Curve(((1, 0.0),))))
+        return {
+            "vision": self.vision * batch / tiles,
+            "network": self.servers * gbits * 1e9 / 8 / max(down, up),
+            "language": alone.most(asking, float("inf")),
+        }
+
+
+def _arrival(at: float, one: Asking) -> Arrival:
+    return Arrival(at, one.tiles, one.prompt, one.answer)
+
+
+def tiles_of(side: int, config: InternVLConfig) -> int:
+    """Tiles of a square picture, the thumbnail among them.
+
+    Raises:
+      InputError: the side is not that of whole tiles.
+    """
+    across, rest = divmod(side, config.vision.image_size)
+    if rest or not across:
+        raise InputError(f"a picture of {side} pixels is not cut evenly; give a multiple of {config.vision.image_size}")
+    return across * across + (across > 1)
+
+
+def asking_of(config: InternVLConfig, side: int, traffic: Traffic) -> list[Asking]:
+    """Requests with a picture of so many pixels each; a Flash model compresses the share of the tiles, by chance."""
+    draw, tiles = random.Random(traffic.seed), tiles_of(side, config)
+    full, pixels = config.tokens_per_tile, 3 * config.vision.image_size**2
+    asking = []
+    for _ in range(traffic.requests):
+        tokens = full * tiles
+        if config.flash is not None:
+            compressed = sum(draw.random() < traffic.share for _ in range(tiles))
+            tokens -= (full - config.tokens_per_compressed_tile) * compressed
+        down = 2 * config.text.width * tokens
+        asking.append(Asking(tiles, traffic.text + tokens, pixels * tiles, down, traffic.answer))
+    return asking
+
+
+def server_slices(config: TrainConfig, pod: Topology, size: Serving) -> Iterator[Topology]:
+    """Slices of a pod's chip for a server of it, not larger than half of the pod; those on which all chips share every
+    row, or experts: more copies of the weights in one server would only be more servers in step.
+    """
+    for shape in CHIPS[pod.name].slices:
+        where = Topology.parse(f"{pod.name}:{shape}")
+        try:
+            axes, _ = serving_layout(config, where, size)
+        except InputError:
+            continue
+        if axes["data"] == 1 and 2 * where.chips <= pod.chips:
+            yield where
+
+
+def parts(config: TrainConfig, pod: Topology, size: Serving) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """What is compiled for a pod: 'vision', 'server' or 'coupled', the slice, and how."""
+    host = Topology.parse(f"{pod.name}:{CHIPS[pod.name].slices[0]}")
+    yield "vision", str(host), lambda: vision_times(config.model, host)
+    for where in server_slices(config, pod, size):
+        yield "server", str(where), functools.partial(server_times, config, where, size)
+        yield "coupled", str(where), functools.partial(coupled_times, config, where, size)
+
+
+def plan_splits(config: TrainConfig, topology: str, size: Serving, traffic: Traffic) -> dict[str, Any]:
+    """`split` of a pod, and the step times that it rests on, compiled.
+
+    Args:
+      size: what a server holds.
+
+    Raises:
+      InputError: a chip whose step times nobody knows; see `split`.
+    """
+    pod, times = Topology.parse(topology), no_times()
+    if pod.chip.platform != "tpu":
+        raise InputError(f"no step times are known of {pod}, and splits are planned by them; give a TPU slice")
+    for kind, where, make in parts(config, pod, size):
+        times[kind][where] = make()
+    return {**split(config.model, pod, times, traffic), "times": times}
+
+
+def split(
+    config: InternVLConfig,
+    pod: Topology,
+    times: StepTimes,
+    traffic: Traffic,
+    rates: Mapping[int, float] | None = None,
+) -> dict[str, Any]:
+    """What deployments on all of a pod's chips can take, for every size of pictures, the best ones first.
+
+    Args:
+      times: see `StepTimes`; of slices that are no part of the pod too.
+      rates: requests a second for which first tokens are timed, by the side of the pictures; None: 70 % of what the
+        best coupled servers can take.
+
+    Raises:
+      InputError: no room, or rows that are too short.
+    """
+    workloads = [
+        _workload(asking_of(config, side, traffic), pod, times, traffic, rates[side] if rates else None)
+        for side in traffic.sides
+    ]
+    found = [{"side": side, **one} for side, one in zip(traffic.sides, workloads, strict=True)]
+    return {"task": "dvd", "topology": str(pod), "chips": pod.chips, **dataclasses.asdict(traffic), "workloads": found}
+
+
+def _workload(
+    asking: Sequence[Asking], pod: Topology, times: StepTimes, traffic: Traffic, rate: float | None
+) -> dict[str, Any]:
+    slots = fit("tokens of prompt and answer", max(one.prompt + one.answer for one in asking), Ladders.slots)
+    rated = lambda several: sorted(
+        ((one.most(asking, traffic.gbits), one) for one in several), key=lambda pair: -pair[0]
+    )
+    together, apart = rated(_coupled(pod, times, slots, whole=False)), rated(_decoupled(pod, times, slots))
+    whole = rated(_coupled(pod, times, slots, whole=True))
+    if not together or not apart:
+        raise InputError(f"{pod} has no room for a coupled server, or for a vision server beside a language server")
+    rate = rate or _LOAD * together[0][0]
+    one_server = {one.topology: most / one.servers for most, one in together}
+    rows = []
+    for most, one in apart:
+        limits = one.limits(asking, traffic.gbits)
+        same = one_server.get(one.topology)
+        rows.append(
+            _row(most, one, rate, asking, traffic)
+            | {
+                "limits": limits,
+                "bound_by": min(limits, key=lambda stage: limits[stage]),
+                "coupled_on_language_chips_s": None if same is None else same * one.servers,
+            }
+        )
+    # With the same work on the same chips, nothing waiting and no place empty.
+    tiles_s = max(row["limits"]["vision"] / row["vision_chips"] for row in rows)
+    texts_s = max(row["limits"]["language"] / row["language_chips"] for row in rows)
+    return {
+        "tiles": asking[0].tiles,
+        "prompt": statistics.mean(one.prompt for one in asking),
+        "rate": rate,
+        "coupled": _row(*together[0], rate, asking, traffic),
+        "coupled_with_whole_towers": _row(*whole[0], rate, asking, traffic) if whole else None,
+        "no_waste_s": pod.chips / (1 / tiles_s + 1 / texts_s),
+        "splits": rows,
+        "most_requests": rows[0],
+        "soonest": min(rows, key=lambda row: row["ttft_p90_s"] or math.inf),
+    }
+
+
+def _row(most: float, one: Deployment, rate: float, asking: Sequence[Asking], traffic: Traffic) -> dict[str, Any]:
+    mean, p90 = one.first_tokens(rate, asking, traffic) if rate < most else (None, None)
+    return {
+        "server": one.topology,
+        "servers": one.servers,
+        "language_chips": one.chips,
+        "vision_chips": HOST * one.vision,
+        "requests_s": most,
+        "ttft_mean_s": mean,
+        "ttft_p90_s": p90,
+    }
+
+
+def _coupled(pod: Topology, times: StepTimes, slots: int, whole: bool) -> list[Deployment]:
+    """Servers that do both.
+
+    Args:
+      whole: every chip has the whole tower, as those of vision servers have.
+    """
+    found = []
+    (vision,) = times["vision"].values()
+    for name, server in times["server"].items():
+        tower, chips = times["coupled"][name], Topology.parse(name).chips
+        encode = vision if whole else tower
+        if server["reason"] or encode["reason"] or pod.chips % chips:
+            continue
+        alone = server["bytes"] - server["tower"]
+        needed = alone + vision["bytes"] if whole else max(server["bytes"], tower["bytes"] + server["cache"])
+        if needed <= server["limit"]:
+            steps = TowerSteps(chips, Ladders.tiles[-1] // chips * chips, _curve(encode["encode"]))
+            found.append(Deployment(name, pod.chips // chips, _text(server, slots), steps, 0))
+    return found
+
+
+def _decoupled(pod: Topology, times: StepTimes, slots: int) -> Iterator[Deployment]:
+    """Language servers, and vision servers on all chips that are left."""
+    (vision,) = times["vision"].values()
+    steps = TowerSteps(HOST, HOST * PER_CHIP[-1], _curve(vision["encode"]))
+    for name, server in times["server"].items():
+        chips = Topology.parse(name).chips
+        if (
+            vision["reason"]
+            or server["reason"]
+            or max(vision["bytes"], server["bytes"] - server["tower"]) > vision["limit"]
+        ):
+            continue
+        for servers in range(1, pod.chips // chips + 1):
+            left = pod.chips - servers * chips
+            if left and left % HOST == 0:
+                yield Deployment(name, servers, _text(server, slots), steps, left // HOST)
+
+
+def _text(server: Mapping[str, Any], slots: int) -> TextSteps:
+    if slots > server["slots"]:
+        raise InputError(f"a prompt and its answer need rows of {slots} slots, and were compiled for {server['slots']}")
+    first, chunk = _curve(server["first"]), server["chunk"]
+    return TextSteps(
+        rows=server["rows"],
+        groups=server["groups"],
+        chunk=chunk,
+        piece=Ladders.piece,
+        slots=server["slots"],
+        first=first,
+        late=max(0.0, server["late"] - first.at(chunk)),
+        begin=server["begin"],
+        token=_curve(server["token"]).at(slots),
+    )
+
+
+def _curve(seconds: Mapping[str, float]) -> Curve:
+    return Curve(tuple(sorted((int(size), one) for size, one in seconds.items())))
