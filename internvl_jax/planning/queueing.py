@@ -210,8 +210,9 @@ class _Server:
         while self._seated < self._seen and len(self._reading) + len(self._writing) < self._steps.rows:
             self._reading.append([self._seated, 0])
             self._seated += 1
+        alone = not self._reading  # nobody's prompt holds up the others
         self._read()
-        self._write()
+        self._write(self._steps.piece if alone else 1)
 
     def _look(self) -> None:
         if self._encoder is None:
@@ -244,13 +245,13 @@ class _Server:
             if self._asked[number].answer > 1:
                 self._writing[number] = self._asked[number].answer - 1
 
-    def _write(self) -> None:
+    def _write(self, most: int) -> None:
         if not self._writing:
             return
         left = self._writing.values()
         # A row that somebody waits for is given away as soon as its answer ends.
         enough = min(left) if self._come > self._seated else max(left)
-        count = 1 if self._reading else min(self._steps.piece, enough)
+        count = min(most, enough)
         for number in list(self._writing):
             self._writing[number] -= count
             if self._writing[number] <= 0:

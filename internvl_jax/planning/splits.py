@@ -12,11 +12,12 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, tiling
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Ladders, fit
 from internvl_jax.models import InternVLConfig
 from internvl_jax.planning.chips import CHIPS, Topology
-from internvl_jax.planning.layouts import Serving, serving_layout
+from internvl_jax.planning.layouts import Serving, candidates, serving_layout
 from internvl_jax.planning.queueing import Arrival, Curve, TextSteps, Told, TowerSteps, encoded, link, poisson, served
 from internvl_jax.planning.step_times import PER_CHIP, coupled_times, server_times, vision_times
 from internvl_jax.training import TrainConfig
@@ -161,15 +162,10 @@ def _arrival(at: float, one: Asking) -> Arrival:
 
 
 def tiles_of(side: int, config: InternVLConfig) -> int:
-    """Tiles of a square picture, the thumbnail among them.
-
-    Raises:
-      InputError: the side is not that of whole tiles.
-    """
-    across, rest = divmod(side, config.vision.image_size)
-    if rest or not across:
-        raise InputError(f"a picture of {side} pixels is not cut evenly; give a multiple of {config.vision.image_size}")
-    return across * across + (across > 1)
+    """Tiles of a square picture as the released models cut it, its thumbnail among them."""
+    size, tokens = config.vision.image_size, config.tokens_per_tile
+    cut = ImageConfig(size, tokens, 1, 12, thumbnail=True, apply_exif=False, max_pixels=DEFAULT_MAX_PIXELS)
+    return tiling.num_tiles(side, side, cut)
 
 
 def asking_of(config: InternVLConfig, side: int, traffic: Traffic) -> list[Asking]:
@@ -188,16 +184,12 @@ def asking_of(config: InternVLConfig, side: int, traffic: Traffic) -> list[Askin
 
 
 def server_slices(config: TrainConfig, pod: Topology, size: Serving) -> Iterator[Topology]:
-    """Slices of a pod's chip for a server of it, not larger than half of the pod; those on which all chips share every
-    row, or experts: more copies of the weights in one server would only be more servers in step.
+    """Slices of a pod's chip for a server of it, not larger than half of the pod: those whose memory should hold all of
+    the model, and on which all chips share every row, or experts. (More copies of the weights in one server would only
+    be more servers in step.)
     """
-    for shape in CHIPS[pod.name].slices:
-        where = Topology.parse(f"{pod.name}:{shape}")
-        try:
-            axes, _ = serving_layout(config, where, size)
-        except InputError:
-            continue
-        if axes["data"] == 1 and 2 * where.chips <= pod.chips:
+    for where in candidates(config, "decode", size, pod.name):
+        if 2 * where.chips <= pod.chips and serving_layout(config, where, size)[0]["data"] == 1:
             yield where
 
 

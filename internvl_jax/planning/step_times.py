@@ -41,7 +41,7 @@ def vision_times(config: InternVLConfig, where: Topology) -> dict[str, Any]:
             engine.encode(str(tiles), tiles)
     except OutOfMemoryError:
         pass  # it is noted
-    return {"chip": where.name, **_memory(trial), "encode": _seconds(trial)}
+    return {"chip": where.name, **_memory(trial), "tower": shard_bytes(own), "encode": _seconds(trial)}
 
 
 def coupled_times(config: TrainConfig, where: Topology, size: Serving) -> dict[str, Any]:
