@@ -85,21 +85,19 @@ def plans(configs: Mapping[str, tuple[TrainConfig, TrainConfig]], store: Store) 
 
 def render(store: Store, found: Sequence[Mapping[str, Any]]) -> str:
     """The page."""
-    out = [
-        _HEAD,
-        "",
-        "## Step times",
-        "",
-        *_grid([_tower_row(key, one) for key, one in store.items() if "encode" in one]),
-    ]
-    out += ["", *_grid([_server_row(key, one) for key, one in store.items() if "first" in one])]
-    for name, pod, gbits in dict.fromkeys((one["size"], one["topology"], one["gbits"]) for one in found):
-        own = [one for one in found if (one["size"], one["topology"], one["gbits"]) == (name, pod, gbits)]
-        coupled = {work["side"]: work["coupled"]["requests_s"] for work in own[0]["workloads"]}
-        rows = [(one["vir"], work) for one in own for work in one["workloads"]]
-        rows.sort(key=lambda row: (row[1]["side"], row[0]))
-        out += ["", f"## {name} on {pod}, {own[0]['chips']} chips, links of {gbits:.0f} Gbit/s", ""]
-        out += _grid([_work_row(name, vir, work, coupled[work["side"]]) for vir, work in rows])
+    towers = [_tower_row(key, one) for key, one in store.items() if not key.startswith("server")]
+    servers = [_server_row(key, one) for key, one in store.items() if key.startswith("server")]
+    out = [_HEAD, "", "## Step times", "", *_grid(towers), "", *_grid(servers)]
+    for name, pod in dict.fromkeys((one["size"], one["topology"]) for one in found):
+        own = [one for one in found if (one["size"], one["topology"]) == (name, pod)]
+        works = {(work["side"], one["vir"], one["gbits"]): work for one in own for work in one["workloads"]}
+        rows = [key for key in sorted(works) if key[2] == NETWORKS[0]]
+        paper = TABLE_18[name]
+        out += ["", f"## {name} on {pod}, {own[0]['chips']} chips, links of {NETWORKS[0]:.0f} Gbit/s", ""]
+        out += _grid([_most_row(works[key], works[key[0], False, key[2]], key, paper[key[0]]) for key in rows])
+        out += ["", "First tokens, mean and 90th percentile:", ""]
+        faster = {key: [works[*key[:2], gbits] for gbits in NETWORKS[1:]] for key in rows}
+        out += _grid([_first_row(works[key], key) | _faster(faster[key]) for key in rows])
     return "\n".join([*out, ""])
 
 
@@ -108,42 +106,65 @@ def _grid(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return [line(rows[0]), "|" + "---|" * len(rows[0]), *(line(row.values()) for row in rows)]
 
 
-def _work_row(name: str, vir: bool, work: Mapping[str, Any], coupled: float) -> dict[str, str]:
-    """One size of pictures.
+def _head(work: Mapping[str, Any], key: tuple[int, bool, float]) -> dict[str, str]:
+    return {"picture": f"{key[0]}, {_count(work['tiles'], 'tile')}", "ViR": "yes" if key[1] else "no"}
+
+
+def _most_row(
+    work: Mapping[str, Any], plain: Mapping[str, Any], key: tuple[int, bool, float], paper: tuple[float, float, float]
+) -> dict[str, str]:
+    """Requests a second.
 
     Args:
-      coupled: requests a second of the coupled servers without ViR.
+      plain: the same without ViR, whose coupled servers are what gains are counted from.
+      paper: see `TABLE_18`.
     """
-    best, soonest, paper = work["most_requests"], work["soonest"], TABLE_18[name][work["side"]]
-    whole, same = work["coupled_with_whole_towers"], best["coupled_on_language_chips_s"]
-    times = lambda value, base: f"{value / base:.2f}x"
+    best, whole = work["most_requests"], work["coupled_with_whole_towers"]
+    coupled, base = work["coupled"], plain["coupled"]["requests_s"]
+    alike = lambda row: (row["server"], row["servers"]) == (best["server"], best["servers"])
+    (same,) = [row["coupled_on_language_chips_s"] for row in plain["splits"] if alike(row)]
     return {
-        "picture": f"{work['side']}, {work['tiles']} tiles",
-        "ViR": "yes" if vir else "no",
-        "prompt": f"{work['prompt']:,.0f}",
-        "coupled, a second": _coupled_cell(work["coupled"]),
-        "with whole towers": "no room" if whole is None else _coupled_cell(whole),
+        **_head(work, key),
+        "tokens": f"{work['prompt']:,.0f}",
+        "coupled": f"{coupled['requests_s']:.1f} ({_chips(coupled)})",
+        "with whole towers": "no room" if whole is None else f"{whole['requests_s']:.1f}",
         "no waste": f"{work['no_waste_s']:.1f}",
-        "split for most": _chips(best),
-        "a second": f"{best['requests_s']:.1f}, {best['bound_by']}",
-        "gain": times(best["requests_s"], coupled),
-        "table 18": times(paper[2 if vir else 1], paper[0]),
-        "beside coupled on its language chips alone": "-" if same is None else times(best["requests_s"], same),
-        "first token at, a second": f"{work['rate']:.1f}",
-        "coupled: mean, 90 %": _wait(work["coupled"]),
-        "split for most: mean, 90 %": _wait(best),
-        "soonest: split, mean, 90 %": f"{_chips(soonest)}: {_wait(soonest)}",
+        "**apart**": f"**{best['requests_s']:.1f}**",
+        "vision + language chips": _chips(best),
+        "held by": best["bound_by"],
+        "gain": f"**{best['requests_s'] / base:.2f}x**",
+        "table 18": f"{paper[2 if key[1] else 1] / paper[0]:.2f}x",
+        "gain on coupled on its language chips": "-" if same is None else f"{best['requests_s'] / same:.2f}x",
         "all splits": "; ".join(f"{_chips(row)}: {row['requests_s']:.1f}" for row in work["splits"]),
     }
 
 
+def _first_row(work: Mapping[str, Any], key: tuple[int, bool, float]) -> dict[str, str]:
+    soonest = work["soonest"]
+    return {
+        **_head(work, key),
+        "requests a second": f"{work['rate']:.1f}",
+        "coupled": _wait(work["coupled"]),
+        "the split for most requests": _wait(work["most_requests"]),
+        "the soonest": _wait(soonest),
+        "its vision + language chips": _chips(soonest),
+    }
+
+
+def _faster(works: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What faster networks bring."""
+    cell = lambda work: f"{work['most_requests']['requests_s']:.1f} a second; {_wait(work['soonest'])}"
+    return {f"links of {gbits:.0f} Gbit/s": cell(work) for gbits, work in zip(NETWORKS[1:], works, strict=True)}
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number > 1)}"
+
+
 def _chips(row: Mapping[str, Any]) -> str:
     servers, chips = row["servers"], row["language_chips"] // row["servers"]
-    return f"{row['vision_chips']} + {f'{servers} x ' if servers > 1 else ''}{chips}"
-
-
-def _coupled_cell(row: Mapping[str, Any]) -> str:
-    return f"{row['requests_s']:.1f} ({row['servers']} x {row['server'].split(':')[1]})"
+    language = f"{servers} x {chips}" if servers > 1 else f"{chips}"
+    return f"{row['vision_chips']} + {language}" if row["vision_chips"] else language
 
 
 def _wait(row: Mapping[str, Any]) -> str:

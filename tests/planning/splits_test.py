@@ -186,5 +186,6 @@ def test_the_page_goes_on_where_it_stopped(tmp_path, monkeypatch):
         summary = splits_table.write(str(page), both)
     assert len(made) == summary["step_times"] == 8 and summary["plans"] == 2
     rows = [line for line in page.read_text().splitlines() if line.startswith(("| 448", "| 896", "| 1344"))]
-    assert [row.split(" | ")[1] for row in rows] == ["no", "yes"] * 3
+    assert [row.split(" | ")[1] for row in rows] == ["no", "yes"] * 6
+    assert all("ms" in row for row in rows[6:]) and not any("ms" in row for row in rows[:6])
     assert "| 1.19x |" in rows[0] and "| 4.05x |" in rows[3] and "| 3.47x |" in rows[5]
