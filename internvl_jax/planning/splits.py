@@ -109,11 +109,10 @@ class Deployment:
         """What becomes of requests that come at these moments, in turn to each server."""
         numbers = range(len(at))
         own = [numbers[server :: self.servers] for server in range(self.servers)]
-        ready = list(at)
+        ready, bandwidth = list(at), gbits * 1e9 / 8
         if self.vision:
-            second = gbits * 1e9 / 8
             for mine in own:
-                sent = link([at[n] for n in mine], [asking[n].up / second for n in mine])
+                sent = link([at[n] for n in mine], [asking[n].up / bandwidth for n in mine])
                 for n, moment in zip(mine, sent, strict=True):
                     ready[n] = moment
             order = sorted(numbers, key=lambda n: (ready[n], n))
@@ -125,7 +124,7 @@ class Deployment:
             mine = sorted(mine, key=lambda n: (ready[n], n))
             moments = [ready[n] for n in mine]
             if self.vision:
-                moments = link(moments, [asking[n].down / second for n in mine])
+                moments = link(moments, [asking[n].down / bandwidth for n in mine])
             arrivals = [_arrival(t, asking[n]) for t, n in zip(moments, mine, strict=True)]
             for n, one in zip(mine, served(arrivals, self.text, None if self.vision else self.tower), strict=True):
                 told[n] = one
@@ -184,12 +183,11 @@ def asking_of(config: InternVLConfig, side: int, traffic: Traffic) -> list[Askin
 
 
 def server_slices(config: TrainConfig, pod: Topology, size: Serving) -> Iterator[Topology]:
-    """Slices of a pod's chip for a server of it, not larger than half of the pod: those whose memory should hold all of
-    the model, and on which all chips share every row, or experts. (More copies of the weights in one server would only
-    be more servers in step.)
+    """Slices of a chip for a server in a pod: those whose memory should hold all of the model, and on which all chips
+    share every row, or experts. (More copies of the weights in one server would only be more servers in step.)
     """
     for where in candidates(config, "decode", size, pod.name):
-        if 2 * where.chips <= pod.chips and serving_layout(config, where, size)[0]["data"] == 1:
+        if where.chips <= pod.chips and serving_layout(config, where, size)[0]["data"] == 1:
             yield where
 
 
@@ -325,11 +323,9 @@ def _decoupled(pod: Topology, times: StepTimes, slots: int) -> Iterator[Deployme
     steps = TowerSteps(HOST, HOST * PER_CHIP[-1], _curve(vision["encode"]))
     for name, server in times["server"].items():
         chips = Topology.parse(name).chips
-        if (
-            vision["reason"]
-            or server["reason"]
-            or max(vision["bytes"], server["bytes"] - server["tower"]) > vision["limit"]
-        ):
+        if vision["reason"] or server["reason"]:
+            continue
+        if max(vision["bytes"], server["bytes"] - server["tower"]) > vision["limit"]:
             continue
         for servers in range(1, pod.chips // chips + 1):
             left = pod.chips - servers * chips

@@ -205,4 +205,49 @@ def _memory_cell(one: Mapping[str, Any]) -> str:
     return one["reason"] or f"{one['bytes'] / 1e9:.1f} of {one['limit'] / 1e9:.0f}"
 
 
-_HEAD = """# Vision and language servers apart: plans"""
+_HEAD = """# Vision servers and language servers: plans
+
+How many chips of a pod should be vision servers, how many language servers, and what does that gain on servers that do
+both? Step times are those of the real programs, compiled with libtpu for chips that were not there (how a time is
+estimated stands in [PLANS.md](PLANS.md)), queues are simulated: **nothing of this was measured.** One command makes
+this page, going on where `DVD_PLANS.json` ends: `python -m launch.plan --task=dvd --table=docs/DVD_PLANS.md`. One plan,
+with other questions, answers, shares or networks: `python -m launch.plan --task=dvd --config=sft:38b-flash
+--topology=v6e:4x4 --answer=64 --gbits=25`.
+
+What is simulated (`internvl_jax/planning/queueing.py`):
+
+- Requests of one square picture (448, 896 or 1344 pixels: 1, 5 or 10 tiles) and 64 more tokens, with answers of 32
+  tokens. With ViR two thirds of the tiles, by chance, are compressed to a quarter of their tokens: half of the image
+  tokens, as the paper has it on average. The tower sees every tile all the same.
+- *coupled*: as many equal servers as the pod holds, of the size that answers most. Each steps as the engine does: tiles
+  of requests that wait (one a chip while answers are being written), a part of one prompt of 512 tokens at most, a
+  token of all 32 rows. The tower's weights are spread over the server's chips and gathered for every pass. *With whole
+  towers*: the same servers, if every chip had the tower whole and the memory for it; the engine has no such layout.
+- *apart*: vision servers of 4 chips, each of which has the tower whole and takes up to 8 tiles; language servers of any
+  size that fits; no chip is left over. A request's tiles go as pixels through its language server's link to the vision
+  server with the fewest tiles to do, which takes all that wait; its features come back through the same link, in
+  bfloat16 and at the resolution that is kept. The three stages overlap.
+- *no waste*: the same work on the same chips with every batch full and nobody waiting, in whichever order. No
+  deployment is above it; what *apart* gains on *coupled* it gains by full batches and towers that lie whole, not by
+  doing less.
+- Requests a second: where all wait from the beginning. First tokens: requests that come by chance (Poisson), at 70 % of
+  what the coupled servers without ViR can take; the same rate for all.
+
+Beside table 18 of the paper (arXiv 2508.18265): its language models sit on 8 A100 in all settings; how many chips the
+vision servers had, the prompts, the answers and how requests were batched it does not say. If vision servers came on
+top, then *gain on coupled on its language chips* is what to compare: the coupled servers have only as many chips there
+as the language servers. *Gain* is on as many chips in all.
+
+What is left out, and which way it leans:
+
+- Hosts: cutting pictures, tokens, HTTP, copies between a host and its chips, 5 ms that a vision server may wait for a
+  batch. All flatter both sides, and *apart* more: its features go through two hosts' memories.
+- The network is a bandwidth for each language server; vision servers' own links, latency, loss and other traffic are
+  not there. Credits never run out, nobody fails.
+- No picture or prompt comes twice: caches by content would help both.
+- Kernels at 60 % of the peak and experts with equal shares are assumptions of the estimates. An error in the tower's
+  time alone moves the best split.
+- Answers all have the same length, pictures the same size; rows have as many slots as they need. Mixed requests make
+  queues longer.
+- The released rule never compresses the only tile of a picture: at 448 the rows with ViR are what a rule without that
+  exception would give.{more}"""

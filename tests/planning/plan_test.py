@@ -102,8 +102,8 @@ HALVES = Serving(rows=8, prompt=32, slots=128, chunk=32, tiles=3)
 
 
 def test_the_halves_of_a_server():
-    """A chip of a vision server has all of the tower and no language model. Those of a language server have what is left
-    of a coupled one without its tower, which lies spread over them there.
+    """A chip of a vision server has all of the tower and no language model. A language server has what is left of a
+    coupled one without its tower, which lies spread over its chips there.
     """
     config, where = consistency.get_config("tiny"), Topology.parse("cpu:8")
     text = config.model.text
