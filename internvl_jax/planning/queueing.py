@@ -45,11 +45,14 @@ class TowerSteps:
       chips: over how many of them tiles are spread; they come in multiples of it.
       most: tiles at a time.
       seconds: of a number of tiles of a chip.
+      patient: of a server that also writes: while requests that are seen wait for rows, others' tiles wait until there
+        is one for each chip.
     """
 
     chips: int
     most: int
     seconds: Curve
+    patient: bool = False
 
     def time(self, tiles: int) -> float:
         return self.seconds.at(-(-tiles // self.chips))
@@ -220,6 +223,8 @@ class _Server:
             return
         room, taken = self._encoder.chips if self._writing else self._encoder.most, 0
         ahead = min(self._come, self._seated + self._steps.rows)
+        if self._encoder.patient and self._seen > self._seated and self._lacking(ahead) < self._encoder.chips:
+            return
         while self._seen < ahead and taken < room:
             count = min(self._dark, room - taken)
             taken, self._dark = taken + count, self._dark - count
@@ -229,6 +234,10 @@ class _Server:
             self._dark = self._asked[self._seen].tiles if self._seen < len(self._asked) else 0
         if taken:
             self._now += self._encoder.time(taken)
+
+    def _lacking(self, ahead: int) -> int:
+        """Tiles of the requests before number `ahead` that are not encoded."""
+        return self._dark + sum(one.tiles for one in self._asked[self._seen + 1 : ahead]) if self._seen < ahead else 0
 
     def _read(self) -> None:
         seconds, complete = 0.0, []

@@ -251,6 +251,7 @@ def _workload(
     )
     together, apart = rated(_coupled(pod, times, slots, whole=False)), rated(_decoupled(pod, times, slots))
     whole = rated(_coupled(pod, times, slots, whole=True))
+    patient = rated(dataclasses.replace(one, tower=dataclasses.replace(one.tower, patient=True)) for _, one in together)
     if not together or not apart:
         raise InputError(f"{pod} has no room for a coupled server, or for a vision server beside a language server")
     rate = rate or _LOAD * together[0][0]
@@ -275,6 +276,7 @@ def _workload(
         "prompt": statistics.mean(one.prompt for one in asking),
         "rate": rate,
         "coupled": _row(*together[0], rate, asking, traffic),
+        "coupled_patient": _row(*patient[0], rate, asking, traffic),
         "coupled_with_whole_towers": _row(*whole[0], rate, asking, traffic) if whole else None,
         "no_waste_s": pod.chips / (1 / tiles_s + 1 / texts_s),
         "splits": rows,

@@ -127,6 +127,7 @@ def _most_row(
         **_head(work, key),
         "tokens": f"{work['prompt']:,.0f}",
         "coupled": f"{coupled['requests_s']:.1f} ({_chips(coupled)})",
+        "patient": f"{work['coupled_patient']['requests_s']:.1f}",
         "with whole towers": "no room" if whole is None else f"{whole['requests_s']:.1f}",
         "no waste": f"{work['no_waste_s']:.1f}",
         "**apart**": f"**{best['requests_s']:.1f}**",
@@ -221,8 +222,9 @@ What is simulated (`internvl_jax/planning/queueing.py`):
   tokens, as the paper has it on average. The tower sees every tile all the same.
 - *coupled*: as many equal servers as the pod holds, of the size that answers most. Each steps as the engine does: tiles
   of requests that wait (one a chip while answers are being written), a part of one prompt of 512 tokens at most, a
-  token of all 32 rows. The tower's weights are spread over the server's chips and gathered for every pass. *With whole
-  towers*: the same servers, if every chip had the tower whole and the memory for it; the engine has no such layout.
+  token of all 32 rows. The tower's weights are spread over the server's chips and gathered for every pass. The engine
+  has no setting for the next two. *Patient*: while rows are full, tiles wait until there is one for every chip.
+  *With whole towers*: every chip has the tower whole, where there is memory for it.
 - *apart*: vision servers of 4 chips, each of which has the tower whole and takes up to 8 tiles; language servers of any
   size that fits; no chip is left over. A request's tiles go as pixels through its language server's link to the vision
   server with the fewest tiles to do, which takes all that wait; its features come back through the same link, in

@@ -1,5 +1,6 @@
 """Queues against what is known of them: waits of one line, utilisation, batches; and that nothing overtakes."""
 
+import dataclasses
 import itertools
 import statistics
 
@@ -94,6 +95,18 @@ def test_a_tower_holds_up_those_that_write():
     # Two tiles at a time while somebody writes: two passes.
     assert coupled[0].last - alone[0].last == pytest.approx(2 * 0.1)
     assert coupled[1].first - alone[1].first >= 2 * 0.1
+
+
+def test_patience_fills_the_towers_passes():
+    """Where rows are short, newcomers come one by one: each with a pass of its own, or four to a pass."""
+    asked = [Arrival(0.0, 1, 100, 5)] * 1000
+    tower = TowerSteps(4, 32, Curve(((1, 0.05),)))
+    spent = [
+        served(asked, text(rows=8), changed)[-1].last
+        for changed in (None, tower, dataclasses.replace(tower, patient=True))
+    ]
+    passes = [(seconds - spent[0]) / 0.05 for seconds in spent[1:]]
+    assert passes[0] > 900 and passes[1] == pytest.approx(250, 0.05)
 
 
 def test_a_tower_that_takes_no_time_is_none():
