@@ -121,12 +121,8 @@ class EngineTrial:
         state, *_ = self._run(name, _there(state), 0.0, self.programs.begin, state, None, logits_RV, start, best=0)
         return state
 
-    def decode(self, name: str, state: State, context: int, reach: int | None = None) -> State:
-        """A token of all rows, the longest of which reach over `context` tokens.
-
-        Args:
-          reach: of how many slots keys are read; None: of all.
-        """
+    def decode(self, name: str, state: State, context: int) -> State:
+        """A token of all rows, the longest of which reach over `context` tokens."""
         rows, one = state.done_B.shape[0], np.int32(1)
         flops = rows * token_flops(self._config, context)
         args, there = (self.weights, state, None, np.ones(rows, bool)), _there(state)
@@ -134,7 +130,7 @@ class EngineTrial:
             table = _full(state.cache, rows, state)
             state, *_ = self._run(name, there, flops, self.programs.decode_pages, *args, table, one, one, best=0)
             return state
-        reach = reach or state.cache.reach
+        reach = state.cache.reach
         state, *_ = self._run(name, there, flops, self.programs.decode, *args, one, one, reach=reach, best=0)
         return state
 

@@ -19,7 +19,7 @@ from internvl_jax.models import InternVLConfig
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.layouts import Serving, candidates, serving_layout
 from internvl_jax.planning.queueing import Arrival, Curve, TextSteps, Told, TowerSteps, encoded, link, poisson, served
-from internvl_jax.planning.step_times import PER_CHIP, coupled_times, server_times, vision_times
+from internvl_jax.planning.step_times import coupled_times, server_times, vision_times
 from internvl_jax.training import TrainConfig
 
 HOST = 4  # chips of a vision server
@@ -322,12 +322,15 @@ def _coupled(pod: Topology, times: StepTimes, slots: int, whole: bool) -> list[D
 def _decoupled(pod: Topology, times: StepTimes, slots: int) -> Iterator[Deployment]:
     """Language servers, and vision servers on all chips that are left."""
     (vision,) = times["vision"].values()
-    steps = TowerSteps(HOST, HOST * PER_CHIP[-1], _curve(vision["encode"]))
+    if vision["reason"]:
+        return
+    curve = _curve(vision["encode"])
+    # More tiles for a chip need not be faster: as many at a time as take least for each.
+    each = min((size for size, _ in curve.points), key=lambda size: curve.at(size) / size)
+    steps = TowerSteps(HOST, HOST * int(each), curve)
     for name, server in times["server"].items():
         chips = Topology.parse(name).chips
-        if vision["reason"] or server["reason"]:
-            continue
-        if max(vision["bytes"], server["bytes"] - server["tower"]) > vision["limit"]:
+        if server["reason"] or max(vision["bytes"], server["bytes"] - server["tower"]) > server["limit"]:
             continue
         for servers in range(1, pod.chips // chips + 1):
             left = pod.chips - servers * chips

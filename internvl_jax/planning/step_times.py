@@ -20,7 +20,7 @@ from internvl_jax.planning.trial import OutOfMemoryError, Trial
 from internvl_jax.sharding import make_mesh, shard_bytes
 from internvl_jax.training import TrainConfig
 
-PER_CHIP = (1, 2, 4, 8)  # tiles that a chip of a vision server takes at a time
+_PER_CHIP = (1, 2, 4, 8)  # tiles that a chip of a vision server takes at a time
 _PER_CHIP_COUPLED = (1, 4)  # and one of a coupled server
 _PARTS = 8  # a row's slots and a chunk are compiled whole, and so many times shorter
 
@@ -37,7 +37,7 @@ def vision_times(config: InternVLConfig, where: Topology) -> dict[str, Any]:
     own = {path: leaf for path, leaf in weights.items() if not path.startswith("lm.")}
     engine = EngineTrial(trial, config, lies, jnp.dtype(jnp.bfloat16), weights, {"weights": own})
     try:
-        for tiles in PER_CHIP:
+        for tiles in _PER_CHIP:
             engine.encode(str(tiles), tiles)
     except OutOfMemoryError:
         pass  # it is noted
@@ -61,14 +61,14 @@ def server_times(config: TrainConfig, where: Topology, size: Serving) -> dict[st
     """
     trial, engine, axes = _server(config, where, size)
     groups, few, short = where.chips // axes["tensor"], size.slots // _PARTS, size.chunk // _PARTS
-    state = engine.made(engine.programs.empty, classes=((size.rows, size.slots),))
+    state, fewer = (engine.made(engine.programs.empty, classes=((size.rows, slots),)) for slots in (size.slots, few))
     pool_GPD = engine.pool(-(-size.tiles * size.rows // where.chips) * where.chips)
     try:
         for name, tokens, reach in (("short", short, 0), ("first", size.chunk, 0), ("late", size.chunk, size.slots)):
             index_RP = np.zeros((groups, tokens), np.int32)
             after, logits_RV = engine.chunk(name, state, engine.made(engine.programs.gather, pool_GPD, index_RP), reach)
         engine.begin("begin", after, logits_RV)
-        engine.decode("few", state, few, few)
+        engine.decode("few", fewer, few)
         engine.decode("full", state, size.slots)
     except OutOfMemoryError:
         pass  # it is noted
