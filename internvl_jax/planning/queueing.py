@@ -137,7 +137,7 @@ def link(at: Sequence[float], seconds: Sequence[float]) -> list[float]:
 def encoded(at: Sequence[float], tiles: Sequence[int], encoder: TowerSteps, servers: int) -> list[float]:
     """When all tiles of requests that come at these moments, in their order, are encoded by equal servers."""
     done = [0.0] * len(at)
-    lines = [_Line(encoder) for _ in range(servers)]
+    lines = [_TileQueue(encoder) for _ in range(servers)]
     for number, moment in enumerate(at):
         for line in lines:
             line.run(moment, done)
@@ -147,7 +147,7 @@ def encoded(at: Sequence[float], tiles: Sequence[int], encoder: TowerSteps, serv
     return done
 
 
-class _Line:
+class _TileQueue:
     """The queue of one vision server."""
 
     def __init__(self, encoder: TowerSteps):

@@ -180,6 +180,7 @@ def test_the_page_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(splits_table, "parts", toy)
     monkeypatch.setattr(splits_table, "PODS", {"38b": ("v6e:4x4",)})
     monkeypatch.setattr(splits_table, "NETWORKS", (10.0,))
+    monkeypatch.setattr(splits_table, "Traffic", functools.partial(Traffic, requests=200))
     both = {"38b": (sft.get_config("38b"), sft.get_config("38b-flash"))}
     page = tmp_path / "DVD_PLANS.md"
     for _ in range(2):
