@@ -36,12 +36,10 @@ _SIZE = {
     "tiles": flags.DEFINE_integer("tiles", None, "of a server: tiles of a picture; 13, and 10 for dvd"),
     "page": flags.DEFINE_integer("page", None, "of serving: tokens of a page; by default rows have slots"),
 }
-_TRAFFIC = {
-    "text": flags.DEFINE_integer("text", 64, "of dvd: tokens of a question beside its picture"),
-    "answer": flags.DEFINE_integer("answer", 32, "of dvd: tokens of an answer"),
-    "share": flags.DEFINE_float("share", 2 / 3, "of dvd: of tiles that a Flash model compresses"),
-    "gbits": flags.DEFINE_float("gbits", 10.0, "of dvd: 10^9 bits a second of each language server's link"),
-}
+_TEXT = flags.DEFINE_integer("text", 64, "of dvd: tokens of a question beside its picture")
+_ANSWER = flags.DEFINE_integer("answer", 32, "of dvd: tokens of an answer")
+_SHARE = flags.DEFINE_float("share", 2 / 3, "of dvd: of tiles that a Flash model compresses")
+_GBITS = flags.DEFINE_float("gbits", 10.0, "of dvd: 10^9 bits a second of each language server's link")
 _AUTO = flags.DEFINE_bool("auto", True, "choose mesh, rules, remat and micro-batches; --noauto takes the config's")
 _TABLE = flags.DEFINE_string("table", None, "write the table of all sizes to this file")
 
@@ -60,7 +58,7 @@ def _main(argv: list[str]) -> None:
         given = {name: flag.value for name, flag in _SIZE.items() if flag.value is not None}
         size = dataclasses.replace(splits_table.SIZE if dvd else table.SIZE, **given)
         if dvd:
-            traffic = planning.Traffic(**{name: flag.value for name, flag in _TRAFFIC.items()})
+            traffic = planning.Traffic(text=_TEXT.value, answer=_ANSWER.value, share=_SHARE.value, gbits=_GBITS.value)
             print(json.dumps(planning.plan_splits(settings, _TOPOLOGY.value, size, traffic)))
         else:
             print(json.dumps(planning.plan(settings, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))

@@ -43,7 +43,7 @@ class Traffic:
       answer: tokens of an answer.
       share: of tiles that a Flash model compresses; two thirds halve the image tokens.
       gbits: of each language server's link, in 10^9 bits a second, each way.
-      requests: how many are simulated.
+      requests: how many are simulated for each language server.
       seed: of their arrivals and of the tiles that are compressed.
     """
 
@@ -52,7 +52,7 @@ class Traffic:
     answer: int = 32
     share: float = 2 / 3
     gbits: float = 10.0
-    requests: int = 1000
+    requests: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,53 +106,56 @@ class Deployment:
         return self.servers * Topology.parse(self.topology).chips
 
     def run(self, at: Sequence[float], asking: Sequence[Asking], gbits: float) -> list[Told]:
-        """What becomes of requests that come at these moments, in turn to each server."""
-        numbers = range(len(at))
-        own = [numbers[server :: self.servers] for server in range(self.servers)]
+        """What becomes of requests that come at these moments, in turn to each server; those of the first one, as all
+        are alike.
+        """
         ready, bandwidth = list(at), gbits * 1e9 / 8
+        first = range(0, len(at), self.servers)
         if self.vision:
-            for mine in own:
+            for server in range(self.servers):
+                mine = range(server, len(at), self.servers)
                 sent = link([at[n] for n in mine], [asking[n].up / bandwidth for n in mine])
                 for n, moment in zip(mine, sent, strict=True):
                     ready[n] = moment
-            order = sorted(numbers, key=lambda n: (ready[n], n))
-            done = encoded([ready[n] for n in order], [asking[n].tiles for n in order], self.tower, self.vision)
-            for n, moment in zip(order, done, strict=True):
+            every = sorted(range(len(at)), key=lambda n: (ready[n], n))
+            done = encoded([ready[n] for n in every], [asking[n].tiles for n in every], self.tower, self.vision)
+            for n, moment in zip(every, done, strict=True):
                 ready[n] = moment
-        told: list[Told] = [Told(0.0, 0.0)] * len(at)
-        for mine in own:
-            mine = sorted(mine, key=lambda n: (ready[n], n))
-            moments = [ready[n] for n in mine]
-            if self.vision:
-                moments = link(moments, [asking[n].down / bandwidth for n in mine])
-            arrivals = [_arrival(t, asking[n]) for t, n in zip(moments, mine, strict=True)]
-            for n, one in zip(mine, served(arrivals, self.text, None if self.vision else self.tower), strict=True):
-                told[n] = one
-        return told
+            back = sorted(first, key=lambda n: (ready[n], n))
+            there = link([ready[n] for n in back], [asking[n].down / bandwidth for n in back])
+            for n, moment in zip(back, there, strict=True):
+                ready[n] = moment
+        order = sorted(first, key=lambda n: (ready[n], n))
+        told = served([_arrival(ready[n], asking[n]) for n in order], self.text, None if self.vision else self.tower)
+        return [one for _, one in sorted(zip(order, told, strict=True), key=lambda pair: pair[0])]
 
-    def most(self, asking: Sequence[Asking], gbits: float) -> float:
-        """Requests a second where all wait from the beginning: between the first tenth and the last one."""
-        ends = sorted(one.last for one in self.run([0.0] * len(asking), asking, gbits))
-        low, high = len(ends) // 10, len(ends) * 9 // 10
-        return (high - low) / (ends[high] - ends[low])
+    def most(self, traffic: Traffic, asking: Sequence[Asking]) -> float:
+        """Requests a second where all wait from the beginning: after the first quarter, until nine tenths are done."""
+        count = self.servers * traffic.requests
+        ends = sorted(one.last for one in self.run([0.0] * count, asking[:count], traffic.gbits))
+        low, high = len(ends) // 4, len(ends) * 9 // 10
+        return self.servers * (high - low) / (ends[high] - ends[low])
 
-    def first_tokens(self, rate: float, asking: Sequence[Asking], traffic: Traffic) -> tuple[float, float]:
+    def first_tokens(self, traffic: Traffic, asking: Sequence[Asking], rate: float) -> tuple[float, float]:
         """Mean and 90th percentile of the seconds to a first token, of requests that come at a rate by chance; without
-        the first tenth of them."""
-        at = poisson(rate, len(asking), traffic.seed)
-        waits = [one.first - moment for one, moment in zip(self.run(at, asking, traffic.gbits), at, strict=True)]
+        the first tenth of them.
+        """
+        at = poisson(rate, self.servers * traffic.requests, traffic.seed)
+        told = self.run(at, asking[: len(at)], traffic.gbits)
+        waits = [one.first - moment for one, moment in zip(told, at[:: self.servers], strict=True)]
         waits = waits[len(waits) // 10 :]
         return statistics.mean(waits), statistics.quantiles(waits, n=10)[-1]
 
-    def limits(self, asking: Sequence[Asking], gbits: float) -> dict[str, float]:
+    def limits(self, traffic: Traffic, asking: Sequence[Asking]) -> dict[str, float]:
         """Requests a second that each stage could take alone."""
-        tiles, down, up = (statistics.mean(part) for part in zip(*((a.tiles, a.down, a.up) for a in asking)))
+        tiles, up, down = (statistics.mean(part) for part in zip(*((one.tiles, one.up, one.down) for one in asking)))
         batch = self.tower.most / self.tower.time(self.tower.most)
-        alone = dataclasses.replace(self, vision=1, tower=TowerSteps(1, 1, Curve(((1, 0.0),))))
+        nothing = dataclasses.replace(traffic, gbits=math.inf)
+        alone = dataclasses.replace(self, servers=1, vision=1, tower=TowerSteps(1, 1, Curve(((1, 0.0),))))
         return {
             "vision": self.vision * batch / tiles,
-            "network": self.servers * gbits * 1e9 / 8 / max(down, up),
-            "language": alone.most(asking, float("inf")),
+            "network": self.servers * traffic.gbits * 1e9 / 8 / max(up, down),
+            "language": self.servers * alone.most(nothing, asking),
         }
 
 
@@ -167,12 +170,14 @@ def tiles_of(side: int, config: InternVLConfig) -> int:
     return tiling.num_tiles(side, side, cut)
 
 
-def asking_of(config: InternVLConfig, side: int, traffic: Traffic) -> list[Asking]:
-    """Requests with a picture of so many pixels each; a Flash model compresses the share of the tiles, by chance."""
+def asking_of(config: InternVLConfig, side: int, traffic: Traffic, servers: int) -> list[Asking]:
+    """Requests of so many servers with a picture of so many pixels each; a Flash model compresses the share of the
+    tiles, by chance.
+    """
     draw, tiles = random.Random(traffic.seed), tiles_of(side, config)
     full, pixels = config.tokens_per_tile, 3 * config.vision.image_size**2
     asking = []
-    for _ in range(traffic.requests):
+    for _ in range(traffic.requests * servers):
         tokens = full * tiles
         if config.flash is not None:
             compressed = sum(draw.random() < traffic.share for _ in range(tiles))
@@ -234,8 +239,9 @@ def split(
     Raises:
       InputError: no room, or rows that are too short.
     """
+    servers = pod.chips // min((Topology.parse(name).chips for name in times["server"]), default=1)
     workloads = [
-        _workload(asking_of(config, side, traffic), pod, times, traffic, rates[side] if rates else None)
+        _workload(asking_of(config, side, traffic, servers), pod, times, traffic, rates[side] if rates else None)
         for side in traffic.sides
     ]
     found = [{"side": side, **one} for side, one in zip(traffic.sides, workloads, strict=True)]
@@ -246,9 +252,7 @@ def _workload(
     asking: Sequence[Asking], pod: Topology, times: StepTimes, traffic: Traffic, rate: float | None
 ) -> dict[str, Any]:
     slots = fit("tokens of prompt and answer", max(one.prompt + one.answer for one in asking), Ladders.slots)
-    rated = lambda several: sorted(
-        ((one.most(asking, traffic.gbits), one) for one in several), key=lambda pair: -pair[0]
-    )
+    rated = lambda several: sorted(((one.most(traffic, asking), one) for one in several), key=lambda pair: -pair[0])
     together, apart = rated(_coupled(pod, times, slots, whole=False)), rated(_decoupled(pod, times, slots))
     whole = rated(_coupled(pod, times, slots, whole=True))
     patient = rated(dataclasses.replace(one, tower=dataclasses.replace(one.tower, patient=True)) for _, one in together)
@@ -258,7 +262,7 @@ def _workload(
     one_server = {one.topology: most / one.servers for most, one in together}
     rows = []
     for most, one in apart:
-        limits = one.limits(asking, traffic.gbits)
+        limits = one.limits(traffic, asking)
         same = one_server.get(one.topology)
         rows.append(
             _row(most, one, rate, asking, traffic)
@@ -286,7 +290,7 @@ def _workload(
 
 
 def _row(most: float, one: Deployment, rate: float, asking: Sequence[Asking], traffic: Traffic) -> dict[str, Any]:
-    mean, p90 = one.first_tokens(rate, asking, traffic) if rate < most else (None, None)
+    mean, p90 = one.first_tokens(traffic, asking, rate) if rate < most else (None, None)
     return {
         "server": one.topology,
         "servers": one.servers,

@@ -15,7 +15,7 @@ from internvl_jax.planning.queueing import Curve, TextSteps, TowerSteps
 from internvl_jax.planning.splits import Deployment, asking_of, parts, server_slices, tiles_of
 
 POD = Topology.parse("v6e:4x4")
-TRAFFIC = Traffic(requests=600)
+TRAFFIC = Traffic(requests=400)
 MODEL, FLASH = (sft.get_config(size).model for size in ("38b", "38b-flash"))
 
 
@@ -100,19 +100,21 @@ def test_a_first_token_when_nobody_else_asks():
     text = TextSteps(4, 1, 512, 16, 4096, Curve(((64, 6e-3), (512, 9e-3))), 0.0, 1e-3, 7e-3)
     tower = TowerSteps(4, 32, Curve(((1, 17e-3), (8, 130e-3))))
     one = Deployment("v6e:2x4", 1, text, tower, 2)
-    (asked, *_) = asking_of(MODEL, 896, TRAFFIC)
+    (asked, *_) = asking_of(MODEL, 896, TRAFFIC, 1)
     seconds = (3 * 448 * 448 * 5 + 2 * MODEL.text.width * 256 * 5) * 8 / 10e9  # pixels there, features back
     seconds += tower.seconds.at(2) + 2 * 9e-3 + text.first.at(1344 - 1024) + 1e-3
-    assert one.first_tokens(1e-3, [asked] * 100, TRAFFIC) == pytest.approx((seconds, seconds))
+    assert one.first_tokens(dataclasses.replace(TRAFFIC, requests=100), [asked] * 100, 1e-3) == pytest.approx(
+        (seconds, seconds)
+    )
 
 
 def test_compressed_tiles_are_fewer_tokens_and_bytes():
     side = 1344
-    assert asking_of(FLASH, side, dataclasses.replace(TRAFFIC, share=0.0)) == asking_of(MODEL, side, TRAFFIC)
-    for one in asking_of(FLASH, side, dataclasses.replace(TRAFFIC, share=1.0)):
+    assert asking_of(FLASH, side, dataclasses.replace(TRAFFIC, share=0.0), 2) == asking_of(MODEL, side, TRAFFIC, 2)
+    for one in asking_of(FLASH, side, dataclasses.replace(TRAFFIC, share=1.0), 1):
         assert (one.prompt, one.down) == (64 + 640, 2 * FLASH.text.width * 640)
         assert (one.tiles, one.up) == (10, 10 * 448 * 448 * 3)  # the tower sees all of them
-    half = statistics.mean(one.prompt - 64 for one in asking_of(FLASH, side, TRAFFIC))
+    half = statistics.mean(one.prompt - 64 for one in asking_of(FLASH, side, TRAFFIC, 1))
     assert half == pytest.approx(1280, 0.02)
     for plain, fewer in zip(planned()["workloads"], planned(flash=True)["workloads"], strict=True):
         assert fewer["most_requests"]["requests_s"] > plain["most_requests"]["requests_s"]
