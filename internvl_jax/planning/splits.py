@@ -188,11 +188,12 @@ def asking_of(config: InternVLConfig, side: int, traffic: Traffic, servers: int)
 
 
 def server_slices(config: TrainConfig, pod: Topology, size: Serving) -> Iterator[Topology]:
-    """Slices of a chip for a server in a pod: those whose memory should hold all of the model, and on which all chips
-    share every row, or experts. (More copies of the weights in one server would only be more servers in step.)
+    """Slices for a server in a pod, at most half of it, so that there are vision servers beside it: those whose memory
+    should hold all of the model, and on which all chips share every row, or experts. (More copies of the weights in one
+    server would only be more servers in step.)
     """
     for where in candidates(config, "decode", size, pod.name):
-        if where.chips <= pod.chips and serving_layout(config, where, size)[0]["data"] == 1:
+        if 2 * where.chips <= pod.chips and serving_layout(config, where, size)[0]["data"] == 1:
             yield where
 
 
