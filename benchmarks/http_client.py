@@ -25,7 +25,8 @@ class Heard:
       status: of HTTP; 0 where there was no whole answer.
       sent, ended: `time.perf_counter` of sending and of the end.
       pieces: of every piece with words, or the whole answer.
-      texts: of each answer, by its number.
+      texts, thoughts: of each answer, by its number.
+      retry: seconds after which the server wants to be asked again; "" where it doesn't say.
       ends: why each ended.
       usage: what the server says that it took.
       error: the code or message of what went wrong; "" where nothing did.
@@ -36,6 +37,8 @@ class Heard:
     ended: float = 0.0
     pieces: list[float] = dataclasses.field(default_factory=list)
     texts: dict[int, str] = dataclasses.field(default_factory=dict)
+    thoughts: dict[int, str] = dataclasses.field(default_factory=dict)
+    retry: str = ""
     ends: dict[int, str] = dataclasses.field(default_factory=dict)
     usage: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
@@ -138,6 +141,7 @@ async def parts(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> Asy
 
 async def _hear(reader: asyncio.StreamReader, heard: Heard) -> None:
     status, headers = await read_head(reader)
+    heard.retry = headers.get("retry-after", "")
     if headers.get("content-type", "").startswith("text/event-stream"):
         await _hear_events(reader, headers, heard)
     else:
@@ -174,11 +178,12 @@ async def _hear_events(reader: asyncio.StreamReader, headers: Mapping[str, str],
 
 def _note(heard: Heard, choice: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
     """Adds to an answer; says whether there was anything to add."""
-    words = (said.get("reasoning") or "") + (said.get("content") or said.get("text") or "")
-    heard.texts[choice["index"]] = heard.texts.get(choice["index"], "") + words
+    number, thought, text = choice["index"], said.get("reasoning") or "", said.get("content") or said.get("text") or ""
+    heard.texts[number] = heard.texts.get(number, "") + text
+    heard.thoughts[number] = heard.thoughts.get(number, "") + thought
     if choice.get("finish_reason"):
-        heard.ends[choice["index"]] = choice["finish_reason"]
-    return bool(words)
+        heard.ends[number] = choice["finish_reason"]
+    return bool(thought or text)
 
 
 def _error(said: Mapping[str, Any]) -> str:
