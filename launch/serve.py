@@ -5,48 +5,62 @@
 says `ready` with its address once everything is compiled. Only this machine reaches it, unless --host says otherwise;
 then clients need a key, from --api_key_file or $INTERNVL_API_KEY. Ctrl-C or SIGTERM ends it: answers that were begun
 are finished, what comes later is refused.
+
+Decoupled, the two halves of a model have servers of their own, as many as suit each:
+
+    python -m launch.serve --checkpoint=DIR --role=vision --port=9000
+    python -m launch.serve --checkpoint=DIR --role=language --vision=127.0.0.1:9000 --port=8000
 """
 
-import pathlib
 import sys
 
+import jax
 from absl import flags
 
-from internvl_jax.inference import Ladders, fingerprint
-from internvl_jax.serving import ApiKeys, Served, ladders, listen, serve
-from launch import checkpoint, server_limits, together
+from internvl_jax.errors import InputError
+from internvl_jax.models import PartName
+from internvl_jax.serving import ApiServer, listen, serve_vision
+from launch import checkpoint, server_doors, server_flags, server_rows, together
 
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; any but this machine's own needs a key")
+_ROLE = flags.DEFINE_enum("role", "all", ["all", "vision", "language"], "which half of the model this server has")
+_VISION = flags.DEFINE_list("vision", [], "with --role=language, HOST:PORT of each vision server")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen at; 0: any that is free", 0, 65535)
-_NAMES = flags.DEFINE_list("served_model_name", [], "what clients call the model; default: its directory's name")
-_KEYS = flags.DEFINE_string("api_key_file", None, "file with a key of clients a line")
-_HOSTS = flags.DEFINE_list("picture_hosts", [], "hosts that pictures may be fetched from by their URL; default: none")
-_ROWS = flags.DEFINE_integer("rows", 8, "answers that are written at a time", 1)
-_CONTEXT = flags.DEFINE_integer("context", 4096, "tokens of a conversation with its answer, at most", 64)
-_CHUNK = flags.DEFINE_integer("chunk", None, "tokens of prompts that are read between two tokens of answers", 32)
-_PAGE = flags.DEFINE_integer("page", None, "tokens of a page of the cache (TPU); default: rows of their own", 1)
-_WORKERS = flags.DEFINE_integer("workers", 2, "processes that decode pictures", 1)
-_GRACE = flags.DEFINE_float("grace", 60, "seconds for answers that were begun, when the server is to end", 0)
+_HEALTH = flags.DEFINE_integer("health_port", None, "with --role=vision, port of /health, /ready, /metrics", 0, 65535)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    keys, limits = ApiKeys.load(_KEYS.value), server_limits.given()
-    keys.check_host(_HOST.value)
-    listening = listen(_HOST.value, _PORT.value)
-    with together.opened(_ladders()) as (model, processor):
-        names = tuple(_NAMES.value) or (pathlib.Path(checkpoint.directory()).resolve().name,)
-        served = Served(
-            names, fingerprint(model, processor), keys, frozenset(_HOSTS.value), _WORKERS.value, _GRACE.value, limits
-        )
-        print(f"compiling; {_HOST.value}:{listening.getsockname()[1]} answers 503 until then", file=sys.stderr)
-        if not serve(model, processor, listening, served, lambda url: print(f"ready: {url}", flush=True)):
+    if (_ROLE.value == "language") != bool(_VISION.value):
+        raise InputError("--role=language needs --vision=HOST:PORT,..., and no other role has it")
+    if _ROLE.value == "vision":
+        _serve_vision()
+        return
+    server_doors.keys(), server_flags.limits()  # before anything slow
+    listening = listen(server_doors.HOST.value, _PORT.value)
+    with together.opened(server_rows.ladders(), _part()) as (model, processor):
+        server_flags.log_requests()
+        served = server_flags.served(model, processor, _VISION.value)
+        print("loaded; answers 503 until everything is compiled", file=sys.stderr, flush=True)
+        if not ApiServer(model, processor, served).run(listening, _say_ready):
             sys.exit(1)
 
 
-def _ladders() -> Ladders:
-    return ladders(_ROWS.value, _CONTEXT.value, _CHUNK.value, _PAGE.value)
+def _serve_vision() -> None:
+    if jax.process_count() > 1:
+        raise InputError("a vision server is one process; start one on each host, and name all of them in --vision")
+    health = None if _HEALTH.value is None else listen(server_doors.HOST.value, _HEALTH.value)
+    model, processor = checkpoint.load("vision")
+    address = f"{server_doors.HOST.value}:{_PORT.value}"
+    serve_vision(model, processor, address, server_doors.secret(), health, _say_ready)
+
+
+def _say_ready(address: str) -> None:
+    print(f"ready: {address}", flush=True)
+
+
+def _part() -> PartName:
+    return "language" if _ROLE.value == "language" else "all"
 
 
 if __name__ == "__main__":
-    together.run(main, _ladders)
+    together.run(main, server_rows.ladders, _part)

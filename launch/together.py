@@ -2,34 +2,40 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from internvl_jax.data import Processor
 from internvl_jax.inference import Ladders, leading
-from internvl_jax.models import InternVL
+from internvl_jax.models import PartName
 from launch import checkpoint, pod
 
 
-def run(main: Callable[[list[str]], None], ladders: Callable[[], Ladders | None] = lambda: None) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    ladders: Callable[[], Ladders | None] = lambda: None,
+    part: Callable[[], PartName] = lambda: "all",
+) -> None:
     """Starts a launcher: process 0 of a pod does what it is for, the others follow with their part of the model.
 
     Args:
-      ladders: gives those that process 0 opens the model with.
+      ladders, part: give those that process 0 opens the model with.
     """
 
     def follow() -> None:
-        with opened(ladders()):
+        with opened(ladders(), part()):
             pass
 
     pod.run(main, follow)
 
 
 @contextlib.contextmanager
-def opened(ladders: Ladders | None = None) -> Iterator[tuple[InternVL, Processor]]:
+def opened(ladders: Ladders | None = None, part: PartName = "all") -> Iterator[tuple[Any, Processor]]:
     """The model and its processor; as long as it lasts, the processes of a pod answer together.
 
     Args:
       ladders: see `leading`.
+      part: the half of the model that is loaded, or all of it.
     """
-    model, processor = checkpoint.load()
+    model, processor = checkpoint.load(part)
     with leading(model, processor, ladders):
         yield model, processor

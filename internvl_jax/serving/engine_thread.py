@@ -203,6 +203,11 @@ class EngineThread:
                 if faults == _FAULTS:
                     raise
 
+    @property
+    def num_compiled(self) -> int:
+        """See `Engine.num_compiled`."""
+        return self._reader.engine.num_compiled
+
     def reading_rate(self) -> float:
         """Tokens of prompts that were read in a second so far; 0 before any was."""
         return self._reader.engine.prefilled / self._stepping if self._stepping else 0.0

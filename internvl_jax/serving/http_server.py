@@ -50,9 +50,19 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(self, app: Any, doors: Doors, service: Service, prepare: Prepare, grace: float):
-        options = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off"}
-        limits = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 1, "h11_max_incomplete_event_size": 1 << 16}
-        super().__init__(uvicorn.Config(app, **options, **limits))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=1,
+                h11_max_incomplete_event_size=1 << 16,
+            )
+        )
         self._doors, self._service, self._prepare, self._grace = doors, service, prepare, grace
         self._end = 0.0
 

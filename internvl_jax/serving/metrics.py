@@ -1,11 +1,23 @@
 """What Prometheus reads of a server, by the names that vLLM's dashboards know. Nothing of any request's content."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+class _Read(Collector):
+    """A counter that somebody else counts."""
+
+    def __init__(self, name: str, what: str, read: Callable[[], float]):
+        self._name, self._what, self._read = name, what, read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._what, value=self._read())
 
 
 class Metrics:
@@ -33,6 +45,7 @@ class Metrics:
         self.between = histogram("inter_token_latency_seconds", "Between two tokens of an answer")
         self.whole = histogram("e2e_request_latency_seconds", "From a request to its end")
         self.prepared = histogram("request_prepare_seconds", "Decoding of pictures, tiles and tokens of a request")
+        self.looked = histogram("request_vision_seconds", "Until a vision server has given the features of a request")
         self.decoded = histogram("request_decode_time_seconds", "From the first token of an answer to its last")
         self.step = histogram("iteration_seconds", "A step of the engine")
         self.prompt_size = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
@@ -41,6 +54,10 @@ class Metrics:
     def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
         """Adds a value that is read when somebody asks."""
         Gauge(f"internvl:{name}", what, registry=self.registry).set_function(read)
+
+    def count(self, name: str, what: str, read: Callable[[], float]) -> None:
+        """Adds a number that only rises, and that is read when somebody asks."""
+        self.registry.register(_Read(f"internvl:{name}", what, read))
 
     def text(self) -> bytes:
         """In Prometheus' format."""

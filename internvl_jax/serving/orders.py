@@ -19,6 +19,8 @@ from internvl_jax.serving.schema import (
 )
 
 Shape = tuple[Literal["json_schema", "json_object", "regex", "choice"], Any]
+Thinking = Literal["auto", "on", "off"]
+Told = Literal["none", "last", "each"]
 
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
 
@@ -49,13 +51,13 @@ class Order:
     sampling: SamplingParams
     max_tokens: int | None
     seeds: tuple[int, ...]
-    thinking: Literal["auto", "on", "off"] = "auto"
+    thinking: Thinking = "auto"
     effort: str | None = None
     max_tiles: int | None = None
     thresholds: Thresholds = MODEL_THRESHOLDS
     shape: Shape | None = None
     stream: bool = False
-    usage: Literal["none", "last", "each"] = "none"
+    usage: Told = "none"
     logprobs: bool = False
     reasoning: bool = True
     tiles: bool = False
@@ -140,13 +142,9 @@ def _order(request: Generation, limits: Limits, max_tokens: int | None, best: in
     except InputError as error:
         raise Refusal(400, f"{error}.") from None
     options = request.stream_options
-    usage = (
-        "each"
-        if options and options.continuous_usage_stats
-        else "last"
-        if options and options.include_usage
-        else "none"
-    )
+    usage: Told = "last" if options and options.include_usage else "none"
+    if options and options.continuous_usage_stats:
+        usage = "each"
     return Order(
         sampling,
         max_tokens,
@@ -167,17 +165,18 @@ def _seeds(seed: int | None, n: int) -> tuple[int, ...]:
     return tuple(value if 0 <= value < 2**32 else folded(value) for value in range(seed, seed + n))
 
 
-def _thinking(request: ChatRequest) -> tuple[Literal["auto", "on", "off"], str | None]:
+def _thinking(request: ChatRequest) -> tuple[Thinking, str | None]:
     """Whether and how much the model thinks; an effort of 'none' is off, any other on."""
     effort = request.reasoning_effort
-    switch = request.chat_template_kwargs and request.chat_template_kwargs.enable_thinking
+    options = request.chat_template_kwargs
+    switch = None if options is None else options.enable_thinking
     if effort is not None and switch is not None and (effort != "none") != switch:
         raise Refusal(
             400, f"reasoning_effort is {effort!r} and enable_thinking {switch}; give one.", "reasoning_effort"
         )
     if effort is not None:
         return ("off", None) if effort == "none" else ("on", _EFFORTS[effort])
-    return {None: "auto", True: "on", False: "off"}[switch], None
+    return "auto" if switch is None else "on" if switch else "off", None
 
 
 def _shape(request: ChatRequest) -> Shape | None:
@@ -187,8 +186,13 @@ def _shape(request: ChatRequest) -> Shape | None:
     elif request.response_format is not None and request.response_format.type == "json_object":
         found.append(("json_object", None))
     if (wanted := request.structured_outputs) is not None:
-        kinds = {"json_schema": wanted.json_, "json_object": wanted.json_object, "regex": wanted.regex}
-        found += [(kind, value) for kind, value in {**kinds, "choice": wanted.choice}.items() if value]
+        wishes: list[Shape] = [
+            ("json_schema", wanted.json_),
+            ("json_object", wanted.json_object),
+            ("regex", wanted.regex),
+            ("choice", wanted.choice),
+        ]
+        found += [(kind, value) for kind, value in wishes if value]
     if len(found) > 1:
         raise Refusal(400, f"the answer can't be {found[0][0]} and {found[1][0]}; give one.", "response_format")
     return found[0] if found else None

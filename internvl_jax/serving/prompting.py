@@ -29,6 +29,7 @@ class Prompting:
       workers: decode pictures and write prompts.
       fetch: gets the bytes of a picture from another host.
       limits: of texts.
+      efforts: whether the model has a choice of reasoning efforts.
       thumbnail: whether a picture of several tiles has one more that shows the whole.
     """
 
@@ -37,6 +38,7 @@ class Prompting:
     workers: PromptWorkers
     fetch: Callable[[str], Awaitable[bytes]]
     limits: Limits
+    efforts: bool
     thumbnail: bool
 
     async def chat(self, messages: list[Message], order: Order) -> Prompt:
@@ -45,9 +47,17 @@ class Prompting:
         Raises:
           Refusal: pictures or texts that can't be read, or are too much.
         """
-        settings = PromptSettings(order.thinking, order.effort, order.max_tiles)
+        settings = self._settings(order)
         inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings=settings)
-        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.image_sizes)
+        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.image_sizes, settings.thinking)
+
+    def _settings(self, order: Order) -> PromptSettings:
+        """Where a model has no efforts, any is thinking; where it has, the least leaves it to the model."""
+        thinking, effort = order.thinking, None
+        if self.efforts:
+            effort = order.effort or ("medium" if thinking == "on" else None)
+            thinking = "auto" if effort == "low" else thinking
+        return PromptSettings(thinking, effort, order.max_tiles)
 
     async def conversation(self, messages: list[Message], max_tiles: int | None) -> Prompt:
         """The same without a wish how it is answered."""
@@ -74,12 +84,13 @@ class Prompting:
             image["url"] = data
         return messages
 
-    async def text(self, prompt: str | list[int]) -> Prompt:
-        """A plain text, which may come as tokens.
+    async def text(self, prompt: str | list[str] | list[int]) -> Prompt:
+        """A plain text, alone or as a list of one, or tokens.
 
         Raises:
           Refusal: it is too long.
         """
+        prompt = prompt[0] if isinstance(prompt[:1], list) and isinstance(prompt[0], str) else prompt
         if isinstance(prompt, str):
             if len(prompt) > self.limits.text_chars:
                 message = f"the prompt has {len(prompt):,} characters; this server takes {self.limits.text_chars:,}."

@@ -36,6 +36,7 @@ class Choice:
     Attributes:
       tokens: how many it has.
       thought: how many of them were thinking.
+      end: why it ended; None if it hasn't.
     """
 
     def __init__(self, begun: str | None):
@@ -43,11 +44,12 @@ class Choice:
         if self._stream is not None and begun:
             self._stream.feed(begun)
         self.tokens = self.thought = 0
+        self.end: str | None = None
         self._kept: list[Said] = []
 
     def read(self, pieces: Sequence[Piece]) -> Said:
         """What these pieces add."""
-        thinking, text, tokens, end = "", "", list[Token](), None
+        thinking, text, tokens = "", "", list[Token]()
         for piece in pieces:
             self.tokens = piece.token.number
             parts = [("", piece.text) if self._stream is None else self._stream.feed(piece.text)]
@@ -55,12 +57,12 @@ class Choice:
             if piece.token.end != "stop":
                 tokens.append(piece.token)
             if piece.answer is not None:
-                end = piece.end
+                self.end = piece.end
                 if self._stream is not None:
                     parts.append(self._stream.finish())
             thinking += "".join(part[0] for part in parts)
             text += "".join(part[1] for part in parts)
-        said = Said(thinking, text, tokens, end)
+        said = Said(thinking, text, tokens, self.end)
         self._kept.append(said)
         return said
 
@@ -70,7 +72,7 @@ class Choice:
         kept = self._kept
         tokens = [token for said in kept for token in said.tokens]
         text = "".join(said.text for said in kept)
-        return Said("".join(said.thinking for said in kept), text, tokens, kept[-1].end)
+        return Said("".join(said.thinking for said in kept), text, tokens, self.end)
 
 
 @dataclasses.dataclass

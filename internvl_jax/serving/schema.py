@@ -223,7 +223,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of POST /v1/completions: text that the model goes on with."""
 
-    prompt: str | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Id], Field(min_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)] | Annotated[list[Id], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
 
@@ -232,7 +232,7 @@ class TokenizeRequest(_Strict):
     """The body of POST /tokenize: a text, or a conversation as the model would read it."""
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     max_dynamic_patch: TileLimit | None = None
 

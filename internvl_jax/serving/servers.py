@@ -9,11 +9,12 @@ import jax
 
 from internvl_jax.data import Processor
 from internvl_jax.inference import Ladders, get_reader
-from internvl_jax.models import InternVL
+from internvl_jax.models import InternVL, LanguageHalf
 from internvl_jax.serving.admission import Admission
 from internvl_jax.serving.api_keys import ApiKeys
 from internvl_jax.serving.app import make_app
 from internvl_jax.serving.door import Doors
+from internvl_jax.serving.dvd import VisionClient
 from internvl_jax.serving.engine_thread import EngineThread
 from internvl_jax.serving.fetching import Fetcher
 from internvl_jax.serving.http_server import HttpServer, url
@@ -23,6 +24,7 @@ from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.prompting import Prompting
 from internvl_jax.serving.service import Service
 from internvl_jax.serving.structured import Grammars
+from internvl_jax.serving.vision_metrics import add_vision_client
 
 _CPU_PROMPTS, _PROMPTS = (32, 64, 128), (64, 128, 256)  # besides the chunk
 
@@ -39,6 +41,8 @@ class Served:
       workers: processes that make prompts.
       grace: seconds for answers that were begun when the server is to end.
       limits: what is taken.
+      vision: addresses of vision servers, where the model is a language half.
+      secret: shared with them.
     """
 
     names: tuple[str, ...]
@@ -48,6 +52,8 @@ class Served:
     workers: int
     grace: float
     limits: Limits
+    vision: tuple[str, ...] = ()
+    secret: bytes | None = None
 
 
 def ladders(rows: int, context: int, chunk: int | None, page: int | None) -> Ladders:
@@ -72,39 +78,69 @@ def ladders(rows: int, context: int, chunk: int | None, page: int | None) -> Lad
     )
 
 
-def serve(
-    model: InternVL, processor: Processor, listening: socket.socket, served: Served, ready: Callable[[str], None]
-) -> bool:
-    """Answers over HTTP until the process is told to end; says whether it did so in order.
+class ApiServer:
+    """A model behind OpenAI's API.
 
     Args:
       model, processor: as `load` gives them, within `inference.leading` with `ladders`.
-      listening: where.
-      ready: called with the address once requests are answered.
+      served: how.
+
+    Attributes:
+      service: what answers.
+      doors: what is let in.
     """
-    reader, limits, metrics, config = get_reader(model, processor), served.limits, Metrics(), model.config
-    engine = EngineThread(reader, processor, reader.engine.ladders.piece, metrics.step.observe)
-    workers = PromptWorkers(processor, served.workers, limits)
-    fetch = Fetcher(served.hosts, limits).fetch
-    prompting = Prompting(config, processor.tokenizer, workers, fetch, limits, processor.image_config.thumbnail)
-    grammars = Grammars(processor, reader.engine.vocabulary, limits)
-    service = Service(
-        *(engine, limits, metrics, Admission(limits, engine.reading_rate), grammars, None),
-        *(config.image_token_id, reader.engine.longest),
-    )
-    metrics.gauge("num_requests_running", "Answers that have rows", lambda: engine.load.running)
-    metrics.gauge("num_requests_waiting", "Requests without a token yet", lambda: service.admission.requests)
-    metrics.gauge("kv_cache_usage_perc", "Share of the cache that is used", lambda: engine.load.share)
-    doors = Doors(served.keys, limits.body_bytes, limits.body_seconds, not served.keys.digests)
-    app = make_app(service, prompting, served.names, served.fingerprint, doors)
 
-    async def prepare(opened: contextlib.AsyncExitStack) -> None:
-        await opened.enter_async_context(workers)
-        await engine.call(reader.engine.warm_up)
+    def __init__(self, model: InternVL | LanguageHalf, processor: Processor, served: Served):
+        reader, limits, metrics, config = get_reader(model, processor), served.limits, Metrics(), model.config
+        self._reader = reader
+        engine = EngineThread(reader, processor, reader.engine.ladders.piece, metrics.step.observe)
+        self._workers = PromptWorkers(processor, served.workers, limits)
+        fetch = Fetcher(served.hosts, limits).fetch
+        prompting = Prompting(
+            *(config, processor.tokenizer, self._workers, fetch, limits),
+            efforts=bool(processor.template.efforts),
+            thumbnail=processor.image_config.thumbnail,
+        )
+        grammars = Grammars(processor, reader.engine.vocabulary, limits)
+        vision = None
+        if served.vision:
+            wire = served.fingerprint.encode()
+            vision = VisionClient(served.vision, config, model=wire, secret=served.secret)
+            add_vision_client(metrics, vision)
+        self.service = Service(
+            *(engine, limits, metrics, Admission(limits, engine.reading_rate), grammars, vision),
+            *(config.image_token_id, reader.engine.longest),
+        )
+        metrics.gauge("num_requests_running", "Answers that have rows", lambda: engine.load.running)
+        metrics.gauge("num_requests_waiting", "Requests without a token", lambda: self.service.admission.requests)
+        metrics.gauge("kv_cache_usage_perc", "Share of the cache that is used", lambda: engine.load.share)
+        self.doors = Doors(served.keys, limits.body_bytes, limits.body_seconds, not served.keys.digests)
+        if vision is not None:
+            self.doors.vision = lambda: vision.status
+        app = make_app(self.service, prompting, served.names, served.fingerprint, self.doors)
+        self._http = HttpServer(app, self.doors, self.service, self._prepare, served.grace)
 
-    engine.start()
-    try:
-        HttpServer(app, doors, service, prepare, served.grace).serve_at(listening, lambda: ready(url(listening)))
-    finally:
-        engine.close()
-    return doors.phase != "failed"
+    def run(self, listening: socket.socket, ready: Callable[[str], None]) -> bool:
+        """Answers until SIGTERM, Ctrl-C or `stop`; says whether it ended in order.
+
+        Args:
+          listening: where.
+          ready: called with the address once requests are answered.
+        """
+        self.service.engine.start()
+        try:
+            self._http.serve_at(listening, lambda: ready(url(listening)))
+        finally:
+            self.service.engine.close()
+        return self.doors.phase != "failed"
+
+    def stop(self) -> None:
+        """Ends it, from any thread; what is being answered is broken off."""
+        self._http.should_exit = True
+
+    async def _prepare(self, opened: contextlib.AsyncExitStack) -> None:
+        await opened.enter_async_context(self._workers)
+        if (vision := self.service.vision) is not None:
+            opened.push_async_callback(vision.close)
+            await vision.start()
+        await self.service.engine.call(self._reader.engine.warm_up)

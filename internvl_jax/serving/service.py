@@ -2,21 +2,27 @@
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import numpy as np
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import MODEL_THRESHOLDS, Piece, RemoteFeatures, Request, SamplingParams, Seen, Thresholds
+from internvl_jax.inference import MODEL_THRESHOLDS, Piece, Request, SamplingParams, Seen
 from internvl_jax.serving.admission import Admission, Ticket
+from internvl_jax.serving.dvd import VisionClient, VisionUnavailable
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import Metrics
-from internvl_jax.serving.orders import Order
+from internvl_jax.serving.orders import Order, Thinking
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import Choice, Said, Usage
 from internvl_jax.serving.structured import Grammars
+
+# A line of JSON for every request that came as far as the engine: how much and how long, and nothing of what was said.
+requests_log = logging.getLogger("internvl_jax.requests")
 
 _ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a word, or proxies would cut it
 
@@ -30,12 +36,14 @@ class Prompt:
       tiles_GHWC: uint8.
       begun: how the answer begins; None where thinking and answer aren't told apart.
       sizes: (width, height) in pixels of every picture, and the grid (columns, rows) of its tiles.
+      thinking: whether the answer begins with it; see `data.PromptSettings`.
     """
 
     tokens_T: np.ndarray
     tiles_GHWC: np.ndarray
     begun: str | None
     sizes: tuple[tuple[int, int, int, int], ...] = ()
+    thinking: Thinking = "off"
 
 
 class Writing:
@@ -97,6 +105,21 @@ class Writing:
             yield [(number, self.choices[number].read(own)) for number, own in pieces.items()]
         self._whole = True
 
+    def _log(self, usage: Usage) -> None:
+        answers, ends = self._answers, [choice.end for choice in self.choices]
+        line = {
+            "id": self.order.name,
+            "time": round(time.time(), 3),
+            "ends": ends if self._whole else [end or "aborted" for end in ends],
+            "prompt": usage.prompt,
+            "image": usage.image,
+            "cached": usage.cached,
+            "completion": usage.completion,
+            "first_seconds": round(answers.began - answers.submitted, 4) if answers.began else None,
+            "seconds": round(time.monotonic() - answers.submitted, 4),
+        }
+        requests_log.info(msgspec.json.encode(line).decode())
+
     @property
     def used(self) -> Usage:
         """What the request took so far."""
@@ -119,13 +142,14 @@ class Writing:
         metrics.cached_tokens.inc(usage.cached)
         metrics.image_tokens.inc(usage.image)
         metrics.generation_tokens.inc(usage.completion)
+        self._log(usage)
         if self._whole:
             metrics.whole.observe(answers.ended - answers.submitted)
             metrics.decoded.observe(answers.ended - answers.began)
             metrics.prompt_size.observe(usage.prompt)
             for choice in self.choices:
                 metrics.answer_size.observe(choice.tokens)
-                metrics.success.labels(choice.whole.end).inc()
+                metrics.success.labels(choice.end).inc()
 
 
 @dataclasses.dataclass
@@ -138,7 +162,7 @@ class Service:
       metrics: what it counts.
       admission: who waits.
       grammars: of answers that must look like something.
-      features: where those of tiles come from; None: from the model's own tower.
+      vision: gives features of tiles; None: the model has a tower of its own.
       image_token_id: the id of <IMG_CONTEXT>.
       context: tokens that a prompt and its answer may have together.
       writing: requests that are being answered.
@@ -149,7 +173,7 @@ class Service:
     metrics: Metrics
     admission: Admission
     grammars: Grammars
-    features: Callable[[np.ndarray, Thresholds], Awaitable[RemoteFeatures]] | None
+    vision: VisionClient | None
     image_token_id: int
     context: int
     writing: int = 0
@@ -183,11 +207,17 @@ class Service:
         tiles_GHWC, thresholds = prompt.tiles_GHWC, order.thresholds
         allow = None
         if order.shape is not None:
-            grammar = await asyncio.to_thread(self.grammars.compile, *order.shape, order.thinking)
+            grammar = await asyncio.to_thread(self.grammars.compile, *order.shape, prompt.thinking)
             allow = grammar.allow(len(order.seeds))
         features = None
-        if self.features is not None and len(tiles_GHWC):
-            features = await self.features(tiles_GHWC, thresholds)
+        if self.vision is not None and len(tiles_GHWC):
+            began = time.monotonic()
+            try:
+                features = await self.vision.features(tiles_GHWC, thresholds)
+            except VisionUnavailable as error:
+                message = f"pictures can't be read now: {error}; text alone is answered."
+                raise Refusal(503, message, code="vision_unavailable", headers={"Retry-After": "5"}) from None
+            self.metrics.looked.observe(time.monotonic() - began)
             tiles_GHWC, thresholds = tiles_GHWC[:0], MODEL_THRESHOLDS
         wanted = prompt.tokens_T, tiles_GHWC, sampling, thresholds, order.seeds, allow, order.priority, features
         return await self.engine.submit(Request(*wanted), prompt.begun or "")

@@ -146,7 +146,7 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
 
     Raises:
       InputError: no tokens, tokens that it has not, image tokens that don't match the tiles, tiles or features of
-        another size or type, thresholds for a model that has no router, or too many stop ids.
+        another size or type, thresholds for a model that has no router, too many stop ids, or ids that no token has.
     """
     if not len(request.tokens_T):
         raise InputError("the prompt has no tokens; give one")
@@ -177,6 +177,9 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
     if kind != np.uint8 and kind.kind != "f" and kind not in _FLOATS:
         raise InputError(f"the request's tiles are {kind}; give uint8 pixels, or floats that are normalised")
     stop_ids(vocabulary, request.sampling)
+    named = [*request.sampling.stop_token_ids, *(token for token, _ in request.sampling.logit_bias)]
+    if max(named, default=0) >= config.text.vocab:
+        raise InputError(f"the request names token {max(named)}; this model's end at {config.text.vocab - 1}")
 
 
 def _check_features(given: RemoteFeatures, config: InternVLConfig) -> None:

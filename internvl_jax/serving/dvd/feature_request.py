@@ -137,7 +137,10 @@ class FeatureRequest:
         """The whole, once nothing is missing."""
         compress_G = np.array([self._compress[name] for name in self._names], bool)
         features = tuple(self._there[name, self._compress[name]] for name in self._names)
-        return RemoteFeatures(self._names, compress_G, features)
+        probability_G = None
+        if self._flash is not None:
+            probability_G = np.array([self._known[name] for name in self._names], np.float32)
+        return RemoteFeatures(self._names, compress_G, features, probability_G)
 
     def _entry(self, name: bytes) -> Entry:
         mark = FULL * ((name, False) in self._there) + COMPRESSED * ((name, True) in self._there)

@@ -1,0 +1,60 @@
+"""The vision half of a model becomes a server."""
+
+import socket
+import threading
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from internvl_jax.data import Processor
+from internvl_jax.inference import VisionTower, fingerprint, weights_digest
+from internvl_jax.models import VisionHalf
+from internvl_jax.serving.dvd import VisionServer
+from internvl_jax.serving.metrics import Metrics
+from internvl_jax.serving.vision_metrics import add_vision_server
+
+
+def serve_vision(
+    model: VisionHalf,
+    processor: Processor,
+    address: str,
+    secret: bytes | None,
+    health: socket.socket | None,
+    ready: Callable[[str], None],
+) -> None:
+    """Gives features of tiles to language servers until the process is told to end.
+
+    Args:
+      model, processor: as `load` gives them.
+      address: HOST:PORT of the wire.
+      secret: shared with the language servers.
+      health: where /health, /ready and /metrics are told; None: nowhere.
+      ready: called with the address once tiles are taken.
+    """
+    tower, metrics, begun = VisionTower(model), Metrics(), threading.Event()
+    config, weights = fingerprint(model, processor).encode(), weights_digest(model).encode()
+    if health is not None:
+        threading.Thread(target=_tell, args=(health, metrics, begun), name="health", daemon=True).start()
+    tower.warm_up()
+    with VisionServer(tower.encode, model.config, address, model=config, weights=weights, secret=secret) as server:
+        add_vision_server(metrics, server)
+        begun.set()
+        ready(server.address)
+        server.wait()
+
+
+def _tell(listening: socket.socket, metrics: Metrics, begun: threading.Event) -> None:
+    def state(request: Request) -> Response:
+        word = "ready" if begun.is_set() else "starting"
+        return JSONResponse({"status": word}, 200 if begun.is_set() else 503)
+
+    def numbers(request: Request) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    routes = [Route("/health", state), Route("/ready", state), Route("/metrics", numbers)]
+    config = uvicorn.Config(Starlette(routes=routes), log_config=None, access_log=False, server_header=False)
+    uvicorn.Server(config).run([listening])

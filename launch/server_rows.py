@@ -1,0 +1,16 @@
+"""Flags of how many answers a server writes at a time, and how long they may be."""
+
+from absl import flags
+
+from internvl_jax import serving
+from internvl_jax.inference import Ladders
+
+_ROWS = flags.DEFINE_integer("rows", 8, "answers that are written at a time", 1)
+_CONTEXT = flags.DEFINE_integer("context", 4096, "tokens of a conversation with its answer, at most", 64)
+_CHUNK = flags.DEFINE_integer("chunk", None, "tokens of prompts that are read between two tokens of answers", 32)
+_PAGE = flags.DEFINE_integer("page", None, "tokens of a page of the cache (TPU); default: rows of their own", 1)
+
+
+def ladders() -> Ladders:
+    """The sizes of the server's engine."""
+    return serving.ladders(_ROWS.value, _CONTEXT.value, _CHUNK.value, _PAGE.value)

@@ -1,0 +1,253 @@
+"""The API as clients see it: answers are those of `chat`, refusals are OpenAI's, nobody's row outlives its client."""
+
+import base64
+import concurrent.futures
+import io
+import json
+import socket
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from internvl_jax.inference import chat
+
+PATH = "/v1/chat/completions"
+
+
+def png(seed, width=60, height=40):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def ask(text, *pictures):
+    parts = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def post(running, messages, **fields):
+    response = running.client.post(PATH, json={"messages": messages, "max_tokens": 6, "temperature": 0} | fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def events(response):
+    lines = [line for line in response.text.split("\n\n") if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_answers_are_those_of_chat(running):
+    messages = ask("what is it?", png(3), png(4, 30, 90))
+    for sampling in ({}, *({"temperature": 1.0, "seed": seed} for seed in (0, 7, 2**32 - 1))):
+        message = post(running, messages, **sampling)["choices"][0]["message"]
+        answer = chat(running.model, running.processor, messages, max_new_tokens=6, **sampling)
+        assert (message["content"] or "") == answer
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(running):
+    messages = ask("what is it?", png(5))
+    fields = {"n": 2, "seed": 3, "temperature": 1, "logprobs": True, "top_logprobs": 2}
+    whole = post(running, messages, **fields)
+    stream = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 6}
+    response = running.client.post(PATH, json={"messages": messages, **fields, **stream})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *pieces, last = events(response)
+    assert last["choices"] == [] and last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert {piece["id"] for piece in pieces} == {last["id"]} and all(piece["usage"] is None for piece in pieces)
+    for choice in whole["choices"]:
+        own = [piece["choices"][0] for piece in pieces if piece["choices"][0]["index"] == choice["index"]]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(each["delta"].get("content", "") for each in own) == choice["message"]["content"]
+        assert [each["finish_reason"] for each in own if each["finish_reason"]] == [choice["finish_reason"]]
+        told = [token for each in own if each["logprobs"] for token in each["logprobs"]["content"]]
+        assert [token["bytes"] for token in told] == [token["bytes"] for token in choice["logprobs"]["content"]]
+        assert [token["logprob"] for token in told] == pytest.approx(
+            [token["logprob"] for token in choice["logprobs"]["content"]], abs=1e-4
+        )
+
+
+def test_log_probabilities_spell_the_answer(running):
+    choice = post(running, ask("what?"), logprobs=True, top_logprobs=3, max_tokens=8)["choices"][0]
+    tokens = choice["logprobs"]["content"]
+    data = b"".join(bytes(token["bytes"]) for token in tokens)
+    assert data.decode(errors="replace") == choice["message"]["content"]
+    assert all(token["top_logprobs"][0]["logprob"] == token["logprob"] for token in tokens)  # it was greedy
+
+
+def test_usage_counts_pictures_and_what_had_been_read(running):
+    messages = ask("how many tokens?", png(6))
+    first, again = (post(running, messages, max_tokens=2)["usage"] for _ in range(2))
+    assert first["prompt_tokens_details"]["multimodal_tokens"] == {"image": 12}
+    assert again["prompt_tokens_details"]["cached_tokens"] == again["prompt_tokens"] - 1
+    assert first["total_tokens"] == first["prompt_tokens"] + 2
+
+
+def test_thinking_is_told_apart(running):
+    thought = post(running, ask("what?"), chat_template_kwargs={"enable_thinking": True})["choices"][0]["message"]
+    assert thought["content"] is None and thought["reasoning"] == thought["reasoning_content"] != ""
+    usage = post(running, ask("what?"), reasoning_effort="high")["usage"]["completion_tokens_details"]
+    assert usage == {"reasoning_tokens": 6}
+    plain = post(running, ask("what?"), reasoning_effort="none")["choices"][0]["message"]
+    assert plain["content"] and "reasoning" not in plain
+
+
+@pytest.mark.parametrize(
+    ("fields", "fits"),
+    [
+        ({"response_format": {"type": "json_object"}}, lambda text: isinstance(json.loads(text), dict)),
+        ({"structured_outputs": {"choice": ["red", "blue"]}}, lambda text: text in ("red", "blue")),
+        ({"structured_outputs": {"regex": "[0-9]{3}"}}, lambda text: len(text) == 3 and text.isdecimal()),
+    ],
+)
+def test_answers_of_a_wanted_shape(running, fields, fits):
+    whole = post(running, ask("what?"), temperature=1, seed=1, n=2, max_tokens=120, reasoning_effort="none", **fields)
+    for choice in whole["choices"]:
+        assert choice["finish_reason"] == "length" or fits(choice["message"]["content"])
+    if "structured_outputs" in fields:
+        assert {choice["finish_reason"] for choice in whole["choices"]} == {"stop"}
+
+
+def test_stop_strings_and_forced_length(running):
+    text = post(running, ask("what?"), max_tokens=12)["choices"][0]["message"]["content"]
+    stop = next(text[at : at + 1] for at in range(1, len(text)) if text[at] != "\N{REPLACEMENT CHARACTER}")
+    choice = post(running, ask("what?"), max_tokens=12, stop=[stop])["choices"][0]
+    assert choice["message"]["content"] == text[: text.index(stop)] and choice["finish_reason"] == "stop"
+    assert post(running, ask("what?"), max_tokens=40, ignore_eos=True)["usage"]["completion_tokens"] == 40
+
+
+def test_text_is_gone_on_with(running):
+    tokens = running.client.post("/tokenize", json={"prompt": "a red"}).json()
+    assert running.client.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": "a red"}
+    fields = {"max_tokens": 4, "temperature": 0, "logprobs": 1}
+    texts = [
+        running.client.post("/v1/completions", json={"prompt": given, **fields}).json()
+        for given in ("a red", tokens["tokens"])
+    ]
+    assert texts[0]["choices"] == texts[1]["choices"]
+    assert texts[0]["usage"]["prompt_tokens"] == tokens["count"]
+    assert len(texts[0]["choices"][0]["logprobs"]["tokens"]) == 4
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": png(1)}}
+
+
+@pytest.mark.parametrize(
+    ("status", "param", "change"),
+    [
+        (404, "model", {"model": "other"}),
+        (400, "messages", {"messages": []}),
+        (400, "messages[0]", {"messages": [{"role": "tool", "content": "x"}]}),
+        (400, "messages[0].content[0]", {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}),
+        (400, "temperature", {"temperature": 2.1}),
+        (400, "temperature", {"temperature": False}),
+        (400, "top_p", {"top_p": "0.5"}),
+        (400, "max_tokens", {"max_tokens": 0}),
+        (400, "messages", {"max_tokens": 4000}),
+        (400, "n", {"n": 17}),
+        (400, "stop", {"stop": ["x"] * 17}),
+        (400, "top_logprobs", {"top_logprobs": 2}),
+        (400, "stream_options", {"stream_options": {"include_usage": True}}),
+        (400, "tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        (400, "functions", {"functions": [{"name": "f"}]}),
+        (400, "guided_json", {"guided_json": {}}),
+        (400, "surprise", {"surprise": 1}),
+        (
+            400,
+            "response_format",
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 3}}}},
+        ),
+        (400, "messages", {"messages": ask("x", "file:///etc/passwd")}),
+        (400, "messages", {"messages": ask("x", "/etc/passwd")}),
+        (400, "messages", {"messages": ask("x", "http://127.0.0.1/a.png")}),
+        (400, "messages", {"messages": ask("x", "data:image/png;base64,AAAA")}),
+        (400, None, {"stop_token_ids": list(range(20))}),
+        (400, None, {"thresholds": {"absolute": 0.5}}),
+    ],
+)
+def test_refusals(running, status, param, change):
+    response = running.client.post(PATH, json={"messages": ask("what?"), "max_tokens": 2} | change)
+    error = response.json()["error"]
+    assert response.status_code == status and error.keys() == {"message", "type", "param", "code"}
+    assert error["param"] == param and error["type"] == "invalid_request_error" and len(error["message"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", {}, 400),
+        (b"\xff", {}, 400),
+        (b"[" * 100_000, {}, 400),
+        (b'{"messages": "\\ud800"}', {}, 400),
+        (b'{"temperature": NaN}', {}, 400),
+        (b"{}", {"content-type": "text/plain"}, 400),
+        (b"{}", {"host": "evil.example"}, 403),
+    ],
+)
+def test_bodies_that_are_none(running, content, headers, status):
+    headers = {"content-type": "application/json"} | headers
+    response = running.client.post(PATH, content=content, headers=headers)
+    assert response.status_code == status and set(response.json()) == {"error"}
+
+
+def test_a_large_body_is_refused_by_its_head(running):
+    host, port = running.client.base_url.host, running.client.base_url.port
+    with socket.create_connection((host, port), 10) as connection:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 99999999999\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_null_is_as_if_it_were_not_there(running):
+    fields = dict.fromkeys(("stop", "seed", "tools", "functions", "response_format", "logit_bias", "n", "user"))
+    assert post(running, ask("what?"), **fields)["choices"] == post(running, ask("what?"))["choices"]
+
+
+def test_what_operators_ask(running):
+    assert running.client.get("/health").json() == {"status": "ready"}
+    assert running.client.head("/metrics").status_code == 200
+    assert [model["id"] for model in running.client.get("/v1/models").json()["data"]] == ["small", "alias"]
+    assert running.client.get("/v1/models/alias").json()["max_model_len"] == 768
+    assert running.client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+    page = running.client.get("/")
+    assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def numbers(running):
+    lines = running.client.get("/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
+
+
+def test_rows_are_free_when_clients_leave(running):
+    body = {"messages": ask("go on", png(9)), "max_tokens": 300, "ignore_eos": True, "n": 2, "stream": True}
+    for count in (0, 1, 3):
+        with running.client.stream("POST", PATH, json=body) as response:
+            for _, _ in zip(range(count), response.iter_lines()):
+                pass
+    end = time.monotonic() + 20
+    while numbers(running)["internvl:num_requests_running"] or numbers(running)["internvl:num_requests_waiting"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert numbers(running)["internvl:request_aborted_total"] >= 3
+    assert post(running, ask("what?"))["usage"]["completion_tokens"] == 6
+
+
+def test_too_many_are_told_when_to_come_again(running):
+    body = {"messages": ask("go on"), "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        responses = list(pool.map(lambda _: running.client.post(PATH, json=body), range(40)))
+    answered = [response.json() for response in responses if response.status_code == 200]
+    refused = [response for response in responses if response.status_code != 200]
+    assert len({json.dumps(answer["choices"]) for answer in answered}) == 1
+    assert answered and refused and {response.status_code for response in refused} == {429}
+    assert all(1 <= int(response.headers["retry-after"]) <= 60 for response in refused)
+
+
+def test_nothing_was_compiled_on_the_way(running):
+    before = running.num_compiled
+    post(running, ask("what?", png(11, 20, 90)), n=3, temperature=1, repetition_penalty=1.2, logprobs=True)
+    post(running, ask("what " * 30), max_tokens=50, ignore_eos=True)
+    assert running.num_compiled == before
