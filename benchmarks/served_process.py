@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 
 from internvl_jax.errors import InputError
@@ -17,7 +18,7 @@ class ServerProcess:
 
     Args:
       flags: of the launcher.
-      python: the interpreter.
+      log: a file for what it says; None: stderr.
 
     Attributes:
       url: where it answers.
@@ -27,15 +28,20 @@ class ServerProcess:
       InputError: it can't start; its own words stand on stderr.
     """
 
-    def __init__(self, flags: Sequence[str], python: str = sys.executable):
-        arguments = [python, "-m", "launch.serve", "--port=0", *flags]
-        self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    def __init__(self, flags: Sequence[str], log: pathlib.Path | None = None):
+        arguments = [sys.executable, "-m", "launch.serve", "--port=0", *flags]
+        with contextlib.ExitStack() as stack:
+            words = None if log is None else stack.enter_context(open(log, "w"))
+            self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=words, text=True)
         self.pid, self.url = self._process.pid, ""
         for line in self._process.stdout:
             if line.startswith("ready: "):
                 self.url = line.removeprefix("ready: ").strip()
+                # What it says later is read too: it would stand still at a full pipe.
+                threading.Thread(target=self._process.stdout.read, daemon=True).start()
                 return
-        raise InputError(f"the server ended with exit code {self._process.wait()}; its own words stand above")
+        code = self._process.wait()
+        raise InputError(f"the server ended with exit code {code}; its own words stand in {log or 'the lines above'}")
 
     @property
     def alive(self) -> bool:
@@ -63,8 +69,6 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
             raise InputError(f"the server had not ended {seconds:g} s after SIGTERM") from None
-        finally:
-            self._process.stdout.close()
 
 
 def _below(process: int) -> list[int]:

@@ -122,9 +122,9 @@ class Acceptance:
         arguments += ["--phases", "examples,coverage,fuzzing", "--no-color", "-H", f"Authorization: Bearer {self._key}"]
         code, text = self._run("schemathesis", "schemathesis", arguments, "schemathesis")
         lines = [line.strip() for line in text.splitlines()]
-        faults = [["schemathesis", line] for line in lines if line.startswith("- ")]
+        faults = [["schemathesis", line] for line in lines if line.startswith("- ST")]
         faults = faults or [["schemathesis", f"exit code {code}"]] * bool(code)
-        return {"cases": [line for line in lines if "generated" in line], "faults": faults}
+        return {"cases": [line for line in lines if " generated, " in line], "faults": faults}
 
     def _chat(self) -> dict[str, Any]:
         return sameness.compare(self._url, self._key, self._checkpoint, self._side)
@@ -177,7 +177,8 @@ def main() -> int:
     os.environ["INTERNVL_API_KEY"] = key
     found: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
-        server = ServerProcess([f"--checkpoint={given.checkpoint}", "--dtype=float32", *given.serve])
+        flags = [f"--checkpoint={given.checkpoint}", "--dtype=float32", *given.serve]
+        server = ServerProcess(flags, out / "server.log")
         stack.callback(server.close)
         tasks = Acceptance(given.checkpoint.resolve(), out, server.url, key).tasks()
         for name in given.only.split(",") if given.only else tasks:

@@ -15,7 +15,8 @@ from benchmarks.http_client import Address, ask
 from checkpoint_convert import load_released
 from internvl_jax.data import split_thinking
 
-SEEDS, TOKENS = range(10), 32
+SEEDS = range(10)
+ASKED = {"max_tokens": 32, "ignore_eos": True}
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -60,13 +61,11 @@ def compare(url: str, key: str, checkpoint: pathlib.Path, side: int) -> dict[str
     talks = conversations(side)
     wanted: list[tuple[int, dict[str, Any]]] = [(talk, {"temperature": 0}) for talk in range(len(talks))]
     wanted += [(talk, {"temperature": 1, "seed": seed}) for talk in range(len(talks)) for seed in SEEDS]
-    limit = asyncio.Semaphore(16)
     address = Address.of(url, key)
 
     async def one(talk: int, sampling: dict[str, Any], stream: bool) -> tuple[str, str]:
-        body = {"messages": talks[talk], "max_tokens": TOKENS, "stream": stream} | sampling
-        async with limit:
-            heard = await ask(address, json.dumps(body).encode(), 300)
+        body = {"messages": talks[talk], "stream": stream, **ASKED, **sampling}
+        heard = await ask(address, json.dumps(body).encode(), 300)
         return (heard.thoughts[0], heard.texts[0]) if heard.whole else ("", f"({heard.status} {heard.error})")
 
     async def every(stream: bool) -> list[tuple[str, str]]:
@@ -77,7 +76,7 @@ def compare(url: str, key: str, checkpoint: pathlib.Path, side: int) -> dict[str
     model, processor = (ivl.load if ours else load_released)(checkpoint, "float32")
     faults, alike = [], {"greedy": 0, "sampled": 0}
     for number, (talk, sampling) in enumerate(wanted):
-        text = split_thinking(ivl.chat(model, processor, talks[talk], TOKENS, thinking=True, **sampling))
+        text = split_thinking(ivl.chat(model, processor, talks[talk], thinking=True, **ASKED, **sampling))
         for stream, texts in served.items():
             if texts[number] == text:
                 alike["sampled" if "seed" in sampling else "greedy"] += 1
