@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-COMMANDS = ["chat", "check_data", "compare", "convert", "evaluate", "inspect", "make_pairs", "plan", "train"]
+COMMANDS = ["chat", "check_data", "compare", "convert", "evaluate", "inspect", "make_pairs", "plan", "serve", "train"]
 SCRIPTS = [f"internvl-{name.replace('_', '-')} = launch.commands:{name}" for name in COMMANDS]
 # FastAPI and uvicorn speak HTTP, httpcore2 with anyio fetches pictures, llguidance holds answers to a grammar.
 SERVE = [
@@ -22,7 +22,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["internvl_jax*", "checkpoint_convert*", "configs*", "launch*"]),
-    package_data={"internvl_jax": ["py.typed"], "checkpoint_convert": ["py.typed"]},
+    package_data={
+        "internvl_jax": ["py.typed"],
+        "internvl_jax.serving": ["page/index.html"],
+        "checkpoint_convert": ["py.typed"],
+    },
     entry_points={
         "console_scripts": [f"internvl-{name.replace('_', '-')}=launch.commands:{name}" for name in COMMANDS]
     },

@@ -250,7 +250,7 @@ def _structure(config: InternVLConfig | VisionConfig, runtime: Runtime) -> tuple
 
 
 def _load(
-    released: ReleasedConfig, kind: type[nnx.Module], config: InternVLConfig | VisionConfig, runtime: Runtime
+    released: ReleasedConfig, kind: Callable[..., nnx.Module], config: InternVLConfig | VisionConfig, runtime: Runtime
 ) -> nnx.Module:
     """A model, or a part of it; that the rest is there is checked too."""
     graphdef, specs = structure(kind, config, runtime)

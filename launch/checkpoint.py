@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from typing import Any, overload
+from typing import Any
 
 import jax
 from absl import flags
@@ -13,7 +13,7 @@ from checkpoint_convert import load_released, read_model_config
 from internvl_jax import compilation_cache
 from internvl_jax.data import Processor
 from internvl_jax.inference import saying
-from internvl_jax.models import InternVL, InternVLConfig, PartName
+from internvl_jax.models import InternVLConfig, PartName
 from internvl_jax.validation import read_json
 from launch import hub, meshes
 
@@ -43,10 +43,6 @@ def model_config() -> InternVLConfig:
     return read_model_config(directory())
 
 
-@overload
-def load() -> tuple[InternVL, Processor]: ...
-@overload
-def load(part: PartName) -> tuple[Any, Processor]: ...
 def load(part: PartName = "all") -> tuple[Any, Processor]:
     """The model, or that half of it, and the processor that --checkpoint names.
 
@@ -61,8 +57,9 @@ def load(part: PartName = "all") -> tuple[Any, Processor]:
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     ours, mesh = "format" in read_json(folder / "config.json", _ADVICE), meshes.mesh(model_config().text)
+    read: Any = ivl.load if ours else load_released
     with saying(f"loading {folder}"):
-        return (ivl.load if ours else load_released)(folder, dtype, mesh, meshes.RULES.value, part)
+        return read(folder, dtype=dtype, mesh=mesh, rules=meshes.RULES.value, part=part)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from absl import flags
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import PartName
-from internvl_jax.serving import ApiServer, listen, serve_vision
+from internvl_jax.serving import ApiServer, check_wire, listen, serve_vision
 from launch import checkpoint, server_doors, server_flags, server_rows, together
 
 _ROLE = flags.DEFINE_enum("role", "all", ["all", "vision", "language"], "which half of the model this server has")
@@ -48,10 +48,12 @@ def main(argv: list[str]) -> None:
 def _serve_vision() -> None:
     if jax.process_count() > 1:
         raise InputError("a vision server is one process; start one on each host, and name all of them in --vision")
-    health = None if _HEALTH.value is None else listen(server_doors.HOST.value, _HEALTH.value)
+    host, secret = server_doors.HOST.value, server_doors.secret()
+    address = f"[{host}]:{_PORT.value}" if ":" in host else f"{host}:{_PORT.value}"
+    check_wire(address, secret)  # before anything slow
+    health = None if _HEALTH.value is None else listen(host, _HEALTH.value)
     model, processor = checkpoint.load("vision")
-    address = f"{server_doors.HOST.value}:{_PORT.value}"
-    serve_vision(model, processor, address, server_doors.secret(), health, _say_ready)
+    serve_vision(model, processor, address, secret, health, _say_ready)
 
 
 def _say_ready(address: str) -> None:

@@ -224,7 +224,11 @@ class InternVL(VisionHalf, LanguageHalf):
 
 # What of a model may be loaded by itself.
 PartName = Literal["all", "vision", "language"]
-PARTS: dict[PartName, type[nnx.Module]] = {"all": InternVL, "vision": VisionHalf, "language": LanguageHalf}
+PARTS: dict[PartName, type[VisionHalf] | type[LanguageHalf]] = {
+    "all": InternVL,
+    "vision": VisionHalf,
+    "language": LanguageHalf,
+}
 
 
 def place(text: TextConfig | None, mesh: Any, rules: Rules | str | None) -> Placement | None:

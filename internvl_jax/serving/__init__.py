@@ -8,6 +8,16 @@ from internvl_jax.serving.http_server import listen
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.servers import ApiServer, Served, ladders
 from internvl_jax.serving.service import requests_log
-from internvl_jax.serving.vision_role import serve_vision
+from internvl_jax.serving.vision_role import check_wire, serve_vision
 
-__all__ = ["ApiKeys", "ApiServer", "Limits", "Served", "ladders", "listen", "requests_log", "serve_vision"]
+__all__ = [
+    "ApiKeys",
+    "ApiServer",
+    "Limits",
+    "Served",
+    "check_wire",
+    "ladders",
+    "listen",
+    "requests_log",
+    "serve_vision",
+]

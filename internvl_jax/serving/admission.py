@@ -1,6 +1,7 @@
 """How many may wait: work that can't be begun soon is refused at once, with a time after which to ask again."""
 
 import math
+import time
 from collections.abc import Callable
 
 from internvl_jax.serving.limits import Limits
@@ -8,9 +9,14 @@ from internvl_jax.serving.refusals import Refusal
 
 
 class Ticket:
-    """A request that waits for its first token; to be handed back."""
+    """A request that waits for its first token; to be handed back.
+
+    Attributes:
+      since: `time.monotonic` of its arrival.
+    """
 
     def __init__(self, admission: "Admission"):
+        self.since = time.monotonic()
         self._admission, self._tokens, self._back = admission, 0, False
         admission.requests += 1
 

@@ -36,14 +36,14 @@ class Answers:
 
     Attributes:
       id: the number of the request.
-      submitted, began, ended: `time.monotonic` of being handed in, of the first token and of the last one.
+      began, ended: `time.monotonic` of the first token and of the last one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, count: int):
         self._loop, self._left = loop, count
         self._pieces: asyncio.Queue[list[Piece] | EngineFailed] = asyncio.Queue()
         self.id: int | None = None
-        self.submitted, self.began, self.ended = time.monotonic(), 0.0, 0.0
+        self.began = self.ended = 0.0
 
     def put(self, found: list[Piece] | EngineFailed) -> None:
         """From the engine's thread."""

@@ -14,7 +14,6 @@ import socket
 import ssl
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
 
 import httpcore2
 
@@ -44,7 +43,7 @@ def is_public(address: str) -> bool:
 async def resolve(host: str, port: int) -> list[str]:
     """All addresses of a host, best first; OSError where there are none."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [address[0] for *_, address in found]
+    return [str(address[0]) for *_, address in found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Fetcher:
                     picture, location = await self._get(place)
                     if location is None:
                         return picture
-                    url = urllib.parse.urljoin(url, location)
+                    url = _joined(url, location)
         except TimeoutError:
             raise _refusal(
                 f"a picture took longer than {seconds:g} s to fetch, the limit; send it as a data URL."
@@ -168,16 +167,31 @@ class _CheckedBackend(httpcore2.AsyncNetworkBackend):
     def __init__(self, resolver: Resolve, public: Callable[[str], bool]):
         self._resolver, self._public, self._network = resolver, public, httpcore2.AnyIOBackend()
 
-    async def connect_tcp(self, host: str, port: int, **options: Any) -> httpcore2.AsyncNetworkStream:
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
         addresses = await self._resolver(host, port)
         if not addresses or not all(map(self._public, addresses)):
             raise _refusal(f"the host {host[:40]} has no address, or one that is not public; nothing is fetched there.")
+        connect = lambda address: self._network.connect_tcp(address, port, timeout, local_address, socket_options)
         for address in addresses[:-1]:
             try:
-                return await self._network.connect_tcp(address, port, **options)
+                return await connect(address)
             except httpcore2.ConnectError:
                 continue
-        return await self._network.connect_tcp(addresses[-1], port, **options)
+        return await connect(addresses[-1])
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        raise _refusal("a picture's address redirects to what is no URL; name the picture's own.") from None
 
 
 def _refusal(message: str) -> Refusal:

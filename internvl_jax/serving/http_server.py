@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
+import traceback
 import types
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -38,6 +40,16 @@ def url(listening: socket.socket) -> str:
 Prepare = Callable[[contextlib.AsyncExitStack], Awaitable[object]]
 
 
+class _NoWords(logging.Filter):
+    """Of errors only where they arose: their words may be a client's."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[0] is not None:
+            frames = "".join(traceback.format_tb(record.exc_info[2]))
+            record.msg, record.args, record.exc_info = f"{record.msg}\n{frames}{record.exc_info[0].__name__}", (), None
+        return True
+
+
 class HttpServer(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C; then answers what it has begun and refuses the rest. A second one ends at once.
 
@@ -63,6 +75,7 @@ class HttpServer(uvicorn.Server):
                 h11_max_incomplete_event_size=1 << 16,
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_NoWords())
         self._doors, self._service, self._prepare, self._grace = doors, service, prepare, grace
         self._end = 0.0
 

@@ -19,6 +19,7 @@ class Limits:
       tiles: tiles of all pictures of a request, thumbnails included.
       text_chars: characters of all texts of a request.
       schema_chars: characters of a JSON schema, a regex or all choices.
+      grammar_seconds: seconds of a processor that one of them may take to compile.
       choices: answers to one request (n).
       stops: stop strings.
       default_tokens: the longest answer where a request names none.
@@ -40,6 +41,7 @@ class Limits:
     tiles: Count = 256
     text_chars: Count = 1 << 20
     schema_chars: Count = 1 << 16
+    grammar_seconds: Positive = 2.0
     choices: Count = 16
     stops: Count = 16
     default_tokens: Count = 1024

@@ -1,7 +1,7 @@
 """The page at `/` and the policy under which a browser may run it.
 
-`page/index.html` is all there is: its style and its script stand in it, and the policy names them by their digests. So
-a browser runs nothing else, whatever a model writes or a picture is called, and loads nothing from any other host.
+`page/index.html` is all there is: style and script stand in it, and the policy names them by their digests. So browsers
+run nothing else, whatever a model writes or a picture is called, and load nothing from any other host.
 """
 
 import base64
@@ -27,8 +27,8 @@ def page() -> tuple[bytes, str]:
     """The page and the value of the header `Content-Security-Policy` that belongs to it.
 
     Returns:
-      UTF-8 HTML, and the policy: requests to the page's own host alone, pictures from the page itself alone, and the
-      one style and the one script by their SHA-256.
+      UTF-8 HTML, and the policy: requests to the page's own host alone, pictures of the page itself alone, and the one
+      style and the one script by their SHA-256.
     """
     html = _PAGE.read_text(encoding="utf-8")  # with \n at the ends of lines, as browsers digest them
     sources = [f"{name}-src 'sha256-{_digest(text)}'" for name, text in _INLINE.findall(html)]

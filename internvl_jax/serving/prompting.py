@@ -14,7 +14,7 @@ from internvl_jax.serving.orders import Order, conversation
 from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.schema import Message
-from internvl_jax.serving.service import Prompt, Writing
+from internvl_jax.serving.service import ReadyPrompt, Writing
 
 _REMOTE = ("http:", "https:")
 
@@ -41,7 +41,7 @@ class Prompting:
     efforts: bool
     thumbnail: bool
 
-    async def chat(self, messages: list[Message], order: Order) -> Prompt:
+    async def chat(self, messages: list[Message], order: Order) -> ReadyPrompt:
         """The prompt of a conversation.
 
         Raises:
@@ -49,7 +49,7 @@ class Prompting:
         """
         settings = self._settings(order)
         inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings=settings)
-        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.image_sizes, settings.thinking)
+        return ReadyPrompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.image_sizes, settings.thinking)
 
     def _settings(self, order: Order) -> PromptSettings:
         """Where a model has no efforts, any is thinking; where it has, the least leaves it to the model."""
@@ -59,11 +59,11 @@ class Prompting:
             thinking = "auto" if effort == "low" else thinking
         return PromptSettings(thinking, effort, order.max_tiles)
 
-    async def conversation(self, messages: list[Message], max_tiles: int | None) -> Prompt:
+    async def conversation(self, messages: list[Message], max_tiles: int | None) -> ReadyPrompt:
         """The same without a wish how it is answered."""
         settings = PromptSettings(max_dynamic_patch=max_tiles)
         inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings=settings)
-        return Prompt(inputs.tokens_T, inputs.tiles_GHWC, "", inputs.image_sizes)
+        return ReadyPrompt(inputs.tokens_T, inputs.tiles_GHWC, "", inputs.image_sizes)
 
     async def _fetched(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Messages in which the bytes of pictures of other hosts stand for their addresses."""
@@ -84,7 +84,7 @@ class Prompting:
             image["url"] = data
         return messages
 
-    async def text(self, prompt: str | list[str] | list[int]) -> Prompt:
+    async def text(self, prompt: str | list[str] | list[int]) -> ReadyPrompt:
         """A plain text, alone or as a list of one, or tokens.
 
         Raises:
@@ -98,7 +98,7 @@ class Prompting:
             encoded = await asyncio.to_thread(self.tokenizer.encode, prompt)
             prompt = [*self.tokenizer.begin, *encoded]
         side = self.config.vision.image_size
-        return Prompt(np.array(prompt, np.int32), np.zeros((0, side, side, 3), np.uint8), None)
+        return ReadyPrompt(np.array(prompt, np.int32), np.zeros((0, side, side, 3), np.uint8), None)
 
     def told(self, writing: Writing) -> dict[str, Any]:
         """Which tiles of which pictures the model read with how many tokens, where the request asks for it."""

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
 
 class Refusal(Exception):
     """Ends a request with an HTTP status and OpenAI's error body.
@@ -30,5 +28,6 @@ class Refusal(Exception):
 
     def body(self) -> dict[str, Any]:
         """OpenAI's form of an error."""
-        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

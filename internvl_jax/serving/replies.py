@@ -12,7 +12,7 @@ from internvl_jax.inference import Piece, ThinkingStream, Token
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class SaidNow:
     """What a few tokens added to an answer.
 
     Attributes:
@@ -27,7 +27,7 @@ class Said:
     end: str | None
 
 
-class Choice:
+class ChoiceText:
     """One of the answers to a prompt, as it is written.
 
     Args:
@@ -45,9 +45,9 @@ class Choice:
             self._stream.feed(begun)
         self.tokens = self.thought = 0
         self.end: str | None = None
-        self._kept: list[Said] = []
+        self._kept: list[SaidNow] = []
 
-    def read(self, pieces: Sequence[Piece]) -> Said:
+    def read(self, pieces: Sequence[Piece]) -> SaidNow:
         """What these pieces add."""
         thinking, text, tokens = "", "", list[Token]()
         for piece in pieces:
@@ -62,17 +62,17 @@ class Choice:
                     parts.append(self._stream.finish())
             thinking += "".join(part[0] for part in parts)
             text += "".join(part[1] for part in parts)
-        said = Said(thinking, text, tokens, self.end)
+        said = SaidNow(thinking, text, tokens, self.end)
         self._kept.append(said)
         return said
 
     @property
-    def whole(self) -> Said:
+    def whole(self) -> SaidNow:
         """All that was read so far."""
         kept = self._kept
         tokens = [token for said in kept for token in said.tokens]
         text = "".join(said.text for said in kept)
-        return Said("".join(said.thinking for said in kept), text, tokens, self.end)
+        return SaidNow("".join(said.thinking for said in kept), text, tokens, self.end)
 
 
 @dataclasses.dataclass
@@ -99,7 +99,7 @@ class Usage:
             self.prompt, self.cached = len(token.seen.tokens_T), token.cached
             self.image = int((token.seen.tokens_T == image_token_id).sum())
 
-    def count(self, choices: Sequence[Choice]) -> "Usage":
+    def count(self, choices: Sequence[ChoiceText]) -> "Usage":
         """The same with what was written so far."""
         tokens, thought = (sum(getattr(choice, name) for choice in choices) for name in ("tokens", "thought"))
         return dataclasses.replace(self, completion=tokens, thought=thought)
@@ -122,7 +122,7 @@ class ChatReply:
     Args:
       name: what the id ends with.
       model: the name of the model that was asked for.
-      fingerprint: which model with which parameters this is.
+      fingerprint: of the model's config.
       tokenizer: the model's.
       logprobs: whether log-probabilities are told.
       reasoning: whether thinking is told.
@@ -135,7 +135,7 @@ class ChatReply:
         self._tail = {"system_fingerprint": fingerprint}
         self._tokenizer, self._logprobs, self._reasoning = tokenizer, logprobs, reasoning
 
-    def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+    def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> dict[str, Any]:
         """All answers."""
         written = [self._written(number, choice.whole) for number, choice in enumerate(choices)]
         return {**self._head, "object": self.kind, "choices": written, "usage": usage.values(), **self._tail}
@@ -144,7 +144,7 @@ class ChatReply:
         """The chunk that an answer begins with, if there is one."""
         return self._chunk([self._piece(number, {"role": "assistant", "content": ""}, None, None)])
 
-    def piece(self, number: int, said: Said) -> dict[str, Any] | None:
+    def piece(self, number: int, said: SaidNow) -> dict[str, Any] | None:
         """A chunk of an answer; None where nothing can be told yet."""
         delta: dict[str, Any] = {"content": said.text} if said.text else {}
         if said.thinking and self._reasoning:
@@ -163,7 +163,7 @@ class ChatReply:
     def _piece(self, number: int, delta: dict[str, Any], logprobs: Any, end: str | None) -> dict[str, Any]:
         return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": end}
 
-    def _written(self, number: int, said: Said) -> dict[str, Any]:
+    def _written(self, number: int, said: SaidNow) -> dict[str, Any]:
         message = {"role": "assistant", "content": said.text, "refusal": None}
         if said.thinking and self._reasoning:
             message |= {"reasoning": said.thinking, "reasoning_content": said.thinking}
@@ -200,13 +200,13 @@ class TextReply(ChatReply):
         """Texts begin with their first piece."""
         return None
 
-    def piece(self, number: int, said: Said) -> dict[str, Any] | None:
+    def piece(self, number: int, said: SaidNow) -> dict[str, Any] | None:
         """See `ChatReply.piece`."""
         if not said.text and said.end is None and not (self._logprobs and said.tokens):
             return None
         return self._chunk([self._written(number, said)])
 
-    def _written(self, number: int, said: Said) -> dict[str, Any]:
+    def _written(self, number: int, said: SaidNow) -> dict[str, Any]:
         logprobs = self._tables(number, said.tokens) if self._logprobs else None
         return {"index": number, "text": said.text, "logprobs": logprobs, "finish_reason": said.end}
 

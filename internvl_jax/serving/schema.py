@@ -7,10 +7,10 @@ Source: openai 3.57 (2026-11) and vLLM 0.32 for the names of what OpenAI's API l
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from internvl_jax.serving.refusals import Refusal
 
@@ -29,10 +29,26 @@ _REFUSED = {
     "best_of": "best_of is not supported; use n",
     "suffix": "this model doesn't fill in text between two others",
     "video_url": "videos are not supported",
+    "tool": "tools are not supported: the released chat templates have none",
 }
 
-_ALTERNATIVES = ("str", "text", "json_object", "json_schema")  # in a path of pydantic's, where a field may be several
 
+def _only(wanted: bool) -> Callable[[bool], bool]:
+    """Of a flag, the value that it may have: to Literal 0 would be False."""
+
+    def check(value: bool) -> bool:
+        if value is not wanted:
+            raise ValueError(f"only {str(wanted).lower()} is supported")
+        return value
+
+    return check
+
+
+# What pydantic puts into a path where a field may be several things.
+_KINDS = {"response_format": ("text", "json_object", "json_schema")}
+
+_No = Annotated[bool, AfterValidator(_only(False)), WithJsonSchema({"type": "boolean", "const": False})]
+_Yes = Annotated[bool, AfterValidator(_only(True)), WithJsonSchema({"type": "boolean", "const": True})]
 Tokens = Annotated[int, Field(ge=1, lt=2**31)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -87,7 +103,7 @@ class AssistantMessage(_Strict):
     """An earlier answer, as clients keep it; what was thought then is not shown again."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] = ""
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -185,8 +201,8 @@ class Generation(_Strict):
     stop_token_ids: list[Id] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    skip_special_tokens: Literal[True] | None = None
-    include_stop_str_in_output: Literal[False] | None = None
+    skip_special_tokens: _Yes | None = None
+    include_stop_str_in_output: _No | None = None
     priority: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     request_id: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")] | None = None
 
@@ -225,7 +241,7 @@ class CompletionRequest(Generation):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)] | Annotated[list[Id], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: _No | None = None
 
 
 class TokenizeRequest(_Strict):
@@ -247,23 +263,35 @@ class DetokenizeRequest(_Strict):
 def explained(problems: Sequence[Any]) -> Refusal:
     """Says what is wrong with a body, from what pydantic found."""
     deepest = max(problems, key=lambda problem: len(problem["loc"]))  # of several that a value might have been
-    location = deepest["loc"][1:] if deepest["loc"][:1] == ("body",) else deepest["loc"]
-    if len(location) == 1 and location[0] in _REFUSED and deepest["type"] == "extra_forbidden":
+    location, kind = deepest["loc"][deepest["loc"][:1] == ("body",) :], deepest["type"]
+    if len(location) == 1 and location[0] in _REFUSED and kind == "extra_forbidden":
         name = location[0]
         return Refusal(400, f"{name} can't be had: {_REFUSED[name]}.", name, "unsupported_parameter")
     where = _place(location)
-    what = "there is no such field" if deepest["type"] == "extra_forbidden" else _lower(deepest["msg"])
-    return Refusal(400, f"{where or 'the body'}: {what}.", where or None)
+    if not where:
+        return Refusal(400, "the body must be a JSON object, sent with Content-Type: application/json.")
+    if kind == "union_tag_invalid":
+        found = str(deepest["ctx"]["tag"])[:40]
+        reason = f" ({_REFUSED[found]})" if found in _REFUSED else ""
+        what = f"{deepest['ctx']['discriminator']} is {found!r}{reason}; it must be {deepest['ctx']['expected_tags']}"
+    else:
+        what = "there is no such field" if kind == "extra_forbidden" else _lower(deepest["msg"])
+    return Refusal(400, f"{where}: {what}.", where)
 
 
 def _place(location: tuple[int | str, ...]) -> str:
     """messages[0].content, without the names that pydantic gives to alternatives."""
-    text = ""
-    for before, part in zip((None, *location), location):
+    text, before = "", None
+    for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif re.fullmatch("[A-Za-z_]+", part) and not isinstance(before, int) and part not in _ALTERNATIVES:
+        elif (
+            re.fullmatch("[A-Za-z_]+", part)
+            and not isinstance(before, int)
+            and part not in _KINDS.get(before, ("str",))
+        ):
             text += f".{part}"
+        before = part
     return text.removeprefix(".")[:200]
 
 

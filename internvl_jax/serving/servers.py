@@ -15,6 +15,7 @@ from internvl_jax.serving.api_keys import ApiKeys
 from internvl_jax.serving.app import make_app
 from internvl_jax.serving.door import Doors
 from internvl_jax.serving.dvd import VisionClient
+from internvl_jax.serving.endpoints import Endpoints
 from internvl_jax.serving.engine_thread import EngineThread
 from internvl_jax.serving.fetching import Fetcher
 from internvl_jax.serving.http_server import HttpServer, url
@@ -35,7 +36,7 @@ class Served:
 
     Attributes:
       names: what clients call it; the first is told.
-      fingerprint: which model with which parameters it is.
+      fingerprint: see `inference.fingerprint`.
       keys: of clients.
       hosts: names of hosts that pictures are fetched from.
       workers: processes that make prompts.
@@ -117,8 +118,10 @@ class ApiServer:
         self.doors = Doors(served.keys, limits.body_bytes, limits.body_seconds, not served.keys.digests)
         if vision is not None:
             self.doors.vision = lambda: vision.status
-        app = make_app(self.service, prompting, served.names, served.fingerprint, self.doors)
-        self._http = HttpServer(app, self.doors, self.service, self._prepare, served.grace)
+        endpoints = Endpoints(self.service, prompting, served.names, served.fingerprint, self.doors)
+        self._http = HttpServer(
+            make_app(endpoints, metrics, self.doors), self.doors, self.service, self._prepare, served.grace
+        )
 
     def run(self, listening: socket.socket, ready: Callable[[str], None]) -> bool:
         """Answers until SIGTERM, Ctrl-C or `stop`; says whether it ended in order.

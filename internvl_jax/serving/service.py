@@ -12,13 +12,13 @@ import numpy as np
 from internvl_jax.errors import InputError
 from internvl_jax.inference import MODEL_THRESHOLDS, Piece, Request, SamplingParams, Seen
 from internvl_jax.serving.admission import Admission, Ticket
-from internvl_jax.serving.dvd import VisionClient, VisionUnavailable
+from internvl_jax.serving.dvd import VisionBusy, VisionClient, VisionUnavailable
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import Metrics
 from internvl_jax.serving.orders import Order, Thinking
 from internvl_jax.serving.refusals import Refusal
-from internvl_jax.serving.replies import Choice, Said, Usage
+from internvl_jax.serving.replies import ChoiceText, SaidNow, Usage
 from internvl_jax.serving.structured import Grammars
 
 # A line of JSON for every request that came as far as the engine: how much and how long, and nothing of what was said.
@@ -28,7 +28,7 @@ _ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a wor
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class ReadyPrompt:
     """A prompt that is ready for the model.
 
     Attributes:
@@ -55,23 +55,23 @@ class Writing:
       seen: what the model read; None before the first token.
     """
 
-    def __init__(self, service: "Service", order: Order, prompt: Prompt, answers: Answers, ticket: Ticket):
+    def __init__(self, service: "Service", order: Order, prompt: ReadyPrompt, answers: Answers, ticket: Ticket):
         self._service, self._answers, self._ticket = service, answers, ticket
         self.order, self.prompt = order, prompt
-        self.choices = [Choice(prompt.begun) for _ in order.seeds]
+        self.choices = [ChoiceText(prompt.begun) for _ in order.seeds]
         self.usage = Usage()
         self.seen: Seen | None = None
         self._whole = self._closed = False
         service.writing += 1
 
-    async def said(self) -> AsyncIterator[list[tuple[int, Said]]]:
+    async def said(self) -> AsyncIterator[list[tuple[int, SaidNow]]]:
         """What was added, (number of the answer, what), until all have ended; [] every now and then while nothing is.
 
         Raises:
           Refusal: 408 or 500.
         """
         limits, metrics, last = self._service.limits, self._service.metrics, 0.0
-        begun = self._answers.submitted
+        begun = self._ticket.since
         while True:
             end = begun + (limits.total_seconds if self._answers.began else limits.first_seconds)
             left = min(end - time.monotonic(), _ALIVE_SECONDS)
@@ -115,8 +115,8 @@ class Writing:
             "image": usage.image,
             "cached": usage.cached,
             "completion": usage.completion,
-            "first_seconds": round(answers.began - answers.submitted, 4) if answers.began else None,
-            "seconds": round(time.monotonic() - answers.submitted, 4),
+            "first_seconds": round(answers.began - self._ticket.since, 4) if answers.began else None,
+            "seconds": round(time.monotonic() - self._ticket.since, 4),
         }
         requests_log.info(msgspec.json.encode(line).decode())
 
@@ -144,7 +144,7 @@ class Writing:
         metrics.generation_tokens.inc(usage.completion)
         self._log(usage)
         if self._whole:
-            metrics.whole.observe(answers.ended - answers.submitted)
+            metrics.whole.observe(answers.ended - self._ticket.since)
             metrics.decoded.observe(answers.ended - answers.began)
             metrics.prompt_size.observe(usage.prompt)
             for choice in self.choices:
@@ -178,7 +178,7 @@ class Service:
     context: int
     writing: int = 0
 
-    async def begin(self, order: Order, prompted: Callable[[], Awaitable[Prompt]]) -> Writing:
+    async def begin(self, order: Order, prompted: Callable[[], Awaitable[ReadyPrompt]]) -> Writing:
         """Makes the prompt and hands it to the engine.
 
         Raises:
@@ -202,7 +202,7 @@ class Service:
             raise
         return Writing(self, order, prompt, answers, ticket)
 
-    async def _submit(self, order: Order, prompt: Prompt) -> Answers:
+    async def _submit(self, order: Order, prompt: ReadyPrompt) -> Answers:
         sampling = self._bounded(order, len(prompt.tokens_T))
         tiles_GHWC, thresholds = prompt.tiles_GHWC, order.thresholds
         allow = None
@@ -214,6 +214,8 @@ class Service:
             began = time.monotonic()
             try:
                 features = await self.vision.features(tiles_GHWC, thresholds)
+            except VisionBusy as error:
+                raise self.admission.full(str(error)) from None
             except VisionUnavailable as error:
                 message = f"pictures can't be read now: {error}; text alone is answered."
                 raise Refusal(503, message, code="vision_unavailable", headers={"Retry-After": "5"}) from None

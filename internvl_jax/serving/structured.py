@@ -7,15 +7,19 @@
    final channel begins, the answer follows the grammar. The whole, thinking and markup included, is one grammar.
 """
 
+import functools
 import json
+import pathlib
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import llguidance
 import numpy as np
 
-from internvl_jax.data import THINK, THINK_END, Channels, Processor
+from internvl_jax.data import THINK_END, Channels, Processor
 from internvl_jax.inference import Vocabulary
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.refusals import Refusal
@@ -24,10 +28,15 @@ Kind = Literal["json_schema", "json_object", "regex", "choice"]
 Thinking = Literal["on", "off", "auto"]
 _MATCHER = llguidance.LLMatcher
 # Work for one token, about 4 ms: it is done while the other rows wait. Errors must not repeat schemas and answers.
-_BOUNDS = llguidance.LLParserLimits(step_lexer_fuel=50_000, verbose_errors=False)
+_BOUNDS = llguidance.LLParserLimits(step_lexer_fuel=50_000, max_lexer_states=50_000, verbose_errors=False)
+_TRIAL = pathlib.Path(__file__).with_name("grammar_trial.py")
+_KEPT = 64  # grammars; a client's requests tend to have the same
+_AT_ONCE = "start: @body"
+# What must follow is written by the model all the same: to force it, the rest of a long text is encoded at every token.
+_OPTIONS = '\n%llguidance {"no_forcing": true}'
+_DEAD_END, _NOTHING = "NoExtension", "nothing matches it"  # llguidance's word for it, and ours
 # Without a bound a small model that has lost the thread writes spaces up to its last token.
-_JSON = {"whitespace_pattern": r"[ \n\r\t]{0,40}"}
-_AFTER_THINKING = r"\s{0,4}"
+_JSON: Any = {"whitespace_pattern": " ?"}
 
 
 class Grammars:
@@ -36,53 +45,67 @@ class Grammars:
     Args:
       processor: tokenizer and template.
       vocabulary: of the engine.
-      limits: `schema_chars` holds.
+      limits: `schema_chars`, `grammar_seconds` and `prompt_memory` hold.
     """
 
     def __init__(self, processor: Processor, vocabulary: Vocabulary, limits: Limits):
         self._processor, self._vocabulary, self._limits = processor, vocabulary, limits
         tokens = llguidance.TokenizerWrapper(_Tokens(processor, vocabulary))
         self._tokenizer = llguidance.LLTokenizer(tokens, vocabulary.size, list(vocabulary.stops))
+        self._made = functools.lru_cache(_KEPT)(self._make)
 
     def compile(self, kind: Kind, value: Any = None, thinking: Thinking = "auto") -> "Grammar":
-        """A grammar; takes milliseconds, for large schemas a tenth of a second, best in a thread.
+        """A grammar; a new one takes a tenth of a second, at most `grammar_seconds`, and is best made in a thread.
 
         Args:
           kind: 'json_schema' with the schema as an object, 'json_object' with None, 'regex' with a text in the syntax
             of Rust's regex, which all of the answer must match, or 'choice' with a list of texts.
           thinking: as the prompt was made, see `data.PromptSettings`: 'on': the answer begins within thinking; 'off':
-            it begins at once; 'auto': it may think first. Templates with channels open the answer's own.
+            it begins at once, and with 'auto' too: all else being masked, a tag would be far likelier than it is.
+            Templates with channels open the answer's own.
 
         Raises:
           Refusal: it can't be compiled, nothing matches it, or it is too large.
         """
         try:
-            body = _body(kind, value, self._limits.schema_chars)
-            whole = json.dumps({"grammars": [{"lark_grammar": self._lead(thinking)}, body | {"name": "body"}]})
+            return self._made(json.dumps(_body(kind, value, self._limits.schema_chars)), thinking)
         except (ValueError, RecursionError) as error:
             raise _refusal(kind, _reason(str(error))) from None
-        grammar = Grammar(self._tokenizer, whole, self._vocabulary.stops)
-        # The body alone too: behind thinking a body that nothing matches would come to light too late.
-        for text in (json.dumps({"grammars": [body]}), whole):
-            trial = Grammar(self._tokenizer, text, self._vocabulary.stops).allow()
-            trial(())
-            if trial.failed is not None:
-                raise _refusal(kind, _reason(trial.failed))
+
+    def _make(self, body: str, thinking: Thinking) -> "Grammar":
+        """The grammar of an answer's own part, after what comes before it; ValueError for one that is none."""
+        parts = [{"lark_grammar": _AT_ONCE + _OPTIONS}, json.loads(body) | {"name": "body"}]
+        self._try(json.dumps({"grammars": parts}))
+        parts[0] = {"lark_grammar": self._lead(thinking) + _OPTIONS}
+        grammar = Grammar(self._tokenizer, json.dumps({"grammars": parts}), self._vocabulary.stops)
+        first = grammar.allow()
+        first(())
+        if first.failed is not None:
+            raise ValueError(first.failed)
         return grammar
+
+    def _try(self, definition: str) -> None:
+        """Compiles it where that may be ended; ValueError if it must, or if the grammar is none."""
+        seconds, memory = self._limits.grammar_seconds, self._limits.prompt_memory
+        command = [sys.executable, "-P", str(_TRIAL), str(seconds), str(memory)]
+        tried = subprocess.run(command, input=definition, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if tried.returncode:
+            raise ValueError(f"to compile it takes more than {seconds:g} s or {memory} bytes of memory")
+        if tried.stdout:
+            raise ValueError(_NOTHING if tried.stdout.startswith(_DEAD_END) else tried.stdout)
 
     def _lead(self, thinking: Thinking) -> str:
         """What comes before the body: rules in llguidance's Lark, from `start` to `@body`."""
         speech = self._processor.template.speech
-        if thinking == "off":
-            return "start: @body"
+        if thinking == "off" or (thinking == "auto" and not isinstance(speech, Channels)):
+            return _AT_ONCE
         if isinstance(speech, Channels):
             end = f"THOUGHT {self._markup(speech.thinking_end)}"
             more = f"({self._markup(speech.thinking_head)} {end})*"
             answer = f"{more} {self._markup(speech.answer_head)} @body"
             return f"start: {f'{end} {answer}' if thinking == 'on' else answer}\nTHOUGHT: /(?s:.*)/"
-        start = "thought space" if thinking == "on" else f"({json.dumps(THINK)} thought space)?"
         end = re.escape(THINK_END).replace("/", r"\/")
-        return f"start: {start} @body\nthought[lazy]: /(?s:.*){end}/\nspace: /{_AFTER_THINKING}/"
+        return f"start: thought space @body\nthought[lazy]: /(?s:.*){end}/\nspace: /\\s{{0,4}}/"
 
     def _markup(self, text: str) -> str:
         """The project's own markup as Lark: control tokens by number, the rest as strings."""
@@ -99,7 +122,10 @@ class Grammar:
         self._stops = stops
 
     def allow(self, answers: int = 1) -> "Allow":
-        """What `inference.Request.allow` takes, for a request with so many answers; it is used in one thread."""
+        """What `inference.Request.allow` takes, for a request with so many answers; it is used in one thread.
+
+        Such a request can't have `min_tokens`: before it has so many, nothing may follow a complete answer.
+        """
         return Allow(self._start.deep_copy, self._stops, self._words, answers)
 
 
@@ -128,11 +154,11 @@ class Allow:
             return self._stops  # it is over, also where stop tokens are told not to end it
         reader = self._reader(answer)
         if not reader.read(answer):
-            return self._fail("a token doesn't follow it")
+            return self._fail(reader.matcher.get_error() or "a token doesn't follow it")
         allowed = np.frombuffer(reader.matcher.compute_bitmask(), "<i4")
         if reader.matcher.is_error() or not allowed.any():
             reason = reader.matcher.get_error()
-            return self._fail("nothing matches it" if reason.startswith("NoExtension") else reason)
+            return self._fail(_NOTHING if reason.startswith(_DEAD_END) else reason)
         return allowed
 
     def _reader(self, answer: list[int]) -> "_Reader":
@@ -174,30 +200,17 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(self, processor: Processor, vocabulary: Vocabulary):
-        self._tokenizer = processor.tokenizer
-        names = {token: name for name, token in self._tokenizer.added_tokens.items()}
-        self.tokens = [self._tokenizer.bytes_of(token) for token in range(vocabulary.size)]
+        names = {token: name for name, token in processor.tokenizer.added_tokens.items()}
+        self.tokens = [processor.tokenizer.bytes_of(token) for token in range(vocabulary.size)]
         control = {token for token in names if not self.tokens[token]}
         self.special_token_ids = sorted(control | {*vocabulary.banned, *vocabulary.stops})
         for token in self.special_token_ids:
             self.tokens[token] = names.get(token, f"<{token}>").encode()
         self.eos_token_id = vocabulary.stops[0]
-        self._ids = {text: token for token, text in enumerate(self.tokens) if text and token not in control}
-        self._longest = max(map(len, self._ids))
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Tokens whose bytes are a text's: the model's own, unless its tokenizer writes the text another way."""
-        data = text if isinstance(text, bytes) else text.encode()
-        ids = self._tokenizer.encode(data.decode())
-        return ids if b"".join(self.tokens[token] for token in ids) == data else self._greedy(data)
-
-    def _greedy(self, data: bytes) -> list[int]:
-        ids: list[int] = []
-        while data:
-            size = next(n for n in range(min(self._longest, len(data)), 0, -1) if data[:n] in self._ids)
-            ids.append(self._ids[data[:size]])
-            data = data[size:]
-        return ids
+        """Tokens of a text, which llguidance asks for where it forces text: grammars here don't let it."""
+        raise NotImplementedError
 
 
 def _body(kind: Kind, value: Any, most: int) -> dict[str, Any]:

@@ -13,9 +13,15 @@ from starlette.routing import Route
 from internvl_jax.data import Processor
 from internvl_jax.inference import VisionTower, fingerprint, weights_digest
 from internvl_jax.models import VisionHalf
-from internvl_jax.serving.dvd import VisionServer
+from internvl_jax.serving.dvd import VisionServer, greeting
 from internvl_jax.serving.metrics import Metrics
 from internvl_jax.serving.vision_metrics import add_vision_server
+
+
+def check_wire(address: str, secret: bytes | None) -> None:
+    """Raises InputError for an address of the wire, or a secret, that can't be."""
+    greeting.check_secret(secret)
+    greeting.endpoint(address, secret)
 
 
 def serve_vision(

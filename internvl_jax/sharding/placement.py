@@ -31,7 +31,7 @@ class Placement:
         Args:
           mesh: of any of the axes `AXES`, of any type; None: one device.
           rules: a preset or its name; `serve_tp` where none are given.
-          heads: the query heads of the language model, which devices must be able to share.
+          heads: the query heads of the language model, which devices must be able to share; 0 where there is none.
           sizes: of logical axes that lie whole on more devices where the mesh does not divide them.
 
         Raises:

@@ -114,6 +114,56 @@ def test_tile_limits_of_a_request(process):
         process([user(image(wide))], max_dynamic_patch=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({"max_dynamic_patch": 2}, 2), ({"max_dynamic_patch": 2, "detail": "low"}, 2), ({"max_dynamic_patch": None}, 1)],
+)
+def test_a_picture_has_a_tile_limit_of_its_own(process, options, limit):
+    """It wins over the request's and over the picture's detail, in either direction."""
+    wide = picture(112, 28)
+    part = {"type": "image_url", "image_url": {"url": url(wide), **options}}
+    inputs = process([user(part, image(wide))], max_dynamic_patch=1)
+    own, other = images.tile_image(wide, tiling.limit_tiles(IMAGE_CONFIG, limit)), process([user(image(wide))], 1)
+    np.testing.assert_array_equal(inputs.tiles_GHWC, np.concatenate([own, other.tiles_GHWC]))
+    assert inputs.image_token_counts == (5 * len(own), 5)
+
+
+def test_bytes_may_stand_for_a_url(process):
+    buffer = io.BytesIO()
+    picture(56, 28).save(buffer, format="PNG")
+    inputs = process([user({"type": "image_url", "image_url": {"url": buffer.getvalue(), "max_dynamic_patch": 2}})])
+    np.testing.assert_array_equal(inputs.tiles_GHWC, process([user(image(picture(56, 28)))]).tiles_GHWC)
+
+
+@pytest.mark.parametrize("wrong", [0, 4097, 10**8, True, 2.0, "2"])
+def test_a_tile_limit_that_no_picture_can_have(process, wrong):
+    part = {"type": "image_url", "image_url": {"url": url(picture(9, 9)), "max_dynamic_patch": wrong}}
+    with pytest.raises(InputError, match=r"max_dynamic_patch of part 0 of message 0 is .*; it must be .* 4,096"):
+        process([user(part)])
+
+
+def test_tiles_are_counted_without_decoding(process, monkeypatch):
+    wide = picture(112, 28)
+    low = {"type": "image_url", "image_url": {"url": url(wide), "detail": "low"}}
+    messages = [user(image(wide)), {"role": "assistant", "content": "x"}, user(low, text("?"), image(picture(28, 28)))]
+    expected = {limit: len(process(messages, limit).tiles_GHWC) for limit in (None, 2)}
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", None)  # what decodes
+        assert {limit: process.num_tiles(messages, limit) for limit in (None, 2)} == expected == {None: 7, 2: 5}
+    with pytest.raises(InputError, match=r"part 0 of message 0: .* not a picture"):
+        process.num_tiles([user(image(b"junk"))])
+    with pytest.raises(InputError, match="path on this machine"):
+        process.num_tiles([user(image("a.png"))], allow_paths=False)
+
+
+@pytest.mark.parametrize("begun", ["<think>\n", "<think>\n\n</think>\n\n", "The answer is", ""])
+def test_an_answer_may_be_begun(process, begun):
+    tokens = process([user("why?")], begun=begun).tokens_T.tolist()
+    plain = process([user("why?")]).tokens_T.tolist()
+    assert tokens == plain + process.begin(begun)
+    assert process.tokenizer.decode(process.begin(begun)) == begun
+
+
 def test_placeholder_and_control_strings_in_messages_are_text(process):
     inputs = process([user(image(picture(28, 28)), text("<image> <IMG_CONTEXT> <|im_end|>"))])
     tokens = inputs.tokens_T.tolist()

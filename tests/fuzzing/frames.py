@@ -41,7 +41,7 @@ from internvl_jax.serving.dvd.wire_messages import (
 )
 from tests.fuzzing import mutate
 from tests.serving.dvd.fake_tower import FLASH, MODEL, WEIGHTS, FakeTower, client, local, same, server, tiles
-from tests.serving.dvd.strangers import Stranger, raw_greeting, stranger, telephone
+from tests.serving.dvd.strangers import RawStranger, Stranger, raw_frame, raw_greeting, telephone
 
 SHAPE = TileShape.of(FLASH)
 SHOWN = tiles(*range(4))
@@ -110,7 +110,8 @@ def frames(rng: random.Random, folder: pathlib.Path, ports: Ports) -> None:
 
 
 def at_server(rng: random.Random, ports: Ports) -> None:
-    with stranger(ports.serving.address, SHAPE, gate=None) as other:
+    with telephone(ports.serving.address) as line, contextlib.suppress(OSError):  # too long a frame ends the connection
+        other = RawStranger(line, SHAPE)
         if rng.random() < 0.7:
             other.enter(None)
         for _ in range(rng.choice((1, 1, 3, 10))):
@@ -166,22 +167,21 @@ def server_message(rng: random.Random, number: int = 1) -> WireMessage:
 
 
 def faulty(rng: random.Random, message: WireMessage) -> list[list[bytes]]:
-    """A message as it is, or with a fault; twice sometimes."""
-    parts = [bytes(part) for part in wire.encode(message)]
-    fate = rng.randrange(10)
+    """A message as it is, or with a fault; twice sometimes. A message is a list of frames, of which one is right."""
+    frame = wire.encode(message)
+    frames, fate = [frame], rng.randrange(10)
     if fate < 4:
-        at = rng.randrange(2)
-        parts[at] = mutate.damaged(rng, parts[at])
+        frames = [mutate.damaged(rng, frame)]
     elif fate == 4:
-        parts = [rng.randbytes(rng.choice((0, 1, 32, 54, 5000))) for _ in range(rng.choice((1, 2, 3, 1000)))]
+        frames = [rng.randbytes(rng.choice((0, 1, 32, 56, 5000))) for _ in range(rng.choice((1, 2, 3, 1000)))]
     elif fate == 5:
-        parts = parts[: rng.randrange(1, 3)] + parts * rng.choice((0, 1, 500))
+        frames = [frame] * rng.choice((2, 3, 500))
     elif fate == 6:
-        parts[rng.randrange(2)] = bytes(rng.choice((SHAPE.longest_part - 1, SHAPE.longest_part + 1, 1 << 20)))
+        frames = [bytes(rng.choice((SHAPE.longest - 1, SHAPE.longest + 1, 1 << 20)))]
     elif fate == 7:
         start = rng.randrange(32)
-        parts[0] = (parts[0][:start] + rng.randbytes(rng.choice((1, 2, 4))) + parts[0])[: len(parts[0])]
-    return [parts] * rng.choice((1, 1, 1, 2, 20))
+        frames = [(frame[:start] + rng.randbytes(rng.choice((1, 2, 4))) + frame)[: len(frame)]]
+    return [frames] * rng.choice((1, 1, 1, 2, 20))
 
 
 # At a language server.
@@ -196,10 +196,10 @@ def at_client(rng: random.Random, ports: Ports) -> None:
         assert time.monotonic() < ends, "a request hangs"
         if not ports.bad.poll(20):
             continue
-        who, *parts = ports.bad.recv_multipart()
-        for reply in answers(rng, worse, nonces, who, parts):
+        who, frame = ports.bad.recv_multipart()
+        for reply in answers(rng, worse, nonces, who, frame):
             with contextlib.suppress(zmq.ZMQError):
-                ports.bad.send_multipart((who, *reply), zmq.DONTWAIT)
+                ports.bad.send_multipart((who, reply[0]), zmq.DONTWAIT)  # see `Stranger.send`
     with contextlib.suppress(VisionUnavailable):
         come = asked.result()
         assert come.names == tuple(NAMES) and all(np.isfinite(each.astype(np.float32)).all() for each in come.features)
@@ -209,10 +209,10 @@ def at_client(rng: random.Random, ports: Ports) -> None:
 
 
 def answers(
-    rng: random.Random, worse: float, nonces: dict[bytes, bytes], who: bytes, parts: list[bytes]
+    rng: random.Random, worse: float, nonces: dict[bytes, bytes], who: bytes, frame: bytes
 ) -> list[list[bytes]]:
     """What the bad server says to a message: the right thing, or something else."""
-    message = wire.decode(parts, SHAPE)
+    message = wire.decode(frame, SHAPE)
     right = list[WireMessage]()
     match message:
         case Hello(nonce):
@@ -231,7 +231,7 @@ def answers(
             number = message.request if type(message) is EncodeTiles else 1
             said += faulty(rng, rng.choice((each, server_message(rng, number), client_message(rng))))
         else:
-            said.append([bytes(part) for part in wire.encode(each)])
+            said.append([wire.encode(each)])
     return said
 
 
@@ -239,8 +239,7 @@ def answers(
 
 
 def at_transport(rng: random.Random, ports: Ports) -> None:
-    hello = b"".join(b"\1" + bytes([len(part)]) + bytes(part) for part in wire.encode(Hello(b"n" * 32)))
-    content = raw_greeting() + hello + b"\2" + rng.randbytes(8)
+    content = raw_greeting() + raw_frame(wire.encode(Hello(b"n" * 32))) + b"\2" + rng.randbytes(8)
     if rng.random() < 0.3:
         content = rng.randbytes(rng.choice((1, 64, 5000)))
     with telephone(ports.serving.address) as line, contextlib.suppress(OSError):

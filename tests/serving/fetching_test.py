@@ -224,11 +224,11 @@ def test_a_dead_address_is_passed_over():
     real = fetching.httpcore2.AnyIOBackend.connect_tcp
     tried = []
 
-    async def first_fails(self, address, port, **options):
+    async def first_fails(self, address, *options):
         tried.append(address)
         if len(tried) == 1:
             raise fetching.httpcore2.ConnectError
-        return await real(self, address, port, **options)
+        return await real(self, address, *options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetching.httpcore2.AnyIOBackend, "connect_tcp", first_fails)
@@ -255,7 +255,8 @@ def test_redirects_are_followed(to, status):
         ("file:///etc/passwd", "begins with 'file'"),
         ("data:image/png;base64,AAAA", "begins with 'data'"),
         ("/a", "redirects more than 2 times"),
-        ("http://nowhere.test/b", "not among those"),
+        ("http://[nowhere.test/b", "is no URL"),
+        ("http://pictures.test:PORT/\u00e9", "such as no URL has"),
         ("http://unknown.test:PORT/b", "could not be had from unknown.test"),
     ],
 )

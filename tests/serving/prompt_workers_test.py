@@ -453,6 +453,7 @@ time.sleep(60)
     [
         "reply('no JSON')",
         "reply('9' * (2 << 20))",
+        """link.send_bytes(b'{"refused": "\\xff"}')""",
         """reply('{"refused": null, "tokens": 9, "more": 1}')""",
         "link.send(print)",  # a pickle
         """reply('{"refused": null, "tokens": 3}', bytes(8), b"")""",

@@ -25,13 +25,14 @@ from internvl_jax import interrupts, sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.drafts import Draft, Job
 from internvl_jax.inference.engine.memory import memory_free
 from internvl_jax.inference.engine.paged_runner import PagedRunner
 from internvl_jax.inference.engine.paged_scheduler import PagedScheduler
 from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
-from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler
+from internvl_jax.inference.engine.scheduler import EngineLoad, Scheduler
 from internvl_jax.inference.engine.tile_intake import TileIntake
 from internvl_jax.models import LanguageHalf, check_kernel
 from internvl_jax.sharding import Params, flatten
@@ -50,27 +51,6 @@ class _Call(NamedTuple):
 
     written: Written
     drafts: list[tuple[int, Draft, int]]
-
-
-class Load(NamedTuple):
-    """How much an engine has to do.
-
-    Attributes:
-      running: answers that have rows.
-      waiting: requests that have none.
-      used: tokens that lie in rows.
-      slots: tokens that all rows can hold.
-    """
-
-    running: int
-    waiting: int
-    used: int
-    slots: int
-
-    @property
-    def share(self) -> float:
-        """Of the slots that are used."""
-        return self.used / self.slots if self.slots else 0.0
 
 
 class Engine:
@@ -159,12 +139,9 @@ class Engine:
         return bool(self._scheduler.jobs or self._calls or self._told)
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """How much there is to do."""
-        scheduler = self._scheduler
-        rows = [row for row in scheduler.rows if row.draft is not None]
-        used = sum(row.draft.length for row in rows)
-        return Load(len(rows), len(scheduler.waiting), used, sum(row.slots for row in scheduler.rows))
+        return self._scheduler.load
 
     @property
     def longest(self) -> int:

@@ -227,5 +227,5 @@ def _heard(channel: Channel) -> list[Any]:
 
 def _request(added: _Add, allow: Callable[[Sequence[int]], np.ndarray] | None) -> Request:
     thresholds = added.decided or added.thresholds or MODEL_THRESHOLDS
-    arrays, features = (added.tokens.array, added.tiles.array), added.features and added.features.given
+    arrays, features = (added.tokens.array, added.tiles.array), None if added.features is None else added.features.given
     return Request(*arrays, added.sampling, thresholds, added.seeds, allow, added.priority, features)

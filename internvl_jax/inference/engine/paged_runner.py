@@ -7,10 +7,10 @@ from typing import cast
 import jax
 import numpy as np
 
+from internvl_jax.inference.engine.drafts import Draft
 from internvl_jax.inference.engine.paged_programs import PagedPrograms
 from internvl_jax.inference.engine.row_state import Part, Written
 from internvl_jax.inference.engine.runner import Runner
-from internvl_jax.inference.engine.scheduler import Draft
 
 
 class PagedRunner(Runner):

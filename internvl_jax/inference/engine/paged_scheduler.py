@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.drafts import Draft, Seat
 from internvl_jax.inference.engine.page_pool import PagePool, page_names
-from internvl_jax.inference.engine.scheduler import Draft, Scheduler, Seat
+from internvl_jax.inference.engine.scheduler import Scheduler
 
 
 class PagedScheduler(Scheduler):

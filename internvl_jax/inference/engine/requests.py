@@ -173,9 +173,9 @@ def check(request: Request, config: InternVLConfig, vocabulary: Vocabulary) -> N
         raise InputError(
             f"the request's tiles have the shape {tiles_GHWC.shape[1:]}; the model's are {(side, side, 3)}"
         )
-    kind = tiles_GHWC.dtype
-    if kind != np.uint8 and kind.kind != "f" and kind not in _FLOATS:
-        raise InputError(f"the request's tiles are {kind}; give uint8 pixels, or floats that are normalised")
+    dtype = tiles_GHWC.dtype
+    if dtype != np.uint8 and dtype.kind != "f" and dtype not in _FLOATS:
+        raise InputError(f"the request's tiles are {dtype}; give uint8 pixels, or floats that are normalised")
     stop_ids(vocabulary, request.sampling)
     named = [*request.sampling.stop_token_ids, *(token for token, _ in request.sampling.logit_bias)]
     if max(named, default=0) >= config.text.vocab:

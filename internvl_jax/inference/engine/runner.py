@@ -10,12 +10,13 @@ from flax import nnx
 
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.drafts import Draft, Seat
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Vocabulary
 from internvl_jax.inference.engine.row_state import Begin, Part, State, Written
 from internvl_jax.inference.engine.sampling import Shaping
 from internvl_jax.inference.engine.sampling_params import SamplingParams
-from internvl_jax.inference.engine.scheduler import Draft, Seat, reach_of, reaches
+from internvl_jax.inference.engine.scheduler import reach_of, reaches
 from internvl_jax.inference.engine.tile_features import TileFeatures
 from internvl_jax.models import LanguageHalf, VisionHalf, unstack, unstack_params
 from internvl_jax.sharding import Params, flatten

@@ -23,7 +23,8 @@ _FIRST = 16  # tiles that there is room for at first
 
 def digest(tile_HWC: np.ndarray) -> bytes:
     """The name of a tile's content."""
-    return hashlib.blake2b(np.ascontiguousarray(tile_HWC).data, digest_size=DIGEST).digest()
+    in_bytes = np.ascontiguousarray(tile_HWC).view(np.uint8)  # of bfloat16 there is no other buffer
+    return hashlib.blake2b(in_bytes.data, digest_size=DIGEST).digest()
 
 
 class TileFeatures:
@@ -83,7 +84,8 @@ class TileFeatures:
         """Takes all memory that tiles may have, and compiles for every number of tiles."""
         self.renew(self._rounded(self.capacity))
         side = self._side
-        for size in self._sizes:
+        # Programs compile once more for a pool that is not yet committed to where parameters are: the first size twice.
+        for size in (self._sizes[0], *self._sizes):
             nowhere_G = np.full(size, 1 << 30, np.int32)
             if self._tower:
                 features = self.programs.encode(params, np.zeros((size, side, side, 3), np.uint8))

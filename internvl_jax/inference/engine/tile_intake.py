@@ -5,8 +5,9 @@ import numpy as np
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.drafts import Job
 from internvl_jax.inference.engine.requests import Request
-from internvl_jax.inference.engine.scheduler import Job, Scheduler
+from internvl_jax.inference.engine.scheduler import Scheduler
 from internvl_jax.inference.engine.tile_features import TileFeatures
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding import Params

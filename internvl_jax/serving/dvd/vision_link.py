@@ -14,7 +14,6 @@ from internvl_jax.serving.dvd import greeting, wire
 from internvl_jax.serving.dvd.dvd_settings import VisionClientLimits
 from internvl_jax.serving.dvd.wire_messages import (
     NONCE,
-    Buffer,
     Bye,
     Challenge,
     Code,
@@ -86,7 +85,7 @@ class VisionLink:
         """Begins an attempt."""
         self._socket = context.socket(zmq.DEALER)
         self._socket.reconnect_ivl = -1  # each attempt is a connection of its own
-        self._socket.maxmsgsize = self._shape.longest_part
+        self._socket.maxmsgsize = self._shape.longest
         self._socket.sndhwm, self._socket.rcvhwm = 0, _WAITING  # what we send is bounded by credits
         self._socket.linger = 0
         self._socket.connect_timeout = self._socket.handshake_ivl = round(1000 * self._limits.timeout)
@@ -131,7 +130,7 @@ class VisionLink:
     def send(self, message: WireMessage) -> None:
         """Queues a message; where it can't go is noticed by reading."""
         with contextlib.suppress(zmq.Again):  # the connection has ended, and we are about to read so
-            self._socket.send_multipart(wire.encode(message), zmq.DONTWAIT, copy=False)
+            self._socket.send(wire.encode(message), zmq.DONTWAIT, copy=False)
 
     def messages(self) -> Iterator[WireMessage]:
         """What has come about requests, some of it at a time; what concerns the connection is done with.
@@ -143,11 +142,13 @@ class VisionLink:
             if self._socket is None:
                 return
             try:
-                parts: list[Buffer] = [frame.buffer for frame in self._socket.recv_multipart(zmq.DONTWAIT, copy=False)]
+                frame = self._socket.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
             self._heard = time.monotonic()
-            message = wire.decode(parts, self._shape)
+            if frame.more:
+                raise WireError("it sent a message of several frames")
+            message = wire.decode(frame.buffer, self._shape)
             match message:
                 case Challenge(nonce) if not self._challenge:
                     self._challenge = nonce

@@ -26,7 +26,6 @@ from internvl_jax.serving.dvd.tile_desk import TileDesk
 from internvl_jax.serving.dvd.tile_queue import EncodeCall, TileQueue, TowerBatch
 from internvl_jax.serving.dvd.wire_messages import (
     NONCE,
-    Buffer,
     Bye,
     Cancel,
     Challenge,
@@ -163,7 +162,7 @@ class VisionServer:
             self._router.zap_domain = b"internvl"
         self._router.ipv6 = "[" in self.address
         self._router.router_mandatory = True  # who can't be reached is noticed
-        self._router.maxmsgsize = self._shape.longest_part
+        self._router.maxmsgsize = self._shape.longest
         self._router.rcvhwm = _SPARE
         self._router.sndhwm = self._limits.credits + _SPARE
         self._router.handshake_ivl = _TRANSPORT
@@ -230,13 +229,13 @@ class VisionServer:
             frame = self._router.recv(zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return False
-        client, parts = frame.bytes, list[Buffer]()
-        while frame.more:
-            frame = self._router.recv(zmq.DONTWAIT, copy=False)
-            if len(parts) < 3:  # more are refused, however many they are
-                parts.append(frame.buffer)
+        client, count = frame.bytes, 0
+        while frame.more:  # those of others may have many frames, of which one is kept at a time
+            frame, count = self._router.recv(zmq.DONTWAIT, copy=False), count + 1
         try:
-            self._take(client, wire.decode(parts, self._shape))
+            if count != 1:
+                raise WireError(f"a message of {count} frames; send one")
+            self._take(client, wire.decode(frame.buffer, self._shape))
         except WireError as error:
             self.counters.refused += 1
             self._complain(str(error))
@@ -305,7 +304,7 @@ class VisionServer:
         if client in self._gone:
             return
         try:
-            self._router.send_multipart((client, *wire.encode(message)), zmq.DONTWAIT, copy=False)
+            self._router.send_multipart((client, wire.encode(message)), zmq.DONTWAIT, copy=False)
         except zmq.Again:
             self._complain("a language server does not read what it asked for")
             self._gone.add(client)

@@ -4,20 +4,21 @@ Transport is ZMTP 3 over TCP (or ipc): a vision server binds a ROUTER, a languag
 a secret the mechanism is PLAIN, user "internvl", password `greeting.gate(secret)`: nobody else can put a message into
 the server's memory. Without one it is NULL. Nothing is encrypted: pictures and features want a private network.
 
-A message has two parts, a header and a payload (which may be empty). All numbers are little-endian, nothing is padded.
+A message is one ZeroMQ frame: header, entries, payload. All numbers are little-endian, nothing is padded.
 
     offset  size  header
     0       4     magic, "IVDV"
     4       2     u16 version, 1
     6       2     u16 kind
     8       8     u64 request: a number that the language server chose, unique among its open requests; never 0
-    16      4     u32 entries, at most 4096
+    16      4     u32 entries, n, at most 4096
     20      4     u32 tokens of a tile
     24      4     u32 width: numbers in a token
     28      1     u8 dtype: 1 bfloat16, 2 float32
     29      1     u8 flags
     30      2     u16 spare, 0
-    32      22 n  entries: 16 bytes name, u16 mark, float32 probability (NaN: not known)
+    32      24 n  entries: 16 bytes name, u32 mark, float32 probability (NaN: not known)
+    32+24n        payload
 
 A name is blake2b (digest_size=16) of a tile's bytes, which are uint8 RGB `[side, side, 3]`. Fields that a kind does not
 name below are 0, of entries the mark is 0 and the probability NaN. A message of another length than its fields say is
@@ -101,50 +102,52 @@ from internvl_jax.serving.dvd.wire_messages import (
 
 MAGIC, VERSION = b"IVDV", 1
 _WITHOUT = 1  # the bit of FEATURES' flags
-_HEADER, _ENTRY = struct.Struct("<4sHHQIIIBBH"), struct.Struct("<16sHf")
+_HEADER, _ENTRY = struct.Struct("<4sHHQIIIBBH"), struct.Struct("<16sIf")
 _PROOF, _WELCOME, _THRESHOLDS, _CODE = (struct.Struct(f"<{form}") for form in ("32s64s", "32s64sIf", "dd", "H"))
 
 
-def encode(message: WireMessage) -> tuple[bytes, Buffer]:
-    """The two parts of a message. Pixels and values are not copied: they may not change until they are sent."""
+def encode(message: WireMessage) -> bytes:
+    """The bytes of a message. One frame and not two, which would save a copy of the payload: where a socket is closed
+    when it has sent half of a message of several frames, libzmq 4.3.5 aborts the process.
+    """
     match message:
         case Hello(nonce):
-            return _parts(Kind.HELLO, payload=nonce)
+            return _frame(Kind.HELLO, payload=nonce)
         case Challenge(nonce):
-            return _parts(Kind.CHALLENGE, payload=nonce)
+            return _frame(Kind.CHALLENGE, payload=nonce)
         case Proof(digest, model):
-            return _parts(Kind.PROOF, payload=_PROOF.pack(digest, model))
+            return _frame(Kind.PROOF, payload=_PROOF.pack(digest, model))
         case Welcome(digest, weights, credits, timeout):
-            return _parts(Kind.WELCOME, payload=_WELCOME.pack(digest, weights, credits, timeout))
+            return _frame(Kind.WELCOME, payload=_WELCOME.pack(digest, weights, credits, timeout))
         case EncodeTiles(request, entries, relative, absolute):
-            return _parts(Kind.ENCODE, request, entries, _THRESHOLDS.pack(relative, absolute))
+            return _frame(Kind.ENCODE, request, entries, _THRESHOLDS.pack(relative, absolute))
         case Need(request, names):
-            return _parts(Kind.NEED, request, [Entry(name) for name in names])
+            return _frame(Kind.NEED, request, [Entry(name) for name in names])
         case TilePixels(request, name, pixels):
-            return _parts(Kind.TILE, request, [Entry(name)], pixels)
+            return _frame(Kind.TILE, request, [Entry(name)], pixels)
         case KeptFeatures(request, name, probability, tokens, width, dtype, values_PD):
             sizes = {"tokens": tokens, "width": width, "dtype": dtype, "flags": _WITHOUT * (values_PD is None)}
-            payload = b"" if values_PD is None else np.ascontiguousarray(values_PD).view(np.uint8).reshape(-1).data
-            return _parts(Kind.FEATURES, request, [Entry(name, tokens, probability)], payload, **sizes)
+            payload = b"" if values_PD is None else np.ascontiguousarray(values_PD).view(np.uint8).data
+            return _frame(Kind.FEATURES, request, [Entry(name, tokens, probability)], payload, **sizes)
         case WireFault(request, code, text):
-            return _parts(Kind.ERROR, request, payload=_CODE.pack(code) + _cut(text))
+            return _frame(Kind.ERROR, request, payload=_CODE.pack(code) + _cut(text))
         case Cancel(request):
-            return _parts(Kind.CANCEL, request)
+            return _frame(Kind.CANCEL, request)
         case Ping():
-            return _parts(Kind.PING)
+            return _frame(Kind.PING)
         case Pong():
-            return _parts(Kind.PONG)
+            return _frame(Kind.PONG)
         case Bye():
-            return _parts(Kind.BYE)
+            return _frame(Kind.BYE)
 
 
-def decode(parts: Sequence[Buffer], shape: TileShape) -> WireMessage:
-    """The message of two parts. What it has of pixels and values lies in the parts themselves.
+def decode(frame: Buffer, shape: TileShape) -> WireMessage:
+    """The message of a frame. What it has of pixels and values lies in the frame itself.
 
     Raises:
-      WireError: they are no message of this version and shape.
+      WireError: it is no message of this version and shape.
     """
-    header, entries, payload = _open(parts)
+    header, entries, payload = _open(memoryview(frame))
     match header.kind:
         case Kind.HELLO | Kind.CHALLENGE:
             _only(header)
@@ -202,22 +205,17 @@ _FIELDS = ("request", "count", "tokens", "width", "dtype", "flags", "spare")
 _MAYBE = ("dtype", "flags")
 
 
-def _parts(
-    kind: Kind, request: int = 0, entries: Sequence[Entry] = (), payload: Buffer = b"", **sizes: int
-) -> tuple[bytes, Buffer]:
+def _frame(kind: Kind, request: int = 0, entries: Sequence[Entry] = (), payload: Buffer = b"", **sizes: int) -> bytes:
     fields = {"request": request, "count": len(entries), **sizes}
     header = _HEADER.pack(MAGIC, VERSION, kind, *(fields.get(name, 0) for name in _FIELDS))
-    return b"".join([header, *(_ENTRY.pack(*entry) for entry in entries)]), payload
+    return b"".join([header, *(_ENTRY.pack(*entry) for entry in entries), payload])
 
 
-def _open(parts: Sequence[Buffer]) -> tuple[_Header, list[Entry], memoryview]:
-    """Header, entries and payload, lengths checked."""
-    if len(parts) != 2:
-        _refuse(f"{len(parts)} parts instead of two")
-    first, payload = memoryview(parts[0]), memoryview(parts[1])
-    if len(first) < _HEADER.size:
-        _refuse(f"a header of {len(first)} bytes")
-    header = _Header(*_HEADER.unpack_from(first))
+def _open(frame: memoryview) -> tuple[_Header, list[Entry], memoryview]:
+    """Header, entries and payload; the latter's length is still to be checked."""
+    if len(frame) < _HEADER.size:
+        _refuse(f"a header of {len(frame)} bytes")
+    header = _Header(*_HEADER.unpack_from(frame))
     if header.magic != MAGIC:
         _refuse("a header that does not begin with IVDV")
     if header.version != VERSION:
@@ -226,9 +224,10 @@ def _open(parts: Sequence[Buffer]) -> tuple[_Header, list[Entry], memoryview]:
             "on both",
             Code.VERSION,
         )
-    if header.count > MOST_ENTRIES or len(first) != _HEADER.size + header.count * _ENTRY.size:
-        _refuse(f"a header of {len(first)} bytes for {header.count} entries")
-    return header, [Entry(*values) for values in _ENTRY.iter_unpack(first[_HEADER.size :])], payload
+    end = _HEADER.size + header.count * _ENTRY.size
+    if header.count > MOST_ENTRIES or len(frame) < end:
+        _refuse(f"a message of {len(frame)} bytes for {header.count} entries")
+    return header, [Entry(*values) for values in _ENTRY.iter_unpack(frame[_HEADER.size : end])], frame[end:]
 
 
 def _only(header: _Header, *fields: str) -> None:

@@ -15,8 +15,8 @@ NAME, NONCE, FINGERPRINT = 16, 32, 64  # bytes
 MOST_ENTRIES, MOST_TEXT = 4096, 1000
 FULL, COMPRESSED = 1, 2  # bits of an ENCODE's marks
 DTYPES = {1: np.dtype(ml_dtypes.bfloat16), 2: np.dtype(np.float32)}
-HEADER_BYTES, ENTRY_BYTES = 32, 22
-_PIXEL_BYTES, _MOST_BYTES = 3, 4  # of a pixel; of a feature's number
+HEADER_BYTES, ENTRY_BYTES = 32, 24
+_PIXEL_BYTES, _MOST_BYTES, _THRESHOLD_BYTES = 3, 4, 16  # of a pixel, of a feature's number, of both thresholds
 
 Buffer = bytes | memoryview
 
@@ -77,10 +77,10 @@ class TileShape:
         return self.side * self.side * _PIXEL_BYTES
 
     @property
-    def longest_part(self) -> int:
-        """Bytes of the longest part of any message."""
-        header = HEADER_BYTES + MOST_ENTRIES * ENTRY_BYTES
-        return max(header, self.pixel_bytes, self.tokens * self.width * _MOST_BYTES)
+    def longest(self) -> int:
+        """Bytes of the longest message."""
+        one = HEADER_BYTES + ENTRY_BYTES + max(self.pixel_bytes, self.tokens * self.width * _MOST_BYTES)
+        return max(HEADER_BYTES + MOST_ENTRIES * ENTRY_BYTES + _THRESHOLD_BYTES, one)
 
 
 class Entry(NamedTuple):

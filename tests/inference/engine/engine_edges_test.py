@@ -9,8 +9,9 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Engine, Request, SamplingParams, Vocabulary, complete_many
+from internvl_jax.inference.engine.drafts import Draft, Job
 from internvl_jax.inference.engine.requests import Seen
-from internvl_jax.inference.engine.scheduler import Draft, Job, Scheduler
+from internvl_jax.inference.engine.scheduler import Scheduler
 from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.sharding import bind
 from tests.inference.engine.engine_test import LADDERS, request, run

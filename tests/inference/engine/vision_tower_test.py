@@ -41,22 +41,16 @@ def saved(tmp_path_factory, flash_model, processor):
 
 
 @pytest.mark.parametrize("sizes", [None, {"tensor": 2}, {"data": 2, "tensor": 2}], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_features_have_the_bits_of_the_engines_own_tower(saved, processor, sizes, dtype):
+def test_features_have_the_bits_of_the_engines_own_tower(saved, processor, sizes):
     """Of as many tiles at a time, padding included. (Other numbers of tiles may be summed in another order.)"""
-    if sizes is not None and dtype == "bfloat16":
-        pytest.skip("the same on meshes, and once is enough")
-    mesh = None if sizes is None else make_mesh(sizes)
-    whole, vision = (load(saved, dtype, mesh, part=part)[0] for part in ("all", "vision"))
-    count = 1 if sizes is None else math.prod(sizes.values())
-    ladders = LADDERS.divisible(1, count)
-    engine, tower = Engine(whole, Vocabulary.of(processor), ladders), VisionTower(vision, ladders.tiles)
+    mesh = sizes and make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
+    whole, vision = (load(saved, "float32", mesh, part=part)[0] for part in ("all", "vision"))
+    engine, tower = Engine(whole, Vocabulary.of(processor), LADDERS), VisionTower(vision, LADDERS.tiles)
     assert tower.sizes == engine.ladders.tiles
     for count in (1, 3, 5):
         tiles_GHWC = tiles_of(count)
         wanted_GPD, probability_G = kept(engine, tiles_GHWC)
         found = tower.encode(tiles_GHWC)
-        assert found.features_GPD.dtype == found.compressed_GPD.dtype == wanted_GPD.dtype == np.dtype(dtype)
         assert np.concatenate([found.features_GPD, found.compressed_GPD], axis=1).tobytes() == wanted_GPD.tobytes()
         np.testing.assert_array_equal(found.probability_G, probability_G)
 
@@ -69,7 +63,7 @@ def test_any_number_of_tiles_in_pieces(flash_model):
     for g in range(10):
         alone = tower.encode(tiles_GHWC[g : g + 1])
         for mine, together in zip(alone, found, strict=True):
-            np.testing.assert_allclose(mine[0], together[g], atol=1e-5)
+            np.testing.assert_allclose(mine[0], together[g], rtol=0, atol=1e-5 * np.max(np.abs(together[g])))
     features, compressed, probability = tower.encode(tiles_GHWC[:0])
     assert features.shape == (0, 4, 40) and compressed.shape == (0, 1, 40) and probability.shape == (0,)
     assert tower.num_compiled == len(SIZES)

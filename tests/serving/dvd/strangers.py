@@ -10,24 +10,31 @@ from internvl_jax.serving.dvd import greeting, wire
 from internvl_jax.serving.dvd.wire_messages import Challenge, Hello, Proof, TileShape, Welcome, WireFault, WireMessage
 from tests.serving.dvd.fake_tower import MODEL, SECRET
 
+_MORE, _LONG, _COMMAND = 1, 2, 4  # flags of ZMTP's frames
+
 
 class Stranger:
-    """A DEALER without a client behind it."""
+    """A DEALER without a client behind it, by libzmq."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]", shape: TileShape):
-        self._socket, self._shape = socket, shape
+    def __init__(self, dealer: "zmq.Socket[bytes]", shape: TileShape):
+        self._dealer, self._shape = dealer, shape
 
-    def send(self, *parts: bytes) -> None:
-        self._socket.send_multipart(parts)
+    def send(self, *frames: bytes) -> None:
+        """A message. (Several frames, half of which have gone when the socket is closed, abort the process.)"""
+        [frame] = frames
+        self._dealer.send(frame)
+
+    def receive(self, seconds: float) -> bytes | None:
+        """The next frame; None if none comes."""
+        return self._dealer.recv() if self._dealer.poll(1000 * seconds) else None
 
     def say(self, message: WireMessage) -> None:
-        self.send(*map(bytes, wire.encode(message)))
+        self.send(wire.encode(message))
 
     def hear(self, seconds: float = 5.0) -> WireMessage | None:
         """The next message; None if none comes."""
-        if not self._socket.poll(1000 * seconds):
-            return None
-        return wire.decode(self._socket.recv_multipart(), self._shape)
+        frame = self.receive(seconds)
+        return None if frame is None else wire.decode(frame, self._shape)
 
     def greet(self, secret: bytes | None = SECRET, model: bytes = MODEL, nonce: bytes = b"n" * 32) -> Proof:
         """Sends HELLO and PROOF; the latter."""
@@ -50,6 +57,40 @@ class Stranger:
         return fault
 
 
+class RawStranger(Stranger):
+    """The same without libzmq, so that anything can be sent; without a secret."""
+
+    def __init__(self, line: socket.socket, shape: TileShape):
+        self._line, self._shape = line, shape
+        line.sendall(raw_greeting())
+        self._exactly(64)
+        self._frame()  # READY
+
+    def send(self, *frames: bytes) -> None:
+        last = len(frames) - 1
+        self._line.sendall(b"".join(raw_frame(frame, more=at < last) for at, frame in enumerate(frames)))
+
+    def receive(self, seconds: float) -> bytes | None:
+        self._line.settimeout(seconds)
+        with contextlib.suppress(TimeoutError):
+            return self._frame()
+        return None
+
+    def _frame(self) -> bytes:
+        [flags] = self._exactly(1)
+        size = int.from_bytes(self._exactly(8 if flags & _LONG else 1), "big")
+        return self._exactly(size)
+
+    def _exactly(self, size: int) -> bytes:
+        content = b""
+        while len(content) < size:
+            if not (more := self._line.recv(size - len(content))):
+                raise ConnectionResetError("hung up")
+            content += more
+            self._line.settimeout(5)
+        return content
+
+
 @contextlib.contextmanager
 def stranger(address: str, shape: TileShape, gate: bytes | None = SECRET) -> Iterator[Stranger]:
     """Connected to an address; `gate` opens the transport."""
@@ -70,4 +111,11 @@ def telephone(address: str) -> socket.socket:
 def raw_greeting() -> bytes:
     """What a ZMTP 3.0 DEALER without security says before its first message (RFC 23)."""
     ready = b"\5READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
-    return b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(20, b"\0") + bytes(32) + b"\4" + bytes([len(ready)]) + ready
+    return (
+        b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(20, b"\0") + bytes(32) + bytes([_COMMAND, len(ready)]) + ready
+    )
+
+
+def raw_frame(content: bytes, more: bool = False) -> bytes:
+    """A frame as ZMTP writes it."""
+    return bytes([_LONG + _MORE * more]) + len(content).to_bytes(8, "big") + content

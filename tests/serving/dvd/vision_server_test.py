@@ -112,8 +112,8 @@ def test_another_model_is_refused():
 
 def test_another_version_is_refused():
     with server(FakeTower(FLASH)) as serving, stranger(serving.address, SHAPE) as other:
-        header, payload = wire.encode(Hello(b"n" * 32))
-        other.send(header[:4] + b"\2\0" + header[6:], payload)
+        hello = wire.encode(Hello(b"n" * 32))
+        other.send(hello[:4] + b"\2\0" + hello[6:])
         fault = other.fault()
         assert fault.code == Code.VERSION and "speaks version 2 of the wire, this one 1; install" in fault.text
 
@@ -159,8 +159,8 @@ def fake_server(conversation, config=PLAIN, **changes):
             while True:
                 while not router.poll(0):
                     await asyncio.sleep(0.005)
-                who, *parts = router.recv_multipart()
-                message = wire.decode(parts, TileShape.of(config))
+                who, frame = router.recv_multipart()
+                message = wire.decode(frame, TileShape.of(config))
                 replies = []
                 match message:
                     case Hello(nonce):
@@ -174,7 +174,8 @@ def fake_server(conversation, config=PLAIN, **changes):
                     case _:
                         replies = answer(message)
                 for reply in replies:
-                    router.send_multipart((who, *(map(bytes, reply if type(reply) is tuple else wire.encode(reply)))))
+                    frames = reply if type(reply) is tuple else (reply if type(reply) is bytes else wire.encode(reply),)
+                    router.send_multipart((who, *frames))
 
         async def whole():
             asking = client(
@@ -231,8 +232,9 @@ def test_a_server_that_has_not_the_secret_is_refused():
 @pytest.mark.parametrize(
     ("config", "answer", "why"),
     [
-        (PLAIN, lambda message: [(b"IVDV", b"")], "a header of 4 bytes"),
-        (PLAIN, lambda message: [(b"x" * 32, b"")], "does not begin with IVDV"),
+        (PLAIN, lambda message: [b"IVDV"], "a header of 4 bytes"),
+        (PLAIN, lambda message: [b"x" * 32], "does not begin with IVDV"),
+        (PLAIN, lambda message: [(wire.encode(Pong()), b"")], "a message of several frames"),
         (PLAIN, lambda message: [Need(message.request, (message.entries[0].name,))] * 2, "or twice for one"),
         (PLAIN, lambda message: [Need(message.request, (b"x" * 16,))], "asked for a tile that it was not asked about"),
         (PLAIN, lambda message: [KeptFeatures(message.request, b"x" * 16, 0.5, 4, 8, 0, None)], "not asked for"),
@@ -362,7 +364,6 @@ def test_a_client_that_does_not_read_is_put_out():
     with server(FakeTower(PLAIN), limits={"credits": 4, "timeout": 60.0}) as serving:
         talk(client(PLAIN, serving.address), lambda asking: asking.features(shown))
         with stranger(serving.address, TileShape.of(PLAIN)) as other:
-            other._socket.rcvhwm = 1
             other.enter()
             start = time.monotonic()
             for n in range(200_000):
@@ -410,3 +411,25 @@ def test_garbage_on_the_port_hurts_nobody(caplog):
                 pass
         come = talk(client(PLAIN, serving.address, secret=None), lambda asking: asking.features(tiles(0)))
         assert same(come, local(tiles(0), PLAIN))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_tower_that_breaks_ends_the_server_with_a_word():
+    class Wrong(FakeTower):
+        def __call__(self, tiles_GHWC) -> EncodedTiles:
+            raise TypeError("no tower")
+
+    with server(FakeTower(PLAIN)) as sound, pytest.raises(RuntimeError, match="a thread of the vision server has died"):
+        broken = server(Wrong(PLAIN))
+        broken.start()
+
+        async def conversation(asking):
+            each = await asyncio.gather(
+                *(asking.features(tiles(number)) for number in range(6))
+            )  # some for each server
+            assert all(same(come, local(tiles(number), PLAIN)) for number, come in enumerate(each))
+            assert asking.counters.moved > 0
+            await until(lambda: asking.status == "degraded")
+
+        talk(client(PLAIN, broken.address, sound.address), conversation)
+        broken.wait()
