@@ -1,7 +1,8 @@
 """HTTP requests that are nearly right, or nothing like it, and what a server may do with each.
 
-Every request is answered within `SECONDS` with 2xx or 4xx, also those that stand still in their middle. Where the HTTP itself is right, a refusal is JSON in
-OpenAI's shape; where it isn't, the HTTP library's own words with 400 will do, or that the connection ends.
+Every request is answered within `SECONDS` with 2xx or 4xx, also those that stand still in their middle. Where the HTTP
+itself is right, a refusal is JSON in OpenAI's shape; where it isn't, the HTTP library's own words with 400 will do, or
+that the connection ends.
 """
 
 import asyncio

@@ -171,20 +171,23 @@ class Soak:
 
         async def leave(number: int) -> None:
             rng = random.Random(f"{self._seed} leaves {number}")
-            body = self._new(rng) | {"max_tokens": 400, "stream": rng.random() < 0.6, "n": rng.choice((1, 1, 3))}
+            way = rng.choice(("in the middle of sending", "at some moment", "while it is answered"))
+            body = self._new(rng) | {"max_tokens": 400, "n": rng.choice((1, 1, 3))}
             if rng.random() < 0.2:
                 body |= {"structured_outputs": {"regex": "[a-z ]{100,180}"}, "ignore_eos": False}
+            body["stream"] = way == "while it is answered" or rng.random() < 0.5
             content = json.dumps(body).encode()
             content = self._address.head("POST", "/v1/chat/completions", len(content)) + content
-            sent = content if rng.random() < 0.8 else content[: rng.randrange(len(content))]
+            if way == "in the middle of sending":
+                content = content[: rng.randrange(len(content))]
             async with limit:
                 reader, writer = await asyncio.open_connection(self._address.host, self._address.port)
-                writer.write(sent)
-                with contextlib.suppress(TimeoutError, ConnectionError):
-                    async with asyncio.timeout(rng.choice((0.02, 0.1, 0.5, 1.0)) * rng.random()):
-                        await writer.drain()
-                        while await reader.read(1 << 16):
-                            pass
+                writer.write(content)
+                with contextlib.suppress(ConnectionError, EOFError):
+                    await writer.drain()
+                    if way == "while it is answered":
+                        await asyncio.wait_for(reader.readuntil(b"data: "), 60)
+                    await asyncio.sleep(rng.uniform(0, 0.2))
                 if rng.random() < 0.5:
                     writer.transport.abort()
                 else:
@@ -194,7 +197,7 @@ class Soak:
             await asyncio.gather(*(leave(number) for number in range(count)))
         await asyncio.sleep(0.5)
         after = await self._metrics()
-        return {"aborted": after["request_aborted_total"] - before["request_aborted_total"], "clients": count}
+        return {"clients": count, "in_the_engine": after["request_aborted_total"] - before["request_aborted_total"]}
 
     async def bodies(self, first: int, count: int) -> dict[str, Any]:
         """Requests that are nearly right."""
