@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException as StarletteException
 from internvl_jax.errors import InputError
 from internvl_jax.serving.door import Door, Doors
 from internvl_jax.serving.endpoints import Endpoints, as_json
-from internvl_jax.serving.metrics import Metrics
+from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.schema import (
     ErrorBody,
@@ -69,7 +69,7 @@ class _CheckedRoute(APIRoute):
         return checked
 
 
-def make_app(endpoints: Endpoints, metrics: Metrics, doors: Doors) -> Door:
+def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors) -> Door:
     """The application.
 
     Args:

@@ -21,10 +21,30 @@ class _Read(Collector):
 
 
 class Metrics:
-    """Counters of one server; a registry of its own, so that several servers of a process don't share them."""
+    """Numbers of one server, in a registry of its own: several servers of a process don't share them."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+
+    def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
+        """Adds a value that is read when somebody asks."""
+        Gauge(f"internvl:{name}", what, registry=self.registry).set_function(read)
+
+    def count(self, name: str, what: str, read: Callable[[], float]) -> None:
+        """Adds a number that only rises, and that is read when somebody asks."""
+        self.registry.register(_Read(f"internvl:{name}", what, read))
+
+    def text(self) -> bytes:
+        """In Prometheus' format."""
+        return generate_latest(self.registry)
+
+
+class ApiMetrics(Metrics):
+    """What a server counts that answers clients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        registry = self.registry
 
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(f"internvl:{name}", what, labels, registry=registry)
@@ -50,15 +70,3 @@ class Metrics:
         self.step = histogram("iteration_seconds", "A step of the engine")
         self.prompt_size = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
         self.answer_size = histogram("request_generation_tokens", "Tokens of an answer", _TOKENS)
-
-    def gauge(self, name: str, what: str, read: Callable[[], float]) -> None:
-        """Adds a value that is read when somebody asks."""
-        Gauge(f"internvl:{name}", what, registry=self.registry).set_function(read)
-
-    def count(self, name: str, what: str, read: Callable[[], float]) -> None:
-        """Adds a number that only rises, and that is read when somebody asks."""
-        self.registry.register(_Read(f"internvl:{name}", what, read))
-
-    def text(self) -> bytes:
-        """In Prometheus' format."""
-        return generate_latest(self.registry)

@@ -20,7 +20,7 @@ from internvl_jax.serving.engine_thread import EngineThread
 from internvl_jax.serving.fetching import Fetcher
 from internvl_jax.serving.http_server import HttpServer, url
 from internvl_jax.serving.limits import Limits
-from internvl_jax.serving.metrics import Metrics
+from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.prompting import Prompting
 from internvl_jax.serving.service import Service
@@ -92,7 +92,7 @@ class ApiServer:
     """
 
     def __init__(self, model: InternVL | LanguageHalf, processor: Processor, served: Served):
-        reader, limits, metrics, config = get_reader(model, processor), served.limits, Metrics(), model.config
+        reader, limits, metrics, config = get_reader(model, processor), served.limits, ApiMetrics(), model.config
         self._reader = reader
         engine = EngineThread(reader, processor, reader.engine.ladders.piece, metrics.step.observe)
         self._workers = PromptWorkers(processor, served.workers, limits)

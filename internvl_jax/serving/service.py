@@ -15,13 +15,14 @@ from internvl_jax.serving.admission import Admission, Ticket
 from internvl_jax.serving.dvd import VisionBusy, VisionClient, VisionUnavailable
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
-from internvl_jax.serving.metrics import Metrics
+from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.orders import Order, Thinking
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import ChoiceText, SaidNow, Usage
 from internvl_jax.serving.structured import Grammars
 
 # A line of JSON for every request that came as far as the engine: how much and how long, and nothing of what was said.
+_log = logging.getLogger("internvl_jax.serving")
 requests_log = logging.getLogger("internvl_jax.requests")
 
 _ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a word, or proxies would cut it
@@ -62,7 +63,6 @@ class Writing:
         self.usage = Usage()
         self.seen: Seen | None = None
         self._whole = self._closed = False
-        service.writing += 1
 
     async def said(self) -> AsyncIterator[list[tuple[int, SaidNow]]]:
         """What was added, (number of the answer, what), until all have ended; [] every now and then while nothing is.
@@ -165,12 +165,12 @@ class Service:
       vision: gives features of tiles; None: the model has a tower of its own.
       image_token_id: the id of <IMG_CONTEXT>.
       context: tokens that a prompt and its answer may have together.
-      writing: requests that are being answered.
+      writing: requests that were let in and have not ended.
     """
 
     engine: EngineThread
     limits: Limits
-    metrics: Metrics
+    metrics: ApiMetrics
     admission: Admission
     grammars: Grammars
     vision: VisionClient | None
@@ -184,22 +184,23 @@ class Service:
         Raises:
           Refusal: what can't be answered, or not now.
         """
-        ticket = self.admission.ticket()
+        ticket, begun = self.admission.ticket(), False
+        self.writing += 1
         try:
             began = time.monotonic()
             prompt = await prompted()
             self.metrics.prepared.observe(time.monotonic() - began)
             ticket.weigh(len(prompt.tokens_T))
             answers = await self._submit(order, prompt)
+            begun = True
         except EngineFailed as error:
-            ticket.hand_back()
             raise Refusal(500, f"{error}; start the server again.", code="engine_failed") from None
         except InputError as error:
-            ticket.hand_back()
             raise Refusal(400, f"{error}.") from None
-        except (Refusal, asyncio.CancelledError):
-            ticket.hand_back()
-            raise
+        finally:
+            if not begun:
+                self.writing -= 1
+                ticket.hand_back()
         return Writing(self, order, prompt, answers, ticket)
 
     async def _submit(self, order: Order, prompt: ReadyPrompt) -> Answers:
@@ -217,7 +218,8 @@ class Service:
             except VisionBusy as error:
                 raise self.admission.full(str(error)) from None
             except VisionUnavailable as error:
-                message = f"pictures can't be read now: {error}; text alone is answered."
+                _log.warning("a request's pictures can't be read: %s", error)  # with addresses, which are no client's
+                message = "pictures can't be read now, text alone is answered; ask again later."
                 raise Refusal(503, message, code="vision_unavailable", headers={"Retry-After": "5"}) from None
             self.metrics.looked.observe(time.monotonic() - began)
             tiles_GHWC, thresholds = tiles_GHWC[:0], MODEL_THRESHOLDS

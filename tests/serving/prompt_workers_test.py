@@ -29,7 +29,8 @@ from internvl_jax.serving.refusals import Refusal
 from tests.serving import troubled
 
 IMAGE = data.ImageConfig(14, 3, 1, 6, True, False, 1_000_000)
-LIMITS = Limits(prompt_seconds=1.5, tiles=64)
+LIMITS = Limits(prompt_seconds=30.0, tiles=64)
+SHORT = dataclasses.replace(LIMITS, prompt_seconds=2.5)
 TEXT = "what is this? one red square and two blue circles"
 
 
@@ -217,31 +218,30 @@ def test_settings_have_bounds(wrong):
         PromptSettings(**wrong)
 
 
-def refused_at_once(talk, limits=LIMITS):
-    start = time.process_time()
+def not_admitted(talk, limits=LIMITS):
     with pytest.raises(Refusal) as refused:
         admit(talk, PromptSettings(), IMAGE, limits)
-    assert time.process_time() - start < 0.2
     assert refused.value.status == 400 and len(refused.value.message) < 300
     return refused.value.message
 
 
-def test_sizes_are_bounded_before_anything_is_decoded():
-    """`admit` has no decoder and no worker: whatever it refuses has cost nothing."""
+def test_sizes_are_bounded_before_anything_is_decoded(monkeypatch):
+    monkeypatch.setattr(base64, "b64decode", None)
+    monkeypatch.setattr(Image, "open", None)
     small = image("data:image/png;base64,AAAA")
-    assert re.search(r"more than 64 pictures", refused_at_once(user(*[small] * 10_000)))
+    assert re.search(r"more than 64 pictures", not_admitted(user(*[small] * 10_000)))
     long = image("data:image/png;base64," + "A" * 200_000_000)
-    assert re.search(r"150000000 bytes.* 20971520", refused_at_once(user(long)))
+    assert re.search(r"150000000 bytes.* 20971520", not_admitted(user(long)))
     del long
     text = "x" * 10**8
-    assert re.search(r"100000000 characters.* 1048576", refused_at_once(said(text)))
-    assert re.search(r"100000000 characters.* 1048576", refused_at_once(user(text)))
+    assert re.search(r"100000000 characters.* 1048576", not_admitted(said(text)))
+    assert re.search(r"100000000 characters.* 1048576", not_admitted(user(text)))
     half = "x" * (1 << 19)
-    assert "1572864 characters" in refused_at_once([*said(half), *user(half), *user(half)])
+    assert "1572864 characters" in not_admitted([*said(half), *user(half), *user(half)])
     many = image(picture(9, 9), max_dynamic_patch=10**8)
-    assert re.search(r"max_dynamic_patch of part 0 of message 0 is 100000000; it .* 4,096", refused_at_once(user(many)))
+    assert re.search(r"max_dynamic_patch of part 0 of message 0 is 100000000; it .* 4,096", not_admitted(user(many)))
     assert re.search(
-        r"20971521 bytes.* 20971520", refused_at_once(user({**image("x"), "image_url": {"url": bytes(20 * 2**20 + 1)}}))
+        r"20971521 bytes.* 20971520", not_admitted(user({**image("x"), "image_url": {"url": bytes(20 * 2**20 + 1)}}))
     )
 
 
@@ -268,10 +268,9 @@ SMALL = [image(picture(5, 5, k), max_dynamic_patch=4096) for k in range(5)]
     ],
 )
 def test_headers_are_bounded_before_pictures_are_decoded(loop, workers, parts, says):
-    start = time.monotonic()
     with pytest.raises(Refusal, match=says) as refused:
         loop.run(workers.prompt(user("see", *parts)))
-    assert refused.value.status == 400 and time.monotonic() - start < LIMITS.prompt_seconds
+    assert refused.value.status == 400
 
 
 ADDRESSES = [
@@ -282,8 +281,8 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_only_data_urls_are_pictures(address):
-    assert "data URL" in refused_at_once(user({"type": "image_url", "image_url": {"url": address}}))
-    assert "data URL" in refused_at_once(user({"type": "image_url", "image_url": address}))
+    assert "data URL" in not_admitted(user({"type": "image_url", "image_url": {"url": address}}))
+    assert "data URL" in not_admitted(user({"type": "image_url", "image_url": address}))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +299,7 @@ def test_only_data_urls_are_pictures(address):
     ],
 )
 def test_what_is_no_message_is_refused(talk):
-    refused_at_once(talk)
+    not_admitted(talk)
 
 
 @pytest.mark.parametrize(
@@ -333,28 +332,29 @@ TROUBLES = {
     troubled.KILLED: "ended over them",
     troubled.ENDED: "ended over them",
     troubled.FAULTY: "ended over them",
-    troubled.STUCK: "longer than 1.5 s",
+    troubled.STUCK: r"longer than 2\.5 s",
 }
 
 
 @pytest.mark.parametrize(("word", "says"), TROUBLES.items())
-def test_a_worker_in_trouble_costs_its_own_request_alone(loop, workers, qwen, word, says, caplog, capfd):
+def test_a_worker_in_trouble_costs_its_own_request_alone(loop, qwen, word, says, caplog, capfd):
     secret = "the secret of this request, which is nobody else's"
 
     async def scene():
-        bad = asyncio.create_task(workers.prompt([*said(secret), *said(word)]))
-        good = [asyncio.create_task(workers.prompt(said(f"number {n}"))) for n in range(6)]
-        with pytest.raises(Refusal, match=says) as refused:
-            await bad
-        answers = await asyncio.gather(*good)
-        await until(lambda: len(workers.pids) == 2)
-        return refused.value, answers
+        async with PromptWorkers(qwen, 2, SHORT) as workers:
+            bad = asyncio.create_task(workers.prompt([*said(secret), *said(word)]))
+            good = [asyncio.create_task(workers.prompt(said(f"number {n}"))) for n in range(6)]
+            answers = await asyncio.gather(*good)
+            with pytest.raises(Refusal, match=says) as refused:
+                await bad
+            await until(lambda: len(workers.pids) == 2)
+            return refused.value, answers, await asyncio.gather(*(workers.prompt(said("then")) for _ in range(2)))
 
-    refused, answers = loop.run(scene())
+    refused, answers, after = loop.run(scene())
     assert refused.status == 400 and refused.param == "messages"
     assert all(same(found, qwen(said(f"number {n}"))) for n, found in enumerate(answers))
-    told = refused.message + caplog.text + "".join(capfd.readouterr())
-    assert secret not in told
+    assert all(same(found, qwen(said("then"))) for found in after)
+    assert secret not in refused.message + caplog.text + "".join(capfd.readouterr())
 
 
 def test_a_fault_of_a_worker_is_told_without_the_request(loop, qwen, capfd):
@@ -375,7 +375,7 @@ def test_a_worker_killed_in_the_middle(loop, qwen):
     """With one worker: its request is refused, and the one that waited gets the next process."""
 
     async def scene():
-        async with PromptWorkers(qwen, 1, dataclasses.replace(LIMITS, prompt_seconds=60.0)) as workers:
+        async with PromptWorkers(qwen, 1, LIMITS) as workers:
             (pid,) = workers.pids
             bad = asyncio.create_task(workers.prompt(said(troubled.STUCK)))
             good = asyncio.create_task(workers.prompt(said("next")))
@@ -469,7 +469,7 @@ def test_a_worker_that_was_taken_over_gains_nothing(loop, qwen, monkeypatch, lie
     monkeypatch.setattr(prompt_workers, "_MAIN", LIAR.replace("LIE", lie))
 
     async def scene():
-        async with PromptWorkers(qwen, 1, LIMITS) as workers:
+        async with PromptWorkers(qwen, 1, SHORT) as workers:
             monkeypatch.setattr(prompt_workers, "_MAIN", honest)
             with pytest.raises(Refusal) as refused:
                 await workers.prompt(said("hi"))

@@ -325,10 +325,8 @@ WRONG = [
 @pytest.mark.parametrize("number", range(len(WRONG)))
 def test_what_cannot_be_followed_is_refused(toy, number):
     kind, value, says = WRONG[number]
-    start = time.process_time()
     with pytest.raises(Refusal, match=says or "can't be made") as refused:
         toy.grammars.compile(kind, value)
-    assert time.process_time() - start < 1
     error = refused.value
     assert (error.status, error.param) == (400, "response_format")
     assert len(error.message) < 250 and "\n" not in error.message
@@ -355,23 +353,25 @@ def test_an_expensive_regex_cannot_hold_up_the_others(demo, regex):
     except Refusal:
         return
     finally:
-        assert time.process_time() - start < 2
-    rng, tokens, longest = np.random.default_rng(0), [], 0.0
+        assert time.process_time() - start < 5
+    rng, tokens, took = np.random.default_rng(0), [], []
     for _ in range(60):
         start = time.process_time()
         mask = allow(tokens)
-        longest = max(longest, time.process_time() - start)
+        took.append(time.process_time() - start)
         tokens.append(int(rng.choice(demo.bits(mask))))
         if tokens[-1] in demo.vocabulary.stops:
             break
-    assert longest < 0.2
+    assert sorted(took)[-3:][0] < 0.1  # but for two that the garbage collector may have
 
 
 def test_a_mask_takes_less_than_a_step(demo):
     """Microseconds here; a step of the smallest model takes a millisecond."""
     grammar = demo.grammars.compile("json_schema", Scene.model_json_schema(), "auto")
     allow, answer = grammar.allow(), demo.answer(grammar.allow(), np.random.default_rng(0))
-    start = time.process_time()
+    took = []
     for n in range(len(answer)):
+        start = time.process_time()
         allow(answer[:n])
-    assert (time.process_time() - start) / len(answer) < 0.002
+        took.append(time.process_time() - start)
+    assert np.median(took) < 0.001

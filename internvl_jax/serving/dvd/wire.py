@@ -50,8 +50,8 @@ Order of things:
    servers of a language server.
 2. ENCODE lists the tiles of a request in their order, as often as they stand there. Of an entry, mark bit 0 says that
    the client has the tile's features at full resolution, bit 1 that it has the compressed ones; a probability that it
-   knows counts instead of the server's. A request takes a credit for every distinct name. A client that asks for more
-   than its credits is refused.
+   knows counts instead of the server's. Without a router only tiles that the client lacks need be listed. A request
+   takes a credit for every distinct name. A client that asks for more than its credits is refused.
 3. NEED lists distinct names whose pixels the server wants for a request, each at most once a request; the client
    answers with a TILE for each. A TILE for a request that is no longer open, or that has come meanwhile, is dropped.
 4. With a router the server decides by the rule of `inference.Thresholds` over all entries, as soon as it has all
