@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from internvl_jax.errors import InputError
 
@@ -69,6 +69,38 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
             raise InputError(f"the server had not ended {seconds:g} s after SIGTERM") from None
+
+
+@contextlib.contextmanager
+def serving(
+    checkpoint: str, flags: Sequence[str], vision_servers: int = 0, logs: pathlib.Path | None = None
+) -> Iterator[dict[str, ServerProcess]]:
+    """A server of a model as long as it lasts.
+
+    Args:
+      checkpoint, flags: of the launcher.
+      vision_servers: how many of them the model's tower is in; 0: it is in the server itself.
+      logs: a folder for what each says; None: stderr.
+
+    Returns:
+      the server that answers as `server`, and `vision_0` and so on.
+
+    Raises:
+      InputError: one of them can't start.
+    """
+    flags = [f"--checkpoint={checkpoint}", *flags]
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str, *more: str) -> ServerProcess:
+            process = ServerProcess([*flags, *more], logs and logs / f"{name}.log")
+            stack.callback(process.close)
+            return process
+
+        names = [f"vision_{number}" for number in range(vision_servers)]
+        vision = {name: start(name, "--role=vision") for name in names}
+        addresses = ",".join(each.url.removeprefix("tcp://") for each in vision.values())
+        role = ["--role=language", f"--vision={addresses}"] if vision else []
+        yield vision | {"server": start("server", *role)}
 
 
 def _below(process: int) -> list[int]:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import collections
-import contextlib
 import dataclasses
 import io
 import json
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.http_client import Address, Heard, ask, fetch
-from benchmarks.served_process import ServerProcess
+from benchmarks.served_process import serving
 from internvl_jax.errors import InputError
 
 _AHEAD = 64  # bodies that are made before they are sent
@@ -142,25 +141,23 @@ def picture(random: np.random.Generator, size: tuple[int, int]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def measured(
-    url: str | None, checkpoint: str | None, flags: Sequence[str], traffic: Traffic, goal: Goal
-) -> dict[str, Any]:
-    """Loads a server that runs, or one that is started for it.
+def measured(url: str, traffic: Traffic, goal: Goal) -> dict[str, Any]:
+    """Loads a server that runs; a key that it wants stands in $INTERNVL_API_KEY. See `measure`."""
+    return asyncio.run(measure(Address.of(url, os.environ.get("INTERNVL_API_KEY", "")), traffic, goal))
 
-    Args:
-      url: of a server; a key that it wants stands in $INTERNVL_API_KEY.
-      checkpoint, flags: of `launch.serve`, where there is no url.
+
+def measured_of(
+    checkpoint: str, flags: Sequence[str], vision_servers: int, traffic: Traffic, goal: Goal
+) -> dict[str, Any]:
+    """Loads a server that is started for it, see `served_process.serving`.
 
     Returns:
-      see `measure`.
+      see `measure`, with the memory that each process and those below it hold in the end.
     """
-    key = os.environ.get("INTERNVL_API_KEY", "")
-    with contextlib.ExitStack() as stack:
-        if url is None:
-            server = ServerProcess([f"--checkpoint={checkpoint}", *flags])
-            stack.callback(server.close)
-            url = server.url
-        return asyncio.run(measure(Address.of(url, key), traffic, goal))
+    with serving(checkpoint, flags, vision_servers) as processes:
+        found = measured(processes["server"].url, traffic, goal)
+        memory = {name: sum(process.memory().values()) >> 20 for name, process in processes.items()}
+    return found | {"memory_mb": memory}
 
 
 def sizes_of(texts: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], ...]:

@@ -20,6 +20,7 @@ from launch import main
 _URL = flags.DEFINE_string("url", None, "a server that runs")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a model to start a server with")
 _SERVE = flags.DEFINE_multi_string("serve", [], "a flag of launch.serve for that server; may be given several times")
+_VISION = flags.DEFINE_integer("vision_servers", 0, "of that server, which then has no tower of its own", 0)
 _RATE = flags.DEFINE_float("rate", None, "requests a second that arrive at random; without it, --concurrency", 1e-6)
 _CONCURRENCY = flags.DEFINE_integer("concurrency", 1, "requests under way, one sent as one ends", 1)
 _SECONDS = flags.DEFINE_float("seconds", 30, "for how long requests are sent", 0.1)
@@ -48,8 +49,11 @@ def _main(argv: list[str]) -> None:
         stream=_STREAM.value,
         seed=_SEED.value,
     )
-    goal = serving.Goal(_FIRST.value, _TOKEN.value)
-    print(json.dumps(serving.measured(_URL.value, _CHECKPOINT.value, _SERVE.value, traffic, goal)))
+    goal, started = serving.Goal(_FIRST.value, _TOKEN.value), (_CHECKPOINT.value, _SERVE.value, _VISION.value)
+    if _URL.value is None:
+        print(json.dumps(serving.measured_of(*started, traffic, goal)))
+    else:
+        print(json.dumps(serving.measured(_URL.value, traffic, goal)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """python -m tests.acceptance.soak --checkpoint=DIR [--seconds=60] [--streams=64] [--aborts=200] [--bodies=20000]
 
-Wears a server out, in four parts, each of which may be left out with 0:
+Wears a server out (with --vision_servers=N a decoupled one), in parts, each of which may be left out with 0:
 
 1. streams: as many clients at once as given, who never wait, so that most of what they ask must be refused. Every
    request is answered in full or refused with 429, and each answer to a known question is the one that is given alone.
@@ -24,10 +24,11 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from benchmarks.http_client import Address, Heard, ask, fetch
-from benchmarks.served_process import ServerProcess
+from benchmarks.served_process import ServerProcess, serving
 from tests.acceptance import bodies
 from tests.acceptance.sameness import asked, data_url
 
@@ -52,17 +53,16 @@ class Soak:
     """One run.
 
     Args:
-      server: the process.
+      processes: as `serving` gives them.
       side: pixels of a tile.
       seed: of everything that is random.
     """
 
-    def __init__(self, server: ServerProcess, side: int, seed: int):
-        self._server, self._side, self._seed = server, side, seed
-        self._address = Address.of(server.url)
-        self._random = random.Random(seed)
+    def __init__(self, processes: Mapping[str, ServerProcess], side: int, seed: int):
+        self._processes, self._server = processes, processes["server"]
+        self._side, self._seed = side, seed
+        self._address = Address.of(self._server.url)
         self._known: list[Asked] = []
-        self._memory: list[int] = []
         self.faults: list[str] = []
 
     def fault(self, what: str) -> None:
@@ -101,7 +101,7 @@ class Soak:
         await asyncio.sleep(1)
         if (opened := self._files()) > files + 4:
             self.fault(f"{part}: {opened} files and connections are open, {files} were before")
-        return {"open_files": [files, opened], "memory_mb": sum(self._server.memory().values()) >> 20}
+        return {"open_files": [files, opened], "memory_mb": self._bytes() >> 20}
 
     async def _use_all_rows(self, part: str) -> None:
         for _ in range(3):  # the last of them may begin when the first have ended
@@ -253,13 +253,13 @@ class Soak:
         return {name.removeprefix("internvl:"): float(value) for name, value in lines if "{" not in name}
 
     @contextlib.asynccontextmanager
-    async def _watched(self, part: str):
+    async def _watched(self, part: str) -> AsyncIterator[None]:
         """Notes memory twice a second, and looks whether it stays what it was."""
         sizes: list[int] = []
 
         async def watch() -> None:
             while True:
-                sizes.append(sum(self._server.memory().values()))
+                sizes.append(self._bytes())
                 await asyncio.sleep(0.5)
 
         watching = asyncio.create_task(watch())
@@ -272,8 +272,12 @@ class Soak:
         print(f"{part}: memory {int(early) >> 20} MB, then {int(late) >> 20}, at most {max(sizes) >> 20}", flush=True)
         if len(sizes) >= 40 and late > early * (1 + GROWTH) + (16 << 20):
             self.fault(f"{part}: memory grew from {int(early):,} to {int(late):,} bytes")
-        if not self._server.alive:
-            self.fault(f"{part}: the server has ended")
+        for name, process in self._processes.items():
+            if not process.alive:
+                self.fault(f"{part}: {name} has ended")
+
+    def _bytes(self) -> int:
+        return sum(sum(process.memory().values()) for process in self._processes.values())
 
     def _files(self) -> int:
         return len(os.listdir(f"/proc/{self._server.pid}/fd"))
@@ -308,18 +312,14 @@ def main() -> int:
     parser.add_argument("--bodies", type=int, default=20_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vision_servers", type=int, default=0)
     parser.add_argument("--serve", action="append", default=[])
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     side = json.loads((given.checkpoint / "config.json").read_text())["model"]["vision"]["image_size"]
-    server = ServerProcess([f"--checkpoint={given.checkpoint}", *SERVER, *given.serve], given.out / "soak_server.log")
-    try:
-        soak = Soak(server, side, given.seed)
+    with serving(str(given.checkpoint), [*SERVER, *given.serve], given.vision_servers, given.out) as processes:
+        soak = Soak(processes, side, given.seed)
         found = asyncio.run(soak.run(given))
-    finally:
-        code = server.close()
-    if code not in (0, 143, -15):
-        soak.fault(f"the server ended with exit code {code}")
     print(json.dumps({"faults": len(soak.faults)} | found))
     return int(bool(soak.faults))
 
