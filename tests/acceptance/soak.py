@@ -32,7 +32,7 @@ from benchmarks.served_process import ServerProcess, serving
 from tests.acceptance import bodies
 from tests.acceptance.sameness import asked, data_url
 
-ROWS, CONTEXT, TOKENS, KNOWN = 8, 512, 16, 40
+ROWS, CONTEXT, TOKENS, KNOWN = 8, 512, 64, 40
 SERVER = (
     *(f"--rows={ROWS}", f"--context={CONTEXT}", "--dtype=float32"),
     *("--limit=waiting_requests=16", "--limit=body_seconds=3", "--limit=default_tokens=16"),
