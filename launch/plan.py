@@ -3,13 +3,16 @@
   python -m launch.plan --config=sft:8b --topology=v5p:4x4x4
   python -m launch.plan --config=sft:8b --task=serve --topology=v6e
   python -m launch.plan --config=gspo:8b --task=rollout --topology=v5p:4x4x4
+  python -m launch.plan --config=sft:38b-flash --task=dvd --topology=v6e:4x4
 
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
 and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling. TPU slices need libtpu
 (pip install 'internvl_jax[tpu]'), no TPU. GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only.
---table=docs/PLANS.md makes the table of all sizes instead (two hours or more).
+--task=dvd shares the slice between vision and language servers: requests a second, and seconds to a first token.
+--table=docs/PLANS.md makes the table of all sizes instead (two hours or more), with --task=dvd docs/DVD_PLANS.md.
 """
 
+import dataclasses
 import json
 import os
 
@@ -20,31 +23,45 @@ from absl import flags
 from configs.experiments import gspo, sft
 from internvl_jax import planning
 from internvl_jax.errors import InputError
-from internvl_jax.planning import table
+from internvl_jax.planning import splits_table, table
 from launch import config, main
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x4, v6e:8x8, h100:8, cpu:8; or v5p, for the smallest slice")
-_TASK = flags.DEFINE_enum("task", "train", list(planning.TASKS), "the program, or all of a server or a rollout batch")
-_ROWS = flags.DEFINE_integer("rows", 8, "of serving: conversations at a time")
-_PROMPT = flags.DEFINE_integer("prompt", 8192, "of prefill: tokens of a prompt")
-_SLOTS = flags.DEFINE_integer("slots", 32768, "of decoding: tokens of prompt and answer")
-_CHUNK = flags.DEFINE_integer("chunk", 512, "of a server: tokens of prompts read while others are answered")
-_TILES = flags.DEFINE_integer("tiles", 13, "of a server: tiles of a picture")
-_PAGE = flags.DEFINE_integer("page", None, "of serving: tokens of a page; by default rows have slots")
+_TASK = flags.DEFINE_enum("task", "train", [*planning.TASKS, "dvd"], "the program, or all of a server, rollouts or dvd")
+_SIZE = {
+    "rows": flags.DEFINE_integer("rows", None, "of serving: conversations at a time; 8, and 32 for dvd"),
+    "prompt": flags.DEFINE_integer("prompt", None, "of prefill: tokens of a prompt; 8,192"),
+    "slots": flags.DEFINE_integer("slots", None, "of decoding: tokens of prompt and answer; 32,768, and 4,096 for dvd"),
+    "chunk": flags.DEFINE_integer("chunk", None, "of a server: tokens of prompts read while others are answered; 512"),
+    "tiles": flags.DEFINE_integer("tiles", None, "of a server: tiles of a picture; 13, and 10 for dvd"),
+    "page": flags.DEFINE_integer("page", None, "of serving: tokens of a page; by default rows have slots"),
+}
+_TEXT = flags.DEFINE_integer("text", 64, "of dvd: tokens of a question beside its picture")
+_ANSWER = flags.DEFINE_integer("answer", 32, "of dvd: tokens of an answer")
+_SHARE = flags.DEFINE_float("share", 2 / 3, "of dvd: of tiles that a Flash model compresses")
+_GBITS = flags.DEFINE_float("gbits", 10.0, "of dvd: 10^9 bits a second of each language server's link")
 _AUTO = flags.DEFINE_bool("auto", True, "choose mesh, rules, remat and micro-batches; --noauto takes the config's")
 _TABLE = flags.DEFINE_string("table", None, "write the table of all sizes to this file")
 
 
 def _main(argv: list[str]) -> None:
-    if _TABLE.value:
+    dvd, settings = _TASK.value == "dvd", config.read()
+    if _TABLE.value and dvd:
+        both = {name: (sft.get_config(name), sft.get_config(f"{name}-flash")) for name in splits_table.PODS}
+        print(json.dumps(splits_table.write(_TABLE.value, both)))
+    elif _TABLE.value:
         configs = [{name: stage.get_config(name) for name in table.TRAINING} for stage in (sft, gspo)]
         print(json.dumps(table.write(_TABLE.value, *configs)))
-        return
-    settings = config.read()
-    if settings is None or not _TOPOLOGY.value:
+    elif settings is None or not _TOPOLOGY.value:
         raise InputError("give --config=STAGE:SIZE and --topology=v5p:4x4x4, or --table=FILE")
-    size = planning.Serving(_ROWS.value, _PROMPT.value, _SLOTS.value, _CHUNK.value, _TILES.value, _PAGE.value)
-    print(json.dumps(planning.plan(settings, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))
+    else:
+        given = {name: flag.value for name, flag in _SIZE.items() if flag.value is not None}
+        size = dataclasses.replace(splits_table.SIZE if dvd else table.SIZE, **given)
+        if dvd:
+            traffic = planning.Traffic(text=_TEXT.value, answer=_ANSWER.value, share=_SHARE.value, gbits=_GBITS.value)
+            print(json.dumps(planning.plan_splits(settings, _TOPOLOGY.value, size, traffic)))
+        else:
+            print(json.dumps(planning.plan(settings, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""Documents name files that are there, and flags that launchers take."""
+"""Documents name files that are there, flags that launchers take, and all that servers take and tell."""
 
+import dataclasses
 import pathlib
 import re
 import runpy
 
 import pytest
 
+from internvl_jax.serving import Limits
+from internvl_jax.serving.schema import ChatRequest, CompletionRequest
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs/GLOSSARY.md", "docs/PLAYBOOKS.md", "docs/CHANGES.md", "docs/TROUBLESHOOTING.md", "docs/SUPPORTED.md"),
+    *("docs/SERVING.md", "docs/DEPLOY.md"),
 ]
 # A path with a folder of the project, as text between backquotes; NAME stands for what the reader adds.
 _PATH = re.compile(r"`((?:internvl_jax|checkpoint_convert|configs|launch|cascade|demo|benchmarks|docs|tests)/[^`\s]*)`")
@@ -48,6 +53,12 @@ def test_every_flag_that_a_document_names_is_there(name):
         assert not set(_FLAG.findall(rest)) - known, launcher
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "deploy").iterdir()), ids=lambda file: file.name)
+def test_every_flag_of_a_deployment_is_there(file):
+    known = set().union(*(flags_of(file) for file in (ROOT / "launch").glob("*.py")))
+    assert not set(re.findall(r"(?<!\S)--([a-z_]+)=", file.read_text())) - known
+
+
 def flags_of(file):
     """The names of the flags that a launcher's file defines."""
     return set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", file.read_text())) | {"config", "help"}
@@ -65,3 +76,29 @@ def test_the_api_page_has_every_public_name():
 
 def test_a_missing_file_is_found():
     assert _PATH.findall("see `internvl_jax/no/such.py` and `make test`") == ["internvl_jax/no/such.py"]
+
+
+SERVING = (ROOT / "docs" / "SERVING.md").read_text()
+
+
+@pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest])
+def test_every_field_of_the_api_is_told(request_type):
+    missing = [name for name in request_type.model_fields if not re.search(rf"`[^`]*\b{name}\b[^`]*`", SERVING)]
+    assert not missing
+
+
+def test_every_limit_of_a_server_is_told_with_its_value():
+    told = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", SERVING, re.MULTILINE))
+    assert {name: float(value) for name, value in told.items()} == {
+        field.name: field.default for field in dataclasses.fields(Limits)
+    }
+
+
+def test_every_metric_of_a_server_is_told():
+    files = (ROOT / "internvl_jax" / "serving").glob("*.py")
+    made = {
+        name
+        for file in files
+        for name in re.findall(r"\b(?:counter|count|gauge|histogram)\(\s*\"(\w+)\"", file.read_text())
+    }
+    assert len(made) > 40 and not {name for name in made if f"`{name}`" not in SERVING}

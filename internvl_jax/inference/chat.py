@@ -317,6 +317,9 @@ def leading(model: InternVL, processor: Processor, ladders: Ladders | None = Non
     except InputError as error:
         problem = str(error)
         raise
+    except (SystemExit, KeyboardInterrupt):  # asked to end, as a server is
+        problem = ""
+        raise
     finally:
         del readers[vocabulary]
         leader.close(problem)

@@ -8,6 +8,7 @@ Source: InternVL3.5 paper (arXiv 2508.18265) sections 2.1, 2.3 and the released 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -224,7 +225,7 @@ class InternVL(VisionHalf, LanguageHalf):
 
 # What of a model may be loaded by itself.
 PartName = Literal["all", "vision", "language"]
-PARTS: dict[PartName, type[VisionHalf] | type[LanguageHalf]] = {
+PARTS: dict[PartName, Callable[..., VisionHalf | LanguageHalf]] = {
     "all": InternVL,
     "vision": VisionHalf,
     "language": LanguageHalf,

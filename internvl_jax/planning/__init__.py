@@ -1,12 +1,17 @@
 """Planning: compile a config's real programs for a slice that is not attached, and read what they need."""
 
-from internvl_jax.planning import table
+from internvl_jax.planning import splits_table, table
 from internvl_jax.planning.layouts import Serving
 from internvl_jax.planning.plan import TASKS, plan
+from internvl_jax.planning.splits import Traffic, plan_splits, split
 
 __all__ = [
     "Serving",
     "TASKS",
+    "Traffic",
     "plan",
+    "plan_splits",
+    "split",
+    "splits_table",
     "table",
 ]

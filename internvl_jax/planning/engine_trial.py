@@ -50,11 +50,12 @@ class EngineTrial:
       place: where it lies.
       dtype: of activations.
       weights: its parameters, as structs.
-      beside: what else lies on the devices, by kind.
+      beside: what else lies on the devices, by kind; 'weights' are those that do, where not all of them do.
       routes: whether the experts of every token are noted.
 
     Attributes:
       programs: they, those of rows that have pages among them.
+      weights: see above.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class EngineTrial:
         beside: dict[str, Any] | None = None,
         routes: bool = False,
     ):
-        self._trial, self._config, self._place, self._dtype, self._weights = trial, config, place, dtype, weights
-        self._beside = {**(beside or {}), "weights": weights}
+        self._trial, self._config, self._place, self._dtype, self.weights = trial, config, place, dtype, weights
+        self._beside: dict[str, Any] = {"weights": weights, **(beside or {})}
         graphdef, _ = sharding.structure(InternVL, config, Runtime(dtype))
         self.programs = PagedPrograms(config, graphdef, graphdef, config.text.vocab, (), dtype, piece=1, routes=routes)
 
@@ -92,7 +93,7 @@ class EngineTrial:
         side = self._config.vision.image_size
         tiles_GHWC = jax.ShapeDtypeStruct((tiles, side, side, 3), jnp.uint8)
         flops = tiles * tile_flops(self._config)
-        self._run(name, {}, flops, self.programs.encode, self._weights, tiles_GHWC)
+        self._run(name, {}, flops, self.programs.encode, self.weights, tiles_GHWC)
 
     def gather(self, name: str, pool_GPD: jax.ShapeDtypeStruct, shape: tuple[int, int]) -> jax.ShapeDtypeStruct:
         """Features of the image tokens of prompts, or of parts of them, of `shape` [R, T]."""
@@ -107,7 +108,7 @@ class EngineTrial:
         part = Part(rows_R, np.zeros((R, T), np.int32), rows_R, rows_R, features_RPD)
         flops = R * T * token_flops(self._config, T / 2 if reach == 0 else reach - T / 2)
         there = _there(state) | {"batch": (*state[1:], features_RPD)}
-        args = self._weights, state, part
+        args = self.weights, state, part
         if isinstance(state.cache, PageCache):
             return self._run(name, there, flops, self.programs.chunk_pages, *args, _full(state.cache, R, state))
         state, logits_RV, _ = self._run(name, there, flops, self.programs.chunk, *args, number=0, reach=reach)
@@ -124,7 +125,7 @@ class EngineTrial:
         """A token of all rows, the longest of which reach over `context` tokens."""
         rows, one = state.done_B.shape[0], np.int32(1)
         flops = rows * token_flops(self._config, context)
-        args, there = (self._weights, state, None, np.ones(rows, bool)), _there(state)
+        args, there = (self.weights, state, None, np.ones(rows, bool)), _there(state)
         if isinstance(state.cache, PageCache):
             table = _full(state.cache, rows, state)
             state, *_ = self._run(name, there, flops, self.programs.decode_pages, *args, table, one, one, best=0)
@@ -151,11 +152,7 @@ def serving(trial: Trial, config: InternVLConfig, place: Placement, task: str, s
     """Programs of a server in bfloat16: 'prefill' (prompts read at once), 'decode' (a token of all rows), or all that
     'serve' needs.
     """
-    dtype = jnp.dtype(jnp.bfloat16)
-    _, specs = sharding.structure(InternVL, config, Runtime(dtype))
-    lies = sharding.places(specs, place)
-    weights = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=lies[path]) for path, spec in specs.items()}
-    engine = EngineTrial(trial, config, place, dtype, weights)
+    engine = EngineTrial(trial, config, place, jnp.dtype(jnp.bfloat16), served_weights(config, place))
     if size.page is None:
         state = engine.made(engine.programs.empty, classes=((size.rows, size.slots),))
     else:
@@ -176,6 +173,14 @@ def serving(trial: Trial, config: InternVLConfig, place: Placement, task: str, s
     features_RPD = engine.gather("gather", pool_GPD, (ladders.together[0], size.chunk))
     state, logits_RV = engine.chunk("chunk", state, features_RPD, size.slots)
     engine.decode("decode", engine.begin("begin", state, logits_RV), size.slots)
+
+
+def served_weights(config: InternVLConfig, place: Placement) -> Params:
+    """A server's parameters, in bfloat16, as structs."""
+    dtype = jnp.dtype(jnp.bfloat16)
+    _, specs = sharding.structure(InternVL, config, Runtime(dtype))
+    lies = sharding.places(specs, place)
+    return {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=lies[path]) for path, spec in specs.items()}
 
 
 def rollout(trial: Trial, config: TrainConfig, settings: GspoConfig) -> None:

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteException
 
@@ -77,7 +78,7 @@ def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors) -> Door:
       metrics: where refusals are counted.
       doors: who may come in.
     """
-    app = FastAPI(title="internvl_jax", docs_url=None, redoc_url=None, responses=_ERRORS)
+    app = FastAPI(title="internvl_jax", docs_url=None, redoc_url=None, redirect_slashes=False, responses=_ERRORS)
     app.router.route_class = _CheckedRoute
     app.post("/v1/chat/completions")(endpoints.chat)
     app.post("/v1/completions")(endpoints.complete)
@@ -85,8 +86,12 @@ def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors) -> Door:
     app.post("/detokenize")(endpoints.detokenize)
     app.get("/v1/models")(endpoints.models)
     app.get("/v1/models/{name:path}")(endpoints.model)
-    for path, endpoint in (("/health", endpoints.health), ("/ready", endpoints.ready), ("/metrics", endpoints.metrics)):
-        app.get(path)(endpoint)
+    for path, endpoint, kind in (
+        ("/health", endpoints.health, JSONResponse),
+        ("/ready", endpoints.ready, JSONResponse),
+        ("/metrics", endpoints.metrics, PlainTextResponse),
+    ):
+        app.get(path, response_class=kind)(endpoint)
         app.head(path, include_in_schema=False)(endpoint)
     app.get("/", include_in_schema=False)(endpoints.root)
 

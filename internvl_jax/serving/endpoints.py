@@ -92,9 +92,8 @@ class Endpoints:
 
     async def root(self) -> Response:
         """GET /: the page."""
-        return Response(
-            self._html, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": self._policy}
-        )
+        headers = {"Content-Security-Policy": self._policy, "Cache-Control": "no-cache"}
+        return Response(self._html, media_type="text/html; charset=utf-8", headers=headers)
 
     async def _answer(
         self, request: Request, order: Order, reply: ChatReply, prompted: Callable[[], Awaitable[ReadyPrompt]]

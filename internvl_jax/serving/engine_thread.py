@@ -195,7 +195,7 @@ class EngineThread:
                 continue
             try:
                 self._step()
-                faults = 0
+                faults, self.load = 0, self._reader.engine.load
             except (jax.errors.JaxRuntimeError, MemoryError):
                 # The engine reads again what a failed program took over.
                 faults += 1

@@ -37,6 +37,7 @@ _LOG = logging.getLogger(__name__)
 _MAIN = "from internvl_jax.data import serve_prompts; serve_prompts()"
 _START_SECONDS = 120.0  # until a new process is ready, on a busy machine
 _HEADER_BYTES = 1 << 20
+_PATIENCE = 2.0  # seconds that an order may still take whose client has left
 _SENTENCE = 500  # characters of a worker's that a client may get
 _DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40};base64,")
 
@@ -333,8 +334,10 @@ class PromptWorkers:
             worker = await self._idle.get()
         finally:
             self.waiting -= 1
+        asked = asyncio.ensure_future(_in_thread(worker, worker.ask, order))
+        asked.add_done_callback(lambda _: self._take_back(worker))
         try:
-            return await _in_thread(worker, worker.ask, order)
+            return await asyncio.shield(asked)
         except InputError as error:
             raise _refusal(str(error)) from None
         except _Ended as ended:
@@ -342,11 +345,18 @@ class PromptWorkers:
         except (EOFError, OSError):
             raise Refusal(503, "no process comes up to read the prompt in; try again later.") from None
         except asyncio.CancelledError:
-            worker.kill()
+            # A new process costs more than what most orders still need.
+            asked.add_done_callback(lambda done: done.exception())  # nobody else asks for it
+            asyncio.get_running_loop().call_later(_PATIENCE, self._give_up, worker, asked)
             raise
-        finally:
-            worker.renew()
-            self._idle.put_nowait(worker)
+
+    def _give_up(self, worker: _Worker, asked: asyncio.Future) -> None:
+        if not asked.done():
+            worker.kill()
+
+    def _take_back(self, worker: _Worker) -> None:
+        worker.renew()
+        self._idle.put_nowait(worker)
 
 
 def _too_late(limits: Limits) -> Refusal:

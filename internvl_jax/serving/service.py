@@ -19,7 +19,7 @@ from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.orders import Order, Thinking
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import ChoiceText, SaidNow, Usage
-from internvl_jax.serving.structured import Grammars
+from internvl_jax.serving.structured import Allow, Grammars
 
 # A line of JSON for every request that came as far as the engine: how much and how long, and nothing of what was said.
 _log = logging.getLogger("internvl_jax.serving")
@@ -56,8 +56,16 @@ class Writing:
       seen: what the model read; None before the first token.
     """
 
-    def __init__(self, service: "Service", order: Order, prompt: ReadyPrompt, answers: Answers, ticket: Ticket):
-        self._service, self._answers, self._ticket = service, answers, ticket
+    def __init__(
+        self,
+        service: "Service",
+        order: Order,
+        prompt: ReadyPrompt,
+        answers: Answers,
+        ticket: Ticket,
+        allow: Allow | None,
+    ):
+        self._service, self._answers, self._ticket, self._allow = service, answers, ticket, allow
         self.order, self.prompt = order, prompt
         self.choices = [ChoiceText(prompt.begun) for _ in order.seeds]
         self.usage = Usage()
@@ -90,6 +98,9 @@ class Writing:
                 raise Refusal(500, f"{error}; start the server again.", code="engine_failed") from None
             if not found:
                 break
+            if self._allow is not None and self._allow.failed is not None:
+                message = f"the answer could not be kept to its shape ({self._allow.failed}); ask for a simpler one."
+                raise Refusal(500, message, code="structured_output_failed")
             now = time.monotonic()
             if not last:
                 self._ticket.hand_back()
@@ -191,7 +202,7 @@ class Service:
             prompt = await prompted()
             self.metrics.prepared.observe(time.monotonic() - began)
             ticket.weigh(len(prompt.tokens_T))
-            answers = await self._submit(order, prompt)
+            answers, allow = await self._submit(order, prompt)
             begun = True
         except EngineFailed as error:
             raise Refusal(500, f"{error}; start the server again.", code="engine_failed") from None
@@ -201,13 +212,17 @@ class Service:
             if not begun:
                 self.writing -= 1
                 ticket.hand_back()
-        return Writing(self, order, prompt, answers, ticket)
+        return Writing(self, order, prompt, answers, ticket, allow)
 
-    async def _submit(self, order: Order, prompt: ReadyPrompt) -> Answers:
+    async def _submit(self, order: Order, prompt: ReadyPrompt) -> tuple[Answers, Allow | None]:
         sampling = self._bounded(order, len(prompt.tokens_T))
         tiles_GHWC, thresholds = prompt.tiles_GHWC, order.thresholds
-        allow = None
+        allow: Allow | None = None
         if order.shape is not None:
+            if order.sampling.min_tokens:
+                raise Refusal(
+                    400, "an answer of a wanted shape ends where it must; leave out min_tokens.", "min_tokens"
+                )
             grammar = await asyncio.to_thread(self.grammars.compile, *order.shape, prompt.thinking)
             allow = grammar.allow(len(order.seeds))
         features = None
@@ -224,7 +239,7 @@ class Service:
             self.metrics.looked.observe(time.monotonic() - began)
             tiles_GHWC, thresholds = tiles_GHWC[:0], MODEL_THRESHOLDS
         wanted = prompt.tokens_T, tiles_GHWC, sampling, thresholds, order.seeds, allow, order.priority, features
-        return await self.engine.submit(Request(*wanted), prompt.begun or "")
+        return await self.engine.submit(Request(*wanted), prompt.begun or ""), allow
 
     def _bounded(self, order: Order, prompt: int) -> SamplingParams:
         """The request's own bound of its answer, or this server's."""

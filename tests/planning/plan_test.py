@@ -14,12 +14,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.experiments import gspo, sft
+from configs.experiments import consistency, gspo, sft
 from internvl_jax.errors import InputError
 from internvl_jax.planning import Serving, plan, table
 from internvl_jax.planning.chips import CHIPS, Topology
-from internvl_jax.planning.layouts import candidates, serving_layout, training_layouts
+from internvl_jax.planning.layouts import candidates, serving_layout, specs, training_layouts
 from internvl_jax.planning.lowering import Lowered, training
+from internvl_jax.planning.step_times import coupled_times, server_times, vision_times
 from internvl_jax.planning.trial import replicated
 from internvl_jax.sharding import make_mesh
 
@@ -95,6 +96,30 @@ def test_rollouts_on_cpu_devices(monkeypatch):
     assert 0 < kinds["cache"] - 100 < reckoned["cache"]["prompts"] + reckoned["cache"]["answers"]
     first = found["programs"]["decode"]["bytes_per_device"]
     assert first["cache"] < kinds["cache"] and first["total"] < found["bytes_per_device"]["total"]
+
+
+HALVES = Serving(rows=8, prompt=32, slots=128, chunk=32, tiles=3)
+
+
+def test_the_halves_of_a_server():
+    """A chip of a vision server has all of the tower and no language model. A language server has what is left of a
+    coupled one without its tower, which lies spread over its chips there.
+    """
+    config, where = consistency.get_config("tiny"), Topology.parse("cpu:8")
+    text = config.model.text
+    wide = dataclasses.replace(config.model, text=dataclasses.replace(text, vocab=1 << 20))
+    vision, server = vision_times(wide, where), server_times(config, where, HALVES)
+    coupled = coupled_times(config, where, HALVES)
+    size = {path: 2 * math.prod(spec.shape) for path, spec in specs(wide).items()}
+    tower = sum(count for path, count in size.items() if not path.startswith("lm."))
+    assert vision["tower"] == tower < vision["bytes"] < sum(size.values()) - tower
+    assert tower / 8 < server["tower"] < tower
+    pair = 2 * 2 * text.layers * 8 * text.kv_heads * 128 * text.head_width
+    assert (server["cache"], server["groups"], server["mesh"]) == (pair // 8, 4, "data=4,tensor=2")
+    assert server["bytes"] > server["tower"] + server["cache"]
+    # Without a chip there is no time.
+    assert {*vision["encode"].values(), *coupled["encode"].values(), *server["first"].values()} == {None}
+    assert [one["reason"] for one in (vision, server, coupled)] == [None] * 3
 
 
 def test_a_config_without_rollouts():
@@ -214,6 +239,16 @@ def test_rollouts_on_a_tpu_slice():
     assert token["step_s"] >= token["read_s"] > 0 and token["transfers"] > 0
     # Activations travel, and no weights.
     assert 0 < sum(token["collective_bytes_per_device"].values()) < token["bytes_per_device"]["weights"] / 10
+
+
+@needs_libtpu
+def test_step_times_of_both_halves():
+    config, where = consistency.get_config("tiny"), Topology.parse("v5p:2x2x1")
+    vision, server = vision_times(config.model, where), server_times(config, where, HALVES)
+    coupled = coupled_times(config, where, HALVES)
+    for seconds in (vision["encode"], coupled["encode"], server["first"], server["token"]):
+        assert 0 < min(seconds.values()) and list(seconds.values()) == sorted(seconds.values())
+    assert server["late"] > 0 < server["begin"]
 
 
 @needs_libtpu

@@ -395,7 +395,7 @@ def test_a_worker_killed_in_the_middle(loop, qwen):
     assert same(answer, qwen(said("next"))) and same(after, qwen(said("idle")))
 
 
-def test_a_cancelled_request_ends_its_worker_at_once(loop, workers, qwen):
+def test_a_cancelled_request_that_goes_on_ends_its_worker(loop, workers, qwen):
     async def scene():
         before = set(workers.pids)
         stuck = [asyncio.create_task(workers.prompt(said(troubled.STUCK))) for _ in range(2)]
@@ -412,6 +412,21 @@ def test_a_cancelled_request_ends_its_worker_at_once(loop, workers, qwen):
     start = time.monotonic()
     assert all(same(found, qwen(said(f"after {n}"))) for n, found in enumerate(loop.run(scene())))
     assert time.monotonic() - start < 20
+
+
+def test_a_cancelled_request_that_is_nearly_done_keeps_its_worker(loop, workers, qwen):
+    async def scene():
+        before = set(workers.pids)
+        for n in range(6):
+            task = asyncio.create_task(workers.prompt(said(f"leaves {n}")))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        answer = await workers.prompt(said("stays"))
+        assert before == set(workers.pids)
+        return answer
+
+    assert same(loop.run(scene()), qwen(said("stays")))
 
 
 def test_a_worker_has_so_much_memory(loop, qwen):

@@ -211,7 +211,9 @@ def test_what_operators_ask(running):
     assert running.client.head("/metrics").status_code == 200
     assert [model["id"] for model in running.client.get("/v1/models").json()["data"]] == ["small", "alias"]
     assert running.client.get("/v1/models/alias").json()["max_model_len"] == 768
-    assert running.client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+    for path in ("/v1/nothing", "/v1/models/", "/v1/models/other", "/health/"):
+        response = running.client.get(path)
+        assert response.status_code == 404 and response.json()["error"]["type"] == "invalid_request_error"
     page = running.client.get("/")
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
 

@@ -17,8 +17,12 @@ from internvl_jax.sharding import abstract, bind
 
 SCHEMA = {
     "type": "object",
-    "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
-    "required": ["colour", "count"],
+    "properties": {
+        "colour": {"enum": ["red", "blue"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "why": {"type": "string", "pattern": "^[a-z ]{200,220}$"},
+    },
+    "required": ["colour", "count", "why"],
     "additionalProperties": False,
 }
 CONFIG = sizes.like(
@@ -57,7 +61,7 @@ def test_answers_follow_the_grammar(processor, model):
     answers, (alone,) = Engine(model, vocabulary, ladders).run([constrained, free])
     for tokens in answers:
         found = json.loads(processor.tokenizer.decode(tokens))
-        assert found.keys() == {"colour", "count"}
+        assert found.keys() == {"colour", "count", "why"}
         assert found["colour"] in ("red", "blue") and 0 <= found["count"] <= 99
     assert len(set(map(tuple, answers))) == 3
     assert allow.failed is None and len(alone) > 0

@@ -270,6 +270,7 @@ class Engine:
         """
         if self.ladders.classes is None:
             raise InputError("an engine whose rows come and go can't be warmed up; give its ladders classes")
+        self._intake.pixels_alone = True
         with sharding.placed(self._place):
             return self._runner.warm_up(self.ladders.classes, self._scheduler.shards)
 

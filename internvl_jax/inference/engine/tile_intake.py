@@ -21,10 +21,14 @@ class TileIntake:
       ladders: the engine's.
       tiles: the features that are kept.
       scheduler: who waits.
+
+    Attributes:
+      pixels_alone: whether tiles must be uint8, because programs for others would have to be compiled.
     """
 
     def __init__(self, config: InternVLConfig, ladders: Ladders, tiles: TileFeatures, scheduler: Scheduler):
         self._config, self._ladders, self._tiles, self._scheduler = config, ladders, tiles, scheduler
+        self.pixels_alone = False
 
     def names(self, request: Request) -> list[bytes]:
         """What the features of a request's tiles are kept by.
@@ -86,10 +90,10 @@ class TileIntake:
         return self._tiles.probabilities(names)
 
     def _own_names(self, tiles_GHWC: np.ndarray) -> list[bytes]:
-        if self._ladders.classes is not None and len(tiles_GHWC) and tiles_GHWC.dtype != np.uint8:
+        if self.pixels_alone and len(tiles_GHWC) and tiles_GHWC.dtype != np.uint8:
             raise InputError(
-                f"the tiles are {tiles_GHWC.dtype}; an engine whose rows have classes has programs for pixels alone, "
-                "give them as uint8"
+                f"the tiles are {tiles_GHWC.dtype}; an engine that was warmed up has programs for pixels alone, give "
+                "them as uint8"
             )
         return self._tiles.names(tiles_GHWC)
 

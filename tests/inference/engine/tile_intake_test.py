@@ -25,6 +25,7 @@ from internvl_jax.inference import (
     Vocabulary,
     digest,
 )
+from internvl_jax.inference.engine.runner import Runner
 from internvl_jax.models import LanguageHalf, VisionHalf
 from internvl_jax.sharding import bind, flatten
 from tests.inference.engine.engine_test import request, run, through_failures
@@ -209,11 +210,13 @@ def test_groups_of_answers_need_tiles(flash_model, processor, brought):
         sampler.sample(flatten(flash_model), brought[:1], 1, 0)
 
 
-def test_normalised_tiles_are_refused_where_nothing_may_compile(flash_model, processor, rows):
+def test_normalised_tiles_are_refused_where_nothing_may_compile(flash_model, processor, rows, monkeypatch):
     engine = Engine(flash_model, Vocabulary.of(processor), ONE_CLASS)
+    monkeypatch.setattr(Runner, "warm_up", lambda *_: 0)
+    engine.warm_up()
     floats = dataclasses.replace(rows[0], tiles_GHWC=rows[0].tiles_GHWC.astype(np.float32) / 255)
     for ask in (lambda: engine.add(floats), lambda: engine.route(floats.tiles_GHWC)):
-        with pytest.raises(InputError, match="the tiles are float32; an engine whose rows have classes has programs"):
+        with pytest.raises(InputError, match="the tiles are float32; an engine that was warmed up has programs"):
             ask()
     whole = dataclasses.replace(rows[0], tiles_GHWC=rows[0].tiles_GHWC.astype(np.int32))
     with pytest.raises(InputError, match="the request's tiles are int32; give uint8 pixels, or floats"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Engine, VisionTower, Vocabulary, load, save_model
+from internvl_jax.inference import EncodedTiles, Engine, VisionTower, Vocabulary, load, save_model
 from internvl_jax.models import InternVL, VisionHalf
 from internvl_jax.sharding import bind, flatten, make_mesh, structure
 from tests.inference.engine.engine_test import LADDERS
@@ -33,6 +33,13 @@ def kept(engine, tiles_GHWC):
     return np.asarray(engine.tiles.pool_GPD)[engine.tiles.places(names)], probability_G
 
 
+def near(found, wanted):
+    """As the table of tolerances has it."""
+    for mine, other in zip(found[:2], wanted[:2], strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * np.max(np.abs(other)))
+    np.testing.assert_allclose(found.probability_G, wanted.probability_G, rtol=0, atol=3e-5)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, flash_model, processor):
     directory = tmp_path_factory.mktemp("flash") / "model"
@@ -40,7 +47,7 @@ def saved(tmp_path_factory, flash_model, processor):
     return directory
 
 
-@pytest.mark.parametrize("sizes", [None, {"tensor": 2}, {"data": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [None, {"data": 2}, {"data": 2, "expert": 2}], ids=str)
 def test_features_have_the_bits_of_the_engines_own_tower(saved, processor, sizes):
     """Of as many tiles at a time, padding included. (Other numbers of tiles may be summed in another order.)"""
     mesh = sizes and make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
@@ -55,6 +62,13 @@ def test_features_have_the_bits_of_the_engines_own_tower(saved, processor, sizes
         np.testing.assert_array_equal(found.probability_G, probability_G)
 
 
+def test_a_mesh_that_only_the_vision_half_fits_gives_the_same_features(saved, flash_model):
+    vision, _ = load(saved, "float32", make_mesh({"tensor": 4}, jax.devices()[:4]), part="vision")
+    tower = VisionTower(vision, (1, 6))
+    assert tower.sizes == (4, 8)
+    near(tower.encode(tiles_of(6)), VisionTower(half(VisionHalf, flash_model), (6,)).encode(tiles_of(6)))
+
+
 def test_any_number_of_tiles_in_pieces(flash_model):
     tower = VisionTower(half(VisionHalf, flash_model), SIZES)
     assert tower.warm_up() == len(SIZES)
@@ -62,8 +76,7 @@ def test_any_number_of_tiles_in_pieces(flash_model):
     found = tower.encode(tiles_GHWC)
     for g in range(10):
         alone = tower.encode(tiles_GHWC[g : g + 1])
-        for mine, together in zip(alone, found, strict=True):
-            np.testing.assert_allclose(mine[0], together[g], rtol=0, atol=1e-5 * np.max(np.abs(together[g])))
+        near(EncodedTiles(*(each[0] for each in alone)), EncodedTiles(*(each[g] for each in found)))
     features, compressed, probability = tower.encode(tiles_GHWC[:0])
     assert features.shape == (0, 4, 40) and compressed.shape == (0, 1, 40) and probability.shape == (0,)
     assert tower.num_compiled == len(SIZES)

@@ -10,6 +10,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import EncodedTiles, Thresholds, digest
+from internvl_jax.serving.dvd.feature_request import FeatureRequest
 from internvl_jax.serving.dvd.tile_dispatch import VisionBusy, VisionUnavailable
 from tests.serving.dvd.fake_tower import (
     FLASH,
@@ -236,7 +237,7 @@ def test_what_never_fits_is_refused_at_once():
         talk(client(PLAIN, serving.address, limits={"pending_bytes": 2 * 4 * WIDTH * 4}), narrow)
 
 
-def test_a_request_that_is_never_its_turn_is_told_that_others_were():
+def test_a_request_whose_turn_never_comes_is_told_that_others_were_before_it():
     tower = FakeTower(PLAIN)
     tower.gate.clear()
     with server(tower, limits={"credits": 1}) as serving:
@@ -244,16 +245,32 @@ def test_a_request_that_is_never_its_turn_is_told_that_others_were():
         async def conversation(asking):
             first = asyncio.create_task(asking.features(tiles(0)))
             await until(lambda: tower.sizes)
-            second = asyncio.create_task(asking.features(tiles(1)))
-            with pytest.raises(VisionUnavailable) as mine:
-                await first
-            with pytest.raises(VisionBusy, match=r"no features after 0\.5 s; try again later"):
-                await second
-            assert type(mine.value) is VisionUnavailable
+            second = FeatureRequest(1 << 40, [digest(tiles(1)[0])], tiles(1), Thresholds(), None)
+            second.started -= asking._limits.total - 0.2  # it has waited for most of its time
+            asking._dispatch.ask(second)
+            with pytest.raises(VisionBusy, match="no features after 10 s; try again later"):
+                await asyncio.wrap_future(second.answer)
+            asking._dispatch.forget(second)
             tower.gate.set()
-            assert same(await asking.features(tiles(2)), local(tiles(2), PLAIN))
+            assert same(await first, local(tiles(0), PLAIN))
+            await until(lambda: asking.state.requests == asking.state.credits == asking.state.waiting == 0)
 
-        talk(client(PLAIN, serving.address, limits={"total": 0.5}), conversation)
+        talk(client(PLAIN, serving.address), conversation)
+
+
+def test_a_tower_that_takes_too_long_is_given_up():
+    tower = FakeTower(PLAIN)
+    tower.gate.clear()
+    with server(tower) as serving:
+
+        async def conversation(asking):
+            with pytest.raises(VisionUnavailable, match=r"no features after 0\.3 s; try again later") as error:
+                await asking.features(tiles(0))
+            assert type(error.value) is VisionUnavailable
+            await until(lambda: serving.state.credits == asking.state.credits == asking.state.reserved_bytes == 0)
+            tower.gate.set()
+
+        talk(client(PLAIN, serving.address, limits={"total": 0.3}), conversation)
 
 
 def test_cancelling_gives_credits_and_room_back():

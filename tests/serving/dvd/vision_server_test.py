@@ -253,7 +253,7 @@ def test_a_server_that_breaks_the_rules_is_left_with_a_sentence(config, answer, 
     async def conversation(asking):
         with pytest.raises(VisionUnavailable):
             await asking.features(tiles(0))
-        assert asking.state.credits == 0
+        await until(lambda: asking.state.credits == 0)
 
     fake_server(conversation, config, answer=lambda message: answer(message) if type(message) is EncodeTiles else [])
     assert why in caplog.text
