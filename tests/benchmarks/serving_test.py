@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import statistics
 import time
@@ -137,7 +138,7 @@ def test_arrivals_are_random_with_the_rate_asked_for():
         return [due - began async for due in arrivals(Traffic(rate=2.0, seconds=999), began)]
 
     found = asyncio.run(moments())
-    between = [after - before for before, after in zip(found, found[1:])]
+    between = [after - before for before, after in itertools.pairwise(found)]
     assert found == sorted(found) and found[-1] < 999
     assert len(found) == pytest.approx(1998, rel=0.1)
     # Of an exponential distribution the deviation is the mean.
