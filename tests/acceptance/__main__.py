@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.served_process import ServerProcess
+from checkpoint_convert import read_model_config
 from tests.acceptance import sameness
 
 SCRIPTS = pathlib.Path(__file__).parent
@@ -58,7 +59,7 @@ class Acceptance:
         with urllib.request.urlopen(request) as answer:
             self._model = json.load(answer)["data"][0]["id"]
         self._picture = out / "picture.png"
-        self._side = json.loads((checkpoint / "config.json").read_text())["model"]["vision"]["image_size"]
+        self._side = read_model_config(checkpoint).vision.image_size
         sameness.picture(0, (self._side, self._side)).save(self._picture)
 
     def tasks(self) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -29,13 +29,15 @@ from typing import Any
 
 from benchmarks.http_client import Address, Heard, ask, fetch
 from benchmarks.served_process import ServerProcess, serving
+from checkpoint_convert import read_model_config
 from tests.acceptance import bodies
 from tests.acceptance.sameness import asked, data_url
 
 ROWS, CONTEXT, TOKENS, KNOWN = 8, 512, 64, 40
 SERVER = (
     *(f"--rows={ROWS}", f"--context={CONTEXT}", "--dtype=float32"),
-    *("--limit=waiting_requests=16", "--limit=body_seconds=3", "--limit=default_tokens=16"),
+    *("--limit=waiting_requests=16", "--limit=waiting_tokens=4096"),
+    *("--limit=body_seconds=3", "--limit=default_tokens=16"),
 )
 SETTLED = 10.0  # seconds until nothing runs or waits any more
 GROWTH = 0.03  # of memory, from the second fifth of a part to its last
@@ -316,7 +318,7 @@ def main() -> int:
     parser.add_argument("--serve", action="append", default=[])
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    side = json.loads((given.checkpoint / "config.json").read_text())["model"]["vision"]["image_size"]
+    side = read_model_config(given.checkpoint).vision.image_size
     with serving(str(given.checkpoint), [*SERVER, *given.serve], given.vision_servers, given.out) as processes:
         soak = Soak(processes, side, given.seed)
         found = asyncio.run(soak.run(given))
