@@ -5,6 +5,7 @@ server that is measured.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import time
@@ -85,12 +86,9 @@ async def ask(address: Address, body: bytes, seconds: float, path: str = "/v1/ch
     heard = Heard(sent=time.perf_counter())
     try:
         async with asyncio.timeout(seconds):
-            reader, writer = await asyncio.open_connection(address.host, address.port, limit=1 << 24)
-            try:
+            async with connected(address) as (reader, writer):
                 writer.write(address.head("POST", path, len(body)) + body)
                 await _hear(reader, heard)
-            finally:
-                writer.close()
     except TimeoutError:
         heard.status, heard.error = 0, f"no end after {seconds:g} s"
     except (OSError, EOFError, ValueError) as error:
@@ -105,13 +103,22 @@ async def fetch(address: Address, path: str) -> tuple[int, bytes]:
     Raises:
       OSError, EOFError: nobody answers.
     """
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    try:
+    async with connected(address) as (reader, writer):
         writer.write(address.head("GET", path, 0))
         status, headers = await read_head(reader)
         return status, b"".join([part async for part in parts(reader, headers)])
+
+
+@contextlib.asynccontextmanager
+async def connected(address: Address) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection, gone at the end whatever happened."""
+    reader, writer = await asyncio.open_connection(address.host, address.port, limit=1 << 24)
+    try:
+        yield reader, writer
     finally:
-        writer.close()
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.http_client import Address, parts, read_head
+from benchmarks.http_client import Address, connected, parts, read_head
 from tests.fuzzing import mutate
 
 SECONDS = 10.0
@@ -174,11 +174,8 @@ async def judge(address: Address, attempt: Attempt) -> tuple[list[int], str]:
     statuses: list[int] = []
     try:
         async with asyncio.timeout(SECONDS):
-            reader, writer = await asyncio.open_connection(address.host, address.port, limit=1 << 22)
-            try:
+            async with connected(address) as (reader, writer):
                 return statuses, await _talk(reader, writer, attempt, statuses)
-            finally:
-                writer.transport.abort()
     except TimeoutError:
         return statuses, f"no end within {SECONDS:g} s"
     except (ConnectionError, EOFError) as error:

@@ -1,6 +1,7 @@
 """The judge of answers finds what it is there for."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -19,14 +20,22 @@ def answer(status: int, body: bytes) -> bytes:
 
 def judged(reply: bytes, attempt: Attempt) -> tuple[list[int], str]:
     async def run() -> tuple[list[int], str]:
+        ended = asyncio.Event()
+
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read(10)
             writer.write(reply)
-            if reply.endswith(b"bye"):
+            with contextlib.suppress(OSError):
+                while not reply.endswith(b"bye") and await reader.read(1000):
+                    pass
                 writer.close()
+                await writer.wait_closed()
+            ended.set()
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            return await judge(Address("127.0.0.1", server.sockets[0].getsockname()[1]), attempt)
+            found = await judge(Address("127.0.0.1", server.sockets[0].getsockname()[1]), attempt)
+            await ended.wait()
+        return found
 
     return asyncio.run(run())
 
