@@ -39,7 +39,7 @@ _WORDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
+class OfferedLoad:
     """What is asked, and when.
 
     Attributes:
@@ -98,7 +98,7 @@ class Bodies:
       model: the name that is asked for.
     """
 
-    def __init__(self, traffic: Traffic, model: str):
+    def __init__(self, traffic: OfferedLoad, model: str):
         self._traffic, self._model = traffic, model
         self._random, self._count = np.random.default_rng(traffic.seed), 0
         self._pools: dict[tuple[int, int], list[str]] = collections.defaultdict(list)
@@ -141,13 +141,13 @@ def picture(random: np.random.Generator, size: tuple[int, int]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def measured(url: str, traffic: Traffic, goal: Goal) -> dict[str, Any]:
+def measured(url: str, traffic: OfferedLoad, goal: Goal) -> dict[str, Any]:
     """Loads a server that runs; a key that it wants stands in $INTERNVL_API_KEY. See `measure`."""
     return asyncio.run(measure(Address.of(url, os.environ.get("INTERNVL_API_KEY", "")), traffic, goal))
 
 
 def measured_of(
-    checkpoint: str, flags: Sequence[str], vision_servers: int, traffic: Traffic, goal: Goal
+    checkpoint: str, flags: Sequence[str], vision_servers: int, traffic: OfferedLoad, goal: Goal
 ) -> dict[str, Any]:
     """Loads a server that is started for it, see `served_process.serving`.
 
@@ -188,7 +188,7 @@ def range_of(text: str, name: str) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-async def measure(address: Address, traffic: Traffic, goal: Goal) -> dict[str, Any]:
+async def measure(address: Address, traffic: OfferedLoad, goal: Goal) -> dict[str, Any]:
     """Loads a server.
 
     Returns:
@@ -221,7 +221,7 @@ async def measure(address: Address, traffic: Traffic, goal: Goal) -> dict[str, A
 
 
 async def _load(
-    address: Address, traffic: Traffic, ready: asyncio.Queue[tuple[bytes, int]]
+    address: Address, traffic: OfferedLoad, ready: asyncio.Queue[tuple[bytes, int]]
 ) -> tuple[list[tuple[Heard, int]], list[float]]:
     """What came of every request, and by how many seconds those of a given rate were late."""
     heard: list[tuple[Heard, int]] = []
@@ -247,7 +247,7 @@ async def _load(
     return heard, late
 
 
-async def arrivals(traffic: Traffic, began: float) -> AsyncIterator[float]:
+async def arrivals(traffic: OfferedLoad, began: float) -> AsyncIterator[float]:
     """Waits for each of the moments at which a request is due."""
     random = np.random.default_rng((traffic.seed, 1))
     due = began + random.exponential(1 / traffic.rate)

@@ -37,7 +37,7 @@ flags.mark_flags_as_mutual_exclusive(["url", "checkpoint"], required=True)
 
 
 def _main(argv: list[str]) -> None:
-    traffic = serving.Traffic(
+    traffic = serving.OfferedLoad(
         rate=_RATE.value,
         concurrency=_CONCURRENCY.value,
         seconds=_SECONDS.value,

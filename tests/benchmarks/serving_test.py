@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import serving
 from benchmarks.http_client import Address, Heard, ask, fetch
-from benchmarks.serving import Bodies, Goal, Traffic, arrivals, measure, quantile, report
+from benchmarks.serving import Bodies, Goal, OfferedLoad, arrivals, measure, quantile, report
 from internvl_jax.errors import InputError
 
 EVENTS = (
@@ -143,7 +143,7 @@ def test_percentiles():
 def test_arrivals_are_random_with_the_rate_asked_for():
     async def moments() -> list[float]:
         began = time.perf_counter() - 1000  # all of them are due
-        return [due - began async for due in arrivals(Traffic(rate=2.0, seconds=999), began)]
+        return [due - began async for due in arrivals(OfferedLoad(rate=2.0, seconds=999), began)]
 
     found = asyncio.run(moments())
     between = [after - before for before, after in itertools.pairwise(found)]
@@ -154,7 +154,7 @@ def test_arrivals_are_random_with_the_rate_asked_for():
 
 
 def test_bodies_are_as_asked_and_differ():
-    traffic = Traffic(pictures=(((40, 20), (20, 20)), ()), words=(3, 5), tokens=(4, 9))
+    traffic = OfferedLoad(pictures=(((40, 20), (20, 20)), ()), words=(3, 5), tokens=(4, 9))
     bodies = Bodies(traffic, "m")
     made = [bodies.make() for _ in range(8)]
     values = [json.loads(body) for body, _ in made]
@@ -163,7 +163,7 @@ def test_bodies_are_as_asked_and_differ():
     urls = {part["image_url"]["url"] for value in values for part in value["messages"][0]["content"][:-1]}
     assert len(urls) == 8 and {tokens for _, tokens in made} <= set(range(4, 10))
     assert [value["max_completion_tokens"] for value in values] == [tokens for _, tokens in made]
-    pooled = Bodies(Traffic(pictures=(((20, 20),),), pool=2), "m")
+    pooled = Bodies(OfferedLoad(pictures=(((20, 20),),), pool=2), "m")
     assert len({json.loads(pooled.make()[0])["messages"][0]["content"][0]["image_url"]["url"] for _ in range(9)}) == 2
 
 
@@ -180,7 +180,7 @@ def test_a_server_is_measured(traffic):
 
     async def run():
         async with answering(answer) as address:
-            return await measure(address, Traffic(**traffic, seconds=0.5, warm=0.2, tokens=(4, 4)), Goal())
+            return await measure(address, OfferedLoad(**traffic, seconds=0.5, warm=0.2, tokens=(4, 4)), Goal())
 
     found = asyncio.run(run())
     assert found["answered"] == found["requests"] > 5 and not found["not_answered"]
@@ -192,7 +192,7 @@ def test_a_server_is_measured(traffic):
 
 def test_what_can_not_be_measured_is_said():
     with pytest.raises(InputError, match="no server answers"):
-        serving.measured("http://127.0.0.1:1", Traffic(), Goal())
+        serving.measured("http://127.0.0.1:1", OfferedLoad(), Goal())
     for text in ("448", "0x3", "axb", "448x448x3"):
         with pytest.raises(InputError, match="size of a picture"):
             serving.sizes_of([text])
@@ -202,7 +202,7 @@ def test_what_can_not_be_measured_is_said():
         with pytest.raises(InputError, match="--words"):
             serving.range_of(text, "words")
     with pytest.raises(InputError, match="smaller one first"):
-        Traffic(tokens=(9, 3))
+        OfferedLoad(tokens=(9, 3))
 
 
 def test_a_busy_server_is_told_as_such():
@@ -210,6 +210,6 @@ def test_a_busy_server_is_told_as_such():
         async with answering(lambda *_: [whole(503, {"error": {"message": "starting"}})]) as address:
             assert (await fetch(address, "/health"))[0] == 503
             with pytest.raises(InputError, match="503"):
-                await measure(address, Traffic(), Goal())
+                await measure(address, OfferedLoad(), Goal())
 
     asyncio.run(run())
