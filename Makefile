@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo cascade test soak fuzz lint docs bench clean
+.PHONY: demo cascade test soak fuzz accept-serve soak-serve lint docs bench clean
 
 # One stamp an extra, renewed when setup.py changes.
 $(BIN)/.internvl-%: setup.py pyproject.toml
@@ -33,6 +33,16 @@ INPUTS ?= 20000
 fuzz: $(BIN)/.internvl-test
 	$(BIN)/python -m tests.fuzzing --inputs=$(INPUTS)
 
+# A server under other people's clients and load generators, each in an environment of its own below accept_out (8 GB,
+# most of it the PyTorch that guidellm brings), and worn out; the model of `make demo`, unless CHECKPOINT names another.
+CHECKPOINT ?= demo_out/sft
+accept-serve: $(BIN)/.internvl-test
+	$(BIN)/python -m tests.acceptance --checkpoint=$(CHECKPOINT)
+
+LOAD_SECONDS ?= 60
+soak-serve: $(BIN)/.internvl-test
+	$(BIN)/python -m tests.acceptance.soak --checkpoint=$(CHECKPOINT) --seconds=$(LOAD_SECONDS)
+
 lint: $(BIN)/.internvl-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +61,4 @@ bench: $(BIN)/.internvl-bench
 	$(BIN)/python -m launch.bench_convert
 
 clean:
-	rm -rf demo_out cascade_out .venv
+	rm -rf demo_out cascade_out accept_out .venv
