@@ -33,7 +33,7 @@ from checkpoint_convert import read_model_config
 from tests.acceptance import bodies
 from tests.acceptance.sameness import asked, data_url
 
-ROWS, CONTEXT, TOKENS, KNOWN = 8, 512, 64, 40
+ROWS, CONTEXT, TOKENS, KNOWN = 8, 512, 128, 40
 SERVER = (
     *(f"--rows={ROWS}", f"--context={CONTEXT}", "--dtype=float32"),
     *("--limit=waiting_requests=16", "--limit=waiting_tokens=4096"),
@@ -270,8 +270,10 @@ class Soak:
         finally:
             watching.cancel()
         fifth = max(len(sizes) // 5, 1)
-        early, late = statistics.median(sizes[fifth : 2 * fifth] or sizes), statistics.median(sizes[-fifth:])
-        print(f"{part}: memory {int(early) >> 20} MB, then {int(late) >> 20}, at most {max(sizes) >> 20}", flush=True)
+        medians = [int(statistics.median(sizes[at : at + fifth])) for at in range(0, len(sizes), fifth)][:5]
+        early, late = medians[min(1, len(medians) - 1)], medians[-1]
+        told = [each >> 20 for each in medians]
+        print(f"{part}: memory in MB, a fifth after the other: {told}; at most {max(sizes) >> 20}", flush=True)
         if len(sizes) >= 40 and late > early * (1 + GROWTH) + (16 << 20):
             self.fault(f"{part}: memory grew from {int(early):,} to {int(late):,} bytes")
         for name, process in self._processes.items():
