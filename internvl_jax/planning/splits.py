@@ -283,6 +283,8 @@ def _workload(
         "coupled_patient": _row(*patient[0], rate, asking, traffic),
         "coupled_with_whole_towers": _row(*whole[0], rate, asking, traffic) if whole else None,
         "no_waste_s": pod.chips / (1 / tiles_s + 1 / texts_s),
+        # Vision chips for each language chip that would have as much to do.
+        "balance": texts_s / tiles_s,
         "splits": rows,
         "most_requests": rows[0],
         "soonest": min(rows, key=lambda row: row["ttft_p90_s"] or math.inf),

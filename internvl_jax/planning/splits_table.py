@@ -133,6 +133,7 @@ def _most_row(
         "**apart**": f"**{best['requests_s']:.1f}**",
         "vision + language chips": _chips(best),
         "held by": best["bound_by"],
+        "in balance": f"1 : {1 / work['balance']:.1f}",
         "gain": f"**{best['requests_s'] / base:.2f}x**",
         "on patient": f"{best['requests_s'] / plain['coupled_patient']['requests_s']:.2f}x",
         "table 18": f"{paper[2 if key[1] else 1] / paper[0]:.2f}x",
