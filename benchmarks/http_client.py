@@ -138,8 +138,8 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 async def parts(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
     """The body, as it comes where it is chunked."""
     if headers.get("transfer-encoding", "").lower() != "chunked":
-        size = headers.get("content-length")
-        yield await (reader.read() if size is None else reader.readexactly(int(size)))
+        length = headers.get("content-length")
+        yield await (reader.read() if length is None else reader.readexactly(int(length)))
         return
     while size := int((await reader.readline()).partition(b";")[0], 16):
         yield (await reader.readexactly(size + 2))[:-2]
