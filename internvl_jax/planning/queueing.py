@@ -9,7 +9,8 @@ Everything takes the time that is given for it, and nothing else takes any; only
    written, else all), rows for requests that are seen, a part of one prompt for every group of its chips, then a token
    of all rows, or several where no prompt is left to read. A language server has no tiles.
 
-A server of one row whose answers have one token is a queue of one line and one fixed time.
+A link, a vision server of one tile and a server of one row are queues of one line: with a fixed time for each request
+they wait as long as theory says of these (M/D/1).
 """
 
 import collections
@@ -67,7 +68,7 @@ class TextSteps:
       groups: of chips, each of which reads a part of a prompt of its own.
       chunk: tokens of a part, at most.
       piece: tokens that a row may get in a step without prompts.
-      slots: tokens of a row, for which `late` and `token` hold.
+      slots: tokens of the row that `late` is of.
       first: seconds of a part of so many tokens that begins its prompt.
       late: seconds that a whole chunk takes besides where it ends a row.
       begin: seconds of a first token.

@@ -188,12 +188,11 @@ def asking_of(config: InternVLConfig, side: int, traffic: Traffic, servers: int)
 
 
 def server_slices(config: TrainConfig, pod: Topology, size: Serving) -> Iterator[Topology]:
-    """Slices for a server in a pod, at most half of it, so that there are vision servers beside it: those whose memory
-    should hold all of the model, and on which all chips share every row, or experts. (More copies of the weights in one
-    server would only be more servers in step.)
+    """Slices of a chip for a server in a pod: those whose memory should hold all of the model, and on which all chips
+    share every row, or experts. (More copies of the weights in one server would only be more servers in step.)
     """
     for where in candidates(config, "decode", size, pod.name):
-        if 2 * where.chips <= pod.chips and serving_layout(config, where, size)[0]["data"] == 1:
+        if where.chips <= pod.chips and serving_layout(config, where, size)[0]["data"] == 1:
             yield where
 
 
@@ -275,7 +274,7 @@ def _workload(
         )
     # With the same work on the same chips, nothing waiting and no place empty.
     tiles_s = max(row["limits"]["vision"] / row["vision_chips"] for row in rows)
-    texts_s = max(row["limits"]["language"] / row["language_chips"] for row in rows)
+    texts_s = max(one.limits(traffic, asking)["language"] / one.chips for _, one in (*apart, *together))
     return {
         "tiles": asking[0].tiles,
         "prompt": statistics.mean(one.prompt for one in asking),
@@ -284,6 +283,8 @@ def _workload(
         "coupled_patient": _row(*patient[0], rate, asking, traffic),
         "coupled_with_whole_towers": _row(*whole[0], rate, asking, traffic) if whole else None,
         "no_waste_s": pod.chips / (1 / tiles_s + 1 / texts_s),
+        # Vision chips for each language chip that would have as much to do.
+        "balance": texts_s / tiles_s,
         "splits": rows,
         "most_requests": rows[0],
         "soonest": min(rows, key=lambda row: row["ttft_p90_s"] or math.inf),

@@ -133,6 +133,7 @@ def _most_row(
         "**apart**": f"**{best['requests_s']:.1f}**",
         "vision + language chips": _chips(best),
         "held by": best["bound_by"],
+        "in balance": f"1 : {1 / work['balance']:.1f}",
         "gain": f"**{best['requests_s'] / base:.2f}x**",
         "on patient": f"{best['requests_s'] / plain['coupled_patient']['requests_s']:.2f}x",
         "table 18": f"{paper[2 if key[1] else 1] / paper[0]:.2f}x",
@@ -226,13 +227,13 @@ What is simulated (`internvl_jax/planning/queueing.py`):
   token of all 32 rows. The tower's weights are spread over the server's chips and gathered for every pass. The engine
   has no setting for the next two. *Patient*: while rows are full, tiles wait until there is one for every chip.
   *With whole towers*: every chip has the tower whole, where there is memory for it.
-- *apart*: vision servers of 4 chips, each of which has the tower whole and takes up to 8 tiles; language servers of any
-  size that fits; no chip is left over. A request's tiles go as pixels through its language server's link to the vision
-  server with the fewest tiles to do, which takes all that wait; its features come back through the same link, in
-  bfloat16 and at the resolution that is kept. The three stages overlap.
-- *no waste*: the same work on the same chips with every batch full and nobody waiting, in whichever order. No
-  deployment is above it; what *apart* gains on *coupled* it gains by full batches and towers that lie whole, not by
-  doing less.
+- *apart*: vision servers of 4 chips, each of which has the tower whole, and takes as many tiles at a time as cost least
+  each; language servers of any size that fits; no chip is left over. A request's tiles go as pixels through its
+  language server's link to the vision server with the fewest tiles to do, which takes all that wait; its features come
+  back through the same link, in bfloat16 and at the resolution that is kept. The three stages overlap.
+- *no waste*: the same work on the same chips, every tower's pass full and nobody waiting. What *apart* gains on
+  *coupled* is at most this: it does not do less, it fills its passes, has its towers whole, and never stops writing for
+  a picture. *In balance*: so many vision chips for so many language chips would be busy alike.
 - Requests a second: where all wait from the beginning. First tokens: requests that come by chance (Poisson), at 70 % of
   what the coupled servers without ViR can take; the same rate for all.
 
@@ -253,4 +254,4 @@ What is left out, and which way it leans:
 - Answers all have the same length, pictures the same size; rows have as many slots as they need. Mixed requests make
   queues longer.
 - The released rule never compresses the only tile of a picture: at 448 the rows with ViR are what a rule without that
-  exception would give.{more}"""
+  exception would give."""

@@ -77,7 +77,7 @@ def required(host: str) -> bool:
 
 
 def _read(text: str, where: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]
     keys = [line for line in lines if line and not line.startswith("#")]
     for key in keys:
         if not _KEY.fullmatch(key):

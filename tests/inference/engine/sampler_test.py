@@ -237,15 +237,19 @@ def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, ro
     assert sampler.num_compiled == made
 
 
+@pytest.fixture(scope="module")
+def few_rows(config, vocabulary):
+    return Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(1, 4)), piece=3)
+
+
 @pytest.mark.parametrize("prompts", [1, 3])
-def test_answers_go_on_in_another_call(config, vocabulary, processor, params, requests, monkeypatch, prompts):
+def test_answers_go_on_in_another_call(few_rows, processor, params, requests, monkeypatch, prompts):
     """They are those of one call, also where they wait for rows or slots grow."""
-    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 5)
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 12)
     many = [request(processor, i, i % 3, 12 - i, requests[0].sampling) for i in range(3)]
     seeds = np.arange(3 * GROUP, dtype=np.uint32).reshape(3, GROUP) * 101
-    sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(1, 4)), piece=3)
-    whole = sampler.sample(params, many, GROUP, seeds, prompts)
-    found, calls = interrupted(sampler, params, many, seeds, 2, prompts)
+    whole = few_rows.sample(params, many, GROUP, seeds, prompts)
+    found, calls = interrupted(few_rows, params, many, seeds, 2, prompts)
     assert calls > 3 and tokens_of(found) == tokens_of(whole)
     for ours, wanted in zip(itertools.chain(*found), itertools.chain(*whole), strict=True):
         np.testing.assert_allclose(ours.logprobs, wanted.logprobs, atol=1e-5)
