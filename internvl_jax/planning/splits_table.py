@@ -228,9 +228,9 @@ What is simulated (`internvl_jax/planning/queueing.py`):
   has no setting for the next two. *Patient*: while rows are full, tiles wait until there is one for every chip.
   *With whole towers*: every chip has the tower whole, where there is memory for it.
 - *apart*: vision servers of 4 chips, each of which has the tower whole, and takes as many tiles at a time as cost least
-  each; language servers of any size that fits; no chip is left over. A request's tiles go as pixels through its language server's link to the vision
-  server with the fewest tiles to do, which takes all that wait; its features come back through the same link, in
-  bfloat16 and at the resolution that is kept. The three stages overlap.
+  each; language servers of any size that fits; no chip is left over. A request's tiles go as pixels through its
+  language server's link to the vision server with the fewest tiles to do, which takes what waits; its features come
+  back through the same link, in bfloat16 and at the resolution that is kept. The three stages overlap.
 - *no waste*: the same work on the same chips, every tower's pass full and nobody waiting. What *apart* gains on
   *coupled* is at most this: it does not do less, it fills its passes, has its towers whole, and never stops writing for
   a picture. *In balance*: so many vision chips for so many language chips would be busy alike.
@@ -239,8 +239,9 @@ What is simulated (`internvl_jax/planning/queueing.py`):
 
 Beside table 18 of the paper (arXiv 2508.18265): its language models sit on 8 A100 in all settings; how many chips the
 vision servers had, the prompts, the answers and how requests were batched it does not say. If vision servers came on
-top, then *gain on coupled on its language chips* is what to compare: the coupled servers have only as many chips there
-as the language servers. *Gain* is on as many chips in all.
+top, *on coupled of its language chips* is what to compare: there the coupled servers have only as many chips as the
+language servers. *Gain* is on the coupled servers without ViR on as many chips in all, *on patient* on those of them
+that are patient.
 
 What is left out, and which way it leans:
 
