@@ -229,11 +229,7 @@ What is simulated (`internvl_jax/planning/queueing.py`):
   *With whole towers*: every chip has the tower whole, where there is memory for it.
 - *apart*: vision servers of 4 chips, each of which has the tower whole, and takes as many tiles at a time as cost least
   each; language servers of any size that fits; no chip is left over. A request's tiles go as pixels through its
-<<<<<<< HEAD
-  language server's link to the vision server with the fewest tiles to do, which takes all that wait; its features come
-=======
   language server's link to the vision server with the fewest tiles to do, which takes what waits; its features come
->>>>>>> plandvd
   back through the same link, in bfloat16 and at the resolution that is kept. The three stages overlap.
 - *no waste*: the same work on the same chips, every tower's pass full and nobody waiting. What *apart* gains on
   *coupled* is at most this: it does not do less, it fills its passes, has its towers whole, and never stops writing for
