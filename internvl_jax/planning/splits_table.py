@@ -229,7 +229,7 @@ What is simulated (`internvl_jax/planning/queueing.py`):
   *With whole towers*: every chip has the tower whole, where there is memory for it.
 - *apart*: vision servers of 4 chips, each of which has the tower whole, and takes as many tiles at a time as cost least
   each; language servers of any size that fits; no chip is left over. A request's tiles go as pixels through its
-  language server's link to the vision server with the fewest tiles to do, which takes all that wait; its features come
+  language server's link to the vision server with the fewest tiles to do, which takes what waits; its features come
   back through the same link, in bfloat16 and at the resolution that is kept. The three stages overlap.
 - *no waste*: the same work on the same chips, every tower's pass full and nobody waiting. What *apart* gains on
   *coupled* is at most this: it does not do less, it fills its passes, has its towers whole, and never stops writing for
@@ -239,8 +239,9 @@ What is simulated (`internvl_jax/planning/queueing.py`):
 
 Beside table 18 of the paper (arXiv 2508.18265): its language models sit on 8 A100 in all settings; how many chips the
 vision servers had, the prompts, the answers and how requests were batched it does not say. If vision servers came on
-top, then *gain on coupled on its language chips* is what to compare: the coupled servers have only as many chips there
-as the language servers. *Gain* is on as many chips in all.
+top, *on coupled of its language chips* is what to compare: there the coupled servers have only as many chips as the
+language servers. *Gain* is on the coupled servers without ViR on as many chips in all, *on patient* on those of them
+that are patient.
 
 What is left out, and which way it leans:
 
@@ -254,4 +255,24 @@ What is left out, and which way it leans:
 - Answers all have the same length, pictures the same size; rows have as many slots as they need. Mixed requests make
   queues longer.
 - The released rule never compresses the only tile of a picture: at 448 the rows with ViR are what a rule without that
-  exception would give."""
+  exception would give.
+
+What comes out (2026-11):
+
+- 38B: apart gives 2.4, 1.7 and 1.4 times the requests of the engine's coupled servers on as many chips (448, 896, 1344
+  pixels), with ViR 2.5, 2.4 and 2.2 times on 32 chips. At 448 pixels most of that is no merit of decoupling: where rows
+  are short the engine gives every newcomer's tile a pass of its own, on all chips of a server; patience alone doubles
+  what it answers. On patient servers apart gains 1.16, 1.34 and 1.28, with ViR 1.22, 1.88 and 2.06.
+- 241B: a language server has 8 chips at least, and five to twelve language chips keep one vision chip busy. On 16 chips
+  the only split wastes most of its vision chips and is **slower** than coupled servers without ViR (0.79, 0.73, 0.59);
+  on 32 chips it is 1.19, 1.09 and 0.87 times as fast, with ViR 1.24, 1.71 and 1.78 times. Look at *in balance* first: a
+  pod that can't be split near it is better not split, or its vision servers serve several pods' language servers.
+- ViR makes prompts shorter, not the tower's work less: the more it compresses, the more vision chips a language chip
+  needs (38B, 1344 pixels: 1 for 1.6 instead of 3.5).
+- Beside the paper: on coupled servers of the language chips alone, 3.2, 2.3 and 1.8 times (38B) and 1.6, 1.5 and 1.3
+  times (241B), with ViR 3.4 to 3.8 and 1.7 to 2.6; the paper has 1.2 to 2.0 and 1.5 to 4.1. There the gain grows with
+  the pictures. Here it shrinks without ViR: more tiles fill the passes of a coupled server too, and what grows most is
+  the reading of prompts, in parts of 512 tokens, which both have.
+- First tokens of the 38B on 16 chips: 90 % within 172, 408 and 643 ms instead of 318, 775 and 1,058 (the soonest
+  split). Of the 241B on 32 chips: 548, 805 and 1,214 ms instead of 565, 1,966 and 1,712.
+- 10 Gbit/s hold nothing: 100 bring no more requests, and first tokens 2 to 25 ms earlier."""

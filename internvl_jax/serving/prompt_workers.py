@@ -299,7 +299,8 @@ class PromptWorkers:
             await asyncio.gather(*(_in_thread(worker, worker.start) for worker in self._workers))
         except (EOFError, OSError) as error:
             await self.__aexit__()
-            raise InputError(f"a prompt worker could not be started ({type(error).__name__}: see above).") from None
+            why = error.strerror if isinstance(error, OSError) and error.strerror else "it ended, see above"
+            raise InputError(f"a prompt worker could not be started ({why}).") from None
         for worker in self._workers:
             self._idle.put_nowait(worker)
         return self

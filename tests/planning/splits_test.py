@@ -9,7 +9,7 @@ import pytest
 
 from configs.experiments import sft
 from internvl_jax.errors import InputError
-from internvl_jax.planning import Traffic, plan_splits, split, splits_table
+from internvl_jax.planning import Traffic, plan_splits, split, splits, splits_table
 from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.queueing import Curve, TextSteps, TowerSteps
 from internvl_jax.planning.splits import Deployment, asking_of, parts, server_slices, tiles_of
@@ -141,6 +141,18 @@ def test_a_tower_may_be_what_does_not_fit():
     tight["vision"]["v6e:2x2"]["reason"] = "out of memory"
     with pytest.raises(InputError, match="has no room for a coupled server, or for a vision server beside a language"):
         split(MODEL, POD, tight, TRAFFIC)
+
+
+def test_one_plan_rests_on_what_it_compiled(monkeypatch):
+    toys, asked = times(), []
+    for kind in toys:
+        name = f"{kind}_times"
+        toy = lambda *where, kind=kind: asked.append((kind, str(where[1]))) or toys[kind][str(where[1])]
+        monkeypatch.setattr(splits, name, toy)
+    found = plan_splits(sft.get_config("38b"), str(POD), splits_table.SIZE, TRAFFIC)
+    servers = [(kind, where) for where in ("v6e:2x2", "v6e:2x4") for kind in ("server", "coupled")]
+    assert asked == [("vision", "v6e:2x2"), *servers]
+    assert found == planned() | {"times": toys}
 
 
 def test_what_can_not_be_planned():
