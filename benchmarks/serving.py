@@ -134,7 +134,7 @@ class Bodies:
 
 
 def picture(random: np.random.Generator, size: tuple[int, int]) -> str:
-    """A data URL of a JPEG with coarse and fine structure, as a photograph has, of (width, height) pixels."""
+    """A data URL of a JPEG of smooth colours, of (width, height) pixels."""
     coarse = Image.fromarray(random.integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     coarse.save(stream, "jpeg", quality=80)
