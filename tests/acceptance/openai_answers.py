@@ -168,7 +168,7 @@ def log_probabilities():
     equal([token.token for token in streamed], [token.token for token in told])
     plain = create(logprobs=True, max_completion_tokens=12)
     joined = b"".join(bytes(token.bytes) for token in plain.choices[0].logprobs.content)
-    assert plain.choices[0].message.content.encode() in joined, (plain.choices[0].message.content, joined)
+    assert plain.choices[0].message.content in joined.decode(errors="replace"), (plain.choices[0].message, joined)
     equal([len(token.top_logprobs) for token in plain.choices[0].logprobs.content], [0] * len(
         plain.choices[0].logprobs.content))  # fmt: skip
 
@@ -289,7 +289,7 @@ def conversations_go_on():
         {"role": "assistant", "content": first.content},
         {"role": "user", "content": "sure?", "name": "me"},
     ]
-    assert create(messages).usage.prompt_tokens > create(messages[3:]).usage.prompt_tokens
+    assert create(messages).usage.prompt_tokens > create([messages[0], messages[3]]).usage.prompt_tokens
     kept = [*asking("what is this?", SHOWN), first.model_dump(exclude_none=True), *QUESTION]
     equal(
         content(messages=kept), content(messages=[kept[0], {"role": "assistant", "content": first.content}, *QUESTION])
