@@ -60,6 +60,7 @@ setup(
         "test": [
             *SERVE,
             "easy-vqa>=1.0",
+            "httpx>=0.28",
             "jinja2>=3.1",
             "math-verify>=0.9",
             "mypy>=2.1,<3",

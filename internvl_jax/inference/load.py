@@ -89,8 +89,7 @@ def load(
         raise InputError(f"part is {part!r}; use one of {', '.join(PARTS)}")
     config, processor = read_config(directory)
     runtime = Runtime(jnp.dtype(dtype), placement=place(None if part == "vision" else config.text, mesh, rules))
-    kind: Any = PARTS[part]
-    graphdef, specs = structure(kind, config, runtime)
+    graphdef, specs = structure(PARTS[part], config, runtime)
     where = places(specs, runtime.placement)
     wanted = {
         path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=where.get(path))
