@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+import jax
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.routing import Route
 from internvl_jax.data import Processor
 from internvl_jax.inference import VisionTower, fingerprint, weights_digest
 from internvl_jax.models import VisionHalf
-from internvl_jax.serving.dvd import VisionServer, greeting
+from internvl_jax.serving.dvd import VisionServer, VisionServerLimits, greeting
 from internvl_jax.serving.metrics import Metrics
 from internvl_jax.serving.vision_metrics import add_vision_server
 
@@ -41,12 +42,18 @@ def serve_vision(
       health: where /health, /ready and /metrics are told; None: nowhere.
       ready: called with the address once tiles are taken.
     """
-    tower, metrics, begun = VisionTower(model), Metrics(), threading.Event()
+    # On a CPU tiles pass the tower one by one in any case, and who waits for one waits for all of its batch.
+    sizes = (1, 2, 4) if jax.default_backend() == "cpu" else (1, 2, 4, 8, 16, 32)
+    tower, metrics, begun = VisionTower(model, sizes), Metrics(), threading.Event()
+    limits = VisionServerLimits(batch=sizes[-1])
     config, weights = fingerprint(model, processor).encode(), weights_digest(model).encode()
     if health is not None:
         threading.Thread(target=_tell, args=(health, metrics, begun), name="health", daemon=True).start()
     tower.warm_up()
-    with VisionServer(tower.encode, model.config, address, model=config, weights=weights, secret=secret) as server:
+    server = VisionServer(
+        tower.encode, model.config, address, model=config, weights=weights, secret=secret, limits=limits
+    )
+    with server:
         add_vision_server(metrics, server)
         begun.set()
         ready(server.address)
