@@ -1,6 +1,6 @@
 """The HTTP side: OpenAI's endpoints, and what an operator asks of a server."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,8 +20,6 @@ from internvl_jax.serving.schema import (
 from internvl_jax.validation import parse_json
 
 _CLIENTS_OWN = ("schema", "json", "metadata")
-T = TypeVar("T")
-
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
     for status, what in (
@@ -35,6 +33,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (500, "The engine is broken"),
         (503, "The server is starting or stopping, or has no vision server"),
     )
+}
+
+
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answers; events as they are written, where `stream` is true",
+        "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+    }
 }
 
 
@@ -80,8 +86,8 @@ def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors) -> Door:
     """
     app = FastAPI(title="internvl_jax", docs_url=None, redoc_url=None, redirect_slashes=False, responses=_ERRORS)
     app.router.route_class = _CheckedRoute
-    app.post("/v1/chat/completions")(endpoints.chat)
-    app.post("/v1/completions")(endpoints.complete)
+    app.post("/v1/chat/completions", responses=_STREAMED)(endpoints.chat)
+    app.post("/v1/completions", responses=_STREAMED)(endpoints.complete)
     app.post("/tokenize")(endpoints.tokenize)
     app.post("/detokenize")(endpoints.detokenize)
     app.get("/v1/models")(endpoints.models)

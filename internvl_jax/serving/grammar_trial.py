@@ -20,7 +20,7 @@ class _Bytes:
     special_token_ids = (256,)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        raise NotImplementedError  # text is not forced
+        return list(text.encode() if isinstance(text, str) else text)
 
 
 def main() -> None:

@@ -43,8 +43,12 @@ class Running:
         return self.server.service.engine.num_compiled
 
     def close(self):
-        self.client.close()
         self.server.stop()
+        self.join()
+
+    def join(self):
+        """Waits for the server's end."""
+        self.client.close()
         self._thread.join(30)
         assert not self._thread.is_alive()
 

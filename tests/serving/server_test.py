@@ -4,14 +4,18 @@ import base64
 import concurrent.futures
 import io
 import json
+import signal
 import socket
 import time
 
+import httpx
 import numpy as np
 import PIL.Image
 import pytest
 
 from internvl_jax.inference import chat
+from internvl_jax.sharding import bind
+from tests.serving.conftest import Running
 
 PATH = "/v1/chat/completions"
 
@@ -223,17 +227,28 @@ def numbers(running):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
 
 
-def test_rows_are_free_when_clients_leave(running):
+def test_rows_are_free_when_clients_leave(running, monkeypatch):
+    """At the next step, long before the answers would have ended by themselves."""
+    reader = running.server._reader
+    step = reader.step
+
+    def slow(most):
+        time.sleep(0.1)
+        return step(1)
+
+    monkeypatch.setattr(reader, "step", slow)
+    before = numbers(running)["internvl:request_aborted_total"]
     body = {"messages": ask("go on", png(9)), "max_tokens": 300, "ignore_eos": True, "n": 2, "stream": True}
-    for count in (0, 1, 3):
+    for count in (1, 3):
         with running.client.stream("POST", PATH, json=body) as response:
             for _, _ in zip(range(count), response.iter_lines()):
                 pass
-    end = time.monotonic() + 20
+    end = time.monotonic() + 10  # 300 steps take 30
     while numbers(running)["internvl:num_requests_running"] or numbers(running)["internvl:num_requests_waiting"]:
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert numbers(running)["internvl:request_aborted_total"] >= 3
+    assert numbers(running)["internvl:request_aborted_total"] == before + 2
+    monkeypatch.undo()
     assert post(running, ask("what?"))["usage"]["completion_tokens"] == 6
 
 
@@ -246,6 +261,25 @@ def test_too_many_are_told_when_to_come_again(running):
     assert len({json.dumps(answer["choices"]) for answer in answered}) == 1
     assert answered and refused and {response.status_code for response in refused} == {429}
     assert all(1 <= int(response.headers["retry-after"]) <= 60 for response in refused)
+
+
+def test_a_server_that_is_to_end_finishes_what_it_has_begun(structure, params, processor, monkeypatch):
+    ending = Running(bind(structure[0], params), processor)
+    step = ending.server._reader.step
+    monkeypatch.setattr(ending.server._reader, "step", lambda most: (time.sleep(0.05), step(1))[1])
+    body = {"messages": ask("go on"), "max_tokens": 40, "ignore_eos": True, "stream": True, "temperature": 0}
+    with ending.client.stream("POST", PATH, json=body | {"stream_options": {"include_usage": True}}) as response:
+        lines = response.iter_lines()
+        first = next(lines)
+        ending.server._http.handle_exit(signal.SIGTERM, None)
+        with httpx.Client(base_url=ending.url) as other:
+            refused = other.post(PATH, json=body)
+            assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping"
+            assert (other.get("/ready").status_code, other.get("/health").status_code) == (503, 200)
+        whole = [line for line in (first, *lines) if line]
+    assert whole[-1] == "data: [DONE]"
+    assert json.loads(whole[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 40
+    ending.join()
 
 
 def test_nothing_was_compiled_on_the_way(running):

@@ -194,7 +194,7 @@ class TileFeatures:
         for start in range(0, len(given), largest):
             part = dict(given[start : start + largest])
             pool_GPD = np.zeros((fit("image tiles", len(part), self._sizes), *self._shape), self._dtype)
-            for pool_PD, given_PD in zip(pool_GPD, part.values(), strict=False):
+            for pool_PD, given_PD in zip(pool_GPD[: len(part)], part.values(), strict=True):
                 first = 0 if len(given_PD) == self._full else self._full  # the compressed branch stands behind
                 pool_PD[first : first + len(given_PD)] = given_PD
             self._keep(list(part), pool_GPD)
