@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import numpy as np
@@ -104,7 +105,8 @@ def test_our_side_of_batches(golden):
 
 
 def test_our_side_of_training(golden, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, as users have
+    # One device, as users have.
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
     case = golden / "hf_qwen3"
     config = json.loads((case / "config.json").read_text())
     given = {"task": "train", "directory": str(case), "config": config, "tokens": 40, "tiles": 3, "optim": OPTIM}
@@ -123,7 +125,7 @@ def test_conversions_beside_a_copy(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_steps_of_the_stages_side_by_side(micro_batches, monkeypatch):
     monkeypatch.setattr(stages, "build", build)
     model = dataclasses.replace(sizes.get("tiny"), image_token_id=7)

@@ -14,11 +14,15 @@ import os, signal, sys, time
 from checkpoint_convert import conversion
 from launch import convert, main
 
-cast, which = conversion._cast, [getattr(signal, sys.argv.pop())]
+cast, first = conversion._cast, [getattr(signal, sys.argv.pop())]
+came = first[0]
 
 def press(array, dtype):
-    os.kill(os.getpid(), which[0])
-    which[0] = signal.SIGINT  # SIGTERM would end it at once if it came again
+    number = first.pop() if first else signal.SIGINT  # SIGTERM would end it at once if it came again
+    # Of two signals that nobody has looked at yet, Python takes the one of the lower number first.
+    while number != came and came == signal.SIGTERM and signal.getsignal(came) != signal.SIG_DFL:
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
     time.sleep(0.2)
     return cast(array, dtype)
 

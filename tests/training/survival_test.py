@@ -24,9 +24,9 @@ def work(data, pod, number, workdir):
     train(toy.config(data, workdir, mesh="data=3", rows=6, steps=STEPS), pod.stop)
 
 
-@pytest.mark.skipif("INTERNVL_JAX_KILLS" not in os.environ, reason="make soak")
+@pytest.mark.soak
 def test_sigkill_and_sigterm_of_one_of_three_change_nothing(data, tmp_path):
-    kills, rng = int(os.environ["INTERNVL_JAX_KILLS"]), random.Random(3)
+    kills, rng = int(os.environ.get("INTERNVL_JAX_KILLS", "10")), random.Random(3)
     begin = lambda name: lives.Run(functools.partial(work, data), 3, tmp_path / name)
     assert begin("whole").ended()[0] == [0, 0, 0]
     within = 0

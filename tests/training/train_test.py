@@ -47,6 +47,7 @@ def boards(tmp_path_factory):
     return folder
 
 
+@pytest.mark.sigkill
 @pytest.mark.parametrize(
     ("folder", "stage"),
     [

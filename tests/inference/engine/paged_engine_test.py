@@ -219,8 +219,8 @@ def test_memory_for_no_page(make):
 @pytest.mark.parametrize(
     ("case", "sizes"),
     [
-        ("chat_qwen3_github", {}),
-        ("chat_qwen3_github", {"tensor": 2}),
+        pytest.param("chat_qwen3_github", {}, marks=pytest.mark.soak),
+        pytest.param("chat_qwen3_github", {"tensor": 2}, marks=pytest.mark.soak),
         ("chat_qwen3_github", {"data": 2}),
         ("hf_qwen3moe", {"expert": 2, "tensor": 2}),
         ("hf_gptoss", {}),

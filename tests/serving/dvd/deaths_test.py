@@ -42,7 +42,7 @@ def vision_process(flash=False, delay=0.0, port=0):
 
 
 async def asked_while(asking, config, disturb):
-    """Fifty requests, eight at a time, of which some ask for the same tiles; `disturb` is called amid them."""
+    """Fifty requests, eight at a time, of which some ask for the same tiles; `disturb` is awaited amid them."""
     answered, turn = [], asyncio.Semaphore(8)
 
     async def one(number):
@@ -52,7 +52,7 @@ async def asked_while(asking, config, disturb):
         assert same(come, local(shown, config))
         answered.append(number)
         if len(answered) == 12:
-            disturb()
+            await disturb()
 
     await asyncio.gather(*map(one, range(50)))
     assert sorted(answered) == list(range(50))
@@ -67,8 +67,14 @@ def test_one_of_two_servers_dies_amid_fifty_requests(config, number):
 
         async def conversation(asking):
             assert asking.status == "ok"
+            (link,) = (link for link in asking._dispatch.links if link.address == one)
+
+            async def strike():
+                await until(lambda: link.used > 0)  # it is at something that others must take over
+                os.kill(first.pid, number)
+
             start = time.monotonic()
-            await asked_while(asking, config, lambda: os.kill(first.pid, number))
+            await asked_while(asking, config, strike)
             assert time.monotonic() - start < asking._limits.total
             await until(lambda: asking.status == "degraded")
             assert asking.counters.failed == 0 and asking.counters.lost >= 1
