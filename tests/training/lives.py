@@ -14,6 +14,7 @@ import jax
 from internvl_jax import compilation_cache
 from internvl_jax.pod import Place, Pod
 from internvl_jax.training import TrainConfig, train
+from internvl_jax.training.run import hooks
 from launch import main
 from tests import forks
 from tests.training import toy
@@ -93,6 +94,7 @@ def _config(stage: str, data: pathlib.Path, workdir: pathlib.Path, run: dict) ->
 def _train(stage: str, data: pathlib.Path, workdir: pathlib.Path, run: dict) -> None:
     os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     compilation_cache.write_whole()
+    hooks.plot_health = lambda *_: None  # it takes a second, and nobody looks at it
     train(_config(stage, data, workdir, run))
 
 

@@ -218,6 +218,7 @@ def test_more_prompts_than_fit(config, vocabulary, processor, params, requests, 
     assert any({prompt for prompt, _ in rows} & {2, 3} and {prompt for prompt, _ in rows} & {0, 1} for rows in met)
 
 
+@pytest.mark.soak
 def test_more_prompts_than_fit_on_a_mesh(config, vocabulary, params, requests, rollout):
     mesh, rules = make_mesh({"data": 2}, jax.devices()[:2]), PRESETS["fsdp"]
     specs = abstract(lambda rngs: InternVL(config, rngs))[1]
@@ -256,6 +257,7 @@ def test_answers_go_on_in_another_call(few_rows, processor, params, requests, mo
         assert ours.finished == wanted.finished
 
 
+@pytest.mark.soak
 def test_a_mesh_of_one_device_is_that_device(config, vocabulary, params, requests, rollout):
     mesh, rules = make_mesh({}, jax.devices()[:1]), PRESETS["fsdp"]
     specs = abstract(lambda rngs: InternVL(config, rngs))[1]
