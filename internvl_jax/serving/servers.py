@@ -115,7 +115,7 @@ class ApiServer:
         metrics.gauge("num_requests_running", "Answers that have rows", lambda: engine.load.running)
         metrics.gauge("num_requests_waiting", "Requests without a token", lambda: self.service.admission.requests)
         metrics.gauge("kv_cache_usage_perc", "Share of the cache that is used", lambda: engine.load.share)
-        self.doors = Doors(served.keys, limits.body_bytes, limits.body_seconds, not served.keys.digests)
+        self.doors = Doors(served.keys, limits)
         if vision is not None:
             self.doors.vision = lambda: vision.status
         endpoints = Endpoints(self.service, prompting, served.names, served.fingerprint, self.doors)

@@ -14,8 +14,9 @@ import PIL.Image
 import pytest
 
 from internvl_jax.inference import chat
+from internvl_jax.serving import ApiKeys, listen, loading
 from internvl_jax.sharding import bind
-from tests.serving.conftest import Running
+from tests.serving.conftest import LIMITS, Running
 
 PATH = "/v1/chat/completions"
 
@@ -280,6 +281,26 @@ def test_a_server_that_is_to_end_finishes_what_it_has_begun(structure, params, p
     assert whole[-1] == "data: [DONE]"
     assert json.loads(whole[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 40
     ending.join()
+
+
+def test_nobody_waits_while_a_model_is_loaded():
+    with listen("127.0.0.1", 0) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        for _ in range(2):  # who serves next has the same socket
+            with (
+                pytest.raises(SystemExit),
+                loading(listening, ApiKeys(()), LIMITS),
+                httpx.Client(base_url=url) as client,
+            ):
+                for path in ("/health", "/ready"):
+                    probe = client.get(path)
+                    assert (probe.status_code, probe.json()) == (503, {"status": "starting"})
+                for refused in (client.get("/"), client.get("/v1/models"), client.post(PATH, json={})):
+                    error = refused.json()["error"]
+                    assert (refused.status_code, error["code"], error["type"]) == (503, "starting", "server_error")
+                    assert "the model is being loaded" in error["message"] and int(refused.headers["retry-after"])
+                assert client.get("/", headers={"host": "evil.example"}).status_code == 403
+                raise SystemExit(143)
 
 
 def test_nothing_was_compiled_on_the_way(running):
