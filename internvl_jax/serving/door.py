@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import ipaddress
+import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal
@@ -93,27 +94,37 @@ class Doors:
 
 
 class Door:
-    """Lets requests through to the application, and bounds their bodies."""
+    """Lets requests through to the application, and bounds their bodies.
 
-    def __init__(self, app: Any, doors: Doors, refuse: Callable[[Refusal], Response]):
+    A request's scope says when it `came` and has an `id`, which clients read in the header `x-request-id`.
+
+    Args:
+      app: the application.
+      doors: who may come in.
+      refuse: makes the response to a request, by its scope, that may not.
+    """
+
+    def __init__(self, app: Any, doors: Doors, refuse: Callable[[Message, Refusal], Response]):
         self._app, self._doors, self._refuse = app, doors, refuse
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["came"], scope["id"] = time.monotonic(), secrets.token_hex(12)
+        headers = [*_HEADERS, (b"x-request-id", scope["id"].encode())]
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         try:
             self._doors.check(scope["path"], dict(scope["headers"]))
         except Refusal as refusal:
-            await self._refuse(refusal)(scope, receive, send_on)
+            await self._refuse(scope, refusal)(scope, receive, send_on)
             return
-        came, whole, end = 0, False, time.monotonic() + self._doors.limits.body_seconds
+        came, whole, end = 0, False, scope["came"] + self._doors.limits.body_seconds
 
         async def receive_bounded() -> Message:
             nonlocal came, whole

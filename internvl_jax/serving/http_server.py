@@ -38,6 +38,9 @@ def url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
+_WARNING_SECONDS = 10.0
+
+
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -75,9 +78,17 @@ Prepare = Callable[[contextlib.AsyncExitStack], Awaitable[object]]
 
 
 class _NoWords(logging.Filter):
-    """Of errors only where they arose: their words may be a client's."""
+    """Of errors only where they arose: their words may be a client's. Of what is no HTTP a warning now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING:
+            if record.created < self._told.get(record.msg, 0) + _WARNING_SECONDS:
+                return False
+            self._told[record.msg] = record.created
         if record.exc_info and record.exc_info[0] is not None:
             frames = "".join(traceback.format_tb(record.exc_info[2]))
             record.msg, record.args, record.exc_info = f"{record.msg}\n{frames}{record.exc_info[0].__name__}", (), None

@@ -4,14 +4,12 @@ import contextlib
 import socket
 from typing import Any
 
-from starlette.responses import Response
-
 from internvl_jax.serving.api_keys import ApiKeys
 from internvl_jax.serving.door import Door, Doors
 from internvl_jax.serving.endpoints import as_json
 from internvl_jax.serving.http_server import serving_beside
 from internvl_jax.serving.limits import Limits
-from internvl_jax.serving.refusals import Refusal
+from internvl_jax.serving.refusing import Refusing
 
 
 def loading(listening: socket.socket, keys: ApiKeys, limits: Limits) -> contextlib.AbstractContextManager[None]:
@@ -22,14 +20,11 @@ def loading(listening: socket.socket, keys: ApiKeys, limits: Limits) -> contextl
       keys: of clients.
       limits: of the server.
     """
-    doors = Doors(keys, limits)
+    doors, refusing = Doors(keys, limits), Refusing()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         probed = scope["path"] in ("/health", "/ready")
-        await (as_json(doors.state(), 503) if probed else _refused(doors.closed()))(scope, receive, send)
+        response = as_json(doors.state(), 503) if probed else refusing.answer(scope, doors.closed())
+        await response(scope, receive, send)
 
-    return serving_beside(Door(app, doors, _refused), listening)
-
-
-def _refused(refusal: Refusal) -> Response:
-    return as_json(refusal.body(), refusal.status, refusal.headers)
+    return serving_beside(Door(app, doors, refusing.answer), listening)

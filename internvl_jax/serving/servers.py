@@ -24,6 +24,7 @@ from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.prompting import Prompting
 from internvl_jax.serving.service import Service
+from internvl_jax.serving.refusing import Refusing
 from internvl_jax.serving.structured import Grammars
 from internvl_jax.serving.vision_metrics import add_vision_client
 
@@ -119,9 +120,9 @@ class ApiServer:
         if vision is not None:
             self.doors.vision = lambda: vision.status
         endpoints = Endpoints(self.service, prompting, served.names, served.fingerprint, self.doors)
-        self._http = HttpServer(
-            make_app(endpoints, metrics, self.doors), self.doors, self.service, self._prepare, served.grace
-        )
+        self._refusing = Refusing()
+        app = make_app(endpoints, metrics, self.doors, self._refusing)
+        self._http = HttpServer(app, self.doors, self.service, self._prepare, served.grace)
 
     def run(self, listening: socket.socket, ready: Callable[[str], None]) -> bool:
         """Answers until SIGTERM, Ctrl-C or `stop`; says whether it ended in order.
@@ -147,3 +148,4 @@ class ApiServer:
             opened.push_async_callback(vision.close)
             await vision.start()
         await self.service.engine.call(self._reader.engine.warm_up)
+        opened.callback(self._refusing.tell_all)

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from internvl_jax.inference import chat
-from internvl_jax.serving import ApiKeys, listen, loading
+from internvl_jax.serving import ApiKeys, listen, loading, refusing
 from internvl_jax.sharding import bind
 from tests.serving.conftest import LIMITS, Running
 
@@ -281,6 +281,24 @@ def test_a_server_that_is_to_end_finishes_what_it_has_begun(structure, params, p
     assert whole[-1] == "data: [DONE]"
     assert json.loads(whole[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 40
     ending.join()
+
+
+def test_a_flood_of_refusals_is_a_few_lines_of_the_log(running, caplog, monkeypatch):
+    monkeypatch.setattr(refusing, "_SECONDS", 0.3)
+    caplog.set_level("INFO", "internvl_jax.requests")
+    refused = [running.client.post("/detokenize", json={"tokens": "SECRET"}) for _ in range(20)]
+    running.client.get("/v1/models/SECRET", headers={"authorization": "Bearer SECRET"})
+    lines = lambda: [json.loads(record.message) for record in caplog.records if record.name == "internvl_jax.requests"]
+    own = lambda: [line for line in lines() if line["path"] == "/detokenize"]
+    end = time.monotonic() + 10
+    while sum(line.get("more", 1) for line in own()) < 20:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    first, *more = own()
+    assert (first["refused"], first["id"]) == (400, refused[0].headers["x-request-id"]) and first["seconds"] >= 0
+    assert more and len(more) < 6 and not any("id" in line for line in more)
+    assert len({each.headers["x-request-id"] for each in refused}) == 20
+    assert "SECRET" not in caplog.text
 
 
 def test_nobody_waits_while_a_model_is_loaded():
