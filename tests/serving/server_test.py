@@ -13,8 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from internvl_jax.errors import InputError
 from internvl_jax.inference import chat
-from internvl_jax.serving import ApiKeys, listen, loading, refusing
+from internvl_jax.serving import ApiKeys, ladders, listen, loading, refusing
 from internvl_jax.sharding import bind
 from tests.serving.conftest import LIMITS, Running
 
@@ -299,6 +300,14 @@ def test_a_flood_of_refusals_is_a_few_lines_of_the_log(running, caplog, monkeypa
     assert more and len(more) < 6 and not any("id" in line for line in more)
     assert len({each.headers["x-request-id"] for each in refused}) == 20
     assert "SECRET" not in caplog.text
+
+
+def test_features_of_pictures_take_what_they_may(running, structure, params, processor):
+    """By default those of 1,024 tiles are kept: small models took a gigabyte."""
+    assert len(running.server._reader.engine.tiles.pool_GPD) == 1024
+    few = ladders(1, 64, feature_bytes=200 * 4 * 40 * 4)
+    with pytest.raises(InputError, match="may have 256 tiles, but the features of 200 are kept"):
+        Running(bind(structure[0], params), processor, few)
 
 
 def test_nobody_waits_while_a_model_is_loaded():
