@@ -20,7 +20,7 @@ from internvl_jax.serving.schema import (
 )
 from internvl_jax.validation import parse_json
 
-_CLIENTS_OWN = ("schema", "json", "metadata")
+_CLIENTS_OWN = ("schema", "json", "metadata", "logit_bias")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
     for status, what in (

@@ -138,6 +138,47 @@ def test_text_is_gone_on_with(running):
     assert len(texts[0]["choices"][0]["logprobs"]["tokens"]) == 4
 
 
+def complete(running, prompt, **fields):
+    return running.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 4} | fields)
+
+
+def test_several_texts_are_gone_on_with_as_each_alone(running):
+    fields = {"temperature": 1, "seed": 3, "n": 2, "logprobs": 1}
+    texts = ["a red", "what is in the picture?", "a red"]
+    alone = [complete(running, text, **fields).json() for text in texts]
+    tokens = [running.client.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in texts]
+    for prompts in (texts, tokens):
+        whole = complete(running, prompts, **fields).json()
+        assert [choice["index"] for choice in whole["choices"]] == [*range(6)]
+        for number, choice in enumerate(whole["choices"]):
+            assert choice == alone[number // 2]["choices"][number % 2] | {"index": number}
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert whole["usage"][name] == sum(each["usage"][name] for each in alone)
+    assert whole["choices"][0]["text"] != whole["choices"][2]["text"]
+    pieces = events(complete(running, texts, stream=True, stream_options={"include_usage": True}, **fields))
+    assert pieces[-1]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+    for choice in whole["choices"]:
+        own = [each for piece in pieces for each in piece["choices"] if each["index"] == choice["index"]]
+        assert "".join(each["text"] for each in own) == choice["text"]
+
+
+def test_texts_without_a_seed_are_gone_on_with_in_different_ways(running):
+    choices = complete(running, ["a red"] * 6, temperature=1, max_tokens=12).json()["choices"]
+    assert len({choice["text"] for choice in choices}) > 1
+
+
+@pytest.mark.parametrize("prompt", [[], [""], [[]], ["a", 5], [["a"]], ["a"] * 13, ["a" * 600_000] * 2, [[5], [2**40]]])
+def test_prompts_that_are_none(running, prompt):
+    refused = complete(running, prompt)
+    assert refused.status_code == 400 and refused.json()["error"]["param"].startswith("prompt")
+    assert not numbers(running)["internvl:num_requests_waiting"]
+
+
+def test_one_prompt_that_can_not_be_read_ends_the_others(running):
+    assert complete(running, [[40, 41], [300_000]], max_tokens=200, ignore_eos=True).status_code == 400
+    assert running.server.service.writing == 0 and not numbers(running)["internvl:num_requests_waiting"]
+
+
 PICTURE = {"type": "image_url", "image_url": {"url": png(1)}}
 
 
@@ -154,6 +195,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": png(1)}}
         (400, "max_tokens", {"max_tokens": 0}),
         (400, "messages", {"max_tokens": 4000}),
         (400, "n", {"n": 17}),
+        (400, "logit_bias.x", {"logit_bias": {"x": None}}),
         (400, "stop", {"stop": ["x"] * 17}),
         (400, "top_logprobs", {"top_logprobs": 2}),
         (400, "stream_options", {"stream_options": {"include_usage": True}}),
