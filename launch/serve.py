@@ -12,6 +12,7 @@ Decoupled, the two halves of a model have servers of their own, as many as suit 
     python -m launch.serve --checkpoint=DIR --role=language --vision=127.0.0.1:9000 --port=8000
 """
 
+import contextlib
 import sys
 
 import jax
@@ -19,7 +20,7 @@ from absl import flags
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import PartName
-from internvl_jax.serving import ApiServer, check_wire, listen, serve_vision
+from internvl_jax.serving import ApiServer, check_wire, listen, loading, serve_vision
 from launch import checkpoint, server_doors, server_flags, server_rows, together
 
 _ROLE = flags.DEFINE_enum("role", "all", ["all", "vision", "language"], "which half of the model this server has")
@@ -35,13 +36,15 @@ def main(argv: list[str]) -> None:
     if _ROLE.value == "vision":
         _serve_vision()
         return
-    server_doors.keys(), server_flags.limits()  # before anything slow
+    keys, limits = server_doors.keys(), server_flags.limits()  # before anything slow
     listening = listen(server_doors.HOST.value, _PORT.value)
-    with together.opened(server_rows.ladders(), _part()) as (model, processor):
-        server_flags.log_requests()
-        served = server_flags.served(model, processor, _VISION.value)
+    server_flags.log_requests()
+    with contextlib.ExitStack() as stack:
+        with loading(listening, keys, limits):
+            model, processor = stack.enter_context(together.opened(server_rows.ladders(), _part()))
+            server = ApiServer(model, processor, server_flags.served(model, processor, _VISION.value))
         print("loaded; answers 503 until everything is compiled", file=sys.stderr, flush=True)
-        if not ApiServer(model, processor, served).run(listening, _say_ready):
+        if not server.run(listening, _say_ready):
             sys.exit(1)
 
 
@@ -52,8 +55,7 @@ def _serve_vision() -> None:
     address = f"[{host}]:{_PORT.value}" if ":" in host else f"{host}:{_PORT.value}"
     check_wire(address, secret)  # before anything slow
     health = None if _HEALTH.value is None else listen(host, _HEALTH.value)
-    model, processor = checkpoint.load("vision")
-    serve_vision(model, processor, address, secret, health, _say_ready)
+    serve_vision(lambda: checkpoint.load("vision"), address, secret, health, _say_ready)
 
 
 def _say_ready(address: str) -> None:

@@ -9,17 +9,18 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteException
 
 from internvl_jax.errors import InputError
-from internvl_jax.serving.door import Door, Doors
-from internvl_jax.serving.endpoints import Endpoints, as_json
+from internvl_jax.serving.door import Door, Doors, Message
+from internvl_jax.serving.endpoints import Endpoints
 from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.refusals import Refusal
+from internvl_jax.serving.refusing import Refusing
 from internvl_jax.serving.schema import (
     ErrorBody,
     explained,
 )
 from internvl_jax.validation import parse_json
 
-_CLIENTS_OWN = ("schema", "json", "metadata")
+_CLIENTS_OWN = ("schema", "json", "metadata", "logit_bias")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
     for status, what in (
@@ -76,13 +77,14 @@ class _CheckedRoute(APIRoute):
         return checked
 
 
-def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors) -> Door:
+def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors, refusing: Refusing) -> Door:
     """The application.
 
     Args:
       endpoints: what is answered.
       metrics: where refusals are counted.
       doors: who may come in.
+      refusing: says no.
     """
     app = FastAPI(title="internvl_jax", docs_url=None, redoc_url=None, redirect_slashes=False, responses=_ERRORS)
     app.router.route_class = _CheckedRoute
@@ -101,26 +103,28 @@ def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors) -> Door:
         app.head(path, include_in_schema=False)(endpoint)
     app.get("/", include_in_schema=False)(endpoints.root)
 
-    def refuse(refusal: Refusal) -> Response:
+    refusing.paths = {route.path for route in app.routes if isinstance(route, APIRoute)}
+
+    def refuse(scope: Message, refusal: Refusal) -> Response:
         metrics.refused.labels(str(refusal.status)).inc()
         if refusal.status == 429:
             metrics.rejected.inc()
-        return as_json(refusal.body(), refusal.status, refusal.headers)
+        return refusing.answer(scope, refusal)
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> Response:
-        return refuse(error)
+        return refuse(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse(explained(error.errors()))
+        return refuse(request.scope, explained(error.errors()))
 
     @app.exception_handler(StarletteException)
     async def failed(request: Request, error: StarletteException) -> Response:
-        return refuse(Refusal(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+        return refuse(request.scope, Refusal(error.status_code, str(error.detail), headers=dict(error.headers or {})))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return refuse(Refusal(500, "the server made a mistake; its log has more."))
+        return refuse(request.scope, Refusal(500, "the server made a mistake; its log has more."))
 
     return Door(app, doors, refuse)

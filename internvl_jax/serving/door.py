@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import ipaddress
+import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from internvl_jax.serving.api_keys import ApiKeys
+from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.refusals import Refusal
 
 Message = MutableMapping[str, Any]
@@ -18,6 +20,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _OPEN = ("/", "/health", "/ready", "/metrics")  # what needs no key and is told at any time
+_WHY = {
+    "starting": "the model is being loaded",
+    "stopping": "the server is stopping",
+    "failed": "the server has failed",
+}
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -30,19 +37,15 @@ class Doors:
     """What is let in.
 
     Attributes:
-      keys: the keys that open; None: everybody may.
-      body_bytes: the largest body.
-      body_seconds: until the whole of it must have come.
-      local: only names of this machine are answered to: a page of another host whose name was made to point here may
-        not use the server of whoever looks at it.
+      keys: the keys that open; without any, everybody may. Then only names of this machine are answered to: a page of
+        another host whose name was made to point here may not use the server of whoever looks at it.
+      limits: of bodies.
       phase: whether anything is answered.
       vision: how the vision servers are; None where the model has its own tower.
     """
 
-    keys: ApiKeys | None
-    body_bytes: int
-    body_seconds: float
-    local: bool
+    keys: ApiKeys
+    limits: Limits
     phase: Literal["starting", "ready", "stopping", "failed"] = "starting"
     vision: Callable[[], str] | None = None
 
@@ -67,47 +70,61 @@ class Doors:
           Refusal: it doesn't.
         """
         host = headers.get(b"host", b"").decode("latin-1")
-        if self.local and not _is_local(host):
+        if not self.keys.digests and not _is_local(host):
             raise Refusal(403, "this server answers to names of its own machine alone.", code="host_not_allowed")
         if path in _OPEN:
             return
-        if self.keys is not None and not self.keys.allows(headers.get(b"authorization", b"").decode("latin-1")):
+        if not self.keys.allows(headers.get(b"authorization", b"").decode("latin-1")):
             headers_out = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, "the key is missing or wrong.", code="invalid_api_key", headers=headers_out)
         if not self.open:
-            retry = {"Retry-After": "5"}
-            raise Refusal(503, f"the server is {self.phase}; ask again later.", code=self.phase, headers=retry)
+            raise self.closed()
         length = headers.get(b"content-length", b"0").decode("latin-1")
-        if not length.isdecimal() or int(length[:20]) > self.body_bytes:
+        if not length.isdecimal() or int(length[:20]) > self.limits.body_bytes:
             raise self.too_large()
+
+    def closed(self) -> Refusal:
+        """What is told where nothing is answered."""
+        retry = {"Retry-After": "5"}
+        return Refusal(503, f"{_WHY[self.phase]}; ask again later.", code=self.phase, headers=retry)
 
     def too_large(self) -> Refusal:
         """What a body over the bound is told."""
-        return Refusal(413, f"the body is larger than the {self.body_bytes:,} bytes that this server takes.")
+        return Refusal(413, f"the body is larger than the {self.limits.body_bytes:,} bytes that this server takes.")
 
 
 class Door:
-    """Lets requests through to the application, and bounds their bodies."""
+    """Lets requests through to the application, and bounds their bodies.
 
-    def __init__(self, app: Any, doors: Doors, refuse: Callable[[Refusal], Response]):
+    A request's scope says when it `came` and has an `id`, which clients read in the header `x-request-id`.
+
+    Args:
+      app: the application.
+      doors: who may come in.
+      refuse: makes the response to a request, by its scope, that may not.
+    """
+
+    def __init__(self, app: Any, doors: Doors, refuse: Callable[[Message, Refusal], Response]):
         self._app, self._doors, self._refuse = app, doors, refuse
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["came"], scope["id"] = time.monotonic(), secrets.token_hex(12)
+        headers = [*_HEADERS, (b"x-request-id", scope["id"].encode())]
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         try:
             self._doors.check(scope["path"], dict(scope["headers"]))
         except Refusal as refusal:
-            await self._refuse(refusal)(scope, receive, send_on)
+            await self._refuse(scope, refusal)(scope, receive, send_on)
             return
-        came, whole, end = 0, False, time.monotonic() + self._doors.body_seconds
+        came, whole, end = 0, False, scope["came"] + self._doors.limits.body_seconds
 
         async def receive_bounded() -> Message:
             nonlocal came, whole
@@ -116,10 +133,12 @@ class Door:
             try:
                 message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0))
             except TimeoutError:
-                raise HTTPException(408, f"the body had not come after {self._doors.body_seconds:g} s.") from None
+                raise HTTPException(
+                    408, f"the body had not come after {self._doors.limits.body_seconds:g} s."
+                ) from None
             came += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if came > self._doors.body_bytes:
+            if came > self._doors.limits.body_bytes:
                 raise HTTPException(413, self._doors.too_large().message)
             return message
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,7 +21,8 @@ from internvl_jax.serving.prompting import Prompting
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import ChatReply, TextReply
 from internvl_jax.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from internvl_jax.serving.service import ReadyPrompt, Service, Writing
+from internvl_jax.serving.service import Service, Writing
+from internvl_jax.serving.writings import Asked, Writings
 
 T = TypeVar("T")
 
@@ -45,13 +47,17 @@ class Endpoints:
         """POST /v1/chat/completions."""
         order = orders.chat_order(body, self._service.limits)
         reply = ChatReply(*self._spoken_as(order, body.model))
-        return await self._answer(request, order, reply, lambda: self._prompting.chat(body.messages, order))
+        return await self._answer(request, reply, (order, lambda: self._prompting.chat(body.messages, order)))
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """POST /v1/completions."""
-        order = orders.completion_order(body, self._service.limits)
-        reply = TextReply(*self._spoken_as(order, body.model))
-        return await self._answer(request, order, reply, lambda: self._prompting.text(body.prompt))
+        asked = orders.completion_orders(body, self._service.limits)
+        reply = TextReply(*self._spoken_as(asked[0][0], body.model))
+        return await self._answer(
+            request,
+            reply,
+            *((order, functools.partial(self._prompting.text, prompt)) for order, prompt in asked),
+        )
 
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """POST /tokenize."""
@@ -95,17 +101,15 @@ class Endpoints:
         headers = {"Content-Security-Policy": self._policy, "Cache-Control": "no-cache"}
         return Response(self._html, media_type="text/html; charset=utf-8", headers=headers)
 
-    async def _answer(
-        self, request: Request, order: Order, reply: ChatReply, prompted: Callable[[], Awaitable[ReadyPrompt]]
-    ) -> Response:
-        writing = await _unless_gone(request, self._service.begin(order, prompted))
-        if order.stream:
+    async def _answer(self, request: Request, reply: ChatReply, *asked: Asked) -> Response:
+        writing = await _unless_gone(request, Writings.begin(self._service, asked))
+        if writing.first.order.stream:
             return _Stream(_events(writing, reply, self._prompting.told), writing)
         try:
             await _unless_gone(request, _all_of(writing))
         finally:
             writing.close()
-        return as_json(reply.whole(writing.choices, writing.used) | self._prompting.told(writing))
+        return as_json(reply.whole(writing.choices, writing.used) | self._prompting.told(writing.first))
 
     def _spoken_as(self, order: Order, model: str | None) -> tuple[str, str, str, Tokenizer, bool, bool]:
         name = self._check_model(model)
@@ -130,7 +134,7 @@ def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None
 class _Stream(StreamingResponse):
     """A stream of events that ends its answers with itself, also where the client left before the first."""
 
-    def __init__(self, events: AsyncIterator[bytes], writing: Writing):
+    def __init__(self, events: AsyncIterator[bytes], writing: Writings):
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._writing = writing
@@ -162,16 +166,16 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             await watch
 
 
-async def _all_of(writing: Writing) -> None:
+async def _all_of(writing: Writings) -> None:
     async for _ in writing.said():
         pass
 
 
 async def _events(
-    writing: Writing, reply: ChatReply, told: Callable[[Writing], dict[str, Any]]
+    writing: Writings, reply: ChatReply, told: Callable[[Writing], dict[str, Any]]
 ) -> AsyncIterator[bytes]:
     """Server-sent events of answers as they are written."""
-    usage = writing.order.usage
+    usage = writing.first.order.usage
 
     def event(chunk: dict[str, Any] | None) -> bytes:
         if chunk is None:
@@ -191,7 +195,7 @@ async def _events(
                     yield event(reply.opening(number))
                 yield event(reply.piece(number, each))
         if usage != "none":
-            yield event(reply.closing(writing.used) | told(writing))
+            yield event(reply.closing(writing.used) | told(writing.first))
     except Refusal as refusal:
         yield b"data: " + msgspec.json.encode(refusal.body()) + b"\n\n"
     yield b"data: [DONE]\n\n"

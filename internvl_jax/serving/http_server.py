@@ -5,10 +5,11 @@ import contextlib
 import logging
 import signal
 import socket
+import threading
 import time
 import traceback
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -37,13 +38,57 @@ def url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
+_WARNING_SECONDS = 10.0
+
+
+def _config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+
+
+@contextlib.contextmanager
+def serving_beside(app: Any, listening: socket.socket) -> Iterator[None]:
+    """Serves an application in a thread of its own as long as it lasts.
+
+    Args:
+      listening: where; it stays open, and who connects afterwards waits for whoever serves there next.
+    """
+    with listening.dup() as own:
+        server = uvicorn.Server(_config(app))
+        thread = threading.Thread(target=server.run, args=([own],), name="beside", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 Prepare = Callable[[contextlib.AsyncExitStack], Awaitable[object]]
 
 
 class _NoWords(logging.Filter):
-    """Of errors only where they arose: their words may be a client's."""
+    """Of errors only where they arose: their words may be a client's. Of what is no HTTP a warning now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING:
+            if record.created < self._told.get(record.msg, 0) + _WARNING_SECONDS:
+                return False
+            self._told[record.msg] = record.created
         if record.exc_info and record.exc_info[0] is not None:
             frames = "".join(traceback.format_tb(record.exc_info[2]))
             record.msg, record.args, record.exc_info = f"{record.msg}\n{frames}{record.exc_info[0].__name__}", (), None
@@ -62,19 +107,7 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(self, app: Any, doors: Doors, service: Service, prepare: Prepare, grace: float):
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="h11",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=1,
-                h11_max_incomplete_event_size=1 << 16,
-            )
-        )
+        super().__init__(_config(app))
         logging.getLogger("uvicorn.error").addFilter(_NoWords())
         self._doors, self._service, self._prepare, self._grace = doors, service, prepare, grace
         self._end = 0.0

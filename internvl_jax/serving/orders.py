@@ -94,10 +94,27 @@ def chat_order(request: ChatRequest, limits: Limits) -> Order:
     )
 
 
-def completion_order(request: CompletionRequest, limits: Limits) -> Order:
-    """How a text is gone on with."""
+def completion_orders(request: CompletionRequest, limits: Limits) -> list[tuple[Order, str | list[int]]]:
+    """How texts are gone on with, each as it would be alone.
+
+    Raises:
+      Refusal: what can't be.
+    """
+    prompts = _prompts(request.prompt)
+    if len(prompts) > limits.waiting_requests:
+        message = f"prompt has {len(prompts)} texts; this server takes at most {limits.waiting_requests}."
+        raise Refusal(400, message, "prompt")
+    if sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) > limits.text_chars:
+        raise Refusal(400, f"prompt is longer than the {limits.text_chars:,} characters that are taken.", "prompt")
     logprobs = request.logprobs
-    return _order(request, limits, request.max_tokens, logprobs or 0, logprobs=logprobs is not None)
+    order = lambda: _order(request, limits, request.max_tokens, logprobs or 0, logprobs=logprobs is not None)
+    name = order().name
+    return [(dataclasses.replace(order(), name=name), prompt) for prompt in prompts]
+
+
+def _prompts(given: Any) -> list[str | list[int]]:
+    """One or several: a text, tokens, or a list of either."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
 def conversation(messages: list[Message]) -> list[dict[str, Any]]:

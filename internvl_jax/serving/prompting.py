@@ -84,13 +84,12 @@ class Prompting:
             image["url"] = data
         return messages
 
-    async def text(self, prompt: str | list[str] | list[int]) -> ReadyPrompt:
-        """A plain text, alone or as a list of one, or tokens.
+    async def text(self, prompt: str | list[int]) -> ReadyPrompt:
+        """A plain text, or tokens.
 
         Raises:
           Refusal: it is too long.
         """
-        prompt = prompt[0] if isinstance(prompt[:1], list) and isinstance(prompt[0], str) else prompt
         if isinstance(prompt, str):
             if len(prompt) > self.limits.text_chars:
                 message = f"the prompt has {len(prompt):,} characters; this server takes {self.limits.text_chars:,}."

@@ -104,6 +104,10 @@ class Usage:
         tokens, thought = (sum(getattr(choice, name) for choice in choices) for name in ("tokens", "thought"))
         return dataclasses.replace(self, completion=tokens, thought=thought)
 
+    def __add__(self, other: "Usage") -> "Usage":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Usage(*(ours + theirs for ours, theirs in pairs))
+
     def values(self) -> dict[str, Any]:
         """As OpenAI names them; `multimodal_tokens` is vLLM's."""
         details = {"cached_tokens": self.cached, "multimodal_tokens": {"image": self.image}}

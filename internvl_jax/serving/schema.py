@@ -8,7 +8,7 @@ Source: openai 3.57 (2026-11) and vLLM 0.32 for the names of what OpenAI's API l
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -55,6 +55,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Text = Annotated[str, Field(min_length=1)]
 TileLimit = Annotated[int, Field(ge=1, le=4096)]
+
+
+T = TypeVar("T")
+_Some = Annotated[list[T], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
@@ -239,7 +243,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of POST /v1/completions: text that the model goes on with."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)] | Annotated[list[Id], Field(min_length=1)]
+    prompt: Text | _Some[Text] | _Some[Id] | _Some[_Some[Id]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: _No | None = None
 

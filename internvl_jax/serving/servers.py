@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from internvl_jax.data import Processor
+from internvl_jax.errors import InputError
 from internvl_jax.inference import Ladders, get_reader
 from internvl_jax.models import InternVL, LanguageHalf
 from internvl_jax.serving.admission import Admission
@@ -23,10 +24,12 @@ from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.prompting import Prompting
+from internvl_jax.serving.refusing import Refusing
 from internvl_jax.serving.service import Service
 from internvl_jax.serving.structured import Grammars
 from internvl_jax.serving.vision_metrics import add_vision_client
 
+_KEPT_TILES = 1024  # whose features are kept, where it isn't said: of four requests at the limit
 _CPU_PROMPTS, _PROMPTS = (32, 64, 128), (64, 128, 256)  # besides the chunk
 
 
@@ -57,7 +60,9 @@ class Served:
     secret: bytes | None = None
 
 
-def ladders(rows: int, context: int, chunk: int | None, page: int | None) -> Ladders:
+def ladders(
+    rows: int, context: int, chunk: int | None = None, page: int | None = None, feature_bytes: int | None = None
+) -> Ladders:
     """Sizes of a server: everything is compiled at its start, so they are few.
 
     Args:
@@ -65,6 +70,7 @@ def ladders(rows: int, context: int, chunk: int | None, page: int | None) -> Lad
       context: tokens of a prompt and its answer together.
       chunk: tokens of prompts that are read between two tokens of those that are answering.
       page: tokens of a page, see `Ladders`.
+      feature_bytes: how much the features of pictures may take that are kept.
     """
     cpu = jax.default_backend() == "cpu"
     chunk = min(chunk or (256 if cpu else 512), context)
@@ -76,6 +82,8 @@ def ladders(rows: int, context: int, chunk: int | None, page: int | None) -> Lad
         classes=((rows, context),),
         chunk=chunk,
         page=page,
+        kept_bytes=feature_bytes or Ladders.kept_bytes,
+        kept_tiles=None if feature_bytes else _KEPT_TILES,
     )
 
 
@@ -86,6 +94,9 @@ class ApiServer:
       model, processor: as `load` gives them, within `inference.leading` with `ladders`.
       served: how.
 
+    Raises:
+      InputError: requests may have more tiles than features are kept of.
+
     Attributes:
       service: what answers.
       doors: what is let in.
@@ -94,6 +105,11 @@ class ApiServer:
     def __init__(self, model: InternVL | LanguageHalf, processor: Processor, served: Served):
         reader, limits, metrics, config = get_reader(model, processor), served.limits, ApiMetrics(), model.config
         self._reader = reader
+        if (kept := reader.engine.tiles.capacity) < limits.tiles:
+            raise InputError(
+                f"a request may have {limits.tiles} tiles, but the features of {kept} are kept at a time; raise "
+                f"--feature_bytes, or give --limit=tiles={kept}"
+            )
         engine = EngineThread(reader, processor, reader.engine.ladders.piece, metrics.step.observe)
         self._workers = PromptWorkers(processor, served.workers, limits)
         fetch = Fetcher(served.hosts, limits).fetch
@@ -115,13 +131,13 @@ class ApiServer:
         metrics.gauge("num_requests_running", "Answers that have rows", lambda: engine.load.running)
         metrics.gauge("num_requests_waiting", "Requests without a token", lambda: self.service.admission.requests)
         metrics.gauge("kv_cache_usage_perc", "Share of the cache that is used", lambda: engine.load.share)
-        self.doors = Doors(served.keys, limits.body_bytes, limits.body_seconds, not served.keys.digests)
+        self.doors = Doors(served.keys, limits)
         if vision is not None:
             self.doors.vision = lambda: vision.status
         endpoints = Endpoints(self.service, prompting, served.names, served.fingerprint, self.doors)
-        self._http = HttpServer(
-            make_app(endpoints, metrics, self.doors), self.doors, self.service, self._prepare, served.grace
-        )
+        self._refusing = Refusing()
+        app = make_app(endpoints, metrics, self.doors, self._refusing)
+        self._http = HttpServer(app, self.doors, self.service, self._prepare, served.grace)
 
     def run(self, listening: socket.socket, ready: Callable[[str], None]) -> bool:
         """Answers until SIGTERM, Ctrl-C or `stop`; says whether it ended in order.
@@ -142,6 +158,7 @@ class ApiServer:
         self._http.should_exit = True
 
     async def _prepare(self, opened: contextlib.AsyncExitStack) -> None:
+        opened.callback(self._refusing.tell_all)
         await opened.enter_async_context(self._workers)
         if (vision := self.service.vision) is not None:
             opened.push_async_callback(vision.close)

@@ -1,11 +1,11 @@
 """The vision half of a model becomes a server."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
 
 import jax
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,6 +15,7 @@ from internvl_jax.data import Processor
 from internvl_jax.inference import VisionTower, fingerprint, weights_digest
 from internvl_jax.models import VisionHalf
 from internvl_jax.serving.dvd import VisionServer, VisionServerLimits, greeting
+from internvl_jax.serving.http_server import serving_beside
 from internvl_jax.serving.metrics import Metrics
 from internvl_jax.serving.vision_metrics import add_vision_server
 
@@ -26,8 +27,7 @@ def check_wire(address: str, secret: bytes | None) -> None:
 
 
 def serve_vision(
-    model: VisionHalf,
-    processor: Processor,
+    load: Callable[[], tuple[VisionHalf, Processor]],
     address: str,
     secret: bytes | None,
     health: socket.socket | None,
@@ -36,31 +36,34 @@ def serve_vision(
     """Gives features of tiles to language servers until the process is told to end.
 
     Args:
-      model, processor: as `load` gives them.
+      load: gives the model and its processor.
       address: HOST:PORT of the wire.
       secret: shared with the language servers.
       health: where /health, /ready and /metrics are told; None: nowhere.
       ready: called with the address once tiles are taken.
     """
+    metrics, begun = Metrics(), threading.Event()
+    with contextlib.nullcontext() if health is None else serving_beside(_probes(metrics, begun), health):
+        server = _vision_server(*load(), address, secret)
+        with server:
+            add_vision_server(metrics, server)
+            begun.set()
+            ready(server.address)
+            server.wait()
+
+
+def _vision_server(model: VisionHalf, processor: Processor, address: str, secret: bytes | None) -> VisionServer:
     # On a CPU tiles pass the tower one by one in any case, and who waits for one waits for all of its batch.
     sizes = (1, 2, 4) if jax.default_backend() == "cpu" else (1, 2, 4, 8, 16, 32)
-    tower, metrics, begun = VisionTower(model, sizes), Metrics(), threading.Event()
-    limits = VisionServerLimits(batch=sizes[-1])
+    tower, limits = VisionTower(model, sizes), VisionServerLimits(batch=sizes[-1])
     config, weights = fingerprint(model, processor).encode(), weights_digest(model).encode()
-    if health is not None:
-        threading.Thread(target=_tell, args=(health, metrics, begun), name="health", daemon=True).start()
     tower.warm_up()
-    server = VisionServer(
+    return VisionServer(
         tower.encode, model.config, address, model=config, weights=weights, secret=secret, limits=limits
     )
-    with server:
-        add_vision_server(metrics, server)
-        begun.set()
-        ready(server.address)
-        server.wait()
 
 
-def _tell(listening: socket.socket, metrics: Metrics, begun: threading.Event) -> None:
+def _probes(metrics: Metrics, begun: threading.Event) -> Starlette:
     def state(request: Request) -> Response:
         word = "ready" if begun.is_set() else "starting"
         return JSONResponse({"status": word}, 200 if begun.is_set() else 503)
@@ -68,6 +71,4 @@ def _tell(listening: socket.socket, metrics: Metrics, begun: threading.Event) ->
     def numbers(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    routes = [Route("/health", state), Route("/ready", state), Route("/metrics", numbers)]
-    config = uvicorn.Config(Starlette(routes=routes), log_config=None, access_log=False, server_header=False)
-    uvicorn.Server(config).run([listening])
+    return Starlette(routes=[Route("/health", state), Route("/ready", state), Route("/metrics", numbers)])

@@ -14,6 +14,8 @@ __all__ = ["config", "flash_model", "params", "processor", "structure"]
 
 LIMITS = Limits(waiting_requests=12, waiting_tokens=4000, default_tokens=24)
 
+SIZES = ladders(3, 768, 64)
+
 
 class Running:
     """A server in a thread of this process.
@@ -23,10 +25,10 @@ class Running:
       server: the `ApiServer`.
     """
 
-    def __init__(self, model, processor, **served):
+    def __init__(self, model, processor, sizes=SIZES, **served):
         ready = threading.Event()
         self.model, self.processor = model, processor
-        with leading(model, processor, ladders(3, 768, 64, None)):
+        with leading(model, processor, sizes):
             given = {"names": ("small", "alias"), "keys": ApiKeys(()), "hosts": frozenset(), "workers": 1, "grace": 5.0}
             given |= {"fingerprint": fingerprint(model, processor), "limits": LIMITS}
             self.server = ApiServer(model, processor, Served(**given | served))

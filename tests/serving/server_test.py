@@ -13,9 +13,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from internvl_jax.errors import InputError
 from internvl_jax.inference import chat
+from internvl_jax.serving import ApiKeys, ladders, listen, loading, refusing
 from internvl_jax.sharding import bind
-from tests.serving.conftest import Running
+from tests.serving.conftest import LIMITS, Running
 
 PATH = "/v1/chat/completions"
 
@@ -136,6 +138,47 @@ def test_text_is_gone_on_with(running):
     assert len(texts[0]["choices"][0]["logprobs"]["tokens"]) == 4
 
 
+def complete(running, prompt, **fields):
+    return running.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 4} | fields)
+
+
+def test_several_texts_are_gone_on_with_as_each_alone(running):
+    fields = {"temperature": 1, "seed": 3, "n": 2, "logprobs": 1}
+    texts = ["a red", "what is in the picture?", "a red"]
+    alone = [complete(running, text, **fields).json() for text in texts]
+    tokens = [running.client.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in texts]
+    for prompts in (texts, tokens):
+        whole = complete(running, prompts, **fields).json()
+        assert [choice["index"] for choice in whole["choices"]] == [*range(6)]
+        for number, choice in enumerate(whole["choices"]):
+            assert choice == alone[number // 2]["choices"][number % 2] | {"index": number}
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert whole["usage"][name] == sum(each["usage"][name] for each in alone)
+    assert whole["choices"][0]["text"] != whole["choices"][2]["text"]
+    pieces = events(complete(running, texts, stream=True, stream_options={"include_usage": True}, **fields))
+    assert pieces[-1]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+    for choice in whole["choices"]:
+        own = [each for piece in pieces for each in piece["choices"] if each["index"] == choice["index"]]
+        assert "".join(each["text"] for each in own) == choice["text"]
+
+
+def test_texts_without_a_seed_are_gone_on_with_in_different_ways(running):
+    choices = complete(running, ["a red"] * 6, temperature=1, max_tokens=12).json()["choices"]
+    assert len({choice["text"] for choice in choices}) > 1
+
+
+@pytest.mark.parametrize("prompt", [[], [""], [[]], ["a", 5], [["a"]], ["a"] * 13, ["a" * 600_000] * 2, [[5], [2**40]]])
+def test_prompts_that_are_none(running, prompt):
+    refused = complete(running, prompt)
+    assert refused.status_code == 400 and refused.json()["error"]["param"].startswith("prompt")
+    assert not numbers(running)["internvl:num_requests_waiting"]
+
+
+def test_one_prompt_that_can_not_be_read_ends_the_others(running):
+    assert complete(running, [[40, 41], [300_000]], max_tokens=200, ignore_eos=True).status_code == 400
+    assert running.server.service.writing == 0 and not numbers(running)["internvl:num_requests_waiting"]
+
+
 PICTURE = {"type": "image_url", "image_url": {"url": png(1)}}
 
 
@@ -152,6 +195,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": png(1)}}
         (400, "max_tokens", {"max_tokens": 0}),
         (400, "messages", {"max_tokens": 4000}),
         (400, "n", {"n": 17}),
+        (400, "logit_bias.x", {"logit_bias": {"x": None}}),
         (400, "stop", {"stop": ["x"] * 17}),
         (400, "top_logprobs", {"top_logprobs": 2}),
         (400, "stream_options", {"stream_options": {"include_usage": True}}),
@@ -280,6 +324,52 @@ def test_a_server_that_is_to_end_finishes_what_it_has_begun(structure, params, p
     assert whole[-1] == "data: [DONE]"
     assert json.loads(whole[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 40
     ending.join()
+
+
+def test_a_flood_of_refusals_is_a_few_lines_of_the_log(running, caplog, monkeypatch):
+    monkeypatch.setattr(refusing, "_SECONDS", 0.3)
+    caplog.set_level("INFO", "internvl_jax.requests")
+    refused = [running.client.post("/detokenize", json={"tokens": "SECRET"}) for _ in range(20)]
+    running.client.get("/v1/models/SECRET", headers={"authorization": "Bearer SECRET"})
+    lines = lambda: [json.loads(record.message) for record in caplog.records if record.name == "internvl_jax.requests"]
+    own = lambda: [line for line in lines() if line["path"] == "/detokenize"]
+    end = time.monotonic() + 10
+    while sum(line.get("more", 1) for line in own()) < 20:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    first, *more = own()
+    assert (first["refused"], first["id"]) == (400, refused[0].headers["x-request-id"]) and first["seconds"] >= 0
+    assert more and len(more) < 6 and not any("id" in line for line in more)
+    assert len({each.headers["x-request-id"] for each in refused}) == 20
+    assert "SECRET" not in caplog.text
+
+
+def test_features_of_pictures_take_what_they_may(running, structure, params, processor):
+    """By default those of 1,024 tiles are kept: small models took a gigabyte."""
+    assert len(running.server._reader.engine.tiles.pool_GPD) == 1024
+    few = ladders(1, 64, feature_bytes=200 * 4 * 40 * 4)
+    with pytest.raises(InputError, match="may have 256 tiles, but the features of 200 are kept"):
+        Running(bind(structure[0], params), processor, few)
+
+
+def test_nobody_waits_while_a_model_is_loaded():
+    with listen("127.0.0.1", 0) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        for _ in range(2):  # who serves next has the same socket
+            with (
+                pytest.raises(SystemExit),
+                loading(listening, ApiKeys(()), LIMITS),
+                httpx.Client(base_url=url) as client,
+            ):
+                for path in ("/health", "/ready"):
+                    probe = client.get(path)
+                    assert (probe.status_code, probe.json()) == (503, {"status": "starting"})
+                for refused in (client.get("/"), client.get("/v1/models"), client.post(PATH, json={})):
+                    error = refused.json()["error"]
+                    assert (refused.status_code, error["code"], error["type"]) == (503, "starting", "server_error")
+                    assert "the model is being loaded" in error["message"] and int(refused.headers["retry-after"])
+                assert client.get("/", headers={"host": "evil.example"}).status_code == 403
+                raise SystemExit(143)
 
 
 def test_nothing_was_compiled_on_the_way(running):

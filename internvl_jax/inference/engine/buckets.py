@@ -36,6 +36,8 @@ class Ladders:
       reserve: a row must have room for so many tokens of an answer to get it, which moves or waits when it has more;
         None: for all that it may have.
       long: so many tokens must be left of an answer, or no program is compiled for fewer rows.
+      kept_bytes: how much the features of tiles may take that are kept, on all devices together.
+      kept_tiles: how many tiles they are of, at most; None: as many as there is room for.
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -49,6 +51,8 @@ class Ladders:
     piece: int = 16
     reserve: int | None = None
     long: int = 32
+    kept_bytes: int = 1 << 30
+    kept_tiles: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "prompts", "together", "tiles", "slots"):
@@ -57,6 +61,8 @@ class Ladders:
                 raise InputError(f"the ladder of {name} is {sizes}; give rising sizes from 1 on")
         if min(size for size in (self.page, self.chunk, self.piece, self.long, self.reserve) if size is not None) < 1:
             raise InputError("an engine's page, chunk, piece, reserve and long must each be 1 token or more")
+        if min(self.kept_bytes, self.kept_tiles or 1) < 1:
+            raise InputError("an engine's kept_bytes and kept_tiles must each be 1 or more")
         if self.classes is not None and not all(rows > 0 and slots > 0 for rows, slots in self.classes):
             raise InputError(f"the classes of rows are {self.classes}; give (rows, slots), all of them positive")
         if self.page is not None and (self.classes is None or len(self.classes) > 1):

@@ -62,7 +62,6 @@ class Engine:
       vocabulary: see `Vocabulary`.
       ladders: the sizes that programs are compiled for.
       cache_bytes: how much keys and values may take on a device; by default half of what is free there.
-      tile_bytes: how much the features of pictures may take that are kept.
       apart: decode with every layer's parameters apart (see `unstack`); by default on a single CPU device.
 
     Attributes:
@@ -78,7 +77,6 @@ class Engine:
         vocabulary: Vocabulary,
         ladders: Ladders | None = None,
         cache_bytes: int | None = None,
-        tile_bytes: int = 1 << 30,
         apart: bool | None = None,
     ):
         self.config, self.vocabulary, text = model.config, vocabulary, model.config.text
@@ -95,13 +93,16 @@ class Engine:
             heads = text.kv_heads * sharding.copies("act_heads", text.kv_heads)
             ladders = ladders or Ladders(rows=_CPU_ROWS if platform == "cpu" else Ladders.rows)
             self.ladders = ladders.spread(shards, sharding.spread("tiles"))
-            per_tile = self.config.tokens_per_tile * text.width * jnp.dtype(model.runtime.dtype).itemsize
+            compressed = 0 if self.config.flash is None else self.config.tokens_per_compressed_tile
+            width = text.width * jnp.dtype(model.runtime.dtype).itemsize
+            kept = max(1, ladders.kept_bytes // ((self.config.tokens_per_tile + compressed) * width))
+            kept = min(kept, ladders.kept_tiles or kept)
             apart = (platform == "cpu" and self._place is None) if apart is None else apart
             paged = self.ladders.page is not None
             if paged and platform == "tpu":
                 check_kernel(text.head_width, text.window is None)
             runner, scheduler = (PagedRunner, PagedScheduler) if paged else (Runner, Scheduler)
-            self._runner = runner(model, vocabulary, self.ladders, max(1, tile_bytes // per_tile), apart)
+            self._runner = runner(model, vocabulary, self.ladders, kept, apart)
             slot = 2 * text.layers * heads * text.head_width * self._runner.programs.cache_dtype.itemsize
             there = cache_bytes or memory_free(devices) // 2
             self._scheduler = scheduler(self.ladders, shards, there * spread // slot)

@@ -23,7 +23,9 @@ CAPACITY = 6
 @pytest.fixture(scope="module")
 def kept(structure, params, processor):
     """One row, and room for few tiles."""
-    return Engine(bind(structure[0], params), Vocabulary.of(processor), ONE, tile_bytes=CAPACITY * 4 * 40 * 4)
+    return Engine(
+        bind(structure[0], params), Vocabulary.of(processor), dataclasses.replace(ONE, kept_bytes=CAPACITY * 4 * 40 * 4)
+    )
 
 
 @pytest.fixture

@@ -350,7 +350,7 @@ def test_the_picture_matters_and_equal_pictures_are_encoded_once(engine, process
 
 
 def test_pictures_that_were_forgotten_are_encoded_again(structure, params, vocabulary, processor):
-    engine = Engine(bind(structure[0], params), vocabulary, LADDERS, tile_bytes=5 * 4 * 40 * 4)
+    engine = Engine(bind(structure[0], params), vocabulary, dataclasses.replace(LADDERS, kept_bytes=5 * 4 * 40 * 4))
     assert engine.tiles.capacity == 5
     rows = [request(processor, seed, 2, 9) for seed in range(4)]
     answers = run(engine, rows)

@@ -199,7 +199,11 @@ def test_a_model_without_router_takes_no_compressed_tiles(model, processor, brou
 
 
 def test_more_tiles_than_are_kept(flash_model, processor, brought):
-    engine = Engine(half(LanguageHalf, flash_model), Vocabulary.of(processor), LADDERS, tile_bytes=2 * 4 * 40 * 4)
+    engine = Engine(
+        half(LanguageHalf, flash_model),
+        Vocabulary.of(processor),
+        dataclasses.replace(LADDERS, kept_bytes=2 * (4 + 1) * 40 * 4),
+    )
     with pytest.raises(InputError, match="the request has 3 tiles, more than the 2 that are kept at a time"):
         engine.add(brought[0])
 

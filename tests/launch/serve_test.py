@@ -1,0 +1,68 @@
+"""A model that lies in two processes is served by one of them, started as every launcher is."""
+
+import os
+import runpy
+import signal
+import sys
+import time
+
+import httpx
+
+import internvl_jax as ivl
+from tests import forks
+from tests.training import lives
+
+MESSAGES = [{"role": "system", "content": "be short"}, {"role": "user", "content": "what is it?"}]
+
+
+def serve(folder, arguments):
+    """One process with one device; what it says goes into files."""
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["serve", *arguments]
+    runpy.run_module("launch.serve", run_name="__main__", alter_sys=True)
+
+
+def wait_for(found, seconds=120):
+    end = time.monotonic() + seconds
+    while (value := found()) is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return value
+
+
+def test_two_processes_of_a_mesh_are_one_server(checkpoint, tmp_path):
+    port, pod = lives.free_port(), f"--coordinator=127.0.0.1:{lives.free_port()}"
+    sizes = ("--rows=1", "--context=96", "--chunk=32", "--workers=1", "--mesh=tensor=2")
+    common = (f"--checkpoint={checkpoint}", f"--port={port}", *sizes, pod, "--processes=2")
+    processes = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        processes.append(forks.start(serve, tmp_path / str(number), (*common, f"--process={number}")))
+    said = lambda: [(tmp_path / str(number) / "err").read_text() for number in range(2)]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+            def probed():
+                assert all(process.is_alive() for process in processes), said()
+                try:
+                    return client.get("/ready")
+                except httpx.TransportError:  # not yet, or between the one that answers while loading and the server
+                    return None
+
+            first = wait_for(probed)
+            assert (first.status_code, first.json()) == (503, {"status": "starting"})
+            wait_for(lambda: (found := probed()) and (True if found.status_code == 200 else None))
+            body = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0, "reasoning_effort": "none"}
+            answer = client.post("/v1/chat/completions", json=body).json()
+        os.kill(processes[0].pid, signal.SIGTERM)
+        for process in processes:
+            process.join(60)
+        # The other ends by itself, or because it is told that the first does, whichever comes first.
+        assert processes[0].exitcode == 143 and processes[1].exitcode in (0, 143), said()
+    finally:
+        for process in processes:
+            process.kill()
+    model, processor = ivl.load(checkpoint, "float32")
+    assert answer["choices"][0]["message"]["content"] == ivl.chat(model, processor, MESSAGES, max_new_tokens=6)
