@@ -7,6 +7,7 @@ import sys
 import time
 
 import httpx
+import pytest
 
 import internvl_jax as ivl
 from tests import forks
@@ -32,6 +33,7 @@ def wait_for(found, seconds=120):
     return value
 
 
+@pytest.mark.soak
 def test_two_processes_of_a_mesh_are_one_server(checkpoint, tmp_path):
     port, pod = lives.free_port(), f"--coordinator=127.0.0.1:{lives.free_port()}"
     sizes = ("--rows=1", "--context=96", "--chunk=32", "--workers=1", "--mesh=tensor=2")
