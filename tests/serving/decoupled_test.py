@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 
@@ -9,7 +10,10 @@ import pytest
 
 from internvl_jax.inference import Thresholds, VisionTower, chat, fingerprint, weights_digest
 from internvl_jax.models import LanguageHalf, VisionHalf
+from internvl_jax.serving import servers
 from internvl_jax.serving.dvd import VisionServer
+from internvl_jax.serving.dvd.dvd_settings import VisionClientLimits
+from internvl_jax.serving.dvd.vision_client import VisionClient
 from tests.inference.engine.vision_tower_test import half
 from tests.serving.conftest import LIMITS, Running
 from tests.serving.server_test import PATH, ask, numbers, png, post
@@ -47,7 +51,10 @@ def language(flash_model, processor, vision):
         address = first.address.removeprefix("tcp://")
         limits = dataclasses.replace(LIMITS, waiting_requests=64)
         given = {"vision": (address,), "secret": SECRET, "limits": limits}
-        server = Running(half(LanguageHalf, flash_model), processor, **given)
+        with pytest.MonkeyPatch.context() as patch:
+            hasty = functools.partial(VisionClient, limits=VisionClientLimits(absent=0.5))
+            patch.setattr(servers, "VisionClient", hasty)
+            server = Running(half(LanguageHalf, flash_model), processor, **given)
         stack.callback(server.close)
         yield server, first, stack
 

@@ -6,12 +6,12 @@ import random
 from tests.fuzzing.frames import frames, open_ports
 
 
-def test_five_hundred_bad_frames_hurt_nobody(tmp_path, caplog):
+def test_bad_frames_hurt_nobody(tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
     ports = open_ports(tmp_path)
     try:
-        for number in range(500):
+        for number in range(150):
             frames(random.Random(number), tmp_path, ports)
     finally:
         ports.close()
-    assert ports.serving.counters.refused > 500 and ports.victim.counters.lost > 10
+    assert ports.serving.counters.refused > 150 and ports.victim.counters.lost > 3
