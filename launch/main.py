@@ -1,5 +1,6 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
+import gc
 import re
 import signal
 import sys
@@ -13,7 +14,6 @@ from internvl_jax.errors import InputError
 from launch import usage
 
 _REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
-
 _EITHER = re.compile(r"flags [^:]*: Exactly one of \((\w+), (\w+)\) must have a value other than None\.")
 
 
@@ -35,6 +35,7 @@ def run(
     """
 
     def guarded(argv: list[str]) -> int | None:
+        gc.freeze(), gc.enable()  # what was imported stays
         logging.set_verbosity(logging.WARNING)  # orbax tells every rename; what we say has its own level
         try:
             return main(argv)

@@ -3,10 +3,12 @@
 Both `MODEL/params` and `WORKDIR/checkpoints/STEP` are such checkpoints (the latter hold an optimizer as well). Models
 read and write them whole; converters, which must not hold a whole parameter, slice by slice (`open_arrays`,
 `create_arrays`). Every chunk has a checksum, which reading checks: slices that of `checked`, and what orbax writes, and
-compresses, a CRC-32C. Checkpoints without are read as well.
+compresses, a CRC-32C. Checkpoints without are read as well. orbax is imported where something is written: it takes a
+sixth of a second, which `--help` and whoever only reads do without.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import logging
@@ -18,9 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
@@ -40,8 +40,10 @@ _READERS = 4  # parameters that are read at a time
 _CHUNK = 1 << 26
 
 
-def saving_options() -> ocp.Context:
+def saving_options() -> contextlib.AbstractContextManager[Any]:
     """orbax's settings for whatever holds parameters; use as a context manager."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
     _add_checksums()
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK
@@ -77,6 +79,8 @@ def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     Raises:
       InputError: it exists, or could not be written (no room, no permission).
     """
+    import orbax.checkpoint.experimental.v1 as ocp
+
     path = pathlib.Path(checkpoint).absolute()
     if path.exists():
         raise InputError(f"{path} already exists; remove it or give another path")
@@ -175,6 +179,8 @@ def create_arrays(
       specs: shape and dtype of every parameter.
       chunks: for every parameter the shape of a chunk: what is written, and later read, at a time.
     """
+    import orbax.checkpoint.experimental.v1 as ocp
+
     path = pathlib.Path(checkpoint).absolute()
     ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
     # One database, opened once and written once: for each array by itself it takes ten times as long.
@@ -213,6 +219,8 @@ def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:
 @functools.cache  # once a process
 def _add_checksums() -> None:
     """Has orbax end every chunk with a checksum, for which it has no setting."""
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
     try:
         build = tensorstore_utils._build_zarr3_metadata
     except AttributeError:

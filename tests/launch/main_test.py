@@ -79,6 +79,29 @@ def test_an_interrupt_while_it_imports_is_one_line():
     assert told[1].returncode == 1 and "Traceback" in told[1].stderr
 
 
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_what_a_launcher_imports_is_not_searched_for_garbage():
+    program = """
+import gc, sys
+sys.argv[0] = "-m"
+from launch import main
+print(gc.isenabled())
+main.run(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
+"""
+    assert python("-c", program).stdout == "False\nTrue True\n"
+    assert python("-c", "import gc, launch; print(gc.isenabled())").stdout == "True\n"
+
+
+def test_help_imports_nothing_that_only_some_runs_need():
+    done = python("-X", "importtime", "-m", "launch.train", "--help")
+    imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert "optax" in imported, done.stderr
+    assert not imported & {"grain", "matplotlib", "orbax", "sympy", "tensorboardX", "torch", "transformers"}
+
+
 def test_help_is_no_error():
     done = launch("--help")
     assert done.returncode == 0 and "Helps." in done.stdout and "--do" in done.stdout

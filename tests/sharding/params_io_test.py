@@ -9,13 +9,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_folder
-from internvl_jax.sharding import make_mesh, params_io
+from internvl_jax.sharding import make_mesh
 from internvl_jax.sharding.checked import WritableArray
 from internvl_jax.sharding.params_io import create_arrays, locate, open_arrays, read_params, write_params
 
@@ -231,7 +232,7 @@ def test_checkpoints_without_checksums_are_read(tmp_path, monkeypatch):
 
 def test_an_interrupt_waits_for_what_orbax_writes(tmp_path, monkeypatch, ctrl_c):
     """orbax writes from a thread of its own, which would go on, and make its folder again, after the removal."""
-    save, writers = params_io.ocp.save_checkpointables, []
+    save, writers = ocp.save_checkpointables, []
 
     def write(*what):
         os.kill(os.getpid(), signal.SIGINT)
@@ -243,7 +244,7 @@ def test_an_interrupt_waits_for_what_orbax_writes(tmp_path, monkeypatch, ctrl_c)
         writers[0].start()
         writers[0].join()
 
-    monkeypatch.setattr(params_io.ocp, "save_checkpointables", in_a_thread)
+    monkeypatch.setattr(ocp, "save_checkpointables", in_a_thread)
     with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as partial:
         write_params(partial / "params", {"w": np.zeros(3)})
     writers[0].join()

@@ -11,7 +11,6 @@ import pathlib
 from typing import Any
 
 import jax
-import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import DAMAGE, ITEM, damaged, saving_options, step_names
@@ -33,6 +32,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, keep_last: int, keep_every: int):
+        import orbax.checkpoint.experimental.v1 as ocp  # here: it takes long, and `--help` needs none
+
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(keep_last)]
         if keep_every:
