@@ -102,6 +102,12 @@ def test_help_imports_nothing_that_only_some_runs_need():
     assert not imported & {"grain", "matplotlib", "orbax", "sympy", "tensorboardX", "torch", "transformers"}
 
 
+def test_a_server_without_its_extra_is_one_line():
+    done = python("-c", "import sys; sys.modules['fastapi'] = None; import launch.serve")
+    sentence = "error: a server needs the library fastapi: pip install 'internvl_jax[serve]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
+
+
 def test_help_is_no_error():
     done = launch("--help")
     assert done.returncode == 0 and "Helps." in done.stdout and "--do" in done.stdout
