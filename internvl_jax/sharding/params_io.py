@@ -34,6 +34,7 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recursion
 
 _LOG = logging.getLogger(__name__)
 _STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a whole step; one that is being written has a longer one
+_READ, _WRITTEN = r"[\\\ud800-\udfff]", r"[\\\ud800-\udfff[]"  # see `checkpoint_path`
 _READERS = 4  # parameters that are read at a time
 
 # The largest chunk, in bytes: converters read a chunk at a time, and a parameter of stacked layers can have 100 GB.
@@ -72,6 +73,21 @@ def step_names(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     return {int(path.name): path for path in folder.glob("*") if _STEP.fullmatch(path.name)}
 
 
+def checkpoint_path(checkpoint: str | os.PathLike, unusable: str = _WRITTEN) -> pathlib.Path:
+    """The absolute path of a checkpoint that is to be written, or read.
+
+    To tensorstore a backslash is a slash; to orbax, which loses what it writes there, a bracket a pattern; both want
+    UTF-8.
+
+    Raises:
+      InputError: a name of which they would make another.
+    """
+    path = pathlib.Path(checkpoint).absolute()
+    if found := re.search(unusable, str(path.resolve())):
+        raise InputError(f"{str(path)!r} has {found.group()!r} in its name, which checkpoints can't have; rename it")
+    return path
+
+
 @interrupts.held()  # orbax's threads can't be stopped, and would go on after what tidies up
 def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     """Writes a new checkpoint; it is there under its name only when whole.
@@ -81,7 +97,7 @@ def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
-    path = pathlib.Path(checkpoint).absolute()
+    path = checkpoint_path(checkpoint)
     if path.exists():
         raise InputError(f"{path} already exists; remove it or give another path")
     try:
@@ -148,7 +164,7 @@ def open_arrays(checkpoint: str | os.PathLike) -> dict[str, StoredArray]:
     Raises:
       InputError: no such checkpoint, or it is damaged.
     """
-    path = pathlib.Path(checkpoint).absolute()
+    path = checkpoint_path(checkpoint, _READ)
     if not (path / ITEM / "_METADATA").exists():
         raise InputError(f"{path} is no checkpoint with parameters: it has no {ITEM}/_METADATA; give another path")
     try:
@@ -181,7 +197,7 @@ def create_arrays(
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
-    path = pathlib.Path(checkpoint).absolute()
+    path = checkpoint_path(checkpoint)
     ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
     # One database, opened once and written once: for each array by itself it takes ten times as long.
     context, together = ts.Context(), ts.Transaction(atomic=True)
@@ -211,9 +227,11 @@ def create_arrays(
 
 
 def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:
+    folder = checkpoint.resolve() / ITEM  # without the `..` that tensorstore refuses
     if ocdbt:
-        return {"driver": "ocdbt", "base": f"file://{checkpoint / ITEM}/", "path": f"{name}/"}
-    return {"driver": "file", "path": f"{checkpoint / ITEM / name}/"}
+        # No URL: in one, the #, ? and % of a folder's name would mean something.
+        return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": f"{name}/"}
+    return {"driver": "file", "path": f"{folder / name}/"}
 
 
 @functools.cache  # once a process
