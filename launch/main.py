@@ -1,7 +1,6 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
 import gc
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,9 +11,6 @@ from absl import app, flags, logging
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from launch import usage
-
-_REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
-_EITHER = re.compile(r"flags [^:]*: Exactly one of \((\w+), (\w+)\) must have a value other than None\.")
 
 
 def run(
@@ -54,13 +50,13 @@ def run(
         try:
             rest = flags.FLAGS(take(flags.FLAGS.read_flags_from_files(argv, force_gnu=False)))
         except (flags.Error, OSError) as error:
-            sentence = _REQUIRED.sub(r"--\1 is missing; give it as --\1=...", str(error))
-            sentence = _EITHER.sub(r"give either --\1 or --\2", sentence)
-            _fail(f"{sentence} (--help lists the flags)")
+            _fail(f"{usage.sentence(error)} (--help lists the flags)")
         if len(rest) > 1:
             _fail(f"argument {rest[1]!r} is no flag; flags are written --name=value (--help lists them)")
         return rest
 
+    if sys.stdout:  # None where it is closed; what it can't show (in another language, a name) is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, interrupts.end_in_order)
     app.run(guarded, flags_parser=parse)
 

@@ -1,5 +1,6 @@
 """Every launcher's manners: one line on stderr and exit code 1 for bad input, tracebacks only for our own faults."""
 
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from absl import flags
 from internvl_jax.errors import InputError
 from launch import main as launcher
 
-_DO = flags.DEFINE_enum("do", "nothing", ["nothing", "input", "file", "fault", "code", "interrupt"], "what to do")
+_DO = flags.DEFINE_enum("do", "nothing", ["nothing", "input", "file", "fault", "code", "interrupt", "speak"], "what to do")
+flags.DEFINE_integer("times", 1, "how often")
+flags.DEFINE_float("share", 1.0, "of all")
 
 def main(argv):
     match _DO.value:
@@ -26,7 +29,7 @@ def main(argv):
             import threading, time
             threading.Thread(target=time.sleep, args=(60,)).start()
             raise KeyboardInterrupt
-    print("done")
+    print("done" if _DO.value != "speak" else "gr\\xfc\\udcff")
 
 if __name__ == "__main__":
     launcher.run(main)
@@ -44,6 +47,8 @@ def launch(*arguments):
         ("--do=file", "error: [Errno 2] No such file or directory: '/none/at/all'\n"),
         ("--dont=1", "error: Unknown command line flag 'dont'"),
         ("--do=sing", "error: flag --do=sing: value should be one of"),
+        ("--times=few", "error: --times=few is no whole number (--help lists the flags)\n"),
+        ("--share=some", "error: --share=some is no number (--help lists the flags)\n"),
         ("do", "error: argument 'do' is no flag"),
     ],
 )
@@ -56,6 +61,15 @@ def test_bad_input_is_one_line(argument, message):
 def test_good_input():
     done = launch()
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_what_stdout_can_not_show_is_escaped():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", LAUNCHER, "--do=speak"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "gr\\xfc\\udcff\n", "")
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_exit_code_is_passed_on():
