@@ -15,7 +15,8 @@ from absl import flags
 from internvl_jax.errors import InputError
 from launch import main as launcher
 
-_DO = flags.DEFINE_enum("do", "nothing", ["nothing", "input", "file", "fault", "code", "interrupt", "speak"], "what to do")
+_WHAT = ["nothing", "input", "file", "fault", "code", "interrupt", "speak"]
+_DO = flags.DEFINE_enum("do", "nothing", _WHAT, "what to do")
 flags.DEFINE_integer("times", 1, "how often")
 flags.DEFINE_float("share", 1.0, "of all")
 
