@@ -1,6 +1,7 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
 import gc
+import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,8 @@ def run(
     """
 
     def guarded(argv: list[str]) -> int | None:
-        gc.freeze(), gc.enable()  # what was imported stays
+        gc.freeze()  # what was imported stays
+        gc.enable()
         logging.set_verbosity(logging.WARNING)  # orbax tells every rename; what we say has its own level
         try:
             return main(argv)
@@ -55,7 +57,7 @@ def run(
             _fail(f"argument {rest[1]!r} is no flag; flags are written --name=value (--help lists them)")
         return rest
 
-    if sys.stdout:  # None where it is closed; what it can't show (in another language, a name) is no reason to end
+    if isinstance(sys.stdout, io.TextIOWrapper):  # unless it is closed: what it can't show is no reason to end
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, interrupts.end_in_order)
     app.run(guarded, flags_parser=parse)

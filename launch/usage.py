@@ -1,6 +1,5 @@
 """What launchers say of their flags: --help, and what is wrong with those that are given."""
 
-import functools
 import re
 import signal
 import sys
@@ -32,4 +31,7 @@ def show(main: Callable, more: str) -> NoReturn:
 
 def sentence(error: Exception) -> str:
     """What is wrong with a flag."""
-    return functools.reduce(lambda said, pair: re.sub(*pair, said), _CLEARER.items(), str(error))
+    said = str(error)
+    for theirs, ours in _CLEARER.items():
+        said = re.sub(theirs, ours, said)
+    return said

@@ -17,8 +17,10 @@ from launch import convert, main
 cast, which = conversion._cast, [getattr(signal, sys.argv.pop())]
 
 def press(array, dtype):
-    os.kill(os.getpid(), which[0])
-    which[0] = signal.SIGINT  # SIGTERM would end it at once if it came again
+    number, which[0] = which[0], None
+    if number is None:  # SIGTERM would end it at once if it came again
+        time.sleep(0.1)  # of signals that come together the handlers run in the order of their numbers
+    os.kill(os.getpid(), number or signal.SIGINT)
     time.sleep(0.2)
     return cast(array, dtype)
 
