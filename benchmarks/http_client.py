@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from internvl_jax.errors import InputError
+
 _DATA, _DONE = b"data: ", b"[DONE]"
 
 
@@ -65,9 +67,19 @@ class Address:
 
     @classmethod
     def of(cls, url: str, key: str = "") -> "Address":
-        """Of http://HOST:PORT/."""
-        parts = urllib.parse.urlsplit(url)
-        return cls(parts.hostname or "", parts.port or 80, f"Authorization: Bearer {key}\r\n" if key else "")
+        """Of http://HOST:PORT/.
+
+        Raises:
+          InputError: it is something else.
+        """
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:
+            host = None
+        if not host or parts.scheme != "http":
+            raise InputError(f"{url!r} is no address of a server; write it as http://HOST:PORT")
+        return cls(host, port, f"Authorization: Bearer {key}\r\n" if key else "")
 
     def head(self, method: str, path: str, size: int) -> bytes:
         """The head of a request with a JSON body of `size` bytes."""

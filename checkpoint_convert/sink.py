@@ -33,7 +33,7 @@ def whole_or_nothing(destination: pathlib.Path, size: int) -> Iterator[pathlib.P
         free = shutil.disk_usage(partial).free
         if free < size:
             raise InputError(
-                f"the disk of {destination} has {free / 1e9:.2f} GB free but {size / 1e9:.2f} GB are to be written; "
+                f"the disk of {destination} has {free / 1e6:,.1f} MB free but {size / 1e6:,.1f} MB are to be written; "
                 "make room or choose another --dst"
             )
         yield partial

@@ -76,7 +76,12 @@ def _load(name: str) -> ModuleType:
     if path.is_file():
         spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise InputError(f"{error.filename}:{error.lineno} is no Python ({error.msg}); mend it") from None
+        except ImportError as error:
+            raise InputError(f"{name} can't be imported ({error}); is it on the Python path?") from error
     elif path.stem in experiments():  # also from another folder than the checkout's
         module = importlib.import_module(f"configs.experiments.{path.stem}")
     else:

@@ -216,8 +216,14 @@ def _lock(mark: pathlib.Path, what: pathlib.Path) -> TextIO:
             if os.path.samestat(os.fstat(file.fileno()), mark.stat()):
                 break
         file.close()  # whoever held it has just removed it
-    file.truncate(0)
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+        file.flush()
+    except OSError as error:  # a full disk
+        mark.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # closing tries to write again
+            file.close()
+        raise InputError(f"{what} can't be written ({error.strerror}); make room or give another place") from None
     return file

@@ -13,13 +13,14 @@ import logging
 
 from absl import flags
 
-from cascade import run
 from launch import main
 
 _WORKDIR = flags.DEFINE_string("workdir", "cascade_out", "folder for data, checkpoints, answers and the report")
 
 
 def _main(argv: list[str]) -> None:
+    from cascade import run  # here: what draws the report takes long to import, and `--help` needs none of it
+
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
     print(json.dumps(run.run(_WORKDIR.value)))
 

@@ -12,13 +12,14 @@ import logging
 
 from absl import flags
 
-from demo import run
 from launch import main
 
 _WORKDIR = flags.DEFINE_string("workdir", "demo_out", "folder for data, checkpoints and the report")
 
 
 def _main(argv: list[str]) -> None:
+    from demo import run  # here: what draws the report takes long to import, and `--help` needs none of it
+
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
     print(json.dumps(run.run(_WORKDIR.value)))
 

@@ -1,6 +1,7 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
-import re
+import gc
+import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +12,6 @@ from absl import app, flags, logging
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
 from launch import usage
-
-_REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
-
-_EITHER = re.compile(r"flags [^:]*: Exactly one of \((\w+), (\w+)\) must have a value other than None\.")
 
 
 def run(
@@ -35,6 +32,8 @@ def run(
     """
 
     def guarded(argv: list[str]) -> int | None:
+        gc.freeze()  # what was imported stays
+        gc.enable()
         logging.set_verbosity(logging.WARNING)  # orbax tells every rename; what we say has its own level
         try:
             return main(argv)
@@ -53,13 +52,13 @@ def run(
         try:
             rest = flags.FLAGS(take(flags.FLAGS.read_flags_from_files(argv, force_gnu=False)))
         except (flags.Error, OSError) as error:
-            sentence = _REQUIRED.sub(r"--\1 is missing; give it as --\1=...", str(error))
-            sentence = _EITHER.sub(r"give either --\1 or --\2", sentence)
-            _fail(f"{sentence} (--help lists the flags)")
+            _fail(f"{usage.sentence(error)} (--help lists the flags)")
         if len(rest) > 1:
             _fail(f"argument {rest[1]!r} is no flag; flags are written --name=value (--help lists them)")
         return rest
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # unless it is closed: what it can't show is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, interrupts.end_in_order)
     app.run(guarded, flags_parser=parse)
 

@@ -33,7 +33,9 @@ def limits() -> Limits:
     for text in _LIMITS.value:
         name, _, value = text.partition("=")
         if name not in _FIELDS:
-            raise InputError(f"--limit={text}: there is no limit {name!r}{nearest(name, _FIELDS)}")
+            raise InputError(
+                f"--limit={text}: there is no limit {name!r}{nearest(name, _FIELDS)}; there are {', '.join(_FIELDS)}"
+            )
         found[name] = read_text(value, _FIELDS[name].type, f"--limit={name}")
     return Limits(**found)
 

@@ -1,5 +1,6 @@
-"""What --help shows."""
+"""What launchers say of their flags: --help, and what is wrong with those that are given."""
 
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -8,6 +9,13 @@ from typing import NoReturn
 from absl import flags
 
 WORDS = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+# What absl and Python say of wrong flags, and what we do.
+_CLEARER = {
+    r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.": r"--\1 is missing; give it as --\1=...",
+    r"flags [^:]*: Exactly one of \((\w+), (\w+)\) must have a value other than None\.": r"give either --\1 or --\2",
+    r"flag (--\w+=.*): invalid literal for int\(\) .*": r"\1 is no whole number",
+    r"flag (--\w+=.*): could not convert string to float: .*": r"\1 is no number",
+}
 
 
 def show(main: Callable, more: str) -> NoReturn:
@@ -19,3 +27,11 @@ def show(main: Callable, more: str) -> NoReturn:
             print("\n".join(flags.FLAGS.module_help(module).strip().split("\n")[1:]))
     print(f"\n{more}" if more else "")
     sys.exit(0)
+
+
+def sentence(error: Exception) -> str:
+    """What is wrong with a flag."""
+    said = str(error)
+    for theirs, ours in _CLEARER.items():
+        said = re.sub(theirs, ours, said)
+    return said

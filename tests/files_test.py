@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,21 @@ with kinds[sys.argv[1]](pathlib.Path(sys.argv[2])) as partial:
     print("holds", flush=True)
     time.sleep(600)
 """
+
+
+@pytest.mark.parametrize("kind", [whole_folder, claimed, reserved])
+def test_a_disk_without_room_is_told_before_anything_slow(tmp_path, kind):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, usual[1]))
+    try:
+        told = r"out.* can't be written \(File too large\); make room"
+        with pytest.raises(InputError, match=told), kind(tmp_path / "out"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    with kind(tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["folder", "workdir", "file"])

@@ -25,6 +25,7 @@ from internvl_jax.sharding.params import param
 from internvl_jax.sharding.params_io import (
     DAMAGE,
     ITEM,
+    checkpoint_path,
     damaged,
     locate,
     read_params,
@@ -63,6 +64,7 @@ __all__ = [
     "by_owner",
     "by_token",
     "check_mesh",
+    "checkpoint_path",
     "checksum",
     "copies",
     "damaged",

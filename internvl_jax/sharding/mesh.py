@@ -31,7 +31,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = max(1, len(devices) // math.prod(size for size in shape if size > 0))
     if math.prod(shape) != len(devices) or min(shape) < 1:
         named = ",".join(f"{axis}={size}" for axis, size in sizes.items()) or "of one device"
-        raise InputError(f"the mesh {named} does not use the {len(devices)} devices; its sizes must make that number")
+        there = "one device" if len(devices) == 1 else f"{len(devices)} devices"
+        raise InputError(f"the mesh {named} does not use the {there}; its sizes must make that number")
     return Mesh(_grid(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -3,10 +3,12 @@
 Both `MODEL/params` and `WORKDIR/checkpoints/STEP` are such checkpoints (the latter hold an optimizer as well). Models
 read and write them whole; converters, which must not hold a whole parameter, slice by slice (`open_arrays`,
 `create_arrays`). Every chunk has a checksum, which reading checks: slices that of `checked`, and what orbax writes, and
-compresses, a CRC-32C. Checkpoints without are read as well.
+compresses, a CRC-32C. Checkpoints without are read as well. orbax is imported where something is written: it takes a
+sixth of a second, which `--help` and whoever only reads do without.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import logging
@@ -18,9 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 import tensorstore as ts
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
@@ -34,14 +34,17 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recursion
 
 _LOG = logging.getLogger(__name__)
 _STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a whole step; one that is being written has a longer one
+_READ, _WRITTEN = r"[\\\ud800-\udfff]", r"[\\\ud800-\udfff[]"  # see `checkpoint_path`
 _READERS = 4  # parameters that are read at a time
 
 # The largest chunk, in bytes: converters read a chunk at a time, and a parameter of stacked layers can have 100 GB.
 _CHUNK = 1 << 26
 
 
-def saving_options() -> ocp.Context:
+def saving_options() -> contextlib.AbstractContextManager[Any]:
     """orbax's settings for whatever holds parameters; use as a context manager."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
     _add_checksums()
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK
@@ -70,6 +73,21 @@ def step_names(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     return {int(path.name): path for path in folder.glob("*") if _STEP.fullmatch(path.name)}
 
 
+def checkpoint_path(checkpoint: str | os.PathLike, unusable: str = _WRITTEN) -> pathlib.Path:
+    """The absolute path of a checkpoint that is to be written, or read.
+
+    To tensorstore a backslash is a slash; to orbax, which loses what it writes there, a bracket a pattern; both want
+    UTF-8.
+
+    Raises:
+      InputError: a name of which they would make another.
+    """
+    path = pathlib.Path(checkpoint).absolute()
+    if found := re.search(unusable, str(path.resolve())):
+        raise InputError(f"{str(path)!r} has {found.group()!r} in its name, which checkpoints can't have; rename it")
+    return path
+
+
 @interrupts.held()  # orbax's threads can't be stopped, and would go on after what tidies up
 def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     """Writes a new checkpoint; it is there under its name only when whole.
@@ -77,7 +95,9 @@ def write_params(checkpoint: str | os.PathLike, params: Params) -> None:
     Raises:
       InputError: it exists, or could not be written (no room, no permission).
     """
-    path = pathlib.Path(checkpoint).absolute()
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    path = checkpoint_path(checkpoint)
     if path.exists():
         raise InputError(f"{path} already exists; remove it or give another path")
     try:
@@ -144,7 +164,7 @@ def open_arrays(checkpoint: str | os.PathLike) -> dict[str, StoredArray]:
     Raises:
       InputError: no such checkpoint, or it is damaged.
     """
-    path = pathlib.Path(checkpoint).absolute()
+    path = checkpoint_path(checkpoint, _READ)
     if not (path / ITEM / "_METADATA").exists():
         raise InputError(f"{path} is no checkpoint with parameters: it has no {ITEM}/_METADATA; give another path")
     try:
@@ -175,7 +195,9 @@ def create_arrays(
       specs: shape and dtype of every parameter.
       chunks: for every parameter the shape of a chunk: what is written, and later read, at a time.
     """
-    path = pathlib.Path(checkpoint).absolute()
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    path = checkpoint_path(checkpoint)
     ocp.save_checkpointables(path, {ITEM: {name: np.zeros(()) for name in specs}})
     # One database, opened once and written once: for each array by itself it takes ten times as long.
     context, together = ts.Context(), ts.Transaction(atomic=True)
@@ -205,14 +227,18 @@ def create_arrays(
 
 
 def _store(checkpoint: pathlib.Path, name: str, ocdbt: bool) -> dict[str, Any]:
+    folder = checkpoint.resolve() / ITEM  # without the `..` that tensorstore refuses
     if ocdbt:
-        return {"driver": "ocdbt", "base": f"file://{checkpoint / ITEM}/", "path": f"{name}/"}
-    return {"driver": "file", "path": f"{checkpoint / ITEM / name}/"}
+        # No URL: in one, the #, ? and % of a folder's name would mean something.
+        return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": f"{name}/"}
+    return {"driver": "file", "path": f"{folder / name}/"}
 
 
 @functools.cache  # once a process
 def _add_checksums() -> None:
     """Has orbax end every chunk with a checksum, for which it has no setting."""
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
     try:
         build = tensorstore_utils._build_zarr3_metadata
     except AttributeError:

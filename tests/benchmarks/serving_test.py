@@ -193,6 +193,9 @@ def test_a_server_is_measured(traffic):
 def test_what_can_not_be_measured_is_said():
     with pytest.raises(InputError, match="no server answers"):
         serving.measured("http://127.0.0.1:1", OfferedLoad(), Goal())
+    for url in ("nonsense", "127.0.0.1:8000", "https://127.0.0.1", "http://127.0.0.1:port", "http://[::1", "http://"):
+        with pytest.raises(InputError, match="no address of a server"):
+            Address.of(url)
     for text in ("448", "0x3", "axb", "448x448x3"):
         with pytest.raises(InputError, match="size of a picture"):
             serving.sizes_of([text])

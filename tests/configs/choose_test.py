@@ -72,6 +72,12 @@ def test_a_file_and_the_name_of_an_experiment_mean_the_same(tmp_path, monkeypatc
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(InputError, match="has no function get_config"):
         choose("empty.py:tiny", {})
+    (tmp_path / "broken.py").write_text("x = 1\ndef get_config(size:\n")
+    with pytest.raises(InputError, match=r"broken\.py:2 is no Python \('\(' was never closed\); mend it"):
+        choose("broken.py:tiny", {})
+    (tmp_path / "lacking.py").write_text("import no_such_module\n")
+    with pytest.raises(InputError, match=r"lacking\.py can't be imported \(No module named 'no_such_module'\)"):
+        choose("lacking.py:tiny", {})
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -5,14 +5,25 @@ import pathlib
 import subprocess
 import sys
 
+import launch
 from launch import commands
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def test_every_installed_command_is_there():
+def setup_list(name):
     tree = ast.parse((ROOT / "setup.py").read_text())
-    names = ast.literal_eval(next(node.value for node in tree.body if isinstance(node, ast.Assign)))
+    values = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    return ast.literal_eval(values[name])
+
+
+def test_libraries_that_a_server_may_lack_are_those_of_its_extra():
+    libraries = {requirement.partition(">=")[0].replace("-", "_") for requirement in setup_list("SERVE")}
+    assert {library.replace("pyzmq", "zmq") for library in libraries} == launch.SERVE
+
+
+def test_every_installed_command_is_there():
+    names = setup_list("COMMANDS")
     assert len(names) == 10
     for name in names:
         assert vars(commands)[name].args == (name,) and (ROOT / "launch" / f"{name}.py").exists()

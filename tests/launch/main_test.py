@@ -1,5 +1,6 @@
 """Every launcher's manners: one line on stderr and exit code 1 for bad input, tracebacks only for our own faults."""
 
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,10 @@ from absl import flags
 from internvl_jax.errors import InputError
 from launch import main as launcher
 
-_DO = flags.DEFINE_enum("do", "nothing", ["nothing", "input", "file", "fault", "code", "interrupt"], "what to do")
+_WHAT = ["nothing", "input", "file", "fault", "code", "interrupt", "speak"]
+_DO = flags.DEFINE_enum("do", "nothing", _WHAT, "what to do")
+flags.DEFINE_integer("times", 1, "how often")
+flags.DEFINE_float("share", 1.0, "of all")
 
 def main(argv):
     match _DO.value:
@@ -26,7 +30,7 @@ def main(argv):
             import threading, time
             threading.Thread(target=time.sleep, args=(60,)).start()
             raise KeyboardInterrupt
-    print("done")
+    print("done" if _DO.value != "speak" else "gr\\xfc\\udcff")
 
 if __name__ == "__main__":
     launcher.run(main)
@@ -44,6 +48,8 @@ def launch(*arguments):
         ("--do=file", "error: [Errno 2] No such file or directory: '/none/at/all'\n"),
         ("--dont=1", "error: Unknown command line flag 'dont'"),
         ("--do=sing", "error: flag --do=sing: value should be one of"),
+        ("--times=few", "error: --times=few is no whole number (--help lists the flags)\n"),
+        ("--share=some", "error: --share=some is no number (--help lists the flags)\n"),
         ("do", "error: argument 'do' is no flag"),
     ],
 )
@@ -56,6 +62,15 @@ def test_bad_input_is_one_line(argument, message):
 def test_good_input():
     done = launch()
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_what_stdout_can_not_show_is_escaped():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", LAUNCHER, "--do=speak"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "gr\\xfc\\udcff\n", "")
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_exit_code_is_passed_on():
@@ -77,6 +92,35 @@ def test_an_interrupt_while_it_imports_is_one_line():
     ]
     assert (told[0].returncode, told[0].stderr) == (-signal.SIGINT, "interrupted\n")
     assert told[1].returncode == 1 and "Traceback" in told[1].stderr
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_what_a_launcher_imports_is_not_searched_for_garbage():
+    program = """
+import gc, sys
+sys.argv[0] = "-m"
+from launch import main
+print(gc.isenabled())
+main.run(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
+"""
+    assert python("-c", program).stdout == "False\nTrue True\n"
+    assert python("-c", "import gc, launch; print(gc.isenabled())").stdout == "True\n"
+
+
+def test_help_imports_nothing_that_only_some_runs_need():
+    done = python("-X", "importtime", "-m", "launch.train", "--help")
+    imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert "optax" in imported, done.stderr
+    assert not imported & {"grain", "matplotlib", "orbax", "sympy", "tensorboardX", "torch", "transformers"}
+
+
+def test_a_server_without_its_extra_is_one_line():
+    done = python("-c", "import sys; sys.modules['fastapi'] = None; import launch.serve")
+    sentence = "error: a server needs the library fastapi: pip install 'internvl_jax[serve]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
 
 
 def test_help_is_no_error():

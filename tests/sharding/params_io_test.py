@@ -9,13 +9,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_folder
-from internvl_jax.sharding import make_mesh, params_io
+from internvl_jax.sharding import make_mesh
 from internvl_jax.sharding.checked import WritableArray
 from internvl_jax.sharding.params_io import create_arrays, locate, open_arrays, read_params, write_params
 
@@ -229,9 +230,30 @@ def test_checkpoints_without_checksums_are_read(tmp_path, monkeypatch):
     assert not all(np.array_equal(params[name], value) for name, value in LARGE.items())
 
 
+ONE = {"w": jax.ShapeDtypeStruct((3,), np.float32, sharding=SingleDeviceSharding(jax.devices()[0]))}
+
+
+@pytest.mark.parametrize("name", ["run#3", "what?", "100%", "a%20b", "*", "a b", "größer", "other/.."])
+def test_a_folder_has_any_name(tmp_path, name):
+    (tmp_path / "other").mkdir()
+    write_params(tmp_path / name / "params", {"w": np.arange(3, dtype=np.float32)})
+    assert np.array_equal(read_params(tmp_path / name / "params", ONE)["w"], range(3))
+    array = create_arrays(tmp_path / name / "new", {"w": ONE["w"]}, {"w": (3,)})["w"]
+    array[...].write(np.arange(3, dtype=np.float32)).result()
+    assert np.array_equal(read_params(tmp_path / name / "new", ONE)["w"], range(3))
+
+
+@pytest.mark.parametrize("name", ["a\\b", "[x]", "latin-\udcfc"])
+def test_what_would_be_written_elsewhere_is_refused(tmp_path, name):
+    for write in (write_params, lambda path, params: create_arrays(path, ONE, {"w": (3,)})):
+        with pytest.raises(InputError, match="in its name, which checkpoints can't have; rename it"):
+            write(tmp_path / name / "params", {"w": np.zeros(3, np.float32)})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupt_waits_for_what_orbax_writes(tmp_path, monkeypatch, ctrl_c):
     """orbax writes from a thread of its own, which would go on, and make its folder again, after the removal."""
-    save, writers = params_io.ocp.save_checkpointables, []
+    save, writers = ocp.save_checkpointables, []
 
     def write(*what):
         os.kill(os.getpid(), signal.SIGINT)
@@ -243,7 +265,7 @@ def test_an_interrupt_waits_for_what_orbax_writes(tmp_path, monkeypatch, ctrl_c)
         writers[0].start()
         writers[0].join()
 
-    monkeypatch.setattr(params_io.ocp, "save_checkpointables", in_a_thread)
+    monkeypatch.setattr(ocp, "save_checkpointables", in_a_thread)
     with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as partial:
         write_params(partial / "params", {"w": np.zeros(3)})
     writers[0].join()

@@ -11,10 +11,9 @@ import pathlib
 from typing import Any
 
 import jax
-import orbax.checkpoint.experimental.v1 as ocp
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding import DAMAGE, ITEM, damaged, saving_options, step_names
+from internvl_jax.sharding import DAMAGE, ITEM, checkpoint_path, damaged, saving_options, step_names
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.validation import first_line
 
@@ -29,15 +28,17 @@ class Checkpoints:
       keep_last, keep_every: which ones stay: the last n, and each whose step this divides (0: none).
 
     Raises:
-      InputError: something else has the name of a step.
+      InputError: something else has the name of a step, or the workdir one that no checkpoint can have.
     """
 
     def __init__(self, workdir: pathlib.Path, keep_last: int, keep_every: int):
+        import orbax.checkpoint.experimental.v1 as ocp  # here: it takes long, and `--help` needs none
+
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(keep_last)]
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
-        self._directory = workdir.absolute() / FOLDER
+        self._directory = checkpoint_path(workdir) / FOLDER
         _check_names(self._directory)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,

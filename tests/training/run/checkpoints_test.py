@@ -67,6 +67,12 @@ def test_what_is_not_ours_under_a_step_s_name_is_named_and_kept(workdir, make, s
     assert (workdir / "checkpoints" / step).lstat()
 
 
+def test_a_workdir_that_no_checkpoint_can_have_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"'\[' in its name, which checkpoints can't have"):
+        Checkpoints(tmp_path / "run[3]", 1, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def leftovers():
     """Orbax leaves readers of other arrays behind when one fails; they end with the test."""
