@@ -194,10 +194,11 @@ class Scheduler:
             for draft in job.drafts:
                 if not draft.waits:
                     continue
-                fitting = [row for row in free if self._needed(draft) <= row.slots < blocked]
+                needed = self._needed(draft)
+                fitting = [row for row in free if needed <= row.slots < blocked]
                 if not fitting:
                     self._make_room(draft)
-                    blocked = min(blocked, self._needed(draft))
+                    blocked = min(blocked, needed)
                     break
                 keys_T, least = draft.keys_T, min(row.slots for row in fitting)
                 fitting = [row for row in fitting if row.slots == least]

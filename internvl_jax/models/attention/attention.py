@@ -18,7 +18,7 @@ from internvl_jax.models.attention import kernels
 QUERY_BLOCK = 512
 # On CPU scores beyond this many bytes (about its cache) are computed one key/value head at a time.
 CACHED_BYTES = 1 << 23
-SMALL_BYTES = 1 << 20  # of a layer's keys: one query a row meets so many with all heads together
+SMALL_BYTES = 1 << 22  # of a layer's keys: one query a row meets so many with all heads together
 # Queries in a block there. Where keys later than a block are left out, smaller blocks leave out more.
 ORDERED_BLOCK, UNORDERED_BLOCK = 256, 2048
 MASKED = -1e30  # finite: a row with nothing to attend to gives a mean, not NaN
