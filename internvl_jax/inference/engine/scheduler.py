@@ -5,6 +5,7 @@ the shortest class that holds what they may need. An answer that outgrows its ro
 an older one needs, is put back: it waits again, with the tokens that it has, and goes on as if nothing had happened.
 """
 
+import collections
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -61,6 +62,8 @@ class Scheduler:
         self.reading: list[Draft] = []
         self.rows: list[Seat] = []
         self._sizes: set[tuple[int, int]] = set()  # (rows, slots) that there were
+        # Tokens of the longest answers that fewer rows would have written, by (rows, slots).
+        self._missed: collections.Counter[tuple[int, int]] = collections.Counter()
 
     @property
     def longest(self) -> int:
@@ -167,10 +170,31 @@ class Scheduler:
             slots = longer if wanted <= self._most(longer) else slots
             rows = min(max(wanted, has[0]), self._most(slots))
             return None if (rows, slots) == has or rows < len(busy) else (rows, slots)
-        rows, slots = fit("rows", len(needed), self.ladders.rows), has[1]
-        left = max(row.draft.limit - len(row.draft.tokens) for row in busy)
-        worth = (rows, slots) in self._sizes or left >= self.ladders.long
-        return (rows, slots) if rows < has[0] and worth else None
+        enough, slots = fit("rows", len(needed), self.ladders.rows), has[1]
+        if enough >= has[0]:
+            return None
+        rows = next((rows for rows in self._smaller if rows >= enough), None)
+        if rows != enough:
+            left = max(row.draft.limit - len(row.draft.tokens) for row in busy)
+            self._missed[enough, slots] += min(left, self.ladders.piece)
+        return None if rows is None else (rows, slots)
+
+    def fewer(self, going: int) -> int:
+        """How many of the answers that go on are left when a smaller number of rows is made for them."""
+        smaller = [] if self.ladders.classes is not None else self._smaller
+        return min(smaller[-1], going - 1) if smaller else 0
+
+    @property
+    def _smaller(self) -> list[int]:
+        """The numbers of rows that may be made of those that there are. A program is compiled for another number where
+        an answer goes on for long, or where it would have written as much by and by.
+        """
+        slots, drafts = self.rows[0].slots, [row.draft for row in self.rows if row.draft is not None]
+        left = max((draft.limit - len(draft.tokens) for draft in drafts), default=0)
+        there = lambda rows: (rows, slots) in self._sizes or self._missed[rows, slots] >= self.ladders.long
+        return [
+            rows for rows in self.ladders.rows if rows < len(self.rows) and (left >= self.ladders.long or there(rows))
+        ]
 
     def resize(self, rows: int, slots: int) -> np.ndarray:
         """Rows of another size; returns for each of them the number of the row that it was, or one too large."""
