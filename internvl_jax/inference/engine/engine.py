@@ -37,7 +37,7 @@ from internvl_jax.inference.engine.tile_intake import TileIntake
 from internvl_jax.models import LanguageHalf, check_kernel
 from internvl_jax.sharding import Params, flatten
 
-# More rows at a time are no faster on a CPU (2026-11).
+# More rows at a time are no faster on a CPU; so many begin together, where fewer would take turns (2026-11).
 _CPU_ROWS = (1, 4, 16, 32, 64)
 
 
