@@ -240,17 +240,17 @@ class Scheduler:
         ready = [draft for draft in self.reading if draft.filled is not None]
         if not ready:
             return []
-        first = ready[0]
+        first, width = ready[0], self.width(ready[0], chunk)
         alike = [
             draft
             for draft in ready
             if draft.row.number == first.row.number
             and (draft.filled == 0) == (first.filled == 0)
-            and self.width(draft, chunk) <= self.width(first, chunk)
+            and self.width(draft, chunk) <= width
         ]
         room = chunk if self.writing and self.ladders.classes is not None else _TOGETHER
         shards = [[draft for draft in alike if draft.row.shard == shard] for shard in range(self.shards)]
-        most = min(self.shards * max(map(len, shards)), room // self.width(first, chunk))
+        most = min(self.shards * max(map(len, shards)), room // width)
         # No more rows than there are prompts, as far as sizes allow: a row of padding costs as much as a real one.
         size = max([size for size in self.ladders.together if size <= most], default=self.ladders.together[0])
         each = size // self.shards
