@@ -35,7 +35,8 @@ class Ladders:
       piece: tokens of an answer that are written at a time, at most.
       reserve: a row must have room for so many tokens of an answer to get it, which moves or waits when it has more;
         None: for all that it may have.
-      long: so many tokens must be left of an answer, or no program is compiled for fewer rows.
+      long: so many tokens must be left of an answer, or have been written before by more rows than were needed, or no
+        program is compiled for fewer rows.
       kept_bytes: how much the features of tiles may take that are kept, on all devices together.
       kept_tiles: how many tiles they are of, at most; None: as many as there is room for.
     """

@@ -37,8 +37,8 @@ from internvl_jax.inference.engine.tile_intake import TileIntake
 from internvl_jax.models import LanguageHalf, check_kernel
 from internvl_jax.sharding import Params, flatten
 
-# More rows at a time are no faster on a CPU (2026-11).
-_CPU_ROWS = (1, 4, 16, 32)
+# More rows at a time are no faster on a CPU; so many begin together, where fewer would take turns (2026-11).
+_CPU_ROWS = (1, 4, 16, 32, 64)
 
 
 class _Call(NamedTuple):
@@ -170,8 +170,8 @@ class Engine:
         job = Job(self._next, request, self._intake.names(request))
         self._next += 1
         stops = frozenset(request.sampling.stop_ids(self.vocabulary.stops))
-        for number, seed in enumerate(request.seeds or (request.sampling.seed,)):
-            job.drafts.append(Draft(job, number, dataclasses.replace(request.sampling, seed=seed), stops))
+        own = [dataclasses.replace(request.sampling, seed=seed) for seed in request.seeds] or [request.sampling]
+        job.drafts += [Draft(job, number, sampling, stops) for number, sampling in enumerate(own)]
         self._scheduler.add(job)
         return job.id
 
@@ -329,7 +329,7 @@ class Engine:
         # Back as soon as a row is free that somebody waits for, or as fewer rows would do.
         count = min(most, max(draft.left for draft in going), *(rooms[draft] for draft in going))
         count = 1 if scheduler.reading or self._held() else count
-        few = len(going) - self._enough if scheduler.waiting else self._fewer(len(going))
+        few = len(going) - self._enough if scheduler.waiting else scheduler.fewer(len(going))
         reach = scheduler.reach(max(draft.length + draft.flying for draft in rooms) + count)
         written = self._runner.decode(list(rooms), count, few, reach, any(map(_rich, rooms)))
         for draft in rooms:
@@ -340,11 +340,6 @@ class Engine:
     def _enough(self) -> int:
         """How many rows must be free until waiting requests take them: some at a time, where nobody waits for each."""
         return 1 if self.ladders.classes is not None else max(1, len(self._scheduler.rows) // 8)
-
-    def _fewer(self, going: int) -> int:
-        """How many rows are left when a smaller number of rows holds them."""
-        smaller = [rows for rows in self.ladders.rows if rows < len(self._scheduler.rows)]
-        return 0 if self.ladders.classes is not None or not smaller else min(smaller[-1], going - 1)
 
     def _held(self) -> bool:
         """Whether an answer must be read before more of it is written."""

@@ -5,6 +5,7 @@ the shortest class that holds what they may need. An answer that outgrows its ro
 an older one needs, is put back: it waits again, with the tokens that it has, and goes on as if nothing had happened.
 """
 
+import collections
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -61,6 +62,8 @@ class Scheduler:
         self.reading: list[Draft] = []
         self.rows: list[Seat] = []
         self._sizes: set[tuple[int, int]] = set()  # (rows, slots) that there were
+        # Tokens of the longest answers that fewer rows would have written, by (rows, slots).
+        self._missed: collections.Counter[tuple[int, int]] = collections.Counter()
 
     @property
     def longest(self) -> int:
@@ -167,10 +170,31 @@ class Scheduler:
             slots = longer if wanted <= self._most(longer) else slots
             rows = min(max(wanted, has[0]), self._most(slots))
             return None if (rows, slots) == has or rows < len(busy) else (rows, slots)
-        rows, slots = fit("rows", len(needed), self.ladders.rows), has[1]
-        left = max(row.draft.limit - len(row.draft.tokens) for row in busy)
-        worth = (rows, slots) in self._sizes or left >= self.ladders.long
-        return (rows, slots) if rows < has[0] and worth else None
+        enough, slots = fit("rows", len(needed), self.ladders.rows), has[1]
+        if enough >= has[0]:
+            return None
+        rows = next((rows for rows in self._smaller if rows >= enough), None)
+        if rows != enough:
+            left = max(row.draft.limit - len(row.draft.tokens) for row in busy)
+            self._missed[enough, slots] += min(left, self.ladders.piece)
+        return None if rows is None else (rows, slots)
+
+    def fewer(self, going: int) -> int:
+        """How many of the answers that go on are left when a smaller number of rows is made for them."""
+        smaller = [] if self.ladders.classes is not None else self._smaller
+        return min(smaller[-1], going - 1) if smaller else 0
+
+    @property
+    def _smaller(self) -> list[int]:
+        """The numbers of rows that may be made of those that there are. A program is compiled for another number where
+        an answer goes on for long, or where it would have written as much by and by.
+        """
+        slots, drafts = self.rows[0].slots, [row.draft for row in self.rows if row.draft is not None]
+        left = max((draft.limit - len(draft.tokens) for draft in drafts), default=0)
+        there = lambda rows: (rows, slots) in self._sizes or self._missed[rows, slots] >= self.ladders.long
+        return [
+            rows for rows in self.ladders.rows if rows < len(self.rows) and (left >= self.ladders.long or there(rows))
+        ]
 
     def resize(self, rows: int, slots: int) -> np.ndarray:
         """Rows of another size; returns for each of them the number of the row that it was, or one too large."""
@@ -194,10 +218,11 @@ class Scheduler:
             for draft in job.drafts:
                 if not draft.waits:
                     continue
-                fitting = [row for row in free if self._needed(draft) <= row.slots < blocked]
+                needed = self._needed(draft)
+                fitting = [row for row in free if needed <= row.slots < blocked]
                 if not fitting:
                     self._make_room(draft)
-                    blocked = min(blocked, self._needed(draft))
+                    blocked = min(blocked, needed)
                     break
                 keys_T, least = draft.keys_T, min(row.slots for row in fitting)
                 fitting = [row for row in fitting if row.slots == least]
@@ -215,17 +240,17 @@ class Scheduler:
         ready = [draft for draft in self.reading if draft.filled is not None]
         if not ready:
             return []
-        first = ready[0]
+        first, width = ready[0], self.width(ready[0], chunk)
         alike = [
             draft
             for draft in ready
             if draft.row.number == first.row.number
             and (draft.filled == 0) == (first.filled == 0)
-            and self.width(draft, chunk) <= self.width(first, chunk)
+            and self.width(draft, chunk) <= width
         ]
         room = chunk if self.writing and self.ladders.classes is not None else _TOGETHER
         shards = [[draft for draft in alike if draft.row.shard == shard] for shard in range(self.shards)]
-        most = min(self.shards * max(map(len, shards)), room // self.width(first, chunk))
+        most = min(self.shards * max(map(len, shards)), room // width)
         # No more rows than there are prompts, as far as sizes allow: a row of padding costs as much as a real one.
         size = max([size for size in self.ladders.together if size <= most], default=self.ladders.together[0])
         each = size // self.shards

@@ -99,11 +99,11 @@ class TileIntake:
 
     def _claim(self, owner: int, names: list[bytes], later: list[Job]) -> bool:
         """Pins tiles, for which those of later requests give way that no row reads; says whether there was room."""
-        for job in reversed(later):
-            if not self._tiles.fits(names) and not any(draft.reading and draft.row for draft in job.drafts):
+        givers = reversed(later)
+        while not (fits := self._tiles.fits(names)) and (job := next(givers, None)) is not None:
+            if not any(draft.reading and draft.row for draft in job.drafts):
                 self._tiles.unpin(job.id)
                 job.ready = False
-        fits = self._tiles.fits(names)
         if fits:
             self._tiles.pin(owner, names)
         return fits

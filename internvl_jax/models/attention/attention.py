@@ -18,7 +18,8 @@ from internvl_jax.models.attention import kernels
 QUERY_BLOCK = 512
 # On CPU scores beyond this many bytes (about its cache) are computed one key/value head at a time.
 CACHED_BYTES = 1 << 23
-SMALL_BYTES = 1 << 20  # of a layer's keys: one query a row meets so many with all heads together
+# One query a row meets so many bytes of a layer's keys, or of a head's, with all heads together.
+SMALL_BYTES, SMALL_HEAD_BYTES = 1 << 20, 1 << 14
 # Queries in a block there. Where keys later than a block are left out, smaller blocks leave out more.
 ORDERED_BLOCK, UNORDERED_BLOCK = 256, 2048
 MASKED = -1e30  # finite: a row with nothing to attend to gives a mean, not NaN
@@ -116,8 +117,9 @@ def attend(
     together = by_layer(_together)
     on_cpu: Callable | None = None
     if layer is not None and T == 1:
-        # Of a small part of the cache all heads together take half the time: a loop's turns cost more than a copy.
-        if B * M * S * H * 4 > SMALL_BYTES:
+        # Of a small part of the cache, or of short rows, all heads together take half to nine tenths of the time: a
+        # loop's turns cost more than a copy.
+        if B * M * S * H * 4 > SMALL_BYTES and S * H * 4 > SMALL_HEAD_BYTES:
             on_cpu = functools.partial(_one_query, layer=layer, **settings)
     elif B * N * T * S * 4 > CACHED_BYTES:
         on_cpu = by_layer(_head_by_head)

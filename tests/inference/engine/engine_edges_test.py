@@ -173,6 +173,23 @@ def test_answers_may_be_dropped_before_they_share_a_prompt():
     assert not list(scheduler.starts()) and not scheduler.jobs
 
 
+def test_a_program_for_fewer_rows_is_compiled_once_it_was_missed_for_long():
+    """Until then answers are not read one by one for the sake of fewer rows that never come."""
+    scheduler = Scheduler(dataclasses.replace(ONE, rows=(1, 2, 4), slots=(64,), piece=8, long=16), 1, 256)
+    scheduler.resize(4, 64)
+    prompt = np.arange(40, dtype=np.int32)
+    job = Job(0, Request(prompt, np.zeros((0, 28, 28, 3), np.uint8), SamplingParams()), [], ready=True)
+    job.seen = Seen(prompt, np.full(40, -1), prompt.astype(np.int64))
+    job.drafts.append(Draft(job, 0, SamplingParams(max_new_tokens=12), frozenset()))
+    scheduler.add(job)
+    scheduler.seat()
+    assert scheduler.size() is None and scheduler.fewer(3) == 0  # 8 tokens were missed
+    assert scheduler.size() is None  # 16
+    assert scheduler.size() == (1, 64) and scheduler.fewer(3) == 1
+    scheduler.resize(2, 64)
+    assert scheduler.size() == (1, 64)
+
+
 def test_no_conversation_at_a_time(model, processor):
     with pytest.raises(InputError, match="batch_size is 0"):
         complete_many(model, processor, [], batch_size=0)
