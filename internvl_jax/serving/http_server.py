@@ -41,7 +41,29 @@ def url(listening: socket.socket) -> str:
 _WARNING_SECONDS = 10.0
 
 
+class _NoWords(logging.Filter):
+    """Of errors only where they arose: their words may be a client's. Of what is no HTTP a warning now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING:
+            if record.created < self._told.get(record.msg, 0) + _WARNING_SECONDS:
+                return False
+            self._told[record.msg] = record.created
+        if record.exc_info and record.exc_info[0] is not None:
+            frames = "".join(traceback.format_tb(record.exc_info[2]))
+            record.msg, record.args, record.exc_info = f"{record.msg}\n{frames}{record.exc_info[0].__name__}", (), None
+        return True
+
+
+_NO_WORDS = _NoWords()
+
+
 def _config(app: Any) -> uvicorn.Config:
+    logging.getLogger("uvicorn.error").addFilter(_NO_WORDS)  # once, however many servers there are
     return uvicorn.Config(
         app,
         http="h11",
@@ -77,24 +99,6 @@ def serving_beside(app: Any, listening: socket.socket) -> Iterator[None]:
 Prepare = Callable[[contextlib.AsyncExitStack], Awaitable[object]]
 
 
-class _NoWords(logging.Filter):
-    """Of errors only where they arose: their words may be a client's. Of what is no HTTP a warning now and then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno == logging.WARNING:
-            if record.created < self._told.get(record.msg, 0) + _WARNING_SECONDS:
-                return False
-            self._told[record.msg] = record.created
-        if record.exc_info and record.exc_info[0] is not None:
-            frames = "".join(traceback.format_tb(record.exc_info[2]))
-            record.msg, record.args, record.exc_info = f"{record.msg}\n{frames}{record.exc_info[0].__name__}", (), None
-        return True
-
-
 class HttpServer(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C; then answers what it has begun and refuses the rest. A second one ends at once.
 
@@ -108,7 +112,6 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: Any, doors: Doors, service: Service, prepare: Prepare, grace: float):
         super().__init__(_config(app))
-        logging.getLogger("uvicorn.error").addFilter(_NoWords())
         self._doors, self._service, self._prepare, self._grace = doors, service, prepare, grace
         self._end = 0.0
 

@@ -8,6 +8,7 @@ import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from internvl_jax.serving.orders import Order
+from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import ChoiceText, SaidNow, Usage
 from internvl_jax.serving.service import ReadyPrompt, Service, Writing
 
@@ -31,10 +32,17 @@ class Writings:
         Raises:
           Refusal: what can't be answered, or not now.
         """
+        admission, each = service.admission, list[Writing]()
         with contextlib.ExitStack() as begun:
-            each = []
             for order, prompted in asked:
-                each.append(await service.begin(order, prompted))
+                try:
+                    each.append(await service.begin(order, prompted))
+                except Refusal as refusal:
+                    if refusal.status == 429 and each and admission.requests == len(each):  # nobody else waits
+                        most = f"more than the {admission.limits.waiting_tokens:,} tokens that may wait here"
+                        message = f"the texts of prompt have together {most}; send fewer at a time."
+                        raise Refusal(400, message, "prompt") from None
+                    raise
                 begun.callback(each[-1].close)
             begun.pop_all()
         return cls(each)

@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import io
 import json
+import logging
 import signal
 import socket
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import chat
-from internvl_jax.serving import ApiKeys, ladders, listen, loading, refusing
+from internvl_jax.serving import ApiKeys, http_server, ladders, listen, loading, refusing, serve_vision
 from internvl_jax.sharding import bind
 from tests.serving.conftest import LIMITS, Running
 
@@ -167,7 +168,15 @@ def test_texts_without_a_seed_are_gone_on_with_in_different_ways(running):
     assert len({choice["text"] for choice in choices}) > 1
 
 
-@pytest.mark.parametrize("prompt", [[], [""], [[]], ["a", 5], [["a"]], ["a"] * 13, ["a" * 600_000] * 2, [[5], [2**40]]])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *([], [""], [[]], ["a", 5], [["a"]], [[5], [2**40]]),
+        *(["a"] * 13, ["a" * 600_000] * 2),
+        [[40] * 700] * 6,  # more tokens than may wait, so to ask again would never help
+    ],
+    ids=lambda prompt: str(prompt)[:20],
+)
 def test_prompts_that_are_none(running, prompt):
     refused = complete(running, prompt)
     assert refused.status_code == 400 and refused.json()["error"]["param"].startswith("prompt")
@@ -307,7 +316,8 @@ def test_too_many_are_told_when_to_come_again(running):
     assert all(1 <= int(response.headers["retry-after"]) <= 60 for response in refused)
 
 
-def test_a_server_that_is_to_end_finishes_what_it_has_begun(structure, params, processor, monkeypatch):
+def test_a_server_that_is_to_end_finishes_what_it_has_begun(structure, params, processor, monkeypatch, caplog):
+    caplog.set_level("INFO", "internvl_jax.requests")
     ending = Running(bind(structure[0], params), processor)
     step = ending.server._reader.step
     monkeypatch.setattr(ending.server._reader, "step", lambda most: (time.sleep(0.05), step(1))[1])
@@ -317,13 +327,16 @@ def test_a_server_that_is_to_end_finishes_what_it_has_begun(structure, params, p
         first = next(lines)
         ending.server._http.handle_exit(signal.SIGTERM, None)
         with httpx.Client(base_url=ending.url) as other:
-            refused = other.post(PATH, json=body)
-            assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping"
+            for _ in range(3):
+                refused = other.post(PATH, json=body)
+                assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping"
             assert (other.get("/ready").status_code, other.get("/health").status_code) == (503, 200)
         whole = [line for line in (first, *lines) if line]
     assert whole[-1] == "data: [DONE]"
     assert json.loads(whole[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 40
     ending.join()
+    told = [json.loads(record.message) for record in caplog.records if record.name == "internvl_jax.requests"]
+    assert [line.get("more", 1) for line in told if line.get("code") == "stopping"] == [1, 2]  # none is left untold
 
 
 def test_a_flood_of_refusals_is_a_few_lines_of_the_log(running, caplog, monkeypatch):
@@ -345,8 +358,11 @@ def test_a_flood_of_refusals_is_a_few_lines_of_the_log(running, caplog, monkeypa
 
 
 def test_features_of_pictures_take_what_they_may(running, structure, params, processor):
-    """By default those of 1,024 tiles are kept: small models took a gigabyte."""
+    """By default those of 1,024 tiles are kept, since small models took a gigabyte, and those of a request in any case,
+    or large models would not start.
+    """
     assert len(running.server._reader.engine.tiles.pool_GPD) == 1024
+    assert ladders(1, 64, tiles=300).least_tiles == 300 and ladders(1, 64, feature_bytes=9, tiles=300).least_tiles == 1
     few = ladders(1, 64, feature_bytes=200 * 4 * 40 * 4)
     with pytest.raises(InputError, match="may have 256 tiles, but the features of 200 are kept"):
         Running(bind(structure[0], params), processor, few)
@@ -370,6 +386,32 @@ def test_nobody_waits_while_a_model_is_loaded():
                     assert "the model is being loaded" in error["message"] and int(refused.headers["retry-after"])
                 assert client.get("/", headers={"host": "evil.example"}).status_code == 403
                 raise SystemExit(143)
+
+
+def test_who_sends_no_http_while_a_model_is_loaded_is_one_line_of_the_log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "filters", [])
+    monkeypatch.setattr(http_server._NO_WORDS, "_told", {})
+    with listen("127.0.0.1", 0) as listening, loading(listening, ApiKeys(()), LIMITS):
+        for _ in range(5):
+            with socket.create_connection(listening.getsockname(), 10) as connection:
+                connection.sendall(b"SECRET\r\n\r\n")
+                assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+    assert len([record for record in caplog.records if "Invalid HTTP" in record.message]) == 1
+
+
+def test_a_vision_server_tells_that_it_starts():
+    with listen("127.0.0.1", 0) as health:
+
+        def load():
+            with httpx.Client(base_url=f"http://127.0.0.1:{health.getsockname()[1]}") as client:
+                for path in ("/health", "/ready"):
+                    probe = client.get(path)
+                    assert (probe.status_code, probe.json()) == (503, {"status": "starting"})
+                assert client.get("/metrics").status_code == 200
+            raise InputError("there is no model")
+
+        with pytest.raises(InputError, match="there is no model"):
+            serve_vision(load, "127.0.0.1:0", None, health, print)
 
 
 def test_nothing_was_compiled_on_the_way(running):
