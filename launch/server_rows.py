@@ -4,6 +4,7 @@ from absl import flags
 
 from internvl_jax import serving
 from internvl_jax.inference import Ladders
+from launch import server_flags
 
 _ROWS = flags.DEFINE_integer("rows", 8, "answers that are written at a time", 1)
 _CONTEXT = flags.DEFINE_integer("context", 4096, "tokens of a conversation with its answer, at most", 64)
@@ -16,4 +17,5 @@ _PAGE = flags.DEFINE_integer("page", None, "tokens of a page of the cache (TPU);
 
 def ladders() -> Ladders:
     """The sizes of the server's engine."""
-    return serving.ladders(_ROWS.value, _CONTEXT.value, _CHUNK.value, _PAGE.value, _FEATURES.value)
+    tiles = server_flags.limits().tiles
+    return serving.ladders(_ROWS.value, _CONTEXT.value, _CHUNK.value, _PAGE.value, _FEATURES.value, tiles)

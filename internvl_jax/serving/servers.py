@@ -61,7 +61,12 @@ class Served:
 
 
 def ladders(
-    rows: int, context: int, chunk: int | None = None, page: int | None = None, feature_bytes: int | None = None
+    rows: int,
+    context: int,
+    chunk: int | None = None,
+    page: int | None = None,
+    feature_bytes: int | None = None,
+    tiles: int = Limits.tiles,
 ) -> Ladders:
     """Sizes of a server: everything is compiled at its start, so they are few.
 
@@ -70,7 +75,9 @@ def ladders(
       context: tokens of a prompt and its answer together.
       chunk: tokens of prompts that are read between two tokens of those that are answering.
       page: tokens of a page, see `Ladders`.
-      feature_bytes: how much the features of pictures may take that are kept.
+      feature_bytes: how much the features of pictures may take that are kept; None: what 1,024 tiles take, at most
+        1 GiB, but room for a request.
+      tiles: how many a request may have.
     """
     cpu = jax.default_backend() == "cpu"
     chunk = min(chunk or (256 if cpu else 512), context)
@@ -84,6 +91,7 @@ def ladders(
         page=page,
         kept_bytes=feature_bytes or Ladders.kept_bytes,
         kept_tiles=None if feature_bytes else _KEPT_TILES,
+        least_tiles=1 if feature_bytes else tiles,
     )
 
 

@@ -39,6 +39,7 @@ class Ladders:
         program is compiled for fewer rows.
       kept_bytes: how much the features of tiles may take that are kept, on all devices together.
       kept_tiles: how many tiles they are of, at most; None: as many as there is room for.
+      least_tiles: so many are kept whatever they take.
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -54,6 +55,7 @@ class Ladders:
     long: int = 32
     kept_bytes: int = 1 << 30
     kept_tiles: int | None = None
+    least_tiles: int = 1
 
     def __post_init__(self) -> None:
         for name in ("rows", "prompts", "together", "tiles", "slots"):
@@ -62,8 +64,8 @@ class Ladders:
                 raise InputError(f"the ladder of {name} is {sizes}; give rising sizes from 1 on")
         if min(size for size in (self.page, self.chunk, self.piece, self.long, self.reserve) if size is not None) < 1:
             raise InputError("an engine's page, chunk, piece, reserve and long must each be 1 token or more")
-        if min(self.kept_bytes, self.kept_tiles or 1) < 1:
-            raise InputError("an engine's kept_bytes and kept_tiles must each be 1 or more")
+        if min(self.kept_bytes, self.least_tiles, 1 if self.kept_tiles is None else self.kept_tiles) < 1:
+            raise InputError("an engine's kept_bytes, kept_tiles and least_tiles must each be 1 or more")
         if self.classes is not None and not all(rows > 0 and slots > 0 for rows, slots in self.classes):
             raise InputError(f"the classes of rows are {self.classes}; give (rows, slots), all of them positive")
         if self.page is not None and (self.classes is None or len(self.classes) > 1):

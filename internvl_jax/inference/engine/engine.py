@@ -95,8 +95,8 @@ class Engine:
             self.ladders = ladders.spread(shards, sharding.spread("tiles"))
             compressed = 0 if self.config.flash is None else self.config.tokens_per_compressed_tile
             width = text.width * jnp.dtype(model.runtime.dtype).itemsize
-            kept = max(1, ladders.kept_bytes // ((self.config.tokens_per_tile + compressed) * width))
-            kept = min(kept, ladders.kept_tiles or kept)
+            kept = ladders.kept_bytes // ((self.config.tokens_per_tile + compressed) * width)
+            kept = max(ladders.least_tiles, min(kept, ladders.kept_tiles or kept))
             apart = (platform == "cpu" and self._place is None) if apart is None else apart
             paged = self.ladders.page is not None
             if paged and platform == "tpu":

@@ -50,6 +50,11 @@ def finish(engine, **options):
     raise AssertionError("it goes round in circles")
 
 
+def test_so_many_tiles_are_kept_whatever_they_take(structure, params, processor):
+    sizes = dataclasses.replace(ONE, kept_bytes=1, kept_tiles=4, least_tiles=8)
+    assert Engine(bind(structure[0], params), Vocabulary.of(processor), sizes).tiles.capacity == 8
+
+
 def test_a_mask_is_asked_with_all_tokens_before(engine, processor):
     def allow(tokens):
         bits = np.zeros(10, np.uint32)

@@ -202,6 +202,7 @@ def test_nothing_compiles_after_warm_up(engine, processor):
     ("changes", "message"),
     [
         ({"page": 0}, "page, .* must each be 1 token or more"),
+        ({"kept_tiles": 0}, "kept_tiles and least_tiles must each be 1 or more"),
         ({"classes": None}, "rows that share pages need exactly one"),
         ({"classes": ((2, 64), (2, 96))}, "rows that share pages need exactly one"),
     ],

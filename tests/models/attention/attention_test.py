@@ -140,11 +140,16 @@ def test_sinks(path, case):
         assert float(found[4][n]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("case", ["cached", "one query"])
+@pytest.mark.parametrize(("case", "one_by_one"), [("cached", False), ("one query", False), ("one query", True)])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 @pytest.mark.parametrize("sinks_N", [None, np.linspace(-3, 4, N, dtype=np.float32)], ids=["plain", "sinks"])
-def test_a_layer_of_a_stack(case, dtype, sinks_N):
-    """The same as with that layer's keys and values alone, whatever the other layers hold."""
+def test_a_layer_of_a_stack(case, one_by_one, dtype, sinks_N, monkeypatch):
+    """The same as with that layer's keys and values alone, whatever the other layers hold; also where a cache is so
+    large that one query a row meets its heads one by one.
+    """
+    if one_by_one:
+        monkeypatch.setattr(attention, "SMALL_BYTES", 0)
+        monkeypatch.setattr(attention, "SMALL_HEAD_BYTES", 0)
     mask, window, queries, keys = CASES[case]
     q, k, v, _ = (jnp.asarray(part, dtype) for part in arrays(queries, keys))
     stack = lambda part: jnp.full((3, *part.shape), jnp.nan, dtype).at[1].set(part)
