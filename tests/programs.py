@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +17,15 @@ import numpy as np
 import pytest
 
 from internvl_jax.inference import save_model
+from internvl_jax.inference.engine import sampler as sampler_module
+from internvl_jax.inference.engine.paged_runner import PagedRunner
+from internvl_jax.inference.engine.programs import Programs
+from internvl_jax.inference.engine.runner import Runner
 from internvl_jax.inference.engine.sampler import Sampler
 from internvl_jax.making import responses
 from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding.flat import Params
+from internvl_jax.sharding.rules import context
 from internvl_jax.training import TrainConfig
 from internvl_jax.training.run import hooks, loop, program, score, setup
 from internvl_jax.training.run.hooks import plot_health
@@ -57,6 +62,7 @@ _FREE = {
 _PROGRAMS: dict[str, Program] = {}
 _RANDOM: dict[tuple[InternVLConfig, int], dict[str, np.ndarray]] = {}
 _SCORERS: dict[tuple, tuple] = {}
+_ENGINES: dict[tuple, Programs] = {}
 
 
 def build(
@@ -113,10 +119,25 @@ def _make_scorer(built: Program, graphdef, micro_batches: int, logprob_chunk: in
     return _SCORERS[key][0]
 
 
+def _shared_by_engines(kind: type[Programs]) -> Callable[..., Programs]:
+    """Makes an engine's programs, or gives those of an earlier engine of the same structure on the same mesh."""
+
+    def make(config, graphdef, decode_graphdef, *others):
+        place = context()
+        mesh, rules = place if place else (None, None)
+        key = kind, config, graphdef, decode_graphdef, graphdef is decode_graphdef, mesh, repr(rules), *map(str, others)
+        if key not in _ENGINES:
+            _ENGINES[key] = kind(config, graphdef, decode_graphdef, *others)
+        return _ENGINES[key]
+
+    return make
+
+
 def forget() -> None:
     """Lets go of all programs; what is asked for next is made anew."""
     _PROGRAMS.clear()
     _SCORERS.clear()
+    _ENGINES.clear()
 
 
 @contextlib.contextmanager
@@ -137,6 +158,9 @@ def shared() -> Iterator[None]:
         sampler = functools.cache(Sampler)  # holds no parameters
         for module in (partial_rollouts, responses):
             patch.setattr(module, "Sampler", sampler)
+        patch.setattr(sampler_module, "Programs", _shared_by_engines(Programs))
+        for runner in (Runner, PagedRunner):
+            patch.setattr(runner, "kind", staticmethod(_shared_by_engines(runner.kind)))
         for module in (rollouts, preference_rows):
             patch.setattr(module, "make_scorer", _make_scorer)
         yield

@@ -145,12 +145,12 @@ class Sampler:
         # As in `Runner`: XLA on CPU converts a whole bfloat16 cache at every write.
         cache_dtype = jnp.float32 if on_cpu else dtype
         size, banned = vocabulary.size, vocabulary.banned
-        self._programs = Programs(config, graphdef, written, size, banned, cache_dtype, piece, routes)
         per_tile = config.tokens_per_tile * config.text.width * jnp.dtype(dtype).itemsize
         capacity = max(1, _TILE_BYTES // per_tile)
         with sharding.use(self._mesh, self._rules):
             self._shards, tiles = sharding.spread("batch"), sharding.spread("tiles")
             self.ladders = (ladders or Ladders()).divisible(self._shards, tiles)
+            self._programs = Programs(config, graphdef, written, size, banned, cache_dtype, piece, routes)
             self._vision = TileFeatures(config, dtype, self._programs, self.ladders.tiles, capacity)
 
     @property

@@ -147,7 +147,7 @@ def _by_response(layout, values_BX):
 
 def test_a_reward_is_learned_and_a_stopped_run_goes_on_within_a_rollout_batch(start, tmp_path):
     def config():
-        made = toy.gspo_config(start, tmp_path / "w", steps=61, save_every=15, keep_every=15, mesh="fsdp=8")
+        made = toy.gspo_config(start, tmp_path / "w", steps=61, save_every=15, keep_every=15, mesh="data=8")
         made.optim.learning_rate, made.data.token_budget = 6e-3, 67  # a response a row: short rows are quick
         return made
 
@@ -316,7 +316,7 @@ def test_the_kl_to_the_reference_of_a_flash_model(start, tmp_path):
     flash.optim.groups = (Group(FLASH_PARTS, frozen=True), *flash.optim.groups)
     save_start(flash, tmp_path / "start")
     config = toy.gspo_config(
-        start, tmp_path / "w", toy.FLASH, mesh="fsdp=8", steps=2, init_from=str(tmp_path / "start")
+        start, tmp_path / "w", toy.FLASH, mesh="data=8", steps=2, init_from=str(tmp_path / "start")
     )
     config.stage.kl, config.optim.groups = 0.1, (Group(FLASH_PARTS, frozen=True), *config.optim.groups)
     train(config)
@@ -328,7 +328,7 @@ def test_the_health_of_every_step(start, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(hooks, "plot_health", plot_health)  # drawn anew, whatever was drawn before
     save_start(toy.config(start, tmp_path / "unused", toy.MOE), tmp_path / "start")
     capfd.readouterr()
-    config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="fsdp=8", steps=2, init_from=str(tmp_path / "start"))
+    config = toy.gspo_config(start, tmp_path / "w", toy.MOE, mesh="data=8", steps=2, init_from=str(tmp_path / "start"))
     config.stage.routes, config.stage.ahead, config.stage.importance_cap = "note", 1, 2.0
     train(config)
     names = {name for name in GSPO.columns if name != "kl"}
@@ -350,7 +350,7 @@ def test_the_health_of_every_step(start, tmp_path, capfd, monkeypatch):
 
 
 def test_the_kl_to_the_reference(start, tmp_path):
-    config = toy.gspo_config(start, tmp_path / "w", mesh="fsdp=8", steps=4)
+    config = toy.gspo_config(start, tmp_path / "w", mesh="data=8", steps=4)
     config.stage.kl = 0.1
     train(config)
     lines = hooks.read_metrics(tmp_path / "w")
