@@ -147,8 +147,8 @@ def _by_response(layout, values_BX):
 
 def test_a_reward_is_learned_and_a_stopped_run_goes_on_within_a_rollout_batch(start, tmp_path):
     def config():
-        made = toy.gspo_config(start, tmp_path / "w", steps=61, save_every=15, keep_every=15, mesh="data=8")
-        made.optim.learning_rate, made.data.token_budget = 6e-3, 67  # a response a row: short rows are quick
+        made = toy.gspo_config(start, tmp_path / "w", steps=31, save_every=15, keep_every=15, mesh="data=8")
+        made.optim.learning_rate, made.data.token_budget = 1.5e-2, 67  # a response a row: short rows are quick
         return made
 
     train(config())
@@ -158,17 +158,17 @@ def test_a_reward_is_learned_and_a_stopped_run_goes_on_within_a_rollout_batch(st
     assert lines[-1]["entropy"] < lines[0]["entropy"]
     read = (tmp_path / "w" / "rollouts" / "000003.jsonl").read_text().splitlines()
     assert len(read) == 4 and len(json.loads(read[0])["responses"]) == 4
-    # Step 45 stands between the two steps of a rollout batch.
-    forget(tmp_path / "w", after=45)
+    # Step 15 stands between the two steps of a rollout batch.
+    forget(tmp_path / "w", after=15)
     for path in (tmp_path / "w" / "rollouts").glob("*"):
-        if int(path.stem) > 22:
+        if int(path.stem) > 7:
             path.unlink()
     train(config())
     timeless = lambda lines: [{k: v for k, v in line.items() if "second" not in k} for line in lines]
     assert timeless(hooks.read_metrics(tmp_path / "w")) == timeless(lines)
-    forget(tmp_path / "w", after=45)
-    (tmp_path / "w" / "rollouts" / "000022.npz").unlink()
-    with pytest.raises(InputError, match=r"000022\.npz can't be used .* within this rollout batch"):
+    forget(tmp_path / "w", after=15)
+    (tmp_path / "w" / "rollouts" / "000007.npz").unlink()
+    with pytest.raises(InputError, match=r"000007\.npz can't be used .* within this rollout batch"):
         train(config())
 
 
