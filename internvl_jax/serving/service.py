@@ -54,6 +54,7 @@ class Writing:
       choices: the answers so far.
       usage: what the prompt took.
       seen: what the model read; None before the first token.
+      moved: when it came, or something of its request was last written: how long it may wait counts from then.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Writing:
         self.choices = [ChoiceText(prompt.begun) for _ in order.seeds]
         self.usage = Usage()
         self.seen: Seen | None = None
+        self.moved = ticket.since
         self._whole = self._closed = False
 
     async def said(self) -> AsyncIterator[list[tuple[int, SaidNow]]]:
@@ -78,17 +80,15 @@ class Writing:
         Raises:
           Refusal: 408 or 500.
         """
-        limits, metrics, last = self._service.limits, self._service.metrics, 0.0
-        begun = self._ticket.since
+        metrics, begun, last = self._service.metrics, self._ticket.since, 0.0
         while True:
-            end = begun + (limits.total_seconds if self._answers.began else limits.first_seconds)
-            left = min(end - time.monotonic(), _ALIVE_SECONDS)
+            left = min(self._end - time.monotonic(), _ALIVE_SECONDS)
             try:
                 found = await asyncio.wait_for(self._answers.take(), max(left, 0))
             except TimeoutError:
-                if time.monotonic() >= end:
-                    word = "ended" if self._answers.began else "begun"
-                    seconds = end - begun
+                if time.monotonic() >= self._end:
+                    word, since = ("ended", begun) if self._answers.began else ("begun", self.moved)
+                    seconds = self._end - since
                     raise Refusal(
                         408, f"the answer had not {word} after {seconds:.0f} s; ask again later.", code="timeout"
                     ) from None
@@ -130,6 +130,12 @@ class Writing:
             "seconds": round(time.monotonic() - self._ticket.since, 4),
         }
         requests_log.info(msgspec.json.encode(line).decode())
+
+    @property
+    def _end(self) -> float:
+        """When it has taken too long."""
+        limits = self._service.limits
+        return self._ticket.since + limits.total_seconds if self._answers.began else self.moved + limits.first_seconds
 
     @property
     def used(self) -> Usage:

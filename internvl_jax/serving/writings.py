@@ -5,6 +5,7 @@ import contextlib
 import functools
 import itertools
 import operator
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from internvl_jax.serving.orders import Order
@@ -69,6 +70,9 @@ class Writings:
                 for task in done:
                     found = task.result()
                     stream = waiting.pop(task)
+                    if found:  # as long as some are written, others may wait for their turn
+                        for writing in self._each:
+                            writing.moved = time.monotonic()
                     if found is not None:
                         waiting[next_of(stream)] = stream
                         yield [(stream[1] + number, each) for number, each in found]

@@ -109,7 +109,7 @@ def histogram(tokens_I: np.ndarray) -> str:
     counts = np.bincount(powers)
     width = len(f"{1 << (len(counts) - 1)}")
     return "\n".join(
-        f"<= {1 << power:>{width}} tokens: {count:>8} {'#' * round(_BAR * count / counts.max())}"
+        f"<= {1 << power:>{width}} tokens: {count:>8} {'#' * round(_BAR * count / np.max(counts))}"
         for power, count in enumerate(counts)
         if power >= powers.min()
     )

@@ -203,7 +203,7 @@ class GroupRunner:
         left = int(np.max(self._wanted.limits_B[answers] - counts, initial=0))
         if left <= 0:
             return
-        longest = int(counts.max())
+        longest = int(np.max(counts))
         self._widen(longest)
         count = min(piece, left, self._state.cache.reach - longest + 1)
         self._state, written = self.decode(self._state, groups.answer_B >= 0, count, groups.few())
