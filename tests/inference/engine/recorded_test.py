@@ -123,7 +123,7 @@ def test_seven_others_change_nothing(golden, by_seed, case, sizes, chunk):
     ]
     engine = make_engine(model, requests, chunk)
     alone = [engine.run([row])[0][0] for row in (*requests, *sampled)]
-    for (_, wanted), answer in zip(rows, alone, strict=False):
+    for (_, wanted), answer in zip(rows, alone[: len(rows)], strict=True):
         assert wanted in (None, answer)
     assert alone == by_seed.setdefault(case, alone)
     for seed in range(2):
