@@ -39,6 +39,9 @@ _READERS = 4  # parameters that are read at a time
 
 # The largest chunk, in bytes: converters read a chunk at a time, and a parameter of stacked layers can have 100 GB.
 _CHUNK = 1 << 26
+# The least part of an array, in bytes, that devices which all hold it write one of each: orbax compiles a program for
+# every such part, hundreds for a model's small parameters.
+_SHARED = 1 << 20
 
 
 def saving_options() -> contextlib.AbstractContextManager[Any]:
@@ -48,6 +51,7 @@ def saving_options() -> contextlib.AbstractContextManager[Any]:
     _add_checksums()
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK
+    context.array.saving.min_slice_bytes_for_replica_parallel = _SHARED
     return context
 
 

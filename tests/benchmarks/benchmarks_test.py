@@ -91,13 +91,13 @@ def test_our_side_of_batches(golden):
     given = {
         "directory": str(case),
         "config": config,
-        "requests": 4,
+        "requests": 3,
         "prompts": (20, 40),
-        "answers": (2, 40),
+        "answers": (2, 12),
         "rows": 2,
     }
     actions = ours.load({"task": "batch", **given})
-    lengths = [new for _, _, new in workload.mixed(config, 4, (20, 40), (2, 40), turn=1)]
+    lengths = [new for _, _, new in workload.mixed(config, 3, (20, 40), (2, 12), turn=1)]
     first, second = actions["batch"](), actions["batch"]()
     assert [len(tokens) for tokens in second["tokens"]] == lengths and first["tokens"] != second["tokens"]
     late = actions["arrival"]()

@@ -57,6 +57,16 @@ def test_back_in_another_dtype_on_another_mesh(checkpoint, dtype):
     assert params["lm.layers.mlp.up.weight"].addressable_shards[0].data.shape == (3, 2, 12)
 
 
+def test_small_parameters_are_written_by_one_of_the_devices_that_hold_them(tmp_path, caplog):
+    """Cutting them up would compile a program a part; shapes that nobody else cuts up show it."""
+    array = jax.device_put(np.arange(8 * 1237.0).reshape(8, 1237), NamedSharding(make_mesh({"fsdp": 8}), P()))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        write_params(tmp_path / "params", {"lm.norm.scale": array})
+    assert "slice" not in caplog.text and "1237" not in caplog.text
+    found = read_params(tmp_path / "params", {"lm.norm.scale": array})
+    np.testing.assert_array_equal(found["lm.norm.scale"], array)
+
+
 def test_on_one_device(checkpoint):
     params = read_params(checkpoint, structs({}, make_mesh({}, jax.devices()[3:4])))
     np.testing.assert_array_equal(params["lm.norm.scale"], VALUES["lm.norm.scale"])

@@ -1,8 +1,10 @@
 """`jax.jit`, as programs of generation need it."""
 
+import concurrent.futures
 import ctypes
-from collections.abc import Callable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -10,6 +12,7 @@ try:
     _TRIM = ctypes.CDLL(None).malloc_trim
 except (AttributeError, TypeError):  # another C library
     _TRIM = None
+_AT_ONCE = 16  # compilers at work, each of which takes its memory
 
 
 class DeviceProgram:
@@ -35,3 +38,21 @@ class DeviceProgram:
     @property
     def num_compiled(self) -> int:
         return self._jitted._cache_size()
+
+
+class ProgramCall(NamedTuple):
+    """A program with what it is called with."""
+
+    program: DeviceProgram
+    given: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+def compile_together(calls: Iterable[ProgramCall]) -> None:
+    """Compiles what these calls need, several programs at a time, and runs nothing."""
+    lowered = (call.program.lower(*call.given, **call.named) for call in calls)
+    with concurrent.futures.ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(lambda traced: traced.compile(), lowered):
+            pass
+    if _TRIM is not None:
+        _TRIM(0)

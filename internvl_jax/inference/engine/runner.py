@@ -10,6 +10,7 @@ from flax import nnx
 
 from internvl_jax.inference.engine import requests as asked
 from internvl_jax.inference.engine.buckets import Ladders
+from internvl_jax.inference.engine.device_program import ProgramCall, compile_together
 from internvl_jax.inference.engine.drafts import Draft, Seat
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Vocabulary
@@ -131,8 +132,12 @@ class Runner:
         return Part(zeros_R, zeros_RT, zeros_R, zeros_R, self.programs.gather(self.tiles.pool_GPD, zeros_RT))
 
     def _chunk(self, part: Part, number: int, reach: int) -> jax.Array:
-        self._state, logits_RV, _ = self.programs.chunk(self.params, self._state, part, number=number, reach=reach)
+        program, given, named = self._chunk_call(part, number, reach)
+        self._state, logits_RV, _ = program(*given, **named)
         return logits_RV
+
+    def _chunk_call(self, part: Part, number: int, reach: int) -> ProgramCall:
+        return ProgramCall(self.programs.chunk, (self.params, self._state, part), {"number": number, "reach": reach})
 
     def begin(self, logits_RV: jax.Array, complete: Sequence[tuple[int, Draft]], rich: bool) -> Written:
         """The first tokens of answers, each with the row of the logits that follow its prompt.
@@ -173,19 +178,15 @@ class Runner:
 
     def decode(self, drafts: Sequence[Draft], count: int, few: int, reach: int, rich: bool) -> Written:
         """`count` tokens of answers, or fewer: until at most `few` of them go on."""
-        live_B, shaping = self._going(drafts, rich)
-        self._state, shaping, written = self.programs.decode(
-            self._decode_params,
-            self._state,
-            shaping,
-            live_B,
-            np.int32(count),
-            np.int32(few),
-            reach=reach,
-            best=self._best(rich),
-        )
+        program, given, named = self._decode_call(drafts, count, few, reach, rich)
+        self._state, shaping, written = program(*given, **named)
         self._shaping = shaping or self._shaping
         return written
+
+    def _decode_call(self, drafts: Sequence[Draft], count: int, few: int, reach: int, rich: bool) -> ProgramCall:
+        live_B, shaping = self._going(drafts, rich)
+        given = (self._decode_params, self._state, shaping, live_B, np.int32(count), np.int32(few))
+        return ProgramCall(self.programs.decode, given, {"reach": reach, "best": self._best(rich)})
 
     def _going(self, drafts: Sequence[Draft], rich: bool) -> tuple[np.ndarray, Shaping | None]:
         """Which rows are those of the answers, and what all rows ask for."""
@@ -199,19 +200,32 @@ class Runner:
     def warm_up(self, classes: tuple[tuple[int, int], ...], shards: int) -> int:
         """Compiles all that rows of these classes need; returns how many programs there are."""
         self.tiles.warm_up(self.params)
-        for number, (_, slots) in enumerate(classes):
-            sizes = [T for T in self._ladders.prompts if T <= slots]
-            for R, T, reach in itertools.product(self._ladders.together, sizes, (0, *reaches(slots))):
-                self._chunk(self._nothing(R, T), number, reach)
-        for R in self._ladders.together:
+        chunks = [
+            (part, number, reach)
+            for R, T in itertools.product(self._ladders.together, self._ladders.prompts)
+            for part in [self._nothing(R, T)]
+            for number, (_, slots) in enumerate(classes)
+            for reach in (0, *reaches(slots))
+            if T <= slots
+        ]
+        tokens = list(itertools.product(reaches(max(slots for _, slots in classes)), (False, True)))
+        for R in self._ladders.together:  # what they leave is what all others are compiled for
             logits_RV = self._chunk(self._nothing(R, self._ladders.prompts[0]), 0, 0)
             for rich in (False, True):
                 self.begin(logits_RV, [], rich)
+        compile_together(
+            [
+                *(self._chunk_call(*chunk) for chunk in chunks),
+                *(self._decode_call([], 0, 0, reach, rich) for reach, rich in tokens),
+            ]
+        )
+        for chunk in chunks:
+            self._chunk(*chunk)
         nobody = np.zeros(shards, np.int32)
         for (source, (_, has)), (target, (_, room)) in itertools.product(enumerate(classes), repeat=2):
             for reach in {min(reach, room) for reach in reaches(has)}:
                 self._copy((nobody, nobody, nobody > 0), source, target, reach)
-        for reach, rich in itertools.product(reaches(max(slots for _, slots in classes)), (False, True)):
+        for reach, rich in tokens:
             self.decode([], 0, 0, reach, rich)
         return self.programs.num_compiled
 

@@ -15,6 +15,7 @@ import zmq
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 from internvl_jax.serving.dvd.dvd_settings import VisionClientCounters, VisionClientLimits, VisionClientState
+from internvl_jax.serving.dvd.ending import end_sockets
 from internvl_jax.serving.dvd.feature_cache import FeatureCache
 from internvl_jax.serving.dvd.feature_request import FeatureRequest
 from internvl_jax.serving.dvd.vision_link import REFUSALS, VisionLink
@@ -31,7 +32,6 @@ from internvl_jax.serving.dvd.wire_messages import (
 
 _TICK = 50  # milliseconds between looks at the clock
 _LOOK = 0.02  # seconds between looks at what waits
-_LINGER = 200  # milliseconds for last words
 # By the bytes of a number: an integer that is as long, and what is all ones in a number that is not finite.
 _EXPONENT: dict[int, tuple[type[np.unsignedinteger], int]] = {2: (np.uint16, 0x7F80), 4: (np.uint32, 0x7F800000)}
 
@@ -136,7 +136,7 @@ class TileDispatch:
                 self._fail(request, VisionUnavailable("the connection to the vision servers was closed"))
             for link in self.links:
                 link.leave()
-            context.destroy(linger=_LINGER)
+            end_sockets(context)
             self._ear.close()
             self._mouth.close()
 

@@ -22,6 +22,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 from internvl_jax.serving.dvd import greeting, wire
 from internvl_jax.serving.dvd.dvd_settings import VisionServerCounters, VisionServerLimits, VisionServerState
+from internvl_jax.serving.dvd.ending import end_sockets
 from internvl_jax.serving.dvd.tile_desk import TileDesk
 from internvl_jax.serving.dvd.tile_queue import EncodeCall, TileQueue, TowerBatch
 from internvl_jax.serving.dvd.wire_messages import (
@@ -50,7 +51,6 @@ _TELL = 0.02  # seconds between two states
 _AT_ONCE = 64  # messages between looks at what the tower has done
 _SPARE = 64  # messages besides features that may be on their way to a client
 _STRANGERS = 64  # clients that are just greeting; an older one has to begin again
-_LINGER = 200  # milliseconds for last words
 _TRANSPORT = 5000  # milliseconds in which a connection must have become one of ZeroMQ's
 _ZAP = "inproc://zeromq.zap.01"  # where libzmq asks whether a connection may be
 
@@ -203,7 +203,7 @@ class VisionServer:
                 self._send(client, Bye())
         finally:
             self._queue.stop()
-            self._context.destroy(linger=_LINGER)
+            end_sockets(self._context)
             self._ear.close()
             self._mouth.close()
 

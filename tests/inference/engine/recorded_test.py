@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from checkpoint_convert.released import load_bare
 from internvl_jax.evaluation import compare, image_token_id, read_case
 from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Thresholds, Vocabulary
+from internvl_jax.inference.engine.leader import Leader, follow
+from tests.training import lives
 
 MESHES = {
     "one device": {},
@@ -74,10 +77,16 @@ def recorded(model, inputs, outputs):
     return [(Request(*row, sampling), tokens) for *row, tokens in zip(prompts, own, wanted, strict=True)]
 
 
-def make_engine(model, requests, chunk):
+def by_seeds(requests):
+    """The requests, each answered at temperature 1 by a seed of its own."""
+    drawn = lambda row, seed: dataclasses.replace(row.sampling, temperature=1.0, seed=seed)
+    return [dataclasses.replace(row, sampling=drawn(row, 5 + number)) for number, row in enumerate(requests)]
+
+
+def make_engine(model, requests, chunk, kind=Engine):
     longest = max(len(row.tokens_T) + row.sampling.max_new_tokens for row in requests)
     ladders = Ladders(classes=((8, -(-longest // 32) * 32),), chunk=chunk)
-    return Engine(model, Vocabulary(model.config.text.vocab, (), ()), ladders)
+    return kind(model, Vocabulary(model.config.text.vocab, (), ()), ladders)
 
 
 def among(engine, requests, image, rng):
@@ -117,14 +126,41 @@ def test_seven_others_change_nothing(golden, by_seed, case, sizes, chunk):
     model, inputs, outputs = load(golden, case, sizes)
     rows = recorded(model, inputs, outputs)
     requests = [row for row, _ in rows]
-    sampled = [
-        dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, temperature=1.0, seed=5 + number))
-        for number, row in enumerate(requests)
-    ]
     engine = make_engine(model, requests, chunk)
-    alone = [engine.run([row])[0][0] for row in (*requests, *sampled)]
+    asked = [*requests, *by_seeds(requests)]
+    alone = [engine.run([row])[0][0] for row in asked]
     for (_, wanted), answer in zip(rows, alone[: len(rows)], strict=True):
         assert wanted in (None, answer)
     assert alone == by_seed.setdefault(case, alone)
     for seed in range(2):
-        assert among(engine, [*requests, *sampled], model.config.image_token_id, np.random.default_rng(seed)) == alone
+        assert among(engine, asked, model.config.image_token_id, np.random.default_rng(seed)) == alone
+
+
+def answer_over_two(pod, number, golden):
+    """Every case on a mesh of two processes, beside one device of the first."""
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    for case in CASES:
+        sizes = {"data": 2, "tensor": 2} if "gptoss" in case else {"tensor": 4}
+        model, inputs, outputs = load(golden, case, sizes)
+        rows = recorded(model, inputs, outputs)
+        requests = [row for row, _ in rows]
+        asked, image = [*requests, *by_seeds(requests)], model.config.image_token_id
+        for chunk in (16, None):
+            if number:
+                follow(make_engine(model, requests, chunk))
+                continue
+            engine = make_engine(model, requests, chunk, Leader)
+            alone = [engine.run([row])[0][0] for row in asked]
+            together = among(engine, asked, image, np.random.default_rng(0))
+            engine.close()
+            single = load_bare(golden / case, "float32", image)
+            here = make_engine(single, requests, chunk)
+            assert together == alone == [here.run([row])[0][0] for row in asked]
+            for (_, wanted), answer in zip(rows, alone[: len(rows)], strict=True):
+                assert wanted in (None, answer)
+
+
+@SOAK
+def test_two_processes_answer_as_recorded(golden):
+    codes, said = lives.Run(answer_over_two, 2, golden).ended()
+    assert codes == [0, 0], said
