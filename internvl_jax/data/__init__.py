@@ -1,8 +1,10 @@
 """Pictures, text and samples on the host: numpy, Pillow, grain and tokenizers, no jax."""
 
-from internvl_jax.data.media import images, tiling
+from internvl_jax.data.media import frame_choice, images, tiling
 from internvl_jax.data.media.images import load_image, tile_image
-from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig, Tiles, num_image_tokens
+from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig, Tiles, frame_tiles, num_image_tokens
+from internvl_jax.data.media.video import ShownVideo, VideoInfo, VideoLimits, VideoSource, show_video, video_info
+from internvl_jax.data.media.video_options import VideoOptions
 from internvl_jax.data.processor import ChatInputs, Processor
 from internvl_jax.data.prompt_service import PromptOrder, PromptReply, PromptSettings, serve_prompts
 from internvl_jax.data.reading import check
@@ -53,12 +55,17 @@ __all__ = [
     "RowConfig",
     "RowLayout",
     "Sample",
+    "ShownVideo",
     "Skipped",
     "THINK",
     "THINK_END",
     "Template",
     "Tiles",
     "Tokenizer",
+    "VideoInfo",
+    "VideoLimits",
+    "VideoOptions",
+    "VideoSource",
     "Views",
     "WEIGHTINGS",
     "Weighting",
@@ -66,6 +73,8 @@ __all__ = [
     "check",
     "encode_blind",
     "encode_prompt",
+    "frame_choice",
+    "frame_tiles",
     "get_template",
     "images",
     "interleaved",
@@ -76,11 +85,13 @@ __all__ = [
     "read_accuracies",
     "screen_prompts",
     "serve_prompts",
+    "show_video",
     "split_thinking",
     "stack_rows",
     "tile_image",
     "tiling",
     "token_weight",
     "train_bpe",
+    "video_info",
     "views",
 ]
