@@ -65,7 +65,7 @@ class PromptSettings:
             if tiles > max_tiles:
                 raise InputError(
                     f"the pictures of the request make {tiles} tiles, more than the limit of {max_tiles}; send fewer, "
-                    "or lower max_dynamic_patch."
+                    "or lower max_dynamic_patch or num_frames."
                 )
         return self.adapt(processor)(messages, self.max_dynamic_patch, allow_paths=False, begun=self.begun)
 

@@ -16,6 +16,7 @@ from internvl_jax.serving.schema import (
     ImagePart,
     Message,
     SchemaFormat,
+    VideoPart,
 )
 
 Shape = tuple[Literal["json_schema", "json_object", "regex", "choice"], Any]
@@ -118,7 +119,7 @@ def _prompts(given: Any) -> list[str | list[int]]:
 
 
 def conversation(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as `data.Processor` reads them; see `prompt_workers.admit` for the tiles of pictures."""
+    """Messages as `data.Processor` reads them; see `contents.admit` for the tiles of pictures."""
     return [
         {
             "role": "system" if message.role == "developer" else message.role,
@@ -129,6 +130,8 @@ def conversation(messages: list[Message]) -> list[dict[str, Any]]:
 
 
 def _part(part: Any) -> dict[str, Any]:
+    if isinstance(part, VideoPart):
+        return {"type": "video_url", "video_url": part.video_url.model_dump(exclude_none=True)}
     if not isinstance(part, ImagePart):
         return {"type": "text", "text": part.text}
     return {"type": "image_url", "image_url": part.image_url.model_dump(exclude_none=True)}

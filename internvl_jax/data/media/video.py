@@ -65,6 +65,11 @@ class VideoLimits:
 LIMITS = VideoLimits()
 
 
+def frame_limits(config: tiling.ImageConfig) -> VideoLimits:
+    """The usual limits, and no more pixels of a frame than of a picture."""
+    return dataclasses.replace(LIMITS, pixels=min(LIMITS.pixels, config.max_pixels))
+
+
 class VideoInfo(NamedTuple):
     """What is known of a video before it is decoded.
 

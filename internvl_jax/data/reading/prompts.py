@@ -181,6 +181,8 @@ def parse_prompt(line: bytes, name: str, dataset: sources.Dataset) -> Prompt:
         InputError: naming the line, if its question is missing or empty, or it has neither answer nor response.
     """
     entry = sources.parse_entry(line, name)
+    if entry.get("video"):
+        raise InputError(f"{name} asks about a video, which only training reads so far; leave it out.")
     question = sources.parse_text(entry, "question", name)
     number = entry.get("answer")
     if isinstance(number, int | float) and not isinstance(number, bool):

@@ -129,7 +129,7 @@ def test_a_folder_of_frames_is_read_by_number(tmp_path):
     assert video.video_info(tmp_path)[1:] == (12, 3.0, 8, 6, 1)
     shown = show(tmp_path, num_frames=4)
     assert [int(frame[0, 0, 0]) // 20 for frame in shown.frames] == [2, 5, 8, 10]
-    assert show(tmp_path, num_frames=2, clip=(1, 2)).indices == (2, 3)
+    assert show(tmp_path, num_frames=2, clip=(1, 2)).indices == (2, 4)
 
 
 def test_a_file_whose_end_is_missing_shows_what_is_there(clips, caplog):
@@ -137,7 +137,7 @@ def test_a_file_whose_end_is_missing_shows_what_is_there(clips, caplog):
     packets = video.video_info(data).frames
     cut = show(data[:3000], num_frames=4)
     assert cut.info.frames < packets and max(cut.indices) < cut.info.frames
-    whole = show(clips / "clip.webm", num_frames=40).frames
+    whole = video.show_video(data, lambda info: range(packets), np.asarray).frames
     for index, frame in zip(cut.indices, cut.frames, strict=True):
         np.testing.assert_array_equal(frame, whole[index])
 

@@ -75,6 +75,7 @@ def test_a_line_for_dropout_ntp_brings_its_response():
         ({"image": 3}, 'has an "image" that is neither'),
         ({"image": ["x.png", "/y.png"]}, "has the image '/y.png', which is not below the root 'images'"),
         ({"system_prompt": ["s"]}, 'has a "system_prompt" that is no text'),
+        ({"video": "v.mp4"}, "asks about a video, which only training reads so far"),
     ],
 )
 def test_a_bad_line(fields, message):
