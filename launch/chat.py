@@ -20,16 +20,18 @@ from internvl_jax.evaluation import router_overlay
 from internvl_jax.files import whole_file
 from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, checkpoint, paths, showing, together
+from launch import answering, checkpoint, paths, sampling_flags, showing, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _PICTURE = flags.DEFINE_string("router_picture", None, "Flash: draw the router's decisions into this PNG file")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "longest answer, in tokens")
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "longest answer, in tokens; default: 256, with --thinking 8192"
+)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    sampling, thresholds = answering.sampling(_MAX_NEW_TOKENS.value), answering.thresholds()
+    sampling, thresholds = sampling_flags.sampling(_MAX_NEW_TOKENS.value, 256), answering.thresholds()
     shown = showing.shown()
     if _PICTURE.value:
         if _PROMPT.value is None:
@@ -39,7 +41,8 @@ def main(argv: list[str]) -> None:
         paths.check_folder(_PICTURE.value, "router_picture")
     with answering.opened() as (model, processor):
         if _PROMPT.value is None:
-            settings = {**vars(sampling), "thinking": answering.THINKING.value, "thresholds": thresholds}
+            thinking = {"thinking": bool(sampling_flags.THINKING.value), "think": sampling_flags.think()}
+            settings = {**vars(sampling), **thinking, "thresholds": thresholds}
             converse(model, processor, settings, shown)
             return
         if _PICTURE.value:
@@ -48,10 +51,10 @@ def main(argv: list[str]) -> None:
                 drawn.save(temporary, "png")
         messages = [message(_PROMPT.value, shown)]
         with saying("compiling, then answering"):
-            answer = complete(model, processor, messages, sampling, thresholds)
+            answer = complete(model, processor, messages, sampling, thresholds, sampling_flags.think())
     if model.config.flash is not None:
         _tell_tokens(answer, model.config)
-    print(answer.text if answering.THINKING.value else split_thinking(answer.text)[1])
+    print(answer.text if sampling_flags.THINKING.value else split_thinking(answer.text)[1])
 
 
 def _tell_tokens(answer: Answer, config: InternVLConfig) -> None:

@@ -24,7 +24,18 @@ from internvl_jax.data.rows.pipeline import BatchIterator, Pipeline, PipelineCon
 from internvl_jax.data.rows.views import PlainRows, Probe, Probes, Rate, Rates, RowLayout, Views
 from internvl_jax.data.rows.weights import WEIGHTINGS, Weighting, token_weight
 from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
-from internvl_jax.data.text.thinking import THINK, THINK_END, Channels, split_thinking
+from internvl_jax.data.text.thinking import (
+    THINK,
+    THINK_END,
+    THINKING_SAMPLING,
+    THINKING_SYSTEM,
+    THINKING_TOKENS,
+    Channels,
+    ThinkingSwitch,
+    is_unfinished,
+    split_prediction,
+    split_thinking,
+)
 from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
 
 __all__ = [
@@ -58,8 +69,12 @@ __all__ = [
     "ShownVideo",
     "Skipped",
     "THINK",
+    "THINKING_SAMPLING",
+    "THINKING_SYSTEM",
+    "THINKING_TOKENS",
     "THINK_END",
     "Template",
+    "ThinkingSwitch",
     "Tiles",
     "Tokenizer",
     "VideoInfo",
@@ -78,6 +93,7 @@ __all__ = [
     "get_template",
     "images",
     "interleaved",
+    "is_unfinished",
     "load_image",
     "num_image_tokens",
     "open_prompts",
@@ -86,6 +102,7 @@ __all__ = [
     "screen_prompts",
     "serve_prompts",
     "show_video",
+    "split_prediction",
     "split_thinking",
     "stack_rows",
     "tile_image",

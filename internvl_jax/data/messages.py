@@ -16,7 +16,7 @@ _SOURCES = ("url", "path", "base64")  # transformers' names, besides "image" and
 _OPTIONS = ("num_frames", "fps", "clip")
 
 
-class PicturePart(NamedTuple):
+class PartPicture(NamedTuple):
     """A picture of a message.
 
     Attributes:
@@ -31,7 +31,7 @@ class PicturePart(NamedTuple):
         return config if self.limit is None else tiling.limit_tiles(config, self.limit)
 
 
-class VideoPart(NamedTuple):
+class PartVideo(NamedTuple):
     """A video of a message, and which of its frames are shown."""
 
     source: VideoSource
@@ -39,7 +39,7 @@ class VideoPart(NamedTuple):
 
 
 def read_messages(
-    messages: Any, look: Callable[[PicturePart], T], watch: Callable[[VideoPart], list[T]]
+    messages: Any, look: Callable[[PartPicture], T], watch: Callable[[PartVideo], list[T]]
 ) -> tuple[list[templates.Message], list[T]]:
     """The turns of a conversation, and what was seen of each picture and frame, in the order of their slots.
 
@@ -63,7 +63,7 @@ def read_messages(
 
 
 def _read_message(
-    message: Any, where: str, look: Callable[[PicturePart], T], watch: Callable[[VideoPart], list[T]]
+    message: Any, where: str, look: Callable[[PartPicture], T], watch: Callable[[PartVideo], list[T]]
 ) -> tuple[templates.Message, list[T]]:
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
         raise InputError(f"{where} must be an object with role system, user or assistant.")
@@ -79,11 +79,11 @@ def _read_message(
         if isinstance(found, str):
             parts.append(found)
             continue
-        what = "picture" if isinstance(found, PicturePart) else "video"
+        what = "picture" if isinstance(found, PartPicture) else "video"
         if message["role"] != "user":
             raise InputError(f"part {j} of {where} is a {what}; only user messages may have {what}s.")
         try:
-            frames = [look(found)] if isinstance(found, PicturePart) else watch(found)
+            frames = [look(found)] if isinstance(found, PartPicture) else watch(found)
         except InputError as error:
             raise InputError(f"part {j} of {where}: {error}") from None
         seen += frames
@@ -91,14 +91,14 @@ def _read_message(
     return templates.Message(message["role"], tuple(parts)), seen
 
 
-def _read_part(part: Any, where: str) -> str | PicturePart | VideoPart:
+def _read_part(part: Any, where: str) -> str | PartPicture | PartVideo:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
     if kind in ("image", "video"):
         source = _source(part, kind)
         if source is not None:
-            return PicturePart(source, None) if kind == "image" else VideoPart(source, _options(part, where))
+            return PartPicture(source, None) if kind == "image" else PartVideo(source, _options(part, where))
     if kind == "image_url":
         url = part.get("image_url")
         url = {"url": url} if isinstance(url, str) else url
@@ -107,12 +107,12 @@ def _read_part(part: Any, where: str) -> str | PicturePart | VideoPart:
             own = url.get("max_dynamic_patch")
             if own is not None:
                 check_value(own, tiling.Tiles, f"max_dynamic_patch of {where}")
-            return PicturePart(url["url"], 1 if own is None and detail == "low" else own)
+            return PartPicture(url["url"], 1 if own is None and detail == "low" else own)
     if kind == "video_url":
         url = part.get("video_url")
         url = {"url": url} if isinstance(url, str) else url
         if isinstance(url, dict) and isinstance(url.get("url"), str | bytes):
-            return VideoPart(url["url"], _options(url, where))
+            return PartVideo(url["url"], _options(url, where))
     raise InputError(
         f'{where} must be {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} (or one of "url", "path" '
         'and "base64" instead, as text), '

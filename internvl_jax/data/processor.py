@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from internvl_jax.data.media import images, tiling
 from internvl_jax.data.media.video import frame_limits, show_video, video_info
-from internvl_jax.data.messages import PicturePart, VideoPart, read_messages
+from internvl_jax.data.messages import PartPicture, PartVideo, read_messages
 from internvl_jax.data.text import templates
 from internvl_jax.data.text.thinking import THINKING_SYSTEM, ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
@@ -128,13 +128,13 @@ class Processor:
         """
         config, sizes = self._limited(max_dynamic_patch), list[tuple[int, int, int, int]]()
 
-        def look(picture: PicturePart) -> np.ndarray:
+        def look(picture: PartPicture) -> np.ndarray:
             limited = picture.limited(config)
             image = images.load_image(picture.source, limited, allow_paths=allow_paths)
             sizes.append((*image.size, *tiling.choose_grid(*image.size, limited)))
             return images.tile_image(image, limited)
 
-        def watch(clip: VideoPart) -> list[np.ndarray]:
+        def watch(clip: PartVideo) -> list[np.ndarray]:
             tile = functools.partial(images.tile_image, config=tiling.frame_tiles(config))
             found = show_video(clip.source, clip.options.choose, tile, frame_limits(config), allow_paths=allow_paths)
             sizes.extend([(found.info.width, found.info.height, 1, 1)] * len(found.frames))
@@ -155,11 +155,11 @@ class Processor:
         call."""
         config = self._limited(max_dynamic_patch)
 
-        def look(picture: PicturePart) -> int:
+        def look(picture: PartPicture) -> int:
             limited = picture.limited(config)
             return tiling.num_tiles(*images.image_size(picture.source, limited, allow_paths=allow_paths), limited)
 
-        def watch(clip: VideoPart) -> list[int]:
+        def watch(clip: PartVideo) -> list[int]:
             info = video_info(clip.source, frame_limits(config), allow_paths=allow_paths)
             return [1 for _ in clip.options.choose(info)]
 

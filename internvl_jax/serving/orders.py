@@ -5,6 +5,7 @@ import hashlib
 import secrets
 from typing import Any, Literal
 
+from internvl_jax.data import ThinkingSwitch
 from internvl_jax.errors import InputError
 from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
 from internvl_jax.serving.limits import Limits
@@ -20,7 +21,6 @@ from internvl_jax.serving.schema import (
 )
 
 Shape = tuple[Literal["json_schema", "json_object", "regex", "choice"], Any]
-Thinking = Literal["auto", "on", "off"]
 Told = Literal["none", "last", "each"]
 
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
@@ -52,7 +52,7 @@ class Order:
     sampling: SamplingParams
     max_tokens: int | None
     seeds: tuple[int, ...]
-    thinking: Thinking = "auto"
+    thinking: ThinkingSwitch = "auto"
     effort: str | None = None
     max_tiles: int | None = None
     thresholds: Thresholds = MODEL_THRESHOLDS
@@ -185,7 +185,7 @@ def _seeds(seed: int | None, n: int) -> tuple[int, ...]:
     return tuple(value if 0 <= value < 2**32 else folded(value) for value in range(seed, seed + n))
 
 
-def _thinking(request: ChatRequest) -> tuple[Thinking, str | None]:
+def _thinking(request: ChatRequest) -> tuple[ThinkingSwitch, str | None]:
     """Whether and how much the model thinks; an effort of 'none' is off, any other on."""
     effort = request.reasoning_effort
     options = request.chat_template_kwargs
