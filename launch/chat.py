@@ -7,7 +7,8 @@ adds a picture to the next message, `/help` lists the commands, Ctrl-C ends an a
 shows frames of a video, --num_frames of them or --fps a second, of all of it or of a --clip.
 
 A Flash model shows tiles with a quarter of their tokens where its router finds that enough; two flags set how readily.
-With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles.
+With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles. For
+any model --draw=FILE.png draws boxes and clicks of the answer over the picture, --svg=FILE.png an SVG that it wrote.
 """
 
 import sys
@@ -15,15 +16,11 @@ import sys
 from absl import flags
 
 from internvl_jax.data import split_thinking
-from internvl_jax.errors import InputError
-from internvl_jax.evaluation import router_overlay
-from internvl_jax.files import whole_file
 from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, checkpoint, paths, sampling_flags, showing, together
+from launch import answering, drawing, sampling_flags, showing, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
-_PICTURE = flags.DEFINE_string("router_picture", None, "Flash: draw the router's decisions into this PNG file")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "longest answer, in tokens; default: 256, with --thinking 8192"
 )
@@ -33,28 +30,22 @@ def main(argv: list[str]) -> None:
     del argv
     sampling, thresholds = sampling_flags.sampling(_MAX_NEW_TOKENS.value, 256), answering.thresholds()
     shown = showing.shown()
-    if _PICTURE.value:
-        if _PROMPT.value is None:
-            raise InputError("--router_picture draws the pictures of one question; give it with --prompt")
-        if checkpoint.model_config().flash is None:
-            raise InputError("this model has no router, so there is nothing to draw; give a Flash model")
-        paths.check_folder(_PICTURE.value, "router_picture")
+    drawing.check(_PROMPT.value, showing.IMAGE.value)
     with answering.opened() as (model, processor):
         if _PROMPT.value is None:
             thinking = {"thinking": bool(sampling_flags.THINKING.value), "think": sampling_flags.think()}
             settings = {**vars(sampling), **thinking, "thresholds": thresholds}
             converse(model, processor, settings, shown)
             return
-        if _PICTURE.value:
-            drawn = router_overlay(model, processor, showing.IMAGE.value, thresholds)
-            with whole_file(_PICTURE.value) as temporary:
-                drawn.save(temporary, "png")
+        drawing.draw_router(model, processor, showing.IMAGE.value, thresholds)
         messages = [message(_PROMPT.value, shown)]
         with saying("compiling, then answering"):
             answer = complete(model, processor, messages, sampling, thresholds, sampling_flags.think())
     if model.config.flash is not None:
         _tell_tokens(answer, model.config)
-    print(answer.text if sampling_flags.THINKING.value else split_thinking(answer.text)[1])
+    said = split_thinking(answer.text)[1]
+    print(answer.text if sampling_flags.THINKING.value else said, flush=True)
+    drawing.draw(said, processor, showing.IMAGE.value)
 
 
 def _tell_tokens(answer: Answer, config: InternVLConfig) -> None:

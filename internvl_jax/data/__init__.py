@@ -23,6 +23,17 @@ from internvl_jax.data.rows.batch import MIN_TEXT, Batch, RowConfig, Sample, ass
 from internvl_jax.data.rows.pipeline import BatchIterator, Pipeline, PipelineConfig, Skipped
 from internvl_jax.data.rows.views import PlainRows, Probe, Probes, Rate, Rates, RowLayout, Views
 from internvl_jax.data.rows.weights import WEIGHTINGS, Weighting, token_weight
+from internvl_jax.data.text.boxes import (
+    Action,
+    Region,
+    in_pixels,
+    iou,
+    is_inside,
+    parse_actions,
+    parse_regions,
+    thousandths,
+    write_box,
+)
 from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
 from internvl_jax.data.text.thinking import (
     THINK,
@@ -39,6 +50,7 @@ from internvl_jax.data.text.thinking import (
 from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
 
 __all__ = [
+    "Action",
     "Batch",
     "BatchIterator",
     "Channels",
@@ -63,6 +75,7 @@ __all__ = [
     "Prompts",
     "Rate",
     "Rates",
+    "Region",
     "RowConfig",
     "RowLayout",
     "Sample",
@@ -92,12 +105,17 @@ __all__ = [
     "frame_tiles",
     "get_template",
     "images",
+    "in_pixels",
     "interleaved",
+    "iou",
+    "is_inside",
     "is_unfinished",
     "load_image",
     "num_image_tokens",
     "open_prompts",
     "packing",
+    "parse_actions",
+    "parse_regions",
     "read_accuracies",
     "screen_prompts",
     "serve_prompts",
@@ -105,10 +123,12 @@ __all__ = [
     "split_prediction",
     "split_thinking",
     "stack_rows",
+    "thousandths",
     "tile_image",
     "tiling",
     "token_weight",
     "train_bpe",
     "video_info",
     "views",
+    "write_box",
 ]

@@ -49,7 +49,8 @@ class Footage:
         def choose(info: VideoInfo) -> list[int]:
             first, frames = self._within(info)
             draw = lambda part: int(rng.integers(part.start, part.stop))
-            return [first + index for index in interval_frames(frames, self.frames, draw, rng.permutation)]
+            shuffled = lambda count: rng.permutation(count).tolist()
+            return [first + index for index in interval_frames(frames, self.frames, draw, shuffled)]
 
         one = tiling.frame_tiles(config)
         return show_video(self.path, choose, lambda image: images.tile_image(image, one), frame_limits(config)).frames
