@@ -8,10 +8,10 @@ from internvl_jax.data.media.video_options import VideoOptions
 from internvl_jax.data.processor import ChatInputs, Processor
 from internvl_jax.data.prompt_service import PromptOrder, PromptReply, PromptSettings, serve_prompts
 from internvl_jax.data.reading import check
+from internvl_jax.data.reading.prompt_stream import PromptStream
 from internvl_jax.data.reading.prompts import (
     Prompt,
     Prompts,
-    PromptStream,
     encode_blind,
     encode_prompt,
     open_prompts,

@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from internvl_jax.data.media import images, tiling
-from internvl_jax.data.media.frame_choice import interval_frames
+from internvl_jax.data.media.frame_choice import interval_frames, middle_frames
 from internvl_jax.data.media.video import VideoInfo, frame_limits, show_video, video_info
 from internvl_jax.data.media.video_options import VideoOptions
 from internvl_jax.data.text import templates
@@ -51,6 +51,16 @@ class Footage:
             draw = lambda part: int(rng.integers(part.start, part.stop))
             shuffled = lambda count: rng.permutation(count).tolist()
             return [first + index for index in interval_frames(frames, self.frames, draw, shuffled)]
+
+        one = tiling.frame_tiles(config)
+        return show_video(self.path, choose, lambda image: images.tile_image(image, one), frame_limits(config)).frames
+
+    def middle_tiles(self, config: tiling.ImageConfig) -> list[np.ndarray]:
+        """The same of the frames in the middle of each interval, without chance."""
+
+        def choose(info: VideoInfo) -> list[int]:
+            first, frames = self._within(info)
+            return [first + index for index in middle_frames(frames, self.frames)]
 
         one = tiling.frame_tiles(config)
         return show_video(self.path, choose, lambda image: images.tile_image(image, one), frame_limits(config)).frames

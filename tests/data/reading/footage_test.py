@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 from internvl_jax.data.media import images, tiling, video
-from internvl_jax.data.reading import check, preferences, samples, sources
+from internvl_jax.data.reading import check, preferences, prompts, samples, sources
 from internvl_jax.data.rows.packing import PackingConfig
 from internvl_jax.errors import InputError
+from internvl_jax.making import pairs
 from tests.data.conftest import turns
 
 LINE = {"video": "clip.mp4", "conversations": turns("<video>\nhow many circles?", "two")}
@@ -32,8 +34,7 @@ def films(tiny, golden):
 
 def reader(films, processor, *lines, parse=sources.parse_record, **options):
     entry = films.annotate("films", [{**LINE, **line} for line in lines], **options)
-    (dataset,) = sources.read_meta(films.write_meta(films=entry))
-    return samples.SampleReader(dataset, sources.scan_lines(dataset.annotation)[0], processor, parse)
+    return samples.SampleReader(*opened(films, entry), processor, parse)
 
 
 def test_what_is_measured_is_loaded(films, processor):
@@ -109,6 +110,38 @@ def test_pairs_have_the_lines_of_mpo(films, processor):
     assert chosen[0] == rejected[0] == {"from": "human", "value": "Frame1: <image>\nFrame2: <image>\nhow many?"}
     sample = read.load(0, np.random.default_rng(0))
     assert len(sample.tiles_GHWC) == 2 and len(sample.starts) == 2
+
+
+def test_prompts_show_the_middle_of_every_interval(films, processor):
+    """As many tokens as were measured; without its video only the words are left."""
+    line = {"video": "clip.mp4", "clip": [1, 3], "question": "how many?", "answer": "two"}
+    entry = films.annotate("films", [line], min_num_frame=4, max_num_frame=4)
+    (prompt,) = prompts.Prompts([prompts.LineReader(*opened(films, entry))])
+    inputs = prompts.encode_prompt(prompt, processor)
+    assert prompts.measure(prompt, processor) == (len(inputs.tokens_T), 4) and len(inputs.tiles_GHWC) == 4
+    one = tiling.frame_tiles(processor.image_config)
+    middles = video.show_video(prompt.film.path, lambda _: [12, 17, 22, 27], lambda im: images.tile_image(im, one))
+    np.testing.assert_array_equal(inputs.tiles_GHWC, np.concatenate(middles.frames))
+    told = processor.tokenizer.decode(inputs.tokens_T, skip_special=False)
+    assert all(f"Frame{number}: <img>" in told for number in range(1, 5)) and told.count("Frame") == 4
+    blind = processor.tokenizer.decode(prompts.encode_blind(prompt, processor, "").tokens_T, skip_special=False)
+    assert "Frame" not in blind and "user\nhow many?<|im_end|>" in blind
+    other = dataclasses.replace(prompt, footage=dataclasses.replace(prompt.footage, clip=None))
+    assert len({prompt.key, other.key, dataclasses.replace(prompt, footage=None).key}) == 3
+
+
+def test_pairs_made_of_a_video_are_read_again(films, processor):
+    line = {"video": "clip.mp4", "clip": [1, 3], "question": "how many?", "answer": "two"}
+    entry = films.annotate("films", [line])
+    (prompt,) = prompts.Prompts([prompts.LineReader(*opened(films, entry))])
+    said = [types.SimpleNamespace(text=text) for text in ("two", "one")]
+    record = preferences.parse_pair(pairs._line(prompt, said).encode(), "p:1", prompt.dataset)
+    assert (record.footage.path, record.footage.clip) == (prompt.film.path, (1, 3))
+
+
+def opened(films, entry):
+    (dataset,) = sources.read_meta(films.write_meta(films=entry))
+    return dataset, sources.scan_lines(dataset.annotation)[0]
 
 
 @pytest.mark.parametrize(
