@@ -148,6 +148,16 @@ def test_accuracy(shared, processor, tmp_path):
         evaluate(shared, processor, questions, 4, sampling, grader="kind")
 
 
+def test_a_question_may_be_about_a_video(processor, golden, tmp_path):
+    clip = golden / "video/videos/clip.mp4"
+    line = {"image": None, "video": str(clip), "question": "what is it?", "answer": "a disc"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(line))
+    (question,) = read_questions(tmp_path / "data.jsonl")
+    parts = [{"type": "video", "video": str(clip)}, {"type": "text", "text": "what is it?"}]
+    assert question.messages == [{"role": "user", "content": parts}]
+    assert len(processor(question.messages).tiles_GHWC) == 8
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

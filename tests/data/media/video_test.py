@@ -86,6 +86,10 @@ def test_tiles_are_those_of_the_release(golden, clips):
     np.testing.assert_allclose(pixels, outputs["github_pixel_values"], atol=1e-6)
     ours = images.normalise(tiles_GHWC).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(ours, outputs["hf_pixel_values_videos"], atol=0.02)
+    processed = np.load(golden / "video" / "hf_processor.npz")
+    np.testing.assert_allclose(ours, processed["pixel_values_video"], atol=0.02)
+    # A picture of 13 tiles and a video behind it: tiles in the order of the text.
+    np.testing.assert_allclose(ours[:2], processed["pixel_values_video_and_image"][13:], atol=0.02)
 
 
 def test_clips_rates_and_counts(clips):
