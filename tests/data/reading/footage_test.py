@@ -10,6 +10,7 @@ import pytest
 
 from internvl_jax.data.media import images, tiling, video
 from internvl_jax.data.reading import check, preferences, prompts, samples, sources
+from internvl_jax.data.rows import pipeline
 from internvl_jax.data.rows.packing import PackingConfig
 from internvl_jax.errors import InputError
 from internvl_jax.making import pairs
@@ -142,6 +143,29 @@ def test_pairs_made_of_a_video_are_read_again(films, processor):
 def opened(films, entry):
     (dataset,) = sources.read_meta(films.write_meta(films=entry))
     return dataset, sources.scan_lines(dataset.annotation)[0]
+
+
+def test_batches_have_every_frame_and_are_the_same_again(films, processor):
+    """Planned from lengths alone, packed with texts and pictures, and drawn anew in the next epoch."""
+    lines = [{**LINE, "id": k, "video": name} for k, name in enumerate(("clip.mp4", "clip.gif", "clip.mp4"))]
+    entry = films.annotate("films", lines, min_num_frame=3, max_num_frame=5)
+    films.write_meta(films=entry, texts=films.entries["texts"], singles=films.entries["singles"])
+    options = {"kind": "conversations", "token_budget": 240, "tile_budget": 11, "max_open": 3, "pack": True}
+    options |= {"weighting": "square", "seed": 5, "over_long": "error", "max_skipped": 0}
+    config = pipeline.PipelineConfig(films.meta, cache_dir=None, workers=0, threads=0, **options)
+    made, again = (pipeline.Pipeline(config, processor) for _ in range(2))
+    one = tiling.frame_tiles(processor.image_config)
+    tile = lambda image: images.tile_image(image, one).tobytes()
+    every = set(video.show_video(films.folder / "clip.mp4", lambda info: range(info.frames), tile).frames)
+    shown = []
+    for number in range(made.plan.rows(0) + made.plan.rows(1)):
+        (row, skipped), (same, _) = made.row(number), again.row(number)
+        assert skipped == [] and (row.tokens_BT == same.tokens_BT).all() and (row.tiles_GHWC == same.tiles_GHWC).all()
+        patches = int((row.tokens_BT == processor.tokenizer.image_context).sum())
+        assert patches == 2 * int(row.tile_mask_G.sum())
+        if 0 in made.plan.samples(number):
+            shown.append({tile.tobytes() for tile in row.tiles_GHWC} & every)
+    assert len(shown) == 2 and min(map(len, shown)) >= 3 and shown[0] != shown[1]
 
 
 @pytest.mark.parametrize(
