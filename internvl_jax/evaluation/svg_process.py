@@ -6,14 +6,6 @@ side, seconds of a processor, bytes of memory. Exit code 3: it is no SVG that ca
 
 import sys
 
-# Of any font that a drawing names these are taken: so text looks the same on every machine.
-_FAMILIES = {
-    "font_family": "DejaVu Sans",
-    "sans_serif_family": "DejaVu Sans",
-    "serif_family": "DejaVu Serif",
-    "monospace_family": "DejaVu Sans Mono",
-}
-
 
 def main(fonts: str, side: int, seconds: int, memory: int) -> None:
     """Draws on white, in its own proportions. fonts: the folder of DejaVu's files."""
@@ -26,9 +18,18 @@ def main(fonts: str, side: int, seconds: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     text = sys.stdin.buffer.read().decode()
     try:
-        size = {"width": side, "height": side}
         drawn = resvg_py.svg_to_bytes(
-            svg_string=text, background="#ffffff", skip_system_fonts=True, font_dirs=[fonts], **size, **_FAMILIES
+            svg_string=text,
+            width=side,
+            height=side,
+            background="#ffffff",
+            # Whatever fonts a drawing names, these are taken: so text looks the same on every machine.
+            skip_system_fonts=True,
+            font_dirs=[fonts],
+            font_family="DejaVu Sans",
+            sans_serif_family="DejaVu Sans",
+            serif_family="DejaVu Serif",
+            monospace_family="DejaVu Sans Mono",
         )
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -33,8 +33,8 @@ class VideoOptions:
     clip: tuple[Second, Second] | None = None
 
     def __post_init__(self) -> None:
-        if self.clip is not None and not isinstance(self.clip, tuple):
-            object.__setattr__(self, "clip", tuple(self.clip) if isinstance(self.clip, list) else self.clip)
+        if isinstance(self.clip, list):  # as JSON has it
+            object.__setattr__(self, "clip", tuple(self.clip))
         check_fields(self, "video")
         if self.num_frames is not None and self.fps is not None:
             raise InputError(f"video has num_frames {self.num_frames} and fps {self.fps:g}; give one of them.")
@@ -51,10 +51,11 @@ class VideoOptions:
             numbers = guide_frames(info.frames, info.fps, self.num_frames or GUIDE_FRAMES, self.clip, info.first)
             return [number - info.first for number in numbers]
         start, end = (0, info.frames) if self.clip is None else (round(second * info.fps) for second in self.clip)
-        chosen = rate_frames(min(end, info.frames) - start, info.fps, self.fps) or [0]
-        if len(chosen) > MOST_FRAMES:
+        frames = min(end, info.frames) - start
+        count = int(frames / info.fps * self.fps)
+        if count > MOST_FRAMES:
             raise InputError(
-                f"{info.name} has {len(chosen):,} frames at {self.fps:g} a second, more than the {MOST_FRAMES:,} that "
-                "can be shown; lower fps, or give num_frames or a clip."
+                f"{info.name} has {count:,} frames at {self.fps:g} a second, more than the {MOST_FRAMES:,} that can be "
+                "shown; lower fps, or give num_frames or a clip."
             )
-        return [start + index for index in chosen]
+        return [start + index for index in rate_frames(frames, info.fps, self.fps) or [0]]

@@ -225,6 +225,8 @@ def test_more_frames_than_can_be_shown_are_an_error():
     assert len(VideoOptions(fps=1).choose(hour)) == 3600
     with pytest.raises(InputError, match=r"film has 7,200 frames at 2 a second, more than the 4,096"):
         VideoOptions(fps=2).choose(hour)
+    with pytest.raises(InputError, match="more than the 4,096"):  # before a list of them is made
+        VideoOptions(fps=1000).choose(hour._replace(frames=1 << 20, fps=1e-6))
 
 
 @pytest.mark.parametrize("indices", [[], [40], [-1, 2]])
