@@ -1,42 +1,25 @@
-"""How questions are put and answers are written: flags of the launchers that ask them."""
+"""How questions are put: flags of the launchers that ask them; `sampling_flags` has how answers are written."""
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 from absl import flags
 
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, Processor, images, tiling
 from internvl_jax.errors import InputError
-from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
+from internvl_jax.inference import MODEL_THRESHOLDS, Thresholds
 from internvl_jax.models import InternVL
 from launch import checkpoint, together
+from launch.sampling_flags import REASONING, THINKING
 
-THINKING = flags.DEFINE_boolean("thinking", False, "ask the model to think before it answers, and show that too")
-_REASONING = flags.DEFINE_enum("reasoning", None, ["low", "medium", "high"], "effort of GPT-OSS models; low is theirs")
 _MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", 1, 4096)
-_SAMPLING = {
-    "temperature": flags.DEFINE_float("temperature", 0.0, "0 gives the likeliest answer, higher values vary it"),
-    "top_p": flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens of this total probability"),
-    "top_k": flags.DEFINE_integer("top_k", 0, "draw from this many likeliest tokens; 0 for all"),
-    "repetition_penalty": flags.DEFINE_float("repetition_penalty", 1.0, "above 1 avoids repetition"),
-    "seed": flags.DEFINE_integer("seed", 0, "of the random draws"),
-}
 _THRESHOLDS = {
     "relative": flags.DEFINE_float("relative_threshold", None, "Flash: share of tiles kept full; default: the model's"),
     "absolute": flags.DEFINE_float(
         "absolute_threshold", None, "Flash: compress a tile the router gives this probability; default: the model's"
     ),
 }
-
-
-def sampling(max_new_tokens: int) -> SamplingParams:
-    """How answers are written; InputError for values that can't be."""
-    if THINKING.value and _REASONING.value:
-        raise InputError("--thinking and --reasoning each set the system text; give one of them")
-    values: dict[str, Any] = {name: flag.value for name, flag in _SAMPLING.items()}
-    return SamplingParams(max_new_tokens=max_new_tokens, **values)
 
 
 def thresholds() -> Thresholds:
@@ -62,7 +45,7 @@ def opened() -> Iterator[tuple[InternVL, Processor]]:
 
 def adjusted(processor: Processor) -> Processor:
     """The processor as flags want it."""
-    processor = processor.with_reasoning(_REASONING.value) if _REASONING.value else processor
+    processor = processor.with_reasoning(REASONING.value) if REASONING.value else processor
     processor = processor.with_thinking() if THINKING.value else processor
     if _MAX_TILES.value is None:
         return processor

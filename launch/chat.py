@@ -1,12 +1,14 @@
-"""Asks a model about images.
+"""Asks a model about images and videos.
 
     python -m launch.chat --checkpoint=DIR --image=photo.jpg --prompt="What is this?"
 
 prints the answer as the last line. Without --prompt it opens a conversation: type a message and Enter; `/image PATH`
-adds a picture to the next message, `/help` lists the commands, Ctrl-C ends an answer, Ctrl-D the conversation.
+adds a picture to the next message, `/help` lists the commands, Ctrl-C ends an answer, Ctrl-D the conversation. --video
+shows frames of a video, --num_frames of them or --fps a second, of all of it or of a --clip.
 
 A Flash model shows tiles with a quarter of their tokens where its router finds that enough; two flags set how readily.
-With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles.
+With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles. For
+any model --draw=FILE.png draws boxes and clicks of the answer over the picture, --svg=FILE.png an SVG that it wrote.
 """
 
 import sys
@@ -14,44 +16,36 @@ import sys
 from absl import flags
 
 from internvl_jax.data import split_thinking
-from internvl_jax.errors import InputError
-from internvl_jax.evaluation import router_overlay
-from internvl_jax.files import whole_file
 from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, checkpoint, paths, together
+from launch import answering, drawing, sampling_flags, showing, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
-_IMAGE = flags.DEFINE_multi_string("image", [], "picture for the (first) question; may be given several times")
-_PICTURE = flags.DEFINE_string("router_picture", None, "Flash: draw the router's decisions into this PNG file")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "longest answer, in tokens")
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "longest answer, in tokens; default: 256, with --thinking 8192"
+)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    sampling, thresholds = answering.sampling(_MAX_NEW_TOKENS.value), answering.thresholds()
-    answering.check_pictures(_IMAGE.value)
-    if _PICTURE.value:
-        if _PROMPT.value is None:
-            raise InputError("--router_picture draws the pictures of one question; give it with --prompt")
-        if checkpoint.model_config().flash is None:
-            raise InputError("this model has no router, so there is nothing to draw; give a Flash model")
-        paths.check_folder(_PICTURE.value, "router_picture")
+    sampling, thresholds = sampling_flags.sampling(_MAX_NEW_TOKENS.value, 256), answering.thresholds()
+    shown = showing.shown()
+    drawing.check(_PROMPT.value, showing.IMAGE.value)
     with answering.opened() as (model, processor):
         if _PROMPT.value is None:
-            settings = {**vars(sampling), "thinking": answering.THINKING.value, "thresholds": thresholds}
-            converse(model, processor, settings, _IMAGE.value)
+            thinking = {"thinking": bool(sampling_flags.THINKING.value), "think": sampling_flags.think()}
+            settings = {**vars(sampling), **thinking, "thresholds": thresholds}
+            converse(model, processor, settings, shown)
             return
-        if _PICTURE.value:
-            drawn = router_overlay(model, processor, _IMAGE.value, thresholds)
-            with whole_file(_PICTURE.value) as temporary:
-                drawn.save(temporary, "png")
-        messages = [message(_PROMPT.value, _IMAGE.value)]
+        drawing.draw_router(model, processor, showing.IMAGE.value, thresholds)
+        messages = [message(_PROMPT.value, shown)]
         with saying("compiling, then answering"):
-            answer = complete(model, processor, messages, sampling, thresholds)
+            answer = complete(model, processor, messages, sampling, thresholds, sampling_flags.think())
     if model.config.flash is not None:
         _tell_tokens(answer, model.config)
-    print(answer.text if answering.THINKING.value else split_thinking(answer.text)[1])
+    said = split_thinking(answer.text)[1]
+    print(answer.text if sampling_flags.THINKING.value else said, flush=True)
+    drawing.draw(said, processor, showing.IMAGE.value)
 
 
 def _tell_tokens(answer: Answer, config: InternVLConfig) -> None:

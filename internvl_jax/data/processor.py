@@ -1,20 +1,23 @@
 """Chat messages in, model inputs out: what stands between a user and a model.
 
-1. OpenAI-style messages are read: text, image_url and image parts, pictures kept where they stand in the text.
-2. Pictures become tiles, the conversation becomes tokens, and both are checked against each other.
+1. OpenAI-style messages are read (`messages`), pictures and videos kept where they stand in the text.
+2. Pictures and frames become tiles, the conversation becomes tokens, and both are checked against each other.
 3. The processor is saved beside the model (`processor` section of config.json + tokenizer files), and can be read from
    a released directory of either format.
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta
 
 from internvl_jax.data.media import images, tiling
+from internvl_jax.data.media.video import frame_limits, show_video, video_info
+from internvl_jax.data.messages import PartPicture, PartVideo, read_messages
 from internvl_jax.data.text import templates
 from internvl_jax.data.text.thinking import THINKING_SYSTEM, ChannelStream
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
@@ -25,9 +28,7 @@ from internvl_jax.validation import (
     bounds_of,
     build,
     check_fields,
-    check_value,
     read_json,
-    shown,
 )
 
 
@@ -46,11 +47,6 @@ class ChatInputs:
     tiles_GHWC: np.ndarray
     image_token_counts: tuple[int, ...]
     image_sizes: tuple[tuple[int, int, int, int], ...] = ()
-
-
-T = TypeVar("T")
-Look = Callable[[images.Source, tiling.ImageConfig], T]
-_IMAGE_KEYS = ("image", "url", "path", "base64")  # of image parts; all but the first are transformers'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +118,29 @@ class Processor:
         "image_url", "image_url": {"url", "detail", "max_dynamic_patch"}}, where the URL may be bytes; detail "low"
         means one tile. A picture is followed by a newline, as `<image>` is in the release. max_dynamic_patch bounds
         the tiles of each picture in place of the model's own limit; a picture's own wins over that and over its detail.
+
+        Videos are {"type": "video", "video": path, folder of frames, URL or bytes} likewise and {"type": "video_url",
+        "video_url": {"url"}}, with "num_frames", "fps" and "clip" beside the source (see `VideoOptions`). A frame has
+        one tile and a line, `Frame1: <image>`, as in the release's guide; each video counts from 1.
+
         allow_paths=False refuses files of this machine. begun: how the answer starts, for the model to go on from.
         Raises InputError that names message and part.
         """
         config, sizes = self._limited(max_dynamic_patch), list[tuple[int, int, int, int]]()
 
-        def look(source: images.Source, limited: tiling.ImageConfig) -> np.ndarray:
-            image = images.load_image(source, limited, allow_paths=allow_paths)
+        def look(picture: PartPicture) -> np.ndarray:
+            limited = picture.limited(config)
+            image = images.load_image(picture.source, limited, allow_paths=allow_paths)
             sizes.append((*image.size, *tiling.choose_grid(*image.size, limited)))
             return images.tile_image(image, limited)
 
-        turns, tiles = _read_messages(messages, config, look)
+        def watch(clip: PartVideo) -> list[np.ndarray]:
+            tile = functools.partial(images.tile_image, config=tiling.frame_tiles(config))
+            found = show_video(clip.source, clip.options.choose, tile, frame_limits(config), allow_paths=allow_paths)
+            sizes.extend([(found.info.width, found.info.height, 1, 1)] * len(found.frames))
+            return found.frames
+
+        turns, tiles = read_messages(messages, look, watch)
         counts = tuple(config.tokens_per_tile * len(tiles_GHWC) for tiles_GHWC in tiles)
         tokens_T = self.template.encode_prompt(turns, counts, self.tokenizer, begun=begun)
         empty_GHWC = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
@@ -143,12 +151,19 @@ class Processor:
     def num_tiles(
         self, messages: Sequence[dict], max_dynamic_patch: int | None = None, allow_paths: bool = True
     ) -> int:
-        """Tiles of all pictures of messages, from headers alone. Arguments and errors are those of a call."""
+        """Tiles of all pictures and frames of messages, without decoding one. Arguments and errors are those of a
+        call."""
+        config = self._limited(max_dynamic_patch)
 
-        def look(source: images.Source, limited: tiling.ImageConfig) -> int:
-            return tiling.num_tiles(*images.image_size(source, limited, allow_paths=allow_paths), limited)
+        def look(picture: PartPicture) -> int:
+            limited = picture.limited(config)
+            return tiling.num_tiles(*images.image_size(picture.source, limited, allow_paths=allow_paths), limited)
 
-        return sum(_read_messages(messages, self._limited(max_dynamic_patch), look)[1])
+        def watch(clip: PartVideo) -> list[int]:
+            info = video_info(clip.source, frame_limits(config), allow_paths=allow_paths)
+            return [1 for _ in clip.options.choose(info)]
+
+        return sum(read_messages(messages, look, watch)[1])
 
     def _limited(self, max_dynamic_patch: int | None) -> tiling.ImageConfig:
         config = self.image_config
@@ -199,74 +214,6 @@ def check_inputs(inputs: ChatInputs, tokens_per_tile: int, image_context: int) -
     found, needed = int(np.sum(inputs.tokens_T == image_context)), tokens_per_tile * len(inputs.tiles_GHWC)
     if found != needed:
         raise InputError(f"the prompt has {found} picture tokens but its {len(inputs.tiles_GHWC)} tiles need {needed}.")
-
-
-def _read_messages(messages: Any, config: tiling.ImageConfig, look: Look[T]) -> tuple[list[templates.Message], list[T]]:
-    """The turns of a conversation, and what `look` sees of each picture."""
-    if not isinstance(messages, list | tuple):
-        raise InputError(f"messages are {shown(messages)}; they must be a list of objects with role and content.")
-    turns, seen = [], []
-    for i, message in enumerate(messages):
-        turn, pictures = _read_message(message, f"message {i}", config, look)
-        turns.append(turn)
-        seen += pictures
-    if not turns or turns[-1].role != "user":
-        raise InputError("the last message must be the user's; there is nothing to answer.")
-    return turns, seen
-
-
-def _read_message(
-    message: Any, where: str, config: tiling.ImageConfig, look: Look[T]
-) -> tuple[templates.Message, list[T]]:
-    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-        raise InputError(f"{where} must be an object with role system, user or assistant.")
-    content = message.get("content")
-    if isinstance(content, str):
-        return templates.Message(message["role"], (content,)), []
-    if not isinstance(content, list | tuple):
-        raise InputError(f"{where} must have content that is a string or a list of parts.")
-    parts: list[str | templates.Slot] = []
-    seen: list[T] = []
-    for j, part in enumerate(content):
-        text, source, limit = _read_part(part, f"part {j} of {where}")
-        if text is not None:
-            parts.append(text)
-            continue
-        if message["role"] != "user":
-            raise InputError(f"part {j} of {where} is a picture; only user messages may have pictures.")
-        try:
-            seen.append(look(source, config if limit is None else tiling.limit_tiles(config, limit)))
-        except InputError as error:
-            raise InputError(f"part {j} of {where}: {error}") from None
-        parts += [templates.IMAGE, "\n"]
-    return templates.Message(message["role"], tuple(parts)), seen
-
-
-def _read_part(part: Any, where: str) -> tuple[str | None, Any, int | None]:
-    """(text, None, None) or (None, source of a picture, its own limit of tiles if it has one)."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"], None, None
-    given = [key for key in _IMAGE_KEYS if part.get(key) is not None] if kind == "image" else []
-    if len(given) == 1 and (given == ["image"] or isinstance(part[given[0]], str)):
-        source = part[given[0]]
-        encoded = given == ["base64"] and not source.startswith("data:")
-        return None, f"data:image/any;base64,{source}" if encoded else source, None
-    if kind == "image_url":
-        url = part.get("image_url")
-        url = {"url": url} if isinstance(url, str) else url
-        detail = url.get("detail", "auto") if isinstance(url, dict) else None
-        if detail in ("auto", "low", "high") and isinstance(url.get("url"), str | bytes):
-            own = url.get("max_dynamic_patch")
-            if own is not None:
-                check_value(own, tiling.Tiles, f"max_dynamic_patch of {where}")
-            return None, url["url"], 1 if own is None and detail == "low" else own
-    raise InputError(
-        f'{where} must be {{"type": "text", "text": ...}}, {{"type": "image", "image": ...}} (or one of "url", "path" '
-        'and "base64" instead, as text), or '
-        '{"type": "image_url", "image_url": {"url": ..., "detail": "auto", "low" or "high"}}, there with a '
-        '"max_dynamic_patch" if wanted.'
-    )
 
 
 def _github_image_config(config: Fields, directory: pathlib.Path) -> tiling.ImageConfig:

@@ -10,18 +10,15 @@ import signal
 import sys
 import traceback
 import types
-from typing import Literal
 
 import msgspec
 from PIL import Image
 
 from internvl_jax.data.media import tiling
 from internvl_jax.data.processor import ChatInputs, Processor
-from internvl_jax.data.text.thinking import THINK, THINK_END
+from internvl_jax.data.text.thinking import ThinkingSwitch, begun
 from internvl_jax.errors import InputError
 from internvl_jax.validation import check_fields
-
-_BEGUN = {"auto": "", "on": f"{THINK}\n", "off": f"{THINK}\n\n{THINK_END}\n\n"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +33,7 @@ class PromptSettings:
       max_dynamic_patch: tiles of each picture, in place of the model's own limit; a picture's own wins.
     """
 
-    thinking: Literal["on", "off", "auto"] = "auto"
+    thinking: ThinkingSwitch = "auto"
     effort: str | None = None
     max_dynamic_patch: tiling.Tiles | None = None
 
@@ -46,7 +43,22 @@ class PromptSettings:
     @property
     def begun(self) -> str:
         """How the answer begins, in this project's text; `Processor.begin` gives its tokens."""
-        return _BEGUN[self.thinking]
+        return begun(self.thinking)
+
+    @classmethod
+    def wanted(
+        cls, efforts: bool, thinking: ThinkingSwitch, effort: str | None = None, max_dynamic_patch: int | None = None
+    ) -> "PromptSettings":
+        """Settings as a family has them. Where a model has no efforts, any is thinking; where it has, thinking without
+        one is 'medium', and the least leaves it to the model.
+
+        Args:
+          efforts: whether the model's template has them.
+        """
+        if not efforts:
+            return cls(thinking, None, max_dynamic_patch)
+        effort = effort or ("medium" if thinking == "on" else None)
+        return cls("auto" if effort == "low" else thinking, effort, max_dynamic_patch)
 
     def adapt(self, processor: Processor) -> Processor:
         """The processor with the system text that these settings ask for; InputError for an unknown effort."""
@@ -65,7 +77,7 @@ class PromptSettings:
             if tiles > max_tiles:
                 raise InputError(
                     f"the pictures of the request make {tiles} tiles, more than the limit of {max_tiles}; send fewer, "
-                    "or lower max_dynamic_patch."
+                    "or lower max_dynamic_patch or num_frames."
                 )
         return self.adapt(processor)(messages, self.max_dynamic_patch, allow_paths=False, begun=self.begun)
 

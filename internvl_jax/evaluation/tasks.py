@@ -1,7 +1,8 @@
-"""Accuracy on a local benchmark file: one JSON object a line, `{"image": path or null, "question", "answer"}`.
+"""Accuracy on a local benchmark file: one JSON object a line, `{"image": path or null, "question", "answer"}`, and a
+"video" if it is about one (8 frames of it are shown).
 
-Image paths are relative to the file's folder. A reward of `internvl_jax.grading` says which answers are right; by
-default those that equal the expected one, without thinking and surrounding space and regardless of case.
+Paths are relative to the file's folder. A reward of `internvl_jax.grading` says which answers are right; by default
+those that equal the expected one, without thinking and surrounding space and regardless of case.
 """
 
 import dataclasses
@@ -30,11 +31,13 @@ class Question:
     image: pathlib.Path | None
     text: str
     answer: str
+    video: pathlib.Path | None = None
 
     @property
     def messages(self) -> list[dict]:
-        picture = [] if self.image is None else [{"type": "image", "image": str(self.image)}]
-        return [{"role": "user", "content": [*picture, {"type": "text", "text": self.text}]}]
+        shown = [{"type": "image", "image": str(self.image)}] if self.image is not None else []
+        shown += [{"type": "video", "video": str(self.video)}] if self.video is not None else []
+        return [{"role": "user", "content": [*shown, {"type": "text", "text": self.text}]}]
 
 
 class _Line(msgspec.Struct):
@@ -43,6 +46,7 @@ class _Line(msgspec.Struct):
     image: FilePath | None
     question: str
     answer: str
+    video: FilePath | None = None
 
 
 def read_questions(path: str | os.PathLike) -> list[Question]:
@@ -87,6 +91,7 @@ class Evaluation:
         lines = [
             {
                 "image": None if question.image is None else str(question.image),
+                **({} if question.video is None else {"video": str(question.video)}),
                 "question": question.text,
                 "answer": question.answer,
                 "prediction": answer.text,
@@ -134,4 +139,5 @@ def evaluate(
 
 def _question(path: pathlib.Path, where: str, fields: Any) -> Question:
     asked = convert(fields, _Line, where)
-    return Question(None if asked.image is None else path.parent / asked.image, asked.question, asked.answer)
+    image, video = (None if name is None else path.parent / name for name in (asked.image, asked.video))
+    return Question(image, asked.question, asked.answer, video)

@@ -5,6 +5,7 @@ Engines stay, and their programs compiled, as long as the model lives.
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from internvl_jax import interrupts
-from internvl_jax.data import Processor, split_thinking
+from internvl_jax.data import Processor, PromptSettings, ThinkingSwitch, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
 from internvl_jax.inference.engine.buckets import Ladders, fit
@@ -53,6 +54,7 @@ def chat(
     temperature: float = 0.0,
     thinking: bool = False,
     thresholds: Thresholds = MODEL_THRESHOLDS,
+    think: ThinkingSwitch = "auto",
     **sampling: Any,
 ) -> str:
     """The model's answer to a conversation.
@@ -64,12 +66,14 @@ def chat(
       temperature, sampling: fields of `SamplingParams`, or OpenAI's names of them (`SamplingParams.named`).
       thinking: also give what the model thought before it answered, between <think> and </think>.
       thresholds: how readily a Flash model compresses tiles.
+      think: 'on' has the model think before it answers (best with `THINKING_SAMPLING` and a high max_new_tokens), 'off'
+        keeps it from that, 'auto' leaves it to the system text and the model.
 
     Raises:
       InputError: bad messages or sampling parameters, or a conversation that is too long.
     """
     params = _params(max_new_tokens, temperature, sampling)
-    text = complete(model, processor, messages, params, thresholds).text
+    text = complete(model, processor, messages, params, thresholds, think).text
     return text if thinking else split_thinking(text)[1]
 
 
@@ -79,10 +83,12 @@ def complete(
     messages: Messages,
     sampling: SamplingParams,
     thresholds: Thresholds = MODEL_THRESHOLDS,
+    think: ThinkingSwitch = "auto",
 ) -> Answer:
     """The answer to a conversation, and what it and its pictures took; see `chat`."""
-    *_, last = _stream(model, processor, messages, sampling, thresholds)
-    return last.answer
+    processor, begun = _thinking(processor, think)
+    *_, last = _stream(model, processor, messages, sampling, thresholds, begun=begun)
+    return dataclasses.replace(last.answer, text=begun + last.answer.text)
 
 
 def stream_chat(
@@ -93,11 +99,14 @@ def stream_chat(
     temperature: float = 0.0,
     thinking: bool = False,
     thresholds: Thresholds = MODEL_THRESHOLDS,
+    think: ThinkingSwitch = "auto",
     **sampling: Any,
 ) -> Iterator[str]:
     """The answer of `chat`, piece by piece: whole characters, and never a part of a stop string."""
     params = _params(max_new_tokens, temperature, sampling)
-    pieces = (piece.text for piece in _stream(model, processor, messages, params, thresholds, most=1))
+    processor, begun = _thinking(processor, think)
+    written = _stream(model, processor, messages, params, thresholds, most=1, begun=begun)
+    pieces = itertools.chain([begun], (piece.text for piece in written))
     if thinking:
         yield from filter(None, pieces)
         return
@@ -340,6 +349,12 @@ def _params(max_new_tokens: int | None, temperature: float, sampling: dict[str, 
     return SamplingParams.named(temperature=temperature, **longest, **sampling)
 
 
+def _thinking(processor: Processor, think: ThinkingSwitch) -> tuple[Processor, str]:
+    """The processor that asks for it, and how the answer begins."""
+    settings = PromptSettings.wanted(bool(processor.template.efforts), think)
+    return settings.adapt(processor), settings.begun
+
+
 def _stream(
     model: InternVL,
     processor: Processor,
@@ -347,11 +362,12 @@ def _stream(
     params: SamplingParams,
     thresholds: Thresholds,
     most: int | None = None,
+    begun: str = "",
 ) -> Iterator[Piece]:
-    """Thinking and answer, piece by piece."""
-    inputs = processor(messages)
+    """Thinking and answer, piece by piece, from where the prompt has begun it."""
+    inputs = processor(messages, begun=begun)
     reader = get_reader(model, processor)
-    id = reader.add(Request(inputs.tokens_T, inputs.tiles_GHWC, params, thresholds), processor)
+    id = reader.add(Request(inputs.tokens_T, inputs.tiles_GHWC, params, thresholds), processor, begun)
     try:
         while pieces := reader.take([id], most):
             yield from pieces

@@ -3,24 +3,29 @@
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from internvl_jax.data import Processor, images, split_thinking
+from internvl_jax.data import Processor, images, split_thinking, video_info
 from internvl_jax.errors import InputError
 from internvl_jax.inference.chat import stream_chat
 from internvl_jax.models import InternVL
 
 _COMMANDS = """commands:
   /image PATH   adds a picture to the next message (quote a path with blanks)
+  /video PATH   adds a video
   /clear        starts anew
   /help         shows this
   /quit         ends, as Ctrl-D does; Ctrl-C ends the answer that is being written"""
 
 
-def message(text: str, images: list[str]) -> dict[str, Any]:
-    """A user's message with pictures before its text, OpenAI-style."""
-    parts = [{"type": "image", "image": image} for image in images]
+def message(text: str, shown: Sequence[str | dict[str, Any]]) -> dict[str, Any]:
+    """A user's message with pictures and videos before its text, OpenAI-style.
+
+    Args:
+      shown: paths of pictures, and parts of messages as `Processor` reads them.
+    """
+    parts = [{"type": "image", "image": each} if isinstance(each, str) else each for each in shown]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
@@ -36,7 +41,9 @@ def saying(what: str) -> Iterator[None]:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], pictures: list[str]) -> None:
+def converse(
+    model: InternVL, processor: Processor, sampling: dict[str, Any], shown: Sequence[str | dict[str, Any]]
+) -> None:
     """Reads messages from stdin and streams the answers to stdout until the input ends.
 
     `/help` tells the commands. A bad message is reported on stderr and forgotten; an interrupt ends the answer that is
@@ -44,7 +51,7 @@ def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], pi
 
     Args:
       sampling: keyword arguments of `stream_chat`.
-      pictures: paths of the first message's pictures.
+      shown: what the first message shows, see `message`.
     """
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
@@ -60,21 +67,21 @@ def converse(model: InternVL, processor: Processor, sampling: dict[str, Any], pi
         if command == "/quit":
             return
         if command == "/clear":
-            messages, pictures = [], []
-        elif command == "/image":
-            pictures = [*pictures, *_pictures(argument.strip(), processor)]
+            messages, shown = [], []
+        elif command in ("/image", "/video"):
+            shown = [*shown, *_shown(command, argument.strip(), processor)]
         elif command == "/help":
             print(_COMMANDS, file=sys.stderr)
         elif line.startswith("/"):
             print(f"there is no command {command}; /help lists them", file=sys.stderr)
         elif line:
-            asked = [*messages, message(line, pictures)]
+            asked = [*messages, message(line, shown)]
             try:
                 answer = _answer(stream_chat(model, processor, asked, **sampling), first=not messages)
                 messages = [*asked, {"role": "assistant", "content": split_thinking(answer)[1]}]
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
-            pictures = []
+            shown = []
             print(flush=True)
 
 
@@ -93,18 +100,21 @@ def _answer(pieces: Iterator[str], first: bool) -> str:
     return "".join(said)
 
 
-def _pictures(argument: str, processor: Processor) -> list[str]:
-    """The paths after /image, if pictures are there."""
+def _shown(command: str, argument: str, processor: Processor) -> list[str | dict[str, Any]]:
+    """What stands after /image or /video, if pictures or videos are there."""
     try:
         paths = shlex.split(argument) if argument[:1] in ("'", '"') else [argument]
         for path in paths:
             if not path:
-                raise InputError("/image needs the path of a picture")
-            images.image_size(path, processor.image_config)
+                raise InputError(f"{command} needs the path of a {'picture' if command == '/image' else 'video'}")
+            if command == "/image":
+                images.image_size(path, processor.image_config)
+            else:
+                video_info(path)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return []
     except ValueError:  # of shlex
         print(f"error: a quote does not end in {argument}", file=sys.stderr)
         return []
-    return paths
+    return [*paths] if command == "/image" else [{"type": "video", "video": path} for path in paths]

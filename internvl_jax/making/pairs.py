@@ -329,9 +329,11 @@ def _write(folder: ResumableFolder, prompts: Prompts, config: PairConfig) -> dic
 
 def _line(prompt: Prompt, pair: Pair) -> str:
     """A line of an MMPR annotation."""
-    pictures = list(prompt.pictures)
+    pictures, footage = list(prompt.pictures), prompt.footage
     entry = {
         "image": pictures[0] if len(pictures) == 1 else pictures,
+        "video": footage and footage.path,
+        "clip": footage and footage.clip,
         "question": prompt.question,
         "chosen": pair[0].text,
         "rejected": pair[1].text,
@@ -339,6 +341,7 @@ def _line(prompt: Prompt, pair: Pair) -> str:
         "system_prompt": prompt.system,
     }
     missing = {"image": not pictures, "answer_gt": not prompt.answer, "system_prompt": prompt.system is None}
+    missing |= {"video": footage is None, "clip": footage is None or footage.clip is None}
     return json.dumps({key: value for key, value in entry.items() if not missing.get(key)}, ensure_ascii=False)
 
 

@@ -15,8 +15,10 @@ class Limits:
       body_seconds: seconds until the whole body has come.
       images: pictures of a request.
       image_bytes: bytes of an encoded picture.
-      pixels: pixels of a picture, by its header.
-      tiles: tiles of all pictures of a request, thumbnails included.
+      videos: videos of a request.
+      video_bytes: bytes of an encoded video.
+      pixels: pixels of a picture or a frame, by the header.
+      tiles: tiles of all pictures of a request, thumbnails included, and frames of videos, a tile each.
       text_chars: characters of all texts of a request.
       schema_chars: characters of a JSON schema, a regex or all choices.
       grammar_seconds: seconds of a processor that one of them may take to compile.
@@ -37,6 +39,8 @@ class Limits:
     body_seconds: Positive = 60.0
     images: Count = 64
     image_bytes: Count = 20 << 20
+    videos: Count = 4
+    video_bytes: Count = 40 << 20
     pixels: Count = 1 << 26
     tiles: Count = 256
     text_chars: Count = 1 << 20

@@ -5,6 +5,7 @@ import hashlib
 import secrets
 from typing import Any, Literal
 
+from internvl_jax.data import ThinkingSwitch
 from internvl_jax.errors import InputError
 from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
 from internvl_jax.serving.limits import Limits
@@ -16,10 +17,10 @@ from internvl_jax.serving.schema import (
     ImagePart,
     Message,
     SchemaFormat,
+    VideoPart,
 )
 
 Shape = tuple[Literal["json_schema", "json_object", "regex", "choice"], Any]
-Thinking = Literal["auto", "on", "off"]
 Told = Literal["none", "last", "each"]
 
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
@@ -51,7 +52,7 @@ class Order:
     sampling: SamplingParams
     max_tokens: int | None
     seeds: tuple[int, ...]
-    thinking: Thinking = "auto"
+    thinking: ThinkingSwitch = "auto"
     effort: str | None = None
     max_tiles: int | None = None
     thresholds: Thresholds = MODEL_THRESHOLDS
@@ -118,7 +119,7 @@ def _prompts(given: Any) -> list[str | list[int]]:
 
 
 def conversation(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as `data.Processor` reads them; see `prompt_workers.admit` for the tiles of pictures."""
+    """Messages as `data.Processor` reads them; see `contents.admit` for the tiles of pictures."""
     return [
         {
             "role": "system" if message.role == "developer" else message.role,
@@ -129,6 +130,8 @@ def conversation(messages: list[Message]) -> list[dict[str, Any]]:
 
 
 def _part(part: Any) -> dict[str, Any]:
+    if isinstance(part, VideoPart):
+        return {"type": "video_url", "video_url": part.video_url.model_dump(exclude_none=True)}
     if not isinstance(part, ImagePart):
         return {"type": "text", "text": part.text}
     return {"type": "image_url", "image_url": part.image_url.model_dump(exclude_none=True)}
@@ -182,7 +185,7 @@ def _seeds(seed: int | None, n: int) -> tuple[int, ...]:
     return tuple(value if 0 <= value < 2**32 else folded(value) for value in range(seed, seed + n))
 
 
-def _thinking(request: ChatRequest) -> tuple[Thinking, str | None]:
+def _thinking(request: ChatRequest) -> tuple[ThinkingSwitch, str | None]:
     """Whether and how much the model thinks; an effort of 'none' is off, any other on."""
     effort = request.reasoning_effort
     options = request.chat_template_kwargs

@@ -1,6 +1,6 @@
 """Messages to prompts in processes of their own: a picture that breaks or holds up a decoder costs its request alone.
 
-1. `admit` bounds what a request brings while it is still text, and says how many tiles each picture may have.
+1. `contents.admit` bounds what a request brings while it is still text.
 2. A `_Worker` is a process (`data.serve_prompts`) and the thread that talks to it. What comes back is read as JSON and
    bytes, never unpickled: the process has decoded pictures of strangers.
 3. `PromptWorkers` gives requests to idle workers, and ends those that take too long or whose request is cancelled.
@@ -14,7 +14,6 @@ import logging
 import multiprocessing.connection
 import os
 import pathlib
-import re
 import socket
 import subprocess
 import sys
@@ -27,11 +26,11 @@ import msgspec
 import numpy as np
 
 import internvl_jax
-from internvl_jax.data import ChatInputs, ImageConfig, Processor, PromptOrder, PromptReply, PromptSettings, Tiles
+from internvl_jax.data import ChatInputs, Processor, PromptOrder, PromptReply, PromptSettings
 from internvl_jax.errors import InputError
+from internvl_jax.serving.contents import admit, refused
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.refusals import Refusal
-from internvl_jax.validation import check_value, describe
 
 _LOG = logging.getLogger(__name__)
 _MAIN = "from internvl_jax.data import serve_prompts; serve_prompts()"
@@ -39,102 +38,6 @@ _START_SECONDS = 120.0  # until a new process is ready, on a busy machine
 _HEADER_BYTES = 1 << 20
 _PATIENCE = 2.0  # seconds that an order may still take whose client has left
 _SENTENCE = 500  # characters of a worker's that a client may get
-_DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40};base64,")
-
-
-def admit(messages: Any, settings: PromptSettings, config: ImageConfig, limits: Limits) -> list[dict]:
-    """The messages as a worker gets them, every picture with its limit of tiles.
-
-    Pictures are data URLs, or bytes where the server has fetched them. detail "low" halves the model's limit of tiles;
-    a picture's own max_dynamic_patch wins over the request's, and that over detail.
-
-    Raises:
-      Refusal: too many pictures, bytes or characters, tiles that no picture can have, or no messages at all; nothing
-        has been decoded then.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise _refusal("messages must be a list of at least one object with role and content.")
-    counts = _Counts(limits)
-    return [_admit_message(message, f"message {i}", settings, config, counts) for i, message in enumerate(messages)]
-
-
-@dataclasses.dataclass
-class _Counts:
-    """What the messages so far have."""
-
-    limits: Limits
-    images: int = 0
-    characters: int = 0
-
-    def add_text(self, text: str) -> None:
-        self.characters += len(text)
-        if self.characters > self.limits.text_chars:
-            raise _refusal(
-                f"the request has at least {self.characters} characters of text, more than the limit of "
-                f"{self.limits.text_chars}; send less."
-            )
-
-    def add_image(self, url: Any, where: str) -> None:
-        self.images += 1
-        if self.images > self.limits.images:
-            raise _refusal(f"the request has more than {self.limits.images} pictures, the limit; send fewer.")
-        if isinstance(url, bytes):
-            size = len(url)
-        else:
-            header = _DATA_URL.match(url) if isinstance(url, str) else None
-            if header is None:
-                raise _refusal(f"{where} must have a data URL, data:image/...;base64,..., and no other address.")
-            size = (len(url) - header.end()) * 3 // 4
-        if size > self.limits.image_bytes:
-            raise _refusal(
-                f"the picture of {where} has {size} bytes, more than the limit of {self.limits.image_bytes}; scale it "
-                "down or compress it."
-            )
-
-
-def _admit_message(message: Any, where: str, settings: PromptSettings, config: ImageConfig, counts: _Counts) -> dict:
-    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-    if role not in ("system", "user", "assistant"):
-        raise _refusal(f"{where} must be an object with role system, user or assistant.")
-    if isinstance(content, str):
-        counts.add_text(content)
-        return {"role": role, "content": content}
-    if not isinstance(content, list):
-        raise _refusal(f"{where} must have content that is a text or a list of parts.")
-    parts = []
-    for j, part in enumerate(content):
-        place = f"part {j} of {where}"
-        if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-            counts.add_text(part["text"])
-            parts.append({"type": "text", "text": part["text"]})
-        elif isinstance(part, dict) and part.get("type") == "image_url":
-            image = part.get("image_url")
-            image = image if isinstance(image, dict) else {"url": image}
-            counts.add_image(image.get("url"), place)
-            limit = _tile_limit(image, place, settings, config)
-            parts.append({"type": "image_url", "image_url": {"url": image["url"], "max_dynamic_patch": limit}})
-        else:
-            raise _refusal(f'{place} must be {{"type": "text", "text"}} or {{"type": "image_url", "image_url"}}.')
-    return {"role": role, "content": parts}
-
-
-def _tile_limit(image: dict, where: str, settings: PromptSettings, config: ImageConfig) -> int | None:
-    """A picture's own limit of tiles; None for the request's or the model's."""
-    own, detail = image.get("max_dynamic_patch"), image.get("detail", "auto")
-    if detail not in ("auto", "low", "high"):
-        raise _refusal(f'{where} must have the detail "auto", "low" or "high".')
-    if own is not None:
-        try:
-            check_value(own, Tiles, "")
-        except InputError:
-            given = repr(own)[:40]
-            raise _refusal(f"max_dynamic_patch of {where} is {given}; it must be {describe(Tiles)}.") from None
-        return own
-    return max(1, config.max_tiles // 2) if detail == "low" and settings.max_dynamic_patch is None else None
-
-
-def _refusal(message: str, param: str = "messages", code: str | None = None) -> Refusal:
-    return Refusal(400, message, param, code)
 
 
 class _Ended(Exception):
@@ -328,7 +231,7 @@ class PromptWorkers:
         try:
             settings.adapt(self._processor)
         except InputError as error:
-            raise _refusal(str(error), "reasoning_effort") from None
+            raise refused(str(error), "reasoning_effort") from None
         order = PromptOrder(admitted, settings, limits.tiles, 2 * limits.prompt_seconds)
         self.waiting += 1
         try:
@@ -340,7 +243,7 @@ class PromptWorkers:
         try:
             return await asyncio.shield(asked)
         except InputError as error:
-            raise _refusal(str(error)) from None
+            raise refused(str(error)) from None
         except _Ended as ended:
             raise (_too_late(limits) if ended.late else _broken()) from None
         except (EOFError, OSError):
@@ -361,14 +264,14 @@ class PromptWorkers:
 
 
 def _too_late(limits: Limits) -> Refusal:
-    return _refusal(
+    return refused(
         f"the pictures and texts took longer than {limits.prompt_seconds:g} s to read, the limit; send smaller ones.",
         code="prompt_timeout",
     )
 
 
 def _broken() -> Refusal:
-    return _refusal(
+    return refused(
         "the process that read the pictures ended over them; save them anew, as PNG or JPEG.", code="prompt_failed"
     )
 

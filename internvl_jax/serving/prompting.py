@@ -47,17 +47,9 @@ class Prompting:
         Raises:
           Refusal: pictures or texts that can't be read, or are too much.
         """
-        settings = self._settings(order)
+        settings = PromptSettings.wanted(self.efforts, order.thinking, order.effort, order.max_tiles)
         inputs = await self.workers.prompt(await self._fetched(conversation(messages)), settings=settings)
         return ReadyPrompt(inputs.tokens_T, inputs.tiles_GHWC, settings.begun, inputs.image_sizes, settings.thinking)
-
-    def _settings(self, order: Order) -> PromptSettings:
-        """Where a model has no efforts, any is thinking; where it has, the least leaves it to the model."""
-        thinking, effort = order.thinking, None
-        if self.efforts:
-            effort = order.effort or ("medium" if thinking == "on" else None)
-            thinking = "auto" if effort == "low" else thinking
-        return PromptSettings(thinking, effort, order.max_tiles)
 
     async def conversation(self, messages: list[Message], max_tiles: int | None) -> ReadyPrompt:
         """The same without a wish how it is answered."""

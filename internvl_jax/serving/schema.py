@@ -28,7 +28,6 @@ _REFUSED = {
     "guided_grammar": "grammars are not supported; use structured_outputs",
     "best_of": "best_of is not supported; use n",
     "suffix": "this model doesn't fill in text between two others",
-    "video_url": "videos are not supported",
     "tool": "tools are not supported: the released chat templates have none",
 }
 
@@ -55,6 +54,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Text = Annotated[str, Field(min_length=1)]
 TileLimit = Annotated[int, Field(ge=1, le=4096)]
+Seconds = Annotated[float, Field(ge=0, le=10**6)]
 
 
 T = TypeVar("T")
@@ -87,6 +87,22 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
+class VideoUrl(_Strict):
+    """A video as a data URL, and which of its frames are shown, see `data.VideoOptions`."""
+
+    url: Text
+    num_frames: TileLimit | None = None
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    clip: Annotated[list[Seconds], Field(min_length=2, max_length=2)] | None = None
+
+
+class VideoPart(_Strict):
+    """A video between texts."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
 class SystemMessage(_Strict):
     """What the model is told before the conversation."""
 
@@ -95,11 +111,14 @@ class SystemMessage(_Strict):
     name: str | None = None
 
 
+Shown = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+
+
 class UserMessage(_Strict):
     """What a user says and shows."""
 
     role: Literal["user"]
-    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+    content: str | Annotated[list[Shown], Field(min_length=1)]
     name: str | None = None
 
 

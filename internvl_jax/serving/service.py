@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 import numpy as np
 
+from internvl_jax.data import ThinkingSwitch
 from internvl_jax.errors import InputError
 from internvl_jax.inference import MODEL_THRESHOLDS, Piece, Request, SamplingParams, Seen
 from internvl_jax.serving.admission import Admission, Ticket
@@ -16,7 +17,7 @@ from internvl_jax.serving.dvd import VisionBusy, VisionClient, VisionUnavailable
 from internvl_jax.serving.engine_thread import Answers, EngineFailed, EngineThread
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.metrics import ApiMetrics
-from internvl_jax.serving.orders import Order, Thinking
+from internvl_jax.serving.orders import Order
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.replies import ChoiceText, SaidNow, Usage
 from internvl_jax.serving.structured import Allow, Grammars
@@ -44,7 +45,7 @@ class ReadyPrompt:
     tiles_GHWC: np.ndarray
     begun: str | None
     sizes: tuple[tuple[int, int, int, int], ...] = ()
-    thinking: Thinking = "off"
+    thinking: ThinkingSwitch = "off"
 
 
 class Writing:

@@ -19,13 +19,12 @@ from typing import Any, Literal
 import llguidance
 import numpy as np
 
-from internvl_jax.data import THINK_END, Channels, Processor
+from internvl_jax.data import THINK_END, Channels, Processor, ThinkingSwitch
 from internvl_jax.inference import Vocabulary
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.refusals import Refusal
 
 Kind = Literal["json_schema", "json_object", "regex", "choice"]
-Thinking = Literal["on", "off", "auto"]
 _MATCHER = llguidance.LLMatcher
 # Work for one token, about 4 ms: it is done while the other rows wait. Errors must not repeat schemas and answers.
 _BOUNDS = llguidance.LLParserLimits(step_lexer_fuel=50_000, max_lexer_states=50_000, verbose_errors=False)
@@ -54,7 +53,7 @@ class Grammars:
         self._tokenizer = llguidance.LLTokenizer(tokens, vocabulary.size, list(vocabulary.stops))
         self._made = functools.lru_cache(_KEPT)(self._make)
 
-    def compile(self, kind: Kind, value: Any = None, thinking: Thinking = "auto") -> "Grammar":
+    def compile(self, kind: Kind, value: Any = None, thinking: ThinkingSwitch = "auto") -> "Grammar":
         """A grammar; a new one takes a tenth of a second, at most `grammar_seconds`, and is best made in a thread.
 
         Args:
@@ -72,7 +71,7 @@ class Grammars:
         except (ValueError, RecursionError) as error:
             raise _refusal(kind, _reason(str(error))) from None
 
-    def _make(self, body: str, thinking: Thinking) -> "Grammar":
+    def _make(self, body: str, thinking: ThinkingSwitch) -> "Grammar":
         """The grammar of an answer's own part, after what comes before it; ValueError for one that is none."""
         parts = [{"lark_grammar": _AT_ONCE + _OPTIONS}, json.loads(body) | {"name": "body"}]
         self._try(json.dumps({"grammars": parts}))
@@ -94,7 +93,7 @@ class Grammars:
         if tried.stdout:
             raise ValueError(_NOTHING if tried.stdout.startswith(_DEAD_END) else tried.stdout)
 
-    def _lead(self, thinking: Thinking) -> str:
+    def _lead(self, thinking: ThinkingSwitch) -> str:
         """What comes before the body: rules in llguidance's Lark, from `start` to `@body`."""
         speech = self._processor.template.speech
         if thinking == "off" or (thinking == "auto" and not isinstance(speech, Channels)):

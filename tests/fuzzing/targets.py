@@ -23,11 +23,22 @@ from checkpoint_convert.released import released_table, specs_of
 from checkpoint_convert.source import open_directory
 from configs.experiments import consistency, gspo, mpo, router, sft
 from internvl_jax import validation
-from internvl_jax.data import Processor, Tokenizer, check, get_template, packing, tiling, train_bpe
+from internvl_jax.data import (
+    Processor,
+    Tokenizer,
+    check,
+    get_template,
+    packing,
+    parse_actions,
+    parse_regions,
+    tiling,
+    train_bpe,
+)
+from internvl_jax.data.media import video, video_options
 from internvl_jax.data.reading import prompts, samples, sources
 from internvl_jax.data.reading.preferences import parse_pair
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation import read_questions
+from internvl_jax.evaluation import draw_answer, find_svg, read_questions, svg
 from internvl_jax.evaluation.parity import read_case
 from internvl_jax.grading import Graders, rewards
 from internvl_jax.inference import SamplingParams
@@ -474,6 +485,37 @@ def recorded_files(rng: Rng, folder: pathlib.Path, files: dict[str, bytes]) -> N
     read_case(folder)
 
 
+# Videos, and what answers draw.
+
+
+def clips(folder: pathlib.Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((GOLDEN / "video/videos").iterdir())]
+
+
+def videos(rng: Rng, folder: pathlib.Path, made: list[bytes]) -> None:
+    wish = {"num_frames": rng.choice((None, 3, *mutate.NASTY)), "fps": None, "clip": None}
+    wish[rng.choice(("fps", "clip"))] = rng.choice((None, 0.5, [0, 1], [1e300, 2e300], *mutate.NASTY))
+    options = validation.build(video_options.VideoOptions, wish, "video")
+    shown = video.show_video(mutate.damaged(rng, rng.choice(made)), options.choose, lambda image: image.size)
+    if not 0 < len(shown.frames) <= video_options.MOST_FRAMES:
+        raise Accepted(f"{len(shown.frames)} frames")
+
+
+DRAWN = (
+    "<ref>a cup</ref><box>[[10, 20, 300, 400], [1, 2, 3, 4]]</box>",
+    '```json\n[{"bbox_2d": [1, 2, 3, 4], "label": "a"}]\n```',
+    "pyautogui.click(x=0.5, y=0.25)\npyautogui.write('hi')\n[[500, 250]]",
+    '```svg\n<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><g><image href="a.png"/></g></svg>\n```',
+)
+
+
+def drawings(rng: Rng, folder: pathlib.Path, made: Any) -> None:
+    text = mutate.damaged(rng, rng.choice(DRAWN).encode()).decode(errors="replace")
+    draw_answer(Image.new("RGB", (30, 20)), parse_regions(text), parse_actions(text))
+    if (found := find_svg(text)) is not None and "a.png" in svg.harmless(found)[0]:
+        raise Accepted(found)
+
+
 # Grading, and JSON by itself.
 
 ANSWERS = (
@@ -547,6 +589,8 @@ TARGETS = {
     "run_config": Target(8, experiments, run_config),
     "run_state": Target(4, run_state, state_files),
     "recorded": Target(1, recorded, recorded_files),
+    "videos": Target(5, clips, videos),
+    "drawings": Target(3, nothing, drawings),
     "grading": Target(3, graders, grading),
     "frames": Target(8, open_ports, frames),
 }

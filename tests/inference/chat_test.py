@@ -9,9 +9,18 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from internvl_jax import data
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.tasks import evaluate, read_questions
-from internvl_jax.inference import SamplingParams, answer_many, chat, complete_many, get_engine, stream_chat
+from internvl_jax.inference import (
+    Request,
+    SamplingParams,
+    answer_many,
+    chat,
+    complete_many,
+    get_engine,
+    stream_chat,
+)
 from internvl_jax.sharding import bind
 
 
@@ -35,6 +44,23 @@ def test_streamed_pieces_are_the_answer(shared, processor):
     answer = chat(shared, processor, messages, max_new_tokens=6)
     assert answer and "".join(stream_chat(shared, processor, messages, max_new_tokens=6)) == answer
     assert chat(shared, processor, ask("what is it?", 4), max_new_tokens=6) != answer
+
+
+@pytest.mark.parametrize("think", ["on", "off"])
+def test_a_switch_begins_the_answer(shared, processor, think):
+    """What is written equals what follows the same beginning in a prompt of one's own."""
+    messages = [{"role": "system", "content": "s"}, *ask("what?", 3)]  # short, in place of the one for thinking
+    settings = data.PromptSettings(think)
+    whole = chat(shared, processor, messages, max_new_tokens=6, thinking=True, think=think)
+    assert whole.startswith(settings.begun) and whole != settings.begun
+    inputs = settings.adapt(processor)(messages, begun=settings.begun)
+    sampling = SamplingParams(max_new_tokens=6)
+    (((*tokens,),),) = get_engine(shared, processor).run([Request(inputs.tokens_T, inputs.tiles_GHWC, sampling)])
+    assert whole.removeprefix(settings.begun) == processor.tokenizer.decode(tokens)
+    streamed = stream_chat(shared, processor, messages, max_new_tokens=6, thinking=True, think=think)
+    assert "".join(streamed) == whole
+    answer = chat(shared, processor, messages, max_new_tokens=6, think=think)
+    assert answer == data.split_thinking(whole)[1] and bool(answer) == (think == "off")
 
 
 def test_sampling_is_repeatable_by_seed(shared, processor):
@@ -120,6 +146,16 @@ def test_accuracy(shared, processor, tmp_path):
     assert evaluate(shared, processor, questions, 4, sampling, grader="mmpr").report()["accuracy"] == 0
     with pytest.raises(InputError, match="no reward is called 'kind'"):
         evaluate(shared, processor, questions, 4, sampling, grader="kind")
+
+
+def test_a_question_may_be_about_a_video(processor, golden, tmp_path):
+    clip = golden / "video/videos/clip.mp4"
+    line = {"image": None, "video": str(clip), "question": "what is it?", "answer": "a disc"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(line))
+    (question,) = read_questions(tmp_path / "data.jsonl")
+    parts = [{"type": "video", "video": str(clip)}, {"type": "text", "text": "what is it?"}]
+    assert question.messages == [{"role": "user", "content": parts}]
+    assert len(processor(question.messages).tiles_GHWC) == 8
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,20 @@ def test_a_prompt_and_a_conversation(checkpoint):
     assert talk.stderr.count("compiling ...\n") == 1
 
 
+def test_a_video_and_an_answer_without_a_box(checkpoint, golden, tmp_path):
+    shown = (
+        f"--image={checkpoint}/a.png",
+        f"--video={golden}/video/videos/clip.mp4",
+        "--num_frames=1",
+        "--clip=[1, 2]",
+    )
+    drawn = (f"--draw={tmp_path}/boxes.png", f"--svg={tmp_path}/drawing.png")
+    options = (f"--checkpoint={checkpoint}", "--max_new_tokens=5", "--nothinking")
+    done = launch("chat", *options, *shown, *drawn, "--prompt=what is it")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert "has no box and no click" in done.stderr and "has no SVG" in done.stderr and not list(tmp_path.iterdir())
+
+
 def test_accuracy_is_the_last_line(checkpoint, tmp_path):
     options = (f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", "--max_new_tokens=3")
     done = launch("evaluate", *options, f"--out={tmp_path}/answers.jsonl", "--temperature=0.5", "--max_tiles=1")

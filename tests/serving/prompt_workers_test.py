@@ -23,8 +23,9 @@ from internvl_jax import data
 from internvl_jax.data import PromptSettings
 from internvl_jax.errors import InputError
 from internvl_jax.serving import prompt_workers
+from internvl_jax.serving.contents import admit
 from internvl_jax.serving.limits import Limits
-from internvl_jax.serving.prompt_workers import PromptWorkers, admit
+from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.refusals import Refusal
 from tests.serving import troubled
 
@@ -127,6 +128,22 @@ def test_many_at_once_keep_apart(loop, workers, qwen):
 def test_fetched_bytes_are_a_picture_too(loop, workers, qwen, source):
     part = {"type": "image_url", "image_url": {"url": source}}
     assert same(loop.run(workers.prompt(user("see", part))), qwen(user("see", image(picture(90, 20)))))
+
+
+def film(encoded, **options):
+    url = "data:video/mp4;base64," + base64.b64encode(encoded).decode()
+    return {"type": "video_url", "video_url": {"url": url, **options}}
+
+
+def test_a_video_becomes_the_same_prompt(loop, workers, qwen, golden):
+    encoded = (golden / "video/videos/clip.mp4").read_bytes()
+    talk = user("see", film(encoded, num_frames=5), image(picture(40, 30)), film(encoded, fps=1, clip=[1, 3]))
+    found = loop.run(workers.prompt(talk))
+    assert same(found, qwen(talk)) and len(found.image_token_counts) == 8
+    with pytest.raises(Refusal, match="65 tiles, more than the limit of 64"):
+        loop.run(workers.prompt(user("see", film(encoded, num_frames=65))))
+    with pytest.raises(Refusal, match=r"part 1 of message 0: video .* may be truncated or broken"):
+        loop.run(workers.prompt(user("see", film(encoded[:3000]))))
 
 
 @pytest.mark.parametrize(
@@ -519,6 +536,7 @@ def test_a_worker_outlives_its_parent_no_longer_than_its_order(qwen, tmp_path):
     script = f"""
 import asyncio
 from internvl_jax import data
+from internvl_jax.serving.contents import admit
 from internvl_jax.serving.limits import Limits
 from internvl_jax.serving.prompt_workers import PromptWorkers
 from tests.serving import troubled

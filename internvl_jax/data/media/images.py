@@ -14,7 +14,7 @@ import re
 import struct
 import urllib.parse
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,6 +31,10 @@ _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # What Pillow's decoders raise on broken files, besides OSError (missing, truncated, not a picture).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _EXIF_ORIENTATION = 0x0112
+_WHAT = {
+    "image": "a picture; give a path, bytes, a data URL or a PIL picture",
+    "video": "a video; give a path, bytes or a data URL",
+}
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 Source = str | pathlib.Path | bytes | Image.Image
@@ -104,23 +108,29 @@ def normalise(tiles_GHWC: np.ndarray) -> np.ndarray:
 def _opened(source: Source, config: tiling.ImageConfig, allow_paths: bool) -> Iterator[Image.Image]:
     """The picture behind `source`, header read and size checked; errors while it is used name the source."""
     name = describe(source)
-    try:
+    with broken_files(name, config.max_pixels, _FORMATS):
         if isinstance(source, Image.Image):
-            image = source
-            _check_pixels(image, name, config)
-            yield image
+            _check_pixels(source, name, config)
+            yield source
         else:
-            with Image.open(_file(source, name, allow_paths), formats=_FORMATS) as image:
+            with Image.open(file_of(source, name, allow_paths), formats=_FORMATS) as image:
                 _check_pixels(image, name, config)
                 yield image
+
+
+@contextlib.contextmanager
+def broken_files(name: str, max_pixels: int, formats: Sequence[str]) -> Iterator[None]:
+    """What Pillow raises while a file is read, as InputError in one sentence."""
+    try:
+        yield
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{name} does not exist; check the path and the image folder.") from None
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not a picture that can be read ({', '.join(_FORMATS)}).") from None
+        raise InputError(f"{name} is not a picture that can be read ({', '.join(formats)}).") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{name} has more pixels than any allowed; the limit is {config.max_pixels}.") from None
+        raise InputError(f"{name} has more pixels than any allowed; the limit is {max_pixels}.") from None
     except _BROKEN as error:
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise InputError(f"{name} cannot be read, it may be truncated or broken ({reason}); replace it.") from error
@@ -138,18 +148,25 @@ def _check_pixels(image: Image.Image, name: str, config: tiling.ImageConfig) -> 
         )
 
 
-def _file(source: Source, name: str, allow_paths: bool) -> str | pathlib.Path | io.BytesIO:
-    """What Image.open takes: a path, or a file in memory."""
+def file_of(
+    source: Source, name: str, allow_paths: bool, kinds: tuple[str, ...] = ("image",)
+) -> str | pathlib.Path | io.BytesIO:
+    """What libraries open: a path, or a file in memory.
+
+    Args:
+      name: what errors call it.
+      kinds: what data URLs may hold.
+    """
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if isinstance(source, str) and source.startswith("data:"):
-        return io.BytesIO(_decode_data_url(source, name))
+        return io.BytesIO(_decode_data_url(source, name, kinds))
     if isinstance(source, str) and source.lower().startswith("file://"):
         source = _local_path(source, name)
     if isinstance(source, str) and _URL.match(source):
         raise InputError(f"{name} is a remote address; only data URLs, bytes and local files are read: fetch it first.")
     if not isinstance(source, str | pathlib.Path):
-        raise InputError(f"{name} cannot be read as a picture; give a path, bytes, a data URL or a PIL picture.")
+        raise InputError(f"{name} cannot be read as {_WHAT[kinds[0]]}.")
     if not allow_paths:
         raise InputError(f"{name} is a path on this machine, which is not allowed here; send a data URL instead.")
     return source
@@ -162,23 +179,24 @@ def _local_path(url: str, name: str) -> pathlib.Path:
     return pathlib.Path(urllib.parse.unquote(parts.path))
 
 
-def _decode_data_url(source: str, name: str) -> bytes:
+def _decode_data_url(source: str, name: str, kinds: tuple[str, ...]) -> bytes:
     header, comma, payload = source.partition(",")
-    if not comma or not header.startswith("data:image/") or not header.endswith(";base64"):
-        raise InputError(f"{name} is not of the form data:image/...;base64,....")
+    known = header.startswith(tuple(f"data:{kind}/" for kind in kinds))
+    if not comma or not known or not header.endswith(";base64"):
+        raise InputError(f"{name} is not of the form data:{kinds[0]}/...;base64,....")
     try:
         return base64.b64decode("".join(payload.split()), validate=True)
     except binascii.Error as error:
         raise InputError(f"{name} is not valid base64 ({error}).") from None
 
 
-def describe(source: Source) -> str:
-    """A short name of a picture's source for messages; never the whole of a data URL."""
+def describe(source: Source, what: str = "image") -> str:
+    """A short name of a source for messages; never the whole of a data URL. what: the word that it begins with."""
     if isinstance(source, bytes):
-        return f"image of {len(source)} bytes"
+        return f"{what} of {len(source)} bytes"
     if isinstance(source, Image.Image):
         return f"PIL image of mode {source.mode}"
     if not isinstance(source, str | pathlib.Path):
-        return f"image given as {type(source).__name__}"
+        return f"{what} given as {type(source).__name__}"
     text = ascii(str(source))[1:-1]  # a path may hold anything
-    return f"image {text if len(text) <= 200 and not text.startswith('data:') else text[:32] + '...'}"
+    return f"{what} {text if len(text) <= 200 and not text.startswith('data:') else text[:32] + '...'}"

@@ -65,6 +65,11 @@ def share_tiles(config: ImageConfig, num_images: int) -> ImageConfig:
     return limit_tiles(config, max(1, config.max_tiles // max(1, num_images)))
 
 
+def frame_tiles(config: ImageConfig) -> ImageConfig:
+    """The options for a frame of a video, which has one tile, as released."""
+    return limit_tiles(config, 1)
+
+
 @functools.cache
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """Every (columns, rows) with an allowed number of tiles, by number of tiles."""

@@ -32,6 +32,7 @@ class DataReport:
     problems: list[str]
     tokens_I: np.ndarray  # tokens of every sound sample
     tiles_I: np.ndarray
+    frames_I: np.ndarray  # frames of videos among the tiles, 0 where there is none
     rows: packing.FillStatistics | None  # how an epoch of sound samples is packed; None if there are none
     rendered: list[str]
 
@@ -51,6 +52,8 @@ class DataReport:
             "tokens": int(self.tokens_I.sum()),
             "longest": int(self.tokens_I.max(initial=0)),
             "tiles": int(self.tiles_I.sum()),
+            "videos": int(np.count_nonzero(self.frames_I)),
+            "frames": int(self.frames_I.sum()),
             "rows_per_epoch": fill["rows"],
             "token_fill": round(fill["token_fill"], 4),
             "tile_fill": round(fill["tile_fill"], 4),
@@ -89,8 +92,8 @@ def check(
                 f"{dataset.annotation} has {len(readers[-1])} samples but the meta file says {dataset.length}; "
                 "see whether the file is complete and correct the length."
             )
-    sizes = np.array(list(_sizes(readers, budgets, decode, problems)), np.int32).reshape(-1, 2)
-    tokens_I, tiles_I = sizes[:, 0], sizes[:, 1]
+    sizes = np.array(list(_sizes(readers, budgets, decode, problems)), np.int32).reshape(-1, 3)
+    tokens_I, tiles_I, frames_I = sizes.T
     sound = np.flatnonzero(tokens_I)
     rows, rendered = None, []
     if len(sound):
@@ -98,7 +101,7 @@ def check(
         rows = _row_statistics(corpus, tokens_I, tiles_I, budgets, problems)
         shown = sound[np.unique(np.linspace(0, len(sound) - 1, render).astype(int))] if render else []
         rendered = _rendered(corpus, shown, processor, problems)
-    return DataReport(len(sizes), problems, tokens_I[sound], tiles_I[sound], rows, rendered)
+    return DataReport(len(sizes), problems, tokens_I[sound], tiles_I[sound], frames_I[sound], rows, rendered)
 
 
 def histogram(tokens_I: np.ndarray) -> str:
@@ -129,8 +132,8 @@ def render_sample(sample: Sample, processor: Processor) -> str:
 
 def _sizes(
     readers: Sequence[samples.SampleReader], budgets: packing.PackingConfig, decode: bool, problems: list[str]
-) -> Iterator[tuple[int, int]]:
-    """(tokens, tiles) of every sample; (0, 0) for those that it adds to `problems`."""
+) -> Iterator[tuple[int, int, int]]:
+    """(tokens, tiles, frames) of every sample; zeros for those that it adds to `problems`."""
     logged, total = time.monotonic(), sum(map(len, readers))
     numbered = ((reader, index) for reader in readers for index in range(len(reader)))
     for done, (reader, index) in enumerate(numbered):
@@ -138,10 +141,11 @@ def _sizes(
             logged = time.monotonic()
             _LOG.info("checked %d of %d samples, %d problems", done, total, len(problems))
         try:
-            yield _size(reader, index, budgets, decode)
+            tokens, tiles = _size(reader, index, budgets, decode)
+            yield tokens, tiles, tiles if reader.record(index).footage is not None else 0
         except InputError as error:
             problems.append(str(error))
-            yield 0, 0
+            yield 0, 0, 0
 
 
 def _size(reader: samples.SampleReader, index: int, budgets: packing.PackingConfig, decode: bool) -> tuple[int, int]:

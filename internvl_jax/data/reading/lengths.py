@@ -84,6 +84,7 @@ def _key(dataset: sources.Dataset, processor: Processor, parse: samples.Parse) -
         os.path.abspath(dataset.root),
         dataset.allow_outside_root,
         dataset.max_tiles,
+        dataset.frames,
         processor.tokenizer.digest,
         dataclasses.asdict(processor.image_config),
         dataclasses.asdict(processor.template),

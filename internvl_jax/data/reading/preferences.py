@@ -2,12 +2,14 @@
 
     {"image": path, list of paths or nothing, "question": text, "chosen": text, "rejected": text}
 
-with an optional "system_prompt" and noted sizes as other annotations have them; further keys are left alone. Both
-responses follow one prompt: they share its tokens and its pictures.
+with an optional "system_prompt" and noted sizes as other annotations have them, or a "video" in place of the image (its
+frames have lines as the released code for MPO writes them); further keys are left alone. Both responses follow one
+prompt: they share its tokens and its pictures.
 Source: released `docs/internvl3.0/preference_optimization` and `internvl_chat_dpo.py`.
 """
 
 from internvl_jax.data.reading import sources
+from internvl_jax.data.text.templates import FRAME_MPO
 from internvl_jax.errors import InputError
 
 
@@ -24,7 +26,6 @@ def parse_pair(line: bytes, name: str, dataset: sources.Dataset) -> sources.Reco
     question, chosen, rejected = (sources.parse_text(entry, key, name) for key in ("question", "chosen", "rejected"))
     if chosen.strip() == rejected.strip():
         raise InputError(f"{name} has equal chosen and rejected responses, so it prefers nothing; remove the line.")
-    images, sizes = sources.parse_images(entry, name)
     prompt = sources.question_turns(question, sources.parse_system(entry, name))
     dialogues = tuple([*prompt, {"from": "gpt", "value": text}] for text in (chosen, rejected))
-    return sources.Record(name, dialogues, tuple(sources.resolve(path, name, dataset) for path in images), sizes)
+    return sources.record_of(entry, line, name, dataset, dialogues, FRAME_MPO)

@@ -5,14 +5,13 @@
 2. `encode_prompt` turns a prompt into the tokens and tiles that `encode_training` and `SampleReader` give the same text
    in training, up to where the answer starts.
 3. `screen_prompts` leaves out prompts that are too long, broken, or too easy and too hard for a known accuracy.
-4. `PromptStream` orders what is left: prompts n.. of a run are a pure function of seed and position.
+   `prompt_stream` orders what is left.
 
 Every error is an `InputError` that starts with FILE:LINE (for parquet the row, from 1).
 Source: released `docs/internvl3.0/preference_optimization` (JSONL), the published MMPR-Tiny file (parquet).
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -28,6 +27,7 @@ import numpy as np
 from internvl_jax.data.media import images, tiling
 from internvl_jax.data.processor import ChatInputs, Processor, check_inputs
 from internvl_jax.data.reading import parquet, sources
+from internvl_jax.data.reading.footage import Footage, parse_footage, with_frames
 from internvl_jax.data.text import templates
 from internvl_jax.errors import InputError
 from internvl_jax.validation import Fraction, convert, read_lines
@@ -35,8 +35,6 @@ from internvl_jax.validation import Fraction, convert, read_lines
 _LOG = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
 _NAMES_LOGGED = 5  # names that the log gives of the prompts left out for one reason
-_EPOCH_STREAM = 3  # keeps these random numbers apart from those of a run's rows
-_EPOCHS_KEPT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Prompt:
         response: a full response that the line brings along ("chosen" of prompts for DropoutNTP), or "".
         pictures: the pictures' paths as written, or their encoded bytes.
         dataset: the data set that it comes from.
+        footage: a video in place of pictures, its path as written; `<video>` stands for it in the question.
     """
 
     name: str
@@ -60,10 +59,13 @@ class Prompt:
     response: str
     pictures: tuple[str | bytes, ...]
     dataset: sources.Dataset
+    footage: Footage | None = None
 
     def __post_init__(self) -> None:
         for each in self.pictures:
             self._place(each)  # refuses what leads out of the root
+        if self.footage is not None:
+            sources.resolve(self.footage.path, self.name, self.dataset, "video")
 
     def _place(self, picture: str | bytes) -> str | bytes:
         return sources.resolve(picture, self.name, self.dataset) if isinstance(picture, str) else picture
@@ -74,16 +76,26 @@ class Prompt:
         return tuple(self._place(each) for each in self.pictures)
 
     @property
+    def film(self) -> Footage | None:
+        """The video, its path resolved against the root."""
+        if self.footage is None:
+            return None
+        path = sources.resolve(self.footage.path, self.name, self.dataset, "video")
+        return dataclasses.replace(self.footage, path=path)
+
+    @property
     def key(self) -> str:
         """A digest of what is asked and answered; the same wherever the line and its root are."""
         pictures = [each if isinstance(each, str) else hashlib.sha256(each).hexdigest() for each in self.pictures]
-        text = json.dumps([pictures, self.system, self.question, self.answer, self.response])
+        asked = [pictures, self.system, self.question, self.answer, self.response]
+        text = json.dumps(asked if self.footage is None else [*asked, dataclasses.astuple(self.footage)])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclasses.dataclass(frozen=True)
 class LineReader:
-    """Prompts of a JSONL file: {"image", "question", "answer"}, or "chosen" for an answer; optional "system_prompt"."""
+    """Prompts of a JSONL file: {"image", "question", "answer"}, or "video" for an image and "chosen" for an answer;
+    optional "system_prompt"."""
 
     dataset: sources.Dataset
     offsets: np.ndarray  # int64 [n + 1], from sources.scan_lines
@@ -188,15 +200,18 @@ def parse_prompt(line: bytes, name: str, dataset: sources.Dataset) -> Prompt:
     response = sources.parse_text(entry, "chosen", name) if entry.get("chosen") is not None else ""
     needed = entry.get("answer") is not None or not response
     answer = sources.parse_text(entry, "answer", name) if needed else ""
+    shown = parse_footage(entry, line, name, dataset.frames)
+    footage = None if shown is None else Footage(*shown)
     pictures, _ = sources.parse_images(entry, name)
-    return Prompt(name, sources.parse_system(entry, name), question, answer, response, pictures, dataset)
+    return Prompt(name, sources.parse_system(entry, name), question, answer, response, pictures, dataset, footage)
 
 
 def encode_prompt(prompt: Prompt, processor: Processor) -> ChatInputs:
     """Tokens and tiles of a prompt, ready for the model to answer.
 
     Pictures are placed and share the limit of tiles as in training (the chat interface always puts a newline after a
-    picture and gives each the whole limit).
+    picture and gives each the whole limit). Of a video the middle frame of each interval is shown, with lines as the
+    released code for MPO writes them.
 
     Raises:
         InputError: where a picture cannot be read, or pictures and placeholders differ in number.
@@ -204,7 +219,10 @@ def encode_prompt(prompt: Prompt, processor: Processor) -> ChatInputs:
     config = _image_config(prompt, processor)
     empty_GHWC = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
     try:
-        tiles = [images.tile_image(images.load_image(image, config), config) for image in prompt.images]
+        if prompt.film is not None:
+            tiles = prompt.film.middle_tiles(config)
+        else:
+            tiles = [images.tile_image(images.load_image(image, config), config) for image in prompt.images]
         counts = tuple(config.tokens_per_tile * len(tiles_GHWC) for tiles_GHWC in tiles)
         tokens_T = _encode_text(prompt, processor, counts)
         inputs = ChatInputs(tokens_T, np.concatenate([empty_GHWC, *tiles]), counts)
@@ -219,6 +237,9 @@ def measure(prompt: Prompt, processor: Processor) -> tuple[int, int]:
     config = _image_config(prompt, processor)
     try:
         counts = [tiling.num_image_tokens(*images.image_size(image, config), config) for image in prompt.images]
+        if prompt.film is not None:
+            prompt.film.check_there(config, opened=False)
+            counts = [config.tokens_per_tile] * prompt.film.frames
         return len(_encode_text(prompt, processor, counts)), sum(counts) // config.tokens_per_tile
     except InputError as error:
         raise InputError(f"{prompt.name}: {error}") from error
@@ -226,8 +247,8 @@ def measure(prompt: Prompt, processor: Processor) -> tuple[int, int]:
 
 def encode_blind(prompt: Prompt, processor: Processor, begun: str) -> ChatInputs:
     """The prompt without its pictures and their placeholders, and how the answer starts, for the model to go on."""
-    question = prompt.question.replace(templates.PLACEHOLDER, "").strip()
-    bare = dataclasses.replace(prompt, question=question, pictures=())
+    question = prompt.question.replace(templates.PLACEHOLDER, "").replace(templates.VIDEO_PLACEHOLDER, "").strip()
+    bare = dataclasses.replace(prompt, question=question, pictures=(), footage=None)
     size = processor.image_config.tile_size
     return ChatInputs(_encode_text(bare, processor, (), begun), np.zeros((0, size, size, 3), np.uint8), ())
 
@@ -242,6 +263,8 @@ def _image_config(prompt: Prompt, processor: Processor) -> tiling.ImageConfig:
 def _encode_text(prompt: Prompt, processor: Processor, counts: Sequence[int], begun: str = "") -> np.ndarray:
     # An answer that is taken off again: then text and pictures are placed by the code that training uses.
     turns = [*sources.question_turns(prompt.question, prompt.system), {"from": "gpt", "value": ""}]
+    if prompt.footage is not None:
+        turns = with_frames(turns, prompt.footage.frames, templates.FRAME_MPO, prompt.name)
     messages = templates.from_released(turns, len(counts))[:-1]
     return processor.template.encode_prompt(messages, counts, processor.tokenizer, begun=begun)
 
@@ -349,36 +372,3 @@ def read_accuracies(path: str | os.PathLike) -> dict[str, float]:
     """
     entries = [convert(entry, _Accuracy, where) for where, entry in read_lines(path)]
     return {entry.key: entry.accuracy for entry in entries if entry.accuracy is not None}
-
-
-class PromptStream:
-    """The order in which a run meets its prompts: epoch after epoch, each a permutation of its own.
-
-    numbers: the prompts of an epoch, as `screen_prompts` gives them. Nothing is remembered between calls but what is
-    costly to compute, so a run resumes anywhere by its position.
-    """
-
-    def __init__(self, prompts: Prompts, numbers: np.ndarray, seed: int):
-        if not len(numbers):
-            raise InputError("no prompt is left to sample from; see what the log says was left out.")
-        self.prompts, self._numbers, self._seed = prompts, np.asarray(numbers, np.int64), seed
-        self._order = functools.lru_cache(_EPOCHS_KEPT)(self._shuffle)
-
-    def __len__(self) -> int:
-        """Prompts of an epoch."""
-        return len(self._numbers)
-
-    def numbers(self, count: int, position: int) -> np.ndarray:
-        """Numbers int64 of `count` prompts after the first `position` of the run."""
-        if position < 0 or count < 0:
-            raise InputError(f"{count} prompts from position {position} on cannot be taken; both count from 0.")
-        places = np.arange(position, position + count)
-        epochs, within = np.divmod(places, len(self))
-        return np.array([self._order(epoch)[k] for epoch, k in zip(epochs.tolist(), within, strict=True)], np.int64)
-
-    def take(self, count: int, position: int) -> list[Prompt]:
-        """The prompts of `numbers`."""
-        return [self.prompts[number] for number in self.numbers(count, position).tolist()]
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, _EPOCH_STREAM, epoch)).permutation(self._numbers)

@@ -40,30 +40,39 @@ class SampleReader:
         return self.parse(line, self.name(index), self.dataset)
 
     def measure(self, index: int, *, trust_notes: bool = True) -> tuple[int, int]:
-        """(tokens, tiles) of a sample, from the noted sizes of its images or else from their headers."""
+        """(tokens, tiles) of a sample, from the noted sizes of its images or else from their headers.
+
+        A video has as many tiles as it gets frames; its file is opened if notes aren't trusted."""
         record = self.record(index)
         config = self._image_config(record)
         try:
-            tiles = [
-                tiling.num_tiles(*_size(record, k, config, trust_notes), config) for k in range(len(record.images))
-            ]
+            if record.footage is not None:
+                record.footage.check_there(config, opened=not trust_notes)
+                tiles = [1] * record.footage.frames
+            else:
+                sizes = (_size(record, k, config, trust_notes) for k in range(len(record.images)))
+                tiles = [tiling.num_tiles(*size, config) for size in sizes]
             tokens_T, _, _ = self._encode(record, tiles)
         except InputError as error:
             raise InputError(f"{record.name}: {error}") from error
         return len(tokens_T), sum(tiles)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """A sample with its pixels; `rng` draws the JPEG qualities if the data set is augmented."""
+        """A sample with its pixels; `rng` draws the frames of a video, or the JPEG qualities if the data set is
+        augmented (which videos never are, as released)."""
         record = self.record(index)
         config = self._image_config(record)
         try:
-            tiles = [images.tile_image(images.load_image(path, config), config) for path in record.images]
+            if record.footage is not None:
+                tiles = record.footage.tiles(config, rng)
+            else:
+                tiles = [images.tile_image(images.load_image(path, config), config) for path in record.images]
             tokens_T, supervised_T, starts = self._encode(record, [len(t) for t in tiles])
         except InputError as error:
             raise InputError(f"{record.name}: {error}") from error
         side = self.processor.image_config.tile_size
         tiles_GHWC = np.concatenate([np.zeros((0, side, side, 3), np.uint8), *tiles])
-        if self.dataset.data_augment and len(tiles_GHWC):
+        if self.dataset.data_augment and len(record.images):
             tiles_GHWC = images.random_jpeg(tiles_GHWC, rng)
         counts = tuple(len(part) for part in tiles)
         return Sample(record.name, tokens_T, supervised_T, tiles_GHWC, starts, images=counts)

@@ -2,7 +2,8 @@
 
 1. `read_meta` reads `{"name": {"root", "annotation", "repeat_time", ...}}` into `Dataset`s; unknown keys are errors.
 2. `scan_lines` finds where the lines of an annotation start, so that any sample is read by one seek.
-3. `parse_record` turns a line into a `Record`: its conversation, the paths of its images and their noted sizes.
+3. `parse_record` turns a line into a `Record`: its conversation, the paths of its images and their noted sizes, or its
+   video.
 
 Every error is an `InputError` that names the file, and the line where there is one.
 Source: released `docs/chat_data_format` and `internvl_chat_finetune.py` (`LazySupervisedDataset`).
@@ -18,6 +19,9 @@ import numpy as np
 from msgspec import Meta
 
 from internvl_jax.data.media import tiling
+from internvl_jax.data.media.video_options import FrameCount
+from internvl_jax.data.reading.footage import Footage, parse_footage, with_frames
+from internvl_jax.data.text.templates import FRAME_SFT
 from internvl_jax.errors import InputError
 from internvl_jax.validation import (
     CountOrZero,
@@ -30,7 +34,10 @@ from internvl_jax.validation import (
     shown,
 )
 
-_META_KEYS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
+_META_KEYS = (
+    *("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length"),
+    *("min_num_frame", "max_num_frame"),
+)
 _BLOCK_BYTES = 1 << 24
 _MOST_SAMPLES = 2**28  # of a data set in an epoch: twice the largest published mixture; each takes 8 bytes
 _Repeats = Annotated[float, Meta(gt=0, le=10_000)]
@@ -49,6 +56,7 @@ class Dataset:
     length: int | None  # number of samples that the file is said to have
     beside: str = dataclasses.field(default="", compare=False)  # where the annotation was looked for too
     allow_outside_root: bool = False  # whether images may lie elsewhere
+    frames: tuple[int, int] = (8, 32)  # the fewest and the most that a video gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Record:
     dialogues: tuple[list[dict[str, str]], ...]  # of {"from", "value"}; several are about the same images
     images: tuple[str, ...]  # paths
     sizes: tuple[tuple[int, int] | None, ...]  # noted (width, height) of each image
+    footage: Footage | None = None  # a video, in place of images; its lines of frames stand in the dialogues
 
 
 def read_meta(path: str, allow_outside_root: bool = False) -> tuple[Dataset, ...]:
@@ -116,21 +125,37 @@ def parse_record(line: bytes, name: str, dataset: Dataset) -> Record:
     """
     entry = parse_entry(line, name)
     conversations = _conversations(entry, name)
+    return record_of(entry, line, name, dataset, (conversations,), FRAME_SFT)
+
+
+def record_of(
+    entry: dict, line: bytes, name: str, dataset: Dataset, dialogues: tuple[list[dict[str, str]], ...], head: str
+) -> Record:
+    """The record of a line and its dialogues, paths of its images or its video resolved.
+
+    head: how the lines of a video's frames begin.
+
+    Raises:
+        InputError: naming the line, if images or video are not of a known form.
+    """
+    found = parse_footage(entry, line, name, dataset.frames)
+    if found is not None:
+        path, frames, clip = found
+        footage = Footage(resolve(path, name, dataset, "video"), frames, clip)
+        return Record(name, tuple(with_frames(turns, frames, head, name) for turns in dialogues), (), (), footage)
     images, sizes = parse_images(entry, name)
-    return Record(name, (conversations,), tuple(resolve(path, name, dataset) for path in images), sizes)
+    return Record(name, dialogues, tuple(resolve(path, name, dataset) for path in images), sizes)
 
 
 def parse_entry(line: bytes, name: str) -> dict:
     """The JSON object of one line, of whatever kind the sample is.
 
     Raises:
-        InputError: naming the line, if it is none, or a video sample.
+        InputError: naming the line, if it is none.
     """
     entry = parse_json(line, name)
     if not isinstance(entry, dict):
         raise InputError(f"{name} is {shown(entry)}; a sample is a JSON object.")
-    if entry.get("video"):
-        raise InputError(f"{name} is a video sample, which this build does not read; leave it out of the annotation.")
     return entry
 
 
@@ -149,8 +174,8 @@ def parse_images(entry: dict, name: str) -> tuple[tuple[str, ...], tuple[tuple[i
     return tuple(images), _sizes(entry, image, name)
 
 
-def resolve(path: str, name: str, dataset: Dataset) -> str:
-    """An image path of a line, from the root of its data set on.
+def resolve(path: str, name: str, dataset: Dataset, what: str = "image") -> str:
+    """An image path of a line, from the root of its data set on. what: for the error, if it is another file.
 
     Raises:
         InputError: naming the line, if it leads out of a root that is given (by .. or as an absolute path).
@@ -160,7 +185,7 @@ def resolve(path: str, name: str, dataset: Dataset) -> str:
         root = os.path.abspath(dataset.root)
         if os.path.commonpath([root, os.path.abspath(whole)]) != root:
             raise InputError(
-                f"{name} has the image {path!r}, which is not below the root {dataset.root!r}; correct the line, or "
+                f"{name} has the {what} {path!r}, which is not below the root {dataset.root!r}; correct the line, or "
                 "set allow_outside_root if you trust the file."
             )
     return whole
@@ -245,7 +270,19 @@ def _dataset(path: str, name: str, entry: Any, allow_outside_root: bool) -> Data
         length=fields.optional("length", CountOrZero),
         allow_outside_root=allow_outside_root,
         beside=beside,
+        frames=_frame_bounds(fields),
     )
+
+
+def _frame_bounds(fields: Fields) -> tuple[int, int]:
+    fewest, most = Dataset.frames
+    fewest = fields.optional("min_num_frame", FrameCount, fewest)
+    most = fields.optional("max_num_frame", FrameCount, max(most, fewest))
+    if fewest > most:
+        raise InputError(
+            f"{fields.file}: {fields.name} has min_num_frame {fewest}, over its max_num_frame {most}; lower it."
+        )
+    return fewest, most
 
 
 def _conversations(entry: dict, name: str) -> list[dict[str, str]]:

@@ -20,7 +20,9 @@ from internvl_jax.data.text.tokenizer import Tokenizer
 from internvl_jax.errors import InputError
 from internvl_jax.validation import shown
 
-PLACEHOLDER = "<image>"
+PLACEHOLDER, VIDEO_PLACEHOLDER = "<image>", "<video>"
+# Lines of frames, as the released code writes them for SFT and for MPO; the latter is the guide's too.
+FRAME_SFT, FRAME_MPO = "Frame-{}: ", "Frame{}: "
 
 
 class Slot(enum.Enum):
@@ -159,6 +161,16 @@ class Template:
         tokens = tokenizer.encode_items([*head, *body, *end])
         after = len(tokenizer.encode_special(self.after_end))
         return tokens, range(len(tokenizer.encode_items(head)), len(tokens) - after)
+
+
+def frame_parts(count: int) -> list[str | Slot]:
+    """The frames of a video in a message, each on a line, `Frame1: <image>`, as in the release's guide."""
+    return [part for number in range(1, count + 1) for part in (f"Frame{number}: ", IMAGE, "\n")]
+
+
+def frame_lines(count: int, head: str) -> str:
+    """The frames of a video in the place of `<video>` in a text. head: a line's beginning, such as FRAME_SFT."""
+    return "\n".join(f"{head.format(number)}{PLACEHOLDER}" for number in range(1, count + 1))
 
 
 def from_released(

@@ -1,13 +1,18 @@
-"""Thinking and answer: how a model family writes them, and how they are read back.
+"""Thinking mode, defined once: how it is asked for and switched, how families write it, how it is read back.
 
 1. As text, thinking stands between <think> and </think> before the answer, in every family, as the released training
-   data have it; `split_thinking` takes the two apart.
-2. Qwen3 writes this text as it is (`Tags`). GPT-OSS has a channel for each, told by control tokens (`Channels`): text
+   data have it. `split_thinking` takes the two apart as a reader does who sees the text grow; `split_prediction` takes
+   apart what is evaluated, as VLMEvalKit does. `grading.answers` has the rule of rewards, the latter's but that an
+   unfinished thought is no answer; tests hold them together.
+2. It is asked for by a system text (`THINKING_SYSTEM`) and, as a hard switch, by how the answer begins (`begun`): with
+   thinking, or behind an empty thought. Answers are drawn as `THINKING_SAMPLING` says, up to `THINKING_TOKENS`.
+3. Qwen3 writes this text as it is (`Tags`). GPT-OSS has a channel for each, told by control tokens (`Channels`): text
    becomes channels on the way in, and channels become text on the way out.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from internvl_jax.data.text.tokenizer import DecodeStream, Tokenizer
 
@@ -23,7 +28,35 @@ from the think section with a newline.
 
 Ensure that the thinking process is thorough but remains focused on the query. The final answer should be standalone \
 and not reference the thinking section."""
+ThinkingSwitch = Literal["on", "off", "auto"]
+# The release's guide, with VLMEvalKit's top_p and longest answer for the thinking mode.
+THINKING_SAMPLING = {"temperature": 0.6, "top_p": 0.95}
+THINKING_TOKENS = 65_536
+_BEGUN: dict[ThinkingSwitch, str] = {"auto": "", "on": f"{THINK}\n", "off": f"{THINK}\n\n{THINK_END}\n\n"}
 _NOT_SHOWN = ("analysis", "commentary")  # channels; every other one, and none, is the answer
+
+
+def begun(switch: ThinkingSwitch) -> str:
+    """How an answer begins, in this project's text: 'on' with thinking, 'off' behind it, 'auto' as the model likes."""
+    return _BEGUN[switch]
+
+
+def is_unfinished(text: str) -> bool:
+    """Whether an answer is thinking that did not come to its end."""
+    return text.lstrip().startswith(THINK) and THINK_END not in text
+
+
+def split_prediction(text: str) -> tuple[str, str]:
+    """(thinking, prediction) of a whole answer, for evaluation: what follows the last </think>, and what comes before.
+
+    Without an end all is the prediction. Source: VLMEvalKit's SPLIT_THINK at e8e78f05, which leaves both tags in the
+    thinking unless each stands there once.
+    """
+    before, ended, prediction = text.rpartition(THINK_END)
+    if not ended:
+        return "", text
+    once = before.count(THINK) == 1 and THINK_END not in before
+    return (before.partition(THINK)[2].strip() if once else f"{before}{ended}".strip()), prediction.strip()
 
 
 def split_thinking(text: str) -> tuple[str, str]:

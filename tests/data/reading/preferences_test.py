@@ -59,7 +59,7 @@ def test_both_conversations_begin_with_the_same_tokens(processor):
         ({"rejected": "a cat\n"}, "has equal chosen and rejected responses"),
         ({"image": 3}, 'has an "image" that is neither a path nor a list of paths'),
         ({"system_prompt": 3}, 'has a "system_prompt" that is no text'),
-        ({"video": "v.mp4"}, "is a video sample"),
+        ({"video": "v.mp4"}, "has an image and a video"),
     ],
 )
 def test_bad_pair(fields, message):

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from internvl_jax.data.reading import prompts, sources
+from internvl_jax.data.reading import prompt_stream, prompts, sources
 from internvl_jax.errors import InputError
 
 DATASET = sources.Dataset("d", "images", "a.jsonl", False, None, 1, None)
@@ -75,6 +75,8 @@ def test_a_line_for_dropout_ntp_brings_its_response():
         ({"image": 3}, 'has an "image" that is neither'),
         ({"image": ["x.png", "/y.png"]}, "has the image '/y.png', which is not below the root 'images'"),
         ({"system_prompt": ["s"]}, 'has a "system_prompt" that is no text'),
+        ({"video": "v.mp4"}, "has an image and a video"),
+        ({"image": None, "video": "../v.mp4"}, "has the video '../v.mp4', which is not below the root 'images'"),
     ],
 )
 def test_a_bad_line(fields, message):
@@ -240,15 +242,15 @@ def test_bad_accuracies_are_named(tmp_path):
 
 def test_the_stream_is_a_function_of_seed_and_position(tmp_path):
     made = texts(tmp_path)
-    stream = prompts.PromptStream(made, made.mixture(), seed=3)
+    stream = prompt_stream.PromptStream(made, made.mixture(), seed=3)
     whole = stream.numbers(23, 0).tolist()
     for start, count in [(0, 5), (5, 9), (6, 1), (20, 3), (14, 0)]:
-        fresh = prompts.PromptStream(made, made.mixture(), seed=3)
+        fresh = prompt_stream.PromptStream(made, made.mixture(), seed=3)
         assert fresh.numbers(count, start).tolist() == whole[start : start + count]
     for epoch in range(3):
         assert sorted(whole[7 * epoch : 7 * epoch + 7]) == list(range(7))
     assert whole[:7] != whole[7:14]
-    assert prompts.PromptStream(made, made.mixture(), seed=4).numbers(23, 0).tolist() != whole
+    assert prompt_stream.PromptStream(made, made.mixture(), seed=4).numbers(23, 0).tolist() != whole
     assert [prompt.answer for prompt in stream.take(3, 5)] == [str(number) for number in whole[5:8]]
 
 

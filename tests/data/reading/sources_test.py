@@ -126,7 +126,8 @@ def test_record(fields, images, sizes):
         (b"{}", 'has no "conversations"'),
         (b'{"conversations": []}', 'has no "conversations"'),
         (b'{"conversations": [{"from": "human"}]}', "turn 0 must be an object"),
-        (b'{"video": "v.mp4", "conversations": []}', "is a video sample, which this build does not read"),
+        (b'{"video": "v.mp4", "conversations": []}', 'has no "conversations"'),
+        (json.dumps({"video": "v.mp4", "image": "x.png", "conversations": TURNS}).encode(), "has an image and a video"),
         (json.dumps({"image": 3, "conversations": TURNS}).encode(), 'has an "image" that is neither a path nor'),
         (
             json.dumps({"image": ["x"], "width_list": [1, 2], "height_list": [1], "conversations": TURNS}).encode(),
