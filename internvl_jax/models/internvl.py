@@ -211,6 +211,8 @@ class InternVL(VisionHalf, LanguageHalf):
             features_BPD = _real_first(encoded.features_GPD, tile_mask_G, B)
         else:
             features_BPD = _chosen(encoded, slots, T)
+        if features_BPD is not None:  # where a row lies on several devices, its tokens may be anywhere
+            features_BPD = shard(features_BPD, "batch", None, None)
         x_BTD = self.embed(tokens_BT, features_BPD)
         out = self.lm(x_BTD, segments_BT, positions_BT, collect=collect, replay_LBTK=replay_LBTK)
         aux = {

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.sharding import shard
+from internvl_jax.sharding import shard, spread
 
 
 def over_logits(
@@ -25,8 +25,8 @@ def over_logits(
         `[B, t, ...]` in any tree. What it returns for a position depends on that position alone.
       states: for every model, its hidden states `[B, T, D]` after the final norm and its output matrix `[V, D]`.
       extras: arrays `[B, T, ...]`.
-      chunk: positions that are computed at a time. B x chunk x V logits of every model are in memory at once, in the
-        backward pass too, which computes them again.
+      chunk: positions that are computed at a time, on every device that has a part of the row. B x chunk x V logits of
+        every model are in memory at once, in the backward pass too, which computes them again.
 
     Returns:
       What `function` returns, each array `[B, T, ...]`.
@@ -35,18 +35,24 @@ def over_logits(
     # Outside of the loop: so a matrix is gathered once and its gradient summed over devices once, not once a chunk.
     heads = [shard(head_VD, "act_vocab", None) for _, head_VD in states]
     B, T, _ = hiddens[0].shape
+    C = spread("time")  # devices that have a part of the row: a chunk is of the tokens of each
 
     def part(hiddens: Sequence[jax.Array], extras: Sequence[jax.Array]) -> Any:
         return function(*map(_logits, hiddens, heads), *extras)
 
     def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, ((0, 0), (0, -T % chunk), *((0, 0),) * (x.ndim - 2)))
-        return padded.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+        rest = x.shape[2:]
+        parts = x.reshape(B, C, T // C, *rest)
+        parts = jnp.pad(parts, ((0, 0), (0, 0), (0, -(T // C) % chunk), *((0, 0),) * len(rest)))
+        parts = jnp.moveaxis(parts.reshape(B, C, -1, chunk, *rest), 2, 0)
+        return shard(parts.reshape(-1, B, C * chunk, *rest), None, "batch", "time", *(None,) * len(rest))
 
     def join(x: jax.Array) -> jax.Array:
-        return x.swapaxes(0, 1).reshape(B, -1, *x.shape[3:])[:, :T]
+        rest = x.shape[3:]
+        parts = jnp.moveaxis(x.reshape(-1, B, C, chunk, *rest), 0, 2)
+        return parts.reshape(B, C, -1, *rest)[:, :, : T // C].reshape(B, T, *rest)
 
-    if T <= chunk:
+    if T // C <= chunk:
         return part(hiddens, extras)
     parts = jax.tree.map(split, (hiddens, list(extras)))
     return jax.tree.map(join, jax.lax.map(lambda inputs: jax.checkpoint(part)(*inputs), parts))

@@ -42,11 +42,14 @@ class Runtime:
       dtype: the dtype of activations and of the inputs of products.
       remat: what the backward pass recomputes; `_POLICIES` says what each name keeps.
       placement: where a model that answers lives; None: on one device. (Training has its own.)
+      skip_blocks: whether attention over long rows leaves out blocks of keys in which a block of queries has none of
+        its segments. Values don't depend on it: it is for finding faults, and for comparing times.
     """
 
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
     placement: Placement | None = None
+    skip_blocks: bool = True
 
     def __post_init__(self) -> None:
         if self.remat not in _POLICIES:

@@ -47,6 +47,7 @@ from internvl_jax.sharding.rules import (
     use,
     whole,
 )
+from internvl_jax.sharding.time_shards import gather_time, heads_for_time, own_share, time_for_heads, time_part
 
 __all__ = [
     "AXES",
@@ -69,12 +70,15 @@ __all__ = [
     "copies",
     "damaged",
     "flatten",
+    "gather_time",
+    "heads_for_time",
     "init",
     "like_params",
     "locate",
     "logical_axes",
     "make_mesh",
     "meshed",
+    "own_share",
     "param",
     "params_io",
     "parse_mesh",
@@ -91,6 +95,8 @@ __all__ = [
     "spread",
     "step_names",
     "structure",
+    "time_for_heads",
+    "time_part",
     "use",
     "whole",
     "with_all_axes",

@@ -21,7 +21,7 @@ class Rules:
 
     # activations
     batch: MeshAxes  # rows of a batch
-    tiles: MeshAxes  # in training the same as batch: the tiles of a row lie where the row does
+    tiles: MeshAxes  # in training the tiles of a row lie where the row does
     time: MeshAxes  # positions of a row
     act_heads: MeshAxes
     act_mlp: MeshAxes
@@ -135,6 +135,17 @@ PRESETS = {
         batch=("data", "fsdp", "expert"),
         tiles=("data", "fsdp", "expert"),
         embed=("fsdp", "expert"),
+    ),
+    # The tokens of a row lie on several devices, and so do its tiles: for rows that a device has no memory for.
+    # Parameters lie on the context axis as they do on fsdp. Otherwise as "moe".
+    "long_context": dataclasses.replace(
+        _FSDP_TP,
+        batch=("data", "fsdp", "expert"),
+        tiles=("data", "fsdp", "expert", "context"),
+        time=("context",),
+        embed=("fsdp", "expert", "context"),
+        expert_embed=("fsdp", "context"),
+        vit_embed=("fsdp", "context"),
     ),
     # Serving: weights stay where they are, and activations travel. The vision tower is the exception: a device has its
     # share of the tiles, and gathers the weights, which are spread over all devices, a layer at a time. The expert axis

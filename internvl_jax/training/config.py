@@ -113,6 +113,8 @@ class RunConfig:
       rules: the name of a sharding preset.
       balance: the coefficient of the experts' load-balancing loss (a mean over packed rows); 0 without experts.
       logprob_chunk: how many positions' logits are held at once.
+      skip_blocks: whether attention leaves out blocks that hold other samples only (from rows of 1,024 tokens on); no
+        value depends on it.
       validate_every: the steps between measurements of the validation loss, which the last step has too.
       save_every: the steps between checkpoints.
       keep_last, keep_every: which checkpoints are kept: the last n, and each whose step this divides (0: none).
@@ -133,6 +135,7 @@ class RunConfig:
     rules: str = "fsdp"
     balance: NotNegative = 0.0
     logprob_chunk: Annotated[int, Meta(ge=1, le=2**24)] = 1024
+    skip_blocks: bool = True
     validate_every: Steps = 500
     save_every: Steps = 500
     keep_last: Steps = 2
@@ -171,7 +174,7 @@ class TrainConfig:
 # says so of its own settings (`Stage.free`).
 FREE = {
     "run": {
-        *("workdir", "mesh", "rules", "micro_batches", "remat", "logprob_chunk"),
+        *("workdir", "mesh", "rules", "micro_batches", "remat", "logprob_chunk", "skip_blocks"),
         *("validate_every", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"),
     },
     "data": {"validation_meta", "workers", "threads", "max_skipped", "allow_outside_root"},

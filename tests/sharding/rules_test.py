@@ -58,8 +58,16 @@ def test_shard_constrains_inside_use_and_only_there():
 @pytest.mark.parametrize(
     ("axes", "preset", "message"),
     [
-        ({"context": 2, "fsdp": 4}, "fsdp_tp", r"context=2: the rules 'fsdp_tp' .*; leave 'context' out$"),
-        ({"tensor": 8}, "fsdp", r"tensor=8: .*; leave 'tensor' out or take rules that do \(fsdp_tp, moe, serve_tp\)$"),
+        (
+            {"context": 2, "fsdp": 4},
+            "fsdp_tp",
+            r"context=2: .*'context' out or take rules that do \(long_context\)$",
+        ),
+        (
+            {"tensor": 8},
+            "fsdp",
+            r"tensor=8: .*; leave 'tensor' out or .* \(fsdp_tp, moe, long_context, serve_tp\)$",
+        ),
     ],
 )
 def test_a_mesh_axis_that_spreads_nothing_is_refused(axes, preset, message):
@@ -75,7 +83,7 @@ def test_an_axis_of_experts_spreads_nothing_of_a_model_without():
         shardings(specs("1b"), make_mesh({"fsdp": 2, "tensor": 4}), PRESETS["serve_tp"])
     mesh = make_mesh({"fsdp": 4, "expert": 2})
     shardings(specs("30b-a3b"), mesh, PRESETS["fsdp"])
-    with pytest.raises(InputError, match=r"expert=2: the rules 'fsdp' .* take rules that do \(moe, serve_tp\)"):
+    with pytest.raises(InputError, match=r"expert=2: the rules 'fsdp' .* \(moe, long_context, serve_tp\)"):
         shardings(specs("1b"), mesh, PRESETS["fsdp"])
     other = dataclasses.replace(PRESETS["fsdp"], time=("context",))
     shardings(specs("1b"), make_mesh({"fsdp": 4, "context": 2}), other)
@@ -103,6 +111,8 @@ def test_every_dimension_of_every_parameter_has_a_name(size):
         ("serve_tp", {"expert": 2, "tensor": 4}, 8),
         ("moe", {"fsdp": 2, "expert": 4}, 2),
         ("moe", {"fsdp": 2, "expert": 2, "tensor": 2}, 2),
+        ("long_context", {"fsdp": 2, "context": 4}, 8),
+        ("long_context", {"fsdp": 2, "context": 2, "tensor": 2}, 4),
     ],
 )
 @pytest.mark.parametrize("size", DENSE + EXPERTS)

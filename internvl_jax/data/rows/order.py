@@ -70,8 +70,35 @@ class RowPlan:
         """How full the rows of an epoch are."""
         return packing.fill_statistics(self.packs(epoch), self._tokens_N, self._tiles_N, self._config)
 
+    def cost(self, row: int) -> int:
+        """What attention costs in a row: the sum of its samples' squared lengths."""
+        return int(np.sum(np.square(self._tokens_N[self.samples(row)], dtype=np.int64)))
+
     def _plan(self, epoch: int) -> packing.Packs:
         order = np.random.default_rng((self._seed, _EPOCH_STREAM, epoch)).permutation(self._mixture)
         if not self._pack:
             return packing.Packs(order, np.arange(len(order) + 1))
         return packing.pack_lengths(order, self._tokens_N, self._tiles_N, self._config)
+
+
+def arrange(costs: np.ndarray, micro_batches: int) -> np.ndarray:
+    """An order of a step's rows in which devices that work side by side have like work, int64 `[rows]`.
+
+    Which rows a step has is not touched, so its gradient is not either (but for the order of sums). The rows are sorted
+    by cost and each micro-batch takes those next to each other: every device waits for the fullest, micro-batch by
+    micro-batch. Within a micro-batch neighbours are taken from all over (van der Corput's sequence), so that however
+    many devices share it, each with rows that stand together, their sums are alike.
+
+    Args:
+      costs: `[rows]`, what each row costs, in the order of the run.
+      micro_batches: into how many parts the step is split; part j takes places j, j + micro_batches, ...
+    """
+    ranked = np.argsort(costs, kind="stable").reshape(micro_batches, -1)
+    spaced = np.argsort([_reversed(place) for place in range(ranked.shape[1])], kind="stable")
+    return ranked[:, spaced].T.reshape(-1)
+
+
+def _reversed(number: int) -> float:
+    """The binary digits of a number, mirrored behind the point: 0, 1/2, 1/4, 3/4, 1/8, ..."""
+    digits = bin(number)[2:]
+    return sum(int(digit) / 2 ** (place + 1) for place, digit in enumerate(reversed(digits)))

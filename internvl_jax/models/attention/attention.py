@@ -4,6 +4,7 @@ Heads stand before time (`q_BNTH`, `k_BMSH`): each head's keys are contiguous, w
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from jax import lax
 
 from internvl_jax import sharding
 from internvl_jax.models.attention import kernels
+from internvl_jax.models.attention.segment_loops import attend_in_loops
 
 # Queries in a block: at most B x N x QUERY_BLOCK x S scores are held at once.
 QUERY_BLOCK = 512
@@ -45,6 +47,7 @@ class Mask(NamedTuple):
     Attributes:
       ordered: keys and queries are the same tokens in the same order, so key s > t is never seen by query t and whole
         blocks of keys can be left out.
+      skips: whether blocks of other segments are left out, too, where rows are long.
     """
 
     q_segments_BT: jax.Array
@@ -52,11 +55,12 @@ class Mask(NamedTuple):
     k_segments_BS: jax.Array
     k_positions_BS: jax.Array
     ordered: bool
+    skips: bool = True
 
     @classmethod
-    def within(cls, segments_BT: jax.Array, positions_BT: jax.Array) -> "Mask":
+    def within(cls, segments_BT: jax.Array, positions_BT: jax.Array, skips: bool = True) -> "Mask":
         """Tokens that attend to each other."""
-        return cls(segments_BT, positions_BT, segments_BT, positions_BT, ordered=True)
+        return cls(segments_BT, positions_BT, segments_BT, positions_BT, ordered=True, skips=skips)
 
     def block(self, start: int, stop: int, keys: int) -> "Mask":
         """The mask of queries start to stop against the first `keys` keys."""
@@ -98,14 +102,114 @@ def attend(
     Returns:
       `[B, N, T, H]` in q's dtype.
     """
+    q_BNTH = q_BNTH * q_BNTH.shape[3] ** -0.5
+    T = q_BNTH.shape[2]
+    if layer is None and T == k_BMSH.shape[2] and (T >= kernels.LONG or _parts(mask) > 1):
+        return _by_device(q_BNTH, k_BMSH, v_BMSH, mask, window, sinks_N)
+    return _by_products(q_BNTH, k_BMSH, v_BMSH, mask, window, layer, sinks_N)
+
+
+def _parts(mask: Mask | None) -> int:
+    """In how many parts the tokens of a row lie; those of a tile are never apart."""
+    return 1 if mask is None else sharding.spread("time")
+
+
+def _by_device(
+    q_BNTH: jax.Array,
+    k_BMTH: jax.Array,
+    v_BMTH: jax.Array,
+    mask: Mask | None,
+    window: Window | None,
+    sinks_N: jax.Array | None,
+) -> jax.Array:
+    """Attention of whole rows, every device its own rows and heads: the compiler can't partition kernels and loops.
+
+    Where the tokens of a row lie on several devices, these trade them for heads; where the heads don't divide, they
+    gather keys and values.
+    """
+    # The vision tower's heads stay whole: 25 of them divide by no power of two.
+    rows, heads, time = ("tiles", None, None) if mask is None else ("batch", "act_heads", "time")
+    size, holds = (None, None) if window is None else window
+    segments_BT, positions_BT = (None, None) if mask is None else (mask.q_segments_BT, mask.q_positions_BT)
+    skips, parts = mask is not None and mask.skips, _parts(mask)
+    along_heads, along_time = (rows, heads, time, None), ("batch", "time")
+
+    def on_device(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        segments_BT: jax.Array | None,
+        positions_BT: jax.Array | None,
+        holds: jax.Array | None,
+        sinks_N: jax.Array | None,
+    ) -> jax.Array:
+        near = None if size is None else Window(size, holds)
+        marks = segments_BT, positions_BT
+        if parts == 1:
+            own = None if mask is None else Mask.within(*marks, skips)
+            return _whole_rows(q, k, v, own, near, sinks_N)
+        everything = tuple(sharding.gather_time(part, 1) for part in marks)
+        if q.shape[1] % parts == 0:
+            times = math.lcm(k.shape[1], parts) // k.shape[1]
+            k, v = (jnp.repeat(part, times, axis=1) for part in (k, v))
+            own = Mask.within(*everything, skips)
+            sinks_N = None if sinks_N is None else sharding.own_share(sinks_N)
+            out = _whole_rows(*map(sharding.heads_for_time, (q, k, v)), own, near, sinks_N)
+            return sharding.time_for_heads(out)
+        k, v = (sharding.gather_time(part, 2) for part in (k, v))
+        if sharding.platform() == "tpu" and k.shape[2] >= kernels.LONG:
+            part = kernels.QueryPart(sharding.time_part(), parts)
+            return kernels.splash(q, k, v, everything[0], size, holds, sinks_N, kernels.Plan(skips, part))
+        return _by_products(q, k, v, Mask(*marks, *everything, ordered=False), near, None, sinks_N)
+
+    run = sharding.per_device(
+        on_device,
+        inputs=(along_heads, along_heads, along_heads, along_time, along_time, (), (heads,)),
+        output=along_heads,
+    )
+    sinks_N = None if sinks_N is None else sinks_N.astype(jnp.float32)
+    return run(q_BNTH, k_BMTH, v_BMTH, segments_BT, positions_BT, holds, sinks_N)
+
+
+def _whole_rows(
+    q_BNTH: jax.Array,
+    k_BMTH: jax.Array,
+    v_BMTH: jax.Array,
+    mask: Mask | None,
+    window: Window | None,
+    sinks_N: jax.Array | None,
+) -> jax.Array:
+    """Attention of a device's whole rows, by what fits its platform."""
+    B, N, T, H = q_BNTH.shape
+    size, holds = (None, None) if window is None else window
+    segments_BT = None if mask is None else mask.q_segments_BT
+    platform = sharding.platform() if T >= kernels.LONG else None
+    if platform == "tpu":
+        return kernels.splash(
+            q_BNTH, k_BMTH, v_BMTH, segments_BT, size, holds, sinks_N, kernels.Plan(mask is not None and mask.skips)
+        )
+    if platform == "gpu" and window is None and sinks_N is None and kernels.suits_cudnn(q_BNTH):
+        return kernels.cudnn(q_BNTH, k_BMTH, v_BMTH, segments_BT)
+    if platform == "cpu" and mask is not None and mask.ordered and mask.skips:
+        M = k_BMTH.shape[1]
+        sinks_MR = None if sinks_N is None else sinks_N.astype(jnp.float32).reshape(M, N // M)
+        q_BMRTH, marks = q_BNTH.reshape(B, M, N // M, T, H), (segments_BT, mask.q_positions_BT)
+        return attend_in_loops(q_BMRTH, k_BMTH, v_BMTH, *marks, size, holds, sinks_MR).reshape(B, N, T, H)
+    return _by_products(q_BNTH, k_BMTH, v_BMTH, mask, window, None, sinks_N)
+
+
+def _by_products(
+    q_BNTH: jax.Array,
+    k_BMSH: jax.Array,
+    v_BMSH: jax.Array,
+    mask: Mask | None,
+    window: Window | None,
+    layer: jax.Array | int | None,
+    sinks_N: jax.Array | None,
+) -> jax.Array:
+    """Attention by plain products, as `attend`, of queries that are scaled already."""
     B, N, T, H = q_BNTH.shape
     M, S = k_BMSH.shape[-3:-1] if layer is None else (k_BMSH.shape[-3], mask.k_positions_BS.shape[1])
-    q_BNTH = q_BNTH * H**-0.5
-    if layer is None and T == S >= kernels.LONG:
-        platform = sharding.platform()
-        plain = window is None and sinks_N is None
-        if platform == "tpu" or (platform == "gpu" and plain and kernels.suits_cudnn(q_BNTH)):
-            return _kernel(q_BNTH, k_BMSH, v_BMSH, mask, window, sinks_N, platform)
     q_BMRTH = q_BNTH.reshape(B, M, N // M, T, H)
     sinks_MR = None if sinks_N is None else jnp.asarray(sinks_N, jnp.float32).reshape(M, N // M)
     settings = {"mask": mask, "window": window, "sinks_MR": sinks_MR}
@@ -128,43 +232,6 @@ def attend(
     else:
         out_BMRTH = lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=on_cpu, default=together)
     return out_BMRTH.reshape(B, N, T, H)
-
-
-def _kernel(
-    q_BNTH: jax.Array,
-    k_BMTH: jax.Array,
-    v_BMTH: jax.Array,
-    mask: Mask | None,
-    window: Window | None,
-    sinks_N: jax.Array | None,
-    platform: str,
-) -> jax.Array:
-    """The platform's kernel on every device's rows and heads: the compiler can't partition it."""
-    # The vision tower's heads stay whole: 25 of them divide by no power of two.
-    rows, heads = ("tiles", None) if mask is None else ("batch", "act_heads")
-    size, holds = (None, None) if window is None else window
-    segments_BT = None if mask is None else mask.q_segments_BT
-    along_heads = (rows, heads, None, None)
-
-    def on_device(
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        segments_BT: jax.Array | None,
-        holds: jax.Array | None,
-        sinks_N: jax.Array | None,
-    ) -> jax.Array:
-        if platform == "gpu":
-            return kernels.cudnn(q, k, v, segments_BT)
-        return kernels.splash(q, k, v, segments_BT, size, holds, sinks_N)
-
-    run = sharding.per_device(
-        on_device,
-        inputs=(along_heads, along_heads, along_heads, ("batch", None), (), (heads,)),
-        output=along_heads,
-    )
-    sinks_N = None if sinks_N is None else sinks_N.astype(jnp.float32)
-    return run(q_BNTH, k_BMTH, v_BMTH, segments_BT, holds, sinks_N)
 
 
 def _together(

@@ -3,11 +3,14 @@
 import contextlib
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from internvl_jax.models import scopes
+from internvl_jax.models.attention import blocks
 
 # Below this many queries the scores of plain products are small.
 LONG = 1024
@@ -22,6 +25,31 @@ _PAGES, _QUERIES, _PAGES_BYTES = 16, 32, 1 << 21
 _PADDED = -1  # the segment of what fills up a block; no token is in it
 
 
+class QueryPart(NamedTuple):
+    """Which queries a device has of a row: part `number` of `count` equal ones."""
+
+    number: jax.Array
+    count: int
+
+
+class Plan(NamedTuple):
+    """How `splash` goes about it.
+
+    Attributes:
+      skips: whether blocks of keys are left out in which a block of queries has none of its segments. No value of a
+        token differs for it, nor any gradient.
+      part: which queries are there; None: all.
+      interpret: whether the kernel is interpreted, for tests on CPU.
+    """
+
+    skips: bool = True
+    part: QueryPart | None = None
+    interpret: bool = False
+
+
+_PLAN = Plan()
+
+
 def splash(
     q_BNTH: jax.Array,
     k_BMTH: jax.Array,
@@ -30,13 +58,14 @@ def splash(
     window: int | None,
     windowed: jax.Array | None,
     sinks_N: jax.Array | None,
-    interpret: bool = False,
+    plan: Plan = _PLAN,
 ) -> jax.Array:
     """Softmax attention of the tokens of a row to each other, by queries that are scaled already.
 
     Padding (segment 0) attends to padding; its results are finite, and nobody reads them.
 
     Args:
+      q_BNTH: queries: of all tokens, or those of a `part`.
       segments_BT: a token attends to itself and to earlier ones of its segment; without segments all attend to all.
       window: how many tokens a query sees, its own included; None: all.
       windowed: bool scalar, whether this layer has the window at all.
@@ -44,23 +73,28 @@ def splash(
 
     Returns:
       `[B, N, T, H]`.
+
+    Raises:
+      ValueError: a part of rows that can't be cut so.
     """
-    T = q_BNTH.shape[2]
+    T = k_BMTH.shape[2]
     unit = LANES if T <= 2 * LONG else LONG
     padding = -T % unit
     causal = segments_BT is not None
+    if plan.part is not None and (padding or q_BNTH.shape[2] % LANES or not causal):
+        raise ValueError(f"queries of {q_BNTH.shape[2]} of {T} tokens; make both multiples of {unit}")
     if padding or causal:
         segments_BT = jnp.zeros((q_BNTH.shape[0], T), jnp.int32) if segments_BT is None else segments_BT
         segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padding)), constant_values=_PADDED)
-    q, k, v = (jnp.pad(part, ((0, 0), (0, 0), (0, padding), (0, 0))) for part in (q_BNTH, k_BMTH, v_BMTH))
-    run = functools.partial(_splash, causal=causal, interpret=interpret)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (q_BNTH, k_BMTH, v_BMTH))
+    run = functools.partial(_splash, causal=causal, plan=plan)
     if window is None:
         out = run(q, k, v, segments_BT, sinks_N, window=None)
     else:
         # Whether a layer has the window is known only inside the scan: both kernels are there, one of them runs.
         branches = [functools.partial(run, window=size) for size in (window, None)]
         out = jax.lax.cond(windowed, *branches, q, k, v, segments_BT, sinks_N)
-    return out[:, :, :T]
+    return out[:, :, : q_BNTH.shape[2]]
 
 
 def _splash(
@@ -72,17 +106,19 @@ def _splash(
     *,
     causal: bool,
     window: int | None,
-    interpret: bool,
+    plan: Plan,
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as sk
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
 
-    N, T = q.shape[1:3]
+    N, T = q.shape[1], k.shape[2]
+    part = plan.part
+    shards = 1 if part is None else part.count
     if window is not None:
-        mask, largest = sm.LocalMask((T, T), (window - 1, 0), 0), max(2 * window, LANES)
+        mask, largest = sm.LocalMask((T, T), (window - 1, 0), 0, shards), max(2 * window, LANES)
     else:
-        mask, largest = sm.CausalMask((T, T)) if causal else sm.FullMask((T, T)), LONG
-    block = _divisor(T, largest)
+        mask, largest = sm.CausalMask((T, T), 0, shards) if causal else sm.FullMask((T, T)), LONG
+    block = _divisor(T // shards, largest)
     # One backward kernel computes the scores once instead of twice, but writes dq once per block of keys: wide blocks,
     # and two kernels where a window wants small ones.
     fused, wide = window is None, _divisor(T, 2 * largest)
@@ -97,11 +133,13 @@ def _splash(
         block_kv_dq=None if fused else block,
         use_fused_bwd_kernel=fused,
     )
-    attention = sk.make_splash_mha_single_device(
+    attention = sk.make_splash_mha(
         sm.MultiHeadMask([mask] * N),
+        head_shards=1,
+        q_seq_shards=shards,
         block_sizes=sizes,
         residual_checkpoint_name=SAVED if causal else None,
-        interpret=interpret,
+        interpret=plan.interpret,
     )
     keys = (T + block) // 2 if causal else T
     if window is not None:
@@ -109,8 +147,68 @@ def _splash(
     with jax.named_scope(scopes.keys_scope(min(keys, T))):
         if segments_BT is None:
             return jax.vmap(lambda q, k, v: attention(q, k, v, None, sinks_N))(q, k, v)
-        ids = lambda segments_T: sk.SegmentIds(segments_T, segments_T)
-        return jax.vmap(lambda q, k, v, s: attention(q, k, v, ids(s), sinks_N))(q, k, v, segments_BT)
+        start, length = (0, T) if part is None else (part.number * q.shape[2], q.shape[2])
+        if part is not None:
+            attention = _of_part(attention, part)
+
+        # All tokens of a tile see each other: there is no block of which nothing is needed.
+        def row(q: jax.Array, k: jax.Array, v: jax.Array, segments_T: jax.Array) -> jax.Array:
+            own_T = jax.lax.dynamic_slice_in_dim(segments_T, start, length)
+            run = _leaving_out(attention, own_T, segments_T, start) if plan.skips and causal else attention
+            return run(q, k, v, sk.SegmentIds(own_T, segments_T), sinks_N)
+
+        return jax.vmap(row)(q, k, v, segments_BT)
+
+
+def _of_part(kernel: Any, part: QueryPart) -> Any:
+    """Of a kernel made for queries in several parts that of one part: its own rows of every table."""
+
+    def own(table: jax.Array, axis: int) -> jax.Array:
+        size = table.shape[axis] // part.count
+        return jax.lax.dynamic_slice_in_dim(table, part.number * size, size, axis)
+
+    def cut(info: Any) -> Any:
+        next_blocks, kinds = own(info.data_next, 1), own(info.block_mask, 1)
+        return info._replace(data_next=next_blocks, block_mask=kinds, q_sequence=own(info.q_sequence, 0))
+
+    return _with_tables(kernel, cut, cut)
+
+
+def _leaving_out(kernel: Any, q_segments_T: jax.Array, k_segments_S: jax.Array, start: jax.Array | int) -> Any:
+    """The kernel without the blocks that `blocks.meeting` has none of.
+
+    Which blocks it runs and which it fetches next are two tables of integers, `block_mask` (0 leaves a block out) and
+    `data_next`. They are arguments of the compiled kernel, so they may be computed here; those that it is made with are
+    of the causal mask or the window alone.
+    """
+    sizes = kernel.kwargs["block_sizes"]
+
+    def replace(info: Any, met: jax.Array, keys_inside: bool) -> Any:
+        indices = info.data_next[0].astype(jnp.int32)
+        outer, inner = (jnp.arange(size, dtype=jnp.int32) for size in indices.shape)
+        # The walk through the forward's grid has keys inside, and the table the keys' blocks; the backward's of keys
+        # and values has queries inside, and the queries' blocks.
+        runs = met[outer[:, None], indices] if keys_inside else met[indices, inner[None]]
+        runs &= info.block_mask[0] > 0
+        turned = (lambda x: x) if keys_inside else jnp.transpose
+        steps = blocks.ahead(turned(runs), turned(indices))
+        kinds = turned(steps.runs)[None].astype(info.block_mask.dtype) * info.block_mask
+        return info._replace(data_next=turned(steps.fetched)[None].astype(info.data_next.dtype), block_mask=kinds)
+
+    def met(q_block: int, k_block: int) -> jax.Array:
+        return blocks.meeting(q_segments_T, k_segments_S, q_block, k_block, start)
+
+    by_query = lambda info: replace(info, met(sizes.block_q, sizes.block_kv), True)
+    by_key = lambda info: replace(info, met(sizes.block_q_dkv, sizes.block_kv_dkv), False)
+    return _with_tables(kernel, by_query, by_key)
+
+
+def _with_tables(kernel: Any, by_query: Callable, by_key: Callable) -> Any:
+    """The kernel with other tables: of its passes over queries (forward, and backward for queries where that is a pass
+    of its own, in blocks of the same sizes), and of its pass over keys.
+    """
+    queries = None if kernel.dq_mask_info is None else by_query(kernel.dq_mask_info)
+    return type(kernel)(by_query(kernel.fwd_mask_info), queries, by_key(kernel.dkv_mask_info), **kernel.kwargs)
 
 
 def paged(q_BNTH: jax.Array, pool: jax.Array, lengths_B: jax.Array, table: jax.Array) -> jax.Array:
@@ -162,7 +260,9 @@ def cudnn(
 ) -> jax.Array:
     """What `splash` returns without window and sinks, which cuDNN doesn't know.
 
-    Segments are a mask of `[B, 1, T, T]`: JAX's interface to cuDNN has no other way to say them.
+    Segments are a mask of `[B, 1, T, T]`: JAX's interface to cuDNN has no other way to say them. (Below it JAX 0.10 can
+    say where segments begin, on Hopper, but takes the queries' stride for that of the keys: wrong where heads share a
+    key/value head.)
     """
     B, _, T, _ = q_BNTH.shape
     padding = -T % 64

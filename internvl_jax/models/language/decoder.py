@@ -99,7 +99,7 @@ class Decoder(nnx.Module):
           replay_LBTK: experts to take instead of the routers' own, see `Moe`.
         """
         if cache is None:
-            mask = Mask.within(segments_BT, positions_BT)
+            mask = Mask.within(segments_BT, positions_BT, self.runtime.skip_blocks)
         else:
             cache = cache.place(slots_BT, segments_BT, positions_BT)
             mask = cache.mask(segments_BT, positions_BT)

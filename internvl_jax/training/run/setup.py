@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from internvl_jax import sharding
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, PipelineConfig, Processor, Tokenizer, get_template
 from internvl_jax.errors import InputError
 from internvl_jax.files import claimed, whole_file
-from internvl_jax.training.config import FREE, TrainConfig
+from internvl_jax.training.config import FREE, DataConfig, RunConfig, TrainConfig
 from internvl_jax.training.run.held_out import HeldOut
 from internvl_jax.training.run.program import Program, make_program
 from internvl_jax.training.stages.balance import Balance, NoBalance
@@ -108,7 +110,26 @@ def make_objective(config: TrainConfig) -> Objective:
 def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
     """The program of a checked config on these devices, or on all that there are."""
     objective = make_objective(config)
-    return make_program(config.model, config.optim, config.run, objective, config.objective, devices)
+    program = make_program(config.model, config.optim, config.run, objective, config.objective, devices)
+    _check_parts(config.data, config.run, program)
+    return program
+
+
+def _check_parts(data: DataConfig, run: RunConfig, program: Program) -> None:
+    """Raises InputError for rows whose tokens or tiles can't be spread over the devices that share them."""
+    rows = run.rows // run.micro_batches
+    with sharding.use(program.mesh, program.rules):
+        parts, tiles = sharding.spread("time"), sharding.spread("tiles")
+    if data.token_budget % parts:
+        raise InputError(
+            f"data.token_budget {data.token_budget} can't be spread over the {parts} devices of a row; make it a "
+            f"multiple of that"
+        )
+    if rows * data.tile_budget % tiles:
+        raise InputError(
+            f"{rows} rows of data.tile_budget {data.tile_budget} tiles can't be spread over {tiles} devices; make the "
+            f"budget a multiple of {tiles // math.gcd(rows, tiles)}"
+        )
 
 
 def open_source(config: TrainConfig, program: Program, processor: Processor) -> Source:

@@ -69,6 +69,7 @@ def make_step(
             **objective.metrics(sums, carry),
             "grad_norm": norm,
             "nonfinite": nonfinite,
+            "imbalance": _imbalance(rows, micro_batches),
             "samples": jnp.sum(jnp.max(rows.segments_BT, axis=1)),
             "tokens": jnp.sum(rows.segments_BT > 0),
             "supervised": jnp.sum(rows.weights_BT > 0),
@@ -77,6 +78,17 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state, nonfinite, carry), metrics
 
     return step
+
+
+def _imbalance(rows: Batch, micro_batches: int) -> jax.Array:
+    """What attention costs the fullest device, as a multiple of the mean: by sums of squared lengths of samples, each
+    micro-batch apart, since devices wait for each other there.
+    """
+    # A sample of n tokens: the odd numbers up to 2n - 1.
+    cost_BT = jnp.where(rows.segments_BT > 0, 2 * rows.positions_BT.astype(jnp.float32) + 1, 0)
+    devices = sharding.spread("batch")
+    cost = jnp.sum(jnp.sum(cost_BT, axis=1).reshape(devices, -1, micro_batches), axis=1)  # [devices, micro-batches]
+    return jnp.sum(jnp.max(cost, axis=0)) / jnp.maximum(jnp.sum(jnp.mean(cost, axis=0)), 1)
 
 
 def _whole(objective: Objective, forward: Callable, trainable: Params, batch: Any, carry: Carry) -> Gradient:

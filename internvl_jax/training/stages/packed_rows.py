@@ -14,17 +14,20 @@ class PackedRows:
 
     Args:
       layout: what a row holds of the conversations.
+      arranged: whether the rows of a step are arranged by what they cost, so that devices wait less for each other. An
+        objective that takes note of their order needs them as they come.
     """
 
-    def __init__(self, parts: SourceParts, layout: RowLayout):
-        self._rows = parts.run.rows
+    def __init__(self, parts: SourceParts, layout: RowLayout, arranged: bool = True):
+        self._rows, self._micro_batches = parts.run.rows, parts.run.micro_batches if arranged else None
         self._pipeline = Pipeline(parts.pipeline, parts.processor, layout)
         self.digest = self._pipeline.fingerprint
         self._batches: Any = None
 
     def start(self, position: Any) -> None:
         host, hosts = jax.process_index(), jax.process_count()
-        self._batches = self._pipeline.batches(self._rows, host=host, hosts=hosts, state=position)
+        share = {"host": host, "hosts": hosts, "state": position}
+        self._batches = self._pipeline.batches(self._rows, micro_batches=self._micro_batches, **share)
 
     def take(self, state: TrainState) -> Any:
         return next(self._batches)

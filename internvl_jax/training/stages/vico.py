@@ -258,7 +258,8 @@ def _rated_rows(settings: ConsistencyConfig, parts: SourceParts) -> Source:
 
 def _probed_rows(settings: RouterConfig, parts: SourceParts) -> Source:
     compressed = parts.program.model.tokens_per_compressed_tile
-    return PackedRows(parts, Probes(compressed, settings.probe, settings.probes))
+    # The window of ratios lets go of those that came first.
+    return PackedRows(parts, Probes(compressed, settings.probe, settings.probes), arranged=False)
 
 
 CONSISTENCY = Stage(

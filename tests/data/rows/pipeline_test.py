@@ -127,6 +127,21 @@ def test_stream_does_not_depend_on_hosts(tiny, processor, hosts):
         assert_same(stack_rows([part[step] for part in parts]), batch)
 
 
+def test_a_step_has_the_same_rows_however_they_are_arranged(tiny, processor):
+    made = pipeline_of(tiny, processor)
+    plain, arranged = take(made.batches(ROWS), 5), take(made.batches(ROWS, micro_batches=2), 5)
+    halves = [take(made.batches(ROWS, micro_batches=2, host=host, hosts=2), 5) for host in (0, 1)]
+    moved = 0
+    for step, (batch, other) in enumerate(zip(plain, arranged, strict=True)):
+        assert_same(stack_rows([half[step] for half in halves]), other)
+        places = [made.plan.cost(step * ROWS + row) for row in range(ROWS)]
+        order = pipeline.arrange(np.array(places), 2)
+        moved += order.tolist() != [0, 1, 2, 3]
+        np.testing.assert_array_equal(other.tokens_BT, batch.tokens_BT[order])
+        np.testing.assert_array_equal(other.tile_mask_G.reshape(ROWS, -1), batch.tile_mask_G.reshape(ROWS, -1)[order])
+    assert moved
+
+
 def test_resume_anywhere_on_other_hosts(tiny, processor):
     whole = take(pipeline_of(tiny, processor).batches(ROWS), 9)
     for done in range(8):

@@ -1,0 +1,160 @@
+"""Rows whose tokens lie on several devices: every objective learns the same as on one device."""
+
+import jax
+import numpy as np
+import pytest
+
+from internvl_jax.errors import InputError
+from internvl_jax.training import train
+from internvl_jax.training.run import hooks, setup
+from internvl_jax.training.run.initial import read_initial, read_reference
+from internvl_jax.training.stages.base import Start
+from internvl_jax.training.stages.registry import STAGES
+from tests.programs import build, save_start
+from tests.training import toy
+from tests.training.train_test import interrupt
+
+TOKENS = {"ntp": 104, "mpo": 104, "gspo": 176, "consistency": 120, "router": 352}
+MESHES = ("fsdp=4,context=2", "fsdp=2,context=4")
+LONG = {"rules": "long_context"}
+
+
+def parted(config, **run):
+    """A run with rows that can be parted among eight devices."""
+    config.data.token_budget, config.data.tile_budget = TOKENS[config.objective], 8
+    config.optim.eps = 1e-3  # with less, Adam makes whole steps of what is noise beside zero
+    return toy.with_run(config, **run)
+
+
+def start_of(config, program):
+    """The state that a run begins with, and its reference."""
+    stage = STAGES[config.objective]
+    if not config.run.init_from:
+        return program.from_params(program.random_params()), None
+    params = read_initial(config.run.init_from, program, stage.start is Start.BASE)
+    reference = read_reference(setup.reference_of(config), program) if stage.refers else None
+    return program.from_params(params), reference
+
+
+def on_one_device(config, count=3):
+    """Batches, metrics and parameters of some steps."""
+    config, processor = setup.prepare(config)
+    program = build(config, jax.devices()[:1])
+    source = setup.open_source(config, program, processor)
+    source.start(None)
+    state, reference = start_of(config, program)
+    batches, lines = [], []
+    for _ in range(count):
+        batches.append(source.take(state))
+        state, metrics = program.step(state, program.place(batches[-1]), reference)
+        lines.append(jax.device_get(metrics))
+    source.close()
+    return batches, lines, jax.device_get(state.params)
+
+
+def hold(config, batches, lines, params):
+    """Steps on the config's mesh give what they gave."""
+    config, _ = setup.prepare(config)
+    program = build(config)
+    state, reference = start_of(config, program)
+    for batch, expected in zip(batches, lines, strict=True):
+        state, metrics = program.step(state, program.place(batch), reference)
+        for name, value in expected.items():
+            if name != "imbalance":
+                np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for path, value in params.items():
+        np.testing.assert_allclose(state.params[path], value, atol=1e-5, err_msg=path)
+    return program
+
+
+def test_steps_on_parts_of_rows_equal_steps_on_one_device(data, tmp_path):
+    config = parted(toy.config(data, tmp_path), rows=2)
+    known = on_one_device(config)
+    program = hold(toy.with_run(config, mesh=MESHES[1], logprob_chunk=7, **LONG), *known)
+    assert program.place(known[0][0]).tokens_BT.sharding.shard_shape((2, 104)) == (1, 26)
+
+
+def test_rows_that_cannot_be_parted_are_refused(data, tmp_path):
+    config = parted(toy.config(data, tmp_path, mesh=MESHES[1], **LONG))
+    config.data.token_budget = 101
+    with pytest.raises(InputError, match="token_budget 101 can't be spread over the 4 devices of a row"):
+        setup.build(setup.prepare(config)[0])
+    config.data.token_budget, config.data.tile_budget = 104, 1
+    with pytest.raises(InputError, match=r"2 rows of data\.tile_budget 1 tiles can't be spread over 8 devices"):
+        setup.build(setup.prepare(toy.with_run(config, rows=2))[0])
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("boards")
+    toy.write_boards(folder)
+    save_start(toy.vico_config(folder, folder / "unused", "ntp", ""), folder / "base")
+    save_start(toy.consistency_config(folder, folder / "unused"), folder / "flash")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["dense", "moe", "gpt_oss", "mpo", "gspo", "consistency", "router"])
+def known(request, start, boards, tmp_path_factory):
+    """A stage and what three steps of it on one device gave."""
+    folder, models = tmp_path_factory.mktemp("run"), {"dense": toy.MODEL, "moe": toy.MOE, "gpt_oss": toy.GPT_OSS}
+    if request.param in models:
+        model = models[request.param]
+        config = toy.config(start, folder, model, balance=0.0 if model.text.moe is None else 0.5)
+    elif request.param in ("mpo", "gspo"):
+        config = {"mpo": toy.mpo_config, "gspo": toy.gspo_config}[request.param](start, folder)
+    else:
+        config = toy.vico_config(boards, folder, request.param, str(boards / "flash"))
+    config = parted(config, rows=8)
+    return config, on_one_device(config)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mesh", [*MESHES, "context=8", "fsdp=2,context=2,tensor=2"])
+def test_every_objective_on_parts_of_rows(known, mesh):
+    config, given = known
+    hold(toy.with_run(config, mesh=mesh, **LONG), *given)
+
+
+@pytest.mark.soak
+def test_micro_batches_and_experts_on_their_own_axis(start, tmp_path):
+    config = parted(toy.config(start, tmp_path, toy.MOE, balance=0.5), rows=8)
+    given = {"mesh": "fsdp=2,expert=2,context=2", "micro_batches": 2, "remat": "full", **LONG}
+    hold(toy.with_run(config, **given), *on_one_device(config))
+
+
+@pytest.mark.soak
+def test_a_run_goes_on_with_another_number_of_parts(data, tmp_path):
+    """The same data, and the losses of an uninterrupted run, to rounding; and back, bit by bit."""
+    made = lambda name, mesh: parted(toy.config(data, tmp_path / name), mesh=mesh, **LONG)
+    train(made("whole", MESHES[0]))
+    train(made("again", MESHES[0]))
+    interrupt(made("part", MESHES[0]), after=3)
+    interrupt(made("same", MESHES[0]), after=3)
+    train(made("part", MESHES[1]))
+    train(made("same", MESHES[0]))
+    lines = {name: hooks.read_metrics(tmp_path / name) for name in ("whole", "again", "part", "same")}
+    losses = {name: [line["loss"] for line in found] for name, found in lines.items()}
+    assert losses["same"] == losses["again"] == losses["whole"] and len(losses["part"]) == 6
+    np.testing.assert_allclose(losses["part"], losses["whole"], rtol=1e-5)
+    for name in ("tokens", "samples", "tiles", "supervised"):
+        assert [line[name] for line in lines["part"]] == [line[name] for line in lines["whole"]]
+
+
+@pytest.mark.soak
+def test_a_part_of_a_row_takes_a_part_of_the_memory(data, tmp_path):
+    """What a step holds besides its state, by the compiler, of one long row on one device or on four."""
+    taken = {}
+    for mesh in ("context=1", "context=4"):
+        config = parted(toy.config(data, tmp_path, rows=1, remat="full", logprob_chunk=128, mesh=mesh, **LONG))
+        config.data.token_budget = 2048
+        config, processor = setup.prepare(config)
+        devices = jax.devices()[: 1 if mesh == "context=1" else 4]
+        program = build(config, devices)
+        source = setup.open_source(config, program, processor)
+        source.start(None)
+        state, _ = start_of(config, program)
+        batch = program.place(source.take(state))
+        source.close()
+        taken[mesh] = program.step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+    print(taken)
+    assert taken["context=4"] < taken["context=1"] / 4 / 0.6
