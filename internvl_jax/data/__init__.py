@@ -22,7 +22,7 @@ from internvl_jax.data.rows.pipeline import BatchIterator, Pipeline, PipelineCon
 from internvl_jax.data.rows.views import PlainRows, Probe, Probes, Rate, Rates, RowLayout, Views
 from internvl_jax.data.rows.weights import WEIGHTINGS, Weighting, token_weight
 from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
-from internvl_jax.data.text.thinking import THINK, THINK_END, Channels, split_thinking
+from internvl_jax.data.text.thinking import THINK, THINK_END, THINKING_SYSTEM, Channels, split_thinking
 from internvl_jax.data.text.tokenizer import Tokenizer, train_bpe
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "Sample",
     "Skipped",
     "THINK",
+    "THINKING_SYSTEM",
     "THINK_END",
     "Template",
     "Tiles",

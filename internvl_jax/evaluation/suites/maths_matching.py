@@ -79,20 +79,27 @@ def is_extracted_right(result: str, answer: str, answer_type: str, choices: Sequ
 
 
 def same_expression(given: str, true: str) -> bool:
-    """MathVision: equal as texts but for case, as arithmetic, or as LaTeX that comes to arithmetic, within 1e-6."""
+    """MathVision: equal as texts but for case, as arithmetic, or as LaTeX that comes to arithmetic, within 1e-6.
+
+    The official code reads answers where its own variable `a` holds the true value, so an answer A is a right number.
+    """
     given, true = given.lower().strip(), true.lower().strip()
     if given == true:
         return True
-    return any(_close(read(given), read(true)) for read in (arithmetic, _latex_value))
+    for read in (arithmetic, _latex_value):
+        wanted = read(true, {})
+        if wanted is not None and _close(read(given, {"a": wanted}), wanted):
+            return True
+    return False
 
 
-def arithmetic(text: str) -> int | float | None:
-    """The value of a Python expression of numbers; None for anything else."""
+def arithmetic(text: str, names: Mapping[str, float]) -> int | float | None:
+    """The value of a Python expression of numbers, and names that have values; None for anything else."""
     if len(text) > _LONGEST:
         return None
     try:
-        value = _worked_out(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
+        value = _worked_out(ast.parse(text.strip(), mode="eval").body, names)
+    except (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError):
         return None
     return value
 
@@ -173,13 +180,15 @@ def _close(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None and abs(one - other) < _CLOSE
 
 
-def _worked_out(node: ast.expr) -> int | float:
+def _worked_out(node: ast.expr, names: Mapping[str, float]) -> int | float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
     if isinstance(node, ast.UnaryOp):
-        return _OPERATORS[type(node.op)](_worked_out(node.operand))
+        return _OPERATORS[type(node.op)](_worked_out(node.operand, names))
     if isinstance(node, ast.BinOp):
-        left, right = _worked_out(node.left), _worked_out(node.right)
+        left, right = _worked_out(node.left, names), _worked_out(node.right, names)
         if isinstance(node.op, ast.Pow):
             return _power(left, right)
         return _OPERATORS[type(node.op)](left, right)
@@ -195,24 +204,15 @@ def _power(base: float, exponent: float) -> int | float:
     return value
 
 
-def _latex_value(text: str) -> int | float | None:
+def _latex_value(text: str, names: Mapping[str, float]) -> int | float | None:
     """Of LaTeX whose reading, printed as Python, is arithmetic: roots and constants are not, as released."""
     if len(text) > _LONGEST or _WILD.search(text):
         return None
     require_latex()
-    import sympy
     from latex2sympy2_extended import latex2sympy
 
     try:
-        return arithmetic(str(latex2sympy(text)))
-    except (
-        sympy.SympifyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        KeyError,
-        IndexError,
-        RecursionError,
-    ):
+        read = str(latex2sympy(text))
+    except Exception:  # it raises plain ones, and what SymPy raises
         return None
+    return arithmetic(read, names)

@@ -1,0 +1,142 @@
+"""A suite's file, opened: checked against the published one, rows as the official code names them, pictures at hand."""
+
+import dataclasses
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, images, tiling
+from internvl_jax.errors import InputError
+from internvl_jax.evaluation.suites import suite_prompts
+from internvl_jax.evaluation.suites.place_scores import HEIGHT, WIDTH, refcoco_split
+from internvl_jax.evaluation.suites.suite import Predicted, Suite
+from internvl_jax.evaluation.suites.suite_prompts import Mode
+from internvl_jax.evaluation.suites.tsv import Picture, Table, TableRow, read_table
+from internvl_jax.validation import nearest
+
+RELEASED_TILES = ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS)
+_MAGNIFIED = 2
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteFile:
+    """A benchmark file with what it is.
+
+    Attributes:
+      folders: where relative paths of pictures may begin.
+      frames: of each video.
+      is_published: whether it is the file whose md5 is published; None where none is.
+    """
+
+    suite: Suite
+    table: Table
+    folders: tuple[pathlib.Path, ...]
+    frames: int
+    is_published: bool | None
+
+    def pictures(self, row: TableRow) -> list[Picture]:
+        """See `Table.pictures`."""
+        return self.table.pictures(row, self.folders)
+
+    def prompts(self, mode: Mode) -> Iterator[dict]:
+        """For each row its index, 'question' (the final text handed to chat), 'tiles' of each picture, 'system' and
+        'generation'.
+        """
+        for row in self.table.rows:
+            if self.suite.has_pictures:
+                pictures = self.pictures(row)
+                prompt = suite_prompts.prompt(self.suite, row, len(pictures), mode)
+                tiles = [
+                    tiles_of(picture, prompt.limit, prompt.magnified and not place)
+                    for place, picture in enumerate(pictures)
+                ]
+            else:
+                prompt, tiles = suite_prompts.prompt(self.suite, row, self.frames, mode), [1] * self.frames
+            yield {
+                "index": row.index,
+                "question": prompt.question,
+                "tiles": tiles,
+                "system": prompt.system,
+                "generation": suite_prompts.generation(mode),
+            }
+
+    def predicted(self, texts: Mapping[str, str]) -> list[Predicted]:
+        """The answered rows, in the order that they are scored in.
+
+        Args:
+          texts: answers by index.
+
+        Raises:
+          InputError: an answer to a row that the table doesn't have.
+        """
+        known = {row.index for row in self.table.rows}
+        if strange := [index for index in texts if index not in known]:
+            raise InputError(
+                f"the predictions have the row {strange[0]!r}{nearest(strange[0], sorted(known))}, which is not in "
+                f"{self.table.path}; give those of {self.suite.name}."
+            )
+        rows = [row for row in self.table.rows if row.index in texts]
+        if not rows:
+            raise InputError(f"no row of {self.table.path} has a prediction; give those of {self.suite.name}.")
+        if self.suite.kind == "MCQ" and all(row.index.lstrip("+-").isdigit() for row in rows):
+            rows.sort(key=lambda row: int(row.index))
+        return [Predicted(row.index, self._cells(row), row.options, texts[row.index]) for row in rows]
+
+    def _cells(self, row: TableRow) -> Mapping[str, str]:
+        if self.suite.kind != "GUI":
+            return row.cells
+        width, height = images.image_size(self.pictures(row)[0], RELEASED_TILES)
+        return {**row.cells, WIDTH: str(width), HEIGHT: str(height)}
+
+
+def open_suite(
+    suite: Suite,
+    data: str | os.PathLike,
+    folder: str | os.PathLike | None = None,
+    frames: int = 8,
+    strict: bool = False,
+) -> SuiteFile:
+    """Reads a suite's file.
+
+    Args:
+      data: the file, or the folder that NAME.tsv is in.
+      folder: where its pictures lie, if they aren't in it.
+      frames: of each video.
+      strict: refuse another file than the published one, where its md5 is known.
+
+    Raises:
+      InputError: see `read_table`; or the wrong md5.
+    """
+    path = pathlib.Path(data)
+    path = path / f"{suite.name}.tsv" if path.is_dir() else path
+    table = read_table(path, suite.has_pictures)
+    is_published = table.md5.startswith(suite.md5) if suite.md5 else None
+    if is_published is False:
+        said = f"{path} is not the published {suite.name}: its md5 is {table.md5[:8]}..., not {suite.md5}..."
+        if strict:
+            raise InputError(f"{said}; download it again.")
+        _LOG.warning("%s", said)
+    if suite.name == "RefCOCO":
+        table = _by_split(table)
+    beside = path.parent / "images"
+    own = [beside / (suite.folder or suite.name), beside] if folder is None else [pathlib.Path(folder)]
+    return SuiteFile(suite, table, tuple(own), frames, is_published)
+
+
+def tiles_of(picture: Picture, limit: int, magnified: bool) -> int:
+    """Tiles of a picture with released settings, its thumbnail included, from its header alone."""
+    width, height = images.image_size(picture, RELEASED_TILES)
+    scale = _MAGNIFIED if magnified else 1
+    return tiling.num_tiles(scale * width, scale * height, tiling.limit_tiles(RELEASED_TILES, limit))
+
+
+def _by_split(table: Table) -> Table:
+    """RefCOCO's rows are known by their split and index."""
+    rows, names = list[TableRow](), dict[str, str]()
+    for row in table.rows:
+        split = row.cells.get("split") or refcoco_split(row.cells.get("category", "")) or "RefCOCO"
+        names[row.index] = f"{split}_{row.index}"
+        rows.append(TableRow(names[row.index], {**row.cells, "split": split}, row.offset))
+    return dataclasses.replace(table, rows=rows, holders={names[old]: at for old, at in table.holders.items()})
