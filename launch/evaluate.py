@@ -15,12 +15,15 @@ from absl import flags
 from internvl_jax.evaluation import evaluate, open_graders, read_questions
 from internvl_jax.files import reserved
 from internvl_jax.inference import SamplingParams, Thresholds
-from launch import answering, bars, paths, together
+from launch import answering, bars, needs, paths, suite_flags, suites, together
 
-_DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
+_DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL); with --suite its table (TSV), or their folder")
 _OUT = flags.DEFINE_string("out", None, "file (JSONL) of questions, predictions and verdicts, once all are done")
+needs.data()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "questions at a time, at most", lower_bound=1, upper_bound=256)
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "longest answer, in tokens", lower_bound=1)
+_LONGEST = flags.DEFINE_integer(
+    "max_new_tokens", None, "longest answer; default: 64, a suite's as it has it", lower_bound=1
+)
 _GRADER = flags.DEFINE_string(
     "grader",
     "exact",
@@ -30,7 +33,10 @@ _GRADER = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     del argv
-    sampling, thresholds = answering.sampling(_MAX_NEW_TOKENS.value), answering.thresholds()
+    if suite_flags.is_asked():
+        suites.run(_DATA.value, _OUT.value, _LONGEST.value, _BATCH_SIZE.value)
+        return
+    sampling, thresholds = answering.sampling(_LONGEST.value or 64), answering.thresholds()
     if not _OUT.value:
         _answer(sampling, thresholds)
         return

@@ -1,16 +1,66 @@
-"""Accuracy on question files, parity with recorded outputs, pictures of what a router decides."""
+"""Question files and the paper's benchmarks, parity with recorded outputs, pictures of what a router decides."""
 
+from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
+from internvl_jax.evaluation.suites import (
+    MODES,
+    SUITES,
+    Endpoint,
+    Judge,
+    Mode,
+    Prediction,
+    Rated,
+    Suite,
+    SuiteFile,
+    SuiteResult,
+    answer_suite,
+    describe_suites,
+    generation,
+    get_suite,
+    open_suite,
+    plain,
+    read_predictions,
+    read_table,
+    score_suite,
+    size_name,
+    summary,
+    write_lines,
+    write_report,
+)
 from internvl_jax.evaluation.tasks import Evaluation, evaluate, open_graders, read_questions
 
 __all__ = [
+    "Endpoint",
     "Evaluation",
+    "Judge",
+    "MODES",
+    "Mode",
+    "Prediction",
+    "Rated",
+    "SUITES",
+    "Suite",
+    "SuiteFile",
+    "SuiteResult",
+    "answer_suite",
     "compare",
+    "describe_suites",
     "evaluate",
+    "generation",
+    "get_suite",
     "image_token_id",
     "open_graders",
+    "open_suite",
+    "plain",
     "read_case",
+    "read_predictions",
     "read_questions",
+    "read_table",
     "router_overlay",
+    "score_suite",
+    "size_name",
+    "summary",
+    "wilson",
+    "write_lines",
+    "write_report",
 ]

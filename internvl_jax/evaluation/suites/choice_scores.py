@@ -3,6 +3,7 @@
 Source of the rules: VLMEvalKit at e8e78f05, vlmeval/dataset/utils/multiple_choice.py.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ Hits = Sequence[tuple[Mapping[str, str], int]]  # cells of a question, and wheth
 def choice(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Every question counts alone; see `Rule`."""
     rows, judged = _rated(suite, answers, judge)
-    return Rated(by_split(_hits(answers, rows)), rows, judged)
+    table = by_split(_hits(answers, rows))
+    return Rated(table, rows, _headline(table), judged)
 
 
 def circular(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -91,7 +93,8 @@ def circular(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
             ]
         rows.append({"index": index, "hit": int(seen == true), "extracted": seen})
         mains.append(main[0])
-    return Rated(by_split([(cells, row["hit"]) for cells, row in zip(mains, rows, strict=True)]), rows, judged)
+    table = by_split([(cells, row["hit"]) for cells, row in zip(mains, rows, strict=True)])
+    return Rated(table, rows, _headline(table), judged)
 
 
 def mmt(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -108,7 +111,7 @@ def mmt(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
             own = _names([hit for hit in hits if hit[0].get("l2-category") == kind], "category")
             row[_MMT.get(kind, kind)] = mean([tasks[task] for task in own])
         table.append(row)
-    return Rated(table, rows, judged)
+    return Rated(table, rows, 100 * table[-1]["Overall"], judged)
 
 
 def real_world(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -130,7 +133,7 @@ def real_world(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) 
             own = {kind: hits for (one, other, kind), hits in counted.items() if (one, other) == (task, subtask)}
             score[task][subtask] = {kind: mean(hits) for kind, hits in own.items()} | {"Avg": _mean_or_0(own.values())}
         score[task]["Avg"] = _mean_or_0(hits for (one, _, _), hits in counted.items() if one == task)
-    return Rated(score, rows)
+    return Rated(score, rows, 100 * score["Overall"])
 
 
 def by_split(hits: Hits) -> list[dict[str, Any]]:
@@ -143,6 +146,12 @@ def by_split(hits: Hits) -> list[dict[str, Any]]:
             for row, part in zip(table, parts.values(), strict=True):
                 row[_MMBENCH.get(name, name)] = _share(part, column, name)
     return table
+
+
+def _headline(table: Sequence[Mapping[str, Any]]) -> float:
+    """Percent of the split that papers report: validation, or the only one, or the first."""
+    reported = [row for row in table if row["split"] == "validation"] or table
+    return 100 * reported[0]["Overall"] if reported else math.nan
 
 
 def _rated(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> tuple[list[dict[str, Any]], int]:

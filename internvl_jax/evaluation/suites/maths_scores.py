@@ -60,7 +60,8 @@ def dynamath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
     for cells, right in every:
         all_right[cells["qid"]] = all_right.get(cells["qid"], True) and right
     worst = [(cells, all_right[cells["qid"]]) for cells, _ in every if cells["varid"] == "1"]
-    return Rated([_setting("Average", every), _setting("Worst Case", worst)], rows, judged)
+    table = [_setting("Average", every), _setting("Worst Case", worst)]
+    return Rated(table, rows, 100 * table[1]["Overall"], judged)
 
 
 def _setting(name: str, questions: Sequence[tuple[Mapping[str, str], bool]]) -> dict[str, Any]:
@@ -98,7 +99,8 @@ def _counted(
         }
         for name, (total, found, right) in counts.items()
     ]
-    return Rated(table, rows, sum(not row["prefetched"] for row in rows) if judge is not None else 0)
+    judged = sum(not row["prefetched"] for row in rows) if judge is not None else 0
+    return Rated(table, rows, table[0]["acc"], judged)
 
 
 def _see_mathvista(answer: Predicted, judge: Judge | None) -> _Seen:

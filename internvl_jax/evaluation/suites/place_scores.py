@@ -46,7 +46,7 @@ def refcoco(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> 
         "Average IoU": mean([row["Average IoU"] for row in official or table]),
         "Samples": sum(row["Samples"] for row in official or table),
     }
-    return Rated([*table, average], rows)
+    return Rated([*table, average], rows, average["Precision@1"])
 
 
 def screenspot(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -74,7 +74,7 @@ def screenspot(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) 
         score[f"{name}_Accuracy"] = percent(
             [v for key, own in counts.items() if key.split(":")[0] == name for v in own]
         )
-    return Rated(score, rows)
+    return Rated(score, rows, score["Overall_Accuracy"])
 
 
 def _box_row(answer: Predicted) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["MCQ", "Y/N", "VQA", "GROUNDING", "GUI", "MME-RealWorld", "video"]
+Kind = Literal["MCQ", "Y/N", "VQA", "VQA_ex_prompt", "GROUNDING", "GUI", "MME-RealWorld", "video"]
 Judge = Callable[[str], str]  # a prompt in, an answer out
 # The official table: its rows, or one record.
 ScoreTable = list[dict[str, Any]] | dict[str, Any]
@@ -33,11 +33,13 @@ class Rated(NamedTuple):
       score: names and shape are those of the official table.
       rows: for every question (a group of rotations counts as one) its 'index' and 'hit' (0 or 1) or 'score', and what
         the rule saw.
+      headline: what the paper's tables print of it: percent, or points of MME and OCRBench.
       judged: how many of them a judge decided.
     """
 
     score: ScoreTable
     rows: list[dict[str, Any]]
+    headline: float
     judged: int = 0
 
 

@@ -1,7 +1,6 @@
 """A suite's file, opened: checked against the published one, rows as the official code names them, pictures at hand."""
 
 import dataclasses
-import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,6 @@ from internvl_jax.validation import nearest
 
 RELEASED_TILES = ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS)
 _MAGNIFIED = 2
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +60,27 @@ class SuiteFile:
                 "generation": suite_prompts.generation(mode),
             }
 
-    def predicted(self, texts: Mapping[str, str]) -> list[Predicted]:
+    def predicted(self, texts: Mapping[str, str], questions: Mapping[str, str]) -> list[Predicted]:
         """The answered rows, in the order that they are scored in.
 
         Args:
           texts: answers by index.
+          questions: what they answer, by index, where that is known.
 
         Raises:
-          InputError: an answer to a row that the table doesn't have.
+          InputError: answers to rows that the table doesn't have, or to other questions.
         """
-        known = {row.index for row in self.table.rows}
+        known = {row.index: row for row in self.table.rows}
         if strange := [index for index in texts if index not in known]:
             raise InputError(
                 f"the predictions have the row {strange[0]!r}{nearest(strange[0], sorted(known))}, which is not in "
                 f"{self.table.path}; give those of {self.suite.name}."
             )
         rows = [row for row in self.table.rows if row.index in texts]
-        if not rows:
-            raise InputError(f"no row of {self.table.path} has a prediction; give those of {self.suite.name}.")
+        pairs = [(row.cells["question"], questions[row.index]) for row in rows if row.index in questions]
+        asked = [ours.split() == theirs.split() for ours, theirs in pairs]
+        if not rows or (asked and not any(asked)):
+            raise InputError(f"no question of {self.table.path} has a prediction; give those of {self.suite.name}.")
         if self.suite.kind == "MCQ" and all(row.index.lstrip("+-").isdigit() for row in rows):
             rows.sort(key=lambda row: int(row.index))
         return [Predicted(row.index, self._cells(row), row.options, texts[row.index]) for row in rows]
@@ -113,11 +114,11 @@ def open_suite(
     path = path / f"{suite.name}.tsv" if path.is_dir() else path
     table = read_table(path, suite.has_pictures)
     is_published = table.md5.startswith(suite.md5) if suite.md5 else None
-    if is_published is False:
-        said = f"{path} is not the published {suite.name}: its md5 is {table.md5[:8]}..., not {suite.md5}..."
-        if strict:
-            raise InputError(f"{said}; download it again.")
-        _LOG.warning("%s", said)
+    if is_published is False and strict:
+        raise InputError(
+            f"{path} is not the published {suite.name}: its md5 is {table.md5[:8]}..., not {suite.md5}...; "
+            "download it again."
+        )
     if suite.name == "RefCOCO":
         table = _by_split(table)
     beside = path.parent / "images"

@@ -60,7 +60,7 @@ def ocrbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
     score: dict[str, Any] = {"Text Recognition": sum(counts[name] for name in _TEXT_RECOGNITION)}
     score |= {name: counts[name] for name in _OCRBENCH}
     total = sum(score.values())
-    return Rated(score | {"Final Score": total, "Final Score Norm": total / _OCRBENCH_NORM}, rows)
+    return Rated(score | {"Final Score": total, "Final Score Norm": total / _OCRBENCH_NORM}, rows, total)
 
 
 def mtvqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -73,7 +73,8 @@ def mtvqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Ra
     for answer, row in zip(answers, rows, strict=True):
         for name in (answer.cells["category"], "Average"):
             found.setdefault(name, []).append(row["hit"])
-    return Rated({name: 100 * mean(hits) for name, hits in found.items()}, rows)
+    score = {name: 100 * mean(hits) for name, hits in found.items()}
+    return Rated(score, rows, score["Average"])
 
 
 def crpe(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -85,7 +86,8 @@ def crpe(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rat
         for name in (group[-1].cells["category"] if all(hits) else _decided(group, hits), "total"):
             found.setdefault(name, []).append(int(all(hits)))
         rows += [{"index": each.index, "hit": int(hit)} for each, hit in zip(group, hits, strict=True)]
-    return Rated({name: mean(hits) if hits else None for name, hits in found.items()}, rows)
+    score = {name: mean(hits) if hits else None for name, hits in found.items()}
+    return Rated(score, rows, 100 * mean(found["total"]))
 
 
 def erqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -99,7 +101,7 @@ def erqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rat
     for name in sorted(set(kinds) - {""}):
         hits = [row["hit"] for row, kind in zip(rows, kinds, strict=True) if kind == name]
         table.append({"Category": name, "Accuracy (%)": 100 * mean(hits), "Samples": len(hits)})
-    return Rated(table, rows)
+    return Rated(table, rows, table[0]["Accuracy (%)"])
 
 
 def vcr(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -112,7 +114,7 @@ def vcr(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
         exacts += [pair[0] for pair in pairs]
         jaccards += [pair[1] for pair in pairs]
         rows.append({"index": answer.index, "score": mean([pair[0] for pair in pairs]), "pairs": pairs})
-    return Rated({"Exact_Match": mean(exacts), "Jaccard": mean(jaccards)}, rows)
+    return Rated({"Exact_Match": mean(exacts), "Jaccard": mean(jaccards)}, rows, 100 * mean(exacts))
 
 
 def _averaged(answers: Sequence[Predicted], measure: Callable[[str, Sequence[str]], float]) -> Rated:
@@ -126,7 +128,7 @@ def _averaged(answers: Sequence[Predicted], measure: Callable[[str, Sequence[str
     names = [answer.cells.get(column, "") for answer in answers]
     for name in sorted(set(names) - {""}):
         score[name] = 100 * mean([row["score"] for row, own in zip(rows, names, strict=True) if own == name])
-    return Rated([score], rows)
+    return Rated([score], rows, score["Overall"])
 
 
 def _decided(group: Sequence[Predicted], hits: Sequence[bool]) -> str:

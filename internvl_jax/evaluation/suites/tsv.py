@@ -122,6 +122,31 @@ def read_table(path: str | os.PathLike, pictures: bool = True) -> Table:
     return _table(path, columns, rows, digest.hexdigest(), pictures)
 
 
+def read_cells(path: pathlib.Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of any table, as texts by column.
+
+    Args:
+      columns: those that must be there.
+
+    Raises:
+      InputError: the file can't be read, or lacks a column.
+    """
+    try:
+        with path.open("rb") as file:
+            found = _records(file, lambda _: None, str(path))
+            header, _, _ = next(found, ([], 0, 0))
+            if missing := [name for name in columns if name not in header]:
+                raise InputError(f"{path} has no column {missing[0]!r}; give a table that has it.")
+            yield from (dict(zip(header, cells)) for cells, _, _ in found)
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); check the path.") from None
+
+
+def whole_index(index: str) -> str:
+    """The name of a row: numbers without leading zeros."""
+    return str(int(index)) if _INTEGER.fullmatch(index.strip()) else index
+
+
 def as_list(cell: str) -> list[str]:
     """The texts of a cell that may be a Python list of texts: `['a', 'b']` or `a`."""
     if not (cell.startswith("[") and cell.endswith("]")):
@@ -158,7 +183,7 @@ def _table(
         if pictures and embedded is not None:
             if not embedded[number]:
                 continue
-            holder = index if index in offsets else _whole(embedded[number])
+            holder = index if index in offsets else whole_index(embedded[number])
             if holder not in offsets:
                 raise InputError(f"{path}, row {index}: there is no picture in row {embedded[number]!r} that it names.")
             holders[index] = offsets[holder]
@@ -180,10 +205,6 @@ def _as_read(name: str, column: list[str]) -> list[str]:
     if name != "index" and all(_NUMBER.fullmatch(cell) for cell in present):
         return [str(float(cell)) if cell else "" for cell in column]
     return column
-
-
-def _whole(index: str) -> str:
-    return str(int(index)) if _INTEGER.fullmatch(index.strip()) else index
 
 
 def _records(file: BinaryIO, digest: Callable[[bytes], None], name: str) -> Iterator[tuple[list[str], int, int]]:

@@ -56,7 +56,8 @@ def mvbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> 
         rows.append({"index": answer.index, "hit": int(hit)})
         found.setdefault(cells["task_type"], []).append(int(hit))
     found["overall"] = [row["hit"] for row in rows]
-    return Rated({name: [sum(hits), len(hits), f"{mean(hits):.2%}"] for name, hits in found.items()}, rows, judged)
+    score = {name: [sum(hits), len(hits), f"{mean(hits):.2%}"] for name, hits in found.items()}
+    return Rated(score, rows, 100 * mean(found["overall"]), judged)
 
 
 def video_mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -71,7 +72,8 @@ def video_mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -
         rows.append({"index": answer.index, "hit": int(said == cells["answer"]), "extracted": said})
     hits = [(answer.cells, row["hit"]) for answer, row in zip(answers, rows, strict=True)]
     score = {name: _video_mme_part([hit for hit in hits if hit[0]["duration"] == name]) for name in _DURATIONS}
-    return Rated(score | {"overall": _video_mme_part(hits)}, rows, judged)
+    score["overall"] = _video_mme_part(hits)
+    return Rated(score, rows, 100 * mean([hit for _, hit in hits]), judged)
 
 
 def vsi(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -94,7 +96,8 @@ def vsi(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
         means["object_rel_direction_accuracy"] = mean([means.pop(name) for name in _DIRECTIONS])
     overall = 100 * mean(list(means.values())) if means else 0.0
     names = [f"{kind}_{measure}" for kind in _VSI for measure in ("accuracy", _MRA)]
-    return Rated({"overall": overall} | {name: 100 * means[name] for name in names if name in means}, rows)
+    score = {"overall": overall} | {name: 100 * means[name] for name in names if name in means}
+    return Rated(score, rows, overall)
 
 
 def _video_mme_part(hits: Sequence[tuple[Mapping[str, str], int]]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def wemath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> R
         if steps in ("2", "3"):
             problem = answer.cells.get("ID") or answer.cells.get("id", "")
             problems.setdefault((problem, int(steps)), {})[step] = hit
-    return Rated([_table([_kinds(steps, hits) for (_, steps), hits in problems.items()])], rows, judged)
+    table = _table([_kinds(steps, hits) for (_, steps), hits in problems.items()])
+    return Rated([table], rows, float(table["Score (Strict)"].rstrip("%")), judged)
 
 
 def _letter(text: str) -> str | None:

@@ -28,7 +28,7 @@ def pope(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rat
     table = [_f1("Overall", exploded)]
     for name in sorted({category for category, _, _ in exploded if category}):
         table.append(_f1(name, [each for each in exploded if each[0] == name]))
-    return Rated(table, rows, judged)
+    return Rated(table, rows, table[0]["Overall"], judged)
 
 
 def hallusion(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -39,7 +39,7 @@ def hallusion(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -
     for column in ("category", "l2-category"):
         for name in sorted({answer.cells[column] for answer in answers if answer.cells.get(column)}):
             table.append(_hallusion_row(name, [pair for pair in pairs if pair[0].cells[column] == name]))
-    return Rated(table, rows, judged)
+    return Rated(table, rows, mean([table[0][name] for name in ("aAcc", "fAcc", "qAcc")]), judged)
 
 
 def mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -58,7 +58,7 @@ def mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
         name: sum(scores.get(category, 0.0) for category in categories)
         for name, categories in (("perception", _PERCEPTION), ("reasoning", _REASONING))
     }
-    return Rated([sums | scores], rows, judged)
+    return Rated([sums | scores], rows, sum(sums.values()), judged)
 
 
 def _rated(answers: Sequence[Predicted], judge: Judge | None) -> tuple[list[dict[str, Any]], int]:

@@ -64,7 +64,7 @@ def by_name(score):
 @pytest.mark.parametrize("name", [name for name in NAMES if (FOLDER / "scores" / f"{name}.json").exists()])
 def test_scores_and_hits(name):
     table, recorded = opened(name), read("scores", f"{name}.json")
-    answers = table.predicted(read("data", f"{name}.predictions.json"))
+    answers = table.predicted(read("data", f"{name}.predictions.json"), {})
     found = table.suite.rule(table.suite, answers, None)
     assert same(by_name(found.score), by_name(recorded["score"])), found.score
     rows = {row["index"]: row for row in found.rows}
@@ -89,7 +89,7 @@ def test_videos(name, count):
         assert found[number]["question"] == wanted["question"], number
         assert found[number]["tiles"] == wanted["num_patches_list"] == [1] * FRAMES
     scores = json.loads((VIDEOS / "scores" / f"{name}.json").read_text())
-    answers = table.predicted(json.loads((VIDEOS / "data" / f"{name}.predictions.json").read_text()))
+    answers = table.predicted(json.loads((VIDEOS / "data" / f"{name}.predictions.json").read_text()), {})
     rated = suite.rule(suite, answers, None)
     assert same(rated.score, scores["score"])
     assert len(rated.rows) == len(scores["per_row"]) == count
