@@ -11,6 +11,7 @@ from internvl_jax.evaluation import (
     SuiteFile,
     SuiteResult,
     answer_suite,
+    check_pictures,
     plain,
     read_predictions,
     score_suite,
@@ -30,6 +31,8 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
     """Answers what of the suites is not answered yet, and scores it; see `suites.run`."""
     sampling, thresholds, found = suite_flags.sampling(longest), answering.thresholds(), Found()
     files, judge, size = suite_flags.files(data), suite_flags.judge(), size_name(checkpoint.model_config())
+    for file in files:
+        check_pictures(file, suite_flags.mode())
     settings = {"sampling": dataclasses.asdict(sampling), "thresholds": dataclasses.asdict(thresholds)}
     settings["checkpoint"] = str(checkpoint.directory())
     with contextlib.ExitStack() as stack:

@@ -8,7 +8,7 @@ from internvl_jax.evaluation.suites.suite_file import SuiteFile, open_suite
 from internvl_jax.evaluation.suites.suite_list import SUITES, describe_suites, get_suite
 from internvl_jax.evaluation.suites.suite_prompts import MODES, Mode, generation
 from internvl_jax.evaluation.suites.suite_report import plain, summary, write_lines, write_report
-from internvl_jax.evaluation.suites.suite_run import SuiteResult, answer_suite, score_suite
+from internvl_jax.evaluation.suites.suite_run import SuiteResult, answer_suite, check_pictures, score_suite
 from internvl_jax.evaluation.suites.tsv import read_table
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SuiteFile",
     "SuiteResult",
     "answer_suite",
+    "check_pictures",
     "describe_suites",
     "generation",
     "get_suite",

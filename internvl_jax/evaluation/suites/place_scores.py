@@ -21,12 +21,14 @@ _PARTS = {"val": "val", "test": "test", "testa": "testA", "testb": "testB"}
 WIDTH, HEIGHT = "picture width", "picture height"  # cells that are read off the picture, in pixels
 
 
-def refcoco_split(category: str) -> str:
-    """'RefCOCO testA' as RefCOCO_testA."""
-    name, _, rest = category.strip().partition(" ")
-    rest = rest.strip()
+def split_of(cells: Mapping[str, str]) -> str:
+    """RefCOCO's split of a row: RefCOCO_testA of the category 'RefCOCO testA', where no column says it."""
+    if cells.get("split"):
+        return cells["split"]
+    name, _, rest = cells.get("category", "").strip().partition(" ")
     plain = re.sub(r"[\s_-]+", "", rest.lower())
-    return f"{name}_{_PARTS.get(plain) or re.sub('[ -]', '_', rest)}" if rest else name
+    part = _PARTS.get(plain) or re.sub("[ -]", "_", rest.strip())
+    return f"{name or 'RefCOCO'}_{part}" if part else name or "RefCOCO"
 
 
 def refcoco(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -84,7 +86,7 @@ def _box_row(answer: Predicted) -> dict[str, Any]:
     overlap = 0.0 if box is None else box_matching.iou(box, _true_box(answer, width, height))
     shown = None if box is None else "[" + ", ".join(f"{part:.6f}" for part in box) + "]"
     hit = int(overlap >= box_matching.HIT)
-    return {"index": answer.index, "pred_bbox": shown, "iou": overlap, "hit": hit, "split": cells["split"]}
+    return {"index": answer.index, "pred_bbox": shown, "iou": overlap, "hit": hit, "split": split_of(cells)}
 
 
 def _true_box(answer: Predicted, width: float, height: float) -> box_matching.Box:

@@ -147,7 +147,7 @@ def _from_json(path: pathlib.Path) -> Iterator[tuple[str, Prediction]]:
         where = f"{path}, record {number}"
         if not isinstance(record, dict) or not set(_COLUMNS) <= record.keys():
             raise InputError(f"{where} lacks 'index' or 'prediction'; add it.")
-        yield where, _of_record({name: _text(value) for name, value in record.items()})
+        yield where, _of_record(record)
 
 
 def _from_lines(path: pathlib.Path) -> Iterator[tuple[str, Prediction]]:
@@ -178,17 +178,17 @@ def _from_xlsx(path: pathlib.Path) -> Iterator[tuple[str, Prediction]]:
     if missing := [name for name in _COLUMNS if name not in header]:
         raise InputError(f"{path} has no column {missing[0]!r}; give a file of predictions.")
     for number, row in enumerate(rows, 2):
-        record = dict.fromkeys(_COLUMNS, "") | dict(zip(header, map(_text, row)))
-        if record["index"]:
+        record = dict.fromkeys(_COLUMNS) | dict(zip(header, row))
+        if record["index"] is not None:
             yield f"{path}, row {number}", _of_record(record)
 
 
-def _of_record(record: Mapping[str, str]) -> Prediction:
-    return Prediction(record["index"], record["prediction"], question=record.get(_QUESTION, ""))
+def _of_record(record: Mapping[str, Any]) -> Prediction:
+    index = record["index"]
+    whole = int(index) if isinstance(index, float) and index.is_integer() else index  # as spreadsheets may have it
+    return Prediction(_text(whole), _text(record["prediction"]), question=_text(record.get(_QUESTION)))
 
 
 def _text(value: Any) -> str:
     """A cell as text: numbers as Python writes them, nothing as nothing."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
     return "" if value is None else str(value)

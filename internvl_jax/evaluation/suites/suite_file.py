@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, images, tiling
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites import suite_prompts
-from internvl_jax.evaluation.suites.place_scores import HEIGHT, WIDTH, refcoco_split
+from internvl_jax.evaluation.suites.place_scores import HEIGHT, WIDTH, split_of
 from internvl_jax.evaluation.suites.suite import Predicted, Suite
 from internvl_jax.evaluation.suites.suite_prompts import Mode
-from internvl_jax.evaluation.suites.tsv import Picture, Table, TableRow, read_table
+from internvl_jax.evaluation.suites.tsv import BenchmarkTable, Picture, TableRow, read_table
 from internvl_jax.validation import nearest
 
 RELEASED_TILES = ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS)
@@ -29,13 +29,13 @@ class SuiteFile:
     """
 
     suite: Suite
-    table: Table
+    table: BenchmarkTable
     folders: tuple[pathlib.Path, ...]
     frames: int
     is_published: bool | None
 
     def pictures(self, row: TableRow) -> list[Picture]:
-        """See `Table.pictures`."""
+        """See `BenchmarkTable.pictures`."""
         return self.table.pictures(row, self.folders)
 
     def prompts(self, mode: Mode) -> Iterator[dict]:
@@ -112,15 +112,14 @@ def open_suite(
     """
     path = pathlib.Path(data)
     path = path / f"{suite.name}.tsv" if path.is_dir() else path
-    table = read_table(path, suite.has_pictures)
+    name = (lambda index, cells: f"{split_of(cells)}_{index}") if suite.name == "RefCOCO" else None
+    table = read_table(path, suite.has_pictures, name)
     is_published = table.md5.startswith(suite.md5) if suite.md5 else None
     if is_published is False and strict:
         raise InputError(
             f"{path} is not the published {suite.name}: its md5 is {table.md5[:8]}..., not {suite.md5}...; "
             "download it again."
         )
-    if suite.name == "RefCOCO":
-        table = _by_split(table)
     beside = path.parent / "images"
     own = [beside / (suite.folder or suite.name), beside] if folder is None else [pathlib.Path(folder)]
     return SuiteFile(suite, table, tuple(own), frames, is_published)
@@ -131,13 +130,3 @@ def tiles_of(picture: Picture, limit: int, magnified: bool) -> int:
     width, height = images.image_size(picture, RELEASED_TILES)
     scale = _MAGNIFIED if magnified else 1
     return tiling.num_tiles(scale * width, scale * height, tiling.limit_tiles(RELEASED_TILES, limit))
-
-
-def _by_split(table: Table) -> Table:
-    """RefCOCO's rows are known by their split and index."""
-    rows, names = list[TableRow](), dict[str, str]()
-    for row in table.rows:
-        split = row.cells.get("split") or refcoco_split(row.cells.get("category", "")) or "RefCOCO"
-        names[row.index] = f"{split}_{row.index}"
-        rows.append(TableRow(names[row.index], {**row.cells, "split": split}, row.offset))
-    return dataclasses.replace(table, rows=rows, holders={names[old]: at for old, at in table.holders.items()})

@@ -8,7 +8,7 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -25,7 +25,7 @@ from internvl_jax.evaluation.suites.tsv import Picture, TableRow
 from internvl_jax.inference import Answer
 
 Conversation = list[dict[str, Any]]
-Ask = Callable[[Sequence[Conversation]], Sequence[Answer]]
+Ask = Callable[[Iterable[Conversation]], Sequence[Answer]]
 _MAGNIFIED = 2
 
 
@@ -57,12 +57,8 @@ def messages(file: SuiteFile, row: TableRow, mode: Mode) -> Conversation:
     """The conversation that asks a question.
 
     Raises:
-      InputError: it is about a video, or a picture can't be read.
+      InputError: a picture can't be read.
     """
-    if not file.suite.has_pictures:
-        raise InputError(
-            f"{file.suite.name} asks about videos, which are not decoded here; score answers by --rescore."
-        )
     pictures = file.pictures(row)
     prompt = suite_prompts.prompt(file.suite, row, len(pictures), mode)
     first, *texts = prompt.question.split(MARK, len(pictures))
@@ -73,6 +69,16 @@ def messages(file: SuiteFile, row: TableRow, mode: Mode) -> Conversation:
         content.append({"type": "text", "text": text.removeprefix("\n")})  # a picture brings a line's end of its own
     system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
     return [*system, {"role": "user", "content": [part for part in content if part.get("text") != ""]}]
+
+
+def check_pictures(file: SuiteFile, mode: Mode) -> None:
+    """Raises InputError for a suite that can't be asked, before a model is loaded: about videos, or with a picture that
+    can't be read.
+    """
+    if not file.suite.has_pictures:
+        raise InputError(f"{file.suite.name} is about videos, which are not decoded here; give answers by --rescore.")
+    for _ in file.prompts(mode):
+        pass
 
 
 def answer_suite(
@@ -100,7 +106,7 @@ def answer_suite(
     rows = {row.index: row for row in file.table.rows}
 
     def answer(indices: Sequence[str]) -> list[Prediction]:
-        found = ask([messages(file, rows[index], mode) for index in indices])
+        found = ask(messages(file, rows[index], mode) for index in indices)  # pictures as they are wanted
         return [_prediction(file.suite, mode, *pair, longest) for pair in zip(indices, found, strict=True)]
 
     known = {"suite": file.suite.name, "md5": file.table.md5, "mode": mode, "batch": batch, **settings}

@@ -13,13 +13,14 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from internvl_jax.errors import InputError
 from internvl_jax.validation import nearest
 
 Picture = bytes | pathlib.Path  # an encoded file, or where it lies
+Naming = Callable[[str, Mapping[str, str]], str]  # of an index and a row's cells
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # columns of options
 _IMAGE = "image"
@@ -56,7 +57,7 @@ class TableRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class BenchmarkTable:
     """A benchmark file.
 
     Attributes:
@@ -93,11 +94,12 @@ class Table:
         return [_found(name, (self.path.parent, *folders), where) for name in names]
 
 
-def read_table(path: str | os.PathLike, pictures: bool = True) -> Table:
+def read_table(path: str | os.PathLike, pictures: bool = True, name: Naming | None = None) -> BenchmarkTable:
     """Reads a benchmark file; see the top of this module for what is kept of it.
 
     Args:
       pictures: whether every question has one: rows without are left out, as the official code does.
+      name: what a row is called, if that is more than its index.
 
     Raises:
       InputError: no such file, no table of questions, an index that stands twice, or no pictures where there must be.
@@ -119,7 +121,7 @@ def read_table(path: str | os.PathLike, pictures: bool = True) -> Table:
     for number, (cells, _, _) in enumerate(rows, 1):
         if len(cells) > len(columns):
             raise InputError(f"{path}: row {number} has {len(cells)} cells, but there are {len(columns)} columns.")
-    return _table(path, columns, rows, digest.hexdigest(), pictures)
+    return _table(path, columns, rows, digest.hexdigest(), pictures, name)
 
 
 def read_cells(path: pathlib.Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -170,16 +172,23 @@ def _check_columns(path: pathlib.Path, columns: Sequence[str], pictures: bool) -
 
 
 def _table(
-    path: pathlib.Path, columns: list[str], rows: list[tuple[list[str], int, int]], md5: str, pictures: bool
-) -> Table:
-    texts = {name: _as_read(name, [cells[place] for cells, _, _ in rows]) for place, name in enumerate(columns)}
-    indices, twice = texts["index"], collections.Counter(texts["index"]).most_common(1)
+    path: pathlib.Path,
+    columns: list[str],
+    rows: list[tuple[list[str], int, int]],
+    md5: str,
+    pictures: bool,
+    name: Naming | None,
+) -> BenchmarkTable:
+    texts = {column: _as_read(column, [cells[place] for cells, _, _ in rows]) for place, column in enumerate(columns)}
+    embedded = texts.pop(_IMAGE, None)
+    every = [dict(zip(texts, cells)) for cells in zip(*texts.values())]
+    indices = [cells["index"] if name is None else name(cells["index"], cells) for cells in every]
+    twice = collections.Counter(indices).most_common(1)
     if twice and twice[0][1] > 1:
         raise InputError(f"{path} has the index {twice[0][0]!r} {twice[0][1]} times; give every row one of its own.")
-    embedded = texts.pop(_IMAGE, None)
-    kept, holders = [], dict[str, int]()
     offsets = {index: offset for index, (_, offset, size) in zip(indices, rows, strict=True) if size > _REFERENCE}
-    for number, (index, (_, offset, _)) in enumerate(zip(indices, rows, strict=True)):
+    kept, holders = [], dict[str, int]()
+    for number, (index, cells, (_, offset, _)) in enumerate(zip(indices, every, rows, strict=True)):
         if pictures and embedded is not None:
             if not embedded[number]:
                 continue
@@ -187,10 +196,10 @@ def _table(
             if holder not in offsets:
                 raise InputError(f"{path}, row {index}: there is no picture in row {embedded[number]!r} that it names.")
             holders[index] = offsets[holder]
-        kept.append(TableRow(index, {name: column[number] for name, column in texts.items()}, offset))
+        kept.append(TableRow(index, cells, offset))
     if not kept:
         raise InputError(f"{path} has no question{' with a picture' if pictures else ''}.")
-    return Table(path, kept, tuple(columns), md5, len(rows) - len(kept), holders)
+    return BenchmarkTable(path, kept, tuple(columns), md5, len(rows) - len(kept), holders)
 
 
 def _as_read(name: str, column: list[str]) -> list[str]:

@@ -76,7 +76,7 @@ def written(path, stop_at=None, cut=0, mode="cot"):
     return asked
 
 
-@pytest.mark.parametrize(("stop_at", "cut", "left"), [(0, 0, 5), (2, 0, 3), (2, 1, 4), (4, 7, 2), (3, 200, 4)])
+@pytest.mark.parametrize(("stop_at", "cut", "left"), [(0, 0, 5), (2, 0, 3), (2, 1, 4), (4, 7, 2), (3, 400, 4)])
 def test_a_killed_run_goes_on_to_the_same_file(tmp_path, stop_at, cut, left):
     written(tmp_path / "whole.jsonl")
     path = tmp_path / "POPE.jsonl"
@@ -120,7 +120,7 @@ def test_answers_to_another_suite_are_refused():
     file = open_suite(get_suite("POPE"), DATA)
     with pytest.raises(InputError, match="have the row 'VD_illusion_1_0_1_0', which is not in"):
         score_suite(file, {"VD_illusion_1_0_1_0": Prediction("VD_illusion_1_0_1_0", "Yes")}, None)
-    with pytest.raises(InputError, match="no question of .* has a prediction; give those of POPE"):
+    with pytest.raises(InputError, match=r"no question of .* has a prediction; give those of POPE"):
         score_suite(file, {"0": Prediction("0", "Yes", question="What is that?")}, None)
     with pytest.raises(InputError, match="MMVet can't be scored here: its judge's prompt is not built"):
         score_suite(open_suite(get_suite("MMVet"), DATA), {"v1_0": Prediction("v1_0", "x")}, None)

@@ -78,7 +78,7 @@ def test_only_what_is_complete_is_called_so():
     for name, suite in SUITES.items():
         (line,) = [line for line in told.split("\n") if line.startswith(f"{name} ")]
         assert line.endswith((suite.missing and f"not complete: {suite.missing}") or "complete")
-    with pytest.raises(InputError, match="no suite is called 'MMStars'; did you mean|no suite is called 'MMStars'"):
+    with pytest.raises(InputError, match="no suite is called 'MMStars'"):
         get_suite("MMStars")
 
 
@@ -115,7 +115,8 @@ class _Completions(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_judge_behind_an_endpoint():
+def test_a_judge_behind_an_endpoint(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Completions) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"

@@ -43,7 +43,7 @@ def test_several_pictures_and_pictures_in_files(tmp_path):
     header = ["index", "image_path", "question"]
     table = read_table(write(tmp_path / "b.tsv", [header, ["1", "p.png", "q"], ["2", "['p.png', 'no.png']", "q"]]))
     assert table.pictures(table.rows[0], [tmp_path / "images"]) == [tmp_path / "images" / "p.png"]
-    with pytest.raises(InputError, match="row 2: the picture no.png is not there"):
+    with pytest.raises(InputError, match=r"row 2: the picture no\.png is not there"):
         table.pictures(table.rows[1], [tmp_path / "images"])
 
 
