@@ -2,16 +2,17 @@
 
 import dataclasses
 import os
+import typing
 
 from absl import flags
 
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation import Endpoint, Judge, Mode, SuiteFile, generation, get_suite, open_suite
+from internvl_jax.evaluation import MODES, Endpoint, Judge, Mode, SuiteFile, generation, get_suite, open_suite
 from internvl_jax.inference import SamplingParams
 from launch import answering
 
 SUITE = flags.DEFINE_list("suite", [], "benchmarks of the paper, NAME,NAME; `list` shows all and what they need")
-MODE = flags.DEFINE_enum("mode", "default", ["default", "cot", "thinking"], "how a suite's questions are asked")
+MODE = flags.DEFINE_enum("mode", "default", list(MODES), "how a suite's questions are asked")
 PROMPTS_ONLY = flags.DEFINE_boolean("prompts_only", False, "write a suite's prompts to --out, and answer none")
 RESCORE = flags.DEFINE_string(
     "rescore", None, "predictions to score (.json, .jsonl, .tsv, .xlsx), in place of a model's"
@@ -32,7 +33,7 @@ def is_asked() -> bool:
 
 
 def mode() -> Mode:
-    return MODE.value
+    return typing.cast(Mode, MODE.value)  # an enum's flag has no other
 
 
 def files(data: str) -> list[SuiteFile]:
@@ -55,7 +56,7 @@ def sampling(longest: int | None) -> SamplingParams:
     """
     if answering.THINKING.value:
         raise InputError("--thinking is for plain questions; a suite is asked so by --mode=thinking")
-    asked = generation(MODE.value)
+    asked = generation(mode())
     found = answering.sampling(longest or asked["max_new_tokens"])
     drawn = [name for name in ("temperature", "top_p") if asked["do_sample"] and not flags.FLAGS[name].present]
     return dataclasses.replace(found, **{name: asked[name] for name in drawn})

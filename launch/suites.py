@@ -6,7 +6,7 @@ from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import SuiteFile, describe_suites, read_predictions, score_suite, write_lines
-from launch import paths, suite_answers, suite_flags
+from launch import paths, suite_answers, suite_flags, suite_scores
 
 
 def run(data: str, out: str | None, longest: int | None, batch: int) -> None:
@@ -33,7 +33,7 @@ def _rescore(data: str, out: str | None) -> None:
     result = score_suite(file, read_predictions(suite_flags.RESCORE.value, file.suite.name), suite_flags.judge())
     if out is not None:
         _write([file], out, lambda _: result.rated.rows)
-    suite_answers.tell([(file, result)], suite_flags.REPORT.value, None)
+    suite_scores.tell([(file, result)], suite_flags.REPORT.value, None)
 
 
 def _write(files: list[SuiteFile], out: str | None, lines: Callable[[SuiteFile], Iterable[Mapping[str, Any]]]) -> None:

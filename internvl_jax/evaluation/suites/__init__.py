@@ -9,10 +9,12 @@ from internvl_jax.evaluation.suites.suite_list import SUITES, describe_suites, g
 from internvl_jax.evaluation.suites.suite_prompts import MODES, Mode, generation
 from internvl_jax.evaluation.suites.suite_report import plain, summary, write_lines, write_report
 from internvl_jax.evaluation.suites.suite_run import SuiteResult, answer_suite, check_pictures, score_suite
+from internvl_jax.evaluation.suites.suite_videos import FrameSource, VideoClip
 from internvl_jax.evaluation.suites.tsv import read_table
 
 __all__ = [
     "Endpoint",
+    "FrameSource",
     "Judge",
     "MODES",
     "Mode",
@@ -22,6 +24,7 @@ __all__ = [
     "Suite",
     "SuiteFile",
     "SuiteResult",
+    "VideoClip",
     "answer_suite",
     "check_pictures",
     "describe_suites",

@@ -24,7 +24,10 @@ def parse_box(text: str) -> Box | None:
     """The first four numbers in brackets, or else the first four numbers, whatever stands between them."""
     found = _BRACKETED.search(text)
     numbers = found.groups() if found else _ANY_NUMBER.findall(text)[:4]
-    return tuple(map(float, numbers)) if len(numbers) == 4 else None
+    if len(numbers) < 4:
+        return None
+    x1, y1, x2, y2 = map(float, numbers)
+    return x1, y1, x2, y2
 
 
 def in_pixels(box: Box, width: float, height: float) -> Box:

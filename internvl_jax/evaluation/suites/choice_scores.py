@@ -116,7 +116,7 @@ def mmt(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
 
 def real_world(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """MME-RealWorld: the first letter of the answer, by task, subtask and category."""
-    rows = []
+    rows = list[dict[str, Any]]()
     for answer in answers:
         said = first_of_five(_within_tags(answer.text))
         rows.append({"index": answer.index, "hit": int(said == answer.cells["answer"]), "extracted": said})
@@ -155,7 +155,7 @@ def _headline(table: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _rated(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> tuple[list[dict[str, Any]], int]:
-    rows, judged = [], 0
+    rows, judged = list[dict[str, Any]](), 0
     for answer in answers:
         options, true = dict(answer.options), answer.cells["answer"]
         if "MMMU" in suite.name:  # questions without options are asked as whether the answer is the one

@@ -147,7 +147,8 @@ def dynamath(
         )
     if answer_type == "float":
         true = typed_value(answer, "float")
-        return parsed, value, parsed and true is not None and abs(value - true) <= _DYNAMATH_CLOSE
+        is_near = isinstance(value, float) and true is not None and abs(value - true) <= _DYNAMATH_CLOSE
+        return parsed, value, is_near
     if answer_type == "multiple choice":
         return parsed, value, value == answer if parsed else answer in text[:3].upper()
     return parsed, value, str(value).lower() in answer.lower()

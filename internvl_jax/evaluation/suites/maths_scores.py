@@ -37,13 +37,12 @@ def mathvista(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -
 
 def mathvision(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """By subject."""
-    found = _counted(answers, judge, _see_mathvision, lambda cells: [cells.get("category", "")], "Subject")
-    return found._replace(score=sorted(found.score, key=lambda row: row["Subject"]))
+    return _counted(answers, judge, _see_mathvision, lambda cells: [cells.get("category", "")], "Subject")
 
 
 def dynamath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """The average over all variants of the questions, and the worst case: questions that are right in all variants."""
-    rows, judged = [], 0
+    rows, judged = list[dict[str, Any]](), 0
 
     def asked(prompt: str) -> str:
         nonlocal judged
@@ -80,7 +79,7 @@ def _counted(
     title: str,
 ) -> Rated:
     """How many questions of each group there are, how many answers the rule found, and how many are right."""
-    rows, counts = [], {"Overall": [0, 0, 0]}
+    rows, counts = list[dict[str, Any]](), {"Overall": [0, 0, 0]}
     for answer in answers:
         seen = see(answer, judge)
         rows.append({"index": answer.index, "prefetched": seen.prefetched, "res": seen.result, "hit": seen.hit})
@@ -88,7 +87,7 @@ def _counted(
             count = counts.setdefault(name, [0, 0, 0])
             for place, one in enumerate((True, seen.prefetched, seen.hit)):
                 count[place] += one
-    table = [
+    table: list[dict[str, Any]] = [
         {
             title: name,
             "tot": total,
@@ -99,8 +98,11 @@ def _counted(
         }
         for name, (total, found, right) in counts.items()
     ]
+    headline = table[0]["acc"]
+    if title == "Subject":  # MathVision's are in the order of their names
+        table.sort(key=lambda row: row[title])
     judged = sum(not row["prefetched"] for row in rows) if judge is not None else 0
-    return Rated(table, rows, table[0]["acc"], judged)
+    return Rated(table, rows, headline, judged)
 
 
 def _see_mathvista(answer: Predicted, judge: Judge | None) -> _Seen:

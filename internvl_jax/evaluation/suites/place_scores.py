@@ -53,7 +53,7 @@ def refcoco(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> 
 
 def screenspot(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Percent of clicks into the box, of all, of texts and of icons; a click that is no number is an error of form."""
-    rows, counts = [], dict[str, list[int]]()
+    rows, counts = list[dict[str, Any]](), dict[str, list[int]]()
     for answer in answers:
         cells = answer.cells
         width, height = (int(cells[side]) for side in (WIDTH, HEIGHT))

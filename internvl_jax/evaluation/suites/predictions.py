@@ -5,11 +5,13 @@ off is written anew, so the file is that of an uninterrupted run; it gets its na
 NAME.settings.json says what they depend on.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +20,12 @@ import msgspec
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites.tsv import read_cells, whole_index
 from internvl_jax.files import whole_file
-from internvl_jax.validation import convert, differences, parse_json, read_file, read_json
+from internvl_jax.validation import convert, differences, first_line, parse_json, read_file, read_json
 
 _COLUMNS = ("index", "prediction")
 _QUESTION = "question"  # a column that need not be there
+# What openpyxl raises for files that are broken in one way or another; a ParseError of XML is a SyntaxError.
+_BROKEN = (OSError, ValueError, LookupError, TypeError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Prediction(msgspec.Struct, omit_defaults=True):
@@ -168,16 +172,16 @@ def _from_xlsx(path: pathlib.Path) -> Iterator[tuple[str, Prediction]]:
     except ImportError:
         raise InputError("reading xlsx needs the library openpyxl: pip install 'internvl_jax[evaluate]'") from None
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=False)
+        with path.open("rb") as file, contextlib.closing(openpyxl.load_workbook(file, read_only=True)) as book:
+            rows = [list(row) for row in book.active.iter_rows(values_only=True)]
     except FileNotFoundError:
         raise InputError(f"{path} is not there; check the path.") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, openpyxl.utils.exceptions.InvalidFileException) as error:
-        raise InputError(f"{path} can't be read as xlsx ({error}); save it again.") from None
-    rows = book.active.iter_rows(values_only=True)
-    header = [_text(cell) for cell in next(rows, ())]
+    except _BROKEN as error:
+        raise InputError(f"{path} can't be read as xlsx ({first_line(error)}); save it again.") from None
+    header = [_text(cell) for cell in rows[0]] if rows else []
     if missing := [name for name in _COLUMNS if name not in header]:
         raise InputError(f"{path} has no column {missing[0]!r}; give a file of predictions.")
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(rows[1:], 2):
         record = dict.fromkeys(_COLUMNS) | dict(zip(header, row))
         if record["index"] is not None:
             yield f"{path}, row {number}", _of_record(record)

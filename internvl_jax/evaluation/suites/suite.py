@@ -10,7 +10,8 @@ Judge = Callable[[str], str]  # a prompt in, an answer out
 ScoreTable = list[dict[str, Any]] | dict[str, Any]
 
 
-class Predicted(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Predicted:
     """A question that was answered.
 
     Attributes:

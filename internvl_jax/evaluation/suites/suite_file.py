@@ -11,6 +11,7 @@ from internvl_jax.evaluation.suites import suite_prompts
 from internvl_jax.evaluation.suites.place_scores import HEIGHT, WIDTH, split_of
 from internvl_jax.evaluation.suites.suite import Predicted, Suite
 from internvl_jax.evaluation.suites.suite_prompts import Mode
+from internvl_jax.evaluation.suites.suite_videos import FrameSource, clip_of, encoded
 from internvl_jax.evaluation.suites.tsv import BenchmarkTable, Picture, TableRow, read_table
 from internvl_jax.validation import nearest
 
@@ -26,6 +27,7 @@ class SuiteFile:
       folders: where relative paths of pictures may begin.
       frames: of each video.
       is_published: whether it is the file whose md5 is published; None where none is.
+      source: decodes frames of videos; None: nobody does.
     """
 
     suite: Suite
@@ -33,10 +35,22 @@ class SuiteFile:
     folders: tuple[pathlib.Path, ...]
     frames: int
     is_published: bool | None
+    source: FrameSource | None = None
 
     def pictures(self, row: TableRow) -> list[Picture]:
-        """See `BenchmarkTable.pictures`."""
-        return self.table.pictures(row, self.folders)
+        """The pictures of a row, or the frames of its video.
+
+        Raises:
+          InputError: see `BenchmarkTable.pictures` and `clip_of`; or there is nobody who decodes frames.
+        """
+        if self.suite.has_pictures:
+            return self.table.pictures(row, self.folders)
+        if self.source is None:
+            raise InputError(
+                f"{self.suite.name} is about videos, which are not decoded here; give answers by --rescore."
+            )
+        clip = clip_of(self.suite.name, row.cells, self.frames, (self.table.path.parent, *self.folders))
+        return [encoded(frame) for frame in self.source(clip)]
 
     def prompts(self, mode: Mode) -> Iterator[dict]:
         """For each row its index, 'question' (the final text handed to chat), 'tiles' of each picture, 'system' and
@@ -98,6 +112,7 @@ def open_suite(
     folder: str | os.PathLike | None = None,
     frames: int = 8,
     strict: bool = False,
+    source: FrameSource | None = None,
 ) -> SuiteFile:
     """Reads a suite's file.
 
@@ -105,6 +120,7 @@ def open_suite(
       data: the file, or the folder that NAME.tsv is in.
       folder: where its pictures lie, if they aren't in it.
       frames: of each video.
+      source: decodes frames of videos.
       strict: refuse another file than the published one, where its md5 is known.
 
     Raises:
@@ -122,7 +138,7 @@ def open_suite(
         )
     beside = path.parent / "images"
     own = [beside / (suite.folder or suite.name), beside] if folder is None else [pathlib.Path(folder)]
-    return SuiteFile(suite, table, tuple(own), frames, is_published)
+    return SuiteFile(suite, table, tuple(own), frames, is_published, source)
 
 
 def tiles_of(picture: Picture, limit: int, magnified: bool) -> int:

@@ -39,7 +39,9 @@ def without_punctuation(text: str) -> str:
     blank. Dots that touch no digit are deleted.
     """
     has_number = _DIGIT_COMMA.search(text) is not None
-    signs = {sign: "" if has_number or f"{sign} " in text or f" {sign}" in text else " " for sign in _PUNCTUATION}
+    signs: dict[str, str | int] = {
+        sign: "" if has_number or f"{sign} " in text or f" {sign}" in text else " " for sign in _PUNCTUATION
+    }
     return _LONE_DOT.sub("", text.translate(str.maketrans(signs)), count=_MOST_DOTS)
 
 

@@ -51,7 +51,7 @@ def exact(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Ra
 
 def ocrbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """How many answers have one of the true ones in them."""
-    rows, counts = [], dict.fromkeys((*_TEXT_RECOGNITION, *_OCRBENCH), 0)
+    rows, counts = list[dict[str, Any]](), dict.fromkeys((*_TEXT_RECOGNITION, *_OCRBENCH), 0)
     for answer in answers:
         category = answer.cells["category"]
         hit = any(text_matching.contains(answer.text, true, category) for true in as_list(answer.cells["answer"]))
@@ -65,7 +65,7 @@ def ocrbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
 
 def mtvqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Percent of answers that have the true one in them, by language; 'Average' is over all questions."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"index": answer.index, "hit": int(text_matching.contains_undotted(answer.text, answer.cells["answer"]))}
         for answer in answers
     ]
@@ -79,7 +79,7 @@ def mtvqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Ra
 
 def crpe(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Four rows that follow one another are rotations of one question, which is right if all are."""
-    rows, found = [], {name: list[int]() for name in (*_CRPE, "total")}
+    rows, found = list[dict[str, Any]](), {name: list[int]() for name in (*_CRPE, "total")}
     for start in range(0, len(answers), _ROTATIONS):
         group = answers[start : start + _ROTATIONS]
         hits = [text_matching.names_option(answer.text, answer.cells["answer"]) for answer in group]
@@ -92,7 +92,7 @@ def crpe(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rat
 
 def erqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Equal to the answer but for case and space: 'A.' is wrong."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"index": answer.index, "hit": int(text_matching.same_text(answer.text, answer.cells["answer"]))}
         for answer in answers
     ]
@@ -106,7 +106,7 @@ def erqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rat
 
 def vcr(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Covered texts: the run of words in the answer that is most like each of them, equal or by Jaccard's measure."""
-    chinese, rows, exacts, jaccards = "_ZH_" in suite.name, [], list[float](), list[float]()
+    chinese, rows, exacts, jaccards = "_ZH_" in suite.name, list[dict[str, Any]](), list[float](), list[float]()
     for answer in answers:
         said = answer.text.rpartition("Assistant: ")[2]
         refused = any(word in said for word in _REFUSALS) or "sorry" in said.lower()
@@ -119,7 +119,7 @@ def vcr(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
 
 def _averaged(answers: Sequence[Predicted], measure: Callable[[str, Sequence[str]], float]) -> Rated:
     """Percent over all questions, and by split, or by category where there is no split."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"index": answer.index, "score": measure(answer.text, as_list(answer.cells["answer"]) or [""])}
         for answer in answers
     ]

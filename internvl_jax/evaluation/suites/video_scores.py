@@ -42,7 +42,7 @@ _MRA = "MRA:.5:.95:.05"
 
 def mvbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Right answers, questions and percent by kind of task; what the first word doesn't tell, the option rule may."""
-    rows, judged, found = [], 0, dict[str, list[int]]()
+    rows, judged, found = list[dict[str, Any]](), 0, dict[str, list[int]]()
     for answer in answers:
         cells, options = answer.cells, lettered(as_list(answer.cells["candidates"]))
         letter = next((letter for letter, text in options.items() if text == cells["answer"]), "")
@@ -62,7 +62,7 @@ def mvbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> 
 
 def video_mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Shares, as texts of three decimals, by length of the video and within it by domain and so on."""
-    rows, judged = [], 0
+    rows, judged = list[dict[str, Any]](), 0
     for answer in answers:
         said, cells = video_matching.first_letter(answer.text), answer.cells
         if not said and judge is not None:
@@ -71,7 +71,9 @@ def video_mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -
             said = judged_option(judge, cells["question"], options, answer.text) or ""
         rows.append({"index": answer.index, "hit": int(said == cells["answer"]), "extracted": said})
     hits = [(answer.cells, row["hit"]) for answer, row in zip(answers, rows, strict=True)]
-    score = {name: _video_mme_part([hit for hit in hits if hit[0]["duration"] == name]) for name in _DURATIONS}
+    score: dict[str, Any] = {
+        name: _video_mme_part([hit for hit in hits if hit[0]["duration"] == name]) for name in _DURATIONS
+    }
     score["overall"] = _video_mme_part(hits)
     return Rated(score, rows, 100 * mean([hit for _, hit in hits]), judged)
 
@@ -80,17 +82,18 @@ def vsi(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
     """Percent: accuracy of options, mean relative accuracy of numbers; 'overall' is the mean over kinds of questions,
     the three about directions being one.
     """
-    rows, found = [], dict[str, list[float]]()
+    rows, found = list[dict[str, Any]](), dict[str, list[float]]()
     for answer in answers:
         kind, true = answer.cells["question_type"], answer.cells["answer"]
         if kind in _NUMERIC:
-            said, target = video_matching.vsi_number(answer.text), _number(true)
-            score = 0.0 if said is None or target is None else video_matching.relative_accuracy(said, target)
+            number, target = video_matching.vsi_number(answer.text), _number(true)
+            worth = 0.0 if number is None or target is None else video_matching.relative_accuracy(number, target)
+            rows.append({"index": answer.index, "score": worth, "extracted": number})
         else:
-            seen, wanted = video_matching.vsi_option(answer.text), video_matching.vsi_option(true)
-            score, said = float(seen == wanted), seen
-        rows.append({"index": answer.index, "score": score, "extracted": said})
-        found.setdefault(f"{kind}_{_MRA if kind in _NUMERIC else 'accuracy'}", []).append(score)
+            letter = video_matching.vsi_option(answer.text)
+            worth = float(letter == video_matching.vsi_option(true))
+            rows.append({"index": answer.index, "score": worth, "extracted": letter})
+        found.setdefault(f"{kind}_{_MRA if kind in _NUMERIC else 'accuracy'}", []).append(worth)
     means = {name: mean(scores) for name, scores in found.items()}
     if all(name in means for name in _DIRECTIONS):
         means["object_rel_direction_accuracy"] = mean([means.pop(name) for name in _DIRECTIONS])

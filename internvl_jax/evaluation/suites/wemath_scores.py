@@ -6,6 +6,7 @@ knowledge, is not made.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from internvl_jax.evaluation.suites.judges import judged_option
 from internvl_jax.evaluation.suites.options import infer_option
@@ -20,7 +21,7 @@ def wemath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> R
     A problem is mastered if it and its steps (strict: all of them, loose: one) are right; rote is a right problem whose
     steps are wrong (strict: one, loose: all). Without a judge the letter behind 'Answer' counts, as released.
     """
-    rows, judged, problems = [], 0, dict[tuple[str, int], dict[str, bool]]()
+    rows, judged, problems = list[dict[str, Any]](), 0, dict[tuple[str, int], dict[str, bool]]()
     for answer in answers:
         said = _letter(answer.text)
         if judge is not None:

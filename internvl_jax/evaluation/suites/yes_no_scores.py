@@ -62,7 +62,7 @@ def mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
 
 
 def _rated(answers: Sequence[Predicted], judge: Judge | None) -> tuple[list[dict[str, Any]], int]:
-    rows, judged = [], 0
+    rows, judged = list[dict[str, Any]](), 0
     for answer in answers:
         said = yes_or_no(answer.text)
         if said == UNKNOWN and judge is not None:
