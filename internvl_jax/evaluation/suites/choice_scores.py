@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites.judges import judged_option
 from internvl_jax.evaluation.suites.options import NONE_OF_THEM, infer_option
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
@@ -75,6 +76,8 @@ def choice(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> R
 def circular(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """A question counts if it is right in all rotations; one that is wrong decides, before a judge is asked."""
     groups = dict[str, list[Predicted]]()
+    if strange := [answer.index for answer in answers if not answer.index.lstrip("-").isdigit()]:
+        raise InputError(f"{suite.name} tells rotations by whole numbers, and has the index {strange[0]!r}.")
     for answer in answers:
         groups.setdefault(str(int(answer.cells.get("g_index") or int(answer.index) % _ROTATION)), []).append(answer)
     rows, mains, judged = list[dict[str, Any]](), list[Mapping[str, str]](), 0

@@ -58,7 +58,7 @@ def dynamath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
     all_right = dict[str, bool]()
     for cells, right in every:
         all_right[cells["qid"]] = all_right.get(cells["qid"], True) and right
-    worst = [(cells, all_right[cells["qid"]]) for cells, _ in every if cells["varid"] == "1"]
+    worst = [(cells, all_right[cells["qid"]]) for cells, _ in every if cells["varid"] in ("1", "1.0")]
     table = [_setting("Average", every), _setting("Worst Case", worst)]
     return Rated(table, rows, 100 * table[1]["Overall"], judged)
 

@@ -19,6 +19,13 @@ RELEASED_TILES = ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS)
 _MAGNIFIED = 2
 
 
+class RuleCells(dict[str, str]):
+    """Cells of a row, for a rule, which may miss one."""
+
+    def __missing__(self, column: str) -> str:
+        raise InputError(f"the table has no column {column!r}, which scoring needs; give the suite's own file.")
+
+
 @dataclasses.dataclass(frozen=True)
 class SuiteFile:
     """A benchmark file with what it is.
@@ -100,10 +107,11 @@ class SuiteFile:
         return [Predicted(row.index, self._cells(row), row.options, texts[row.index]) for row in rows]
 
     def _cells(self, row: TableRow) -> Mapping[str, str]:
-        if self.suite.kind != "GUI":
-            return row.cells
-        width, height = images.image_size(self.pictures(row)[0], RELEASED_TILES)
-        return {**row.cells, WIDTH: str(width), HEIGHT: str(height)}
+        cells = RuleCells(row.cells)
+        if self.suite.kind == "GUI":
+            width, height = images.image_size(self.pictures(row)[0], RELEASED_TILES)
+            cells |= {WIDTH: str(width), HEIGHT: str(height)}
+        return cells
 
 
 def open_suite(

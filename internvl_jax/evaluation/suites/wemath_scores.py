@@ -45,17 +45,17 @@ def _letter(text: str) -> str | None:
 
 
 def _kinds(steps: int, hits: Mapping[str, bool]) -> tuple[str, str]:
-    """What a problem shows, strictly and loosely."""
-    if "multi" not in hits:
+    """What a problem shows, strictly and loosely; "" where rows are missing that would tell."""
+    if not {"multi", "1"} <= hits.keys():
         return "", ""
-    alone = [hits.get(str(step), False) for step in range(1, steps + 1)]
+    alone = [hits.get(str(step)) for step in range(1, steps + 1)]
+    all_right, one_wrong = all(alone), any(hit is False for hit in alone)
     if not hits["multi"]:
-        kind = "InadequateGeneralization" if all(alone) else "InsufficientKnowledge"
+        kind = "InadequateGeneralization" if all_right else "InsufficientKnowledge" if one_wrong else ""
         return kind, kind
-    return (
-        "CompleteMastery" if all(alone) else "RoteMemorization",
-        "CompleteMastery" if any(alone) else "RoteMemorization",
-    )
+    strict = "CompleteMastery" if all_right else "RoteMemorization" if one_wrong else ""
+    all_wrong = all(hit is False for hit in alone)
+    return strict, "CompleteMastery" if any(alone) else "RoteMemorization" if all_wrong else ""
 
 
 def _table(kinds: Sequence[tuple[str, str]]) -> dict[str, str]:

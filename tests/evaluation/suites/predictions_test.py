@@ -124,3 +124,15 @@ def test_answers_to_another_suite_are_refused():
         score_suite(file, {"0": Prediction("0", "Yes", question="What is that?")}, None)
     with pytest.raises(InputError, match="MMVet can't be scored here: its judge's prompt is not built"):
         score_suite(open_suite(get_suite("MMVet"), DATA), {"v1_0": Prediction("v1_0", "x")}, None)
+
+
+def test_a_table_without_answers_is_not_scored(tmp_path):
+    for name, columns, said in (
+        ("MMStar", "index\timage\tquestion\tA", "the table has no column 'answer'"),
+        ("OCRBench", "index\timage\tquestion\tanswer", "the table has no column 'category'"),
+        ("MMBench_DEV_EN_V11", "index\timage\tquestion\tanswer", "tells rotations by whole numbers"),
+    ):
+        path = tmp_path / f"{name}.tsv"
+        path.write_text(f"{columns}\nx\t{'a' * 80}\tq\tA\n")
+        with pytest.raises(InputError, match=said):
+            score_suite(open_suite(get_suite(name), path), {"x": Prediction("x", "A")}, None)
