@@ -109,7 +109,7 @@ def _line(each: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "suite": each["suite"],
         "score": _shown(each["headline"]),
-        "95 % of right answers": f"{low:.1f} .. {high:.1f}",
+        "95 % interval of right answers": f"{low:.1f} .. {high:.1f}",
         "paper": _shown(each["paper"]),
         "answered": f"{each['answered']} of {each['questions']}",
         "by a judge": each["judged"],
