@@ -24,6 +24,7 @@ setup(
     packages=find_packages(include=["internvl_jax*", "checkpoint_convert*", "configs*", "launch*"]),
     package_data={
         "internvl_jax": ["py.typed"],
+        "internvl_jax.evaluation.suites": ["paper.json"],
         "internvl_jax.serving": ["page/index.html"],
         "checkpoint_convert": ["py.typed"],
     },
@@ -55,6 +56,7 @@ setup(
         "rl": ["math-verify>=0.9", "pebble>=5.2", "pyarrow>=21"],
         "cascade": ["scikit-learn>=1.5"],
         "demo": ["easy-vqa>=1.0"],
+        "evaluate": ["math-verify>=0.9", "openpyxl>=3.1"],
         "hub": ["huggingface_hub>=0.34"],
         "serve": SERVE,
         "svg": ["resvg_py>=0.5"],
@@ -67,6 +69,7 @@ setup(
             "jinja2>=3.1",
             "math-verify>=0.9",
             "mypy>=2.1,<3",
+            "openpyxl>=3.1",
             "pebble>=5.2",
             "pyarrow>=21",
             "pytest>=8.4",

@@ -9,7 +9,6 @@
 
 import itertools
 import json
-import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, get_args
@@ -20,6 +19,7 @@ from PIL import Image
 from cascade import boards, progress, questions
 from cascade.boards import BoardLayout, Split
 from internvl_jax.data import ChatInputs, Processor, tile_image
+from internvl_jax.evaluation import wilson
 from internvl_jax.inference import (
     MODEL_THRESHOLDS,
     Decided,
@@ -82,12 +82,6 @@ def read_questions(path: pathlib.Path) -> list[Asked]:
     kinds = {kind.text: name for name, kind in questions.KINDS.items()}
     entries = [entry for _, entry in read_lines(path)]
     return [Asked(kinds[e["question"]], path.parent / e["image"], e["question"], e["answer"]) for e in entries]
-
-
-def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    middle, spread = right + z * z / 2, z * math.sqrt(right * (n - right) / n + z * z / 4)
-    return (middle - spread) / (n + z * z), (middle + spread) / (n + z * z)
 
 
 def score(said: Sequence[Said]) -> list[CascadeScore]:

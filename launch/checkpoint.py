@@ -15,7 +15,7 @@ from internvl_jax.data import Processor
 from internvl_jax.inference import saying
 from internvl_jax.models import InternVLConfig, PartName
 from internvl_jax.validation import read_json
-from launch import hub, meshes
+from launch import hub, meshes, needs
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
@@ -28,7 +28,7 @@ _CACHE = flags.DEFINE_string(
     None,
     "folder of compiled programs; by default $JAX_COMPILATION_CACHE_DIR or ~/.cache/internvl_jax; empty: keep none",
 )
-flags.mark_flag_as_required("checkpoint")
+needs.checkpoint()
 
 _ADVICE = "give --checkpoint the directory of a model, of a training run, or of a released checkpoint"
 _USERS_CACHE = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -15,13 +15,14 @@ from absl import flags
 from internvl_jax.evaluation import evaluate, open_graders, read_questions
 from internvl_jax.files import reserved
 from internvl_jax.inference import SamplingParams, Thresholds
-from launch import answering, bars, paths, sampling_flags, together
+from launch import answering, bars, needs, paths, sampling_flags, suite_flags, suites, together
 
-_DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL)", required=True)
+_DATA = flags.DEFINE_string("data", None, "benchmark file (JSONL); with --suite its table (TSV), or their folder")
 _OUT = flags.DEFINE_string("out", None, "file (JSONL) of questions, predictions and verdicts, once all are done")
+needs.data()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "questions at a time, at most", lower_bound=1, upper_bound=256)
-_MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", None, "longest answer, in tokens; default: 64, with --thinking 8192", lower_bound=1
+_LONGEST = flags.DEFINE_integer(
+    "max_new_tokens", None, "longest answer; default: 64, with --thinking 8192, a suite's as it has it", lower_bound=1
 )
 _GRADER = flags.DEFINE_string(
     "grader",
@@ -32,7 +33,10 @@ _GRADER = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     del argv
-    sampling, thresholds = sampling_flags.sampling(_MAX_NEW_TOKENS.value, 64), answering.thresholds()
+    if suite_flags.is_asked():
+        suites.run(_DATA.value, _OUT.value, _LONGEST.value, _BATCH_SIZE.value)
+        return
+    sampling, thresholds = sampling_flags.sampling(_LONGEST.value, 64), answering.thresholds()
     if not _OUT.value:
         _answer(sampling, thresholds)
         return

@@ -20,6 +20,7 @@ FILE_LINES, FUNCTION_LINES, ARGUMENTS, LAUNCHER_LINES = 400, 80, 8, 70
 EXCEPTIONS = {  # breach: date and reason; one that no longer happens must go
     "internvl_jax/data/text/tokenizer.py: has a broad except": "2026-11: tokenizers raises plain exceptions",
     "internvl_jax/data/text/vocabulary.py: has a broad except": "2026-11: tokenizers raises plain exceptions",
+    "internvl_jax/evaluation/suites/maths_matching.py: has a broad except": "2026-11: latex2sympy raises plain ones",
     "internvl_jax/grading/pool.py: has a broad except": "2026-11: what a grader raises costs its answer, not the run",
 }
 

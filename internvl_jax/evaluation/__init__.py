@@ -1,13 +1,56 @@
-"""Accuracy on question files, parity with recorded outputs, pictures of what a router decides."""
+"""Question files and the paper's benchmarks, parity with recorded outputs, pictures of what a router decides."""
 
 from internvl_jax.evaluation.drawing import draw_answer
+from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
+from internvl_jax.evaluation.suites import (
+    MODES,
+    SUITES,
+    Endpoint,
+    FrameSource,
+    Judge,
+    Mode,
+    Prediction,
+    Rated,
+    Suite,
+    SuiteFile,
+    SuiteResult,
+    VideoClip,
+    answer_suite,
+    check_pictures,
+    describe_suites,
+    generation,
+    get_suite,
+    open_suite,
+    plain,
+    read_predictions,
+    read_table,
+    score_suite,
+    size_name,
+    summary,
+    write_lines,
+    write_report,
+)
 from internvl_jax.evaluation.svg import draw_svg, find_svg, psnr, ssim
 from internvl_jax.evaluation.tasks import Evaluation, evaluate, open_graders, read_questions
 
 __all__ = [
+    "Endpoint",
     "Evaluation",
+    "FrameSource",
+    "Judge",
+    "MODES",
+    "Mode",
+    "Prediction",
+    "Rated",
+    "SUITES",
+    "Suite",
+    "SuiteFile",
+    "SuiteResult",
+    "VideoClip",
+    "answer_suite",
+    "check_pictures",
     "compare",
     "draw_answer",
     "draw_svg",
@@ -16,8 +59,21 @@ __all__ = [
     "image_token_id",
     "open_graders",
     "psnr",
+    "describe_suites",
+    "generation",
+    "get_suite",
+    "open_suite",
+    "plain",
     "read_case",
+    "read_predictions",
     "read_questions",
+    "read_table",
     "router_overlay",
     "ssim",
+    "score_suite",
+    "size_name",
+    "summary",
+    "wilson",
+    "write_lines",
+    "write_report",
 ]

@@ -1,0 +1,89 @@
+"""What a judge is asked where no rule can tell, and the endpoint that may be one.
+
+A judge is a function from a prompt to an answer. What is asked is ours, to the same end as in the official code: scores
+with a judge are near published ones, not equal to them.
+"""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+
+from internvl_jax.errors import InputError
+from internvl_jax.evaluation.suites.options import infer_option
+from internvl_jax.evaluation.suites.suite import Judge
+from internvl_jax.evaluation.suites.text_matching import yes_or_no
+
+_TRIES, _SECONDS, _PAUSE = 3, 120, 2.0
+_OPTION = """Which option of the question below does the answer mean? Reply with its letter alone, or with Z if it \
+means none of them.
+
+Question: {question}
+Options:
+{options}
+Answer: {answer}
+Letter:"""
+_YES_NO = """Does the answer below mean yes or no? Reply with one word: Yes, No or Unknown.
+
+Question: {question}
+Answer: {answer}
+Reply:"""
+_EXTRACT = """What is the final answer of the response below? Reply with it alone: a letter for a choice, a number as \
+the question asks for it, otherwise as few words as possible.
+
+Question: {question}
+Response: {answer}
+Final answer:"""
+
+
+class Endpoint:
+    """A judge behind OpenAI's chat API, this project's server or another.
+
+    Args:
+      url: up to and with its `/v1`.
+      model: the name that it knows the judge by.
+      key: for its Authorization header; "" sends none.
+    """
+
+    def __init__(self, url: str, model: str, key: str = ""):
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"the judge's address is {url!r}; give one that begins with http:// or https://.")
+        self._url, self._model, self._key = url.rstrip("/") + "/chat/completions", model, key
+
+    def __call__(self, prompt: str) -> str:
+        """The judge's answer, greedily.
+
+        Raises:
+          InputError: nobody answers there, three times, or what comes is no answer.
+        """
+        body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0}
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
+        for left in reversed(range(_TRIES)):
+            try:
+                with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
+                    return str(json.load(reply)["choices"][0]["message"]["content"])
+            except (OSError, urllib.error.URLError) as error:
+                if not left:
+                    raise InputError(f"the judge at {self._url} does not answer ({error}); check --judge.") from None
+                time.sleep(_PAUSE)
+            except (ValueError, LookupError, TypeError):
+                raise InputError(f"the judge at {self._url} sent no chat completion; check --judge.") from None
+        raise AssertionError("every try ends above")
+
+
+def judged_option(judge: Judge, question: str, options: Mapping[str, str], answer: str) -> str | None:
+    """The option that a judge sees in an answer, None where it names none."""
+    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    return infer_option(judge(_OPTION.format(question=question, options=listed, answer=answer)), options)
+
+
+def judged_yes_no(judge: Judge, question: str, answer: str) -> str:
+    """What a judge takes an answer for: Yes, No or Unknown."""
+    return yes_or_no(judge(_YES_NO.format(question=question, answer=answer)))
+
+
+def judged_final(judge: Judge, question: str, answer: str) -> str:
+    """The final answer that a judge reads out of a response."""
+    return judge(_EXTRACT.format(question=question, answer=answer)).strip()

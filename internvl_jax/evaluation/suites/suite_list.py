@@ -1,0 +1,171 @@
+"""The benchmarks that are known by name."""
+
+from internvl_jax.errors import InputError
+from internvl_jax.evaluation.suites import (
+    choice_scores,
+    maths_scores,
+    place_scores,
+    text_scores,
+    video_scores,
+    wemath_scores,
+    yes_no_scores,
+)
+from internvl_jax.evaluation.suites.suite import Suite
+from internvl_jax.validation import nearest
+
+_SAME_RULE = "no recorded case of its own; the rule is that of {}, which has"
+_JUDGED = "its judge's prompt is not built: prompts and predictions only"
+_LANGUAGES = ("en", "cn", "pt", "ar", "tr", "ru")
+_CHOICE, _CIRCULAR = choice_scores.choice, choice_scores.circular
+
+
+def _recorded() -> list[Suite]:
+    """Those that recorded answers of the official code hold."""
+    return [
+        Suite("MMMU_DEV_VAL", "MCQ", _CHOICE, "585e8ad7", "helps", paper=("T15", "MMMU")),
+        Suite("MathVista_MINI", "VQA", maths_scores.mathvista, "f199b98e", "helps", paper=("T15", "MathVista")),
+        Suite("MathVision", "VQA", maths_scores.mathvision, "93f6de14", "helps", paper=("T15", "MathVision")),
+        Suite("DynaMath", "VQA", maths_scores.dynamath, "b8425ad9", "helps", paper=("T15", "DynaMath")),
+        Suite("MMBench_DEV_EN_V11", "MCQ", _CIRCULAR, "30c05be8", "helps", "MMBench_V11", ("T6", "MMB1.1")),
+        Suite("CCBench", "MCQ", _CIRCULAR, "f5dde47f", "helps"),
+        Suite("MMStar", "MCQ", _CHOICE, "e1ecd214", "helps", paper=("T6", "MMStar")),
+        Suite("AI2D_TEST", "MCQ", _CHOICE, "0f593e0d", "helps", paper=("T4", "AI2D w mask")),
+        Suite("AI2D_TEST_NO_MASK", "MCQ", _CHOICE, "fd8f4636", "helps", paper=("T4", "AI2D wo mask")),
+        Suite("RealWorldQA", "MCQ", _CHOICE, "4de008f5", "helps", paper=("T5", "RealWorldQA")),
+        Suite("BLINK", "MCQ", _CHOICE, "d5e8af14", "helps", paper=("T5", "BLINK")),
+        Suite("MUIRBench", "MCQ", _CHOICE, "2e5e6fd7", "helps", paper=("T5", "Muir")),
+        Suite("R-Bench-Dis", "MCQ", _CHOICE, "d6e961db", "helps", paper=("T5", "R-Bench")),
+        Suite("SEEDBench2_Plus", "MCQ", _CHOICE, "e32d3216", "helps", paper=("T4", "SEED-2-Plus")),
+        Suite("HallusionBench", "Y/N", yes_no_scores.hallusion, "0c23ac0d", "helps", paper=("T6", "HallBench")),
+        Suite("POPE", "Y/N", yes_no_scores.pope, "c12f5acb", "helps", paper=("T6", "POPE")),
+        Suite("MME", "Y/N", yes_no_scores.mme, "b36b43c3", "helps", paper=("T6", "MME")),
+        Suite("TextVQA_VAL", "VQA", text_scores.vqa, "b233b31f", paper=("T4", "TextVQA")),
+        Suite("DocVQA_VAL", "VQA", text_scores.anls, "d5ee77e1"),
+        Suite("InfoVQA_VAL", "VQA", text_scores.anls, "2342e9c2"),
+        Suite("ChartQA_TEST", "VQA", text_scores.relaxed, "c902e0aa", paper=("T4", "ChartQA")),
+        Suite("OCRVQA_TESTCORE", "VQA", text_scores.exact, "c5239fe7", folder="OCRVQA"),
+        Suite("GQA_TestDev_Balanced", "VQA", text_scores.exact, "99b62f22"),
+        Suite("OCRBench", "VQA", text_scores.ocrbench, "e953d98a", paper=("T4", "OCRBench")),
+        Suite("MTVQA_TEST", "VQA", text_scores.mtvqa, "d87c17db", paper=("T8", "MTVQA")),
+        Suite("CRPE_RELATION", "VQA", text_scores.crpe, "bad7094c", folder="CRPE", paper=("T6", "CRPE")),
+        Suite("RefCOCO", "GROUNDING", place_scores.refcoco, "f50ca356", paper=("T7", "Overall")),
+        Suite("ScreenSpot_Mobile", "GUI", place_scores.screenspot, "a5b52998", paper=("T10", "ScreenSpot")),
+        Suite("MVBench", "video", video_scores.mvbench, "fd21d365", "helps", paper=("T9", "MVBench")),
+        Suite("Video-MME", "video", video_scores.video_mme, "85bdd91f", "helps", paper=("T9", "Video-MME wo sub")),
+        Suite("VSI-Bench", "video", video_scores.vsi, "34544fd8", paper=("T11", "VSI-Bench")),
+    ]
+
+
+def _same_rules() -> list[Suite]:
+    """Those whose rule has recorded cases, but of another benchmark."""
+    choice, circular = _SAME_RULE.format("MMStar"), _SAME_RULE.format("MMBench_DEV_EN_V11")
+    screens, anls = _SAME_RULE.format("ScreenSpot_Mobile"), "no answers are published: predictions for its server alone"
+    found = [
+        Suite("MMBench_TEST_EN_V11", "MCQ", _CIRCULAR, "8d1a704e", "helps", "MMBench_V11", missing=anls),
+        Suite("MMBench_DEV_CN_V11", "MCQ", _CIRCULAR, "593f9b5f", "helps", "MMBench_V11", missing=circular),
+        Suite("MMBench_TEST_CN_V11", "MCQ", _CIRCULAR, "156e6569", "helps", "MMBench_V11", missing=anls),
+        Suite("DocVQA_TEST", "VQA", text_scores.anls, "6a2f28ca", paper=("T4", "DocVQA"), missing=anls),
+        Suite("InfoVQA_TEST", "VQA", text_scores.anls, "df535bf5", paper=("T4", "InfoVQA"), missing=anls),
+        Suite("MathVision_MINI", "VQA", maths_scores.mathvision, "060fe4fa", "helps"),
+        Suite("CRPE_EXIST", "VQA", text_scores.crpe, "315584e2", folder="CRPE"),
+        Suite("ScreenSpot_Desktop", "GUI", place_scores.screenspot, "e6e7bac2", missing=screens),
+        Suite("ScreenSpot_Web", "GUI", place_scores.screenspot, "e51d168c", missing=screens),
+        Suite("ScreenSpot_v2_Mobile", "GUI", place_scores.screenspot, "234c858a", missing=screens),
+        Suite("ScreenSpot_v2_Desktop", "GUI", place_scores.screenspot, "5f2aa2a4", missing=screens),
+        Suite("ScreenSpot_v2_Web", "GUI", place_scores.screenspot, "01cd0877", missing=screens),
+    ]
+    for place, language in enumerate(_LANGUAGES):
+        paper = ("T8", f"MMMB {('en', 'zh', 'pt', 'ar', 'tr', 'ru')[place]}")
+        found.append(Suite(f"MMMB_{language}", "MCQ", _CHOICE, "", "helps", paper=paper, missing=choice))
+        paper = ("T8", paper[1].replace("MMMB", "MMBench"))
+        found.append(Suite(f"MMBench_dev_{language}", "MCQ", _CIRCULAR, "", "helps", paper=paper, missing=circular))
+    own = {"MathVision_MINI": "MathVision", "CRPE_EXIST": "CRPE_RELATION"}
+    return [
+        each if each.missing else Suite(**(vars(each) | {"missing": _SAME_RULE.format(own[each.name])}))
+        for each in found
+    ]
+
+
+def _own() -> list[Suite]:
+    """`launch.demo --benchmark_file` writes its table: a whole run on real questions with a model of one's own."""
+    return [Suite("EasyVQA", "VQA_ex_prompt", text_scores.exact, missing="not of the paper: the test of the demo")]
+
+
+def _others() -> list[Suite]:
+    unrecorded = "no recorded case: the rule follows a description"
+    subsets = ("", "_Vision_Dominant", "_Vision_Intensive", "_Text_Lite", "_Text_Dominant")
+    words = "no recorded case, and words are split by a rule of ours where the official code has spaCy's"
+    return [
+        Suite("MMT-Bench_VAL", "MCQ", choice_scores.mmt, "8dd4b730", "helps", paper=("T5", "MMT"), missing=unrecorded),
+        Suite("MMT-Bench_VAL_MI", "MCQ", choice_scores.mmt, "c7d7b998", "helps", missing=unrecorded),
+        Suite("WeMath", "MCQ", wemath_scores.wemath, "b5e969a0", "helps", paper=("T15", "WeMath"), missing=unrecorded),
+        Suite(
+            "MME-RealWorld",
+            "MME-RealWorld",
+            choice_scores.real_world,
+            "fd341132",
+            paper=("T5", "MME-RW"),
+            missing=unrecorded,
+        ),
+        Suite("MME-RealWorld-CN", "MME-RealWorld", choice_scores.real_world, "daaa763d", missing=unrecorded),
+        Suite("ERQA", "VQA", text_scores.erqa, paper=("T11", "ERQA"), missing=unrecorded),
+        *(
+            Suite(f"VCR_{language}_{level}_{size}", "VQA", text_scores.vcr, missing=words, paper=paper)
+            for language in ("EN", "ZH")
+            for level in ("EASY", "HARD")
+            for size in ("500", "100", "ALL")
+            for paper in [("T4", "VCR-EN-Easy EM") if (language, level) == ("EN", "EASY") else ("", "")]
+        ),
+        Suite(
+            "MathVerse_MINI_Vision_Only",
+            "VQA",
+            None,
+            "68a11d46",
+            "required",
+            paper=("T15", "MathVerse"),
+            missing=_JUDGED,
+        ),
+        *(Suite(f"MathVerse_MINI{part}", "VQA", None, judge="required", missing=_JUDGED) for part in subsets),
+        Suite("LogicVista", "VQA", None, "41c5d33a", "required", paper=("T15", "LogicVista"), missing=_JUDGED),
+        Suite("MMVet", "VQA", None, "748aa6d4", "required", paper=("T6", "MMVet"), missing=_JUDGED),
+        Suite("WildVision", "VQA", None, "b38f8015", "required", paper=("T5", "WildVision"), missing=_JUDGED),
+        Suite(
+            "CharXiv_descriptive_val", "VQA", None, "8507c374", "required", paper=("T4", "CharXiv DQ"), missing=_JUDGED
+        ),
+        Suite(
+            "CharXiv_reasoning_val", "VQA", None, "6fc1a522", "required", paper=("T4", "CharXiv RQ"), missing=_JUDGED
+        ),
+    ]
+
+
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (*_recorded(), *_same_rules(), *_others(), *_own())}
+
+# In the paper, and not here.
+ABSENT = {
+    "MMBench-Video": "its judge's prompt is not built",
+    "MLVU, LongVideoBench": "their files and prompts are not read",
+    "SArena": "renders SVG and scores pictures with networks of their own",
+    "SGP-Bench": "no loader is published with the others",
+    "OSWorld-G, WindowsAgentArena, WebArena-Lite": "their prompts are published nowhere",
+    "Mantis, MMIU, MIRB, SpaCE-10, OmniSpatial": "their files and rules are not described",
+}
+
+
+def get_suite(name: str) -> Suite:
+    """The benchmark of a name; InputError where there is none."""
+    if name not in SUITES:
+        raise InputError(f"no suite is called {name!r}{nearest(name, list(SUITES))}; --suite=list has them all.")
+    return SUITES[name]
+
+
+def describe_suites() -> str:
+    """A line a suite: its name, whether it is complete, whether it needs a judge, its file and what is missing."""
+    lines = []
+    for suite in SUITES.values():
+        judge = {"": "by rule", "helps": "by rule, a judge helps", "required": "needs a judge"}[suite.judge]
+        state = f"not complete: {suite.missing}" if suite.missing else "complete"
+        data = f"{suite.name}.tsv" + (f", md5 {suite.md5}..." if suite.md5 else "")
+        data += "" if suite.has_pictures else ", and its videos"
+        lines.append(f"{suite.name:26} {judge:22} {data:46} {state}")
+    lines += [f"{name}: not here, {why}" for name, why in ABSENT.items()]
+    return "\n".join(lines)

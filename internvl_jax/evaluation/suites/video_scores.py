@@ -1,0 +1,118 @@
+"""Questions about videos: MVBench, Video-MME, VSI-Bench.
+
+Source of the rules: VLMEvalKit at e8e78f05 (mvbench.py, utils/videomme.py, vsibench.py).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from internvl_jax.evaluation.suites import video_matching
+from internvl_jax.evaluation.suites.judges import judged_option
+from internvl_jax.evaluation.suites.maths_matching import lettered
+from internvl_jax.evaluation.suites.options import infer_option
+from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
+from internvl_jax.evaluation.suites.text_matching import mean
+from internvl_jax.evaluation.suites.tsv import as_list
+
+_DURATIONS = ("short", "medium", "long")
+_VIDEO_MME = {
+    "domain": (
+        *("Knowledge", "Film & Television", "Sports Competition", "Artistic Performance", "Life Record"),
+        "Multilingual",
+    ),
+    "sub_category": (
+        *("Humanity & History", "Literature & Art", "Biology & Medicine", "Finance & Commerce", "Astronomy"),
+        *("Geography", "Law", "Life Tip", "Technology", "Animation", "Movie & TV Show", "Documentary", "News Report"),
+        *("Esports", "Basketball", "Football", "Athletics", "Other Sports", "Stage Play", "Magic Show"),
+        *("Variety Show", "Acrobatics", "Handicraft", "Food", "Fashion", "Daily Life", "Travel", "Pet & Animal"),
+        *("Exercise", "Multilingual"),
+    ),
+    "task_type": (
+        *("Temporal Perception", "Spatial Perception", "Attribute Perception", "Action Recognition"),
+        *("Object Recognition", "OCR Problems", "Counting Problem", "Temporal Reasoning", "Spatial Reasoning"),
+        *("Action Reasoning", "Object Reasoning", "Information Synopsis"),
+    ),
+}
+_NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")
+_VSI = (*_NUMERIC, "object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order")
+_DIRECTIONS = tuple(f"object_rel_direction_{level}_accuracy" for level in ("easy", "medium", "hard"))
+_MRA = "MRA:.5:.95:.05"
+
+
+def mvbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
+    """Right answers, questions and percent by kind of task; what the first word doesn't tell, the option rule may."""
+    rows, judged, found = list[dict[str, Any]](), 0, dict[str, list[int]]()
+    for answer in answers:
+        cells, options = answer.cells, lettered(as_list(answer.cells["candidates"]))
+        letter = next((letter for letter, text in options.items() if text == cells["answer"]), "")
+        hit = video_matching.starts_with_option(answer.text, f"({letter}) {cells['answer']}")
+        if not hit:
+            said = infer_option(answer.text, options)
+            if said is None and judge is not None:
+                judged += 1
+                said = judged_option(judge, cells["question"], options, answer.text)
+            hit = said == letter
+        rows.append({"index": answer.index, "hit": int(hit)})
+        found.setdefault(cells["task_type"], []).append(int(hit))
+    found["overall"] = [row["hit"] for row in rows]
+    score = {name: [sum(hits), len(hits), f"{mean(hits):.2%}"] for name, hits in found.items()}
+    return Rated(score, rows, 100 * mean(found["overall"]), judged)
+
+
+def video_mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
+    """Shares, as texts of three decimals, by length of the video and within it by domain and so on."""
+    rows, judged = list[dict[str, Any]](), 0
+    for answer in answers:
+        said, cells = video_matching.first_letter(answer.text), answer.cells
+        if not said and judge is not None:
+            judged += 1
+            options = lettered([option[3:] for option in as_list(cells["candidates"])])
+            said = judged_option(judge, cells["question"], options, answer.text) or ""
+        rows.append({"index": answer.index, "hit": int(said == cells["answer"]), "extracted": said})
+    hits = [(answer.cells, row["hit"]) for answer, row in zip(answers, rows, strict=True)]
+    score: dict[str, Any] = {
+        name: _video_mme_part([hit for hit in hits if hit[0]["duration"] == name]) for name in _DURATIONS
+    }
+    score["overall"] = _video_mme_part(hits)
+    return Rated(score, rows, 100 * mean([hit for _, hit in hits]), judged)
+
+
+def vsi(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
+    """Percent: accuracy of options, mean relative accuracy of numbers; 'overall' is the mean over kinds of questions,
+    the three about directions being one.
+    """
+    rows, found = list[dict[str, Any]](), dict[str, list[float]]()
+    for answer in answers:
+        kind, true = answer.cells["question_type"], answer.cells["answer"]
+        if kind in _NUMERIC:
+            number, target = video_matching.vsi_number(answer.text), _number(true)
+            worth = 0.0 if number is None or target is None else video_matching.relative_accuracy(number, target)
+            rows.append({"index": answer.index, "score": worth, "extracted": number})
+        else:
+            letter = video_matching.vsi_option(answer.text)
+            worth = float(letter == video_matching.vsi_option(true))
+            rows.append({"index": answer.index, "score": worth, "extracted": letter})
+        found.setdefault(f"{kind}_{_MRA if kind in _NUMERIC else 'accuracy'}", []).append(worth)
+    means = {name: mean(scores) for name, scores in found.items()}
+    if all(name in means for name in _DIRECTIONS):
+        means["object_rel_direction_accuracy"] = mean([means.pop(name) for name in _DIRECTIONS])
+    overall = 100 * mean(list(means.values())) if means else 0.0
+    names = [f"{kind}_{measure}" for kind in _VSI for measure in ("accuracy", _MRA)]
+    score = {"overall": overall} | {name: 100 * means[name] for name in names if name in means}
+    return Rated(score, rows, overall)
+
+
+def _video_mme_part(hits: Sequence[tuple[Mapping[str, str], int]]) -> dict[str, Any]:
+    part: dict[str, Any] = {"overall": f"{mean([hit for _, hit in hits]):.3f}"}
+    for column, names in _VIDEO_MME.items():
+        part[column] = {name: f"{mean([hit for cells, hit in hits if cells[column] == name]):.3f}" for name in names}
+    return part
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return None if math.isnan(value) else value

@@ -1,0 +1,49 @@
+"""A model's answers to the paper's benchmarks: written, and scored."""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+import tempfile
+
+from internvl_jax.evaluation import (
+    answer_suite,
+    check_pictures,
+    read_predictions,
+    score_suite,
+    size_name,
+    write_lines,
+)
+from internvl_jax.files import claimed
+from internvl_jax.inference import complete_many
+from launch import answering, bars, checkpoint, suite_flags, suite_scores
+
+
+def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
+    """Answers what of the suites is not answered yet, and scores it; see `suites.run`."""
+    sampling, thresholds, found = suite_flags.sampling(longest), answering.thresholds(), suite_scores.Found()
+    files, judge, size = suite_flags.files(data), suite_flags.judge(), size_name(checkpoint.model_config())
+    for file in files:
+        check_pictures(file, suite_flags.mode())
+    settings = {
+        "sampling": dataclasses.asdict(sampling),
+        "thresholds": dataclasses.asdict(thresholds),
+        "checkpoint": str(checkpoint.directory()),
+    }
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(claimed(folder))
+        model, processor = stack.enter_context(answering.opened())
+        ask = lambda talks: complete_many(model, processor, talks, batch, sampling, None, thresholds)
+        for file in files:
+            target = folder / f"{file.suite.name}.jsonl"
+            with bars.questions(desc=file.suite.name, total=len(file.table.rows)) as bar:
+                show = lambda done, bar=bar: bar.update(done - bar.n)
+                answer_suite(file, suite_flags.mode(), target, ask, sampling.max_new_tokens, settings, batch, show)
+            if file.suite.rule is None:
+                print(f"{file.suite.name}: answered; {file.suite.missing}", file=sys.stderr)
+                continue
+            result = score_suite(file, read_predictions(target, file.suite.name), judge)
+            write_lines(folder / f"{file.suite.name}.rows.jsonl", result.rated.rows)
+            found.append((file, result))
+        suite_scores.tell(found, str(folder) if out else None, size)

@@ -1,0 +1,45 @@
+"""What `launch.evaluate --suite=...` does: lists suites, writes prompts, scores predictions, or asks a model."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from internvl_jax.errors import InputError
+from internvl_jax.evaluation import SuiteFile, describe_suites, read_predictions, score_suite, write_lines
+from launch import paths, suite_answers, suite_flags, suite_scores
+
+
+def run(data: str, out: str | None, longest: int | None, batch: int) -> None:
+    """Does what the flags ask for; prints a line of JSON for every suite that is scored.
+
+    Args:
+      longest: tokens of an answer; None: as many as a suite's mode allows.
+      batch: how many questions are asked at a time.
+    """
+    if suite_flags.SUITE.value == ["list"]:
+        print(describe_suites())
+    elif suite_flags.PROMPTS_ONLY.value:
+        _write(suite_flags.files(data), out, lambda file: file.prompts(suite_flags.mode()))
+    elif suite_flags.RESCORE.value:
+        _rescore(data, out)
+    else:
+        suite_answers.answer(data, out, longest, batch)
+
+
+def _rescore(data: str, out: str | None) -> None:
+    file, *others = suite_flags.files(data)
+    if others:
+        raise InputError("predictions are those of one suite; give one --suite")
+    result = score_suite(file, read_predictions(suite_flags.RESCORE.value, file.suite.name), suite_flags.judge())
+    if out is not None:
+        _write([file], out, lambda _: result.rated.rows)
+    suite_scores.tell([(file, result)], suite_flags.REPORT.value, None)
+
+
+def _write(files: list[SuiteFile], out: str | None, lines: Callable[[SuiteFile], Iterable[Mapping[str, Any]]]) -> None:
+    if out is None or len(files) > 1:
+        raise InputError("give one --suite, and by --out the file (JSONL) to write")
+    paths.check_new(out, "out")
+    write_lines(out, lines(files[0]))
+    if files[0].is_published is False:
+        print(f"{files[0].table.path} is not the published {files[0].suite.name} (md5)", file=sys.stderr)

@@ -1,0 +1,176 @@
+"""A suite from its questions to its report, with somebody who answers in a model's place."""
+
+import http.server
+import io
+import json
+import threading
+
+import PIL.Image
+import pytest
+
+from internvl_jax.errors import InputError
+from internvl_jax.evaluation import (
+    SUITES,
+    Endpoint,
+    Prediction,
+    VideoClip,
+    answer_suite,
+    check_pictures,
+    describe_suites,
+    get_suite,
+    open_suite,
+    read_predictions,
+    score_suite,
+    summary,
+    write_report,
+)
+from internvl_jax.evaluation.suites import final_text, suite_file, suite_run
+from internvl_jax.inference import Answer
+from tests.conftest import GOLDEN
+
+FOLDER, VIDEOS = GOLDEN / "eval_image", GOLDEN / "eval_video"
+RECORDED = {path.stem for path in (FOLDER / "scores").iterdir()} | {"MVBench", "Video-MME", "VSI-Bench"}
+
+
+def as_text(conversation):
+    """What a processor makes of a conversation's last turn: a mark and a line's end for a picture."""
+    parts = conversation[-1]["content"]
+    return "".join(part["text"] if part["type"] == "text" else "<image>\n" for part in parts)
+
+
+@pytest.mark.parametrize("name", ["MMMU_DEV_VAL", "MUIRBench", "BLINK", "DynaMath", "ScreenSpot_Mobile"])
+@pytest.mark.parametrize("mode", ["default", "thinking"])
+def test_a_conversation_says_what_the_prompt_says(name, mode):
+    file = open_suite(get_suite(name), FOLDER / "data")
+    for row, prompt in zip(file.table.rows, file.prompts(mode), strict=True):
+        talk = suite_run.messages(file, row, mode)
+        assert as_text(talk) == prompt["question"]
+        assert (talk[0]["content"] if mode == "thinking" else None) == prompt["system"]
+        pictures = [part["image_url"] for part in talk[-1]["content"] if part["type"] == "image_url"]
+        tiles = [suite_file.tiles_of(url["url"], url["max_dynamic_patch"], False) for url in pictures]
+        assert tiles == prompt["tiles"]  # the first picture of MMMU is magnified already
+
+
+def test_frames_come_from_whoever_decodes(tmp_path):
+    """The question with its frames is the recorded one, and the decoder is told what to decode."""
+    recorded = json.loads((VIDEOS / "prompts" / "MVBench.json").read_text())["rows"]
+    (tmp_path / "video" / "x").mkdir(parents=True)
+    for name in ("clip.webm", "clip.mp4"):
+        (tmp_path / "video" / "x" / name).touch()
+    clips = []
+
+    def decode(clip):
+        clips.append(clip)
+        return [PIL.Image.new("RGB", (32, 24), (0, 0, number)) for number in range(clip.frames)]
+
+    file = open_suite(get_suite("MVBench"), VIDEOS / "data", tmp_path, source=decode)
+    for row in file.table.rows[:2]:
+        talk = suite_run.messages(file, row, "default")
+        assert as_text(talk) == recorded[row.index]["question"]
+        parts = [part["image_url"] for part in talk[-1]["content"] if part["type"] == "image_url"]
+        assert [part["max_dynamic_patch"] for part in parts] == recorded[row.index]["num_patches_list"]
+        assert PIL.Image.open(io.BytesIO(parts[3]["url"])).getpixel((0, 0)) == (0, 0, 3)
+    folder = tmp_path / "video" / "x"
+    assert clips == [
+        VideoClip(folder / "clip.webm", 8, "segments", 0.5, 2.0),
+        VideoClip(folder / "clip.mp4", 8, "segments", None, None),
+    ]
+    with pytest.raises(InputError, match="MVBench is about videos, which are not decoded here"):
+        check_pictures(open_suite(get_suite("MVBench"), VIDEOS / "data", tmp_path), "default")
+    with pytest.raises(InputError, match=r"the video scannet/clip.mp4 is not there"):
+        check_pictures(open_suite(get_suite("VSI-Bench"), VIDEOS / "data", source=decode), "default")
+
+
+def recorded_texts(name):
+    return json.loads((FOLDER / "data" / f"{name}.predictions.json").read_text())
+
+
+@pytest.mark.parametrize(("mode", "around"), [("default", "{}"), ("thinking", "<think>B or C</think>so \\boxed{{{}}}")])
+def test_from_questions_to_the_report(tmp_path, mode, around):
+    file, texts = open_suite(get_suite("BLINK"), FOLDER / "data"), list(recorded_texts("BLINK").values())
+    given = iter(texts)
+    ask = lambda talks: [Answer(around.format(next(given)), 7, ()) for _ in talks]
+    answer_suite(file, mode, tmp_path / "BLINK.jsonl", ask, 7, {}, 8)
+    result = score_suite(file, read_predictions(tmp_path / "BLINK.jsonl", "BLINK"), None)
+    wanted = json.loads((FOLDER / "scores" / "BLINK.json").read_text())["score"]
+    assert result.rated.score == wanted
+    assert (result.answered, result.questions, result.truncated, result.unfinished) == (30, 30, 1.0, 0.0)
+    low, high = result.interval
+    assert low < 60 < high
+    write_report(tmp_path / "report", [(file, result)], "8B")
+    (told,) = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (told["suite"], told["score"], told["paper"]) == ("BLINK", wanted, 59.5)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Wrong answers: 12" in page and page.count('class="wrong"') == 12 and "data:image/jpeg" in page
+    assert page.count("<img") >= 12
+
+
+def test_only_what_is_complete_is_called_so():
+    """And each of these has recorded cases: tests of recorded_test.py go by the same folder."""
+    assert {name for name, suite in SUITES.items() if not suite.missing} == RECORDED
+    told = describe_suites()
+    for name, suite in SUITES.items():
+        (line,) = [line for line in told.split("\n") if line.startswith(f"{name} ")]
+        assert line.endswith((suite.missing and f"not complete: {suite.missing}") or "complete")
+    with pytest.raises(InputError, match="no suite is called 'MMStars'"):
+        get_suite("MMStars")
+
+
+def test_a_judge_is_asked_where_the_rule_cannot_tell():
+    file = open_suite(get_suite("RealWorldQA"), FOLDER / "data")
+    rows = file.table.rows[:3]
+    texts = {rows[0].index: "A", rows[1].index: "no idea at all", rows[2].index: "some other words"}
+    predictions = {index: Prediction(index, text) for index, text in texts.items()}
+    asked = []
+
+    def judge(prompt):
+        asked.append(prompt)
+        return rows[len(asked)].cells["answer"]
+
+    result = score_suite(file, predictions, judge)
+    assert result.rated.judged == len(asked) == 2 and "no idea at all" in asked[0]
+    assert [row["hit"] for row in result.rated.rows] == [int(rows[0].cells["answer"] == "A"), 1, 1]
+    alone = score_suite(file, predictions, None)
+    assert [row["hit"] for row in alone.rated.rows][1:] == [0, 0]
+    assert "Scored by rule alone" in " ".join(summary(file, alone, None)["remarks"])
+
+
+class _Completions(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = f"{said['model']}: {said['messages'][0]['content']} ({self.headers['Authorization']})"
+        body = json.dumps({"choices": [{"message": {"content": content}}]} if said["model"] == "m" else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_judge_behind_an_endpoint(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Completions) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        assert Endpoint(url, "m", "k")("hello") == "m: hello (Bearer k)"
+        with pytest.raises(InputError, match="sent no chat completion"):
+            Endpoint(url, "other")("hello")
+        server.shutdown()
+    with pytest.raises(InputError, match="begins with http"):
+        Endpoint("localhost:8000", "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats", "unfinished"),
+    [
+        ("short", False, False),
+        ("<think>so then", False, True),
+        ("<think>a</think>b", False, False),
+        ("x" * 50 + "one and the same sentence that never ends. " * 200, True, False),
+        (" ".join(str(number) for number in range(2000)), False, False),
+    ],
+)
+def test_loops_and_unfinished_thinking(text, repeats, unfinished):
+    assert (final_text.repeats(text), final_text.is_unfinished(text)) == (repeats, unfinished)

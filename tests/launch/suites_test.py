@@ -1,0 +1,66 @@
+"""launch.evaluate on benchmark files, from the command line."""
+
+import base64
+import csv
+import json
+
+from tests import forks
+
+
+def evaluate(*arguments):
+    return forks.python("-m", "launch.evaluate", *arguments)
+
+
+def table(checkpoint, folder):
+    """The questions of the plain file, as a benchmark's."""
+    encoded = base64.b64encode((checkpoint / "a.png").read_bytes()).decode()
+    rows = [[0, encoded, "what is it", "x"], [1, "0", "what is it", "x"], [2, "0", "what is it", "x"]]
+    with (folder / "EasyVQA.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([["index", "image", "question", "answer"], *rows])
+
+
+def test_a_model_answers_a_suite(checkpoint, tmp_path):
+    table(checkpoint, tmp_path)
+    model, suite = f"--checkpoint={checkpoint}", ["--suite=EasyVQA", f"--data={tmp_path}"]
+    done = evaluate(model, *suite, f"--out={tmp_path}/out", "--max_new_tokens=3")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told.keys() == {"suite", "score"} and told["suite"] == "EasyVQA" and told["score"][0]["Overall"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "EasyVQA.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == ["0", "1", "2"] and all(line["prediction"] for line in lines)
+    assert (tmp_path / "out" / "report.html").exists() and len(
+        (tmp_path / "out" / "EasyVQA.rows.jsonl").read_text()
+    ) > 9
+    rescored = evaluate(*suite, f"--rescore={tmp_path}/out/EasyVQA.jsonl", f"--out={tmp_path}/rows.jsonl")
+    assert rescored.stdout.splitlines()[-1] == done.stdout.splitlines()[-1], rescored.stderr
+    assert (tmp_path / "rows.jsonl").read_text() == (tmp_path / "out" / "EasyVQA.rows.jsonl").read_text()
+    plain = evaluate(model, f"--data={checkpoint}/data.jsonl", "--max_new_tokens=3", f"--out={tmp_path}/plain.jsonl")
+    assert plain.returncode == 0, plain.stderr
+    said = [json.loads(line)["prediction"] for line in (tmp_path / "plain.jsonl").read_text().splitlines()]
+    assert said == [line["prediction"] for line in lines]
+
+
+def test_what_needs_no_model(tmp_path, golden):
+    data = f"--data={golden / 'eval_image' / 'data'}"
+    listed = evaluate("--suite=list")
+    assert listed.returncode == 0 and "MMStar.tsv" in listed.stdout and "needs a judge" in listed.stdout
+    out = tmp_path / "prompts.jsonl"
+    asked = evaluate("--suite=MMStar", data, "--prompts_only", "--mode=cot", f"--out={out}")
+    assert asked.returncode == 0, asked.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 36 and lines[0].keys() == {"index", "question", "tiles", "system", "generation"}
+    for arguments, said in (
+        (["--suite=MMStar", data], "--checkpoint is missing"),
+        (["--suite=MMStar", "--prompts_only"], "--data is missing"),
+        (["--suite=MMStars", data, "--prompts_only", f"--out={out}"], "no suite is called 'MMStars'"),
+        (["--suite=MMStar", data, "--prompts_only", f"--out={out}"], "already exists"),
+        (["--suite=MMStar,POPE", data, "--prompts_only", f"--out={tmp_path}/a"], "give one --suite"),
+        (
+            ["--suite=MMStar", data, "--check_md5", "--prompts_only", f"--out={tmp_path}/a"],
+            "is not the published MMStar",
+        ),
+        ([data, "--prompts_only", f"--out={tmp_path}/a"], "name one by --suite"),
+    ):
+        done = evaluate(*arguments)
+        assert (done.returncode, done.stdout) == (1, "") and said in done.stderr, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
