@@ -6,7 +6,8 @@
   python -m launch.plan --config=sft:38b-flash --task=dvd --topology=v6e:4x4
 
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
-and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling. TPU slices need libtpu
+and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling; v5p:4x4x4*2 is two slices. MFU
+is of rows of one sample, or of samples of --median_length. TPU slices need libtpu
 (pip install 'internvl_jax[tpu]'), no TPU. GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only.
 --task=dvd shares the slice between vision and language servers: requests a second, and seconds to a first token.
 --table=docs/PLANS.md makes the table of all sizes instead (two hours or more), with --task=dvd docs/DVD_PLANS.md.
@@ -24,7 +25,7 @@ from configs.experiments import gspo, sft
 from internvl_jax import planning
 from internvl_jax.errors import InputError
 from internvl_jax.planning import splits_table, table
-from launch import config, main
+from launch import assumptions, config, main
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x4, v6e:8x8, h100:8, cpu:8; or v5p, for the smallest slice")
 _TASK = flags.DEFINE_enum("task", "train", [*planning.TASKS, "dvd"], "the program, or all of a server, rollouts or dvd")
@@ -61,7 +62,8 @@ def _main(argv: list[str]) -> None:
             traffic = planning.Traffic(text=_TEXT.value, answer=_ANSWER.value, share=_SHARE.value, gbits=_GBITS.value)
             print(json.dumps(planning.plan_splits(settings, _TOPOLOGY.value, size, traffic)))
         else:
-            print(json.dumps(planning.plan(settings, _TASK.value, _TOPOLOGY.value, size, _AUTO.value)))
+            how = size, _AUTO.value, assumptions.assumed()
+            print(json.dumps(planning.plan(settings, _TASK.value, _TOPOLOGY.value, *how)))
 
 
 if __name__ == "__main__":

@@ -26,17 +26,21 @@ _CACHE = flags.DEFINE_string(
     None,
     "the folder of compiled programs; if not given $JAX_COMPILATION_CACHE_DIR or WORKDIR/xla_cache; empty: keep none",
 )
+_PROFILE = flags.DEFINE_string("profile_steps", None, "steps to trace into WORKDIR/profile, first and last, as 10:12")
+_STACKS = flags.DEFINE_float(
+    "stacks_after", 600.0, "seconds without a step's end after which all stacks are printed; 0: never", lower_bound=0
+)
 flags.mark_flag_as_required("config")
 
 
 def _main(argv: list[str]) -> None:
-    settings = config.read()
+    settings, asked = config.read(), training.Watching.parse(_PROFILE.value, _STACKS.value)
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
     with pod.joined() as processes:
         default = jax.config.jax_compilation_cache_dir or pathlib.Path(settings.run.workdir) / "xla_cache"
         if folder := default if _CACHE.value is None else _CACHE.value:
             compilation_cache.keep_programs(folder)
-        summary = training.train(settings, processes.stop)
+        summary = training.train(settings, processes.stop, asked)
         if jax.process_index() == 0:
             print(json.dumps(summary))
 

@@ -9,12 +9,15 @@ import pytest
 
 from internvl_jax.serving import Limits
 from internvl_jax.serving.schema import ChatRequest, CompletionRequest
+from internvl_jax.training import DataConfig, RunConfig
 
+SECTIONS = {"run": RunConfig, "data": DataConfig}
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs/GLOSSARY.md", "docs/PLAYBOOKS.md", "docs/CHANGES.md", "docs/TROUBLESHOOTING.md", "docs/SUPPORTED.md"),
     *("docs/SERVING.md", "docs/DEPLOY.md", "docs/VIDEO.md", "docs/GROUNDING.md", "docs/EVALUATION.md"),
+    *("docs/LORA.md", "docs/pods/README.md"),
 ]
 # A path with a folder of the project, as text between backquotes; NAME stands for what the reader adds.
 _PATH = re.compile(r"`((?:internvl_jax|checkpoint_convert|configs|launch|cascade|demo|benchmarks|docs|tests)/[^`\s]*)`")
@@ -57,6 +60,16 @@ def test_every_flag_that_a_document_names_is_there(name):
 def test_every_flag_of_a_deployment_is_there(file):
     known = set().union(*(flags_of(file) for file in (ROOT / "launch").glob("*.py")))
     assert not set(re.findall(r"(?<!\S)--([a-z_]+)=", file.read_text())) - known
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "pods").glob("*.[!m]*")), ids=lambda file: file.name)
+def test_every_flag_and_field_of_a_recipe_is_there(file):
+    known = set().union(*(flags_of(file) for file in (ROOT / "launch").glob("*.py")))
+    command = file.read_text().rpartition("launch.train")[2]
+    assert not set(re.findall(r"--([a-z_]+)=", command)) - known
+    fields = {f"{name}.{field.name}" for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)}
+    named = set(re.findall(r"--config\.([\w.]+)=", file.read_text()))
+    assert named <= fields and {"run.workdir", "run.init_from", "data.meta"} <= named
 
 
 def flags_of(file):

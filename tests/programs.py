@@ -27,7 +27,7 @@ from internvl_jax.models import InternVLConfig
 from internvl_jax.sharding.flat import Params
 from internvl_jax.sharding.rules import context
 from internvl_jax.training import TrainConfig
-from internvl_jax.training.run import hooks, loop, program, score, setup
+from internvl_jax.training.run import compiler, hooks, loop, score, setup
 from internvl_jax.training.run.hooks import plot_health
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.stages import preference_rows
@@ -83,7 +83,7 @@ def build(
     if key not in _PROGRAMS:
         with pytest.MonkeyPatch.context() as patch:
             if many_steps:
-                patch.setattr(program, "_COMPILER", {"cpu": {"xla_backend_optimization_level": 1}})
+                patch.setattr(compiler, "options", lambda *_: {"xla_backend_optimization_level": 1})
             built = setup.build(config, devices)
         fresh = functools.partial(_random_params, built, (config.model, config.run.seed))
         _PROGRAMS[key] = dataclasses.replace(built, random_params=fresh)

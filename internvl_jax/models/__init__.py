@@ -47,7 +47,7 @@ from internvl_jax.models.config import (
     VisionConfig,
     YarnConfig,
 )
-from internvl_jax.models.flops import PEAK, tile_flops, token_flops, train_flops
+from internvl_jax.models.flops import PEAK, seen_keys, tile_flops, token_flops, train_flops
 from internvl_jax.models.internvl import (
     PARTS,
     Encoded,
@@ -105,6 +105,7 @@ __all__ = [
     "over_logits",
     "place",
     "scopes",
+    "seen_keys",
     "tile_flops",
     "token_flops",
     "token_logprobs",

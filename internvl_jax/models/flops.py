@@ -1,6 +1,9 @@
 """Floating-point operations of the model, for model flops utilisation."""
 
-from internvl_jax.models.config import InternVLConfig
+from typing import Any
+
+from internvl_jax.models.config import InternVLConfig, TextConfig
+from internvl_jax.models.language.families import family_of
 
 # Dense bfloat16 peak of one device, flops a second, by jax's device_kind (vendors' data sheets).
 PEAK = {
@@ -38,6 +41,26 @@ def token_flops(config: InternVLConfig, context: float) -> float:
     return text.layers * layer + 2 * text.vocab * text.width
 
 
-def train_flops(config: InternVLConfig, tiles: float, tokens: float, context: float) -> float:
-    """Model flops of a training step (backward is twice forward; what remat recomputes does not count)."""
-    return 3 * (tiles * tile_flops(config) + tokens * token_flops(config, context))
+def seen_keys(config: TextConfig, position: Any) -> Any:
+    """How many keys a token sees, on average over the layers: those before it in its sample, as many of them as a
+    layer's window has, and half of its own. Over a sample of n tokens that is n^2 / 2 without windows.
+
+    Args:
+      position: of the token in its sample, from 0; an array of numpy or JAX of floats.
+    """
+    here = position + 0.5
+    windowed = family_of(config).windowed(config)
+    if windowed is None:
+        return here
+    share = sum(windowed) / config.layers
+    return (1 - share) * here + share * here.clip(None, config.window)
+
+
+def train_flops(config: InternVLConfig, tiles: float, tokens: float, seen: float) -> float:
+    """Model flops of a training step (backward is twice forward; what remat recomputes does not count).
+
+    Args:
+      tiles, tokens: how many there are, those that fill up not counted.
+      seen: `seen_keys` of all tokens together.
+    """
+    return 3 * (tiles * tile_flops(config) + tokens * token_flops(config, seen / max(1, tokens)))

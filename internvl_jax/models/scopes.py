@@ -5,22 +5,28 @@ The compiler keeps the names of scopes, within longer names. Those that carry a 
 
 import re
 
-_CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)")
+_CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)_(\d+)_percent_full")
 _KEYS = re.compile(r"attention_(\d+)_keys")
 _TURNS = re.compile(r"at_most_(\d+)_turns/while\b(?!/)")  # of a loop, and not of what is in it
 
 
-def chunks_scope(even: int, chunks: int) -> str:
+def chunks_scope(even: int, chunks: int, full: float) -> str:
     """The scope of a branch that runs for those chunks of an expert's rows which have any: so many of all chunks, where
-    experts have equal shares of the tokens.
+    experts have equal shares of the tokens, and then this share of their rows is real.
     """
-    return f"chunks_if_even_{even}_of_{chunks}"
+    return f"chunks_if_even_{even}_of_{chunks}_{round(100 * full)}_percent_full"
 
 
 def read_chunks(text: str) -> float | None:
     """How often the branch runs, as a share of all chunks; None where `text` holds no such scope."""
     found = _CHUNKS.search(text)
     return int(found.group(1)) / int(found.group(2)) if found else None
+
+
+def read_full(text: str) -> float:
+    """The share of a chunk's rows that is real; 1 where `text` holds no such scope."""
+    found = _CHUNKS.search(text)
+    return int(found.group(3)) / 100 if found else 1.0
 
 
 def keys_scope(keys: int) -> str:

@@ -67,10 +67,13 @@ CHIPS["gpu"] = CHIPS["h100"]
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: the name of a chip and a shape, written 'v5p:4x4x4', 'h100:8' or 'cpu:8'."""
+    """A slice: the name of a chip and a shape, written 'v5p:4x4x4', 'h100:8' or 'cpu:8'; or several equal slices of
+    TPUs with a network between them, 'v5p:4x4x4*2'.
+    """
 
     name: str
     shape: tuple[int, ...]
+    slices: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
@@ -79,7 +82,7 @@ class Topology:
         Raises:
           InputError: no slice is.
         """
-        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
+        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
         if not found or found.group(1) not in CHIPS:
             raise InputError(
                 f"topology is {text!r}; write a chip and its shape or number, as v5p:4x4x4, v6e:8x8, h100:8 or cpu:8 "
@@ -91,7 +94,10 @@ class Topology:
             raise InputError(f"topology {text!r} is no slice of {name}; there are {', '.join(known)}")
         if (len(shape) > 1 and CHIPS[name].platform != "tpu") or min(shape) < 1:
             raise InputError(f"topology {text!r}: give a number of devices, as {name}:8")
-        return cls(name, shape)
+        slices = int(found.group(3) or 1)
+        if slices < 1 or (slices > 1 and CHIPS[name].platform != "tpu"):
+            raise InputError(f"topology {text!r}: only TPUs come in several slices; give a number of devices")
+        return cls(name, shape, slices)
 
     @property
     def chip(self) -> Chip:
@@ -99,10 +105,10 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
 
     def __str__(self) -> str:
-        return f"{self.name}:{'x'.join(map(str, self.shape))}"
+        return f"{self.name}:{'x'.join(map(str, self.shape))}" + (f"*{self.slices}" if self.slices > 1 else "")
 
     def devices(self) -> list[jax.Device]:
         """Devices to compile for, without any hardware: for TPUs descriptions that libtpu makes, for other platforms as
@@ -112,7 +118,7 @@ class Topology:
           InputError: libtpu is not installed, or this process has fewer CPU devices and can't get more.
         """
         if self.chip.platform == "tpu":
-            return _tpu_devices(str(self), self.chips)
+            return _tpu_devices(self)
         with contextlib.suppress(RuntimeError):  # JAX has made its devices already
             jax.config.update("jax_num_cpu_devices", self.chips)
         devices = jax.devices("cpu")
@@ -121,7 +127,9 @@ class Topology:
         return devices[: self.chips]
 
 
-def _tpu_devices(name: str, chips: int) -> list[jax.Device]:
+def _tpu_devices(where: Topology) -> list[jax.Device]:
+    name = f"{where.name}:{'x'.join(map(str, where.shape))}"
+    several = {"num_slices": where.slices} if where.slices > 1 else {}
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compiles beside other processes
@@ -129,11 +137,13 @@ def _tpu_devices(name: str, chips: int) -> list[jax.Device]:
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
     except (RuntimeError, jax.errors.JaxRuntimeError) as error:
         raise InputError(
             f"no TPU compiler for {name} ({first_line(error)}); pip install 'internvl_jax[tpu]'"
         ) from error
-    if len(devices) != chips:
-        raise InputError(f"{name} has {len(devices)} devices on {chips} chips; only chips of one device are planned")
+    if len(devices) != where.chips:
+        raise InputError(
+            f"{where} has {len(devices)} devices on {where.chips} chips; only chips of one device are planned"
+        )
     return list(devices)

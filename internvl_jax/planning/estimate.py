@@ -5,16 +5,17 @@
    taken to need the time of their bytes at `STREAM` of the bandwidth, if that is less. For gathered and scattered rows
    it notes no cycles: they need the time of their bytes. Every loop counts as often as it runs.
 2. Kernels (attention, grouped products of experts) are opaque to the compiler. How many operations they are follows
-   from their shapes. They are taken to run at `KERNEL` of the matrix units' peak, less where a head is narrower than
+   from their shapes. They are taken to run at a share of the matrix units' peak, less where a head is narrower than
    these, and to need at least the time of their bytes at `STREAM` of the bandwidth (of experts' weights, those of one
    layer; of pages of keys and values, those of one layer of all rows). Experts are taken to have equal shares of the
    tokens, and rows that have pages to be full.
 3. A transfer needs the time of the bytes that a device sends, at the bandwidth of one dimension of its torus, and
-   `LATENCY` besides, however few they are. Transfers that start and end apart hide behind the other work of their loop,
+   a latency besides, however few they are. Transfers that start and end apart hide behind the other work of their loop,
    and only what is longer than that is added.
 
 This is an estimate: nothing has run. It may lean either way in the kernels' share of the peak and in the latency, which
-are assumptions, and towards too long in transfers, as rings over several dimensions of the torus may be faster.
+are assumptions (`assumed.Assumed`), and towards too long in transfers, as rings over several dimensions of the torus
+may be faster. `assumed.NOT_MODELLED` says what is left out.
 """
 
 import collections
@@ -23,12 +24,11 @@ import math
 import re
 
 from internvl_jax.models import scopes
+from internvl_jax.planning.assumed import Assumed
 from internvl_jax.planning.chips import Chip
 from internvl_jax.planning.hlo import HloProgram, Instruction, collectives, cycles, num_bytes
 
-KERNEL = 0.6  # share of the peak that kernels are taken to reach where a head fills the matrix unit
 STREAM = 0.8  # share of the memory's bandwidth that copies and sums are taken to reach
-LATENCY = 5e-6  # seconds that a transfer is taken to need before its first byte has come; nobody timed it
 _PAGED = "ragged_paged_attention"  # in the name of the kernel
 _GROUPED = re.compile(r"jit\(t?gmm\)+/pallas_call")
 _FLOATS = re.compile(r"(?:bf16|f32)\[([\d,]+)\]")
@@ -69,8 +69,8 @@ class Estimate:
         return self.compiled_s + self.kernels_s + self.transfers_s
 
 
-def estimate(program: HloProgram, chip: Chip, devices: int) -> Estimate:
-    """The estimate for a program compiled for one of `devices` chips."""
+def estimate(program: HloProgram, chip: Chip, devices: int, assumed: Assumed) -> Estimate:
+    """The estimate for a program compiled for one of `devices` chips, under what is assumed."""
     flops = compiled = counted = kernels = transfers_s = transfers = 0.0
     sent: dict[str, float] = collections.defaultdict(float)
     for body, times in program.bodies():
@@ -82,14 +82,14 @@ def estimate(program: HloProgram, chip: Chip, devices: int) -> Estimate:
             inside += operations
             if operations:
                 moved_s = (program.moved_bytes(one, names) - _unread(one)) / (chip.hbm_bandwidth * STREAM)
-                inside_s += max(moved_s, operations / (chip.peak * KERNEL * min(1.0, width / chip.matrix)))
+                inside_s += max(moved_s, operations / (chip.peak * assumed.kernel * min(1.0, width / chip.matrix)))
         shown = hidden = 0.0
         for transfer in collectives(body, devices):
             if transfer.group == 1:
                 continue
             sent[transfer.kind] += times * transfer.bytes
             transfers += times
-            seconds = transfer.bytes / chip.link_bandwidth + LATENCY
+            seconds = transfer.bytes / chip.link_bandwidth + assumed.latency
             hidden, shown = (hidden + seconds, shown) if transfer.hidden else (hidden, shown + seconds)
         flops += times * (program.product_flops(body) + inside)
         compiled += times * work
@@ -120,7 +120,7 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
     shape = [int(size) for size in _FLOATS.search(operands).group(1).split(",")]
     if grouped:  # [rows, in] to [rows, out], or [rows, out] to [groups, out, in]
         width = int(_FLOATS.search(one.shape).group(1).split(",")[-1])
-        return 2.0 * math.prod(shape) * width, width
+        return 2.0 * math.prod(shape) * width * scopes.read_full(one.rest), width  # it leaves out rows of no group
     elements = math.prod(shape)
     if "splash_mha_fwd" in one.name or _PAGED in one.name:
         factor = _FORWARD

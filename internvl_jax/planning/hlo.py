@@ -8,11 +8,21 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from internvl_jax.models import scopes
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
-_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
-_ARRAY = re.compile(r"(?:pred|[suf]\d+|bf16)\[[\d,]*\](?:\{[^}]*\})?")
+# Bits of an element, by XLA's name of its type.
+_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+_BITS |= {f"{kind}{bits}": bits for kind in "su" for bits in (1, 2, 4, 8, 16, 32, 64)}
+_BITS |= {f"f{bits}": bits for bits in (16, 32, 64)}
+_BITS |= {
+    f"f8{form}": 8 for form in ("e3m4", "e4m3", "e4m3fn", "e4m3b11fnuz", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
+}
+_BITS |= {"f4e2m1fn": 4}
+_TYPES = "|".join(sorted(_BITS, key=len, reverse=True))
+_SHAPE = re.compile(rf"\b({_TYPES})\[([\d,]*)\]")
+_ARRAY = re.compile(rf"\b(?:{_TYPES})\[[\d,]*\](?:\{{[^}}]*\}})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
 _COLLECTIVE = re.compile(
@@ -119,10 +129,13 @@ class HloProgram:
         for one in body:
             if one.opcode == "fusion":
                 total += self.product_flops(self.computations[one.attribute("calls")])
-            elif one.opcode in ("convolution", "dot"):
-                out, left, right = (num_elements(part) for part in (one.shape, *(names[n].shape for n in one.operands)))
-                # [m, k] by [k, n]: the elements of the operands over those of the result are k squared.
-                total += 2 * out * math.sqrt(left * right / out) if out else 0.0
+            elif one.opcode == "dot":
+                left = axis_sizes(names[one.operands[0]].shape)
+                summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest).group(1)
+                length = math.prod(left[int(axis)] for axis in summed.split(",") if axis)
+                total += 2.0 * math.prod(axis_sizes(one.shape)) * length
+            elif one.opcode == "convolution":
+                total += _convolution_flops(one, *(axis_sizes(names[name].shape) for name in one.operands))
         return total
 
     def read_bytes(self) -> int:
@@ -229,9 +242,9 @@ def group_size(rest: str, devices: int) -> int:
 
 
 def num_bytes(shape: str) -> int:
-    """Bytes of a shape, or of all parts of a tuple."""
+    """Bytes of a shape, or of all parts of a tuple; two elements of four bits share a byte."""
     return sum(
-        _BYTES.get(kind, 4) * math.prod(int(size) for size in dims.split(",") if size)
+        -(-_BITS[kind] * math.prod(int(size) for size in dims.split(",") if size) // 8)
         for kind, dims in _SHAPE.findall(shape)
     )
 
@@ -241,10 +254,49 @@ def _main_bytes(text: str) -> int:
     return sum(num_bytes(shape) for shape in _ARRAY.findall(text) if "S(" not in shape)
 
 
-def num_elements(shape: str) -> int:
-    """Elements of a shape, of a tuple's first part."""
-    found = _SHAPE.search(shape)
-    return math.prod(int(size) for size in found.group(2).split(",") if size) if found else 0
+def axis_sizes(shape: str) -> list[int]:
+    """Sizes of the axes of a shape, of a tuple's first part."""
+    return [int(size) for size in _SHAPE.search(shape).group(2).split(",") if size]
+
+
+def _convolution_flops(one: Instruction, left: list[int], right: list[int]) -> float:
+    """Operations of a convolution, as which the TPU compiler writes every product: the axes that `dim_labels` calls i
+    are summed over, and of the window what meets an element of the left side (batches of a product are written as a
+    window that meets one element alone).
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
+    window = re.search(r"window=\{([^}]*)\}", one.rest)
+    fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
+    out, met = axis_sizes(one.shape), 1.0
+    for axis in sorted(set(labels.group(1)) - set("bf")):
+        number = lambda name, default, axis=axis: fields[name].split("x")[int(axis)] if name in fields else default
+        low = int(number("pad", "0_0").split("_")[0])
+        stride, apart, spread = (int(number(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
+        length, taps, places = (
+            axes[text.index(axis)] for axes, text in zip((left, right, out), labels.groups(), strict=True)
+        )
+        met *= _meetings(length, taps, places, low, stride, apart, spread)
+    kept = dict(zip(labels.group(3), out, strict=True))
+    return 2.0 * kept["b"] * kept["f"] * right[labels.group(2).index("i")] * met
+
+
+def _meetings(length: int, taps: int, places: int, low: int, stride: int, apart: int, spread: int) -> int:
+    """How many pairs of a place of the result and a tap of the window meet an element of the left side, along an axis
+    of it.
+
+    Args:
+      length: elements of the left side, `spread` apart, `low` behind the beginning.
+      taps: of the window, `apart`.
+      places: of the result, `stride` apart.
+    """
+    # The longer of the two as an array, the other one by one.
+    (many, step), (few, jump) = sorted(((taps, apart), (places, stride)), reverse=True)
+    at = np.arange(many) * step - low
+    met = 0
+    for number in range(few):
+        where = at + number * jump
+        met += int(np.sum((where >= 0) & (where <= (length - 1) * spread) & (where % spread == 0)))
+    return met
 
 
 def cycles(one: Instruction) -> int:

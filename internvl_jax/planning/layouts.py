@@ -1,9 +1,9 @@
 """How a model is laid out on a slice: mesh, rules, remat and micro-batches, by arithmetic.
 
 Training: with rows of 32,768 tokens, gathering a layer's weights costs a few hundredths of its products, so weights are
-spread over many chips ('fsdp') and every chip takes one row at a time; experts are spread over a few, between which
-tokens travel ('moe'). Serving: heads, inner widths and vocabulary are spread over as many chips as there are key/value
-heads; beyond, rows are, and whole experts.
+spread over many chips ('fsdp') and every chip takes one row at a time, or several short ones; experts are spread over a
+few, between which tokens travel ('moe'). Serving: heads, inner widths and vocabulary are spread over as many chips as
+there are key/value heads; beyond, rows are, and whole experts.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from internvl_jax.training import TrainConfig
 # Bytes of a parameter in training: its value, its gradient and two moments, all in float32.
 _STATE = 16
 REMATS = ("mlp", "gate", "qkv", "attention", "full")  # from what recomputes least to what needs least memory
+_ENOUGH = 16384  # tokens of short rows that a chip takes at a time: gathering weights hides behind them
 _HEADROOM = 0.97  # share of the memory that programs get; the runtime keeps some, and gaps between buffers are lost
 
 
@@ -70,15 +71,17 @@ def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any
     # Over a whole torus the TPU compiler gathers weights by sums of padded shards, which send twice as much (2026-11):
     # four copies of the state where there is room.
     copies = 4 if where.chips >= 16 and _fixed(config, where.chips // 4) < where.chip.hbm / 4 else 1
+    copies = math.lcm(copies, where.slices)  # between slices goes the sum of gradients alone
     expert = _expert(config.model, where.chips // copies)
     axes = {"data": copies, "fsdp": where.chips // copies // expert, "expert": expert}
     mesh = ",".join(f"{axis}={count}" for axis, count in axes.items() if count > 1 or axis == "fsdp")
     rules = "fsdp" if config.model.text.moe is None else "moe"
-    layout = {"mesh": mesh, "rules": rules, "micro_batches": rows // where.chips}
+    together = _together(config, rows // where.chips)
+    layout = {"mesh": mesh, "rules": rules, "micro_batches": rows // where.chips // together}
     free = where.chip.hbm - _fixed(config, where.chips // copies)  # `kept` leans high, and compiling decides
     # Experts keep nothing of their inner products.
     several = REMATS if config.model.text.moe is None else REMATS[REMATS.index("qkv") :]
-    remats = [name for name in several[:-1] if kept(config, name) <= free]
+    remats = [name for name in several[:-1] if kept(config, name, together) <= free]
     return [layout | {"remat": remat} for remat in (*remats, REMATS[-1])]
 
 
@@ -90,11 +93,20 @@ def _expert(model: InternVLConfig, chips: int) -> int:
     return max(count for count in (1, 2, 4, 8) if count <= moe.per_token and chips % count == moe.experts % count == 0)
 
 
-def kept(config: TrainConfig, remat: str) -> float:
-    """Bytes that a row needs: what its forward pass keeps for the backward one, and the work of the largest layer."""
-    model, tokens = config.model, config.data.token_budget
+def _together(config: TrainConfig, rows: int) -> int:
+    """How many of a chip's rows it takes at a time: as many short ones as come to `_ENOUGH` tokens."""
+    return max(
+        count for count in range(1, rows + 1) if rows % count == 0 and (count - 1) * config.data.token_budget < _ENOUGH
+    )
+
+
+def kept(config: TrainConfig, remat: str, rows: int = 1) -> float:
+    """Bytes that a chip's rows need: what their forward pass keeps for the backward one, and the work of the largest
+    layer.
+    """
+    model, tokens = config.model, config.data.token_budget * rows
     text, vision = model.text, model.vision
-    patches = config.data.tile_budget * (vision.grid**2 + 1)
+    patches = rows * config.data.tile_budget * (vision.grid**2 + 1)
     level = REMATS[::-1].index(remat)
     lanes = lambda width: -(-width // 128) * 128  # the last dimension is filled up to so many
     row = text.width + (level >= 1) * text.heads * lanes(text.head_width)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from internvl_jax import sharding
 from internvl_jax.data import Batch
 from internvl_jax.models import train_flops
+from internvl_jax.planning.assumed import Assumed
 from internvl_jax.training import TrainConfig, build
 
 
@@ -31,9 +32,9 @@ class Lowered:
     flops: float
 
 
-def training(config: TrainConfig, devices: list[jax.Device]) -> Lowered:
-    """The training step of a config: packed rows, tiles, AdamW and all; of its operations a row is taken as one
-    sample.
+def training(config: TrainConfig, devices: list[jax.Device], assumed: Assumed) -> Lowered:
+    """The training step of a config: packed rows, tiles, AdamW and all. Its operations are those of full rows of
+    samples with the lengths that are assumed, and of tiles that are all real.
     """
     program = build(config, devices)
     rows, data, side = config.run.rows, config.data, config.model.vision.image_size
@@ -52,5 +53,6 @@ def training(config: TrainConfig, devices: list[jax.Device]) -> Lowered:
     batch = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), batch, where)
     state = program.abstract
     there = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
-    flops = train_flops(config.model, tiles, rows * data.token_budget, data.token_budget / 2)
+    tokens = rows * data.token_budget
+    flops = train_flops(config.model, tiles, tokens, tokens * assumed.seen(config.model.text, data.token_budget))
     return Lowered(program.mesh, there, program.step.lower(state, batch), flops)

@@ -7,8 +7,10 @@ from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.models import place
+from internvl_jax.planning.assumed import DEFAULT, NOT_MODELLED, Assumed
 from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.engine_trial import rollout, serving
+from internvl_jax.planning.estimate import STREAM
 from internvl_jax.planning.layouts import Serving, candidates, serving_layout, training_layouts
 from internvl_jax.planning.lowering import training
 from internvl_jax.planning.trial import OutOfMemoryError, Trial
@@ -18,7 +20,9 @@ from internvl_jax.training import GspoConfig, TrainConfig
 TASKS = ("train", "prefill", "decode", "serve", "rollout")
 
 
-def plan(config: TrainConfig, task: str, topology: str, size: Serving, auto: bool) -> dict[str, Any]:
+def plan(
+    config: TrainConfig, task: str, topology: str, size: Serving, auto: bool, assumed: Assumed = DEFAULT
+) -> dict[str, Any]:
     """The plan of a task on one slice, or on the smallest that it fits.
 
     Args:
@@ -28,6 +32,7 @@ def plan(config: TrainConfig, task: str, topology: str, size: Serving, auto: boo
       topology: a slice, like 'v5p:4x4x4', or a chip, like 'v5p', for the smallest of its slices that holds the task.
       size: what a server holds; training and rollouts don't look at it.
       auto: choose mesh, rules, remat and micro-batches for the slice.
+      assumed: what times and operations take for granted.
 
     Raises:
       InputError: no such topology, a layout that the model's sizes forbid, or a rollout of a config without.
@@ -36,38 +41,42 @@ def plan(config: TrainConfig, task: str, topology: str, size: Serving, auto: boo
         raise InputError(f"objective {config.objective!r} has no rollouts; give --config=gspo:SIZE")
     if ":" in topology:
         where = Topology.parse(topology)
-        found = _best(config, task, where, size, auto)
+        found = _best(config, task, where, size, auto, assumed)
         smaller = candidates(config, task, size, where.name) if where.chip.slices else iter(())
         return {**found, "smallest_slice": next(map(str, smaller), None), "smallest_slice_is": "by arithmetic"}
     tried: list[str] = []
     for where in candidates(config, task, size, topology):
-        found = _best(config, task, where, size, auto)
+        found = _best(config, task, where, size, auto, assumed)
         if found["fits"]:
             return {**found, "smallest_slice": str(where), "smallest_slice_is": "compiled", "too_small": tried}
         tried.append(str(where))
     raise InputError(f"{task} of this model fits no listed slice of {topology}; tried {', '.join(tried) or 'none'}")
 
 
-def _best(config: TrainConfig, task: str, where: Topology, size: Serving, auto: bool) -> dict[str, Any]:
+def _best(
+    config: TrainConfig, task: str, where: Topology, size: Serving, auto: bool, assumed: Assumed
+) -> dict[str, Any]:
     """The plan with the first layout that fits."""
     config = copy.deepcopy(config)
     if task not in ("train", "rollout") or not auto:
-        return _plan(config, task, where, size, auto)
+        return _plan(config, task, where, size, auto, assumed)
     for layout in training_layouts(config, where):
         run = dataclasses.replace(config.run, **layout)
-        found = _plan(dataclasses.replace(config, run=run), task, where, size, auto)
+        found = _plan(dataclasses.replace(config, run=run), task, where, size, auto, assumed)
         if found["fits"] or task == "rollout":  # what a step recomputes is nothing to rollouts
             break
     return found
 
 
-def _plan(config: TrainConfig, task: str, where: Topology, size: Serving, auto: bool) -> dict[str, Any]:
-    run, trial = config.run, Trial(where)
+def _plan(
+    config: TrainConfig, task: str, where: Topology, size: Serving, auto: bool, assumed: Assumed
+) -> dict[str, Any]:
+    run, trial = config.run, Trial(where, assumed)
     layout: dict[str, Any] = {"mesh": run.mesh, "rules": run.rules}
     try:
         if task == "train":
             layout |= {"remat": run.remat, "rows": run.rows, "micro_batches": run.micro_batches}
-            trial.run(task, training(config, where.devices()))
+            trial.run(task, training(config, where.devices(), assumed))
         elif isinstance(config.stage, GspoConfig) and task == "rollout":
             rollout(trial, config, config.stage)
         else:
@@ -85,6 +94,11 @@ def _plan(config: TrainConfig, task: str, where: Topology, size: Serving, auto: 
         "layout": layout,
         "compiled_for": "tpu" if where.chip.platform == "tpu" else "cpu",
     }
+    if where.chip.platform == "tpu":
+        head["assumed"] = {"kernel_rate": assumed.kernel, "memory_rate": STREAM, "latency_s": assumed.latency}
+        head["not_modelled"] = list(NOT_MODELLED)
+    if task == "train":
+        head["lengths"] = assumed.describe(config.data.token_budget)
     if list(trial.found) == [task]:
         return {**head, **trial.found[task]}
     return {**head, **trial.notes, **_together(trial)}

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from internvl_jax.planning.assumed import DEFAULT, Assumed
 from internvl_jax.planning.chips import Topology
-from internvl_jax.planning.estimate import LATENCY, estimate
+from internvl_jax.planning.estimate import estimate
 from internvl_jax.planning.hlo import HloProgram, num_bytes
 from internvl_jax.planning.lowering import Lowered
 from internvl_jax.sharding import shard_bytes
@@ -17,10 +18,7 @@ from internvl_jax.sharding import shard_bytes
 # Parameters, moments and caches from this size on must not lie whole on devices that could share them.
 LARGE = 4 << 20
 _ELSEWHERE = "compiled for as many CPU devices: memory is that program's, attention has no fused kernel; time unknown"
-_ROOFLINE = (
-    f"roofline from compiler cycles, assumed kernel rate, bytes sent and {1e6 * LATENCY:.0f} us a transfer; "
-    "nothing was run"
-)
+_ROOFLINE = "roofline from compiler cycles, assumed kernel rate, bytes sent and assumed latency; nothing was run"
 
 
 class OutOfMemoryError(Exception):
@@ -32,12 +30,13 @@ class Trial:
 
     Attributes:
       where: the slice.
+      assumed: what estimates take for granted.
       found: what each of them needs, by its name.
       notes: what else there is to say.
     """
 
-    def __init__(self, where: Topology):
-        self.where = where
+    def __init__(self, where: Topology, assumed: Assumed = DEFAULT):
+        self.where, self.assumed = where, assumed
         self.found: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
 
@@ -61,7 +60,7 @@ class Trial:
             self.found[name] = {**head, "fits": False, "reason": reason.group(0) if reason else "out of memory"}
             raise OutOfMemoryError from error
         seconds = round(time.perf_counter() - started, 1)
-        self.found[name] = {**head, **_read(lowered, compiled, self.where), "compile_s": seconds}
+        self.found[name] = {**head, **_read(lowered, compiled, self.where, self.assumed), "compile_s": seconds}
         return _results(lowered.lowered, compiled)
 
 
@@ -75,7 +74,7 @@ def _results(lowered: Any, compiled: jax.stages.Compiled) -> Any:
     return jax.tree.map(struct, lowered.out_info, compiled.output_shardings)
 
 
-def _read(lowered: Lowered, compiled: jax.stages.Compiled, where: Topology) -> dict[str, Any]:
+def _read(lowered: Lowered, compiled: jax.stages.Compiled, where: Topology, assumed: Assumed) -> dict[str, Any]:
     """What the compiled program says."""
     memory, chip = compiled.memory_analysis(), where.chip
     kinds: dict[str, float] = {kind: shard_bytes(tree) for kind, tree in lowered.there.items()}
@@ -101,7 +100,7 @@ def _read(lowered: Lowered, compiled: jax.stages.Compiled, where: Topology) -> d
     if chip.platform != "tpu":
         bound = flops / chip.peak if chip.peak else None
         return {**out, "step_s": None, "step_s_at_peak": bound, "mfu": None, "estimate": _ELSEWHERE}
-    found = estimate(program, chip, where.chips)
+    found = estimate(program, chip, where.chips, assumed)
     read = program.read_bytes() / chip.hbm_bandwidth
     step = max(found.seconds, read)
     return {

@@ -3,7 +3,8 @@
 from internvl_jax.pod import place
 from internvl_jax.pod.agreement import agree, lead, versions
 from internvl_jax.pod.channel import Channel
+from internvl_jax.pod.gauges import Gauges
 from internvl_jax.pod.place import Place
 from internvl_jax.pod.pod import Pod
 
-__all__ = ["Channel", "Place", "Pod", "agree", "lead", "place", "versions"]
+__all__ = ["Channel", "Gauges", "Place", "Pod", "agree", "lead", "place", "versions"]

@@ -10,8 +10,10 @@ from internvl_jax.errors import InputError
 _LOOKED_FOR = (
     "Open MPI (OMPI_MCA_orte_hnp_uri), Slurm (SLURM_JOB_ID, inside srun), GKE (TPU_WORKER_ID and "
     "TPU_WORKER_HOSTNAMES), a TPU VM (its metadata server), Kubernetes (KUBERNETES_SERVICE_HOST; pip install jax[k8s]) "
-    "and JAX_COORDINATOR_ADDRESS"
+    "and JAX_COORDINATOR_ADDRESS; SkyPilot's variables (SKYPILOT_NODE_RANK) are not there either"
 )
+_SKYPILOT = {name: f"SKYPILOT_{name}" for name in ("NODE_RANK", "NUM_NODES", "NODE_IPS")}
+_PORT = 12345  # of process 0 where whoever starts the processes names hosts alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ def given(coordinator: str | None, processes: int | None, process: int | None) -
 
 
 def found(coordinator: str | None, processes: int | None, process: int | None, seconds: int) -> Place:
-    """The place that JAX finds in the environment; what is given goes before what is found.
+    """The place that JAX finds in the environment, or that SkyPilot left there; what is given goes before that.
 
     Args:
       seconds: how long to look for the address of process 0 where a cluster tells it late.
@@ -53,6 +55,8 @@ def found(coordinator: str | None, processes: int | None, process: int | None, s
       InputError: nothing is found.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if all(name in os.environ for name in _SKYPILOT.values()):
+        coordinator, processes, process = _skypilot(coordinator, processes, process)
     try:
         coordinator, processes, process, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
             coordinator, processes, process, None, None, seconds
@@ -65,6 +69,19 @@ def found(coordinator: str | None, processes: int | None, process: int | None, s
         raise InputError(f"no cluster is found: JAX looked for {_LOOKED_FOR}; {_BY_HAND}")
     place = _place(coordinator, processes, process)
     return place if devices is None else dataclasses.replace(place, devices=tuple(devices))
+
+
+def _skypilot(coordinator: str | None, processes: int | None, process: int | None) -> tuple[str, int, int]:
+    """What is not given, of the host's rank, their number, and their addresses, a line each (of a TPU slice SkyPilot
+    names every host too).
+    """
+    rank, nodes, addresses = (os.environ[name] for name in _SKYPILOT.values())
+    if not (rank.isdigit() and nodes.isdigit() and addresses.split()):
+        raise InputError(
+            f"SkyPilot's {', '.join(_SKYPILOT.values())} are {rank!r}, {nodes!r}, {addresses!r}; {_BY_HAND}"
+        )
+    found = int(nodes) if processes is None else processes, int(rank) if process is None else process
+    return coordinator or f"{addresses.split()[0]}:{_PORT}", *found
 
 
 _BY_HAND = "give --coordinator=HOST:PORT, --processes=N and --process=0 to N-1 instead"

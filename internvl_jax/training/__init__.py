@@ -4,6 +4,7 @@ from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConf
 from internvl_jax.training.run import hooks
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
+from internvl_jax.training.run.watch import Watching
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
 from internvl_jax.training.stages.gspo.sampling_weights import (
     prompts_ahead,
@@ -32,6 +33,7 @@ __all__ = [
     "STAGES",
     "StageConfig",
     "TrainConfig",
+    "Watching",
     "build",
     "hooks",
     "prompts_ahead",

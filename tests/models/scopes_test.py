@@ -10,7 +10,7 @@ from internvl_jax.models import scopes
 @pytest.mark.parametrize(
     ("name", "read", "fact", "size"),
     [
-        (scopes.chunks_scope(3, 12), scopes.read_chunks, 0.25, 4),
+        (scopes.chunks_scope(3, 12, 0.8), scopes.read_chunks, 0.25, 4),
         (scopes.keys_scope(640), scopes.read_keys, 640, 5),
     ],
 )

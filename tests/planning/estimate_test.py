@@ -7,10 +7,14 @@ import pytest
 
 from internvl_jax.models import scopes
 from internvl_jax.planning import hlo
+from internvl_jax.planning.assumed import Assumed
 from internvl_jax.planning.chips import CHIPS
-from internvl_jax.planning.estimate import KERNEL, LATENCY, STREAM, estimate, kernel_flops
+from internvl_jax.planning.estimate import STREAM, kernel_flops
+from internvl_jax.planning.estimate import estimate as estimate_under
 
 CHIP = dataclasses.replace(CHIPS["v5p"], clock=1e3, hbm_bandwidth=1e4, link_bandwidth=1e3)
+ASSUMED = Assumed(kernel=0.5, latency=3e-6)
+KERNEL, LATENCY = ASSUMED.kernel, ASSUMED.latency
 # A copy whose cycles are less than its bytes, one whose bytes are less, and two transfers, one beside the work.
 PROGRAM = """ENTRY %main (x.0: f32[250]) -> f32[250] {
   %x.0 = f32[250] parameter(0)
@@ -20,6 +24,10 @@ PROGRAM = """ENTRY %main (x.0: f32[250]) -> f32[250] {
   ROOT %ar = f32[250] all-reduce(%slow), replica_groups=[1,2]<=[2]
 }
 """
+
+
+def estimate(program, chip, devices):
+    return estimate_under(program, chip, devices, ASSUMED)
 
 
 def test_by_hand():
@@ -72,6 +80,9 @@ def test_grouped_products(call, result, operands):
     rest = f"custom_call_target=tpu_custom_call, operand_layout_constraints={{{operands}}}, op_name={call}/pallas_call"
     found, _ = kernel_flops(hlo.Instruction("gmm", result, "custom-call", rest, False))
     assert found == 2 * 512 * 64 * 96
+    # Rows of no group are left out.
+    within = rest.replace("op_name=", f"op_name={scopes.chunks_scope(1, 2, 0.75)}/")
+    assert kernel_flops(hlo.Instruction("gmm", result, "custom-call", within, False))[0] == 0.75 * found
 
 
 @pytest.mark.parametrize("weights", ["bf16[5,96,64]", "bf16[20,96,64]"])  # of one layer, or of four

@@ -84,7 +84,7 @@ ENTRY %main (x.0: f32[2]) -> f32[2] {
 """
     shares = lambda name: [times for _, times in hlo.HloProgram(text.replace("NAME", name)).bodies()]
     assert shares("other") == [1, 0.5, 0.5]
-    assert shares(scopes.chunks_scope(4, 32)) == [1, 28 / 32, 4 / 32]
+    assert shares(scopes.chunks_scope(4, 32, 0.8)) == [1, 28 / 32, 4 / 32]
 
 
 def test_rows_that_are_gathered_and_scattered():
@@ -188,6 +188,52 @@ def test_a_scan_inside_a_scan_is_counted_as_often_as_it_runs():
 )
 def test_sizes_of_groups(rest, size):
     assert hlo.group_size(rest, 8) == size
+
+
+def flops(line: str, left: str, right: str) -> float:
+    """Operations of one product."""
+    text = f"""ENTRY %main (x.0: {left}, y.0: {right}) -> f32[] {{
+  %x.0 = {left} parameter(0)
+  %y.0 = {right} parameter(1)
+  ROOT %p = {line}
+}}
+"""
+    program = hlo.HloProgram(text)
+    ((body, _),) = program.bodies()
+    return program.product_flops(body)
+
+
+def test_products_of_batches():
+    """Seven times [3, 5] by [5, 2], as a dot and as the TPU compiler writes it: a window that meets one batch."""
+    dims = "lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}"
+    wanted = 2 * 7 * 3 * 5 * 2
+    assert flops(f"f32[7,3,2] dot(%x.0, %y.0), {dims}", "f32[7,3,5]", "f32[7,5,2]") == wanted
+    window = "window={size=7 stride=6 lhs_dilate=7}, dim_labels=0bf_0io->0bf"
+    assert flops(f"f32[7,3,2] convolution(%x.0, %y.0), {window}", "f32[7,3,5]", "f32[7,5,2]") == wanted
+    two = "lhs_contracting_dims={1,2}, rhs_contracting_dims={0,1}"
+    assert flops(f"f32[3,2] dot(%x.0, %y.0), {two}", "f32[3,5,4]", "f32[5,4,2]") == 2 * 3 * 20 * 2
+    assert flops("f32[3,2] dot(%x.0, %y.0), lhs_contracting_dims={}", "f32[3]", "f32[2]") == 2 * 3 * 2
+
+
+def test_products_of_windows():
+    """A picture of 6 x 6 with 3 channels in patches of 2 x 2, and a window of 3 that is cut off at both ends."""
+    patches = "window={size=2x2 stride=2x2}, dim_labels=b01f_01io->b01f"
+    found = flops(f"f32[4,3,3,8] convolution(%x.0, %y.0), {patches}", "f32[4,6,6,3]", "f32[2,2,3,8]")
+    assert found == 2 * 4 * 9 * 8 * (2 * 2 * 3)
+    cut = "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
+    assert flops(f"f32[1,5,2] convolution(%x.0, %y.0), {cut}", "f32[1,5,4]", "f32[3,4,2]") == 2 * (15 - 2) * 4 * 2
+
+
+@pytest.mark.parametrize("kind", ["f8e4m3fn", "f8e5m2", "s8", "s4"])
+def test_products_of_narrow_types(kind):
+    line = "bf16[3,2] dot(%x.0, %y.0), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    assert flops(line, f"{kind}[3,5]", f"{kind}[5,2]") == 2 * 3 * 5 * 2
+
+
+def test_bytes_of_narrow_types():
+    assert hlo.num_bytes("(f8e4m3fn[3,5]{1,0}, s4[5], u4[4]{0:T(128)E(4)}, f4e2m1fn[2], u64[2], f64[], u1[9])") == (
+        15 + 3 + 2 + 1 + 16 + 8 + 2
+    )
 
 
 def test_bytes_of_shapes():

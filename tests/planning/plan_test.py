@@ -10,13 +10,15 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs.experiments import consistency, gspo, sft
 from internvl_jax.errors import InputError
-from internvl_jax.planning import Serving, plan, table
+from internvl_jax.models import seen_keys, train_flops
+from internvl_jax.planning import Assumed, Serving, plan, table
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.layouts import candidates, serving_layout, specs, training_layouts
 from internvl_jax.planning.lowering import Lowered, training
@@ -40,6 +42,16 @@ def test_training_on_cpu_devices():
     kinds = found["bytes_per_device"]
     assert kinds["optimizer"] == 2 * kinds["parameters"] + 2 * 4  # two moments, and two counters
     assert kinds["total"] > kinds["activations"] > 0
+
+
+def test_a_plan_and_a_run_count_the_same_operations():
+    """Of the same rows: `Meter` takes tiles, tokens and what tokens see from the step (`step_test`)."""
+    found, config = planned("train"), sft.get_config("tiny")
+    rows, tokens = config.run.rows, config.data.token_budget
+    seen = rows * np.sum(seen_keys(config.model.text, np.arange(tokens, dtype=np.float32)))
+    tiles = rows * config.data.tile_budget
+    assert 8 * found["model_flops_per_device"] == pytest.approx(train_flops(config.model, tiles, rows * tokens, seen))
+    assert found["lengths"]["how"] == "one sample a row"
 
 
 def test_serving_on_cpu_devices():
@@ -172,7 +184,7 @@ def test_logits_are_nowhere_whole():
     text = dataclasses.replace(config.model.text, vocab=1048)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
     config.run.logprob_chunk, config.run.mesh = 64, "fsdp=8"
-    compiled = training(config, Topology.parse("cpu:8").devices()).lowered.compile()
+    compiled = training(config, Topology.parse("cpu:8").devices(), Assumed()).lowered.compile()
     shapes = re.findall(r"\w+\[([\d,]+)\]", compiled.as_text())
     tokens = {math.prod(map(int, shape.split(","))) // 1048 for shape in shapes if "1048" in shape.split(",")}
     assert 64 in tokens and max(tokens) <= max(64, text.width)
@@ -194,6 +206,8 @@ def test_replicated_parameters_are_named():
         ("v9:2x2", "topology is 'v9:2x2'; write a chip and its shape"),
         ("v5p:4x4", "'v5p:4x4' is no slice of v5p; there are 2x2x1"),
         ("h100:2x2", "'h100:2x2': give a number of devices"),
+        ("v5p:2x2x1*0", r"'v5p:2x2x1\*0': only TPUs come in several slices"),
+        ("h100:8*2", r"'h100:8\*2': only TPUs come in several slices"),
     ],
 )
 def test_a_topology_that_is_none(text, message):
@@ -204,6 +218,9 @@ def test_a_topology_that_is_none(text, message):
 
 def test_topologies():
     assert Topology.parse("v5p:2x2x4").chips == 16 and str(Topology.parse("gpu:8")) == "gpu:8"
+    two = Topology.parse("v5p:4x4x4*2")
+    assert (two.chips, two.slices, str(two)) == (128, 2, "v5p:4x4x4*2")
+    assert {layout["mesh"] for layout in training_layouts(sft.get_config("8b"), two)} == {"data=4,fsdp=32"}
     for name, chip in CHIPS.items():
         assert all(Topology.parse(f"{name}:{shape}").chips >= 1 for shape in chip.slices)
     with pytest.raises(InputError, match="8 CPU devices, cpu:9 needs 9"):

@@ -1,6 +1,7 @@
 """Which process this is: as given, or as found in the variables of a cluster."""
 
 import pytest
+from jax._src import clusters
 
 from internvl_jax.errors import InputError
 from internvl_jax.pod.place import Place, found, given
@@ -23,6 +24,8 @@ def nothing(monkeypatch):
         "KUBERNETES_SERVICE_HOST",
         "TPU_WORKER_ID",
         "JAX_COORDINATOR_ADDRESS",
+        *SKYPILOT,
+        *GKE,
     ):
         monkeypatch.delenv(name, raising=False)
 
@@ -54,6 +57,48 @@ def test_slurm_is_found(monkeypatch):
     assert found("10.0.0.1:5", None, None, 1) == Place("10.0.0.1", 5, 16, 9, (1,))
     monkeypatch.setenv("SLURM_NTASKS", "many")
     with pytest.raises(InputError, match=r"the cluster that JAX found does not say which process this is .*'many'"):
+        found(None, None, None, 1)
+
+
+SKYPILOT = {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "3", "SKYPILOT_NODE_IPS": "10.1.0.4\n10.1.0.5\n10.1.0.6"}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+# Two slices of two hosts, as JobSet and XPK have them: the second host of the second slice.
+GKE = {
+    "TPU_WORKER_ID": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost,other",
+    "MEGASCALE_COORDINATOR_ADDRESS": "localhost",
+    "MEGASCALE_NUM_SLICES": "2",
+    "MEGASCALE_SLICE_ID": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        (SKYPILOT, Place("10.1.0.4", 12345, 3, 1)),
+        (OPEN_MPI, Place("10.96.0.1", 1531576320 // 4096 % 4096 + 61440, 8, 5, (1,))),
+        (GKE, Place("localhost", 8482, 4, 3)),
+        ({**GKE, "MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0"}, Place("localhost", 8482, 2, 1)),
+    ],
+    ids=["SkyPilot", "Open MPI", "GKE, two slices", "GKE"],
+)
+def test_variables_of_launchers(variables, place, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if variables.keys() >= GKE.keys():
+        monkeypatch.setattr(clusters.cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    assert found(None, None, None, 1) == place
+
+
+def test_variables_of_skypilot_that_can_not_be(monkeypatch):
+    for name, value in {**SKYPILOT, "SKYPILOT_NUM_NODES": ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"SKYPILOT_NODE_IPS are '1', '', .*; give --coordinator"):
         found(None, None, None, 1)
 
 

@@ -27,6 +27,10 @@ from tests.training import toy
         ({"steps": 2.5}, "run.steps is 2.5; it must be a whole number"),
         ({"seed": -1}, "run.seed is -1"),
         ({"workdir": ""}, "run.workdir is empty"),
+        (
+            {"workdir": "gs://bucket/run"},
+            "run.workdir is 'gs://bucket/run'; a run appends to its files, so it needs a fol",
+        ),
         ({"micro_batches": 3}, "run.micro_batches 3 does not divide run.rows 8"),
         ({"dtype": "float16"}, "run.dtype is 'float16'"),
         ({"remat": "some"}, "run.remat is 'some'; it must be one of 'none'"),

@@ -1,4 +1,6 @@
-"""Three processes that are killed and stopped at random: minutes long, for `make soak` alone."""
+"""Three processes that are killed and stopped at random, and where the time of a killed run goes: minutes long, for
+`make soak` alone.
+"""
 
 import functools
 import os
@@ -12,6 +14,8 @@ import pytest
 from internvl_jax import compilation_cache
 from internvl_jax.pod.pod import LOST, STOPPED
 from internvl_jax.training import train
+from internvl_jax.training.run import hooks
+from internvl_jax.training.run.goodput import read_record, summary
 from tests.training import lives, toy
 from tests.training.train_test import losses, stored
 
@@ -51,3 +55,50 @@ def test_sigkill_and_sigterm_of_one_of_three_change_nothing(data, tmp_path):
     assert losses(tmp_path / "hurt") == losses(tmp_path / "whole")
     for (path, ours), (_, theirs) in zip(stored(tmp_path / "hurt"), stored(tmp_path / "whole"), strict=True):
         assert np.array_equal(ours, theirs), path
+
+
+def timed(data, pod, number, workdir):
+    """Writes when a run begins and ends, by a clock of its own."""
+    clock = workdir.with_suffix(".times")
+    with clock.open("a") as file:
+        file.write(f"{time.time()}\n")
+    train(toy.config(data, workdir, steps=120, save_every=10), pod.stop)
+    with clock.open("a") as file:
+        file.write(f"{time.time()}\n")
+
+
+@pytest.mark.soak
+def test_goodput_of_a_run_killed_three_times_is_what_a_stopwatch_says(data, tmp_path):
+    """The stopwatch: this test's for the whole, the loop's own `step_seconds` for steps. These begin where the step
+    before ended, so the first of a start and those behind a checkpoint have more in them, and are left out of both.
+    """
+    workdir, rng = tmp_path / "hurt", random.Random(7)
+    begin = lambda: lives.Run(functools.partial(timed, data), 1, workdir)
+    for kill in range(3):
+        run = begin()
+        while max(losses(workdir), default=0) < 30 * kill + 17 and run.alive():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(run.ids[0], signal.SIGKILL)
+        assert run.ended()[0] == [-signal.SIGKILL]
+    assert begin().ended()[0] == [0]
+    times = [float(line) for line in workdir.with_suffix(".times").read_text().split()]
+    record = read_record(workdir)
+    found = summary(record)
+    assert found["starts"] == 4 and len(times) == 5 and found["lost_s"] > 0
+    assert found["total_s"] == pytest.approx(times[-1] - times[0], rel=0.02)
+    starts = {line["step"] + 1 for line in record if line["kind"] == "start"}
+    behind = {line["step"] + 1 for line in record if line["kind"] == "checkpoint"}
+    steps = set(range(1, 121)) - starts - behind
+    ours = {line["step"]: 0.0 for line in record if line["kind"] == "step"}
+    for line in record:
+        if line["kind"] == "start":  # what comes behind it is taken again
+            ours = {step: seconds if step <= line["step"] else 0.0 for step, seconds in ours.items()}
+        if line["kind"] in ("step", "data"):
+            ours[line["step"]] += line["end"] - line["begin"]
+    theirs = {line["step"]: line["step_seconds"] for line in hooks.read_metrics(workdir)}
+    assert sum(ours[step] for step in steps) == pytest.approx(sum(theirs[step] for step in steps), rel=0.02)
+    good = sum(line["end"] - line["begin"] for line in record if line["kind"] == "step")
+    assert good - found["lost_s"] == pytest.approx(found["step_s"], abs=0.1)
+    assert found["goodput"] == pytest.approx(found["step_s"] / (times[-1] - times[0]), rel=0.02)
+    print(found)

@@ -1,5 +1,6 @@
 """Whole runs: learning, resuming after kills and on other devices, what is written, what is refused."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.params_io import locate
-from internvl_jax.training import train
+from internvl_jax.training import Watching, train
 from internvl_jax.training.run import hooks
 from internvl_jax.training.run.hooks import plot_health
 from tests.programs import save_start
@@ -133,7 +134,12 @@ def test_a_run_learns_writes_its_logs_and_needs_no_second_start(data, tmp_path, 
     monkeypatch.setattr(hooks, "plot_health", plot_health)  # drawn anew, whatever was drawn before
     workdir = tmp_path / "w"
     config = toy.config(data, workdir, steps=30, save_every=30, log_every=3)
-    summary = train(config)
+    began = time.time()
+    summary = train(config, asked=Watching(profile=(3, 4)))
+    assert summary["goodput"]["starts"] == 1 and summary["goodput"]["total_s"] <= time.time() - began
+    trace = next((workdir / "profile").rglob("*.trace.json.gz"))
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert names.count("train") == 2 and next((workdir / "profile").rglob("*.xplane.pb")).stat().st_size
     metrics = hooks.read_metrics(workdir)
     assert summary["step"] == 30 and summary["loss"] == metrics[-1]["loss"] < 0.6 * metrics[0]["loss"]
     assert [line["step"] for line in metrics] == list(range(1, 31))

@@ -61,7 +61,8 @@ def _multiply(
     chunks = math.ceil(places / size)
     orders = jnp.pad(order, (0, chunks * size - places)).reshape(chunks, size)
     choices = _Choices(expert, ends_E, orders, share.offset)
-    name = scopes.chunks_scope(math.ceil(even / size), chunks)
+    filled = math.ceil(even / size)
+    name = scopes.chunks_scope(filled, chunks, even / (filled * size))
     out_TD = _chunks(graphdef, name, params, jnp.asarray(x_TD), weights_TK, choices)
     return out_TD.astype(x_TD.dtype)
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from internvl_jax.errors import InputError
 from internvl_jax.files import whole_file
-from internvl_jax.validation import check_value, parse_json, read_file
+from internvl_jax.training.run.logs import read_log
+from internvl_jax.validation import check_value
 
 _LOG = logging.getLogger(__name__)
 JSONL = "metrics.jsonl"
@@ -60,19 +60,12 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       InputError: another line is damaged.
     """
-    path = workdir / JSONL
-    lines = [line for line in read_file(path).split(b"\n") if line] if path.exists() else []
-    metrics: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values = parse_json(line, f"{path}:{number}")
-            check_value(values, dict[str, float | None], f"{path}:{number}")
-            check_value(values.get("step"), int, f"{path}:{number}.step")
-            metrics.append(values)
-        except InputError as error:
-            if number < len(lines):
-                raise InputError(f"{str(error).rstrip('.')}; remove the line") from None
-    return metrics
+    return read_log(workdir / JSONL, _check)
+
+
+def _check(values: Any, where: str) -> None:
+    check_value(values, dict[str, float | None], where)
+    check_value(values.get("step"), int, f"{where}.step")
 
 
 class Progress:

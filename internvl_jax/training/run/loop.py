@@ -32,6 +32,7 @@ from internvl_jax.training.run.optim import schedule
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.run.state import TrainState
+from internvl_jax.training.run.watch import DEFAULT, Watch, Watching
 from internvl_jax.training.stages.base import Start
 from internvl_jax.training.stages.registry import STAGES
 
@@ -39,14 +40,17 @@ _LOG = logging.getLogger(__name__)
 _MOST_IDLE = 10  # steps in a row in which nothing is supervised, before a run stops
 
 
-def train(config: TrainConfig, stop: Callable[[int], bool] = lambda step: False) -> dict[str, Any]:
+def train(
+    config: TrainConfig, stop: Callable[[int], bool] = lambda step: False, asked: Watching = DEFAULT
+) -> dict[str, Any]:
     """Runs a stage to its last step, resuming from the workdir if it holds a checkpoint.
 
     Args:
       stop: asked before every step, with the steps taken, whether to save and end here; says the same on every process.
+      asked: what the run is to let others see while it goes.
 
     Returns:
-      a summary: steps, last loss, tokens, seconds, workdir.
+      a summary: steps, last loss, seconds, workdir; on process 0 where the time went, over all starts ('goodput').
 
     Raises:
       InputError: a config, data or workdir that can't be used, or is in use; a loss that stays non-finite.
@@ -55,17 +59,17 @@ def train(config: TrainConfig, stop: Callable[[int], bool] = lambda step: False)
     config, processor = setup.prepare(config)
     agree("settings", {"config": dataclasses.asdict(config), "versions": versions()})
     with setup.hold_workdir(config.run.workdir):
-        return _train(config, processor, stop)
+        return _train(config, processor, stop, asked)
 
 
-def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool]) -> dict[str, Any]:
-    run, stage, program = config.run, STAGES[config.objective], build(config)
+def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool], asked: Watching) -> dict[str, Any]:
+    run, stage, workdir = config.run, STAGES[config.objective], pathlib.Path(config.run.workdir)
+    watch, program = Watch(workdir, run.log_every, asked, stage.samples), build(config)
     for line in setup.describe(config, program.mesh):
         _LOG.info(line)
     source = setup.open_source(config, program, processor)
     agree("data", {"digest": source.digest})
     held_out = setup.open_held_out(config, program, processor)
-    workdir = pathlib.Path(run.workdir)
     lead("claiming the workdir", lambda: setup.claim_workdir(config, processor))
     with Checkpoints(workdir, run.keep_last, run.keep_every) as checkpoints:
         state, position = _initial_state(program, checkpoints, run.init_from, stage.start is Start.BASE)
@@ -73,8 +77,8 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
         source.start(position)
         first = saved = int(state.step)
         rate = schedule(config.optim, run.steps)
-        meter = Meter(workdir, first, run, stage.columns, rate, config.model, program.mesh)
         started = time.perf_counter()
+        meter = Meter(workdir, first, run, stage.columns, rate, config.model, program.mesh, watch)
         pending = None
         _LOG.info("compiling the first step")
         try:
@@ -83,31 +87,38 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
                 if step > saved and (stopping or step % run.save_every == 0):
                     meter.log(*pending)  # a kill after the save must not lose the metrics of a saved step
                     pending = None
-                    checkpoints.save(step, state, source.position())
+                    with watch.interval("checkpoint", step):
+                        checkpoints.save(step, state, source.position())
                     saved = step
                 if stopping:
-                    checkpoints.wait()
+                    with watch.interval("checkpoint", step):
+                        checkpoints.wait()
                     held = f", which {workdir} holds" if step else ""
                     raise Stopped(f"the same command goes on from step {step} of {run.steps}{held}")
-                batch = program.place(source.take(state))
-                with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
-                    state, metrics = program.step(state, batch, reference)
+                with watch.step(step + 1):
+                    batch = watch.take(step + 1, lambda state=state: program.place(source.take(state)))
+                    with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
+                        state, metrics = program.step(state, batch, reference)
+                    watch.dispatched(step + 1, metrics["loss"])
                 if pending is not None:
                     meter.log(*pending)
                 notes = source.notes()
                 if held_out is not None and ((step + 1) % run.validate_every == 0 or step + 1 == run.steps):
-                    notes["validation_loss"] = meter.apart(held_out.loss, state.params)
+                    notes["validation_loss"] = meter.apart(step + 1, held_out.loss, state.params)
                     _LOG.info("step %d: validation loss %.4f", step + 1, notes["validation_loss"])
                 pending = (step + 1, metrics, notes)
             if pending is not None:
                 meter.log(*pending)
             if run.steps > saved:
-                checkpoints.save(run.steps, state, source.position())
-                checkpoints.wait()
+                with watch.interval("checkpoint", run.steps):
+                    checkpoints.save(run.steps, state, source.position())
+                    checkpoints.wait()
+            seen = watch.summary()
         finally:
             source.close()
             meter.close()
-    return {**meter.summary(), "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
+            watch.close()
+    return {**meter.summary(), **seen, "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
 
 
 def _initial_state(program: Program, checkpoints: Checkpoints, init_from: str, extend: bool) -> tuple[TrainState, Any]:
@@ -128,6 +139,7 @@ class Meter:
       columns: the stage's metrics to show.
       rate: the learning rate by step.
       model, mesh: say how many operations a step has, and the peak that these are compared with.
+      watch: is told when a step's metrics have come.
     """
 
     def __init__(
@@ -139,8 +151,9 @@ class Meter:
         rate: optax.Schedule,
         model: InternVLConfig,
         mesh: Mesh,
+        watch: Watch,
     ):
-        self._run, self._rate, self._model = run, rate, model
+        self._run, self._rate, self._model, self._watch = run, rate, model, watch
         self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
         self._writes = jax.process_index() == 0  # one process writes for all
         if self._writes:
@@ -153,11 +166,11 @@ class Meter:
     def log(self, step: int, metrics: dict[str, jax.Array], notes: dict[str, float]) -> None:
         """Waits for the step's metrics and writes them; every `log_every` steps shows them."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._watch.logged(step, notes.get("skipped", 0.0))
         self._guard(step, values, notes)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        context = values["tokens"] / max(1, values["samples"]) / 2
-        flops = train_flops(self._model, values["tiles"], values["tokens"], context)
+        flops = train_flops(self._model, values["tiles"], values["tokens"], values["seen"])
         self._last = {
             "step": step,
             **values,
@@ -174,11 +187,12 @@ class Meter:
         if step % self._run.log_every == 0 or step == self._run.steps:
             self._progress.show(self._last)
 
-    def apart(self, measure: Callable[[Params], float], params: Params) -> float:
+    def apart(self, step: int, measure: Callable[[Params], float], params: Params) -> float:
         """What `measure` says of a step's parameters; the time that it takes counts for no step."""
         jax.block_until_ready(params)
         started = time.perf_counter()
-        found = measure(params)
+        with self._watch.interval("validation", step):
+            found = measure(params)
         self._clock += time.perf_counter() - started
         return found
 

@@ -15,20 +15,16 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime
+from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime, seen_keys
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig
+from internvl_jax.training.run import compiler
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
 from internvl_jax.training.run.step import Metrics, make_step
 from internvl_jax.training.stages.terms import Objective
 from internvl_jax.validation import nearest
-
-# XLA would gather a weight piece by piece and add up as many partial products in HBM. With rows this long the gather is
-# a small part of a product's time (2026-11, libtpu 0.0.42: by the compiler's estimate a step of the 8B takes 1.4 times
-# as long with the pieces).
-_COMPILER = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +91,8 @@ def make_program(
     start = lambda params: new_state(params, tx, assigned, objective.start())
     shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
     places = state_shardings(shapes, specs, where, mesh)
-    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, reference_graphdef)
+    seen = functools.partial(seen_keys, model.text)
+    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, reference_graphdef, seen)
 
     def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
         with sharding.use(mesh, rules):
@@ -115,7 +112,7 @@ def make_program(
             step,
             donate_argnums=0,
             out_shardings=(places, NamedSharding(mesh, P())),
-            compiler_options=_COMPILER.get(mesh.devices.flat[0].platform),
+            compiler_options=compiler.options(mesh.devices.flat[0], model.text.moe is not None),
         ),
         place=functools.partial(_place, mesh=mesh, rules=rules),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),

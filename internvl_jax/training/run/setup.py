@@ -36,6 +36,11 @@ def check(config: TrainConfig) -> None:
     for name, value in given.items():
         if not value:
             raise InputError(f"{name} is empty; give it with --config.{name}=PATH")
+    if "://" in run.workdir:
+        raise InputError(
+            f"run.workdir is {run.workdir!r}; a run appends to its files, so it needs a folder of a file system that "
+            "all hosts share: give the path of one, such as a network disk's"
+        )
     if run.rows % run.micro_batches:
         raise InputError(f"run.micro_batches {run.micro_batches} does not divide run.rows {run.rows}; make it")
     if run.balance and config.model.text.moe is None:

@@ -36,10 +36,14 @@ def make_step(
     micro_batches: int,
     seed: int,
     reference_graphdef: nnx.GraphDef,
+    seen: Callable[[jax.Array], jax.Array],
 ) -> Callable[[TrainState, Any, Params | None], tuple[TrainState, Metrics]]:
     """The step function; trace it under `sharding.use`, jit it with the state donated.
 
     Its last argument are the parameters of the frozen reference model, for objectives that refer to one.
+
+    Args:
+      seen: keys that a token sees, by its position in its sample.
     """
 
     def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
@@ -73,6 +77,7 @@ def make_step(
             "samples": jnp.sum(jnp.max(rows.segments_BT, axis=1)),
             "tokens": jnp.sum(rows.segments_BT > 0),
             "supervised": jnp.sum(rows.weights_BT > 0),
+            "seen": jnp.sum(jnp.where(rows.segments_BT > 0, seen(rows.positions_BT.astype(jnp.float32)), 0)),
             "tiles": jnp.sum(rows.tile_mask_G),
         }
         return TrainState(state.step + 1, params, opt_state, nonfinite, carry), metrics

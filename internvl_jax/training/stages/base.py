@@ -90,6 +90,7 @@ class Stage:
       check: raises InputError for settings that no run of this model, data and run can have.
       free: the settings that may differ when a run is resumed: they change neither parameters nor the data's order.
       refers: whether every step needs the frozen reference model.
+      samples: whether making a batch is sampling from the model: no time that devices wait.
       columns: the metrics to show besides those of every stage.
       summary: makes lines about what the settings come to, from them and the number of steps.
     """
@@ -102,5 +103,6 @@ class Stage:
     check: Callable[[Any, InternVLConfig, DataConfig, RunConfig], None] = accept
     free: frozenset[str] = frozenset()
     refers: bool = False
+    samples: bool = False
     columns: tuple[str, ...] = ()
     summary: Callable[[Any, int], Sequence[str]] = lambda settings, steps: ()

@@ -127,6 +127,10 @@ def test_a_batch_without_supervision_has_loss_zero(data):
     silent = batch._replace(weights_BT=batch.weights_BT * 0)
     _, metrics = program.step(program.from_params(program.random_params()), program.place(silent))
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["nonfinite"] == 0
+    # What attention's operations are counted by: half of every sample's square.
+    lengths = [np.count_nonzero(row == sample) for row in batch.segments_BT for sample in range(1, row.max() + 1)]
+    assert len(lengths) == metrics["samples"] and sum(lengths) == metrics["tokens"]
+    assert metrics["seen"] == sum(length**2 for length in lengths) / 2
 
 
 @pytest.fixture(scope="module", params=["moe", "gpt_oss"])

@@ -22,6 +22,7 @@ GSPO = Stage(
     start=Start.MODEL,
     objective=Gspo,
     source=Rollouts,
+    samples=True,
     columns=(
         "kl",
         "reward",

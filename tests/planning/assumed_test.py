@@ -1,0 +1,63 @@
+"""Lengths that a plan is for, and the operations that they come to: those of a run of the same lengths."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs.models import sizes
+from internvl_jax.errors import InputError
+from internvl_jax.models import seen_keys, train_flops
+from internvl_jax.planning import Assumed
+
+QWEN, GPT_OSS = sizes.get("8b").text, sizes.get("20b-a4b").text
+
+
+def positions(lengths):
+    """Of the tokens of samples."""
+    return np.concatenate([np.arange(length, dtype=np.float32) for length in lengths])
+
+
+def test_a_row_is_one_sample_unless_told():
+    assert Assumed().seen(QWEN, 4096) == 4096 / 2  # a token sees half of its sample, on average
+    assert Assumed().describe(4096) == {"how": "one sample a row", "median": None, "sigma": 0.0, "mean": 4096.0}
+
+
+@pytest.mark.parametrize("text", [QWEN, GPT_OSS], ids=["all see all", "windows"])
+def test_samples_of_one_length(text):
+    """What a run counts, token by token, is what a plan says of full rows."""
+    seen = float(np.sum(seen_keys(text, positions([256] * 16))))
+    assert Assumed(median=256).seen(text, 4096) * 4096 == pytest.approx(seen, rel=1e-6)
+
+
+def test_squares_count_and_not_the_square_of_the_mean():
+    found = float(np.sum(seen_keys(QWEN, positions([100, 900, 3000]))))
+    assert found == (100**2 + 900**2 + 3000**2) / 2 > 4000**2 / 3 / 2
+
+
+def test_windows():
+    """In every second layer a token sees 128 keys at most."""
+    assert GPT_OSS.window == 128
+    inside, whole = 128**2 / 2 + (1000 - 128) * 128, 1000**2 / 2
+    assert float(np.sum(seen_keys(GPT_OSS, positions([1000])))) == pytest.approx((inside + whole) / 2)
+
+
+def test_log_normal_lengths():
+    """exp(sigma^2 / 2) of the median on average, and the mean of squares exp(2 sigma^2): as long as few are cut."""
+    assumed = Assumed(median=1000, sigma=0.5)
+    assert assumed.describe(10**6)["mean"] == pytest.approx(1000 * np.exp(0.125), rel=1e-3)
+    assert assumed.seen(QWEN, 10**6) == pytest.approx(1000 * np.exp(1.5 * 0.25) / 2, rel=2e-3)
+    assert max(Assumed(median=4096, sigma=0.8).lengths(32768)) == 32768
+
+
+def test_operations_of_a_step():
+    """Attention has four operations for a query, a key and an element of a head, forward, and twice that backward."""
+    config = dataclasses.replace(sizes.get("8b"))
+    more = train_flops(config, 0, 4096, 4096 * 2048) - train_flops(config, 0, 4096, 0)
+    assert more == pytest.approx(3 * 4 * 36 * 4096 * 2048 * 32 * 128)
+
+
+@pytest.mark.parametrize("fields", [{"kernel": 0.0}, {"latency": 2.0}, {"median": 0}, {"sigma": -1.0}])
+def test_what_can_not_be_assumed(fields):
+    with pytest.raises(InputError, match="can't be"):
+        Assumed(**fields)
