@@ -13,7 +13,7 @@ from typing import Any
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL, InternVLConfig, Runtime
+from internvl_jax.models import PARTS, InternVLConfig, Runtime
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.training import TrainConfig
 
@@ -51,7 +51,7 @@ class Serving:
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
-    return sharding.structure(InternVL, model, Runtime())[1]
+    return sharding.structure(PARTS["all"], model, Runtime())[1]
 
 
 def parameters(model: InternVLConfig) -> int:

@@ -29,11 +29,13 @@ from internvl_jax.sharding.params_io import (
     damaged,
     locate,
     read_params,
+    read_specs,
     saving_options,
     step_names,
     write_params,
 )
 from internvl_jax.sharding.placement import Placement, placed, places
+from internvl_jax.sharding.referred import follow, refer
 from internvl_jax.sharding.rules import (
     PRESETS,
     Rules,
@@ -69,6 +71,7 @@ __all__ = [
     "copies",
     "damaged",
     "flatten",
+    "follow",
     "init",
     "like_params",
     "locate",
@@ -83,6 +86,8 @@ __all__ = [
     "places",
     "platform",
     "read_params",
+    "read_specs",
+    "refer",
     "saving_options",
     "serving_axes",
     "shard",

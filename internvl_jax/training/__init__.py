@@ -1,6 +1,15 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
-from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig
+from internvl_jax.training.config import (
+    DataConfig,
+    Group,
+    LoraGroup,
+    LoraSettings,
+    OptimConfig,
+    RunConfig,
+    StageConfig,
+    TrainConfig,
+)
 from internvl_jax.training.run import hooks
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
@@ -23,6 +32,8 @@ __all__ = [
     "DataConfig",
     "Group",
     "GspoConfig",
+    "LoraGroup",
+    "LoraSettings",
     "MpoConfig",
     "OptimConfig",
     "Pairs",
