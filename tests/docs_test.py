@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs/GLOSSARY.md", "docs/PLAYBOOKS.md", "docs/CHANGES.md", "docs/TROUBLESHOOTING.md", "docs/SUPPORTED.md"),
-    *("docs/SERVING.md", "docs/DEPLOY.md"),
+    *("docs/SERVING.md", "docs/DEPLOY.md", "docs/LORA.md"),
 ]
 # A path with a folder of the project, as text between backquotes; NAME stands for what the reader adds.
 _PATH = re.compile(r"`((?:internvl_jax|checkpoint_convert|configs|launch|cascade|demo|benchmarks|docs|tests)/[^`\s]*)`")

@@ -11,6 +11,7 @@ from internvl_jax.training.config import (
     TrainConfig,
 )
 from internvl_jax.training.run import hooks
+from internvl_jax.training.run.adapting import with_adapter
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
@@ -51,4 +52,5 @@ __all__ = [
     "sampling_memory",
     "sampling_place",
     "train",
+    "with_adapter",
 ]

@@ -36,7 +36,9 @@ def test_there_and_back_has_the_same_bits(golden, tmp_path, name):
     assert found.keys() == recorded.keys()
     for tensor, value in recorded.items():
         assert found[tensor].tobytes() == value.tobytes() and found[tensor].dtype == value.dtype, tensor
-    theirs, ours = (json.loads((folder / "adapter_config.json").read_text()) for folder in (golden / name, tmp_path / "out"))
+    theirs, ours = (
+        json.loads((folder / "adapter_config.json").read_text()) for folder in (golden / name, tmp_path / "out")
+    )
     same = ("peft_type", "use_rslora", "lora_dropout", "bias", "use_dora")
     assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
     # Read again it is the same adapter, its ranks and scales with it.
@@ -98,7 +100,10 @@ def test_an_adapter_is_merged_into_an_export(golden, tmp_path):
     """The tensors that it changes; all others keep their bits."""
     name = ADAPTERS[2]
     convert(base_of(golden, name), tmp_path / "merged", "hf", adapter=golden / name)
-    found, recorded = load_file(tmp_path / "merged" / "model.safetensors"), load_file(golden / name / "merged.safetensors")
+    found, recorded = (
+        load_file(tmp_path / "merged" / "model.safetensors"),
+        load_file(golden / name / "merged.safetensors"),
+    )
     files = sorted(base_of(golden, name).glob("model-*.safetensors"))
     base = {tensor: value for file in files for tensor, value in load_file(file).items()}
     for tensor, value in found.items():

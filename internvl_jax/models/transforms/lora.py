@@ -110,7 +110,7 @@ def _along(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def difference(a: Any, b: Any, scale: Any, shape: tuple[int, ...]) -> jax.Array:
-    """float32, of `shape`: what an adapter adds to a weight; all dimensions of `scale` but the last are layers, experts."""
+    """float32, of `shape`: what an adapter adds to a weight; all axes of `scale` but the last are layers or experts."""
     lead, rank = scale.shape[:-1], scale.shape[-1]
     b = jnp.asarray(b, jnp.float32).reshape(*lead, -1, rank) * jnp.asarray(scale, jnp.float32)[..., None, :]
     a = jnp.asarray(a, jnp.float32).reshape(*lead, rank, -1)
