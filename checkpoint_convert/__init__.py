@@ -4,10 +4,12 @@
 """
 
 from checkpoint_convert import sink
+from checkpoint_convert.adapted import attach, changed_tensors, load_adapted, merge
 from checkpoint_convert.conversion import Format, convert
 from checkpoint_convert.describe import describe
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import language_model
+from checkpoint_convert.peft_reader import read_adapter
 from checkpoint_convert.released import (
     load_bare,
     load_model,
@@ -16,22 +18,28 @@ from checkpoint_convert.released import (
     load_vision_tower,
     read_model_config,
 )
-from checkpoint_convert.source import open_directory
+from checkpoint_convert.source import open_directory, read_safetensors
 from checkpoint_convert.tables import TABLES
 
 __all__ = [
     "Format",
     "TABLES",
+    "attach",
+    "changed_tensors",
     "convert",
     "describe",
     "language_model",
+    "load_adapted",
     "load_bare",
     "load_model",
     "load_processor",
     "load_released",
     "load_vision_tower",
+    "merge",
     "open_directory",
+    "read_adapter",
     "read_model_config",
+    "read_safetensors",
     "released_config",
     "sink",
 ]

@@ -77,10 +77,14 @@ def match(
     return leaves
 
 
-def refuse(directory: pathlib.Path, problems: Mapping[str, list[str]]) -> None:
-    """Raises the one error that lists every problem, if there is any."""
+def refuse(directory: pathlib.Path, problems: Mapping[str, list[str]], adapter: bool = False) -> None:
+    """Raises the one error that lists every problem, if there is any; of a checkpoint, or of an adapter."""
     if any(problems.values()):
         found = "; ".join(f"{kind}: {_listing(names)}" for kind, names in problems.items() if names)
+        if adapter:
+            raise InputError(
+                f"the adapter in {directory} does not fit the model ({found}); give the one it was made for"
+            )
         raise InputError(
             f"the tensors of {directory} do not fit its config.json ({found}); "
             "download the checkpoint again or use the config.json that belongs to it"

@@ -16,7 +16,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +26,29 @@ from absl import logging
 
 from checkpoint_convert import side_files
 from checkpoint_convert.account import refuse
+from checkpoint_convert.adapters import Adapter, MergedReader
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import ARCHITECTURES, UNKNOWN_TOKEN, language_model, read_config
-from checkpoint_convert.reader import Index, OrbaxReader, Reader, ReleasedReader
-from checkpoint_convert.released import load_processor, released_table, specs_of
+from checkpoint_convert.ours import open_ours
+from checkpoint_convert.peft_config import FILE
+from checkpoint_convert.peft_reader import read_adapter, wrapped_adapter
+from checkpoint_convert.peft_writer import write_adapter
+from checkpoint_convert.reader import Index, Reader, ReleasedReader
+from checkpoint_convert.released import load_processor, released_table
 from checkpoint_convert.report import ConversionReport
 from checkpoint_convert.rows import Row
 from checkpoint_convert.sink import SafetensorsWriter, whole_or_nothing, write_json
+from checkpoint_convert.structures import specs_of
 from checkpoint_convert.tables import TABLES
 from internvl_jax import interrupts
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig, VisionConfig
 from internvl_jax.sharding import params_io
-from internvl_jax.validation import all_finite, build, first_line, read_json
+from internvl_jax.validation import all_finite, first_line, read_json
 
-Format = Literal["orbax", "github", "hf"]
+Format = Literal["orbax", "github", "hf", "peft", "peft-github", "peft-hf"]
+PEFT = ("peft", "peft-github", "peft-hf")
 
 _SLICE = 1 << 26  # bytes read and written at a time
 _THREADS = 4
@@ -55,7 +62,8 @@ class _Checkpoint:
       config: the config of a model, or of a vision tower alone.
       processor: None where there are no tokenizer files.
       released: the config.json that it came or once came with; None for a model trained here from scratch.
-      reader: reads its parameters.
+      reader: reads its parameters, those of an adapter merged in.
+      adapter: the adapter that was trained beside them, or is wrapped in; None where there is none.
     """
 
     directory: pathlib.Path
@@ -63,10 +71,15 @@ class _Checkpoint:
     processor: Processor | None
     released: Mapping[str, Any] | None
     reader: Reader
+    adapter: Adapter | None = None
 
 
 def convert(
-    source: str | pathlib.Path, destination: str | pathlib.Path, to: Format = "orbax", dtype: str | None = None
+    source: str | pathlib.Path,
+    destination: str | pathlib.Path,
+    to: Format = "orbax",
+    dtype: str | None = None,
+    adapter: str | pathlib.Path | None = None,
 ) -> ConversionReport:
     """Writes a checkpoint in another format, with everything that it needs to be loaded at once.
 
@@ -78,7 +91,10 @@ def convert(
         last step is taken.
       destination: must not exist.
       to: 'orbax' is the format that training and chat of this project read.
+        'peft', and these with the names of modules in one of the released formats, are of the source's adapter alone;
+        the others have it merged into the weights.
       dtype: the dtype to write parameters in; None keeps each as it is stored.
+      adapter: the folder of a PEFT adapter to merge in.
 
     Raises:
       InputError: a source that is broken or of an unknown kind, parameters that are not finite or not those of the
@@ -92,15 +108,19 @@ def convert(
         )
     source, destination = pathlib.Path(source), pathlib.Path(destination)
     checkpoint = _open(source)
+    if adapter is not None:
+        checkpoint = _adapted(checkpoint, pathlib.Path(adapter))
+    if to in PEFT:
+        return _write_adapter(checkpoint, destination, to, dtype, start)
     specs = checkpoint.reader.specs
     if dtype is not None:
         specs = {path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)) for path, spec in specs.items()}
     with whole_or_nothing(destination, sum(_nbytes(spec) for spec in specs.values())) as directory:
         try:
-            if to == "orbax":
-                _write_orbax(checkpoint, directory, specs, to)
+            if to in ("github", "hf"):
+                _write_released(checkpoint, directory, specs, cast(Literal["github", "hf"], to))
             else:
-                _write_released(checkpoint, directory, specs, to)
+                _write_orbax(checkpoint, directory, specs, to)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             if isinstance(error, InputError):
                 raise
@@ -119,32 +139,44 @@ def _open(directory: pathlib.Path) -> _Checkpoint:
         config: InternVLConfig | VisionConfig = released.vision()
     else:
         config = released.model(processor.tokenizer.image_context if processor else _unknown(released.format))
-    reader = ReleasedReader(directory, released_table(released), specs_of(config))
-    return _Checkpoint(directory, config, processor, values, reader)
+    reader: Reader = ReleasedReader(directory, released_table(released), specs_of(config))
+    adapter = wrapped_adapter(directory, config) if isinstance(config, InternVLConfig) else None
+    reader = reader if adapter is None else MergedReader(reader, adapter)
+    return _Checkpoint(directory, config, processor, values, reader, adapter)
+
+
+def _adapted(checkpoint: _Checkpoint, directory: pathlib.Path) -> _Checkpoint:
+    """A checkpoint with an adapter merged into it."""
+    if isinstance(checkpoint.config, VisionConfig):
+        raise InputError(f"{checkpoint.directory} is a vision tower alone; give the whole model that the adapter is of")
+    if (directory / "config.json").exists() and not (directory / FILE).exists():
+        raise InputError(f"{directory} is a whole checkpoint, not a PEFT adapter; convert it by itself (--src)")
+    if checkpoint.adapter is not None:
+        raise InputError(f"{checkpoint.directory} has an adapter already; convert it first, which merges that")
+    adapter = read_adapter(directory, checkpoint.config)
+    return dataclasses.replace(checkpoint, reader=MergedReader(checkpoint.reader, adapter), adapter=adapter)
+
+
+def _write_adapter(
+    checkpoint: _Checkpoint, destination: pathlib.Path, to: Format, dtype: str | None, start: float
+) -> ConversionReport:
+    if checkpoint.adapter is None or isinstance(checkpoint.config, VisionConfig):
+        raise InputError(f"{checkpoint.directory} has no adapter; give a run that trained one, or another --to")
+    form = to.partition("-")[2] or _released_form(checkpoint.released) or "hf"
+    adapter = checkpoint.adapter if dtype is None else checkpoint.adapter.cast(jnp.dtype(dtype))
+    with whole_or_nothing(destination, adapter.nbytes) as directory:
+        write_adapter(directory, adapter, checkpoint.config, form, str(checkpoint.directory))
+    return ConversionReport.since(start, len(adapter.params), adapter.nbytes)
 
 
 def _open_ours(directory: pathlib.Path, values: Mapping[str, Any]) -> _Checkpoint:
-    config = (
-        build(VisionConfig, values["vision"], "vision of config.json")
-        if "vision" in values
-        else InternVLConfig.from_dict(values.get("model"))
-    )
+    ours = open_ours(directory, values)
     processor = Processor.from_dict(values["processor"], directory) if values.get("processor") else None
     once = directory / side_files.RELEASED_CONFIG
-    reader, wanted = OrbaxReader(params_io.locate(directory)), specs_of(config)
-    refuse(
-        directory,
-        {
-            "missing": sorted(wanted.keys() - reader.specs.keys()),
-            "not expected": sorted(reader.specs.keys() - wanted.keys()),
-            "of another shape": [
-                f"{path}: {list(spec.shape)} instead of {list(wanted[path].shape)}"
-                for path, spec in reader.specs.items()
-                if path in wanted and tuple(spec.shape) != tuple(wanted[path].shape)
-            ],
-        },
-    )
-    return _Checkpoint(directory, config, processor, read_json(once) if once.exists() else None, reader)
+    if not once.exists() and ours.base is not None:
+        once = ours.base / side_files.RELEASED_CONFIG
+    came = read_json(once) if once.exists() else None
+    return _Checkpoint(directory, ours.config, processor, came, ours.reader, ours.adapter)
 
 
 def _write_orbax(

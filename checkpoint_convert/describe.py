@@ -10,9 +10,11 @@ from typing import Any
 
 from checkpoint_convert.account import match
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, read_config
-from checkpoint_convert.released import load_processor, released_table, specs_of
+from checkpoint_convert.released import load_processor, released_table
 from checkpoint_convert.side_files import has_tokenizer
 from checkpoint_convert.source import open_directory
+from checkpoint_convert.structures import specs_of
+from checkpoint_convert.wrapped import split
 from internvl_jax.data import Processor
 from internvl_jax.models import InternVLConfig, VisionConfig
 from internvl_jax.sharding import params_io
@@ -53,7 +55,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
         form, processor = released.format, load_processor(directory) if has_tokenizer(directory) else None
         token = UNKNOWN_TOKEN if form == "github" else None
         config = released.vision() if form == "vit" else released.model(token)
-        leaves = match(directory, stored, released_table(released), specs_of(config))
+        leaves = match(directory, split(stored)[0], released_table(released), specs_of(config))
         packed = sum(math.prod(leaf.shape) for leaf in leaves if leaf.row.in_bytes)
         tensors = {**stored}
     stage = _STAGE.search(directory.resolve().name)

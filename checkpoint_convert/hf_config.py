@@ -25,7 +25,7 @@ from internvl_jax.models import (
     YarnConfig,
     kind_of,
 )
-from internvl_jax.validation import Fields, bounds_of, check_value, not_null, read_json, shown
+from internvl_jax.validation import CountOrZero, Fields, bounds_of, check_value, not_null, read_json, shown
 
 Format = Literal["github", "hf", "vit"]
 
@@ -120,7 +120,7 @@ class ReleasedConfig:
             whole.expect("select_layer", -1)
             whole.expect("ps_version", "v2")
             for key in ("use_backbone_lora", "use_llm_lora"):
-                whole.expect(key, 0)
+                whole.optional(key, CountOrZero, 0)  # the rank of adapters, which the tensors say (`wrapped`)
             if (forced := whole.optional("force_image_size", int)) not in (None, vision.image_size):
                 raise InputError(
                     f"{self.file}: force_image_size {forced} is not vision_config.image_size {vision.image_size}; "

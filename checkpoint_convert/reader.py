@@ -13,6 +13,7 @@ import numpy as np
 from checkpoint_convert.account import Leaf, match
 from checkpoint_convert.source import open_directory
 from checkpoint_convert.tables import Table
+from checkpoint_convert.wrapped import split
 from internvl_jax.sharding import ParamSpec, params_io
 from internvl_jax.validation import all_finite
 
@@ -41,7 +42,8 @@ class Reader(Protocol):
 
 
 class ReleasedReader:
-    """A directory of safetensors files, its tensors paired with parameters by a table.
+    """A directory of safetensors files, its tensors paired with parameters by a table; without the adapters that may be
+    wrapped in (`peft_reader.wrapped_adapter`).
 
     Raises:
       InputError: see `open_directory` and `match`.
@@ -49,7 +51,7 @@ class ReleasedReader:
 
     def __init__(self, directory: str | os.PathLike, table: Table, specs: Mapping[str, ParamSpec]):
         directory = pathlib.Path(directory)
-        self._tensors = open_directory(directory)
+        self._tensors, _ = split(open_directory(directory))
         self._leaves = {leaf.row.target: leaf for leaf in match(directory, self._tensors, table, specs)}
         self.specs = {path: jax.ShapeDtypeStruct(leaf.shape, self._dtype(leaf)) for path, leaf in self._leaves.items()}
         self.num_tensors = len(self._tensors)

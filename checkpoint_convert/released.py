@@ -18,8 +18,11 @@ from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from checkpoint_convert.account import refuse
+from checkpoint_convert.adapters import attached
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_config
+from checkpoint_convert.peft_reader import wrapped_adapter
 from checkpoint_convert.reader import Index, ReleasedReader
+from checkpoint_convert.structures import specs_of, structure_of
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
@@ -34,14 +37,11 @@ from internvl_jax.models import (
     VisionConfig,
     VisionHalf,
     place,
+    read_stored,
+    stored_dtype,
 )
-from internvl_jax.sharding import Params, ParamSpec, Rules, bind, params_io, places, structure
+from internvl_jax.sharding import Params, ParamSpec, Rules, bind, places, structure
 from internvl_jax.validation import all_finite, build, read_json
-
-
-def specs_of(config: InternVLConfig | VisionConfig) -> dict[str, ParamSpec]:
-    """The parameters of a model, or of a vision tower alone."""
-    return _structure(config, Runtime())[1]
 
 
 @overload
@@ -140,7 +140,7 @@ def load_model(
     """
     released = read_config(directory)
     config = released.model(image_token_id)
-    return _load(released, InternVL, config, Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules)))
+    return _load(released, PARTS["all"], config, Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules)))
 
 
 def load_vision_tower(directory: str | pathlib.Path, dtype: str = "bfloat16") -> InternViT:
@@ -164,7 +164,7 @@ def load_bare(
       mesh, rules: where a model lives, see `Placement.of`; a tower alone lies on one device.
 
     Raises:
-      InputError: see `load_model` and `params_io.read_params`.
+      InputError: see `load_model` and `read_stored`.
     """
     directory = pathlib.Path(directory)
     values = read_json(directory / "config.json", "give the directory of a model")
@@ -180,10 +180,13 @@ def load_bare(
         if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
             config = dataclasses.replace(config, image_token_id=image_token_id)
         runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
-    graphdef, specs = _structure(config, runtime)
+    graphdef, specs = structure_of(config, runtime)
     where = places(specs, runtime.placement)
-    wanted = {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where[path]) for path, spec in specs.items()}
-    return bind(graphdef, params_io.read_params(params_io.locate(directory), wanted))
+    wanted = {
+        path: jax.ShapeDtypeStruct(spec.shape, stored_dtype(path, dtype), sharding=where[path])
+        for path, spec in specs.items()
+    }
+    return bind(graphdef, read_stored(directory, wanted))
 
 
 def released_table(released: ReleasedConfig) -> Table:
@@ -244,15 +247,15 @@ def _first_device() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.devices()[0])
 
 
-def _structure(config: InternVLConfig | VisionConfig, runtime: Runtime) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
-    kind = InternViT if isinstance(config, VisionConfig) else InternVL
-    return structure(kind, config, runtime)
-
-
 def _load(
     released: ReleasedConfig, kind: Callable[..., nnx.Module], config: InternVLConfig | VisionConfig, runtime: Runtime
 ) -> nnx.Module:
-    """A model, or a part of it; that the rest is there is checked too."""
+    """A model, or a part of it; that the rest is there is checked too. Adapters that are wrapped in come along."""
     graphdef, specs = structure(kind, config, runtime)
+    directory = released.file.parent
     where, table = places(specs, runtime.placement), released_table(released)
-    return bind(graphdef, read_params(released.file.parent, table, specs_of(config), runtime.dtype, where))
+    params = read_params(directory, table, specs_of(config), runtime.dtype, where)
+    if isinstance(config, VisionConfig) or (adapter := wrapped_adapter(directory, config)) is None:
+        return bind(graphdef, params)
+    graphdef, specs = structure(kind, dataclasses.replace(config, lora=adapter.lora), runtime)
+    return bind(graphdef, attached(params, adapter, places(specs, runtime.placement), runtime.dtype))

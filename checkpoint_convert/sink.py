@@ -46,11 +46,12 @@ class SafetensorsWriter:
     of the pieces go into a file of their own.
 
     Args:
-      directory: where `model.safetensors` goes, or several numbered files and their index.
+      directory: where `STEM.safetensors` goes, or several numbered files and their index.
       specs: shape and dtype of every tensor, by name.
+      stem: what the files are called.
     """
 
-    def __init__(self, directory: pathlib.Path, specs: Mapping[str, jax.ShapeDtypeStruct]):
+    def __init__(self, directory: pathlib.Path, specs: Mapping[str, jax.ShapeDtypeStruct], stem: str = "model"):
         self._places: dict[str, tuple[int, int, int]] = {}  # name -> file, offset, bytes of one row
         self._files: list[int] = []
         self._directory = directory
@@ -58,7 +59,7 @@ class SafetensorsWriter:
         groups = _groups(specs)
         weight_map: dict[str, str] = {}
         for i, group in enumerate(groups):
-            name = "model.safetensors" if len(groups) == 1 else f"model-{i + 1:05}-of-{len(groups):05}.safetensors"
+            name = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}-{i + 1:05}-of-{len(groups):05}.safetensors"
             weight_map |= dict.fromkeys(group, name)
             self._files.append(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
             self._write_header(self._files[-1], {tensor: specs[tensor] for tensor in group})

@@ -109,6 +109,22 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
     return _with_checksums(directory, tensors)
 
 
+def open_file(file: pathlib.Path) -> dict[str, Tensor]:
+    """Every tensor of one safetensors file.
+
+    Raises:
+      InputError: it is not there, damaged or truncated.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} is not there; give the folder that it belongs to")
+    return _tensors(file)
+
+
+def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every tensor of one safetensors file, mapped; see `open_file`."""
+    return {name: tensor.array() for name, tensor in open_file(file).items()}
+
+
 def _with_checksums(directory: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with what `SafetensorsWriter` noted of them, if it wrote them."""
     if not (directory / CHECKSUMS).exists():

@@ -20,7 +20,7 @@ from configs.models import sizes
 from internvl_jax.errors import InputError
 from internvl_jax.inference import read_values
 from internvl_jax.models import InternVLConfig
-from internvl_jax.training import STAGES, DataConfig, OptimConfig, RunConfig, TrainConfig
+from internvl_jax.training import STAGES, DataConfig, LoraSettings, OptimConfig, RunConfig, TrainConfig
 from internvl_jax.validation import bounds_of, describe, nearest, not_null, read_text
 
 _EXPERIMENTS = pathlib.Path(__file__).parent / "experiments"
@@ -55,7 +55,7 @@ def choose(experiment: str, fields: Mapping[str, str]) -> TrainConfig:
 def explain() -> str:
     """Every field that can be set, with its default and meaning."""
     lines = [f"--config takes one of {', '.join(experiments())}, or a file, each with a size:", *_sizes()]
-    sections = {"run": RunConfig, "data": DataConfig, "optim": OptimConfig}
+    sections = {"run": RunConfig, "data": DataConfig, "optim": OptimConfig, "lora": LoraSettings}
     for name, cls in sections.items():
         lines += ["", f"{name}: {_summary(cls)}", *_fields(name, cls)]
     for stage in STAGES.values():

@@ -2,6 +2,10 @@
 
     python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --reference=tests/golden/hf_qwen3
 
+    python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --adapter=DIR --merge
+
+With --adapter the inputs are those of the checkpoint's case, the outputs those beside the adapter (PEFT, or a whole
+checkpoint with adapters); --merge compares the merged model and its tensors (merged.safetensors) too.
 With --mesh the model lies on several devices, by default on one, and in all processes of a pod; --chunk has the engine
 read prompts in parts, --page keep keys and values in pages.
 Runs in float32 with exact products. The last line of stdout is JSON with the largest absolute error of each array of
@@ -12,29 +16,36 @@ import json
 
 from absl import flags
 
-from checkpoint_convert import load_bare
-from internvl_jax.evaluation import compare, image_token_id, read_case
+from checkpoint_convert import load_adapted, load_bare
+from internvl_jax.evaluation import compare, compare_adapter, image_token_id, read_case
 from launch import hub, meshes, pod
 from launch import main as launcher
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model: released (either format) or converted.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Folder with inputs.npz and outputs.npz (and meta.json).")
+_ADAPTER = flags.DEFINE_string("adapter", None, "Folder of an adapter with outputs.npz; in place of --reference.")
+_MERGE = flags.DEFINE_boolean("merge", False, "With --adapter: compare the merged model too.")
 _CHUNK = flags.DEFINE_integer(
     "chunk", None, "Tokens of a prompt that the engine reads at a time; default: all.", lower_bound=1
 )
 _PAGE = flags.DEFINE_integer(
     "page", None, "Tokens of a page, for rows that have pages; default: they have slots.", lower_bound=1
 )
-flags.mark_flags_as_required(["checkpoint", "reference"])
+flags.mark_flag_as_required("checkpoint")
+flags.mark_flags_as_mutual_exclusive(["reference", "adapter"], required=True)
 
 
 def main(argv: list[str]) -> None:
     del argv
     with pod.joined(saved=False) as processes:
-        inputs, outputs, meta = read_case(_REFERENCE.value)
         directory = hub.directory(_CHECKPOINT.value)
-        model = load_bare(directory, "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value)
-        report = compare(model, inputs, outputs, _CHUNK.value, _PAGE.value)
+        inputs, outputs, meta = read_case(_REFERENCE.value or directory)
+        given = "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value
+        if _ADAPTER.value:
+            adapted, folder = load_adapted(directory, _ADAPTER.value, *given), _ADAPTER.value
+            report = compare_adapter(adapted, folder, inputs, _MERGE.value, _CHUNK.value, _PAGE.value)
+        else:
+            report = compare(load_bare(directory, *given), inputs, outputs, _CHUNK.value, _PAGE.value)
         if processes.process == 0:
             print(json.dumps(report))
 

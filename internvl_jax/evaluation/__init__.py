@@ -1,5 +1,6 @@
 """Question files and the paper's benchmarks, parity with recorded outputs, pictures of what a router decides."""
 
+from internvl_jax.evaluation.adapter_parity import compare_adapter
 from internvl_jax.evaluation.drawing import draw_answer
 from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.overlay import router_overlay
@@ -54,6 +55,7 @@ __all__ = [
     "compare",
     "draw_answer",
     "draw_svg",
+    "compare_adapter",
     "evaluate",
     "find_svg",
     "image_token_id",

@@ -16,15 +16,24 @@ from jax.sharding import Mesh
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_folder
-from internvl_jax.models import PARTS, InternVL, InternVLConfig, LanguageHalf, PartName, Runtime, VisionHalf, place
+from internvl_jax.models import (
+    PARTS,
+    InternVL,
+    InternVLConfig,
+    LanguageHalf,
+    PartName,
+    Runtime,
+    VisionHalf,
+    place,
+    read_stored,
+    stored_dtype,
+)
 from internvl_jax.sharding import (
     Params,
     ParamSpec,
     Rules,
     bind,
-    locate,
     places,
-    read_params,
     structure,
     write_params,
 )
@@ -92,10 +101,10 @@ def load(
     graphdef, specs = structure(PARTS[part], config, runtime)
     where = places(specs, runtime.placement)
     wanted = {
-        path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=where.get(path))
+        path: jax.ShapeDtypeStruct(spec.shape, stored_dtype(path, dtype), sharding=where.get(path))
         for path, spec in _specs(config).items()
     }
-    return bind(graphdef, read_params(locate(directory), wanted)), processor
+    return bind(graphdef, read_stored(directory, wanted)), processor
 
 
 def read_config(directory: str | os.PathLike) -> tuple[InternVLConfig, Processor]:
@@ -154,7 +163,7 @@ def save_model(directory: str | os.PathLike, params: Params, config: InternVLCon
 
 
 def _specs(config: InternVLConfig) -> dict[str, ParamSpec]:
-    return structure(InternVL, config, Runtime())[1]
+    return structure(PARTS["all"], config, Runtime())[1]
 
 
 def _fits(params: Params, specs: dict[str, ParamSpec], path: str) -> bool:

@@ -64,10 +64,14 @@ from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import Remat, Runtime
+from internvl_jax.models.stored import read_plain, read_stored, stored_dtype
+from internvl_jax.models.transforms.lora import difference, merged, with_dropout
+from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
+    "AdaptedWeight",
     "Cache",
     "DecoderOut",
     "Encoded",
@@ -81,6 +85,7 @@ __all__ = [
     "InternViT",
     "Key",
     "LanguageHalf",
+    "LoraConfig",
     "ModelKind",
     "MoeConfig",
     "NtkConfig",
@@ -99,13 +104,20 @@ __all__ = [
     "VisionConfig",
     "VisionHalf",
     "YarnConfig",
+    "adapted_path",
     "check_kernel",
+    "difference",
     "family_of",
     "kind_of",
+    "merged",
     "over_logits",
     "place",
+    "plain_path",
+    "read_plain",
+    "read_stored",
     "scopes",
     "seen_keys",
+    "stored_dtype",
     "tile_flops",
     "token_flops",
     "token_logprobs",
@@ -113,4 +125,5 @@ __all__ = [
     "train_flops",
     "unstack",
     "unstack_params",
+    "with_dropout",
 ]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from internvl_jax.errors import InputError
+from internvl_jax.models.transforms.lora_config import LoraConfig
 from internvl_jax.validation import Fraction, Positive, build, check_fields
 
 # Paths of the parameters that a Flash model has besides those of its base, and of those among them that the released
@@ -132,6 +133,7 @@ class InternVLConfig(_Checked):
         int, Meta(ge=-1, lt=2**31)
     ]  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
     flash: FlashConfig | None
+    lora: LoraConfig | None = None  # the adapter that its weights have; most models have none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,7 +185,11 @@ class InternVLConfig(_Checked):
         return (self.vision.grid // self.compressed_shuffle) ** 2
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As config.json has it."""
+        values = dataclasses.asdict(self)
+        if self.lora is None:
+            del values["lora"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -204,6 +210,8 @@ class InternVLConfig(_Checked):
             values[name] = build(half, values.get(name), f"model.{name} of config.json")
         if values.get("flash") is not None:
             values["flash"] = build(FlashConfig, values["flash"], "model.flash of config.json")
+        lora = values.get("lora")
+        values["lora"] = None if lora is None else LoraConfig.from_dict(lora, "model.lora of config.json")
         return build(cls, values, "model of config.json")
 
 

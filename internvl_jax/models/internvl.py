@@ -7,6 +7,7 @@ A Flash model has two branches for a tile, of 256 or 64 features, and a router t
 Source: InternVL3.5 paper (arXiv 2508.18265) sections 2.1, 2.3 and the released modeling_internvl_chat.py.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig, TextConfig
 from internvl_jax.models.language.decoder import Decoder
 from internvl_jax.models.stack import Runtime
+from internvl_jax.models.transforms.lora import adapt
 from internvl_jax.models.vision.intern_vit import InternViT
 from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
 from internvl_jax.models.vision.router import Router
@@ -225,12 +227,27 @@ class InternVL(VisionHalf, LanguageHalf):
         return Out(out.hidden_BTD, out.cache, aux)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """Makes a kind of model from (config, rngs, runtime), with the adapter that the config has."""
+
+    kind: Callable[..., VisionHalf | LanguageHalf]
+
+    def __call__(
+        self, config: InternVLConfig, rngs: nnx.Rngs, runtime: Runtime | None = None
+    ) -> VisionHalf | LanguageHalf:
+        model = self.kind(config, rngs, runtime)
+        if config.lora is not None:
+            adapt(model, config.lora, rngs)
+        return model
+
+
 # What of a model may be loaded by itself.
 PartName = Literal["all", "vision", "language"]
 PARTS: dict[PartName, Callable[..., VisionHalf | LanguageHalf]] = {
-    "all": InternVL,
-    "vision": VisionHalf,
-    "language": LanguageHalf,
+    "all": _Made(InternVL),
+    "vision": _Made(VisionHalf),
+    "language": _Made(LanguageHalf),
 }
 
 

@@ -24,7 +24,7 @@ from internvl_jax.inference import (
     fit,
     stack_params,
 )
-from internvl_jax.models import InternVL, InternVLConfig, PageCache, Runtime, tile_flops, token_flops
+from internvl_jax.models import PARTS, InternVLConfig, PageCache, Runtime, tile_flops, token_flops
 from internvl_jax.planning.layouts import Serving
 from internvl_jax.planning.lowering import Lowered
 from internvl_jax.planning.trial import Trial, results
@@ -70,7 +70,7 @@ class EngineTrial:
     ):
         self._trial, self._config, self._place, self._dtype, self.weights = trial, config, place, dtype, weights
         self._beside: dict[str, Any] = {"weights": weights, **(beside or {})}
-        graphdef, _ = sharding.structure(InternVL, config, Runtime(dtype))
+        graphdef, _ = sharding.structure(PARTS["all"], config, Runtime(dtype))
         self.programs = PagedPrograms(config, graphdef, graphdef, config.text.vocab, (), dtype, piece=1, routes=routes)
 
     def made(self, program: Any, *args: Any, **static: Any) -> Any:
@@ -178,7 +178,7 @@ def serving(trial: Trial, config: InternVLConfig, place: Placement, task: str, s
 def served_weights(config: InternVLConfig, place: Placement) -> Params:
     """A server's parameters, in bfloat16, as structs."""
     dtype = jnp.dtype(jnp.bfloat16)
-    _, specs = sharding.structure(InternVL, config, Runtime(dtype))
+    _, specs = sharding.structure(PARTS["all"], config, Runtime(dtype))
     lies = sharding.places(specs, place)
     return {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=lies[path]) for path, spec in specs.items()}
 
@@ -210,7 +210,7 @@ def rollout(trial: Trial, config: TrainConfig, settings: GspoConfig) -> None:
 
     kept = {"parameters": program.abstract.params, "optimizer": program.abstract.opt_state}
     if settings.kl:
-        kept["reference"] = program.abstract_reference
+        kept["reference"] = program.own_reference
     reshard = cast(Any, resharder(program, place, dtype))  # jitted, as there is a place
     weights = trial.run("reshard", Lowered(program.mesh, kept, reshard.lower(program.abstract.params), 0.0))
     routes = settings.routes != "ignore"

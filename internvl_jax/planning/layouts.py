@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVL, InternVLConfig, Runtime
+from internvl_jax.models import PARTS, InternVLConfig, Runtime, plain_path
 from internvl_jax.planning.chips import CHIPS, Topology
-from internvl_jax.training import TrainConfig
+from internvl_jax.training import TrainConfig, with_adapter
 
 # Bytes of a parameter in training: its value, its gradient and two moments, all in float32.
 _STATE = 16
@@ -52,7 +54,7 @@ class Serving:
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
-    return sharding.structure(InternVL, model, Runtime())[1]
+    return sharding.structure(PARTS["all"], model, Runtime())[1]
 
 
 def parameters(model: InternVLConfig) -> int:
@@ -123,7 +125,18 @@ def kept(config: TrainConfig, remat: str, rows: int = 1) -> float:
 def _fixed(config: TrainConfig, chips: int) -> float:
     """Bytes that a chip holds of the state and of its rows' pixels, these twice: as given, and in micro-batches."""
     pixels = config.run.rows * config.data.tile_budget * config.model.vision.image_size**2 * 3
-    return (parameters(config.model) * _STATE + 2 * pixels) / chips
+    return (_state_bytes(config) + 2 * pixels) / chips
+
+
+def _state_bytes(config: TrainConfig) -> float:
+    """Of parameters, gradients and moments: those of an adapter, where the rest is frozen."""
+    model = with_adapter(config.model, config.lora)
+    if model.lora is None:
+        return parameters(model) * _STATE
+    trained = lambda path: plain_path(path) is None or path in model.lora.whole
+    frozen = np.dtype(config.run.dtype).itemsize
+    sizes = {path: math.prod(spec.shape) for path, spec in specs(model).items()}
+    return sum(size * (_STATE if trained(path) else frozen) for path, size in sizes.items())
 
 
 def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple[dict[str, int], str]:

@@ -29,11 +29,13 @@ from internvl_jax.sharding.params_io import (
     damaged,
     locate,
     read_params,
+    read_specs,
     saving_options,
     step_names,
     write_params,
 )
 from internvl_jax.sharding.placement import Placement, placed, places
+from internvl_jax.sharding.referred import follow, refer
 from internvl_jax.sharding.rules import (
     PRESETS,
     Rules,
@@ -72,6 +74,7 @@ __all__ = [
     "flatten",
     "gather_time",
     "heads_for_time",
+    "follow",
     "init",
     "like_params",
     "locate",
@@ -87,6 +90,8 @@ __all__ = [
     "places",
     "platform",
     "read_params",
+    "read_specs",
+    "refer",
     "saving_options",
     "serving_axes",
     "shard",

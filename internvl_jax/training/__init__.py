@@ -1,7 +1,17 @@
 """Training: one loop for all stages; a stage is an objective and a batch type."""
 
-from internvl_jax.training.config import DataConfig, Group, OptimConfig, RunConfig, StageConfig, TrainConfig
+from internvl_jax.training.config import (
+    DataConfig,
+    Group,
+    LoraGroup,
+    LoraSettings,
+    OptimConfig,
+    RunConfig,
+    StageConfig,
+    TrainConfig,
+)
 from internvl_jax.training.run import hooks
+from internvl_jax.training.run.adapting import with_adapter
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.run.watch import Watching
@@ -24,6 +34,8 @@ __all__ = [
     "DataConfig",
     "Group",
     "GspoConfig",
+    "LoraGroup",
+    "LoraSettings",
     "MpoConfig",
     "OptimConfig",
     "Pairs",
@@ -42,4 +54,5 @@ __all__ = [
     "sampling_memory",
     "sampling_place",
     "train",
+    "with_adapter",
 ]

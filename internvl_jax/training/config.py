@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from internvl_jax.data import Tiles, Weighting
 from internvl_jax.models import InternVLConfig, Remat
-from internvl_jax.validation import CountOrZero, Fraction, NotNegative
+from internvl_jax.validation import CountOrZero, Fraction, NotNegative, Positive
 
 Steps = Annotated[int, Meta(ge=1, le=10**9)]
 Below1 = Annotated[float, Meta(ge=0, lt=1)]
@@ -55,6 +55,51 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     # As the release (HF Trainer): no decay on biases and norms.
     groups: tuple[Group, ...] = (Group(r"(\.bias|norm\w*\.scale)$", weight_decay=0.0), Group(".*"))
+
+
+@dataclasses.dataclass
+class LoraGroup:
+    """Weights whose name matches `pattern` (re.search) and that have another rank or scale than the others; the first
+    group that matches a name has it.
+
+    Attributes:
+      rank, alpha: as in `LoraSettings`; None: the same as there. A rank of 0 leaves a weight without adapter.
+    """
+
+    pattern: str
+    rank: Annotated[int, Meta(ge=0, le=65536)] | None = None
+    alpha: Positive | None = None
+
+
+@dataclasses.dataclass
+class LoraSettings:
+    """Low-rank adapters in place of training all weights: the model of `run.init_from` stays as it is, in `run.dtype`,
+    and only adapters have gradients, moments and masters. Names of weights are as lm.layers.3.attn.q,
+    vit.layers.0.mlp.fc1, projector.fc1, lm.layers.3.mlp.experts.gate.
+
+    Attributes:
+      rank: of the adapters; 0 for none, all is trained.
+      alpha: an adapter's product is multiplied by alpha / rank.
+      targets: a pattern (re.search) of the names of weights that have adapters.
+      whole: a pattern (re.search) of the paths of parameters that are trained whole beside them, as ^projector.; empty:
+        none.
+      dropout: of the adapters' inputs.
+      rslora: multiply by alpha / sqrt(rank) instead.
+      groups: other ranks and scales by pattern; a flag gives them as JSON, '[{"pattern": "mlp", "rank": 8}]'.
+    """
+
+    rank: Annotated[int, Meta(ge=0, le=65536)] = 0
+    alpha: Positive = 32.0
+    targets: str = r"^lm\.layers\.\d+\.(attn\.[qkvo]|mlp\.(gate|up|down))$"
+    whole: str = ""
+    dropout: Below1 = 0.0
+    rslora: bool = False
+    groups: tuple[LoraGroup, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        """Whether the model of `run.init_from` stays as it is."""
+        return self.rank > 0 or bool(self.whole)
 
 
 @dataclasses.dataclass
@@ -160,6 +205,7 @@ class TrainConfig:
     """Attributes:
     objective: the name of the stage (`stages.registry`).
     stage: its settings; None for a stage that has none.
+    lora: adapters in place of training all weights.
     """
 
     model: InternVLConfig
@@ -168,6 +214,7 @@ class TrainConfig:
     optim: OptimConfig
     run: RunConfig
     stage: StageConfig | None = None
+    lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
 
 
 # What may differ between a run and its resumption: it changes neither the parameters nor the order of the data. A stage

@@ -31,7 +31,7 @@ from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, check
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.engine.tile_features import TileFeatures
-from internvl_jax.models import InternVL, InternVLConfig, Runtime, unstack, unstack_params
+from internvl_jax.models import PARTS, InternVLConfig, Runtime, unstack, unstack_params
 from internvl_jax.sharding import Params, Rules
 
 _TILE_BYTES = 1 << 30  # of features of tiles, kept for other prompts that show the same
@@ -139,7 +139,7 @@ class Sampler:
         on_cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
         self._apart = on_cpu and (mesh is None or mesh.size == 1)
         self._mesh, self._rules = (None, None) if self._apart else (mesh, rules)
-        model = nnx.eval_shape(lambda: InternVL(config, nnx.Rngs(0), Runtime(dtype)))
+        model = nnx.eval_shape(lambda: PARTS["all"](config, nnx.Rngs(0), Runtime(dtype)))
         graphdef = nnx.split(model, nnx.Param)[0]
         written = unstack(model) if self._apart else graphdef
         # As in `Runner`: XLA on CPU converts a whole bfloat16 cache at every write.

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from internvl_jax.errors import InputError
-from internvl_jax.sharding import DAMAGE, ITEM, checkpoint_path, damaged, saving_options, step_names
+from internvl_jax.sharding import DAMAGE, ITEM, Params, checkpoint_path, damaged, saving_options, step_names
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.validation import first_line
 
@@ -26,12 +26,13 @@ class Checkpoints:
 
     Args:
       keep_last, keep_every: which ones stay: the last n, and each whose step this divides (0: none).
+      held: the paths of the parameters that they hold; None: all.
 
     Raises:
       InputError: something else has the name of a step, or the workdir one that no checkpoint can have.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep_last: int, keep_every: int):
+    def __init__(self, workdir: pathlib.Path, keep_last: int, keep_every: int, held: frozenset[str] | None = None):
         import orbax.checkpoint.experimental.v1 as ocp  # here: it takes long, and `--help` needs none
 
         policies = ocp.training.preservation_policies
@@ -48,6 +49,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._saving: Any = None
+        self._held = held
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -76,7 +78,7 @@ class Checkpoints:
         with saving_options():
             self._saving = self._checkpointer.save_checkpointables_async(
                 step,
-                dict(zip(_ITEMS, (state.params, _optimizer(state), {"step": step, "data": data}))),
+                dict(zip(_ITEMS, (self._kept(state.params), _optimizer(state), {"step": step, "data": data}))),
             )
 
     def wait(self) -> None:
@@ -97,7 +99,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The latest state and data position.
+        """The latest state, with the parameters that are held, and data position.
 
         Args:
           abstract: the shapes, dtypes and shardings to restore to; the mesh may differ from the one that saved.
@@ -106,7 +108,7 @@ class Checkpoints:
         try:
             loaded = self._checkpointer.load_checkpointables(
                 None,
-                dict(zip(_ITEMS, (abstract.params, _optimizer(abstract), None))),
+                dict(zip(_ITEMS, (self._kept(abstract.params), _optimizer(abstract), None))),
             )
             data = loaded["position"]["data"]
         except DAMAGE as error:
@@ -115,6 +117,9 @@ class Checkpoints:
         optimizer = loaded["optimizer"]
         carry = optimizer.get("carry", {})
         return TrainState(optimizer["step"], loaded[ITEM], optimizer["state"], optimizer["nonfinite"], carry), data
+
+    def _kept(self, params: Params) -> Params:
+        return {path: value for path, value in params.items() if self._held is None or path in self._held}
 
 
 def _check_names(directory: pathlib.Path) -> None:

@@ -1,13 +1,16 @@
 """Parameters of a model that a run begins with or refers to, checked against the run's own model."""
 
+import dataclasses
 import logging
+import os
 import re
 from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.inference import read_values
-from internvl_jax.models import FLASH_PARTS, InternVLConfig
-from internvl_jax.sharding import Params, locate, read_params
+from internvl_jax.models import FLASH_PARTS, InternVLConfig, plain_path, read_plain
+from internvl_jax.sharding import Params
+from internvl_jax.training.run.adapting import adapted_params
 from internvl_jax.training.run.program import Program
 from internvl_jax.validation import differences
 
@@ -23,7 +26,8 @@ def read_initial(source: str, program: Program, extend: bool = False) -> Params:
     Raises:
       InputError: it holds another model, or not exactly its parameters.
     """
-    theirs, ours, abstract = _model_of(source), program.model.to_dict(), program.abstract.params
+    lora = program.model.lora
+    theirs, ours, abstract = _model_of(source), _model_dict(program.model), program.abstract.params
     lacking = []
     if theirs["flash"] is None and ours["flash"] is not None:
         if not extend:
@@ -34,28 +38,58 @@ def read_initial(source: str, program: Program, extend: bool = False) -> Params:
         lacking = [path for path in abstract if re.search(FLASH_PARTS, path)]
         theirs["flash"] = ours["flash"]
     _check_same(source, ours, theirs)
-    params = read_params(locate(source), {path: leaf for path, leaf in abstract.items() if path not in lacking})
+    wanted = {plain_path(path): leaf for path, leaf in abstract.items() if path not in lacking}
+    wanted.pop(None, None)
+    params = adapted_params(read_plain(source, wanted), lora)
     if lacking:
         _LOG.info("%s has no router and no compressed branch: they begin with random values of run.seed", source)
-        params |= program.random_params(lacking)
-    return params
+    fresh = [path for path in abstract if path not in params]
+    return params | program.random_params(fresh) if fresh else params
 
 
-def read_reference(source: str, program: Program) -> Params:
-    """The frozen reference of a stage. It sees every tile at full resolution, so what a Flash model has besides its
-    base is not read.
+def read_base(source: str, program: Program) -> Params:
+    """Those parameters of a state that checkpoints do not hold: the frozen base, from where the run began.
+
+    Raises:
+      InputError: see `read_plain`.
+    """
+    abstract = program.abstract.params
+    wanted = {plain_path(path): leaf for path, leaf in abstract.items() if path not in program.saved}
+    return adapted_params(read_plain(source, wanted, partly=True), program.model.lora)
+
+
+def read_reference(source: str, program: Program, start: str = "") -> Params:
+    """The frozen reference of a stage, or what of it is not in a state anyway: the base that a run began with, beside
+    which only adapters are trained. It sees every tile at full resolution, so what a Flash model has besides its base
+    is not read.
+
+    Args:
+      start: where the run began.
 
     Raises:
       InputError: it holds another model, or not exactly its parameters.
     """
-    theirs, ours = _model_of(source), program.model.to_dict()
+    theirs, ours = _model_of(source), _model_dict(program.model)
     _check_same(source, {**ours, "flash": None}, {**theirs, "flash": None})
-    return read_params(locate(source), program.abstract_reference, ignore=FLASH_PARTS)
+    if not shared_base(source, start, program):
+        return read_plain(source, program.abstract_reference, ignore=FLASH_PARTS)
+    wanted = program.own_reference
+    return read_plain(source, wanted, partly=True) if wanted else {}
+
+
+def shared_base(source: str, start: str, program: Program) -> bool:
+    """Whether a reference is the base that a run began with and holds in its state."""
+    return program.model.lora is not None and os.path.realpath(source) == os.path.realpath(start)
 
 
 def _model_of(source: str) -> dict[str, Any]:
     """The model config of a model directory or workdir."""
-    return InternVLConfig.from_dict(read_values(source).get("model")).to_dict()
+    return _model_dict(InternVLConfig.from_dict(read_values(source).get("model")))
+
+
+def _model_dict(model: InternVLConfig) -> dict[str, Any]:
+    """Without adapter: those of a start are merged, those of the run are its own."""
+    return dataclasses.replace(model, lora=None).to_dict()
 
 
 def _check_same(source: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

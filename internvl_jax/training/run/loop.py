@@ -27,7 +27,7 @@ from internvl_jax.sharding import Params
 from internvl_jax.training.config import RunConfig, TrainConfig
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.checkpoints import Checkpoints
-from internvl_jax.training.run.initial import read_initial, read_reference
+from internvl_jax.training.run.initial import read_base, read_initial, read_reference
 from internvl_jax.training.run.optim import schedule
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.run.setup import build
@@ -71,9 +71,9 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
     agree("data", {"digest": source.digest})
     held_out = setup.open_held_out(config, program, processor)
     lead("claiming the workdir", lambda: setup.claim_workdir(config, processor))
-    with Checkpoints(workdir, run.keep_last, run.keep_every) as checkpoints:
+    with Checkpoints(workdir, run.keep_last, run.keep_every, program.saved) as checkpoints:
         state, position = _initial_state(program, checkpoints, run.init_from, stage.start is Start.BASE)
-        reference = read_reference(setup.reference_of(config), program) if stage.refers else None
+        reference = read_reference(setup.reference_of(config), program, run.init_from) if stage.refers else None
         source.start(position)
         first = saved = int(state.step)
         rate = schedule(config.optim, run.steps)
@@ -124,7 +124,10 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
 def _initial_state(program: Program, checkpoints: Checkpoints, init_from: str, extend: bool) -> tuple[TrainState, Any]:
     """The state that a run goes on from, and the position of its data."""
     if checkpoints.latest is not None:
-        return checkpoints.restore(program.abstract)
+        state, position = checkpoints.restore(program.abstract)
+        if len(program.saved) < len(program.abstract.params):
+            state = state._replace(params=state.params | read_base(init_from, program))
+        return state, position
     params = read_initial(init_from, program, extend) if init_from else program.random_params()
     return program.from_params(params), None
 

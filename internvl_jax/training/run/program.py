@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import FLASH_PARTS, InternVL, InternVLConfig, Runtime, seen_keys
+from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, Runtime, plain_path, seen_keys
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig
 from internvl_jax.training.run import compiler
+from internvl_jax.training.run.adapting import frozen_base, plain_params, saved_paths, state_dtype
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
@@ -39,6 +40,7 @@ class Program:
       reference_graphdef, abstract_reference: the structure of the frozen reference, and the shapes, dtypes and
         shardings of its parameters.
       abstract: the shapes, dtypes and shardings of the state.
+      saved: the paths of the parameters that checkpoints hold.
       step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
       place: puts a host's numpy batch onto the devices.
       from_params: jitted parameters -> state; the parameters are donated.
@@ -54,10 +56,28 @@ class Program:
     reference_graphdef: nnx.GraphDef
     abstract_reference: Params
     abstract: TrainState
+    saved: frozenset[str]
     step: Any
     place: Any
     from_params: Any
     random_params: Any
+
+    @property
+    def own_reference(self) -> Params:
+        """What of a reference is not in the state, where that holds it as the frozen base beside which adapters are
+        trained: the parameters that are trained whole. All of it without adapters.
+        """
+        lora = self.model.lora
+        return {path: leaf for path, leaf in self.abstract_reference.items() if lora is None or path in lora.whole}
+
+    def reference_of(self, params: Params, reference: Params) -> Params:
+        """All parameters of the frozen reference, the very arrays.
+
+        Args:
+          params: those of a state, whose frozen base is the reference's where there is one.
+          reference: what the reference has besides, or all of it.
+        """
+        return _whole_reference(params, reference, self.model.lora)
 
 
 def make_program(
@@ -79,20 +99,29 @@ def make_program(
     mesh, rules = sharding.make_mesh(sharding.parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
     runtime = Runtime(np.dtype(run.dtype), run.remat, skip_blocks=run.skip_blocks)
-    make = lambda rngs: InternVL(model, rngs, runtime)
-    graphdef, specs = sharding.structure(InternVL, model, runtime)
+    make = lambda rngs: PARTS["all"](model, rngs, runtime)
+    graphdef, specs = sharding.structure(PARTS["all"], model, runtime)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
-    reference_graphdef, _ = sharding.structure(InternVL, dataclasses.replace(model, flash=None), runtime)
-    where = sharding.shardings(specs, mesh, rules)
-    assigned = assign(specs, optim.groups)
+    reference_graphdef, _ = sharding.structure(PARTS["all"], dataclasses.replace(model, flash=None, lora=None), runtime)
+    where, lora = sharding.shardings(specs, mesh, rules), model.lora
+    assigned = frozen_base(assign(specs, optim.groups), lora)
+    dtypes = {path: state_dtype(path, spec, lora, runtime.dtype, in_products(path)) for path, spec in specs.items()}
     check_idle(assigned, objective.idle, name)
     tx = optimizer(optim, run.steps, assigned)
 
     start = lambda params: new_state(params, tx, assigned, objective.start())
-    shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, s.dtype) for path, s in specs.items()})
+    shapes = jax.eval_shape(start, {path: jax.ShapeDtypeStruct(s.shape, dtypes[path]) for path, s in specs.items()})
     places = state_shardings(shapes, specs, where, mesh)
+
+    def random_params(paths: Iterable[str] = where) -> Params:
+        fresh = sharding.init(make, run.seed, {path: where[path] for path in paths})
+        return {path: value.astype(dtypes[path]) for path, value in fresh.items()}
+
+    def refer(params: Params, reference: Params) -> nnx.Module:
+        return sharding.bind(reference_graphdef, _whole_reference(params, reference, lora))
+
     seen = functools.partial(seen_keys, model.text)
-    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, reference_graphdef, seen)
+    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, refer, seen)
 
     def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
         with sharding.use(mesh, rules):
@@ -108,6 +137,7 @@ def make_program(
         reference_graphdef=reference_graphdef,
         abstract_reference=_reference(specs, where, runtime.dtype),
         abstract=abstract_like(shapes, places),
+        saved=saved_paths(specs, lora),
         step=jax.jit(
             step,
             donate_argnums=0,
@@ -116,22 +146,27 @@ def make_program(
         ),
         place=functools.partial(_place, mesh=mesh, rules=rules),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
-        random_params=lambda paths=where: sharding.init(make, run.seed, {path: where[path] for path in paths}),
+        random_params=random_params,
     )
 
 
 def in_products(path: str) -> bool:
     """Whether a parameter meets activations in a product of the run's dtype; a router's stay exact."""
-    return path.endswith(".weight") and ".router." not in path
+    return path.endswith((".weight", ".weight.base", ".weight.a", ".weight.b")) and ".router." not in path
 
 
 def _reference(specs: dict[str, ParamSpec], where: dict[str, NamedSharding], dtype: np.dtype) -> Params:
     """The parameters of a frozen reference: never updated, so its weights have the dtype of the products."""
     return {
-        path: jax.ShapeDtypeStruct(spec.shape, dtype if in_products(path) else spec.dtype, sharding=where[path])
+        plain: jax.ShapeDtypeStruct(spec.shape, dtype if in_products(path) else spec.dtype, sharding=where[path])
         for path, spec in specs.items()
-        if not re.search(FLASH_PARTS, path)
+        if (plain := plain_path(path)) is not None and not re.search(FLASH_PARTS, path)
     }
+
+
+def _whole_reference(params: Params, reference: Params, lora: LoraConfig | None) -> Params:
+    base = plain_params(params, lora)
+    return {path: value for path, value in base.items() if not re.search(FLASH_PARTS, path)} | reference
 
 
 def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:

@@ -16,7 +16,10 @@ from internvl_jax import sharding
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, PipelineConfig, Processor, Tokenizer, get_template
 from internvl_jax.errors import InputError
 from internvl_jax.files import claimed, whole_file
+from internvl_jax.inference import read_values
+from internvl_jax.sharding import follow, refer
 from internvl_jax.training.config import FREE, DataConfig, RunConfig, TrainConfig
+from internvl_jax.training.run.adapting import with_adapter
 from internvl_jax.training.run.held_out import HeldOut
 from internvl_jax.training.run.program import Program, make_program
 from internvl_jax.training.stages.balance import Balance, NoBalance
@@ -48,6 +51,8 @@ def check(config: TrainConfig) -> None:
     if config.objective not in STAGES:
         hint = nearest(config.objective, STAGES)
         raise InputError(f"objective is {config.objective!r}{hint}; the objectives are {', '.join(STAGES)}")
+    if config.lora.active and not run.init_from:
+        raise InputError("lora adapts a model, and there is none; give it with --config.run.init_from=DIR")
     stage = STAGES[config.objective]
     if not isinstance(config.stage, stage.settings or type(None)):
         wanted = "no stage" if stage.settings is None else f"a stage of {stage.settings.__name__}"
@@ -69,7 +74,7 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
             f"model only {model.text.vocab} rows; give the tokenizer that belongs to the model"
         )
     # The id is the tokenizer's to say: it differs between families.
-    config.model = dataclasses.replace(model, image_token_id=tokenizer.image_context)
+    config.model = with_adapter(dataclasses.replace(model, image_token_id=tokenizer.image_context), config.lora)
     image = ImageConfig(
         tile_size=model.vision.image_size,
         tokens_per_tile=model.tokens_per_tile,
@@ -88,6 +93,8 @@ def describe(config: TrainConfig, mesh: Mesh) -> list[str]:
     """
     run, data, stage = config.run, config.data, config.stage
     sections = {"stage": stage, "data": data, "optim": config.optim, "run": run}
+    if config.lora.active:
+        sections["lora"] = config.lora
     lines = [f"objective: {config.objective}"]
     for name, section in sections.items():
         if section is not None:
@@ -114,8 +121,8 @@ def make_objective(config: TrainConfig) -> Objective:
 
 def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Program:
     """The program of a checked config on these devices, or on all that there are."""
-    objective = make_objective(config)
-    program = make_program(config.model, config.optim, config.run, objective, config.objective, devices)
+    objective, model = make_objective(config), with_adapter(config.model, config.lora)
+    program = make_program(model, config.optim, config.run, objective, config.objective, devices)
     _check_parts(config.data, config.run, program)
     return program
 
@@ -188,7 +195,10 @@ def pipeline_config(config: TrainConfig) -> PipelineConfig:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The part of the config that a resumed run must share with the one that it continues."""
-    return _bound(dataclasses.asdict(config), STAGES[config.objective].free)
+    values = dataclasses.asdict(config)
+    if not config.lora.active:
+        del values["lora"], values["model"]["lora"]
+    return _bound(values, STAGES[config.objective].free)
 
 
 def hold_workdir(workdir: str) -> contextlib.AbstractContextManager[None]:
@@ -220,6 +230,8 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> None:
     ours = json.loads(json.dumps(identity(config)))
     record = workdir / RUN_CONFIG
     if record.exists():
+        if config.model.lora is not None:
+            follow(read_values(workdir).get("base"), workdir / "config.json")
         found = read_json(record, f"restore it, or remove {workdir} to start anew")
         # Fields that an older version did not leave free may stand there.
         if lines := differences(ours, _bound(found, STAGES[config.objective].free)):
@@ -231,6 +243,8 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     processor.tokenizer.save(workdir)
     model = {"format": 1, "model": config.model.to_dict(), "processor": processor.to_dict()}
+    if config.model.lora is not None:
+        model["base"] = refer(config.run.init_from)
     _write(workdir / "config.json", model)
     _write(record, ours)
 

@@ -15,7 +15,7 @@ from internvl_jax.training.config import Group
 class TrainState(NamedTuple):
     """Attributes:
     step: int32 scalar, the optimizer steps taken.
-    params: float32, all parameters.
+    params: all parameters, float32 but for those of a frozen base.
     opt_state: the optimizer's state of the trainable parameters.
     nonfinite: int32 scalar, how many steps in a row were not applied.
     carry: what the objective carries from step to step; small, and the same on every device.

@@ -18,12 +18,14 @@ from flax import nnx
 from internvl_jax import sharding
 from internvl_jax.data import Batch
 from internvl_jax.losses import LossSum
+from internvl_jax.models import with_dropout
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group
 from internvl_jax.training.run.state import TrainState, split_trainable
 from internvl_jax.training.stages.terms import Carry, Objective, Sums, combine
 
 Metrics = dict[str, jax.Array]
+_DROPOUT = 3  # keeps the random numbers of adapters apart from those of the model, which has the first ones
 # Gradients, values of the terms, sums, the new carry.
 Gradient = tuple[Params, dict[str, jax.Array], Sums, Carry]
 
@@ -35,14 +37,15 @@ def make_step(
     assigned: dict[str, Group],
     micro_batches: int,
     seed: int,
-    reference_graphdef: nnx.GraphDef,
+    refer: Callable[[Params, Params], nnx.Module],
     seen: Callable[[jax.Array], jax.Array],
 ) -> Callable[[TrainState, Any, Params | None], tuple[TrainState, Metrics]]:
     """The step function; trace it under `sharding.use`, jit it with the state donated.
 
-    Its last argument are the parameters of the frozen reference model, for objectives that refer to one.
+    Its last argument are parameters of the frozen reference model, for objectives that refer to one.
 
     Args:
+      refer: makes the reference model of the parameters of the state and of these.
       seen: keys that a token sees, by its position in its sample.
     """
 
@@ -51,9 +54,11 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def forward(trainable: Params, micro: Any, index: jax.Array | int) -> Any:
-            model = sharding.bind(graphdef, {**trainable, **frozen})
-            refers = None if reference is None else sharding.bind(reference_graphdef, reference)
-            return objective.forward(model, micro, jax.random.fold_in(key, index), refers)
+            model, own = sharding.bind(graphdef, {**trainable, **frozen}), jax.random.fold_in(key, index)
+            if objective.dropout:
+                model = with_dropout(model, jax.random.fold_in(own, _DROPOUT))
+            refers = None if reference is None else refer(frozen, reference)
+            return objective.forward(model, micro, own, refers)
 
         gradient = _whole if micro_batches == 1 else functools.partial(_in_parts, parts=micro_batches)
         grads, values, sums, carry = gradient(objective, forward, trainable, batch, state.carry)

@@ -2,7 +2,8 @@
 
 1. Before the first step the reference model reads every pair of an epoch; log-probabilities of both responses go into a
    table `[samples, 2]`, saved under a key of data and model, now and then while it grows.
-2. With the table whole the reference's weights are let go: a step holds one model.
+2. With the table whole the reference's weights are let go: a step holds one model. Beside adapters the reference is the
+   frozen base that the state has anyway.
 """
 
 import dataclasses
@@ -13,17 +14,19 @@ import os
 import pathlib
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvl_jax.data import Batch, BatchIterator, Pipeline
 from internvl_jax.errors import InputError
-from internvl_jax.sharding import locate
-from internvl_jax.training.run.initial import read_initial
+from internvl_jax.sharding import Params, locate
+from internvl_jax.training.run.initial import read_initial, read_reference, shared_base
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
@@ -55,6 +58,8 @@ class PreferenceRows:
 
     def __init__(self, parts: SourceParts, pairs: int, cache_dir: str):
         self._pairs, self._run, self._program, self._reference = pairs, parts.run, parts.program, parts.reference
+        self._shared = shared_base(parts.reference, parts.run.init_from, parts.program)
+        self._computed = False
         self._folder = pathlib.Path(cache_dir or pathlib.Path(parts.run.workdir) / "reference")
         # The plan gives every pair a row of its own: a step takes a number of pairs, whatever rows they fill.
         planned = dataclasses.replace(parts.pipeline, kind="preferences", pack=False)
@@ -72,10 +77,17 @@ class PreferenceRows:
 
     def start(self, position: Any) -> None:
         self._path = table_path(self._folder, self._pipeline, self._reference, self._run.dtype)
-        self._table_N2 = self._reference_table()
+        if not self._shared:
+            self._compute(lambda: read_initial(self._reference, self._program), self._program.graphdef)
         self._batches = self._groups(position)
 
+    def _compute(self, params: Callable[[], Params], graphdef: nnx.GraphDef) -> None:
+        self._table_N2, self._computed = self._reference_table(params, graphdef), True
+
     def take(self, state: TrainState) -> Pairs:
+        if not self._computed:  # the reference is the frozen base in the state
+            base = lambda: self._program.reference_of(state.params, self._rest())
+            self._compute(base, self._program.reference_graphdef)
         rows = next(self._batches)
         responses_BX = np.broadcast_to(np.arange(rows.samples_BX.shape[1]) % 2, rows.samples_BX.shape)
         reference_BX = np.where(rows.samples_BX >= 0, self._table_N2[rows.samples_BX, responses_BX], 0)
@@ -99,7 +111,10 @@ class PreferenceRows:
         run, host = self._run, {"host": jax.process_index(), "hosts": jax.process_count()}
         return self._pipeline.groups(self._pairs, run.rows, run.micro_batches, **host, state=position)
 
-    def _reference_table(self) -> np.ndarray:
+    def _rest(self) -> Params:
+        return read_reference(self._reference, self._program, self._run.init_from)
+
+    def _reference_table(self, reference: Callable[[], Params], graphdef: nnx.GraphDef) -> np.ndarray:
         """float32 [I, 2]: the reference's log-probability of the chosen and of the rejected response of every sample
         that the run meets; NaN where one could not be loaded. Read from the cache as far as it goes, or computed and
         put there.
@@ -115,8 +130,8 @@ class PreferenceRows:
         if done >= pairs:
             return table_I2
         everywhere = jax.jit(lambda *x: x, out_shardings=NamedSharding(program.mesh, P()))
-        score = make_scorer(program, program.graphdef, run.micro_batches, run.logprob_chunk)
-        params = read_initial(self._reference, program)
+        score = make_scorer(program, graphdef, run.micro_batches, run.logprob_chunk)
+        params = reference()
         batches = self._groups({"rows": done, "seed": pipeline.config.seed, "fingerprint": pipeline.fingerprint})
         saved_at = time.monotonic()
         _LOG.info("reference log-probabilities: %d of %d pairs to go", pairs - done, pairs)

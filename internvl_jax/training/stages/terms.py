@@ -22,12 +22,14 @@ class Objective(Protocol):
       coefficients: the factor of every term in the loss.
       measures: `measure` returns something that `terms` needs; several micro-batches then take a forward pass before.
       ragged: the last micro-batches of a step may be empty; those are skipped.
+      dropout: whether adapters' dropout acts; not where a pass must meet that of the policy that sampled.
       idle: a pattern of the parameters that it gives no gradient, which therefore have to be frozen.
     """
 
     coefficients: dict[str, float]
     measures: bool = False
     ragged: bool = False
+    dropout: bool = True
     idle: str = FLASH_PARTS
 
     def start(self) -> Carry:

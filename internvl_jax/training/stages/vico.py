@@ -179,6 +179,7 @@ class Route(Objective):
     """
 
     measures = True
+    dropout = False
     idle = rf"^(?!router\.)|{UNUSED_PARTS}"
 
     def __init__(self, settings: RouterConfig, logprob_chunk: int):

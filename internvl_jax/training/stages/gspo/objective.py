@@ -40,12 +40,13 @@ class RolloutBatch(NamedTuple):
 class Gspo(Objective):
     """The clipped sequence-level objective, and a KL to the reference if asked.
 
-    Drop path is off, so that the first step on a rollout batch meets the policy that sampled it.
+    Drop path and dropout are off, so that the first step on a rollout batch meets the policy that sampled it.
 
     Source: GSPO (arXiv 2507.18071), InternVL3.5 (arXiv 2508.18265) section 2.3 and the released fork of verl.
     """
 
     ragged = True
+    dropout = False
 
     def __init__(self, settings: GspoConfig, balance: Balance | NoBalance, logprob_chunk: int):
         kl = {"kl": settings.kl} if settings.kl else {}

@@ -100,7 +100,7 @@ class Rollouts:
 
     def start(self, position: Any) -> None:
         if self._settings.kl:
-            self._reference = read_reference(self._reference_source, self._program)
+            self._reference = read_reference(self._reference_source, self._program, self._run.init_from)
         if position is None:
             return
         if position["prompts"] != self.digest:
@@ -173,7 +173,9 @@ class Rollouts:
         started = time.perf_counter()
         self._score_groups(groups, self._score, params, "old")
         if self._reference is not None:
-            self._score_groups(groups, self._score_reference, self._reference, "reference")
+            reference = self._program.reference_of(params, self._reference)
+            self._score_groups(groups, self._score_reference, reference, "reference")
+            del reference
         seconds["scoring"] = time.perf_counter() - started
         notes = figures(groups) | (stale_figures(groups) if settings.ahead else {})
         notes |= {"resampled": float(drawn - len(groups))}

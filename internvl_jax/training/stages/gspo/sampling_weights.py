@@ -97,7 +97,7 @@ def sampling_params(program: Program, where: Placement | None, dtype: str) -> di
 
 def sampling_memory(settings: GspoConfig, program: Program, where: Placement | None, dtype: str) -> SamplingMemory:
     """What sampling needs, at its worst."""
-    kept: list[Any] = [program.abstract, program.abstract_reference if settings.kl else None]
+    kept: list[Any] = [program.abstract, program.own_reference if settings.kl else None]
     made = sampling_params(program, where, dtype)
     if where is None:
         made = {path: leaf for path, leaf in made.items() if leaf.dtype != program.abstract.params[path].dtype}
