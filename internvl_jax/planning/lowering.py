@@ -53,6 +53,11 @@ def training(config: TrainConfig, devices: list[jax.Device], assumed: Assumed) -
     batch = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), batch, where)
     state = program.abstract
     there = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
-    tokens = rows * data.token_budget
-    flops = train_flops(config.model, tiles, tokens, tokens * assumed.seen(config.model.text, data.token_budget))
-    return Lowered(program.mesh, there, program.step.lower(state, batch), flops)
+    return Lowered(program.mesh, there, program.step.lower(state, batch), model_flops(config, assumed))
+
+
+def model_flops(config: TrainConfig, assumed: Assumed) -> float:
+    """Operations of a training step that the model itself needs, on all devices together."""
+    data, tokens = config.data, config.run.rows * config.data.token_budget
+    seen = assumed.seen(config.model.text, data.token_budget)
+    return train_flops(config.model, config.run.rows * data.tile_budget, tokens, tokens * seen)

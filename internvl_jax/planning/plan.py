@@ -12,7 +12,7 @@ from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.engine_trial import rollout, serving
 from internvl_jax.planning.estimate import STREAM
 from internvl_jax.planning.layouts import Serving, candidates, serving_layout, training_layouts
-from internvl_jax.planning.lowering import training
+from internvl_jax.planning.lowering import model_flops, training
 from internvl_jax.planning.trial import OutOfMemoryError, Trial
 from internvl_jax.sharding import make_mesh, parse_mesh
 from internvl_jax.training import GspoConfig, TrainConfig
@@ -100,7 +100,12 @@ def _plan(
     if task == "train":
         head["lengths"] = assumed.describe(config.data.token_budget)
     if list(trial.found) == [task]:
-        return {**head, **trial.found[task]}
+        found = trial.found[task]
+        if task == "train" and assumed.median and found.get("mfu"):  # what rows of the same length come to otherwise
+            found["mfu_of_one_sample_a_row"] = (
+                found["mfu"] * model_flops(config, DEFAULT) / model_flops(config, assumed)
+            )
+        return {**head, **found}
     return {**head, **trial.notes, **_together(trial)}
 
 

@@ -249,6 +249,14 @@ def test_training_on_a_tpu_slice():
 
 
 @needs_libtpu
+def test_training_on_two_slices():
+    """Only the sum of gradients goes over the network between them."""
+    found = planned("train", "v5p:2x2x1*2")
+    assert found["fits"] and found["chips"] == 8 and found["layout"]["mesh"] == "data=2,fsdp=4"
+    assert found["assumed"]["latency_s"] == 5e-6 and any("between slices" in one for one in found["not_modelled"])
+
+
+@needs_libtpu
 def test_rollouts_on_a_tpu_slice():
     found = rollout("v5p:2x2x1")
     assert found["fits"] and found["compiled_for"] == "tpu" and found["replicated"] == []

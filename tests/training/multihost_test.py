@@ -17,6 +17,7 @@ from internvl_jax.inference.load import save_model
 from internvl_jax.sharding import flatten
 from internvl_jax.training import train
 from internvl_jax.training.run import hooks
+from internvl_jax.training.run.goodput import read_record
 from internvl_jax.training.run.setup import prepare
 from tests.programs import build
 from tests.training import lives, toy
@@ -28,7 +29,7 @@ import os, pathlib, signal, subprocess, sys, time
 import jax
 from jax.experimental import multihost_utils
 from internvl_jax.errors import InputError, Stopped
-from internvl_jax.pod import Place, Pod
+from internvl_jax.pod import Gauges, Place, Pod
 from internvl_jax.training import train
 from tests import programs
 from tests.training import toy
@@ -39,6 +40,8 @@ if process == 0:
     command = ["-m", "launch.convert", f"--src={folder / 'released'}", f"--dst={folder / 'ours'}"]
     subprocess.run([sys.executable, *command], check=True)
 multihost_utils.sync_global_devices("converted")
+gauges = Gauges()
+(folder / f"told{process}").write_text(str([gauges.tell([turn, process]) for turn in range(3)]))
 settings = {"mesh": "data=2,fsdp=2,tensor=2", "rules": "fsdp_tp", "init_from": str(folder / "ours")}
 whole = toy.config(data, folder / "run", steps=6, **settings)
 try:
@@ -92,6 +95,12 @@ def test_two_processes_are_one(start, tmp_path):
 
     refused = [(tmp_path / f"refused{i}").read_text() for i in range(2)]
     assert refused[0] == refused[1] and "config.run.rows: 16 on process 1, 8 on process 0" in refused[0]
+    # Process 0 hears of every process what it told a round before.
+    assert (tmp_path / "told0").read_text() == "[[], [[0, 0], [0, 1]], [[1, 0], [1, 1]]]"
+    assert (tmp_path / "told1").read_text() == "[[], [], []]"
+    # One process writes where the time went.
+    assert {line["kind"] for line in read_record(tmp_path / "parts")} >= {"start", "compiling", "step", "checkpoint"}
+    assert [line["kind"] for line in read_record(tmp_path / "parts")].count("start") == 2
     stopped = [(tmp_path / f"stopped{i}").read_text() for i in range(2)]
     assert stopped[0] == stopped[1] and "goes on from step " in stopped[0]
     losses = [[line["loss"] for line in hooks.read_metrics(tmp_path / name)] for name in ("run", "parts")]
