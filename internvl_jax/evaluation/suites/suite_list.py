@@ -15,7 +15,28 @@ from internvl_jax.validation import nearest
 
 _SAME_RULE = "no recorded case of its own; the rule is that of {}, which has"
 _JUDGED = "its judge's prompt is not built: prompts and predictions only"
-_LANGUAGES = ("en", "cn", "pt", "ar", "tr", "ru")
+_LANGUAGES = {  # the paper's name of each, the md5 of MMMB and of the multilingual MMBench
+    "en": ("en", "1cd781a7", "d9ab776f"),
+    "cn": ("zh", "13ed82fa", "2ed51353"),
+    "pt": ("pt", "548ea2b3", "4ddfbcd2"),
+    "ar": ("ar", "f3a18b63", "4271b4a0"),
+    "tr": ("tr", "0733739d", "4fab39d5"),
+    "ru": ("ru", "ce1cc8a0", "5ba1171f"),
+}
+_VCR = {
+    "EN_EASY_500": "fd9258db",
+    "EN_EASY_100": "9df5d726",
+    "EN_EASY_ALL": "8a9b9688",
+    "EN_HARD_500": "0a22a850",
+    "EN_HARD_100": "1b20f5cb",
+    "EN_HARD_ALL": "2d8b8b1e",
+    "ZH_EASY_500": "beca5fd5",
+    "ZH_EASY_100": "4a86a567",
+    "ZH_EASY_ALL": "5050fe7f",
+    "ZH_HARD_500": "617e3360",
+    "ZH_HARD_100": "b0e38c85",
+    "ZH_HARD_ALL": "54bbfef4",
+}
 _CHOICE, _CIRCULAR = choice_scores.choice, choice_scores.circular
 
 
@@ -59,31 +80,29 @@ def _recorded() -> list[Suite]:
 def _same_rules() -> list[Suite]:
     """Those whose rule has recorded cases, but of another benchmark."""
     choice, circular = _SAME_RULE.format("MMStar"), _SAME_RULE.format("MMBench_DEV_EN_V11")
-    screens, anls = _SAME_RULE.format("ScreenSpot_Mobile"), "no answers are published: predictions for its server alone"
+    maths, crpe = _SAME_RULE.format("MathVision"), _SAME_RULE.format("CRPE_RELATION")
+    screens, hidden = _SAME_RULE.format("ScreenSpot_Mobile"), "no answers are published: they are scored on a server"
     found = [
-        Suite("MMBench_TEST_EN_V11", "MCQ", _CIRCULAR, "8d1a704e", "helps", "MMBench_V11", missing=anls),
+        Suite("MMBench_TEST_EN_V11", "MCQ", _CIRCULAR, "8d1a704e", "helps", "MMBench_V11", missing=hidden),
         Suite("MMBench_DEV_CN_V11", "MCQ", _CIRCULAR, "593f9b5f", "helps", "MMBench_V11", missing=circular),
-        Suite("MMBench_TEST_CN_V11", "MCQ", _CIRCULAR, "156e6569", "helps", "MMBench_V11", missing=anls),
-        Suite("DocVQA_TEST", "VQA", text_scores.anls, "6a2f28ca", paper=("T4", "DocVQA"), missing=anls),
-        Suite("InfoVQA_TEST", "VQA", text_scores.anls, "df535bf5", paper=("T4", "InfoVQA"), missing=anls),
-        Suite("MathVision_MINI", "VQA", maths_scores.mathvision, "060fe4fa", "helps"),
-        Suite("CRPE_EXIST", "VQA", text_scores.crpe, "315584e2", folder="CRPE"),
+        Suite("MMBench_TEST_CN_V11", "MCQ", _CIRCULAR, "156e6569", "helps", "MMBench_V11", missing=hidden),
+        Suite("DocVQA_TEST", "VQA", text_scores.anls, "6a2f28ca", paper=("T4", "DocVQA"), missing=hidden),
+        Suite("InfoVQA_TEST", "VQA", text_scores.anls, "df535bf5", paper=("T4", "InfoVQA"), missing=hidden),
+        Suite("MathVision_MINI", "VQA", maths_scores.mathvision, "060fe4fa", "helps", missing=maths),
+        Suite("CRPE_EXIST", "VQA", text_scores.crpe, "315584e2", folder="CRPE", missing=crpe),
         Suite("ScreenSpot_Desktop", "GUI", place_scores.screenspot, "e6e7bac2", missing=screens),
         Suite("ScreenSpot_Web", "GUI", place_scores.screenspot, "e51d168c", missing=screens),
         Suite("ScreenSpot_v2_Mobile", "GUI", place_scores.screenspot, "234c858a", missing=screens),
         Suite("ScreenSpot_v2_Desktop", "GUI", place_scores.screenspot, "5f2aa2a4", missing=screens),
         Suite("ScreenSpot_v2_Web", "GUI", place_scores.screenspot, "01cd0877", missing=screens),
     ]
-    for place, language in enumerate(_LANGUAGES):
-        paper = ("T8", f"MMMB {('en', 'zh', 'pt', 'ar', 'tr', 'ru')[place]}")
-        found.append(Suite(f"MMMB_{language}", "MCQ", _CHOICE, "", "helps", paper=paper, missing=choice))
-        paper = ("T8", paper[1].replace("MMMB", "MMBench"))
-        found.append(Suite(f"MMBench_dev_{language}", "MCQ", _CIRCULAR, "", "helps", paper=paper, missing=circular))
-    own = {"MathVision_MINI": "MathVision", "CRPE_EXIST": "CRPE_RELATION"}
-    return [
-        each if each.missing else Suite(**(vars(each) | {"missing": _SAME_RULE.format(own[each.name])}))
-        for each in found
-    ]
+    for language, (column, mmmb, mmbench) in _LANGUAGES.items():
+        paper = ("T8", f"MMMB {column}"), ("T8", f"MMBench {column}")
+        found += [
+            Suite(f"MMMB_{language}", "MCQ", _CHOICE, mmmb, "helps", paper=paper[0], missing=choice),
+            Suite(f"MMBench_dev_{language}", "MCQ", _CIRCULAR, mmbench, "helps", paper=paper[1], missing=circular),
+        ]
+    return found
 
 
 def _own() -> list[Suite]:
@@ -110,11 +129,9 @@ def _others() -> list[Suite]:
         Suite("MME-RealWorld-CN", "MME-RealWorld", choice_scores.real_world, "daaa763d", missing=unrecorded),
         Suite("ERQA", "VQA", text_scores.erqa, paper=("T11", "ERQA"), missing=unrecorded),
         *(
-            Suite(f"VCR_{language}_{level}_{size}", "VQA", text_scores.vcr, missing=words, paper=paper)
-            for language in ("EN", "ZH")
-            for level in ("EASY", "HARD")
-            for size in ("500", "100", "ALL")
-            for paper in [("T4", "VCR-EN-Easy EM") if (language, level) == ("EN", "EASY") else ("", "")]
+            Suite(f"VCR_{name}", "VQA", text_scores.vcr, md5, missing=words, paper=paper)
+            for name, md5 in _VCR.items()
+            for paper in [("T4", "VCR-EN-Easy EM") if name.startswith("EN_EASY") else ("", "")]
         ),
         Suite(
             "MathVerse_MINI_Vision_Only",
