@@ -113,6 +113,7 @@ def test_rollouts_on_cpu_devices(monkeypatch):
 HALVES = Serving(rows=8, prompt=32, slots=128, chunk=32, tiles=3)
 
 
+@pytest.mark.soak
 def test_the_halves_of_a_server():
     """A chip of a vision server has all of the tower and no language model. A language server has what is left of a
     coupled one without its tower, which lies spread over its chips there.

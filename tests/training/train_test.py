@@ -53,14 +53,14 @@ def boards(tmp_path_factory):
     ("folder", "stage"),
     [
         ("start", "config"),
-        ("start", "gspo_within_config"),
-        ("boards", "consistency_config"),
-        ("boards", "router_config"),
+        pytest.param("start", "gspo_within_config", marks=pytest.mark.soak),
+        pytest.param("boards", "consistency_config", marks=pytest.mark.soak),
+        pytest.param("boards", "router_config", marks=pytest.mark.soak),
     ],
 )
 def test_sigkill_at_random_moments_changes_nothing(request, tmp_path, folder, stage):
     """Parameters, optimizer and the loss of every step are bit-identical to a run that nobody killed. `make soak`
-    kills ten times.
+    kills every stage, ten times; that each goes on with the same bits after a stop is among the stage's own tests.
     """
     data, kills = request.getfixturevalue(folder), int(os.environ.get("INTERNVL_JAX_KILLS", "1"))
     steps = 12 if kills == 1 else 24

@@ -230,6 +230,7 @@ def test_more_prompts_than_fit_on_a_mesh(config, vocabulary, params, requests, r
     assert calls > 1 and tokens_of(left) == tokens_of(rollout)
 
 
+@pytest.mark.soak
 def test_slots_that_grow_change_nothing(config, vocabulary, params, requests, rollout, monkeypatch):
     monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 5)
     sampler = Sampler(config, jnp.float32, vocabulary, dataclasses.replace(LADDERS, rows=(2,)))

@@ -24,7 +24,7 @@ def of_many_lengths(config, program, source):
     return program.from_params(params)
 
 
-@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("staleness", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_what_is_left_goes_on(start, tmp_path, staleness):
     config = toy.gspo_config(start, tmp_path / "w", mesh="fsdp=8", rows=16)
     changes = {"sample_prompts": 3, "ahead": 3, "staleness": staleness, "importance_cap": 1.02}
