@@ -717,7 +717,7 @@ NOUN = r"""
 \boxed{2\text{ out of }3} ⇏ 2
 \boxed{5\text{ not }6} ⇏ 5
 \boxed{14\text{ years ago}} ⇒ 14
-\boxed{14\text{ fewer}} ⇏ 14
+\boxed{14\text{ fewer}} ⇒ 14
 \boxed{14\text{ below zero}} ⇏ 14
 \boxed{14\text{ degrees below zero}} ⇏ 14
 """
