@@ -15,22 +15,23 @@ MOST_BOXES = 40  # side by side, or announcements: those before are not looked a
 LONGEST_SENTENCE = 2000  # characters
 _BOX = re.compile(r"\\boxed\s*\{")
 _BESIDE = re.compile(
-    r"(?:[\s$,;、和与或]|\\[()\[\],; ]|\\q?quad\b|\\text\s*\{(?:[^{}]*\s)?(?:and|or)\s*\}|\b(?:and|or)\b"
+    r"(?:[\s$,;、和与或]|\\[()\[\],; ]|\\q?quad(?![A-Za-z])|\\text\s*\{(?:[^{}]*\s)?(?:and|or)\s*\}|\b(?:and|or)\b"
     r"|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
 )
 _NEXT_TURN = re.compile(r"(?<=\S)\s*(?:<\|(?:im_start|im_end|endoftext|return)\|>|</s>).*", re.DOTALL)
-_BREAK = re.compile(r"</?(?:p|br|div)\s*/?>")
+_BREAK = re.compile(r"</?(?:p|br|div|h[1-6])\s*/?>")
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|mark|code)(?:\s[^<>\n]*)?/?>|~~[^~\n]*~~")  # and what is struck out
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _ANNOUNCED = re.compile(
     # "the answer to (a) is", "**Final answer:**", "Correct option: ", "Answer - "; but not "a wrong answer is"
     r"(?<!wrong )(?<!other )(?<!incorrect )(?<!\bno )(?<!\bany )(?<!check the )(?<!verify the )(?<![a-z])"
-    r"(?:answers?(?: choice| option)?|ans|final result|(?:correct|right|best) (?:option|choice))"
+    r"(?:answers?(?: choice| option)?|ans|final result|(?:correct|right|best) (?:option|choice)s?)"
     r"(?: (?:to|of|for) [^\n.:;=]{1,80}?|, [^\n.,]{1,30},)?[\s*_`\"'”’)\]]*"
-    r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b(?:\s+(?:therefore|thus|then|hence|clearly)\b)?\s*[:：]?"
+    r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b"
+    r"(?:\s+(?:therefore|thus|then|hence|clearly|definitely|simply|actually|indeed|just)\b)?\s*[:：]?"
     r"|[:：=→]|(?<=\s)[-–—](?=\s)|[-–—](?=[A-H]\b)|(?=\$|\\[(\[]))"
     r"|^[#*_ ]*(?:the |my )?(?:final |correct )*answers?[*_ ]*$|^[#*_ ]*(?:最终|正确|参考)?答案[*_ ]*$"  # a heading
-    r"|(?:答案|正确选项|正确的)(?:】[:：]?|(?:应该|应|即|就)?(?:是|为|选择?|[:：])[:：]?|不是(?=[^。\n]{1,40}而是))|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
+    r"|(?:答案|正确的?选项|正确的)(?:】[:：]?|(?:应该|应|即|就)?(?:是|为|选择?|[:：])[:：]?|不是(?=[^。\n]{1,40}(?:而是|[,，]\s*是)))|(?<![不未可])选(?:择|[:：])?(?=\s*[*$\\(（\[【]*[a-zＡ-Ｚ])|^答[:：]"
     r"|^####(?=[ \t]*[-+$]?\d[\d,.]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -38,7 +39,10 @@ _CLOSED = re.compile(r"(?:\*\*|__|[*_`])+(?=\s)")  # **Answer:** B
 _FINAL = re.compile(r"final answer", re.IGNORECASE)
 _VALUE = re.compile(r"\d|\$|^\W*[A-Za-z]\W*$")  # rather than "in the box"
 _NOT = re.compile(r"\s*(?:not\b|不)", re.IGNORECASE)
-_NOT_BUT = re.compile(r"\s*(?:not\b[^.\n]{1,40}?,?\s+but\s+(?:rather\s+)?|[^。\n]{1,40}?[,，]?\s*而是)", re.IGNORECASE)
+_NOT_BUT = re.compile(
+    r"\s*(?:not\b[^.\n]{1,40}?(?:,?\s+but\s+(?:rather\s+)?|[,;]\s+it(?:\s+is|'s)\s+)|[^。\n]{1,40}?(?:[,，]?\s*而|[,，]\s*)是)",
+    re.IGNORECASE,
+)
 _SET_OFF = re.compile(
     r"(?:\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$|\*\*[^*]+\*\*|__[^_]+__|\*[^*]+\*|`[^`]+`|\"[^\"]+\"|“[^”]+”|'[^']+')",
     re.DOTALL,
@@ -46,12 +50,38 @@ _SET_OFF = re.compile(
 _ENDS = re.compile(
     r"\s*(?:[.,;:!?)]?\s*\n|[.:!?)]\s|[,;]\s+(?!and\b|or\b)[A-Za-z]|[。，：！？]|[.!]?\s*$|\(|because\b|since\b)"
 )
-_SENTENCE = re.compile(
+_FULL_STOP = (
     r"\n|[。！？]|(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\.[A-Z])(?<!\\)[.!?]\s+(?=[A-Z\"“*$(\\一-鿿])"
-    r"|[,，;]?\s+(?:because|since|rather than|instead of)\b|,\s*not\b|[,，]\s*(?:而)?不是|[,，;]?因为"
+)
+_ASIDE = (  # why, and what else it is not
+    r"[,，;]?\s+(?:because|since|rather than|instead of)\b|,\s*not\b|[,，]\s*而?不(?:是|选)|[,，;]?因为"
+)
+_STOP, _SENTENCE = re.compile(_FULL_STOP), re.compile(f"{_FULL_STOP}|{_ASIDE}")
+_CLAUSE = re.compile(
+    rf"{_ASIDE}|[,，]?(?:当|如果)|[,，]?\s+(?:when|whenever|if|where|while|unless|given|assuming|provided|for which"
+    r"|as (?:the|its?|this|we))\b"
+)
+_STATES = re.compile(
+    r"^[*$(\\]*(?:[-+]?\d|[A-H]\b)|(?:\s(?:is|are|equals)\s+|[是为]|等于)[*(]*(?:[-+$\\(\d]|[A-H]\b)"
+    r"|\b[A-H]\b[)*]* is\b|\b(?:choose|select|pick|go with) (?:option |choice )?[(*]*[A-H]\b"
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
 _VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
+_TWO_VALUES = re.compile(  # "the width is 2 and the length is 7"
+    r"(?:\s(?:is|are|equals)\s+|[是为])[-+$\\(\d][^;；]{0,80}?(?:\s(?:and|but)\s|[;；]).*(?:\s(?:is|are|equals)\s+|[是为])[-+$\\(\d]",
+    re.DOTALL,
+)
+_DERIVED = re.compile(  # "if x is 2 and y is 3, it is 5"
+    r"^\W*(?:if|when|since|because|given|as|for|当|如果|因为|由)|[,，;；]\s*(?:and\s+)?(?:so|therefore|thus|hence|then)\b|所以|因此|那么|故",
+    re.IGNORECASE,
+)
+_VALUE_FIRST = re.compile(  # "14, and the width is 2"
+    r"([*$(\\]*(?:[-+]?\d(?:[^,;，；\n]|,(?=\d{3}))*?|[A-H])[*$)]*)"
+    r"(?:\s*[,;，；](?!\s*(?:[A-H]\b|[-\d$\\(]|(?:or|option|choice)\b|and [A-H\d$\\(-]))"
+    r"|\s+(?:and|but|so|as)\s+(?=(?:the|its|this|that|it|we)\b))"
+    r".*(?:\b(?:is|are)\b|[是为])",
+    re.DOTALL,
+)
 _PROSE = re.compile(r"\s*(?:[A-Za-z]+\b.*[A-Za-z]{2}|[(*]*[A-H][)*]* is |.*[一-鿿]{3})", re.DOTALL)
 _DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|不")
 _LIST_MARK = re.compile(
@@ -63,6 +93,7 @@ _CHOSEN = re.compile(  # "so option (B) is correct", "I choose B"
     r"|.*\b(?:choose|select|pick|go with|[Ii]t is|[Ii]t's|[Ii]t must be) (?:option |choice )?[(*]*([A-H])[)*]*\W*",
     re.DOTALL,
 )
+_EXPLAINED = re.compile(r"[(*_]*([A-H])[)*_]*[.:。]?\s+(?:because|since|explanation|reason(?:ing)?)\b", re.IGNORECASE)
 _YES = re.compile(r"(yes|no),\s", re.IGNORECASE)
 _LETTER = re.compile(r"[(\[*_]*[A-Za-z][)\]*_]*[.:]\s")  # "B. Red" is one answer
 
@@ -139,25 +170,48 @@ def _stated(text: str) -> str:
     letter = _LETTER.match(text)
     end = _SENTENCE.search(text, max(start, letter.end() if letter else 0))
     text = text[: end.start() if end else None].strip()
-    value = None if letter else _VALUE_IS.fullmatch(text)
-    text = value[1] if value else text
+    if len(text) <= LONGEST_SENTENCE and (first := _VALUE_FIRST.match(text)):
+        text = first[1]
+    text = (None if letter else _value_in(text)) or text
     if yes := _YES.match(text):  # yes, it is
         return yes[1]
     text = text if text[:1] in ("*", "_") else text.rstrip("*_")
     return text.replace("**", "") if text.count("**") % 2 else text
 
 
+def _main_clause(sentence: str) -> str:
+    """Without its reasons and conditions, whose values are not its own: "It is 14 because AB is 13". Where these come
+    first ("If AB is 13, it is 14"), the sentence as it is."""
+    for clause in _CLAUSE.finditer(sentence):
+        if _STATES.search(sentence, 0, clause.start()):
+            return sentence[: clause.start()]
+    return sentence
+
+
+def _value_in(sentence: str) -> str | None:
+    """What it says that something is; None if it says nothing of the kind, or that of two things."""
+    if len(sentence) > LONGEST_SENTENCE:
+        return None
+    sentence = _main_clause(sentence)
+    value = _VALUE_IS.fullmatch(sentence)
+    is_one = _DERIVED.search(sentence) or not _TWO_VALUES.search(sentence)
+    return value[1] if value and is_one else None
+
+
 def _concluded(said: str) -> str:
-    """What the last sentence says, if it is one of several words about a single value."""
-    start = max((match.end() for match in _SENTENCE.finditer(said, 0, max(len(said) - 1, 0))), default=0)
+    """What the last sentence says, if it is one of several words about a single value; or a letter, then explained."""
+    if explained := _EXPLAINED.match(said):
+        return explained[1]
+    start = max((match.end() for match in _STOP.finditer(said, 0, max(len(said) - 1, 0))), default=0)
     sentence = said[start:]
     if len(sentence) > LONGEST_SENTENCE:
         return said
+    sentence = _main_clause(sentence)
     prose = _MATHEMATICS.sub(" 0 ", sentence)
     if not _PROSE.match(prose) or _DENIED.search(prose):
         return said
-    chosen, value = _CHOSEN.fullmatch(sentence), _VALUE_IS.fullmatch(sentence)
+    chosen, value = _CHOSEN.fullmatch(sentence), _value_in(sentence)
     if chosen and len(re.findall(r"(?<![A-Za-z'])[A-H](?![A-Za-z'])", sentence)) == 1:
         return chosen[1] or chosen[2] or chosen[3]
     formulas = _MATHEMATICS.findall(sentence)
-    return value[1] if value else formulas[0] if len(formulas) == 1 else said
+    return value or (formulas[0] if len(formulas) == 1 else said)

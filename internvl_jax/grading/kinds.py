@@ -14,16 +14,19 @@ _OPTION = re.compile(
     r"(?:is\s+(?:the\s+)?(?:correct|right)?\s*(?:answer|option|choice)?$)?(?P<said>.*)",
     re.IGNORECASE | re.DOTALL,
 )
+_ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _SEVERAL = re.compile(r"(?:and|or|is|are)\b|[和与及或&,、]")  # what goes on so after a letter is no text of a choice
+_LETTER = re.compile(r"\(([A-H])\)")
 _LETTERS = re.compile(r"[A-Za-z](?:\s*[、,]\s*[A-Za-z])+")
 _NAMED = re.compile(r"(?P<name>(?:[^\W\d_]|[\\|(∠△])[^-+*^=<>≤≥≠≈]{0,60}?)\s*=\s*(?P<value>[^=<>≤≥≠≈]+)")
-_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)\b")
+_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)(?![A-Za-z])")
 _RELATION = re.compile(f"=|{_INEQUALITY.pattern}")
 _ABOUT = re.compile(
-    r"\\(?:approx|simeq)\b|[≈≃]|^(?:about|approximately|around|roughly|exactly|a total of|大?约|共)(?![a-z])",
+    rf"\\(?:approx|simeq)(?![A-Za-z])|[≈≃]"
+    rf"|^{spelling.TEXT}?\s*(?:about|approximately|around|roughly|exactly|a total of|大?约|共)(?![a-z])",
     re.IGNORECASE,
 )
-_SET = re.compile(r"\\pm\b|±|\\cup\b|∪|\\in\b")  # may be several values, though no list
+_SET = re.compile(r"\\(?:pm|cup|in)(?![A-Za-z])|[±∪]")  # may be several values, though no list
 _PIECE = re.compile(
     r"\\?[(\[{]|\\?[)\]}]|[,;、]|(?<=[^\W_])\s?[和与及或]\s?(?=[^\W_])|\\&|\s&\s"
     rf"|{spelling.TEXT}?\s*(?:\b(?:and|or)\b|(?<=[\d)])or(?=[A-Z(]))\s*{spelling.TEXT_END}?"
@@ -59,12 +62,17 @@ def _same(a: str, b: str) -> bool:
     a, b = spelling.words(a), spelling.words(b)
     if math.is_mathematical(a) and math.is_mathematical(b):
         return math.equal(a, b)
-    return [_word(token) for token in a.split()] == [_word(token) for token in b.split()]
+    return _said(a) == _said(b)
 
 
 def _squeezed(text: str) -> str:
     """Without spaces, but for those between words and between digits."""
     return re.sub(r"(?<!\w) | (?!\w)", "", spelling.words(text))
+
+
+def _said(text: str) -> list[str]:
+    """Its words, without an article before them."""
+    return [_word(token) for token in _ARTICLE.sub("", text).split()]
 
 
 def _word(token: str) -> str:
@@ -110,7 +118,7 @@ def _value(text: str, other: str) -> str:
 def _same_items(a: str, b: str) -> bool | None:
     x, y = _items(a), _items(b)
     if len(x.items) < 2 and len(y.items) < 2:
-        return None
+        return True if (chosen := _chosen(a)) and chosen == _chosen(b) else None
     if min(len(x.items), len(y.items)) < 2:  # 100,200 may be a list, and so may AC
         x, y = (_items(text, True) if len(own.items) < 2 else own for text, own in ((a, x), (b, y)))
         x, y = _letters(x, y), _letters(y, x)
@@ -190,11 +198,12 @@ def _is_thousands(text: str, comma: int) -> bool:
 
 def _letters(own: Items, other: Items) -> Items:
     """ABD or ①③, as several choices are written, for a list of them."""
-    word = own.items[0].replace(" ", "") if len(own.items) == 1 else ""
-    if (
-        re.fullmatch(r"[A-H]{2,}|[①-⑳]{2,}", word)
-        and list(word) == sorted(set(word))
-        and all(len(o) == 1 for o in other.items)
-    ):
-        return Items(list(word), own.frame)
-    return own
+    word = _chosen(own.items[0]) if len(own.items) == 1 else ""
+    is_list = word and all(len(_LETTER.sub(r"\1", item)) == 1 for item in other.items)
+    return Items(list(word), own.frame) if is_list else own
+
+
+def _chosen(text: str) -> str:
+    """Of several choices written as A C D, (A)(C)(D), ACD or ①③, their letters; '' for something else."""
+    word = _LETTER.sub(r"\1", text).replace(" ", "")
+    return word if re.fullmatch(r"[A-H]{2,}|[①-⑳]{2,}", word) and list(word) == sorted(set(word)) else ""

@@ -35,7 +35,7 @@ _POWERS = re.compile(r"\d[\d.]*[)}\s]*(?:(?:\^|\*\*)[\s({+-]*\d+[)}\s]*)+")
 _AS_LATEX = (
     (re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|(\d+))"), r"\\sqrt{\1\2}"),
     (re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])"), r"\\\1 "),  # or it would be s times i times n
-    (re.compile(r"\\[dt]frac\b"), r"\\frac"),
+    (re.compile(r"\\[dt]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi"),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])"), r"(\1\\cdot 10^{\2})"),  # 3e8
     (re.compile(r"(?<![\w./])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w./])"), r"(\1+\\frac{\2}{\3})"),  # 7 3/4

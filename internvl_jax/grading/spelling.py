@@ -9,13 +9,15 @@ import unicodedata
 
 TEXT, TEXT_END, _DOLLAR = "\ue000", "\ue001", "\ue002"  # private characters: no answer has them
 _FONTS = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|underline|emph|operatorname)"
+    r"\\(?:text(?:bf|it|rm|sc|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|underline|emph|operatorname)"
     r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}|\{\s*\\(?:rm|bf|it|sf|tt)\b([^{}]*)\}"
 )
 _SIZES = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?)\s*(?=[()\[\]|]|\\[{}|])|\\(?:(?:display|text)style|large|Large|huge|small)\b|\{\}$"
+    r"\\(?:left|right|[bB]igg?[lr]?)\s*(?=[()\[\]|]|\\[{}|])|\\(?:(?:display|text)style|large|Large|huge|small|bf|it|rm)(?![A-Za-z])|\\(?:text)?color\s*\{\w+\}|\{\}$"
 )
-_SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\(?:q?quad|enspace|thinspace|newline)\b|\\[hv]space\*?\s*\{[^{}]*\}|~|\s+")
+_SPACES = re.compile(
+    r"(?<!\\)\\[,;: ]|\\(?:q?quad|enspace|thinspace|newline)(?![A-Za-z])|\\[hv]space\*?\s*\{[^{}]*\}|~|\s+"
+)
 _PAIRS = (
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"), ("[[", "]]")),
     *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ('"', '"'), ("'", "'"), ("`", "`")),
@@ -45,24 +47,34 @@ _LATEX = (
     (re.compile(r"(?<![\\$])\$(?=[^\s$])([^$]+)(?<=[^\s\\])\$(?![\d$])"), r"\1"),  # $12$ cm, but not $5 to $10
     (re.compile(r"\\\$"), _DOLLAR),
     (re.compile(r"\\(?=\")"), ""),
-    (re.compile(r"\\(?:emptyset|varnothing)\b"), "∅"),
-    (re.compile(r"\\triangle\b\s*"), "△"),
-    (re.compile(r"\\angle\b\s*"), "∠"),
+    (re.compile(r"\\(?:emptyset|varnothing)(?![A-Za-z])"), "∅"),
+    (re.compile(r"\\triangle(?![A-Za-z])\s*"), "△"),
+    (re.compile(r"\\angle(?![A-Za-z])\s*"), "∠"),
     (re.compile(r"\\f?box(?:ed)?\s*(?=\{)"), ""),
+    (re.compile(r"^(?:negative|minus)\s+(?=\d)", re.IGNORECASE), "-"),
     (re.compile(r"\\!\s*"), ""),
     (re.compile(r"\{,\s*\}"), ","),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ\b|\\degree\b"), "°"),
+    (re.compile(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|(?:\^\s*\\circ|\\degree)(?![A-Za-z])"), "°"),
     (re.compile(r"(?<=\d)\s*[~∼〜]\s*(?=\d)"), "-"),  # 10~20
     (re.compile(f"[{_RAISED}]+"), lambda match: _digits("^", match.group(), _RAISED)),
     (re.compile(f"[{_LOWERED}]+"), lambda match: _digits("_", match.group(), _LOWERED)),
     (re.compile("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"), lambda match: r"\frac{" + _one(match.group()).replace("⁄", "}{") + "}"),
     (_ONE_SIGN, lambda match: _one(match.group())),
 )
+_COUNTS = {
+    word: str(count)
+    for line in (
+        "zero one two three four five six seven eight nine ten eleven twelve",
+        "零 一 二 三 四 五 六 七 八 九 十",
+    )
+    for count, word in enumerate(line.split(" "))
+}
 
 
 def plain(text: str) -> str:
-    r"""Without what says nothing: fonts, spaces, dollar signs, boxes, quotes and stars around it all, a full stop."""
+    r"""Without what says nothing: fonts, spaces, dollar signs, boxes, quotes and stars around it all, a full stop. A
+    number up to twelve that was written as a word is one in digits."""
     text = text.translate(_CHARACTERS)
     for pattern, sign in _LATEX:
         text = pattern.sub(sign, text)
@@ -70,7 +82,8 @@ def plain(text: str) -> str:
     while text != before:  # fonts within fonts
         before, text = text, _FONTS.sub(lambda match: TEXT + (match[1] or match[2] or "") + TEXT_END, text)
     text = _SPACES.sub(" ", _SIZES.sub("", text)).strip()
-    return unwrapped(text).replace(_DOLLAR, "$")
+    text = unwrapped(text).replace(_DOLLAR, "$")
+    return _COUNTS.get(text.casefold(), text)
 
 
 def unwrapped(text: str) -> str:

@@ -80,9 +80,10 @@ cent ¢
 """
 _SPELT = (
     (re.compile(r"\\mu\s*"), "μ"),
-    (re.compile(r"\\(?:Omega|ohm)\b"), "Ω"),
-    (re.compile(r"\\[ct]dot\b|\\times\b|·|×"), "*"),
+    (re.compile(r"\\(?:Omega|ohm)(?![A-Za-z])"), "Ω"),
+    (re.compile(r"\\(?:[ct]dot|times)(?![A-Za-z])|·|×"), "*"),
     (re.compile(r"/\s*\(([^()/]*)\)"), lambda match: "/" + match[1].replace("*", "/")),  # J/(kg*K)
+    (re.compile(r"\bper cent\b"), "%"),
     (re.compile(r"\bper\b|每"), "/"),
     (re.compile(r"°\s*([CF])\b", re.IGNORECASE), r"°\1"),
     (re.compile(r"\bsq(?:uare|\.)?(?=\s)|平方"), "2@"),

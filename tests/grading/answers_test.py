@@ -233,6 +233,60 @@ The answer is between 3 and 5 ⇏ 5
 The answer is more than 5 ⇏ 5
 The answer is at least 5 ⇏ 5
 The answer is less than $5$ ⇏ 5
+The perimeter is 14 because AB is 13. ⇒ 14
+The perimeter is 14 because AB is 13. ⇏ 13
+The perimeter is 14 when AB is 13. ⇒ 14
+The perimeter is 14 when AB is 13. ⇏ 13
+The perimeter is 14 if AB is 13. ⇏ 13
+If AB is 13, the perimeter is 14. ⇒ 14
+So because AB is 13, the perimeter is 14. ⇒ 14
+Since AB is 13, the perimeter is 14. ⇏ 13
+Thus the perimeter is 14 cm, not 13 cm. ⇒ 14
+Thus the perimeter is 14 cm, not 13 cm. ⇏ 13
+The answer is 5 when x is 2. ⇏ 2
+The answer is 14 since AB is 13. ⇏ 13
+Option C is correct because A is wrong. ⇒ C
+Option C is correct because A is wrong. ⇏ A
+The answer is not C, it is D. ⇒ D
+The answer is not C, it is D. ⇏ C
+The answer is not 12, it's 13. ⇒ 13
+The correct options are A and C. ⇒ A, C
+The correct options are A and C. ⇏ A
+The correct answers are (A) and (C). ⇒ AC
+The correct choices are B, D. ⇒ BD
+C. Because it is 14. ⇒ C
+C. Because it is 14. ⇏ 14
+(C)⏎⏎Explanation: A is 13. ⇒ C
+C⏎⏎Because it is 14. ⇏ B
+<h2>Answer</h2>⏎14 ⇒ 14
+<h3>Final answer: 14</h3> ⇒ 14
+The answer is negative 14. ⇒ -14
+The answer is minus 14. ⇏ 14
+The answer is a circle. ⇒ circle
+The answer is 14 and the width is 2. ⇒ 14
+The answer is 14 and the width is 2. ⇏ 2
+The answer is 14; the width is 2. ⇒ 14
+The answer is 14, the width is 2. ⇏ 2
+The answer is 1,234 and the width is 2. ⇒ 1234
+The answer is C, as the width is 2. ⇒ C
+The answer is C, as the width is 2. ⇏ 2
+The answer is C, which is 14. ⇒ C
+The answer is A, C are both correct. ⇏ A
+The answer is A, B and the last one is C. ⇏ A
+The answer is 14, and 15 is also possible. ⇏ 14
+The answer is 14, or it is 15. ⇏ 14
+The answer is 14 and a half. ⇏ 14
+Answer: the width is 2 and the length is 7 ⇏ 7
+The area is 14, and the perimeter is 18. ⇏ 18
+The area is 14 as the width is 2. ⇏ 2
+The value of x when y is 2 is 7. ⇏ 2
+The value of $x$ when $y=2$ is 7. ⇒ 7
+The number of 3-digit numbers where the digits are distinct is 648. ⇒ 648
+If x is 2 and y is 3, the sum is 5. ⇒ 5
+x is 2 and y is 3, so the sum is 5. ⇒ 5
+I choose B because A is wrong. ⇒ B
+The answer is definitely C. ⇒ C
+The answer is actually 14, not 13. ⇒ 14
 """
 LAST = r"""
 The answer is A. No, the answer is B. ⇒ B
@@ -355,6 +409,16 @@ B不正确 ⇏ B
 不是B ⇏ B
 答案不可能是B ⇏ B
 答案是A还是B ⇏ B
+正确的选项是C。 ⇒ C
+故选C，不选D。 ⇒ C
+故选C，不选D。 ⇏ D
+答案不是C，是D。 ⇒ D
+答案不是C，是D。 ⇏ C
+周长是14，因为AB是13。 ⇒ 14
+周长是14，因为AB是13。 ⇏ 13
+答案是14，宽是2。 ⇒ 14
+答案是14，宽是2。 ⇏ 2
+当宽为2时，面积为14。 ⇒ 14
 """
 # Boxes side by side are one list: who says two values has not said the last of them, though the release takes that.
 BOX = r"""
@@ -444,6 +508,14 @@ BOX = r"""
 \boxed{\text{12 or 13}} ⇏ 12
 \boxed{5 ft 3 in} ⇏ 5 ft
 \boxed{\text{B or C}} ⇏ B
+\boxed{\color{red}14} ⇒ 14
+\boxed{\textcolor{red}{C}} ⇒ C
+\boxed{\textsc{C}} ⇒ C
+\boxed{\bf C} ⇒ C
+\boxed{\text{about }14} ⇒ 14
+\boxed{\quad14} ⇒ 14
+\boxed{\bf C} ⇏ B
+\boxed{\color{red}14} ⇏ 13
 """
 
 
@@ -508,6 +580,11 @@ def test_what_is_in_the_box():
         "is 5 ",
         r"\(",
         "~~",
+        "answer is 5, ",
+        "Answer: 1,111",
+        "x is 5 when ",
+        "It is 5 and ",
+        "是5和",
     ],
 )
 def test_loops_take_no_time(loop):

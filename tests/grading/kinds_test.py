@@ -323,6 +323,13 @@ x<3 or x>5 ⇏ x<5 or x>3
 (0,1) ⇏ [0,1]
 \lfloor 2.5\rfloor ⇏ 2.5
 1.2 ⇏ 1,2
+(A)(C) ⇒ AC
+A C D ⇒ ACD
+(A), (C) ⇒ AC
+x=\pm3 ⇒ 3, -3
+A C D ⇏ ACE
+(A)(C) ⇏ AD
+x=\pm3 ⇏ 3
 """
 WORDS = r"""
 Red. ⇒  red 
@@ -342,6 +349,16 @@ yes ⇏ no
 red ⇏ blue
 not red ⇏ red
 increase ⇏ decrease
+a circle ⇒ circle
+the circle ⇒ a circle
+five ⇒ 5
+5 ⇒ Five
+五 ⇒ 5
+a circle ⇏ square
+five ⇏ 6
+twelve ⇏ 20
+second ⇏ 2
+banana split ⇏ bananasplit
 """
 
 

@@ -265,6 +265,16 @@ Na^+ ⇏ Na^-
 △ABC ⇒ \triangle ABC
 √2 ⇒ \sqrt{2}
 ∠1=30° ⇒ 30°
+negative 5 ⇒ -5
+minus 2.5 ⇒ -2.5
+\approx12 ⇒ 12
+\dfrac12 ⇒ 0.5
+\angle1=30° ⇒ 30°
+x\ge2 ⇒ 2\le x
+x\ge2 ⇏ 2
+\dfrac12 ⇏ 2
+25 per cent ⇒ 25%
+25 per cent ⇏ 25 cents
 """
 POWER = r"""
 2^{10} ⇒ 1024
@@ -706,6 +716,10 @@ NOUN = r"""
 \boxed{12\text{ of }13} ⇏ 12
 \boxed{2\text{ out of }3} ⇏ 2
 \boxed{5\text{ not }6} ⇏ 5
+\boxed{14\text{ years ago}} ⇒ 14
+\boxed{14\text{ fewer}} ⇒ 14
+\boxed{14\text{ below zero}} ⇏ 14
+\boxed{14\text{ degrees below zero}} ⇏ 14
 """
 
 

@@ -87,6 +87,7 @@ LESS_THAN_RELEASED = [
     (r"3\text{ dozen}", "3", "so is a dozen"),
     (r"3\text{ or more}", "3", "more than one value"),
     (r"x\text{ is even}", "x", "a statement about the value"),
+    (r"14\text{ degrees below zero}", "14", "the words are its sign"),
     ("2024-01-02", "2024-02-01", "two dates, whose differences are equal"),
     ("2019-2020", "2018-2019", "two ranges, likewise"),
     ("1.6e-19", "9.1e-31", "both are near zero, and not near each other"),
