@@ -16,10 +16,11 @@ import dataclasses
 import io
 import itertools
 import logging
+import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -112,7 +113,8 @@ class _Frames(Protocol):
 
     def info(self) -> VideoInfo: ...
 
-    def decoded(self) -> Iterator[Image.Image]: ...
+    def decoded(self, wanted: Set[int]) -> Iterator[Image.Image | None]:
+        """Every frame in turn; None for those that nobody wants, which costs less."""
 
 
 def video_info(source: VideoSource, limits: VideoLimits = LIMITS, *, allow_paths: bool = True) -> VideoInfo:
@@ -158,8 +160,8 @@ def show_video(
                 f"{min(indices) if min(indices) < 0 else max(indices)}); choose within it."
             )
         wanted, seen, number = set(indices), dict[int, T](), -1
-        for number, image in enumerate(itertools.islice(frames.decoded(), max(indices) + 1)):
-            if number in wanted:
+        for number, image in enumerate(itertools.islice(frames.decoded(wanted), max(indices) + 1)):
+            if image is not None:
                 seen[number] = see(image)
         if len(seen) == len(wanted):
             return ShownVideo(info, indices, [seen[index] for index in indices])
@@ -199,12 +201,13 @@ class _Container:
         with self._opened() as (container, stream):
             context, seconds = stream.codec_context, (container.duration or 0) / _MICROSECONDS
             _check(self.name, self.limits, seconds, stream.frames, context.width * context.height)
-            count, end = 0, 0.0
+            count, times = 0, (math.inf, -math.inf)  # a recording may begin at any time
             for packet in container.demux(stream):
                 count += packet.size > 0
                 if packet.pts is not None:
-                    end = max(end, float(packet.pts * packet.time_base))
-                _check(self.name, self.limits, end, count, 0)
+                    time = float(packet.pts * packet.time_base)
+                    times = (min(times[0], time), max(times[1], time))
+                _check(self.name, self.limits, times[1] - times[0], count, 0)
             rate = stream.average_rate or stream.guessed_rate
         if not count:
             raise InputError(f"{self.name} has no frame; save it anew.")
@@ -213,11 +216,11 @@ class _Container:
             raise InputError(f"{self.name} doesn't say how many frames a second it has; save it anew.")
         return VideoInfo(self.name, count, fps, context.width, context.height)
 
-    def decoded(self) -> Iterator[Image.Image]:
+    def decoded(self, wanted: Set[int]) -> Iterator[Image.Image | None]:
         with self._opened() as (container, stream):
-            for frame in container.decode(stream):
+            for number, frame in enumerate(container.decode(stream)):
                 _check(self.name, self.limits, 0, 0, frame.width * frame.height)
-                yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+                yield Image.fromarray(frame.to_ndarray(format="rgb24")) if number in wanted else None
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -258,9 +261,9 @@ class _Animation:
             _check(self.name, self.limits, milliseconds / 1000, count, 0)
         return VideoInfo(self.name, count, 1000 * count / milliseconds, *size)
 
-    def decoded(self) -> Iterator[Image.Image]:
-        for image in self._images():
-            yield image.convert("RGB")
+    def decoded(self, wanted: Set[int]) -> Iterator[Image.Image | None]:
+        for number, image in enumerate(self._images()):
+            yield image.convert("RGB") if number in wanted else None
 
     def _images(self) -> Iterator[Image.Image]:
         """The one picture object, at each frame in turn."""
@@ -294,9 +297,9 @@ class _Folder:
         width, height = images.image_size(files[0], self._config)
         return VideoInfo(self.name, len(files), FOLDER_FPS, width, height, first=1)
 
-    def decoded(self) -> Iterator[Image.Image]:
-        for file in self._files():
-            yield images.load_image(file, self._config)
+    def decoded(self, wanted: Set[int]) -> Iterator[Image.Image | None]:
+        for number, file in enumerate(self._files()):
+            yield images.load_image(file, self._config) if number in wanted else None
 
     @property
     def _config(self) -> tiling.ImageConfig:

@@ -117,6 +117,23 @@ def test_a_data_url_is_read_and_a_path_may_be_refused(clips):
             video.video_info(path, allow_paths=False)
 
 
+def test_a_recording_may_begin_at_any_time():
+    """As those of broadcasts do: five seconds after five hours are five seconds."""
+    frames = np.random.default_rng(0).integers(0, 256, (50, 64, 64, 3), np.uint8)
+    encoded, stream = clip_of(frames), io.BytesIO()
+    with av.open(io.BytesIO(encoded)) as container, av.open(stream, "w", format="mpegts") as copy:
+        target = copy.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size:
+                later = int(18_000 / packet.time_base)
+                packet.stream, packet.pts, packet.dts = target, packet.pts + later, packet.dts + later
+                copy.mux(packet)
+    info = video.video_info(stream.getvalue())
+    assert (info.frames, info.fps) == (50, 10)
+    with pytest.raises(InputError, match="at least 5 s long, more than the limit of 4 s"):
+        video.video_info(stream.getvalue(), video.VideoLimits(seconds=4))
+
+
 def test_an_animation_keeps_its_time():
     buffer, frames = io.BytesIO(), [Image.new("RGB", (20, 10), (20 * k, 0, 0)) for k in range(7)]
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=50, lossless=True)
@@ -146,8 +163,8 @@ def test_a_file_whose_end_is_missing_shows_what_is_there(clips, caplog):
         np.testing.assert_array_equal(frame, whole[index])
 
     class Short(video._Container):
-        def decoded(self):
-            yield from list(super().decoded())[:30]
+        def decoded(self, wanted):
+            yield from list(super().decoded(wanted))[:30]
 
     with caplog.at_level(logging.WARNING):
         video_container, video._Container = video._Container, Short
@@ -156,6 +173,9 @@ def test_a_file_whose_end_is_missing_shows_what_is_there(clips, caplog):
         finally:
             video._Container = video_container
     assert "only 30 of 40 frames can be decoded" in caplog.text
+
+
+BLACK = np.zeros((16, 16, 3), np.uint8)
 
 
 def without_video():
@@ -167,9 +187,6 @@ def without_video():
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
-
-
-BLACK = np.zeros((16, 16, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
