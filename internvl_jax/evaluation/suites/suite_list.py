@@ -138,7 +138,7 @@ def _others() -> list[Suite]:
         Suite(
             "MathVerse_MINI_Vision_Only",
             "VQA",
-            None,
+            judged_scores.mathverse,
             "68a11d46",
             "required",
             paper=("T15", "MathVerse"),
