@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import sys
 import tempfile
@@ -40,8 +41,9 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
             with bars.questions(desc=file.suite.name, total=len(file.table.rows)) as bar:
                 show = lambda done, bar=bar: bar.update(done - bar.n)
                 answer_suite(file, suite_flags.mode(), target, ask, sampling.max_new_tokens, settings, batch, show)
-            if file.suite.rule is None:
-                print(f"{file.suite.name}: answered; {file.suite.missing}", file=sys.stderr)
+            if file.suite.rule is None or (file.suite.judge == "required" and judge is None):
+                print(f"{file.suite.name}: answered, and not scored without a judge", file=sys.stderr)
+                print(json.dumps({"suite": file.suite.name, "score": None}))
                 continue
             result = score_suite(file, read_predictions(target, file.suite.name), judge)
             write_lines(folder / f"{file.suite.name}.rows.jsonl", result.rated.rows)

@@ -21,6 +21,7 @@ def tell(found: Found, report: str | None, size: str | None) -> None:
     for file, result in found:
         each = summary(file, result, size)
         low, high = each["interval_95"]
-        said = f"{each['suite']}: {each['headline']}, 95 % {low:.1f} .. {high:.1f}, the paper's {each['paper']}."
+        paper = f", the paper's {each['paper']}" if each["paper"] else ""
+        said = f"{each['suite']}: {result.rated.headline:.4g}{paper}; {low:.1f} .. {high:.1f} % right (95 %)."
         print(" ".join([said, *each["remarks"]]), file=sys.stderr)
         print(json.dumps({"suite": each["suite"], "score": plain(result.rated.score)}, ensure_ascii=False))

@@ -5,6 +5,7 @@ with a judge are near published ones, not equal to them.
 """
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -35,6 +36,21 @@ the question asks for it, otherwise as few words as possible.
 Question: {question}
 Response: {answer}
 Final answer:"""
+
+_LETTERS = """Which options does the response below choose? Reply with their letters alone, in capitals and without \
+blanks, as A or AC.
+
+Question: {question}
+Response: {answer}
+Letters:"""
+_GRADE = """How right is the answer below, beside the true one? Reply with a number alone, \
+from 0.0 (wrong) to 1.0 (right).
+
+Question: {question}
+True answer: {true}
+Answer: {answer}
+Grade:"""
+_ANY_GRADE = re.compile(r"\d+(?:\.\d+)?")
 
 
 class Endpoint:
@@ -87,3 +103,15 @@ def judged_yes_no(judge: Judge, question: str, answer: str) -> str:
 def judged_final(judge: Judge, question: str, answer: str) -> str:
     """The final answer that a judge reads out of a response."""
     return judge(_EXTRACT.format(question=question, answer=answer)).strip()
+
+
+def judged_letters(judge: Judge, question: str, answer: str) -> str:
+    """The letters of the options that a judge sees chosen; "" where it names none."""
+    said = judge(_LETTERS.format(question=question, answer=answer)).strip()
+    return said if said.isupper() and said.isalpha() else ""
+
+
+def judged_grade(judge: Judge, question: str, true: str, answer: str) -> float:
+    """The judge's grade, 0 to 1; 0 where it gives none."""
+    found = _ANY_GRADE.search(judge(_GRADE.format(question=question, true=true, answer=answer)))
+    return min(1.0, float(found.group())) if found else 0.0

@@ -3,6 +3,7 @@
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites import (
     choice_scores,
+    judged_scores,
     maths_scores,
     place_scores,
     text_scores,
@@ -14,7 +15,8 @@ from internvl_jax.evaluation.suites.suite import Suite
 from internvl_jax.validation import nearest
 
 _SAME_RULE = "no recorded case of its own; the rule is that of {}, which has"
-_JUDGED = "its judge's prompt is not built: prompts and predictions only"
+_JUDGED = "no recorded case, and its judge is asked in words of ours"
+_PAIRS = "its judge compares with answers of another model, which is not built: prompts and predictions only"
 _LANGUAGES = {  # the paper's name of each, the md5 of MMMB and of the multilingual MMBench
     "en": ("en", "1cd781a7", "d9ab776f"),
     "cn": ("zh", "13ed82fa", "2ed51353"),
@@ -136,21 +138,44 @@ def _others() -> list[Suite]:
         Suite(
             "MathVerse_MINI_Vision_Only",
             "VQA",
-            None,
+            judged_scores.mathverse,
             "68a11d46",
             "required",
             paper=("T15", "MathVerse"),
             missing=_JUDGED,
         ),
-        *(Suite(f"MathVerse_MINI{part}", "VQA", None, judge="required", missing=_JUDGED) for part in subsets),
-        Suite("LogicVista", "VQA", None, "41c5d33a", "required", paper=("T15", "LogicVista"), missing=_JUDGED),
-        Suite("MMVet", "VQA", None, "748aa6d4", "required", paper=("T6", "MMVet"), missing=_JUDGED),
-        Suite("WildVision", "VQA", None, "b38f8015", "required", paper=("T5", "WildVision"), missing=_JUDGED),
-        Suite(
-            "CharXiv_descriptive_val", "VQA", None, "8507c374", "required", paper=("T4", "CharXiv DQ"), missing=_JUDGED
+        *(
+            Suite(f"MathVerse_MINI{part}", "VQA", judged_scores.mathverse, judge="required", missing=_JUDGED)
+            for part in subsets
         ),
         Suite(
-            "CharXiv_reasoning_val", "VQA", None, "6fc1a522", "required", paper=("T4", "CharXiv RQ"), missing=_JUDGED
+            "LogicVista",
+            "VQA",
+            judged_scores.logicvista,
+            "41c5d33a",
+            "required",
+            paper=("T15", "LogicVista"),
+            missing=_JUDGED,
+        ),
+        Suite("MMVet", "VQA", judged_scores.mmvet, "748aa6d4", "required", paper=("T6", "MMVet"), missing=_JUDGED),
+        Suite("WildVision", "VQA", None, "b38f8015", "required", paper=("T5", "WildVision"), missing=_PAIRS),
+        Suite(
+            "CharXiv_descriptive_val",
+            "VQA",
+            judged_scores.charxiv,
+            "8507c374",
+            "required",
+            paper=("T4", "CharXiv DQ"),
+            missing=_JUDGED,
+        ),
+        Suite(
+            "CharXiv_reasoning_val",
+            "VQA",
+            judged_scores.charxiv,
+            "6fc1a522",
+            "required",
+            paper=("T4", "CharXiv RQ"),
+            missing=_JUDGED,
         ),
     ]
 

@@ -122,8 +122,10 @@ def test_answers_to_another_suite_are_refused():
         score_suite(file, {"VD_illusion_1_0_1_0": Prediction("VD_illusion_1_0_1_0", "Yes")}, None)
     with pytest.raises(InputError, match=r"no question of .* has a prediction; give those of POPE"):
         score_suite(file, {"0": Prediction("0", "Yes", question="What is that?")}, None)
-    with pytest.raises(InputError, match="MMVet can't be scored here: its judge's prompt is not built"):
+    with pytest.raises(InputError, match="MMVet can be scored by a judge alone; give one by --judge"):
         score_suite(open_suite(get_suite("MMVet"), DATA), {"v1_0": Prediction("v1_0", "x")}, None)
+    with pytest.raises(InputError, match="WildVision can't be scored here: its judge compares"):
+        score_suite(open_suite(get_suite("WildVision"), DATA), {"0": Prediction("0", "x")}, None)
 
 
 def test_a_table_without_answers_is_not_scored(tmp_path):

@@ -135,6 +135,28 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
     assert "Scored by rule alone" in " ".join(summary(file, alone, None)["remarks"])
 
 
+def test_suites_that_a_judge_alone_scores():
+    def rated(name, predictions, judge):
+        file = open_suite(get_suite(name), FOLDER / "data")
+        return score_suite(file, {each.index: each for each in predictions}, judge).rated
+
+    graded = rated(
+        "MMVet", [Prediction("v1_0", "x"), Prediction("v1_1", "y")], lambda text: "0.5" if "Answer: y" in text else "1"
+    )
+    assert [row["score"] for row in graded.rows] == [1, 0.5] and graded.headline == 75
+    assert {"Category": "ocr", "tot": 2, "hit": 1.5, "acc": 75.0} in graded.score
+    letters = {"Choices: one": "A", "Choices: two": "B", "nothing": "none"}
+    predictions = [Prediction(str(number), text) for number, text in enumerate(letters)]
+    named = rated("LogicVista", predictions, lambda text: next(own for said, own in letters.items() if said in text))
+    assert [row["hit"] for row in named.rows] == [1, 0, 0] and named.judged == 3
+    replies = iter(["A", "B", "0"])
+    solved = rated(
+        "MathVerse_MINI_Vision_Only", [Prediction("0", "so A"), Prediction("1", "so B")], lambda _: next(replies)
+    )
+    (row,) = solved.score
+    assert row == {"split": "Vision Only", "Overall": 50.0, "Plane Geometry": 50.0, "Angle": 50.0}
+
+
 class _Completions(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
