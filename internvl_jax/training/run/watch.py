@@ -59,8 +59,8 @@ DEFAULT = Watching()
 
 
 class Watch:
-    """Used by the loop of a run on every process, in this order for every step: `step` around `take` and `dispatched`,
-    and later `logged`, when the step's metrics have come.
+    """Used by the loop of a run on every process, in this order for every step: `step` around `taking` and
+    `dispatched`, and later `logged`, when the step's metrics have come.
 
     Args:
       workdir: where traces and the record of time are written, by process 0, from the first step on.
@@ -103,16 +103,16 @@ class Watch:
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
-    def take(self, number: int, make: Callable[[], Any]) -> Any:
-        """The batch that `make` gives."""
+    @contextlib.contextmanager
+    def taking(self, number: int) -> Iterator[None]:
+        """Around the making of a step's batch."""
         begin = self._clock()
         if not self._compiled:
             self._record = Goodput(self._workdir) if self._leads else None
             self._add("start", number - 1, self._begun, self._begun)
             self._add("preparation", number, self._begun, begin)
-        made = make()
+        yield
         self._taken = begin, self._clock()
-        return made
 
     def dispatched(self, number: int, result: Any) -> None:
         """After the call of the step, which `result` is of; the first call has compiled it."""

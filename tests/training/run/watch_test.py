@@ -45,7 +45,8 @@ class Run:
         waiting = None
         for number in range(first, last + 1):
             with self.watch.step(number):
-                self.watch.take(number, lambda: self._pass(self.takes))
+                with self.watch.taking(number):
+                    self._pass(self.takes)
                 if number == first:
                     self._pass(compiling)
                 self.free = max(self.free, self.clock.now) + self.seconds
