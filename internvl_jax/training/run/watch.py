@@ -89,6 +89,7 @@ class Watch:
         self._taken: tuple[float, float] = self._begun, self._begun
         self._running: dict[int, tuple[float, float, float, concurrent.futures.Future[float]]] = {}
         self._free = self._begun  # when the last step that is known to have ended did
+        self._stops: list[tuple[float, float]] = []  # begin and end of what stopped the steps
         self._took: list[float] = []
         self._waited: list[float] = []
 
@@ -111,6 +112,7 @@ class Watch:
             self._record = Goodput(self._workdir) if self._leads else None
             self._add("start", number - 1, self._begun, self._begun)
             self._add("preparation", number, self._begun, begin)
+            self._free = begin
         yield
         self._taken = begin, self._clock()
 
@@ -136,6 +138,10 @@ class Watch:
         """
         begin, taken, called, ended = self._running.pop(number)
         end, waited = ended.result(), max(0.0, taken - max(begin, self._free))
+        stopped = sum(to - since for since, to in self._stops if self._free <= since and to <= begin)
+        self._stops = [one for one in self._stops if one[1] > begin]
+        if (host := begin - self._free - stopped) > 0:
+            self._add("host", number, self._free, self._free + host)
         if waited:
             self._add(self._kind, number, taken - waited, taken)
         self._add("step", number, max(called, self._free), end)
@@ -164,7 +170,8 @@ class Watch:
         """Around what stops the steps: a checkpoint, a measurement."""
         begin = self._clock()
         yield
-        self._add(kind, number, begin, self._clock())
+        self._stops.append((begin, self._clock()))
+        self._add(kind, number, *self._stops[-1])
 
     def _add(self, kind: Kind, number: int, begin: float, end: float) -> None:
         if self._record is not None:
