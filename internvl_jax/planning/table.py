@@ -232,12 +232,13 @@ What holds the dense sizes below or near 55 % (2026-11):
 - Transfers cost 1 to 2 %: a row a chip is enough work to gather a layer's weights for. Over a whole torus the compiler
   gathers by sums of padded shards, twice the bytes: hence four copies of the state (`data=4`) from 16 chips on.
 
-What holds the mixtures (20B, 30B, 241B) near 35 % (2026-11): attention takes 23, 22 and 28 s of a step, 30 to 42 %, as
-few parameters are active beside it (and the heads of the 20B have half the width). Grouped products take 18, 7 and 14
-s, a quarter of which is recomputing, and what else is done to the experts' rows (gathering, activating, adding up) 7, 5
-and 5 s. Tokens travel between the 4 or 8 chips that share a layer's experts, three times forth and twice back, which
-nothing hides: 3.9, 4.5 and 4.4 s. The 241B has a row a chip on 512 chips and keeps layer inputs alone (`full`): 1.42
-times the model's operations are executed. If all kernels ran at 75 %, MFU would be 39 to 40 %.
+What holds the mixtures (20B, 30B, 241B) at 28, 34 and 35 % (2026-11): attention takes 23, 22 and 28 s of a step, 30 to
+42 %, as few parameters are active beside it (and the heads of the 20B have half the width; in half of its layers they
+see 128 tokens, which hardly counts). Grouped products take 18, 7 and 14 s, a quarter of which is recomputing, and what
+else is done to the experts' rows (gathering, activating, adding up) 7, 5 and 5 s. Tokens travel between the 4 or 8
+chips that share a layer's experts, three times forth and twice back, which nothing hides: 3.9, 4.5 and 4.4 s. The 241B
+has a row a chip on 512 chips and keeps layer inputs alone (`full`): 1.42 times the model's operations are executed. If
+all kernels ran at 75 %, MFU would be 32, 39 and 40 %.
 
 Decoding is bound by memory: every step reads weights and cache, and the column *by what it must read* says how many
 times as long as that it takes. What is above 1: products of few rows, for which the compiler notes 78 % of the memory's

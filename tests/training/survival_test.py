@@ -94,7 +94,7 @@ def test_goodput_of_a_run_killed_three_times_is_what_a_stopwatch_says(data, tmp_
     for line in record:
         if line["kind"] == "start":  # what comes behind it is taken again
             ours = {step: seconds if step <= line["step"] else 0.0 for step, seconds in ours.items()}
-        if line["kind"] in ("step", "data"):
+        if line["kind"] in ("step", "data", "host"):
             ours[line["step"]] += line["end"] - line["begin"]
     theirs = {line["step"]: line["step_seconds"] for line in hooks.read_metrics(workdir)}
     assert sum(ours[step] for step in steps) == pytest.approx(sum(theirs[step] for step in steps), rel=0.02)

@@ -14,8 +14,9 @@ from internvl_jax.training.run.logs import read_log
 from internvl_jax.validation import check_value
 
 RECORD = "goodput.jsonl"
-# 'start' has no length; 'data' is time in which devices wait for a batch, 'sampling' that in which they make one.
-Kind = Literal["start", "preparation", "compiling", "data", "sampling", "step", "checkpoint", "validation"]
+# 'start' has no length. 'data' is time in which devices wait for a batch, 'sampling' that in which they make one,
+# 'host' that in which they wait for what else the host does between two steps.
+Kind = Literal["start", "preparation", "compiling", "data", "sampling", "host", "step", "checkpoint", "validation"]
 _GOOD = ("step", "sampling")
 
 

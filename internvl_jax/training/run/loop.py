@@ -96,7 +96,8 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
                     held = f", which {workdir} holds" if step else ""
                     raise Stopped(f"the same command goes on from step {step} of {run.steps}{held}")
                 with watch.step(step + 1):
-                    batch = watch.take(step + 1, lambda state=state: program.place(source.take(state)))
+                    with watch.taking(step + 1):
+                        batch = program.place(source.take(state))
                     with jax.transfer_guard("disallow"):  # whatever still lies on the host would be copied every step
                         state, metrics = program.step(state, batch, reference)
                     watch.dispatched(step + 1, metrics["loss"])

@@ -59,8 +59,8 @@ DEFAULT = Watching()
 
 
 class Watch:
-    """Used by the loop of a run on every process, in this order for every step: `step` around `take` and `dispatched`,
-    and later `logged`, when the step's metrics have come.
+    """Used by the loop of a run on every process, in this order for every step: `step` around `taking` and
+    `dispatched`, and later `logged`, when the step's metrics have come.
 
     Args:
       workdir: where traces and the record of time are written, by process 0, from the first step on.
@@ -89,6 +89,7 @@ class Watch:
         self._taken: tuple[float, float] = self._begun, self._begun
         self._running: dict[int, tuple[float, float, float, concurrent.futures.Future[float]]] = {}
         self._free = self._begun  # when the last step that is known to have ended did
+        self._stops: list[tuple[float, float]] = []  # begin and end of what stopped the steps
         self._took: list[float] = []
         self._waited: list[float] = []
 
@@ -103,16 +104,17 @@ class Watch:
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
 
-    def take(self, number: int, make: Callable[[], Any]) -> Any:
-        """The batch that `make` gives."""
+    @contextlib.contextmanager
+    def taking(self, number: int) -> Iterator[None]:
+        """Around the making of a step's batch."""
         begin = self._clock()
         if not self._compiled:
             self._record = Goodput(self._workdir) if self._leads else None
             self._add("start", number - 1, self._begun, self._begun)
             self._add("preparation", number, self._begun, begin)
-        made = make()
+            self._free = begin
+        yield
         self._taken = begin, self._clock()
-        return made
 
     def dispatched(self, number: int, result: Any) -> None:
         """After the call of the step, which `result` is of; the first call has compiled it."""
@@ -136,6 +138,10 @@ class Watch:
         """
         begin, taken, called, ended = self._running.pop(number)
         end, waited = ended.result(), max(0.0, taken - max(begin, self._free))
+        stopped = sum(to - since for since, to in self._stops if self._free <= since and to <= begin)
+        self._stops = [one for one in self._stops if one[1] > begin]
+        if (host := begin - self._free - stopped) > 0:
+            self._add("host", number, self._free, self._free + host)
         if waited:
             self._add(self._kind, number, taken - waited, taken)
         self._add("step", number, max(called, self._free), end)
@@ -164,7 +170,8 @@ class Watch:
         """Around what stops the steps: a checkpoint, a measurement."""
         begin = self._clock()
         yield
-        self._add(kind, number, begin, self._clock())
+        self._stops.append((begin, self._clock()))
+        self._add(kind, number, *self._stops[-1])
 
     def _add(self, kind: Kind, number: int, begin: float, end: float) -> None:
         if self._record is not None:

@@ -45,7 +45,8 @@ class Run:
         waiting = None
         for number in range(first, last + 1):
             with self.watch.step(number):
-                self.watch.take(number, lambda: self._pass(self.takes))
+                with self.watch.taking(number):
+                    self._pass(self.takes)
                 if number == first:
                     self._pass(compiling)
                 self.free = max(self.free, self.clock.now) + self.seconds
@@ -76,6 +77,7 @@ def test_a_run_that_is_killed_and_started_again(tmp_path):
     clock.now += 10  # the state is made
     first.steps(1, 4, compiling=20.0)
     first.save(4, 2.0)
+    clock.now += 0.5  # the host does something else
     again = clock.now
     first.steps(5, 6, compiling=0.0)
     first.watch.close()
@@ -91,13 +93,14 @@ def test_a_run_that_is_killed_and_started_again(tmp_path):
     # Data: the first batch of each start, and the one behind the checkpoint; other batches were made beside a step.
     assert found == {
         "goodput": found["goodput"],
-        "total_s": pytest.approx(10 + 20 + 12 + 2 + lost + 60 + 10 + 20 + 18 + 3 * 0.5 - 0.5, abs=0.1),
+        "total_s": pytest.approx(10 + 20 + 12 + 2 + 0.5 + lost + 60 + 10 + 20 + 18 + 3 * 0.5 - 0.5, abs=0.1),
         "starts": 2,
         "step_s": 30.0,
         "preparation_s": 20.0,
         "compiling_s": 40.0,
         "data_s": 1.5,
         "checkpoint_s": 2.0,
+        "host_s": 0.5,
         "lost_s": 6.0,
         "down_s": pytest.approx(60, abs=0.1),
     }
