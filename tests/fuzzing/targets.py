@@ -20,8 +20,8 @@ from PIL import Image
 from checkpoint_convert.hf_config import read_config
 from checkpoint_convert.reader import ReleasedReader
 from checkpoint_convert.released import released_table
-from checkpoint_convert.structures import specs_of
 from checkpoint_convert.source import open_directory
+from checkpoint_convert.structures import specs_of
 from configs.experiments import consistency, gspo, mpo, router, sft
 from internvl_jax import validation
 from internvl_jax.data import Processor, Tokenizer, check, get_template, packing, tiling, train_bpe
