@@ -94,7 +94,7 @@ def _shape(config: InternVLConfig) -> InternVLConfig:
     vision = dataclasses.replace(config.vision, drop_path=0.0, layer_scale_init=0.0, init_std=0.0)
     text = dataclasses.replace(config.text, tie_embeddings=False, init_std=0.0)
     flash = config.flash and dataclasses.replace(config.flash, relative_threshold=0.0, absolute_threshold=0.0)
-    return dataclasses.replace(config, vision=vision, text=text, image_token_id=UNKNOWN_TOKEN, flash=flash)
+    return dataclasses.replace(config, vision=vision, text=text, image_token_id=UNKNOWN_TOKEN, flash=flash, lora=None)
 
 
 def _count(tensors: Iterable[Any], packed: int) -> dict[str, Any]:

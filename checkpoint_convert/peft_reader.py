@@ -32,7 +32,7 @@ RankOf = Callable[[str, int], tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Home:
     """Where a tensor goes: to a position of a row's target, as its n-th tensor."""
 
     row: Row
@@ -124,7 +124,7 @@ def _read(
 
 def _homes(
     directory: pathlib.Path, tensors: Mapping[str, Tensor], config: InternVLConfig, specs: Mapping[str, ParamSpec]
-) -> dict[str, list[_Place]]:
+) -> dict[str, list[_Home]]:
     """The places of every tensor, by the names of whichever format has them all."""
     if strange := sorted(name for name in tensors if re.search(r"\.lora_(embedding_|magnitude)", name)):
         raise InputError(
@@ -150,18 +150,18 @@ def _canonical(table: Table, name: str) -> str:
     return table.canonical(re.sub(*_ALONE, name))
 
 
-def _places(table: Table, specs: Mapping[str, ParamSpec]) -> dict[str, list[_Place]]:
+def _places(table: Table, specs: Mapping[str, ParamSpec]) -> dict[str, list[_Home]]:
     """Every tensor name of a released checkpoint -> where it goes."""
-    found: dict[str, list[_Place]] = {}
+    found: dict[str, list[_Home]] = {}
     for row in table.rows_of(specs):
         for position, names in row.names(specs[row.target].shape):
             for part, name in enumerate(names):
-                found.setdefault(name, []).append(_Place(row, position, part))
+                found.setdefault(name, []).append(_Home(row, position, part))
     return found
 
 
 def _block(
-    directory: pathlib.Path, module: str, pair: Mapping[str, Tensor], place: _Place, spec: ParamSpec, rank_of: RankOf
+    directory: pathlib.Path, module: str, pair: Mapping[str, Tensor], place: _Home, spec: ParamSpec, rank_of: RankOf
 ) -> _Block:
     """A module's adapter, its factors checked and laid out as ours: `a [rank, in]`, `b [out, rank]`."""
     a, b = (pair[name].array() for name in "AB")
@@ -187,7 +187,7 @@ def _weight(
     target: str,
     blocks: Mapping[tuple[int, ...], Mapping[int, _Block]],
     specs: Mapping[str, ParamSpec],
-    homes: Mapping[str, list[_Place]],
+    homes: Mapping[str, list[_Home]],
 ) -> AdaptedWeight:
     """What is said of a weight. Parts of a fused one that have one `a` are one part."""
     parts = next(len(p.row.templates) for places in homes.values() for p in places if p.row.target == target)

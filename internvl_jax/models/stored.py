@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, Sharding
-from jax.sharding import PartitionSpec as P
 
 from internvl_jax.errors import InputError
 from internvl_jax.models.config import InternVLConfig
@@ -21,7 +19,7 @@ from internvl_jax.models.internvl import PARTS
 from internvl_jax.models.stack import Runtime
 from internvl_jax.models.transforms.lora import merged
 from internvl_jax.models.transforms.lora_config import plain_path
-from internvl_jax.sharding import Params, follow, locate, read_params, read_specs, structure
+from internvl_jax.sharding import Params, everywhere, follow, locate, read_params, read_specs, structure
 from internvl_jax.validation import read_json
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
@@ -85,14 +83,10 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
             adapted[path] = given if read else jax.ShapeDtypeStruct(spec.shape, spec.dtype)
             continue
         # Small, and so whole on every device.
-        place = _everywhere(given.sharding) if read else None
+        place = everywhere(given.sharding) if read else None
         adapted[path] = jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=place)
     params = merged(read_stored(directory, adapted), config)
     return {path: jax.device_put(value, wanted[path].sharding) for path, value in params.items()}
-
-
-def _everywhere(place: Sharding) -> Sharding:
-    return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else place
 
 
 def _specs(config: InternVLConfig) -> dict[str, Any]:

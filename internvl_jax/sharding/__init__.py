@@ -34,7 +34,7 @@ from internvl_jax.sharding.params_io import (
     step_names,
     write_params,
 )
-from internvl_jax.sharding.placement import Placement, placed, places
+from internvl_jax.sharding.placement import Placement, everywhere, placed, places
 from internvl_jax.sharding.referred import follow, refer
 from internvl_jax.sharding.rules import (
     PRESETS,
@@ -71,6 +71,7 @@ __all__ = [
     "checksum",
     "copies",
     "damaged",
+    "everywhere",
     "flatten",
     "gather_time",
     "heads_for_time",

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import jax
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding.flat import ParamSpec, shardings
@@ -56,6 +57,11 @@ class Placement:
 def placed(placement: Placement | None) -> AbstractContextManager[None]:
     """`use` of a placement."""
     return contextlib.nullcontext() if placement is None else use(placement.mesh, placement.rules)
+
+
+def everywhere(place: Sharding) -> Sharding:
+    """Whole on every device of a mesh, or on the one device."""
+    return NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else place
 
 
 def places(specs: dict[str, ParamSpec], placement: Placement | None) -> dict[str, Sharding]:

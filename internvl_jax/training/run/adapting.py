@@ -77,11 +77,20 @@ def _compiled(pattern: str, field: str) -> re.Pattern[str]:
 
 
 def frozen_base(assigned: dict[str, Group], lora: LoraConfig | None) -> dict[str, Group]:
-    """The groups of parameters, of which all are frozen but the adapter's."""
+    """The groups of parameters, of which all are frozen but the adapter's.
+
+    Raises:
+      InputError: those are frozen, too.
+    """
     if lora is None:
         return assigned
     frozen = Group(".*", frozen=True)
-    return {path: group if _trained(path, lora) else frozen for path, group in assigned.items()}
+    found = {path: group if _trained(path, lora) else frozen for path, group in assigned.items()}
+    if all(group.frozen for group in found.values()):
+        raise InputError(
+            "optim.groups freeze all that lora adapts or trains whole, nothing is left to train; thaw some"
+        )
+    return found
 
 
 def _trained(path: str, lora: LoraConfig) -> bool:

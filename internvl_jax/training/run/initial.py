@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 from internvl_jax.errors import InputError
@@ -38,9 +39,7 @@ def read_initial(source: str, program: Program, extend: bool = False) -> Params:
         lacking = [path for path in abstract if re.search(FLASH_PARTS, path)]
         theirs["flash"] = ours["flash"]
     _check_same(source, ours, theirs)
-    wanted = {plain_path(path): leaf for path, leaf in abstract.items() if path not in lacking}
-    wanted.pop(None, None)
-    params = adapted_params(read_plain(source, wanted), lora)
+    params = adapted_params(read_plain(source, _plain(abstract, set(lacking))), lora)
     if lacking:
         _LOG.info("%s has no router and no compressed branch: they begin with random values of run.seed", source)
     fresh = [path for path in abstract if path not in params]
@@ -53,9 +52,14 @@ def read_base(source: str, program: Program) -> Params:
     Raises:
       InputError: see `read_plain`.
     """
-    abstract = program.abstract.params
-    wanted = {plain_path(path): leaf for path, leaf in abstract.items() if path not in program.saved}
+    wanted = _plain(program.abstract.params, program.saved)
     return adapted_params(read_plain(source, wanted, partly=True), program.model.lora)
+
+
+def _plain(params: Params, others: Collection[str]) -> Params:
+    """What of them a model without adapter has, under its names, but for others."""
+    named = {path: plain_path(path) for path in params if path not in others}
+    return {plain: params[path] for path, plain in named.items() if plain is not None}
 
 
 def read_reference(source: str, program: Program, start: str = "") -> Params:
