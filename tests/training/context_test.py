@@ -84,6 +84,13 @@ def test_rows_that_cannot_be_parted_are_refused(data, tmp_path):
         setup.build(setup.prepare(toy.with_run(config, rows=2))[0])
 
 
+def test_processes_have_rows_of_their_own(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    config = parted(toy.config(data, tmp_path, mesh=MESHES[1], **LONG))
+    with pytest.raises(InputError, match="spreads rows over 2 devices, which 4 processes can't share"):
+        setup.build(setup.prepare(config)[0])
+
+
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("boards")

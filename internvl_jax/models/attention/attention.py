@@ -148,19 +148,19 @@ def _by_device(
         if parts == 1:
             own = None if mask is None else Mask.within(*marks, skips)
             return _whole_rows(q, k, v, own, near, sinks_N)
-        everything = tuple(sharding.gather_time(part, 1) for part in marks)
+        everything = sharding.gather_time(segments_BT, 1), sharding.gather_time(positions_BT, 1)
         if q.shape[1] % parts == 0:
             times = math.lcm(k.shape[1], parts) // k.shape[1]
             k, v = (jnp.repeat(part, times, axis=1) for part in (k, v))
             own = Mask.within(*everything, skips)
             sinks_N = None if sinks_N is None else sharding.own_share(sinks_N)
-            out = _whole_rows(*map(sharding.heads_for_time, (q, k, v)), own, near, sinks_N)
-            return sharding.time_for_heads(out)
+            q, k, v = map(sharding.heads_for_time, (q, k, v))
+            return sharding.time_for_heads(_whole_rows(q, k, v, own, near, sinks_N))
         k, v = (sharding.gather_time(part, 2) for part in (k, v))
         if sharding.platform() == "tpu" and k.shape[2] >= kernels.LONG:
             part = kernels.QueryPart(sharding.time_part(), parts)
             return kernels.splash(q, k, v, everything[0], size, holds, sinks_N, kernels.Plan(skips, part))
-        return _by_products(q, k, v, Mask(*marks, *everything, ordered=False), near, None, sinks_N)
+        return _by_products(q, k, v, Mask(*marks, *everything, False), near, None, sinks_N)
 
     run = sharding.per_device(
         on_device,

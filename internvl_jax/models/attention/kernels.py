@@ -26,10 +26,10 @@ _PADDED = -1  # the segment of what fills up a block; no token is in it
 
 
 class QueryPart(NamedTuple):
-    """Which queries a device has of a row: part `number` of `count` equal ones."""
+    """Which queries a device has of a row: part `number` of `parts` equal ones."""
 
     number: jax.Array
-    count: int
+    parts: int
 
 
 class Plan(NamedTuple):
@@ -113,7 +113,7 @@ def _splash(
 
     N, T = q.shape[1], k.shape[2]
     part = plan.part
-    shards = 1 if part is None else part.count
+    shards = 1 if part is None else part.parts
     if window is not None:
         mask, largest = sm.LocalMask((T, T), (window - 1, 0), 0, shards), max(2 * window, LANES)
     else:
@@ -164,7 +164,7 @@ def _of_part(kernel: Any, part: QueryPart) -> Any:
     """Of a kernel made for queries in several parts that of one part: its own rows of every table."""
 
     def own(table: jax.Array, axis: int) -> jax.Array:
-        size = table.shape[axis] // part.count
+        size = table.shape[axis] // part.parts
         return jax.lax.dynamic_slice_in_dim(table, part.number * size, size, axis)
 
     def cut(info: Any) -> Any:

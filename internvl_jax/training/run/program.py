@@ -176,6 +176,12 @@ def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:
             f"run.rows {run.rows} in {run.micro_batches} micro-batches can't be spread over {spread} devices; "
             "make rows / micro_batches a multiple of that"
         )
+    # Each process loads rows of its own.
+    if spread % jax.process_count():
+        raise InputError(
+            f"the mesh {run.mesh} spreads rows over {spread} devices, which {jax.process_count()} processes can't "
+            f"share; make the axes of rows ({', '.join(rules.batch)}) a multiple of the processes"
+        )
 
 
 def _place(batch: Any, *, mesh: Mesh, rules: Rules) -> Any:
