@@ -16,7 +16,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def convert(
     with whole_or_nothing(destination, sum(_nbytes(spec) for spec in specs.values())) as directory:
         try:
             if to in ("github", "hf"):
-                _write_released(checkpoint, directory, specs, cast(Literal["github", "hf"], to))
+                _write_released(checkpoint, directory, specs, to)
             else:
                 _write_orbax(checkpoint, directory, specs, to)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError

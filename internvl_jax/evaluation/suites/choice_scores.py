@@ -106,10 +106,10 @@ def mmt(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
     hits = _hits(answers, rows)
     splits = sorted({cells.get("split") or "none" for cells, _ in hits})
     parts = [(split, [hit for hit in hits if (hit[0].get("split") or "none") == split]) for split in splits]
-    table = []
+    table: list[dict[str, Any]] = []
     for name, part in [*parts, ("ALL", hits)]:
         tasks = {task: _share(part, "category", task) for task in _names(hits, "category")}
-        row = {"split": name, "Overall": mean([hit for _, hit in part]), **tasks}
+        row: dict[str, Any] = {"split": name, "Overall": mean([hit for _, hit in part]), **tasks}
         for kind in _names(hits, "l2-category"):
             own = _names([hit for hit in hits if hit[0].get("l2-category") == kind], "category")
             row[_MMT.get(kind, kind)] = mean([tasks[task] for task in own])

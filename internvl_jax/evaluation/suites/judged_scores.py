@@ -62,7 +62,7 @@ def mmvet(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Ra
 def charxiv(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Right or wrong as the judge has it, in percent."""
     asked = _needed(suite, judge)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "index": answer.index,
             "hit": int(

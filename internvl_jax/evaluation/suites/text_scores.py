@@ -97,11 +97,12 @@ def erqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rat
         for answer in answers
     ]
     kinds = [answer.cells.get("category", "") for answer in answers]
-    table = [{"Category": "Overall", "Accuracy (%)": 100 * mean([row["hit"] for row in rows]), "Samples": len(rows)}]
+    overall = 100 * mean([row["hit"] for row in rows])
+    table = [{"Category": "Overall", "Accuracy (%)": overall, "Samples": len(rows)}]
     for name in sorted(set(kinds) - {""}):
         hits = [row["hit"] for row, kind in zip(rows, kinds, strict=True) if kind == name]
         table.append({"Category": name, "Accuracy (%)": 100 * mean(hits), "Samples": len(hits)})
-    return Rated(table, rows, table[0]["Accuracy (%)"])
+    return Rated(table, rows, overall)
 
 
 def vcr(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
