@@ -234,7 +234,7 @@ def test_the_share_that_runs_is_what_counting_says():
         counted = sum(met(segments_T, q_block, k_block, window).sum() for segments_T in segments_BT)
         found = float(blocks.share(jnp.asarray(segments_BT), q_block, k_block, window))
         assert found == pytest.approx(counted / whole, rel=1e-6)
-        assert 0.5 < found < 0.9
+        assert 0.2 < found < 0.9
 
 
 def test_a_device_may_have_a_part_of_the_queries():
