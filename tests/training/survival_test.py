@@ -69,8 +69,8 @@ def timed(data, pod, number, workdir):
 
 @pytest.mark.soak
 def test_goodput_of_a_run_killed_three_times_is_what_a_stopwatch_says(data, tmp_path):
-    """The stopwatch: this test's for the whole, the loop's own `step_seconds` for steps. These begin where the step
-    before ended, so the first of a start and those behind a checkpoint have more in them, and are left out of both.
+    """The stopwatch: for the whole this test's, for steps the loop's own `step_seconds`, from one line of metrics to
+    the next: in whole parts between two checkpoints, as a step's line may come when the next step has ended.
     """
     workdir, rng = tmp_path / "hurt", random.Random(7)
     begin = lambda: lives.Run(functools.partial(timed, data), 1, workdir)
@@ -87,17 +87,14 @@ def test_goodput_of_a_run_killed_three_times_is_what_a_stopwatch_says(data, tmp_
     found = summary(record)
     assert found["starts"] == 4 and len(times) == 5 and found["lost_s"] > 0
     assert found["total_s"] == pytest.approx(times[-1] - times[0], rel=0.02)
-    starts = {line["step"] + 1 for line in record if line["kind"] == "start"}
-    behind = {line["step"] + 1 for line in record if line["kind"] == "checkpoint"}
-    steps = set(range(1, 121)) - starts - behind
-    ours = {line["step"]: 0.0 for line in record if line["kind"] == "step"}
-    for line in record:
-        if line["kind"] == "start":  # what comes behind it is taken again
-            ours = {step: seconds if step <= line["step"] else 0.0 for step, seconds in ours.items()}
-        if line["kind"] in ("step", "data", "host"):
-            ours[line["step"]] += line["end"] - line["begin"]
-    theirs = {line["step"]: line["step_seconds"] for line in hooks.read_metrics(workdir)}
-    assert sum(ours[step] for step in steps) == pytest.approx(sum(theirs[step] for step in steps), rel=0.02)
+    parts = set(range(12)) - {line["step"] // 10 for line in record if line["kind"] == "start"}
+    assert len(parts) >= 6  # those that a start began with have its compiling in them
+    first = lambda line: line["step"] if line["kind"] == "checkpoint" else line["step"] - 1
+    kinds = ("step", "data", "host", "checkpoint")
+    inside = [line for line in record if line["kind"] in kinds and first(line) // 10 in parts]
+    ours = sum(line["end"] - line["begin"] for line in inside)
+    theirs = sum(line["step_seconds"] for line in hooks.read_metrics(workdir) if (line["step"] - 1) // 10 in parts)
+    assert ours == pytest.approx(theirs, rel=0.02)
     good = sum(line["end"] - line["begin"] for line in record if line["kind"] == "step")
     assert good - found["lost_s"] == pytest.approx(found["step_s"], abs=0.1)
     assert found["goodput"] == pytest.approx(found["step_s"] / (times[-1] - times[0]), rel=0.02)
