@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import pytest
 
@@ -14,9 +15,11 @@ from internvl_jax.evaluation.suites import (
     video_matching,
 )
 
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 
-def test_options(golden):
-    cases = json.loads((golden / "eval_matching" / "option_inference.json").read_text())["cases"]
+
+def test_options():
+    cases = json.loads((GOLDEN / "eval_matching" / "option_inference.json").read_text())["cases"]
     assert len(cases) == 306
     for case in cases:
         asked = case["as_text"], {letter: str(text) for letter, text in case["options"].items()}
@@ -26,15 +29,8 @@ def test_options(golden):
 
 
 @pytest.fixture(scope="module")
-def recorded(golden_rules):
-    return json.loads(golden_rules.read_text())
-
-
-@pytest.fixture(scope="module")
-def golden_rules():
-    from tests.conftest import GOLDEN
-
-    return GOLDEN / "eval_matching" / "rules.json"
+def recorded():
+    return json.loads((GOLDEN / "eval_matching" / "rules.json").read_text())
 
 
 def mathvista(case):

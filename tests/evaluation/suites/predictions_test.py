@@ -1,6 +1,7 @@
 """Answers that are written and read back: in four formats, after kills, with what goes wrong."""
 
 import json
+import pathlib
 
 import openpyxl
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import Prediction, get_suite, open_suite, read_predictions, score_suite
 from internvl_jax.evaluation.suites.predictions import PredictionFile
-from tests.conftest import GOLDEN
 
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 DATA = GOLDEN / "eval_image" / "data"
 NAMES = ("MMStar", "POPE", "OCRBench", "HallusionBench", "RefCOCO")
 

@@ -2,12 +2,13 @@
 
 import json
 import math
+import pathlib
 
 import pytest
 
 from internvl_jax.evaluation.suites import suite_file, suite_list
-from tests.conftest import GOLDEN
 
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FOLDER = GOLDEN / "eval_image"
 NAMES = sorted(json.loads((FOLDER / "index.json").read_text()))
 PROMPTS, SCORED, ROWS = 1_120, 28, 882  # all that is recorded: prompts in three modes, sets with scores, rows

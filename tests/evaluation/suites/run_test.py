@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import pathlib
 import threading
 
 import PIL.Image
@@ -26,8 +27,8 @@ from internvl_jax.evaluation import (
 )
 from internvl_jax.evaluation.suites import final_text, suite_file, suite_run
 from internvl_jax.inference import Answer
-from tests.conftest import GOLDEN
 
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FOLDER, VIDEOS = GOLDEN / "eval_image", GOLDEN / "eval_video"
 RECORDED = {path.stem for path in (FOLDER / "scores").iterdir()} | {"MVBench", "Video-MME", "VSI-Bench"}
 
