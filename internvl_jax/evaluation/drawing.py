@@ -30,7 +30,7 @@ def draw_answer(picture: Image.Image, regions: Sequence[Region], actions: Sequen
         x1, y1, x2, y2 = (corner * enlarged for corner in region.pixels(width, height))
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
         if region.label:
-            _write(draw, region.label, (x1, y1), colour, font)
+            _write(draw, region.label, (x1, y1, board.width), colour, font)
     for number, action in enumerate(actions):
         point = action.pixel(width, height)
         if point is not None:
@@ -42,15 +42,19 @@ def draw_answer(picture: Image.Image, regions: Sequence[Region], actions: Sequen
 def _write(
     draw: ImageDraw.ImageDraw,
     text: str,
-    corner: tuple[float, float],
+    place: tuple[float, float, int],
     colour: tuple[int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """A name on its colour, above its box where there is room, else within."""
+    """A name on its colour, above its box where there is room, else within.
+
+    place: the corner of the box, and the width of the picture.
+    """
+    x1, y1, width = place
     left, top, right, bottom = draw.textbbox((0, 0), text[:60], font=font)
     wide, high = right - left + 8, bottom - top + 6
-    x = min(corner[0], draw.im.size[0] - wide)
-    y = corner[1] - high if corner[1] >= high else corner[1]
+    x = max(0.0, min(x1, width - wide))
+    y = y1 - high if y1 >= high else y1
     draw.rectangle((x, y, x + wide, y + high), fill=colour)
     draw.text((x + 4 - left, y + 3 - top), text[:60], fill="white", font=font)
 
