@@ -91,6 +91,8 @@ def test_every_stage_builds_for_every_size(stage, size):
     assert isinstance(config, TrainConfig)
     assert config.model.text == sizes.get(size).text
     config.run.workdir, config.data.meta, config.data.tokenizer = "w", "m", "t"
+    if stage == "lora":
+        config.run.init_from = "m"
     if config.stage is not None:
         config.run.init_from = config.stage.reference = "m"
     check(config)
@@ -101,7 +103,7 @@ def test_every_stage_builds_for_every_size(stage, size):
 
 
 def test_stages_are_found():
-    assert set(STAGES) == {"warmup", "cpt", "sft", "mpo", "gspo", "consistency", "router"}
+    assert set(STAGES) == {"warmup", "cpt", "sft", "lora", "mpo", "gspo", "consistency", "router"}
 
 
 # Of the released scripts: steps, rows or pairs or prompts of a step, learning rate, decay, warm-up, schedule, clipping.
