@@ -43,7 +43,7 @@ def test_loading_casts_and_places(saved, params):
 
 def test_a_mesh_axis_that_spreads_nothing_is_refused(saved):
     with pytest.raises(
-        InputError, match=r"tensor=2: the rules 'fsdp' .* take rules that do \(fsdp_tp, moe, serve_tp\)"
+        InputError, match=r"tensor=2: the rules 'fsdp' .* take rules that do \(fsdp_tp, moe, long_context, serve_tp\)"
     ):
         load(saved, mesh=make_mesh({"fsdp": 4, "tensor": 2}), rules="fsdp")
 

@@ -145,7 +145,9 @@ def test_a_mesh_axis_that_spreads_nothing_is_refused(task):
     """Before anything is compiled: so is a run of that config, which is built the same way."""
     config = sft.get_config("tiny")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, mesh="fsdp=4,context=2"))
-    with pytest.raises(InputError, match=r"context=2: the rules 'fsdp' .*; leave 'context' out or take rules that do \(long_context\)$"):
+    with pytest.raises(
+        InputError, match=r"context=2: the rules 'fsdp' .*; leave 'context' out or take rules that do \(long_context\)$"
+    ):
         plan(config, task, "cpu:8", SIZE, auto=False)
 
 

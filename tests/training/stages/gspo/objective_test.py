@@ -343,7 +343,7 @@ def test_the_health_of_every_step(start, tmp_path, capfd, monkeypatch):
     (events,) = (tmp_path / "w" / "tensorboard").iterdir()
     assert all(name.encode() in events.read_bytes() for name in names)
     shown = len(
-        {"loss", *names, "grad_norm", "learning_rate", "tokens_per_second"}
+        {"loss", *names, "grad_norm", "learning_rate", "tokens_per_second", "imbalance"}
     )  # no peak of a CPU is known: no MFU
     with Image.open(tmp_path / "w" / "health.png") as picture:
         assert picture.size == (round(4 * 3.4 * 120), round(-(-shown // 4) * 2.2 * 120))
