@@ -342,9 +342,8 @@ def test_the_health_of_every_step(start, tmp_path, capfd, monkeypatch):
     assert len(lines) == 2 and all(isinstance(line[name], float) for line in lines for name in names)
     (events,) = (tmp_path / "w" / "tensorboard").iterdir()
     assert all(name.encode() in events.read_bytes() for name in names)
-    shown = len(
-        {"loss", *names, "grad_norm", "learning_rate", "tokens_per_second", "imbalance"}
-    )  # no peak of a CPU is known: no MFU
+    # No peak of a CPU is known: no MFU.
+    shown = len({"loss", *names, "grad_norm", "learning_rate", "tokens_per_second", "imbalance"})
     with Image.open(tmp_path / "w" / "health.png") as picture:
         assert picture.size == (round(4 * 3.4 * 120), round(-(-shown // 4) * 2.2 * 120))
 
