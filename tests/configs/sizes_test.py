@@ -92,7 +92,9 @@ def test_every_stage_builds_for_every_size(stage, size):
     assert config.model.text == sizes.get(size).text
     config.run.workdir, config.data.meta, config.data.tokenizer = "w", "m", "t"
     if config.stage is not None:
-        config.run.init_from = config.stage.reference = "m"
+        config.stage.reference = "m"
+    if config.stage is not None or config.lora.active:
+        config.run.init_from = "m"
     check(config)
     assert (config.run.balance > 0) == (config.model.text.moe is not None and stage in TRAINS_EXPERTS)
     assert (config.model.flash is not None) == (size.endswith("-flash") or stage in ("consistency", "router"))
@@ -101,7 +103,7 @@ def test_every_stage_builds_for_every_size(stage, size):
 
 
 def test_stages_are_found():
-    assert set(STAGES) == {"warmup", "cpt", "sft", "mpo", "gspo", "consistency", "router"}
+    assert set(STAGES) == {"warmup", "cpt", "sft", "mpo", "gspo", "consistency", "router", "lora"}
 
 
 # Of the released scripts: steps, rows or pairs or prompts of a step, learning rate, decay, warm-up, schedule, clipping.
