@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers", reason="PEFT's own reading ne
 peft = pytest.importorskip("peft", reason="PEFT's own reading needs peft")
 
 
+@pytest.mark.filterwarnings("ignore")  # theirs, of each other
 @pytest.mark.parametrize("name", ["lm", "all_rslora", "projector_whole"])
 def test_peft_gives_the_recorded_logits(golden, tmp_path, name):
     base, recorded = golden / "hf_qwen3", golden / "lora_hf_qwen3" / name

@@ -91,10 +91,10 @@ def test_every_stage_builds_for_every_size(stage, size):
     assert isinstance(config, TrainConfig)
     assert config.model.text == sizes.get(size).text
     config.run.workdir, config.data.meta, config.data.tokenizer = "w", "m", "t"
-    if stage == "lora":
-        config.run.init_from = "m"
     if config.stage is not None:
-        config.run.init_from = config.stage.reference = "m"
+        config.stage.reference = "m"
+    if config.stage is not None or config.lora.active:
+        config.run.init_from = "m"
     check(config)
     assert (config.run.balance > 0) == (config.model.text.moe is not None and stage in TRAINS_EXPERTS)
     assert (config.model.flash is not None) == (size.endswith("-flash") or stage in ("consistency", "router"))
