@@ -16,7 +16,7 @@ from internvl_jax.models.config import TextConfig
 from internvl_jax.models.language.families import family_of
 from internvl_jax.models.language.layer import Layer
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
-from internvl_jax.sharding import shard
+from internvl_jax.sharding import platform, shard
 
 
 class DecoderOut(NamedTuple):
@@ -99,7 +99,10 @@ class Decoder(nnx.Module):
           replay_LBTK: experts to take instead of the routers' own, see `Moe`.
         """
         if cache is None:
-            mask = Mask.within(segments_BT, positions_BT, self.runtime.skip_blocks)
+            # Rows whose keys are kept have one sample each. There is nothing to leave out then, and below 4,096 tokens
+            # loops over blocks take up to 1.4 times as long on a CPU.
+            alone = "kv" in collect and platform() == "cpu"
+            mask = Mask.within(segments_BT, positions_BT, self.runtime.skip_blocks and not alone)
         else:
             cache = cache.place(slots_BT, segments_BT, positions_BT)
             mask = cache.mask(segments_BT, positions_BT)
