@@ -56,15 +56,19 @@ def train(
       InputError: a config, data or workdir that can't be used, or is in use; a loss that stays non-finite.
       Stopped: the run was stopped, and its state is saved.
     """
+    begun = time.time()
     config, processor = setup.prepare(config)
     agree("settings", {"config": dataclasses.asdict(config), "versions": versions()})
     with setup.hold_workdir(config.run.workdir):
-        return _train(config, processor, stop, asked)
+        watch = Watch(
+            pathlib.Path(config.run.workdir), config.run.log_every, asked, STAGES[config.objective].samples, begun=begun
+        )
+        return _train(config, processor, stop, watch)
 
 
-def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool], asked: Watching) -> dict[str, Any]:
+def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool], watch: Watch) -> dict[str, Any]:
     run, stage, workdir = config.run, STAGES[config.objective], pathlib.Path(config.run.workdir)
-    watch, program = Watch(workdir, run.log_every, asked, stage.samples), build(config)
+    program = build(config)
     for line in setup.describe(config, program.mesh):
         _LOG.info(line)
     source = setup.open_source(config, program, processor)

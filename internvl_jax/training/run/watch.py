@@ -68,6 +68,7 @@ class Watch:
       asked: what else is asked for.
       samples: whether taking a batch is sampling from the model, and no waiting for data.
       clock: seconds since the epoch.
+      begun: when the run began, by that clock; None: now.
     """
 
     def __init__(
@@ -77,11 +78,12 @@ class Watch:
         asked: Watching,
         samples: bool = False,
         clock: Callable[[], float] = time.time,
+        begun: float | None = None,
     ):
         self._workdir, self._log_every, self._asked, self._clock = workdir, log_every, asked, clock
         self._leads, self._gauges = jax.process_index() == 0, Gauges()
         self._kind: Kind = "sampling" if samples else "data"
-        self._begun = self._shown = clock()
+        self._begun = self._shown = clock() if begun is None else begun
         self._record: Goodput | None = None
         self._profiled, self._tracing, self._compiled = False, False, False
         # When the arrays of a step are there only a thread can tell that waits for them: this one may make a batch.
