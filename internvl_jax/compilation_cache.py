@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import tempfile
+import threading
 
 import jax
 from jax._src.lru_cache import LRUCache
@@ -41,7 +42,7 @@ def write_whole() -> None:
 
     def put(self: LRUCache, key: str, value: bytes) -> None:
         entry = pathlib.Path(self.path, f"{key}-cache")
-        partial = entry.with_name(f"{key}.{os.getpid()}")
+        partial = entry.with_name(f"{key}.{os.getpid()}.{threading.get_ident()}")
         partial.write_bytes(value)
         partial.replace(entry)
 
