@@ -64,8 +64,10 @@ def _form(model: InternVL, tensors: Mapping[str, np.ndarray]) -> str:
 
 def _numberless(name: str) -> str:
     """As templates of rows have it: layers are `{i}`, experts `{e}`."""
+    letters = {"layers": "{i}", "layer": "{i}", "experts": "{e}"}
     parts = name.split(".")
-    for place, letter in zip([k for k, part in enumerate(parts) if part.isdigit()], "ie", strict=False):
-        if parts[place - 1] in ("layers", "layer", "experts"):
-            parts[place] = f"{{{letter}}}"
-    return ".".join(parts)
+    shown = [
+        letters.get(before, part) if part.isdigit() else part
+        for before, part in zip(["", *parts[:-1]], parts, strict=True)
+    ]
+    return ".".join(shown)

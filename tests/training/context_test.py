@@ -10,7 +10,7 @@ from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial, read_reference
 from internvl_jax.training.stages.base import Start
 from internvl_jax.training.stages.registry import STAGES
-from tests.programs import build, save_start
+from tests.programs import build
 from tests.training import toy
 from tests.training.train_test import interrupt
 
@@ -90,15 +90,6 @@ def test_processes_have_rows_of_their_own(data, tmp_path, monkeypatch):
     config = parted(toy.config(data, tmp_path, mesh=MESHES[1], **LONG))
     with pytest.raises(InputError, match="spreads rows over 2 devices, which 4 processes can't share"):
         setup.build(setup.prepare(config)[0])
-
-
-@pytest.fixture(scope="module")
-def boards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("boards")
-    toy.write_boards(folder)
-    save_start(toy.vico_config(folder, folder / "unused", "ntp", ""), folder / "base")
-    save_start(toy.consistency_config(folder, folder / "unused"), folder / "flash")
-    return folder
 
 
 @pytest.fixture(scope="module", params=["dense", "moe", "gpt_oss", "mpo", "gspo", "consistency", "router"])

@@ -38,16 +38,6 @@ def stored(workdir):
     return jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(path, abstract))
 
 
-@pytest.fixture(scope="module")
-def boards(tmp_path_factory):
-    """A folder with what ViCO starts from, of random weights: a base model, and a Flash model."""
-    folder = tmp_path_factory.mktemp("boards")
-    toy.write_boards(folder)
-    save_start(toy.vico_config(folder, folder / "unused", "ntp", ""), folder / "base")
-    save_start(toy.consistency_config(folder, folder / "unused"), folder / "flash")
-    return folder
-
-
 @pytest.mark.sigkill
 @pytest.mark.parametrize(
     ("folder", "stage"),

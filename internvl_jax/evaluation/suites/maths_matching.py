@@ -164,6 +164,7 @@ _INSTRUCTIONS: Mapping[str, str] = {
 
 def _short_answer(text: str) -> str:
     try:
+        # A model writes line breaks into its strings, which JSON forbids; `strict` is about these alone.
         found = json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return ""
