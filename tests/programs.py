@@ -16,22 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvl_jax.inference import save_model
+from internvl_jax.inference import Ladders, save_model
 from internvl_jax.inference.engine import sampler as sampler_module
 from internvl_jax.inference.engine.paged_runner import PagedRunner
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.runner import Runner
 from internvl_jax.inference.engine.sampler import Sampler
 from internvl_jax.making import responses
-from internvl_jax.models import InternVLConfig
-from internvl_jax.sharding.flat import Params
+from internvl_jax.models import PARTS, InternVLConfig, Runtime
+from internvl_jax.sharding import make_mesh, parse_mesh
+from internvl_jax.sharding.flat import Params, init
 from internvl_jax.sharding.rules import context
 from internvl_jax.training import TrainConfig
 from internvl_jax.training.run import compiler, hooks, loop, score, setup
 from internvl_jax.training.run.hooks import plot_health
 from internvl_jax.training.run.program import Program
 from internvl_jax.training.stages import preference_rows
-from internvl_jax.training.stages.gspo import partial_rollouts, rollouts
+from internvl_jax.training.stages.gspo import partial_rollouts, rollouts, sampling_weights
 
 # Fields that no program depends on: where things lie, what is saved, what becomes of responses on the host. All fields
 # that batches get their shapes from count, so that a shared step still compiles once.
@@ -45,6 +46,7 @@ _FREE = {
         "keep_every",
         "log_every",
         "max_nonfinite",
+        "mesh",
     },
     "data": {"meta", "validation_meta", "tokenizer", "max_skipped"},
     "stage": {
@@ -74,7 +76,8 @@ def build(
     (`guarded`) would not look as if it had compiled once. A step that is called more than a hundred times is compiled
     with more effort (`many_steps`): 5.2 s instead of 1.5, and then 0.03 s a step instead of 0.12.
     """
-    parts = [config.model, config.objective, config.optim, devices, guarded, many_steps]
+    mesh = make_mesh(parse_mesh(config.run.mesh), devices).shape  # however it was written
+    parts = [config.model, config.objective, config.optim, mesh, devices, guarded, many_steps]
     for name, free in _FREE.items():
         section = getattr(config, name)
         values = {} if section is None else vars(section)
@@ -85,18 +88,21 @@ def build(
             if many_steps:
                 patch.setattr(compiler, "options", lambda *_: {"xla_backend_optimization_level": 1})
             built = setup.build(config, devices)
-        fresh = functools.partial(_random_params, built, (config.model, config.run.seed))
+        fresh = functools.partial(_random_params, built, (built.model, config.run.seed))
         _PROGRAMS[key] = dataclasses.replace(built, random_params=fresh)
     return _PROGRAMS[key]
 
 
 def _random_params(built: Program, key: tuple[InternVLConfig, int], paths: Sequence[str] | None = None) -> Params:
-    """What `built.random_params` gives: values depend on model and seed alone (`tests/sharding/state_test.py`)."""
+    """What `built.random_params` gives, made by one program for all meshes: values depend on model and seed alone
+    (`tests/sharding/state_test.py`).
+    """
     if key not in _RANDOM:
-        _RANDOM[key] = jax.device_get(built.random_params())
-    places = {path: built.abstract.params[path].sharding for path in paths or built.abstract.params}
+        make = lambda rngs: PARTS["all"](built.model, rngs, Runtime())
+        _RANDOM[key] = jax.device_get(init(make, key[1]))
+    leaves = {path: built.abstract.params[path] for path in paths or built.abstract.params}
     # A copy each time: a step may take over the memory of its parameters.
-    return {path: jax.device_put(_RANDOM[key][path].copy(), place) for path, place in places.items()}
+    return {path: jax.device_put(_RANDOM[key][path].astype(leaf.dtype), leaf.sharding) for path, leaf in leaves.items()}
 
 
 def save_start(config: TrainConfig, directory: pathlib.Path, **others: Any) -> None:
@@ -158,6 +164,10 @@ def shared() -> Iterator[None]:
         sampler = functools.cache(Sampler)  # holds no parameters
         for module in (partial_rollouts, responses):
             patch.setattr(module, "Sampler", sampler)
+        # Every number of rows that a rollout shrinks to is a program.
+        few_rows = lambda: Ladders(rows=(1, 8, 64, 256))
+        for module in (sampling_weights, responses):
+            patch.setattr(module, "Ladders", few_rows)
         patch.setattr(sampler_module, "Programs", _shared_by_engines(Programs))
         for runner in (Runner, PagedRunner):
             patch.setattr(runner, "kind", staticmethod(_shared_by_engines(runner.kind)))

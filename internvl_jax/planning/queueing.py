@@ -154,14 +154,15 @@ class _TileQueue:
     def __init__(self, encoder: TowerSteps):
         self._encoder = encoder
         self._waiting: collections.deque[list] = collections.deque()  # of [number, arrival, tiles]
-        self._free, self._flying = 0.0, 0
+        self._free, self._flying, self._tiles = 0.0, 0, 0  # those that wait
 
     def add(self, number: int, at: float, tiles: int) -> None:
         self._waiting.append([number, at, tiles])
+        self._tiles += tiles
 
     def left(self, now: float) -> int:
         """Tiles that are not encoded."""
-        return sum(tiles for *_, tiles in self._waiting) + (self._flying if self._free > now else 0)
+        return self._tiles + (self._flying if self._free > now else 0)
 
     def run(self, until: float, done: list[float]) -> None:
         """Begins all batches that can be begun before a moment."""
@@ -174,6 +175,7 @@ class _TileQueue:
                 if first[2] == 0:
                     ended.append(self._waiting.popleft()[0])
             self._free, self._flying = start + self._encoder.time(taken), taken
+            self._tiles -= taken
             for number in ended:
                 done[number] = self._free
 

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from internvl_jax.sharding.params import shapes_alone
 from internvl_jax.sharding.rules import Rules, check_mesh
 
 Params = dict[str, jax.Array]
@@ -33,7 +34,8 @@ class ParamSpec:
 
 def abstract(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, ParamSpec]]:
     """Structure and parameter specs of `make(rngs)`, without computing or storing a single value."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+    with shapes_alone():
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
     return graphdef, {
         _dotted(path): ParamSpec(tuple(variable.shape), variable.dtype, variable.get_metadata("axes"))
         for path, variable in nnx.to_flat_state(state)

@@ -1,6 +1,8 @@
 """How a parameter is declared, once: shape, logical axes, initializer, kind."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -9,6 +11,18 @@ from flax import nnx
 
 Kind = TypeVar("Kind", bound=nnx.Param)
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+
+_SHAPES_ALONE = contextvars.ContextVar("shapes_alone", default=False)
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Inside, parameters are zeros: tracing random draws is most of what `abstract` would do."""
+    token = _SHAPES_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ALONE.reset(token)
 
 
 def param(
@@ -26,4 +40,5 @@ def param(
     """
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {shape} has axes {axes}; give one name per dimension")
-    return kind(init(rngs.params(), shape, jnp.float32), axes=axes, **metadata)
+    value = jnp.zeros(shape) if _SHAPES_ALONE.get() else init(rngs.params(), shape, jnp.float32)
+    return kind(value, axes=axes, **metadata)

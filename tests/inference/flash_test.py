@@ -15,7 +15,7 @@ from internvl_jax.sharding import bind, flatten
 from tests.inference.engine.engine_test import request, run
 
 LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), together=(1, 4), tiles=(1, 5), slots=(64,))
-ONE_CLASS = dataclasses.replace(LADDERS, classes=((4, 64),), chunk=48)
+ONE_CLASS = dataclasses.replace(LADDERS, prompts=(48,), together=(4,), classes=((4, 64),), chunk=48)
 SPARED = Thresholds(relative=1.0)
 
 

@@ -144,11 +144,10 @@ def test_a_run_learns_writes_its_logs_and_needs_no_second_start(data, tmp_path, 
 
 
 def test_a_stage_starts_from_another_and_refuses_another_model(data, tmp_path):
-    first = toy.config(data, tmp_path / "first", steps=2)
-    train(first)
-    second = toy.config(data, tmp_path / "second", steps=1, init_from=str(tmp_path / "first"))
+    interrupt(toy.config(data, tmp_path / "first", save_every=2), after=3)
+    second = toy.config(data, tmp_path / "second", save_every=1, init_from=str(tmp_path / "first"))
     second.data.tokenizer = ""  # comes with the model
-    train(second)
+    interrupt(second, after=2)
     # One warm-up step of rate 0 leaves the parameters as they came.
     ours = {jax.tree_util.keystr(path): leaf for path, leaf in stored(tmp_path / "second")}
     for path, leaf in stored(tmp_path / "first"):
@@ -157,7 +156,7 @@ def test_a_stage_starts_from_another_and_refuses_another_model(data, tmp_path):
     config = json.loads((tmp_path / "first" / "config.json").read_text())
     config["model"]["text"]["rope_theta"] = 5e5
     (tmp_path / "first" / "config.json").write_text(json.dumps(config))
-    third = toy.config(data, tmp_path / "third", steps=1, init_from=str(tmp_path / "first"))
+    third = toy.config(data, tmp_path / "third", init_from=str(tmp_path / "first"))
     with pytest.raises(InputError, match=r"another model \(text.rope_theta"):
         train(third)
 

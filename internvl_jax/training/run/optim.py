@@ -69,8 +69,10 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return rate
 
 
-def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> optax.GradientTransformationExtraArgs:
     """AdamW over the trainable parameters: clipping by their joint norm, then each group's rate and decay.
+
+    `update` takes that norm as `norm`, which a step has already worked out.
 
     Raises:
       InputError: a value that no optimizer can have.
@@ -80,6 +82,12 @@ def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> op
     decay = {path: group.weight_decay for path, group in trainable.items()}
     rate = {path: group.learning_rate for path, group in trainable.items()}
 
+    def clipped(
+        updates: Params, state: optax.EmptyState, params: Params, *, norm: jax.Array
+    ) -> tuple[Params, optax.EmptyState]:
+        factor = config.clip_norm / jnp.maximum(norm, config.clip_norm)
+        return {path: u * factor for path, u in updates.items()}, state
+
     def decayed(updates: Params, state: optax.EmptyState, params: Params) -> tuple[Params, optax.EmptyState]:
         return {path: u + config.weight_decay * decay[path] * params[path] for path, u in updates.items()}, state
 
@@ -88,7 +96,7 @@ def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> op
 
     stateless = lambda params: optax.EmptyState()
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.GradientTransformationExtraArgs(stateless, clipped),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.GradientTransformation(stateless, decayed),
         optax.GradientTransformation(stateless, scaled),

@@ -33,7 +33,7 @@ Gradient = tuple[Params, dict[str, jax.Array], Sums, Carry]
 def make_step(
     graphdef: nnx.GraphDef,
     objective: Objective,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     assigned: dict[str, Group],
     micro_batches: int,
     seed: int,
@@ -65,10 +65,10 @@ def make_step(
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
-        updates, opt_state = tx.update(grads, state.opt_state, trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, trainable, norm=norm)
         updated = ({**optax.apply_updates(trainable, updates), **frozen}, opt_state, carry)
         params, opt_state, carry = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state, state.carry)
+            lambda new, old: jax.lax.select(finite, new, old), updated, (state.params, state.opt_state, state.carry)
         )
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         rows = batch.rows

@@ -19,7 +19,7 @@ from internvl_jax.models.transforms.unstack import unstack_params
 from internvl_jax.sharding import bind
 
 LADDERS = Ladders(rows=(1, 4), prompts=(16, 32), together=(1, 4), tiles=(1, 5), slots=(64,))
-CLASSES = dataclasses.replace(LADDERS, classes=((2, 64), (2, 96)), chunk=32)
+CLASSES = dataclasses.replace(LADDERS, prompts=(32,), together=(2,), classes=((2, 64), (2, 96)), chunk=32)
 GREEDY = SamplingParams(max_new_tokens=7)
 
 

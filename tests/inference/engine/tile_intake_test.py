@@ -30,9 +30,8 @@ from internvl_jax.models import LanguageHalf, VisionHalf
 from internvl_jax.sharding import bind, flatten
 from tests.inference.engine.engine_test import request, run, through_failures
 from tests.inference.engine.vision_tower_test import half
+from tests.inference.flash_test import LADDERS, ONE_CLASS
 
-LADDERS = Ladders(rows=(1, 4), prompts=(32, 48), together=(1, 4), tiles=(1, 5), slots=(64,))
-ONE_CLASS = dataclasses.replace(LADDERS, classes=((4, 64),), chunk=48)
 THRESHOLDS = (Thresholds(), Thresholds(relative=1.0), Thresholds(relative=0.5), Thresholds(absolute=1.0))
 
 

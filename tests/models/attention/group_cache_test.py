@@ -10,6 +10,7 @@ from internvl_jax.models.attention.attention import Mask, Window, attend
 L, Q, A, M, R, H, T = 2, 2, 2, 2, 3, 4, 5
 BEGINS = (0, 1, 3, 2)  # the step at which a row writes its first token
 LENGTHS = (5, 3)
+LONGEST = 16
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -49,14 +50,15 @@ def test_rows_at_different_steps(apart, window):
             for b, row in enumerate(order):
                 if step < BEGINS[row]:
                     continue
-                whole = []
+                S, whole = lengths_B[b] + step + 1 - BEGINS[row], []
                 for prompt, own in zip(prompts, (k, v), strict=True):
                     head_MTH = prompt[layer, row // A][:, : lengths_B[b]]
                     tail = own[layer, BEGINS[row] : step + 1, row, :, 0].swapaxes(0, 1)
-                    whole.append(jnp.asarray(np.concatenate([head_MTH, tail], axis=1))[None])
-                S = whole[0].shape[2]
-                ones, places = jnp.ones((1, S), jnp.int32), jnp.arange(S)[None]
-                alone = Mask(ones[:, :1], jnp.array([[S - 1]]), ones, places, ordered=False)
+                    padding = np.zeros((M, LONGEST - S, H), np.float32)  # of one length, so that nothing compiles anew
+                    whole.append(jnp.asarray(np.concatenate([head_MTH, tail, padding], axis=1))[None])
+                places = np.arange(LONGEST)[None]
+                real = jnp.asarray(places < S, jnp.int32)
+                alone = Mask(jnp.ones((1, 1), jnp.int32), jnp.array([[S - 1]]), real, jnp.asarray(places), ordered=False)
                 assert positions_B1[b, 0] == S - 1
                 wanted = attend(jnp.asarray(q_BN1H[b][None]), *whole, alone, near, sinks_N=sinks_N)
                 np.testing.assert_allclose(found[b], wanted[0], atol=1e-5)

@@ -50,7 +50,7 @@ def test_the_update_is_adamw_with_a_rate_and_decay_of_each_group():
     tx = optimizer(config, 10, assign(params, groups))
     trainable = {name: params[name] for name in "ab"}
     grads = {"a": jnp.array([0.1, 0.2, -0.3]), "b": jnp.array([-0.2, 0.1, 0.05])}
-    updates, _ = tx.update(grads, tx.init(trainable), trainable)
+    updates, _ = tx.update(grads, tx.init(trainable), trainable, norm=optax.tree.norm(grads))
     for name, rate, decay in (("a", 2e-4, 0.0), ("b", 2e-3, 0.05)):
         reference = optax.adamw(rate, b1=0.9, b2=0.99, eps=1e-8, weight_decay=decay)
         expected, _ = reference.update(grads[name], reference.init(params[name]), params[name])

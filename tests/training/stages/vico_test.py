@@ -31,8 +31,8 @@ from tests.training.train_test import interrupt
 
 STAGES = ("consistency", "router")
 MESH = {"mesh": "data=2,fsdp=2,tensor=2", "rules": "fsdp_tp"}
-# Four rows in two parts are spread over two devices at a time: the inner widths lie on what else there is.
-PARTS = {"mesh": "fsdp=2,context=2,tensor=2", "rules": "wide", "micro_batches": 2}
+# Two rows at a time are spread over two devices: the inner widths lie on what else there is.
+PARTS = {"mesh": "fsdp=2,context=2,tensor=2", "rules": "wide", "micro_batches": 4}
 WIDE = dataclasses.replace(PRESETS["fsdp_tp"], mlp=("tensor", "context"), act_mlp=("tensor", "context"))
 
 
@@ -137,7 +137,7 @@ def test_a_copy_of_the_reference_diverges_only_where_tiles_are_compressed(start)
 
 @pytest.mark.parametrize("name", STAGES)
 def test_any_mesh_micro_batches_and_a_stop_change_nothing(start, tmp_path, monkeypatch, name):
-    """A run on eight devices, in two parts of each batch, stopped and resumed; against one device and whole batches."""
+    """A run on eight devices, in four parts of each batch, stopped and resumed; against one device, whole batches."""
     monkeypatch.setitem(PRESETS, "wide", WIDE)
     config = stage(start, name, tmp_path, save_every=2, **PARTS)
     interrupt(config, after=3)
@@ -151,15 +151,6 @@ def test_any_mesh_micro_batches_and_a_stop_change_nothing(start, tmp_path, monke
     for ours, theirs in zip(lines[:3], expected[:3], strict=True):
         for metric, value in theirs.items():
             np.testing.assert_allclose(ours[metric], value, rtol=5e-5, atol=1e-6, err_msg=metric)
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_four_micro_batches_equal_one(start, tmp_path, name):
-    ran = steps(stage(start, name, tmp_path, micro_batches=4), 3)
-    expected = start.first if name == "consistency" else start.second
-    for ours, theirs in zip(ran.lines, expected.lines[:3], strict=True):
-        for metric, value in theirs.items():
-            np.testing.assert_allclose(ours[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)
 
 
 def test_packed_consistency_equals_samples_alone(start):

@@ -46,7 +46,10 @@ def test_at_the_first_step_of_a_rollout_batch_the_ratio_is_1(start, tmp_path, fa
     if family != "dense":
         save_start(toy.config(start, tmp_path / "unused", model), tmp_path / "start")
     given = {"init_from": str(tmp_path / "start")} if family != "dense" else {}
-    program, source, state = begin(toy.gspo_config(start, tmp_path / "w", model, mesh="data=8", **given))
+    config = toy.gspo_config(start, tmp_path / "w", model, mesh="data=8", **given)
+    if family != "dense":
+        config.stage.routes = "note"
+    program, source, state = begin(config)
     batch = source.take(state)
     assert (batch.rows.slots_BJ >= 0).sum() > batch.rows.tile_mask_G.sum() > 0  # responses share tiles
     _, metrics = program.step(state, program.place(batch))
