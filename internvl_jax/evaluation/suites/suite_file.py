@@ -16,7 +16,7 @@ from internvl_jax.evaluation.suites.tsv import BenchmarkTable, Picture, TableRow
 from internvl_jax.validation import nearest
 
 RELEASED_TILES = ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS)
-_MAGNIFIED = 2
+MAGNIFIED = 2  # times as large as its file, in width and height
 
 
 class RuleCells(dict[str, str]):
@@ -152,5 +152,5 @@ def open_suite(
 def tiles_of(picture: Picture, limit: int, magnified: bool) -> int:
     """Tiles of a picture with released settings, its thumbnail included, from its header alone."""
     width, height = images.image_size(picture, RELEASED_TILES)
-    scale = _MAGNIFIED if magnified else 1
+    scale = MAGNIFIED if magnified else 1
     return tiling.num_tiles(scale * width, scale * height, tiling.limit_tiles(RELEASED_TILES, limit))

@@ -19,14 +19,13 @@ from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.suites import box_matching, final_text, suite_prompts
 from internvl_jax.evaluation.suites.predictions import Prediction, PredictionFile
 from internvl_jax.evaluation.suites.suite import Judge, Rated, Suite
-from internvl_jax.evaluation.suites.suite_file import RELEASED_TILES, SuiteFile
+from internvl_jax.evaluation.suites.suite_file import MAGNIFIED, RELEASED_TILES, SuiteFile
 from internvl_jax.evaluation.suites.suite_prompts import MARK, Mode
 from internvl_jax.evaluation.suites.tsv import Picture, TableRow
 from internvl_jax.inference import Answer
 
 Conversation = list[dict[str, Any]]
 Ask = Callable[[Iterable[Conversation]], Sequence[Answer]]
-_MAGNIFIED = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _source(picture: Picture) -> bytes | str:
 def _magnified(picture: Picture) -> bytes:
     """Twice as large, without loss."""
     image = images.load_image(picture, RELEASED_TILES)
-    size = (_MAGNIFIED * image.width, _MAGNIFIED * image.height)
+    size = (MAGNIFIED * image.width, MAGNIFIED * image.height)
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.BILINEAR).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

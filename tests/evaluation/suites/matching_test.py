@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import time
 
 import pytest
 
@@ -111,6 +112,26 @@ def test_rule(name, recorded):
         found = ours(case)
         for one, field in zip(found if len(fields) > 1 else (found,), fields, strict=True):
             assert same(one, case[field], tolerance), (name, field, one, case)
+
+
+@pytest.mark.parametrize("loop", ["1, ", "[", "(*", " ", "\n", "answer ", "<answer>A", "1", "A ", "x=1."])
+def test_loops_take_no_time(loop):
+    """What a model that has lost its thread goes on writing."""
+    start = time.process_time()
+    for before in ("", "[[1, ", "The answer is"):
+        text = before + loop * (8000 // len(loop)) + "x"
+        box_matching.own_box(text, 10, 10)
+        box_matching.parse_box(text)
+        box_matching.parse_click(text)
+        video_matching.vsi_option(text)
+        video_matching.vsi_number(text)
+        options.infer_option(text, {"A": "red", "B": "x"})
+        final_text.boxed_content(text)
+    assert time.process_time() - start < 2
+
+
+def test_a_whole_number_beyond_any_float():
+    assert not maths_matching.same_expression("9999**9999", "0.5")
 
 
 def same(found, wanted, tolerance):

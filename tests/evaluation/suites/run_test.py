@@ -25,7 +25,7 @@ from internvl_jax.evaluation import (
     summary,
     write_report,
 )
-from internvl_jax.evaluation.suites import final_text, suite_file, suite_run
+from internvl_jax.evaluation.suites import final_text, judges, suite_file, suite_run
 from internvl_jax.inference import Answer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -106,6 +106,15 @@ def test_from_questions_to_the_report(tmp_path, mode, around):
     assert page.count("<img") >= 12
 
 
+def test_a_report_without_the_pictures(tmp_path):
+    """Answers are scored without pictures, and the report says that it lacks them."""
+    (tmp_path / "OCRVQA_TESTCORE.tsv").write_text("index\timage_path\tquestion\tanswer\n1\tno.jpg\tq\ta\n")
+    file = open_suite(get_suite("OCRVQA_TESTCORE"), tmp_path)
+    result = score_suite(file, {"1": Prediction("1", "b")}, None)
+    write_report(tmp_path / "report", [(file, result)], None)
+    assert "the picture no.jpg is not there" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_only_what_is_complete_is_called_so():
     """And each of these has recorded cases: tests of recorded_test.py go by the same folder."""
     assert {name for name, suite in SUITES.items() if not suite.missing} == RECORDED
@@ -162,9 +171,13 @@ class _Completions(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = f"{said['model']}: {said['messages'][0]['content']} ({self.headers['Authorization']})"
-        body = json.dumps({"choices": [{"message": {"content": content}}]} if said["model"] == "m" else {}).encode()
+        replies = {
+            "m": {"choices": [{"message": {"content": content}}]},
+            "mute": {"choices": [{"message": {"content": None}}]},
+        }
+        body = json.dumps(replies.get(said["model"], {})).encode()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + (said["model"] == "cut off")))
         self.end_headers()
         self.wfile.write(body)
 
@@ -178,8 +191,12 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         assert Endpoint(url, "m", "k")("hello") == "m: hello (Bearer k)"
-        with pytest.raises(InputError, match="sent no chat completion"):
-            Endpoint(url, "other")("hello")
+        for model in ("other", "mute"):
+            with pytest.raises(InputError, match="sent no chat completion"):
+                Endpoint(url, model)("hello")
+        monkeypatch.setattr(judges, "_PAUSE", 0)
+        with pytest.raises(InputError, match="does not answer"):
+            Endpoint(url, "cut off")("hello")
         server.shutdown()
     with pytest.raises(InputError, match="begins with http"):
         Endpoint("localhost:8000", "m")
