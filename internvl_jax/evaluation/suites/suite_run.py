@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from internvl_jax.data import images
+from internvl_jax.data import images, is_unfinished, split_prediction
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.suites import box_matching, final_text, suite_prompts
@@ -117,7 +117,7 @@ def shown_answer(suite: Suite, mode: Mode, response: str) -> str:
     that what is boxed. Of boxes around GUI elements it is the click.
     """
     if mode != "default":
-        response = final_text.boxed_content(final_text.split_think(response)[0])
+        response = final_text.boxed_content(split_prediction(response)[1])
     return box_matching.click_of_box(response) if suite.kind == "GUI" else response
 
 
@@ -146,7 +146,7 @@ def score_suite(file: SuiteFile, predictions: Mapping[str, Prediction], judge: J
         (100 * low, 100 * high),
         share([each.truncated for each in said]),
         share([final_text.repeats(text) for text in whole]),
-        share([final_text.is_unfinished(text) for text in whole]),
+        share([is_unfinished(text) for text in whole]),
         predictions,
     )
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from internvl_jax.data.text import thinking
 from internvl_jax.evaluation.suites import (
     box_matching,
     final_text,
@@ -69,7 +70,7 @@ RULES = {
     "yes_no": (36, lambda c: text_matching.yes_or_no(c["text"]), ["label"]),
     "boxed": (17, lambda c: final_text.boxed_content(c["text"]), ["content"]),
     "mpo_answer": (7, lambda c: final_text.announced_answer(c["text"]), ["for_mcq"]),
-    "think_split": (10, lambda c: final_text.split_think(c["text"]), ["answer", "thinking"]),
+    "think_split": (10, lambda c: thinking.split_prediction(c["text"]), ["thinking", "answer"]),
     "mmmu_pro_cot": (8, lambda c: final_text.answer_line(c["text"]), ["extracted"]),
     "video_letter": (
         20,

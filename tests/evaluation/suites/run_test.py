@@ -9,6 +9,7 @@ import threading
 import PIL.Image
 import pytest
 
+from internvl_jax.data import is_unfinished
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import (
     SUITES,
@@ -213,4 +214,4 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
     ],
 )
 def test_loops_and_unfinished_thinking(text, repeats, unfinished):
-    assert (final_text.repeats(text), final_text.is_unfinished(text)) == (repeats, unfinished)
+    assert (final_text.repeats(text), is_unfinished(text)) == (repeats, unfinished)
