@@ -66,7 +66,7 @@ _STATES = re.compile(
     r"|\b[A-H]\b[)*]* is\b|\b(?:choose|select|pick|go with) (?:option |choice )?[(*]*[A-H]\b"
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
-_VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|(?<!没)有|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
+_VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|(?<![没多少])有|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
 _TWO_VALUES = re.compile(  # "the width is 2 and the length is 7"
     r"(?:\s(?:is|are|equals)\s+|[是为有])[-+$\\(\d][^;；]{0,80}?(?:\s(?:and|but)\s|[;；，]|,(?!\d{3}))"
     r".*(?:\s(?:is|are|equals)\s+|[是为有])[-+$\\(\d]",
@@ -86,9 +86,11 @@ _VALUE_FIRST = re.compile(  # "14, and the width is 2"
 _PROSE = re.compile(r"\s*(?:[A-Za-z]+\b.*[A-Za-z]{2}|[(*]*[A-H][)*]* is |.*[一-鿿]{3})", re.DOTALL)
 _DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|[不没]")
 _ONE_CLAUSE = re.compile(  # "the car is red", "she left 3 hours ago": one thing said of another
-    r"(?!.*(?:[,;:，；：。]|\.\s|\b(?:and|or|but|if|whether|when|unless|than|not|no|none|neither|wrong|incorrect|false|other)\b|n't\b))"
+    r"(?!.*(?:[,;:，；：。]|\.\s|n't\b|\b(?:and|or|but|if|whether|when|unless|than|not|no|none|neither|nobody|nothing|never"
+    r"|hardly|wrong|incorrect|false|other)\b))"
     r"\W*[A-Za-z](?:(?!\b(?:is|are|was|were)\b).)*?\s(?:(?:is|are|was|were)\s+(?P<said>(?!.*\b(?:is|are|was|were)\b).{2,60})"
-    r"|(?P<time>\d+ [a-z]+ ago)\W*)",
+    r"|(?<!least )(?<!most )(?<!over )(?<!under )(?<!before )(?<!after )(?<!nearly )(?<!almost )(?<!within )"
+    r"(?P<time>\d+ [a-z]+ ago)\W*)",
     re.IGNORECASE,
 )
 _LIST_MARK = re.compile(

@@ -304,6 +304,10 @@ The car was a red one. ⇒ red one
 **Final Answer:** The car is red. ⇏ blue
 Final answer: The car is not red. ⇏ red
 Final answer: No car is red. ⇏ red
+Final answer: Nobody is red. ⇏ red
+Final answer: She left at least 2 days ago ⇏ 2 days ago
+Final answer: She left before 2 days ago ⇏ 2 days ago
+The answer is (B) 14 and (C) 15. ⇏ B
 Final answer: The car isn't red. ⇏ red
 Final answer: The car is blue or red. ⇏ red
 Final answer: The left car is blue, the right one is red. ⇏ red
@@ -450,6 +454,8 @@ B不正确 ⇏ B
 图中有5只鸟 ⇒ 5
 图中有5只鸟 ⇏ 6
 图中没有5只鸟 ⇏ 5
+图中最多有5只鸟 ⇏ 5
+图中至少有5只鸟 ⇏ 5
 图中有5只鸟和3只猫 ⇏ 3
 图中有5只鸟，有3只猫 ⇏ 3
 答案是二十一 ⇒ 21
