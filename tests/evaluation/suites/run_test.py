@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import math
 import pathlib
 import threading
 
@@ -21,6 +22,7 @@ from internvl_jax.evaluation import (
     describe_suites,
     get_suite,
     open_suite,
+    plain,
     read_predictions,
     score_suite,
     summary,
@@ -105,6 +107,10 @@ def test_from_questions_to_the_report(tmp_path, mode, around):
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Wrong answers: 12" in page and page.count('class="wrong"') == 12 and "data:image/jpeg" in page
     assert page.count("<img") >= 12
+
+
+def test_no_number_is_null_in_json():
+    assert plain({"a": [math.nan, 1.5], "b": (math.inf,)}) == {"a": [None, 1.5], "b": [None]}
 
 
 def test_a_report_without_the_pictures(tmp_path):
