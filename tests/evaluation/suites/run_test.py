@@ -28,7 +28,8 @@ from internvl_jax.evaluation import (
     summary,
     write_report,
 )
-from internvl_jax.evaluation.suites import final_text, judges, suite_file, suite_run
+from internvl_jax.evaluation.suites import final_text, judges, suite_file, suite_prompts, suite_run
+from internvl_jax.evaluation.suites.tsv import TableRow
 from internvl_jax.inference import Answer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -107,6 +108,14 @@ def test_from_questions_to_the_report(tmp_path, mode, around):
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Wrong answers: 12" in page and page.count('class="wrong"') == 12 and "data:image/jpeg" in page
     assert page.count("<img") >= 12
+
+
+@pytest.mark.parametrize(("name", "pictures", "limit"), [("BLINK", 10, 6), ("BLINK", 20, 3), ("MMMU_DEV_VAL", 7, 9)])
+def test_pictures_of_a_question_share_its_tiles(name, pictures, limit):
+    """64 among all, one each at least."""
+    suite, row = get_suite(name), TableRow("0", {"question": "q"}, 0)
+    assert suite_prompts.prompt(suite, row, pictures, "default").limit == limit
+    assert suite_prompts.prompt(suite, row, 100, "default").limit == 1
 
 
 def test_no_number_is_null_in_json():
