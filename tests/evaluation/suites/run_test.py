@@ -28,7 +28,8 @@ from internvl_jax.evaluation import (
     summary,
     write_report,
 )
-from internvl_jax.evaluation.suites import final_text, judges, suite_file, suite_prompts, suite_run
+from internvl_jax.evaluation.suites import final_text, judges, place_scores, suite_file, suite_prompts, suite_run
+from internvl_jax.evaluation.suites.suite import Predicted
 from internvl_jax.evaluation.suites.tsv import TableRow
 from internvl_jax.inference import Answer
 
@@ -116,6 +117,13 @@ def test_pictures_of_a_question_share_its_tiles(name, pictures, limit):
     suite, row = get_suite(name), TableRow("0", {"question": "q"}, 0)
     assert suite_prompts.prompt(suite, row, pictures, "default").limit == limit
     assert suite_prompts.prompt(suite, row, 100, "default").limit == 1
+
+
+@pytest.mark.parametrize("truth", ["[0.25, 0.5, 0.75, 1.0]", "[50, 50, 150, 100]"])
+def test_true_boxes_are_fractions_or_pixels(truth):
+    cells = {"width": "200", "height": "100", "answer": truth, "split": "RefCOCO_val"}
+    rated = place_scores.refcoco(get_suite("RefCOCO"), [Predicted("1", cells, {}, "[[250, 500, 750, 1000]]")], None)
+    assert rated.rows[0]["iou"] == pytest.approx(1)
 
 
 def test_no_number_is_null_in_json():
