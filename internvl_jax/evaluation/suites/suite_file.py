@@ -82,7 +82,7 @@ class SuiteFile:
             }
 
     def predicted(self, texts: Mapping[str, str], questions: Mapping[str, str]) -> list[Predicted]:
-        """The answered rows, in the order that they are scored in.
+        """The answered rows, in the order of the table.
 
         Args:
           texts: answers by index.
@@ -102,8 +102,6 @@ class SuiteFile:
         asked = [ours.split() == theirs.split() for ours, theirs in pairs]
         if not rows or (asked and not any(asked)):
             raise InputError(f"no question of {self.table.path} has a prediction; give those of {self.suite.name}.")
-        if self.suite.kind == "MCQ" and all(row.index.lstrip("+-").isdigit() for row in rows):
-            rows.sort(key=lambda row: int(row.index))
         return [Predicted(row.index, self._cells(row), row.options, texts[row.index]) for row in rows]
 
     def _cells(self, row: TableRow) -> Mapping[str, str]:
