@@ -66,13 +66,14 @@ _STATES = re.compile(
     r"|\b[A-H]\b[)*]* is\b|\b(?:choose|select|pick|go with) (?:option |choice )?[(*]*[A-H]\b"
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
-_VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
+_VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|(?<![没多少])有|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
 _TWO_VALUES = re.compile(  # "the width is 2 and the length is 7"
-    r"(?:\s(?:is|are|equals)\s+|[是为])[-+$\\(\d][^;；]{0,80}?(?:\s(?:and|but)\s|[;；]).*(?:\s(?:is|are|equals)\s+|[是为])[-+$\\(\d]",
+    r"(?:\s(?:is|are|equals)\s+|[是为有])[-+$\\(\d][^;；]{0,80}?(?:\s(?:and|but)\s|[;；，]|,(?!\d{3}))"
+    r".*(?:\s(?:is|are|equals)\s+|[是为有])[-+$\\(\d]",
     re.DOTALL,
 )
 _DERIVED = re.compile(  # "if x is 2 and y is 3, it is 5"
-    r"^\W*(?:if|when|since|because|given|as|for|当|如果|因为|由)|[,，;；]\s*(?:and\s+)?(?:so|therefore|thus|hence|then)\b|所以|因此|那么|故",
+    r"^\W*(?:(?:so|thus|hence|therefore|then)[\s,]+)?(?:if|when|since|because|given|as|for|当|如果|因为|由)|[,，;；]\s*(?:and\s+)?(?:so|therefore|thus|hence|then)\b|所以|因此|那么|故",
     re.IGNORECASE,
 )
 _VALUE_FIRST = re.compile(  # "14, and the width is 2"
@@ -83,7 +84,15 @@ _VALUE_FIRST = re.compile(  # "14, and the width is 2"
     re.DOTALL,
 )
 _PROSE = re.compile(r"\s*(?:[A-Za-z]+\b.*[A-Za-z]{2}|[(*]*[A-H][)*]* is |.*[一-鿿]{3})", re.DOTALL)
-_DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|不")
+_DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|[不没]")
+_ONE_CLAUSE = re.compile(  # "the car is red", "she left 3 hours ago": one thing said of another
+    r"(?!.*(?:[,;:，；：。]|\.\s|n't\b|\b(?:and|or|but|if|whether|when|unless|than|not|no|none|neither|nobody|nothing|never"
+    r"|hardly|wrong|incorrect|false|other)\b))"
+    r"\W*[A-Za-z](?:(?!\b(?:is|are|was|were)\b).)*?\s(?:(?:is|are|was|were)\s+(?P<said>(?!.*\b(?:is|are|was|were)\b).{2,60})"
+    r"|(?<!least )(?<!most )(?<!over )(?<!under )(?<!before )(?<!after )(?<!nearly )(?<!almost )(?<!within )"
+    r"(?P<time>\d+ [a-z]+ ago)\W*)",
+    re.IGNORECASE,
+)
 _LIST_MARK = re.compile(
     r"^\s*(?:```\w*\s*\n|\n\s*(?:```\w*\s*\n|[-*•]\s+|[-=_*]{3,}\s*\n))"
 )  # or a line below a heading
@@ -137,6 +146,14 @@ def final_answer(response: str) -> str | None:
     return _announced(said) or _concluded(said.strip()) or None
 
 
+def predicate(answer: str) -> str | None:
+    """What an answer of a single clause says of its subject, as "red" of "The car is red"; None of any other answer,
+    and where the clause denies it. A lone letter may be a choice, and is none.
+    """
+    clause = _ONE_CLAUSE.fullmatch(answer) if len(answer) <= LONGEST_SENTENCE else None
+    return clause and (clause["said"] or clause["time"])
+
+
 def _announced(said: str) -> str:
     """What the last announcement says; one that says what the answer is not counts where there is no other."""
     stated = [_stated(said[match.end() :]) for match in [*_ANNOUNCED.finditer(said)][-MOST_BOXES:]]
@@ -172,9 +189,9 @@ def _stated(text: str) -> str:
     text = text[: end.start() if end else None].strip()
     if len(text) <= LONGEST_SENTENCE and (first := _VALUE_FIRST.match(text)):
         text = first[1]
-    text = (None if letter else _value_in(text)) or text
     if yes := _YES.match(text):  # yes, it is
         return yes[1]
+    text = (None if letter else _value_in(text)) or text
     text = text if text[:1] in ("*", "_") else text.rstrip("*_")
     return text.replace("**", "") if text.count("**") % 2 else text
 

@@ -16,7 +16,9 @@ _OPTION = re.compile(
 )
 _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _SEVERAL = re.compile(r"(?:and|or|is|are)\b|[和与及或&,、]")  # what goes on so after a letter is no text of a choice
+_OTHER = re.compile(r"(?:\b(?:and|or)\b|[,;、和与或及])\s*\(?[A-H][).:]")  # another choice behind the text of one
 _LETTER = re.compile(r"\(([A-H])\)")
+_CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[()])(?:[A-Z][a-z]?|[()]|\d|_\d|_\{\d+\})+")  # H2O, H_2O
 _LETTERS = re.compile(r"[A-Za-z](?:\s*[、,]\s*[A-Za-z])+")
 _NAMED = re.compile(r"(?P<name>(?:[^\W\d_]|[\\|(∠△])[^-+*^=<>≤≥≠≈]{0,60}?)\s*=\s*(?P<value>[^=<>≤≥≠≈]+)")
 _INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)(?![A-Za-z])")
@@ -55,6 +57,8 @@ def _same(a: str, b: str) -> bool:
     a, b = spelling.unwrapped(a), spelling.unwrapped(b)
     if not a or not b or _squeezed(a) == _squeezed(b):
         return _squeezed(a) == _squeezed(b)
+    if _CHEMICAL.fullmatch(a) and _CHEMICAL.fullmatch(b) and re.sub("[_{}]", "", a) == re.sub("[_{}]", "", b):
+        return True
     for kind in (_same_choice, _same_value, moments.same, _same_items, quantities.same):
         verdict = kind(a, b)
         if verdict is not None:
@@ -94,7 +98,7 @@ def _same_choice(a: str, b: str) -> bool | None:
 def _choice(text: str) -> Choice | None:
     text = spelling.words(text)
     match = None if _LETTERS.fullmatch(text) else _OPTION.fullmatch(text)
-    if match is None or _SEVERAL.match(match["said"]):
+    if match is None or _SEVERAL.match(match["said"]) or _OTHER.search(match["said"]):
         return None
     return Choice((match["framed"] or match["letter"]).casefold(), match["said"].strip())
 

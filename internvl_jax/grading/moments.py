@@ -15,9 +15,11 @@ _DATES = (
     re.compile(rf"{_DAY}(?:\s+of)?\s+{_MONTH}{_YEAR}"),
     re.compile(r"(?:(?P<year>\d{4})年)?(?P<month>\d{1,2})月(?P<day>\d{1,2})[日号]"),
     re.compile(r"(?P<year>\d{4})([-/.])(?P<month>\d{1,2})\2(?P<day>\d{1,2})"),
+    re.compile(rf"{_MONTH}\s+(?P<year>\d{{4}})(?P<day>)"),
+    re.compile(r"(?P<year>(?:19|20)\d\d)[-/](?P<month>0[1-9]|1[0-2])(?P<day>)"),
 )
-_SIGNED = re.compile(  # dates of unknown order, months, versions
-    r"\d+(?:-\d+){2,}|\d{1,2}/\d{1,2}/\d{2,4}|(?:19|20)\d\d[-/](?:0[1-9]|1[0-2])|\d+(?:\.\d+){2,}"
+_SIGNED = re.compile(  # dates of unknown order, versions
+    r"\d+(?:-\d+){2,}|\d{1,2}/\d{1,2}/\d{2,4}|\d+(?:\.\d+){2,}"
 )
 _TIME = re.compile(
     r"(?P<hour>[01]?\d|2[0-4])(?:[:点](?P<minute>[0-5]\d)分?(?::(?P<second>[0-5]\d))?)?\s*"
@@ -52,7 +54,7 @@ def _read(text: str) -> tuple | list[str] | None:
         if match := pattern.fullmatch(text):
             month = match["month"]
             month = _MONTHS.index(month) + 1 if month in _MONTHS else int(month)
-            return int(match["year"] or 0), month, int(match["day"])
+            return int(match["year"] or 0), month, int(match["day"] or 0)
     if _SIGNED.fullmatch(text):
         return tuple(re.sub(r"\b0+(?=\d)", "", text).replace("/", "-").split("-"))
     if (match := _TIME.fullmatch(text)) and (match["minute"] or match["half"] or match["clock"]):

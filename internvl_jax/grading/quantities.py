@@ -25,7 +25,7 @@ _NOUN = re.compile(r"[A-Za-z][A-Za-z ,.'-]*")
 _TELLING = re.compile(
     rf"\b(?:{_SCALE}|and|or|not|no|to|than|more|less|most|least|over|under|plus|minus|times|dozen|score|pair|half|halves"
     r"|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth|squared|cubed"
-    r"|below (?:zero|sea level)|factorial|mod|modulo|base|is|are|was|if|when|where|for|am|pm|bc|ad|bce|ce)s?\b"
+    r"|below|divided|multiplied|choose|factorial|mod|modulo|base|is|are|was|if|when|where|for|am|pm|bc|ad|bce|ce)s?\b"
     r"|[百千万亿十半折成多余几点零第以方的不最至少]|分之",
     re.IGNORECASE,
 )

@@ -55,9 +55,12 @@ def mmpr(response: str, truth: str) -> Score:
 
 
 def answer(response: str, truth: str) -> Score:
-    """Accuracy of the final answer, wherever `answers.final_answer` finds it; the form is that there is one."""
+    """Accuracy of the final answer, wherever `answers.final_answer` finds it; the form is that there is one. A sentence
+    as an answer is right, too, if what it says of its subject is: "The car is red."
+    """
     given = answers.final_answer(response)
-    accuracy = float(given is not None and is_right(given, truth))
+    readings = [] if given is None else [given, answers.predicate(given)]
+    accuracy = float(any(is_right(reading, truth) for reading in readings if reading is not None))
     return Score(accuracy, accuracy, float(given is not None))
 
 

@@ -62,19 +62,36 @@ _LATEX = (
     (re.compile("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"), lambda match: r"\frac{" + _one(match.group()).replace("⁄", "}{") + "}"),
     (_ONE_SIGN, lambda match: _one(match.group())),
 )
-_COUNTS = {
-    word: str(count)
-    for line in (
-        "zero one two three four five six seven eight nine ten eleven twelve",
-        "零 一 二 三 四 五 六 七 八 九 十",
-    )
-    for count, word in enumerate(line.split(" "))
-}
+_ENGLISH = (
+    *("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_CHINESE = ("", *"一二三四五六七八九")
+_COUNTS = (
+    {"zero": "0", "零": "0", "one hundred": "100", "a hundred": "100", "一百": "100"}
+    | {word: str(number) for number, word in enumerate(_ENGLISH) if word}
+    | {
+        f"{ten}{sign}{one}".strip(" -"): str(10 * tens + number)
+        for tens, ten in enumerate(_TENS, 2)
+        for number, one in enumerate(_ENGLISH[:10])
+        for sign in " -"
+    }
+    | {word: str(number) for number, word in enumerate(_CHINESE) if word}
+    | {
+        f"{'' if tens == 1 else _CHINESE[tens]}十{one}": str(10 * tens + number)
+        for tens in range(1, 10)
+        for number, one in enumerate(_CHINESE)
+    }
+)
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_NUMBERED = {f"{k}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(k, 'th') }": word for k, word in enumerate(_ORDINALS, 1)}
+_WORDS = _COUNTS | _NUMBERED
 
 
 def plain(text: str) -> str:
     r"""Without what says nothing: fonts, spaces, dollar signs, boxes, quotes and stars around it all, a full stop. A
-    number up to twelve that was written as a word is one in digits."""
+    number up to a hundred that was written in words is one in digits, 1st is first."""
     text = text.translate(_CHARACTERS)
     for pattern, sign in _LATEX:
         text = pattern.sub(sign, text)
@@ -83,7 +100,7 @@ def plain(text: str) -> str:
         before, text = text, _FONTS.sub(lambda match: TEXT + (match[1] or match[2] or "") + TEXT_END, text)
     text = _SPACES.sub(" ", _SIZES.sub("", text)).strip()
     text = unwrapped(text).replace(_DOLLAR, "$")
-    return _COUNTS.get(text.casefold(), text)
+    return _WORDS.get(text.casefold(), text)
 
 
 def unwrapped(text: str) -> str:

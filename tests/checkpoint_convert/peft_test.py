@@ -28,6 +28,12 @@ def written(golden, name, folder, form):
     return config, load_file(folder / "adapter_model.safetensors")
 
 
+def product(adapter, path):
+    """What an adapter adds to a fused weight."""
+    b, scale, a = (adapter.params[f"{path}.{name}"] for name in ("b", "scale", "a"))
+    return np.einsum("lcnhr,lr,lrd->lcnhd", b, scale, a)
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_there_and_back_has_the_same_bits(golden, tmp_path, name):
     form = "hf" if HF in name else "github"
@@ -71,10 +77,27 @@ def test_three_different_modules_become_one_of_their_ranks_together(golden, tmp_
     assert layers and found[name.format(layers[0], "A")].shape[0] == sum(fused.ranks[layers[0]])
     again = read_adapter(tmp_path / "out", config)
     path = "vit.layers.attn.qkv.weight"
-    difference = lambda each: np.einsum(
-        "lcnhr,lr,lrd->lcnhd", each.params[f"{path}.b"], each.params[f"{path}.scale"], each.params[f"{path}.a"]
+    np.testing.assert_allclose(product(again, path), product(adapter, path), rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_other_scales_become_one_of_one_scale(golden, tmp_path):
+    """What a part is scaled by more than the first one goes into its second factor."""
+    config = read_model_config(base_of(golden, ADAPTERS[1]))
+    adapter = read_adapter(golden / ADAPTERS[1], config)
+    weights = tuple(
+        dataclasses.replace(each, alphas=tuple((layer[0], 3 * layer[1], layer[2] / 2) for layer in each.alphas))
+        if each.path == "vit.layers.attn.qkv"
+        else each
+        for each in adapter.lora.weights
     )
-    np.testing.assert_allclose(difference(again), difference(adapter), rtol=1e-5, atol=1e-6)
+    lora = dataclasses.replace(adapter.lora, weights=weights)
+    path = "vit.layers.attn.qkv.weight"
+    (fused,) = (each for each in weights if f"{each.path}.weight" == path)
+    changed = dataclasses.replace(adapter, lora=lora, params={**adapter.params, f"{path}.scale": lora.scales(fused)})
+    write_adapter(tmp_path, changed, config, "github", "base")
+    again = read_adapter(tmp_path, config)
+    np.testing.assert_allclose(product(again, path), product(changed, path), rtol=1e-5, atol=1e-6)
+    assert np.abs(product(again, path) - product(adapter, path)).max() > 1e-3
 
 
 def test_a_wrapped_checkpoint_has_its_adapter_and_merges(golden, tmp_path):

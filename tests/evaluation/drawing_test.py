@@ -30,6 +30,7 @@ def test_names_have_colours_and_stay_within_the_picture():
     cup, second, other = (drawn.getpixel(point) for point in ((0, 80), (160, 150), (399, 100)))
     assert cup == second != other and GREY not in (cup, other)
     assert drawn.size == (400, 300) and (255, 255, 255) in {colour for _, colour in drawn.getcolors(1 << 20)}
+    assert drawn.getpixel((340, 1)) == other  # the name begins left of its box, whose left side is at 360
 
 
 def test_a_click_is_a_ring():
@@ -44,3 +45,5 @@ def test_a_small_picture_is_enlarged():
     drawn = draw_answer(Image.new("RGB", (64, 40), GREY), parse_regions("[[0, 0, 500, 500]]"))
     rows, columns = coloured(drawn)
     assert drawn.size == (256, 160) and (columns.max(), rows.max()) == (127, 79)
+    clicked = coloured(draw_answer(Image.new("RGB", (64, 40), GREY), [], parse_actions("click(x=0.5, y=0.5)")))
+    assert abs(clicked[1].mean() - 128) < 1 and abs(clicked[0].mean() - 80) < 1

@@ -116,6 +116,12 @@ def test_what_cannot_be_drawn_is_one_sentence(text, sentence):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+def test_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(svg, "_MEMORY", 1 << 20)
+    with pytest.raises(InputError, match="took more than 10 s or 1,048,576 bytes"):
+        svg.draw_svg(RED, 4096)
+
+
 def test_the_side_is_bounded_and_a_missing_library_said(monkeypatch):
     with pytest.raises(InputError, match="from 1 to 4,096"):
         svg.draw_svg(RED, 5000)

@@ -287,6 +287,34 @@ x is 2 and y is 3, so the sum is 5. ⇒ 5
 I choose B because A is wrong. ⇒ B
 The answer is definitely C. ⇒ C
 The answer is actually 14, not 13. ⇒ 14
+The area is 14, the width is 2. ⇏ 2
+The area is 14, the width is 2. ⇏ 14
+The area is 1,234 ⇒ 1234
+Answer: Yes, there are 5. ⇒ yes
+Answer: Yes, there are 5. ⇏ 5
+Answer: No, it is 5. ⇏ 5
+Final Answer: Jane started growing Sphere 3 hours ago ⇒ 3 hours ago
+Final Answer: Jane started growing Sphere 3 hours ago ⇏ 4 hours ago
+Final Answer: Jane left 13 hours ago ⇏ 3 hours ago
+Final Answer: Jane left 2 hours ago and Tom 3 hours ago ⇏ 3 hours ago
+Final Answer: Jane did not leave 3 hours ago ⇏ 3 hours ago
+**Final Answer:** The car is red. ⇒ red
+The car is red. ⇒ red
+The car was a red one. ⇒ red one
+**Final Answer:** The car is red. ⇏ blue
+Final answer: The car is not red. ⇏ red
+Final answer: No car is red. ⇏ red
+Final answer: Nobody is red. ⇏ red
+Final answer: She left at least 2 days ago ⇏ 2 days ago
+Final answer: She left before 2 days ago ⇏ 2 days ago
+The answer is (B) 14 and (C) 15. ⇏ B
+Final answer: The car isn't red. ⇏ red
+Final answer: The car is blue or red. ⇏ red
+Final answer: The left car is blue, the right one is red. ⇏ red
+Final answer: If the car is red ⇏ red
+Final answer: The wrong colour is red. ⇏ red
+Final answer: The hypotenuse is C ⇏ C
+The answer is 5'. The car is red. ⇏ red
 """
 LAST = r"""
 The answer is A. No, the answer is B. ⇒ B
@@ -419,6 +447,18 @@ B不正确 ⇏ B
 答案是14，宽是2。 ⇒ 14
 答案是14，宽是2。 ⇏ 2
 当宽为2时，面积为14。 ⇒ 14
+面积是14，宽是2 ⇏ 2
+面积是14，宽是2 ⇏ 14
+宽是2，长是7，所以面积是14 ⇒ 14
+答案：面积是14，宽是2 ⇏ 2
+图中有5只鸟 ⇒ 5
+图中有5只鸟 ⇏ 6
+图中没有5只鸟 ⇏ 5
+图中最多有5只鸟 ⇏ 5
+图中至少有5只鸟 ⇏ 5
+图中有5只鸟和3只猫 ⇏ 3
+图中有5只鸟，有3只猫 ⇏ 3
+答案是二十一 ⇒ 21
 """
 # Boxes side by side are one list: who says two values has not said the last of them, though the release takes that.
 BOX = r"""

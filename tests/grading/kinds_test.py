@@ -359,6 +359,28 @@ five ⇏ 6
 twelve ⇏ 20
 second ⇏ 2
 banana split ⇏ bananasplit
+twenty-one ⇒ 21
+Twenty one ⇒ 21
+thirteen ⇒ 13
+ninety ⇒ 90
+a hundred ⇒ 100
+二十一 ⇒ 21
+十四 ⇒ 14
+九十 ⇒ 90
+fifteen ⇏ 50
+twenty-one ⇏ 22
+twenty-ten ⇏ 30
+十四 ⇏ 40
+1st ⇒ first
+Second ⇒ 2nd
+1st ⇏ 1
+1st ⇏ second
+2nd ⇏ 2
+H2O ⇒ H_2O
+CO_2 ⇒ CO2
+Ca(OH)2 ⇒ Ca(OH)_{2}
+CO2 ⇏ CO_3
+C2H6 ⇏ C_6H_2
 """
 
 

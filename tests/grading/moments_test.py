@@ -4,6 +4,12 @@ from internvl_jax.grading import is_right
 from tests.grading.verdicts import misjudged
 
 DATES = r"""
+March 2020 ⇒ 2020-03
+2020/03 ⇒ 2020-03
+March 2020 ⇏ March 2021
+March 2020 ⇏ 2020-05
+March 2020 ⇏ March 20
+March 2020 ⇏ 2020
 2024-01-02 ⇒ 2024/1/2
 January 2, 2024 ⇒ 2024-01-02
 2 January 2024 ⇒ Jan 2, 2024

@@ -720,6 +720,8 @@ NOUN = r"""
 \boxed{14\text{ fewer}} ⇒ 14
 \boxed{14\text{ below zero}} ⇏ 14
 \boxed{14\text{ degrees below zero}} ⇏ 14
+\boxed{14\text{ below}} ⇏ 14
+\boxed{14\text{ divided by x}} ⇏ 14
 """
 
 

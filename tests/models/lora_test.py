@@ -34,7 +34,7 @@ def ranks_of(config):
     feed = [f"lm.layers.mlp.experts.{name}" for name in ("gate", "down")] if config.text.moe else ["lm.layers.mlp.up"]
     ranks = {path: uneven(L) for path in ("lm.layers.attn.q", "lm.layers.attn.o", *feed)}
     ranks |= {"vit.layers.attn.qkv": [(2, 0, 1)] * vit, "vit.layers.mlp.fc2": uneven(vit), "projector.fc1": [3]}
-    return ranks | ({} if config.text.tie_embeddings else {"lm.head": [2]})
+    return ranks | ({} if config.text.tie_embeddings else {"lm.head": [2], "lm.embed": [2]})
 
 
 def drawn(config, seed=0):
@@ -130,6 +130,20 @@ def test_dropout_acts_with_a_key_alone_and_is_right_on_average():
     # In a stack every layer has random numbers of its own.
     keys = with_dropout(bind(graphdef, params), jax.random.key(0)).lm.layers.attn.q
     assert len(np.unique(jax.random.key_data(vars(keys)["weight"].key[...]), axis=0)) == TINY.text.layers
+
+
+def test_dropout_acts_in_the_layers_of_a_model():
+    config = adapted(TINY, {"lm.layers.attn.q": [2] * TINY.text.layers}, dropout=0.5)
+    graphdef, params = drawn(config)
+
+    @jax.jit
+    def run(key):
+        model = with_dropout(bind(graphdef, params), key)
+        return model.logits(model(*rows(config)).hidden_BTD)
+
+    one, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert np.max(np.abs(one - other)) > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from checkpoint_convert import convert, read_adapter
 from internvl_jax.data.rows.pipeline import Pipeline
 from internvl_jax.errors import InputError, Stopped
 from internvl_jax.inference import read_values
-from internvl_jax.models import plain_path
+from internvl_jax.models import AdaptedWeight, LoraConfig, plain_path
 from internvl_jax.sharding import flatten, locate, read_specs
 from internvl_jax.training import LoraGroup, LoraSettings, train
+from internvl_jax.training.run import program as programs
 from internvl_jax.training.run import setup
 from internvl_jax.training.run.adapting import plain_params
 from internvl_jax.training.run.initial import read_initial
@@ -43,8 +44,9 @@ def config_of(start, workdir, **run):
     return with_lora(toy.config(start, workdir, **{"init_from": str(start / "start"), **run}))
 
 
-def run_steps(start, steps=3, **run):
-    config, processor = setup.prepare(config_of(start, start / "unused", **run))
+def run_steps(start, steps=3, changes=(), **run):
+    config = config_of(start, start / "unused", **run)
+    config, processor = setup.prepare(with_lora(config, **dict(changes)))
     program = build(config)
     batches = Pipeline(setup.pipeline_config(config), processor).batches(config.run.rows)
     state = program.from_params(read_initial(config.run.init_from, program))
@@ -150,6 +152,14 @@ def test_settings_that_no_run_can_have_are_refused(start, changes, message):
         setup.prepare(with_lora(toy.config(start, start / "unused", init_from=str(start / "start")), **changes))
 
 
+def test_a_reference_is_the_base_and_what_is_trained_whole():
+    """A state's own base, but what is trained whole as the reference had it, and nothing of a Flash model."""
+    lora = LoraConfig((AdaptedWeight("lm.layers.attn.q", ((2,),), ((4.0,),)),), ("projector.norm.scale",))
+    names = ("lm.layers.attn.q.weight.base", "lm.layers.attn.q.weight.a", "projector.norm.scale", "router.head.weight")
+    found = programs._whole_reference(dict.fromkeys(names, "now"), {"projector.norm.scale": "before"}, lora)
+    assert found == {"lm.layers.attn.q.weight": "now", "projector.norm.scale": "before"}
+
+
 def test_a_run_with_adapters_needs_a_model_and_experts_have_no_dropout(start):
     with pytest.raises(InputError, match=r"run\.init_from"):
         setup.prepare(with_lora(toy.config(start, start / "unused")))
@@ -160,6 +170,14 @@ def test_a_run_with_adapters_needs_a_model_and_experts_have_no_dropout(start):
 
 def metrics(workdir):
     return [line for _, line in read_lines(workdir / "metrics.jsonl")]
+
+
+@pytest.mark.soak
+def test_dropout_acts_while_training(start, reference):
+    """Not in the first step, where the second factor is 0."""
+    *_, losses = run_steps(start, changes={"dropout": 0.5}, mesh="data=8")
+    assert losses[0] == pytest.approx(reference[2][0], rel=1e-6)
+    assert abs(losses[2] - reference[2][2]) > 1e-6
 
 
 @pytest.mark.soak

@@ -118,7 +118,7 @@ class _Frames(Protocol):
 
 
 def video_info(source: VideoSource, limits: VideoLimits = LIMITS, *, allow_paths: bool = True) -> VideoInfo:
-    """What is known of a video without decoding a frame of it.
+    """What is known of a video. No frame is decoded, but for those of an animation, which can't be counted otherwise.
 
     Args:
       source: path of a file or a folder of pictures, `file:///...` URL, encoded bytes, or `data:video/...;base64,...`.

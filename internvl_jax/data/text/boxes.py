@@ -10,6 +10,7 @@
 Sources: released `docs/chat_data_format`; VLMEvalKit's RefCOCO and ScreenSpot at e8e78f05 for the scales.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -18,7 +19,7 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Scale = Literal["fractions", "thousandths", "pixels"]
 
 _MOST = 1000  # boxes or calls of an answer that are looked at
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _GAP = r"(?:\s*,\s*|\s+)"
 _FOUR = re.compile(rf"[\[(]\s*({_NUMBER}){_GAP}({_NUMBER}){_GAP}({_NUMBER}){_GAP}({_NUMBER})\s*[\])]")
 _TWO = re.compile(rf"\[\s*({_NUMBER}){_GAP}({_NUMBER})\s*\]")
@@ -82,11 +83,15 @@ class Action(NamedTuple):
 
 
 def parse_regions(text: str) -> list[Region]:
-    """All boxes of an answer. All are on the scale of its largest number: fractions up to 1.5, thousandths to 1000."""
+    """All boxes of an answer, but for those with numbers beyond any float. All are on the scale of its largest number:
+    fractions up to 1.5, thousandths to 1000.
+    """
     found: list[tuple[str, Corners]] = []
     before = 0  # where the last box ended
     for match in _FOUR.finditer(text):
-        x1, y1, x2, y2 = (float(number) for number in match.groups())
+        x1, y1, x2, y2 = corners = [float(number) for number in match.groups()]
+        if not all(map(math.isfinite, corners)):
+            continue
         label = found[-1][0] if found and _goes_on(text[before : match.start()]) else _label(text, match, before)
         found.append((label, (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))))
         before = match.end()

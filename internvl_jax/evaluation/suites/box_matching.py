@@ -16,7 +16,7 @@ _BRACKETED = re.compile(rf"\[\s*({_NUMBER})[\s,]+({_NUMBER})[\s,]+({_NUMBER})[\s
 _ANY_NUMBER = re.compile(_NUMBER)
 _INTERNVL_BOX = re.compile(r"\[\[(\d+), (\d+), (\d+), (\d+)\]\]")
 _CLICK = re.compile(r"x=([\d.]+), y=([\d.]+)")
-_OWN_BOX = re.compile(r"\[*\[(.*?),(.*?),(.*?),(.*?)\]\]*")
+_OWN_BOX = re.compile(r"\[(?!\[)([^,\n]*),([^,\n]*),([^,\n]*),([^\]\n]*)\]")
 _PER_MILLE = 1000
 
 

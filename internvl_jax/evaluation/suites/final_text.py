@@ -1,6 +1,6 @@
-r"""What of a response is the answer: what follows the thinking, what is boxed, what is announced.
+r"""What of a response is the answer: what is boxed, what is announced. `split_prediction` takes thinking away before.
 
-Source of the rules: VLMEvalKit at e8e78f05 (`SPLIT_THINK`, `extract_boxed_content`, `mpo_post_processing`, MMMU_Pro),
+Source of the rules: VLMEvalKit at e8e78f05 (`extract_boxed_content`, `mpo_post_processing`, MMMU_Pro),
 all of them off in its InternVL3.5 configs.
 """
 
@@ -8,20 +8,7 @@ import re
 
 _BOX = r"\boxed{"
 _ANNOUNCED = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
-_THINK, _THINK_END = "<think>", "</think>"
 _REPEATED_PART, _REPEATED_TIMES = 100, 20  # characters; times
-
-
-def split_think(text: str) -> tuple[str, str]:
-    """(answer, thinking): what follows the last </think>, and what is between the tags. A response that was cut off
-    before its thinking ended is answer as a whole.
-    """
-    before, end, answer = text.rpartition(_THINK_END)
-    if not end:
-        return text, ""
-    if text.count(_THINK) == 1 and text.count(_THINK_END) == 1:
-        return answer.strip(), before.partition(_THINK)[2].strip()
-    return answer.strip(), (before + end).strip()
 
 
 def boxed_content(text: str) -> str:
@@ -51,11 +38,6 @@ def answer_line(text: str) -> str:
             letters = sorted({letter for letter in rest if "A" <= letter <= "Z"})
             return letters[0] if len(letters) == 1 else rest
     return text
-
-
-def is_unfinished(text: str) -> bool:
-    """Whether a response ends within its thinking."""
-    return text.rfind(_THINK) > text.rfind(_THINK_END)
 
 
 def repeats(text: str) -> bool:

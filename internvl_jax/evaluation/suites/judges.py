@@ -4,10 +4,10 @@ A judge is a function from a prompt to an answer. What is asked is ours, to the 
 with a judge are near published ones, not equal to them.
 """
 
+import http.client
 import json
 import re
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
@@ -79,8 +79,11 @@ class Endpoint:
         for left in reversed(range(_TRIES)):
             try:
                 with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-                    return str(json.load(reply)["choices"][0]["message"]["content"])
-            except (OSError, urllib.error.URLError) as error:
+                    said = json.load(reply)["choices"][0]["message"]["content"]
+                if not isinstance(said, str):
+                    raise TypeError("no text")
+                return said
+            except (OSError, http.client.HTTPException) as error:
                 if not left:
                     raise InputError(f"the judge at {self._url} does not answer ({error}); check --judge.") from None
                 time.sleep(_PAUSE)

@@ -179,7 +179,10 @@ def _in_pi(text: str) -> float | None:
 
 
 def _close(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and abs(one - other) < _CLOSE
+    try:
+        return one is not None and other is not None and abs(one - other) < _CLOSE
+    except OverflowError:  # a whole number that is larger than any float, beside a float
+        return False
 
 
 def _worked_out(node: ast.expr, names: Mapping[str, float]) -> int | float:

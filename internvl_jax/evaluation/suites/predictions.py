@@ -81,7 +81,7 @@ class PredictionFile:
           progress: called with the number of answers that are there.
 
         Raises:
-          InputError: other settings began the file.
+          InputError: other settings began the file, or nothing says which.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._claim()
@@ -89,8 +89,8 @@ class PredictionFile:
             return
         begun = self.partial.read_bytes().split(b"\n")[:-1] if self.partial.exists() else []
         kept = len(begun) // batch * batch  # without what a kill left behind the last whole batch
-        with self.partial.open("wb") as file:
-            file.write(b"".join(line + b"\n" for line in begun[:kept]))
+        with self.partial.open("ab") as file:
+            file.truncate(sum(len(line) + 1 for line in begun[:kept]))
             for start in range(kept, len(indices), batch):
                 if progress is not None:
                     progress(start)
@@ -106,6 +106,8 @@ class PredictionFile:
         """Writes what the answers depend on beside them, or holds it against what began them."""
         path, settings = self.path.with_suffix(".settings.json"), json.loads(json.dumps(self.settings))
         if not path.exists():
+            if self.path.exists():
+                raise InputError(f"{self.path} is there, but not {path.name}, which says how; give another --out.")
             self.partial.unlink(missing_ok=True)
             with whole_file(path) as temporary:
                 temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from internvl_jax.evaluation.suites.tsv import BenchmarkTable, Picture, TableRow
 from internvl_jax.validation import nearest
 
 RELEASED_TILES = ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS)
-_MAGNIFIED = 2
+MAGNIFIED = 2  # times as large as its file, in width and height
 
 
 class RuleCells(dict[str, str]):
@@ -82,7 +82,7 @@ class SuiteFile:
             }
 
     def predicted(self, texts: Mapping[str, str], questions: Mapping[str, str]) -> list[Predicted]:
-        """The answered rows, in the order that they are scored in.
+        """The answered rows, in the order of the table.
 
         Args:
           texts: answers by index.
@@ -102,8 +102,6 @@ class SuiteFile:
         asked = [ours.split() == theirs.split() for ours, theirs in pairs]
         if not rows or (asked and not any(asked)):
             raise InputError(f"no question of {self.table.path} has a prediction; give those of {self.suite.name}.")
-        if self.suite.kind == "MCQ" and all(row.index.lstrip("+-").isdigit() for row in rows):
-            rows.sort(key=lambda row: int(row.index))
         return [Predicted(row.index, self._cells(row), row.options, texts[row.index]) for row in rows]
 
     def _cells(self, row: TableRow) -> Mapping[str, str]:
@@ -152,5 +150,5 @@ def open_suite(
 def tiles_of(picture: Picture, limit: int, magnified: bool) -> int:
     """Tiles of a picture with released settings, its thumbnail included, from its header alone."""
     width, height = images.image_size(picture, RELEASED_TILES)
-    scale = _MAGNIFIED if magnified else 1
+    scale = MAGNIFIED if magnified else 1
     return tiling.num_tiles(scale * width, scale * height, tiling.limit_tiles(RELEASED_TILES, limit))

@@ -162,10 +162,14 @@ def _wrong(file: SuiteFile, result: SuiteResult, row: Mapping[str, Any]) -> str:
 
 
 def _thumbnails(file: SuiteFile, index: str) -> str:
-    """The first four pictures of a row; those that can't be read are said to be so."""
+    """The first four pictures of a row; those that are missing or can't be read are said to be so."""
     row = next(each for each in file.table.rows if each.index == index)
+    try:
+        pictures = file.pictures(row)[:4]
+    except InputError as error:
+        return html.escape(str(error))
     parts = []
-    for picture in file.pictures(row)[:4]:
+    for picture in pictures:
         try:
             image = images.load_image(picture, RELEASED_TILES)
         except InputError as error:

@@ -13,20 +13,19 @@ from typing import Any
 
 from PIL import Image
 
-from internvl_jax.data import images
+from internvl_jax.data import images, is_unfinished, split_prediction
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.suites import box_matching, final_text, suite_prompts
 from internvl_jax.evaluation.suites.predictions import Prediction, PredictionFile
 from internvl_jax.evaluation.suites.suite import Judge, Rated, Suite
-from internvl_jax.evaluation.suites.suite_file import RELEASED_TILES, SuiteFile
+from internvl_jax.evaluation.suites.suite_file import MAGNIFIED, RELEASED_TILES, SuiteFile
 from internvl_jax.evaluation.suites.suite_prompts import MARK, Mode
 from internvl_jax.evaluation.suites.tsv import Picture, TableRow
 from internvl_jax.inference import Answer
 
 Conversation = list[dict[str, Any]]
 Ask = Callable[[Iterable[Conversation]], Sequence[Answer]]
-_MAGNIFIED = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +117,7 @@ def shown_answer(suite: Suite, mode: Mode, response: str) -> str:
     that what is boxed. Of boxes around GUI elements it is the click.
     """
     if mode != "default":
-        response = final_text.boxed_content(final_text.split_think(response)[0])
+        response = final_text.boxed_content(split_prediction(response)[1])
     return box_matching.click_of_box(response) if suite.kind == "GUI" else response
 
 
@@ -147,7 +146,7 @@ def score_suite(file: SuiteFile, predictions: Mapping[str, Prediction], judge: J
         (100 * low, 100 * high),
         share([each.truncated for each in said]),
         share([final_text.repeats(text) for text in whole]),
-        share([final_text.is_unfinished(text) for text in whole]),
+        share([is_unfinished(text) for text in whole]),
         predictions,
     )
 
@@ -165,7 +164,7 @@ def _source(picture: Picture) -> bytes | str:
 def _magnified(picture: Picture) -> bytes:
     """Twice as large, without loss."""
     image = images.load_image(picture, RELEASED_TILES)
-    size = (_MAGNIFIED * image.width, _MAGNIFIED * image.height)
+    size = (MAGNIFIED * image.width, MAGNIFIED * image.height)
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.BILINEAR).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

@@ -26,8 +26,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # columns of options
 _IMAGE = "image"
 _REFERENCE = 64  # characters; what is no longer names the row that has the picture
 _LONGEST_LINE = 1 << 28  # bytes
-_INTEGER = re.compile(r"[+-]?\d+")
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+# As pandas has them: in the digits of ASCII (an option in Arabic ones is a text), whole ones of 64 bits.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # What pandas, which the official code reads tables with, takes for no value.
 _ABSENT = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"]

@@ -35,14 +35,14 @@ _BEFORE_END = [
 _OPTION_LINE = re.compile(r"^(?:[*_>\-\s]*)(?:option|选项)\s+[A-J]\s*[:：]", re.IGNORECASE)
 _LONE_LETTER = re.compile(r"[*_`>（）\[\]【】()]*\s*([A-Fa-f])\s*[*_`（）\[\]【】()]*")
 _LABEL = re.compile(r"([A-F])\s*[.．:：)\]】、-]\s+", re.IGNORECASE)
-_INLINE = re.compile(r"(?<![A-Za-z])[*_`（\[{(]*\s*([A-F])\s*[*_`）\]})]*(?=$|[\s.,:;!?)\]】》」』，。；、：）])")
+_INLINE = re.compile(r"(?<![A-Za-z])[*_`（\[{(]*+\s*+([A-F])\s*[*_`）\]})]*(?=$|[\s.,:;!?)\]】》」』，。；、：）])")
 _CONCLUSION = re.compile(
     r"(?:final\s*answer|the\s*answer\s*is|answer(?:\s*is)?|correct\s*answer|"
     r"答案|最终答案|结论|所以|因此|我选(?:择)?|选择|选)"
-    r"\s*[:：>＝=]?\s*[(\[{（【]?\s*([A-F])\s*[)\]}）】]?(?:\b|[.)、。])",
+    r"\s*+[:：>＝=]?+\s*+[(\[{（【]?+\s*+([A-F])\s*[)\]}）】]?(?:\b|[.)、。])",
     re.IGNORECASE,
 )
-_ALONE = re.compile(r"(?<![A-Za-z])[(\[{（【]?\s*([A-F])\s*[)\]}）】]?(?![A-Za-z])")
+_ALONE = re.compile(r"(?<![A-Za-z])[(\[{（【]?\s*+([A-F])\s*[)\]}）】]?(?![A-Za-z])")
 _TAIL, _TAIL_LINES = 800, 6  # characters and lines of an answer's end
 _TO_TWENTY = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen

@@ -153,10 +153,18 @@ def test_overlap():
 
 
 @pytest.mark.parametrize(
-    "text", ["[1, " * 20000, "<ref>" * 20000, "a(" * 20000, "[[" + " " * 50000, '{"label": ' * 9000]
+    "text", ["[1, " * 20000, "<ref>" * 20000, "a(" * 20000, "[[" + " " * 50000, "[" + "1" * 50000, '{"label": ' * 9000]
 )
 def test_long_nonsense_takes_no_time(text):
     start = time.process_time()
     assert boxes.parse_regions(text) == boxes.parse_actions(text) == []
     assert time.process_time() - start < 2
     assert len(boxes.parse_regions("[1, 2, 3, 4]" * 3000)) == 1000
+
+
+def test_numbers_beyond_any_float_are_no_box():
+    """Their middle would be no number."""
+    assert boxes.parse_regions("[-1e999, 1, 1e999, 2]") == []
+    assert boxes.parse_actions("[-1e999, 1, 1e999, 2]") == []
+    (region,) = boxes.parse_regions("[1e999, 1, 2, 3] [[1, 2, 3, 4]]")
+    assert region.scale == "thousandths" and region.corners == (1, 2, 3, 4)

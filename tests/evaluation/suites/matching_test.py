@@ -3,9 +3,11 @@
 import json
 import math
 import pathlib
+import time
 
 import pytest
 
+from internvl_jax.data.text import thinking
 from internvl_jax.evaluation.suites import (
     box_matching,
     final_text,
@@ -68,7 +70,7 @@ RULES = {
     "yes_no": (36, lambda c: text_matching.yes_or_no(c["text"]), ["label"]),
     "boxed": (17, lambda c: final_text.boxed_content(c["text"]), ["content"]),
     "mpo_answer": (7, lambda c: final_text.announced_answer(c["text"]), ["for_mcq"]),
-    "think_split": (10, lambda c: final_text.split_think(c["text"]), ["answer", "thinking"]),
+    "think_split": (10, lambda c: thinking.split_prediction(c["text"]), ["thinking", "answer"]),
     "mmmu_pro_cot": (8, lambda c: final_text.answer_line(c["text"]), ["extracted"]),
     "video_letter": (
         20,
@@ -111,6 +113,26 @@ def test_rule(name, recorded):
         found = ours(case)
         for one, field in zip(found if len(fields) > 1 else (found,), fields, strict=True):
             assert same(one, case[field], tolerance), (name, field, one, case)
+
+
+@pytest.mark.parametrize("loop", ["1, ", "[", "(*", " ", "\n", "answer ", "<answer>A", "1", "A ", "x=1."])
+def test_loops_take_no_time(loop):
+    """What a model that has lost its thread goes on writing."""
+    start = time.process_time()
+    for before in ("", "[[1, ", "The answer is"):
+        text = before + loop * (8000 // len(loop)) + "x"
+        box_matching.own_box(text, 10, 10)
+        box_matching.parse_box(text)
+        box_matching.parse_click(text)
+        video_matching.vsi_option(text)
+        video_matching.vsi_number(text)
+        options.infer_option(text, {"A": "red", "B": "x"})
+        final_text.boxed_content(text)
+    assert time.process_time() - start < 2
+
+
+def test_a_whole_number_beyond_any_float():
+    assert not maths_matching.same_expression("9999**9999", "0.5")
 
 
 def same(found, wanted, tolerance):

@@ -89,10 +89,28 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path, stop_at, cut, left):
     assert list(read_predictions(path, "POPE")) == INDICES
 
 
+def test_a_kill_while_it_goes_on_loses_nothing(tmp_path):
+    """What was kept is in the file before the next batch is asked for."""
+    path = tmp_path / "POPE.jsonl"
+    written(path, 2, 1)
+    file = PredictionFile(path, {"mode": "cot", "seed": 0})
+    before = []
+
+    def answer(indices):
+        before.append(len(file.partial.read_bytes().split(b"\n")) - 1)
+        return answers(indices)
+
+    file.write(INDICES, answer, 5)
+    assert before == [5, 10, 15, 20]
+
+
 def test_what_was_begun_otherwise_is_not_taken_up(tmp_path):
     written(tmp_path / "a.jsonl", 2)
     with pytest.raises(InputError, match="was begun otherwise \\(mode: 'cot' before, 'default' now\\)"):
         written(tmp_path / "a.jsonl", mode="default")
+    (tmp_path / "b.jsonl").write_text('{"index": "0", "prediction": "of somebody"}\n')
+    with pytest.raises(InputError, match=r"b\.jsonl is there, but not b\.settings\.json, which says how"):
+        written(tmp_path / "b.jsonl")
 
 
 @pytest.mark.parametrize(

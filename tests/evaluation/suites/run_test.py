@@ -3,12 +3,14 @@
 import http.server
 import io
 import json
+import math
 import pathlib
 import threading
 
 import PIL.Image
 import pytest
 
+from internvl_jax.data import is_unfinished
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import (
     SUITES,
@@ -20,12 +22,15 @@ from internvl_jax.evaluation import (
     describe_suites,
     get_suite,
     open_suite,
+    plain,
     read_predictions,
     score_suite,
     summary,
     write_report,
 )
-from internvl_jax.evaluation.suites import final_text, suite_file, suite_run
+from internvl_jax.evaluation.suites import final_text, judges, place_scores, suite_file, suite_prompts, suite_run
+from internvl_jax.evaluation.suites.suite import Predicted
+from internvl_jax.evaluation.suites.tsv import TableRow
 from internvl_jax.inference import Answer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -106,6 +111,34 @@ def test_from_questions_to_the_report(tmp_path, mode, around):
     assert page.count("<img") >= 12
 
 
+@pytest.mark.parametrize(("name", "pictures", "limit"), [("BLINK", 10, 6), ("BLINK", 20, 3), ("MMMU_DEV_VAL", 7, 9)])
+def test_pictures_of_a_question_share_its_tiles(name, pictures, limit):
+    """64 among all, one each at least."""
+    suite, row = get_suite(name), TableRow("0", {"question": "q"}, 0)
+    assert suite_prompts.prompt(suite, row, pictures, "default").limit == limit
+    assert suite_prompts.prompt(suite, row, 100, "default").limit == 1
+
+
+@pytest.mark.parametrize("truth", ["[0.25, 0.5, 0.75, 1.0]", "[50, 50, 150, 100]"])
+def test_true_boxes_are_fractions_or_pixels(truth):
+    cells = {"width": "200", "height": "100", "answer": truth, "split": "RefCOCO_val"}
+    rated = place_scores.refcoco(get_suite("RefCOCO"), [Predicted("1", cells, {}, "[[250, 500, 750, 1000]]")], None)
+    assert rated.rows[0]["iou"] == pytest.approx(1)
+
+
+def test_no_number_is_null_in_json():
+    assert plain({"a": [math.nan, 1.5], "b": (math.inf,)}) == {"a": [None, 1.5], "b": [None]}
+
+
+def test_a_report_without_the_pictures(tmp_path):
+    """Answers are scored without pictures, and the report says that it lacks them."""
+    (tmp_path / "OCRVQA_TESTCORE.tsv").write_text("index\timage_path\tquestion\tanswer\n1\tno.jpg\tq\ta\n")
+    file = open_suite(get_suite("OCRVQA_TESTCORE"), tmp_path)
+    result = score_suite(file, {"1": Prediction("1", "b")}, None)
+    write_report(tmp_path / "report", [(file, result)], None)
+    assert "the picture no.jpg is not there" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_only_what_is_complete_is_called_so():
     """And each of these has recorded cases: tests of recorded_test.py go by the same folder."""
     assert {name for name, suite in SUITES.items() if not suite.missing} == RECORDED
@@ -162,9 +195,13 @@ class _Completions(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = f"{said['model']}: {said['messages'][0]['content']} ({self.headers['Authorization']})"
-        body = json.dumps({"choices": [{"message": {"content": content}}]} if said["model"] == "m" else {}).encode()
+        replies = {
+            "m": {"choices": [{"message": {"content": content}}]},
+            "mute": {"choices": [{"message": {"content": None}}]},
+        }
+        body = json.dumps(replies.get(said["model"], {})).encode()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + (said["model"] == "cut off")))
         self.end_headers()
         self.wfile.write(body)
 
@@ -178,8 +215,12 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         assert Endpoint(url, "m", "k")("hello") == "m: hello (Bearer k)"
-        with pytest.raises(InputError, match="sent no chat completion"):
-            Endpoint(url, "other")("hello")
+        for model in ("other", "mute"):
+            with pytest.raises(InputError, match="sent no chat completion"):
+                Endpoint(url, model)("hello")
+        monkeypatch.setattr(judges, "_PAUSE", 0)
+        with pytest.raises(InputError, match="does not answer"):
+            Endpoint(url, "cut off")("hello")
         server.shutdown()
     with pytest.raises(InputError, match="begins with http"):
         Endpoint("localhost:8000", "m")
@@ -196,4 +237,4 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
     ],
 )
 def test_loops_and_unfinished_thinking(text, repeats, unfinished):
-    assert (final_text.repeats(text), final_text.is_unfinished(text)) == (repeats, unfinished)
+    assert (final_text.repeats(text), is_unfinished(text)) == (repeats, unfinished)

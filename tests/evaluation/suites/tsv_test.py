@@ -49,13 +49,16 @@ def test_several_pictures_and_pictures_in_files(tmp_path):
 
 def test_options_are_read_as_pandas_reads_them(tmp_path):
     rows = [
-        ["index", "image", "question", "A", "B", "C", "D"],
-        ["007", encoded(), "q", "1", "1.50", "None", "x"],
-        ["8", "7", "q", "2", "", "nan", "None of these"],
+        ["index", "image", "question", "A", "B", "C", "D", "E", "F"],
+        ["007", encoded(), "q", "1", "1.50", "None", "x", "٣", "0" * 5000],
+        ["8", "7", "q", "2", "", "nan", "None of these", "٠٤", "1.0"],
     ]
     table = read_table(write(tmp_path / "a.tsv", rows))
     assert [row.index for row in table.rows] == ["7", "8"]
-    assert [row.options for row in table.rows] == [{"A": "1", "B": "1.5", "D": "x"}, {"A": "2", "D": "None of these"}]
+    assert [row.options for row in table.rows] == [
+        {"A": "1", "B": "1.5", "D": "x", "E": "٣", "F": "0.0"},  # Arabic digits are texts
+        {"A": "2", "D": "None of these", "E": "٠٤", "F": "1.0"},
+    ]
 
 
 HEADER = ["index", "image", "question"]

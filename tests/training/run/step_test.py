@@ -1,14 +1,17 @@
 """One step: the same on any mesh and in any number of micro-batches; frozen stays, non-finite is not applied."""
 
 import dataclasses
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from internvl_jax import sharding
 from internvl_jax.data.rows.pipeline import Pipeline
 from internvl_jax.training import Group
-from internvl_jax.training.run import setup
+from internvl_jax.training.run import setup, step
 from tests.programs import build
 from tests.training import toy
 
@@ -161,3 +164,16 @@ def test_the_balance_loss_reaches_the_router_of_every_layer(data, mixture):
     moments = jax.device_get(state.opt_state[1].mu)
     assert np.all(np.any(moments["lm.layers.mlp.router.weight"] != 0, axis=(1, 2)))
     assert not np.any(moments["lm.head.weight"])
+
+
+def test_imbalance_counts_every_micro_batch_apart():
+    """Two devices, two micro-batches of a row each: squared lengths of 16 beside 2 x 4, then of 9 beside 16."""
+    lengths = [[4], [3], [2, 2], [4]]  # device 0 has the first two; a micro-batch is every second row
+    pad = lambda parts: np.pad(np.concatenate(parts), (0, 5 - len(np.concatenate(parts))))
+    rows = types.SimpleNamespace(
+        segments_BT=jnp.array([pad([np.full(n, k + 1) for k, n in enumerate(row)]) for row in lengths]),
+        positions_BT=jnp.array([pad([np.arange(n) for n in row]) for row in lengths]),
+    )
+    with sharding.use(sharding.make_mesh({"fsdp": 2}, jax.devices()[:2]), sharding.PRESETS["fsdp"]):
+        found = step._imbalance(rows, 2)
+    assert found == pytest.approx((max(16, 8) + max(9, 16)) / ((16 + 8) / 2 + (9 + 16) / 2))
