@@ -58,7 +58,9 @@ def test_rows_at_different_steps(apart, window):
                     whole.append(jnp.asarray(np.concatenate([head_MTH, tail, padding], axis=1))[None])
                 places = np.arange(LONGEST)[None]
                 real = jnp.asarray(places < S, jnp.int32)
-                alone = Mask(jnp.ones((1, 1), jnp.int32), jnp.array([[S - 1]]), real, jnp.asarray(places), ordered=False)
+                alone = Mask(
+                    jnp.ones((1, 1), jnp.int32), jnp.array([[S - 1]]), real, jnp.asarray(places), ordered=False
+                )
                 assert positions_B1[b, 0] == S - 1
                 wanted = attend(jnp.asarray(q_BN1H[b][None]), *whole, alone, near, sinks_N=sinks_N)
                 np.testing.assert_allclose(found[b], wanted[0], atol=1e-5)
