@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs on an accelerator,
 
 from absl import flags
 
-from configs.experiments import gspo, sft
+from configs.choose import choose
 from internvl_jax import planning
 from internvl_jax.errors import InputError
 from internvl_jax.planning import splits_table, table
@@ -48,11 +48,11 @@ _TABLE = flags.DEFINE_string("table", None, "write the table of all sizes to thi
 def _main(argv: list[str]) -> None:
     dvd, settings = _TASK.value == "dvd", config.read()
     if _TABLE.value and dvd:
-        both = {name: (sft.get_config(name), sft.get_config(f"{name}-flash")) for name in splits_table.PODS}
+        both = {name: (choose(f"sft:{name}", {}), choose(f"sft:{name}-flash", {})) for name in splits_table.PODS}
         print(json.dumps(splits_table.write(_TABLE.value, both)))
     elif _TABLE.value:
-        configs = [{name: stage.get_config(name) for name in table.TRAINING} for stage in (sft, gspo)]
-        print(json.dumps(table.write(_TABLE.value, *configs)))
+        configs = {stage: {size: choose(f"{stage}:{size}", {}) for size in table.TRAINING} for stage in table.STAGES}
+        print(json.dumps(table.write(_TABLE.value, configs)))
     elif settings is None or not _TOPOLOGY.value:
         raise InputError("give --config=STAGE:SIZE and --topology=v5p:4x4x4, or --table=FILE")
     else:

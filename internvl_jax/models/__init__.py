@@ -32,6 +32,7 @@ HWC (or CHW), always together, are height, width and channels of pictures.
 """
 
 from internvl_jax.models import scopes
+from internvl_jax.models.attention.blocks import share
 from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.attention.caches import Cache
 from internvl_jax.models.attention.group_cache import GroupCache
@@ -63,7 +64,7 @@ from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
-from internvl_jax.models.stack import Remat, Runtime
+from internvl_jax.models.stack import Offload, Remat, Runtime
 from internvl_jax.models.stored import read_plain, read_stored, stored_dtype
 from internvl_jax.models.transforms.lora import difference, merged, with_dropout
 from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
@@ -89,6 +90,7 @@ __all__ = [
     "ModelKind",
     "MoeConfig",
     "NtkConfig",
+    "Offload",
     "Out",
     "PARTS",
     "PEAK",
@@ -117,6 +119,7 @@ __all__ = [
     "read_stored",
     "scopes",
     "seen_keys",
+    "share",
     "stored_dtype",
     "tile_flops",
     "token_flops",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from internvl_jax.errors import InputError
 from internvl_jax.models.attention.caches import Cache
 from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig, TextConfig
@@ -25,7 +26,7 @@ from internvl_jax.models.transforms.lora import adapt
 from internvl_jax.models.vision.intern_vit import InternViT
 from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
 from internvl_jax.models.vision.router import Router
-from internvl_jax.sharding import Placement, Rules, shard
+from internvl_jax.sharding import Placement, Rules, shard, spread
 
 # ImageNet statistics, of pixels scaled to 0..1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,7 +129,24 @@ class VisionHalf(nnx.Module):
 
     def patches(self, tiles_GHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """`[G, P, D]`: the tower's features of all patches, which the branches and the router start from."""
-        return self.vit(normalise(tiles_GHWC, self.runtime.dtype), key)[:, 1:]
+        groups = self.runtime.tile_groups
+        if groups == 1:
+            return self.vit(normalise(tiles_GHWC, self.runtime.dtype), key)[:, 1:]
+        if len(tiles_GHWC) % (groups * spread("tiles")):
+            raise InputError(
+                f"run.tile_groups {groups} can't split {len(tiles_GHWC)} tiles on {spread('tiles')} devices; give a "
+                "number that divides a device's tiles"
+            )
+
+        @jax.checkpoint
+        def one_group(tiles_GHWC: jax.Array, number: jax.Array) -> jax.Array:
+            own = None if key is None else jax.random.fold_in(key, number)
+            return self.vit(normalise(tiles_GHWC, self.runtime.dtype), own)[:, 1:]
+
+        # Group j has tiles j, j + groups, ...: each device keeps its own.
+        split = tiles_GHWC.reshape(-1, groups, *tiles_GHWC.shape[1:]).swapaxes(0, 1)
+        _, x = jax.lax.scan(lambda _, given: (None, one_group(*given)), None, (split, jnp.arange(groups)))
+        return shard(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), "tiles", None, None)
 
 
 class LanguageHalf(nnx.Module):

@@ -4,9 +4,11 @@ The compiler keeps the names of scopes, within longer names. Those that carry a 
 """
 
 import re
+from typing import NamedTuple
 
 _CHUNKS = re.compile(r"chunks_if_even_(\d+)_of_(\d+)_(\d+)_percent_full")
 _KEYS = re.compile(r"attention_(\d+)_keys")
+_WALK = re.compile(r"keys_of_(\d+)_in_(\d+)x(\d+)_back_(\d+)x(\d+)_window_(\d+)")
 _TURNS = re.compile(r"at_most_(\d+)_turns/while\b(?!/)")  # of a loop, and not of what is in it
 
 
@@ -29,9 +31,40 @@ def read_full(text: str) -> float:
     return int(found.group(3)) / 100 if found else 1.0
 
 
-def keys_scope(keys: int) -> str:
-    """The scope of an attention kernel: keys that it multiplies a query with, on average."""
-    return f"attention_{keys}_keys"
+class Walk(NamedTuple):
+    """How an attention kernel that leaves out blocks of other segments goes over a row.
+
+    Attributes:
+      tokens: of a row, its keys.
+      q_block, k_block: queries and keys of a block, forward and where the backward pass goes by queries.
+      back_q_block, back_k_block: the same where the backward pass goes by keys.
+      window: tokens that a query sees, its own included; 0: all.
+    """
+
+    tokens: int
+    q_block: int
+    k_block: int
+    back_q_block: int
+    back_k_block: int
+    window: int
+
+
+def keys_scope(keys: int, walk: Walk | None = None) -> str:
+    """The scope of an attention kernel: keys that it multiplies a query with, on average; and where it leaves out
+    blocks of other segments, which these averages are with, how it goes about it.
+    """
+    if walk is None:
+        return f"attention_{keys}_keys"
+    return (
+        f"attention_{keys}_keys_of_{walk.tokens}_in_{walk.q_block}x{walk.k_block}"
+        f"_back_{walk.back_q_block}x{walk.back_k_block}_window_{walk.window}"
+    )
+
+
+def read_walk(text: str) -> Walk | None:
+    """How the kernel goes over rows; None where `text` holds no such scope, or nothing is left out."""
+    found = _WALK.search(text)
+    return Walk(*map(int, found.groups())) if found else None
 
 
 def read_keys(text: str) -> int | None:

@@ -5,7 +5,7 @@ What differs from layer to layer (a window, a drop-path rate) is given as an arr
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,23 @@ from internvl_jax.models.bricks.weight import as_matrices
 from internvl_jax.sharding import Placement
 
 Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
+Offload = Literal["none", "attention", "qkv", "gate", "mlp"]
 
-_POLICIES = {
-    "none": None,
-    # Keeps the results of products with weights; recomputes norms, activations and attention.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # Keeps what the causal attention kernel returns, so that it runs forward once (on CPU there is no kernel).
-    "attention": jax.checkpoint_policies.save_only_these_names(kernels.SAVED),
+# By name of `remat`, what is kept besides the inputs of layers. (The tower has none of these but `BRANCH`.)
+_KEPT: dict[str, tuple[str, ...]] = {
+    "full": (),
+    # What the causal attention kernel returns, so that it runs forward once (on CPU there is no kernel).
+    "attention": (kernels.SAVED,),
     # The same, and the language model's queries, keys and values.
-    "qkv": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV),
+    "qkv": (kernels.SAVED, kernels.QKV),
     # The same, and the gate's product of its feed-forward layers.
-    "gate": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV, kernels.GATE),
+    "gate": (kernels.SAVED, kernels.QKV, kernels.GATE),
     # The same, and the other inner product of its feed-forward layers.
-    "mlp": jax.checkpoint_policies.save_only_these_names(kernels.SAVED, kernels.QKV, kernels.GATE, kernels.UP),
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "mlp": (kernels.SAVED, kernels.QKV, kernels.GATE, kernels.UP),
 }
+# In the host's memory also what saves the most for its bytes after that: the language model's sums after attention, and
+# what the tower's feed-forward layers return.
+_BESIDE = (kernels.MID, kernels.BRANCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,12 @@ class Runtime:
 
     Attributes:
       dtype: the dtype of activations and of the inputs of products.
-      remat: what the backward pass recomputes; `_POLICIES` says what each name keeps.
+      remat: what the backward pass recomputes; `_KEPT` says what each name keeps, 'dots' keeps the results of products
+        with weights, 'none' everything.
+      offload: what is kept besides, in the memory of the accelerator's host: what a remat of this name would keep, and
+        `_BESIDE`.
+      tile_groups: into how many parts the tower's tiles are split, which it takes one after the other. The backward
+        pass then keeps the activations of one part at a time, and computes each part once more.
       placement: where a model that answers lives; None: on one device. (Training has its own.)
       skip_blocks: whether attention over long rows leaves out blocks of keys in which a block of queries has none of
         its segments. Values don't depend on it: it is for finding faults, and for comparing times.
@@ -48,12 +55,34 @@ class Runtime:
 
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
+    offload: Offload = "none"
+    tile_groups: int = 1
     placement: Placement | None = None
     skip_blocks: bool = True
 
     def __post_init__(self) -> None:
-        if self.remat not in _POLICIES:
-            raise InputError(f"remat is {self.remat!r}; use one of {', '.join(_POLICIES)}")
+        if self.remat not in get_args(Remat):
+            raise InputError(f"remat is {self.remat!r}; use one of {', '.join(get_args(Remat))}")
+        if self.offload != "none" and not set(_KEPT.get(self.offload, ())) - set(_KEPT.get(self.remat, _KEPT["mlp"])):
+            raise InputError(
+                f"remat {self.remat!r} leaves nothing for offload {self.offload!r} to keep; set offload to none, or "
+                "remat to a name that keeps less (full keeps least)"
+            )
+
+    @property
+    def policy(self) -> Callable | None:
+        """What `jax.checkpoint` keeps of a layer; None: everything, without a checkpoint."""
+        if self.remat in ("none", "dots"):
+            return None if self.remat == "none" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        kept = _KEPT[self.remat]
+        if self.offload == "none":
+            return jax.checkpoint_policies.save_only_these_names(*kept)
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(kept),
+            names_which_can_be_offloaded=[name for name in (*_KEPT[self.offload], *_BESIDE) if name not in kept],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
 
 
 def make_layers(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -82,7 +111,6 @@ def run_layers(
     Returns:
       The last carry, and the outs stacked on a leading layer axis.
     """
-    policy = _POLICIES[runtime.remat]
     if isinstance(layers, nnx.List):
         outs = []
         for index, layer in enumerate(layers):
@@ -98,7 +126,7 @@ def run_layers(
         state, index, extra = inputs
         return body(nnx.merge(graphdef, uncut, restored(state)), carry, index, extra)
 
-    if policy is not None:
-        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+    if runtime.policy is not None:
+        step = jax.checkpoint(step, policy=runtime.policy, prevent_cse=False)
     length = jax.tree.leaves(state)[0].shape[0]
     return jax.lax.scan(step, carry, (state, jnp.arange(length), per_layer))

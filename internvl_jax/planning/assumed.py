@@ -1,13 +1,15 @@
 """What a plan takes for granted, and what it leaves out."""
 
 import dataclasses
+import functools
 import math
 import statistics
 
 import numpy as np
 
+from internvl_jax.data import packing
 from internvl_jax.errors import InputError
-from internvl_jax.models import TextConfig, seen_keys
+from internvl_jax.models import TextConfig, seen_keys, share
 
 NOT_MODELLED = (
     "waiting for data from the host",
@@ -17,6 +19,7 @@ NOT_MODELLED = (
     "a chip's clock and power limits",
 )
 _DRAWN = 8192  # lengths that stand for a distribution
+_ROWS, _OPEN = 256, 20  # rows that stand for all, and how many of them stay open while they are packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +64,32 @@ class Assumed:
         so_far = np.cumsum(seen_keys(config, np.arange(budget, dtype=float)))
         return float(np.sum(so_far[lengths - 1]) / np.sum(lengths))
 
+    def met(self, tokens: int, q_block: int, k_block: int, window: int | None) -> float:
+        """Of the blocks that attention meets in a row of one sample, the share that it meets in the rows assumed, where
+        it leaves out blocks of other segments.
+
+        Args:
+          window: how many tokens a query sees, its own included; None: all.
+        """
+        return 1.0 if self.median is None else _met(self, tokens, q_block, k_block, window)
+
     def describe(self, budget: int) -> dict[str, float | int | str | None]:
         """For who reads a plan: the lengths that it is for."""
         lengths = self.lengths(budget)
         how = "one sample a row" if self.median is None else "log-normal lengths, rows full"
         return {"how": how, "median": self.median, "sigma": self.sigma, "mean": round(float(np.mean(lengths)), 1)}
+
+
+@functools.cache
+def _met(assumed: Assumed, tokens: int, q_block: int, k_block: int, window: int | None) -> float:
+    """See `Assumed.met`; rows are packed as a run packs them."""
+    lengths = np.random.default_rng(0).permutation(assumed.lengths(tokens))
+    lengths = lengths[np.cumsum(lengths) <= _ROWS * tokens]
+    rows = list(packing.pack(((length, 0) for length in lengths.tolist()), packing.PackingConfig(tokens, 0, _OPEN)))
+    segments_BT = np.zeros((len(rows), tokens), np.int32)
+    for row_T, samples in zip(segments_BT, rows, strict=True):
+        row_T[: sum(lengths[samples])] = np.repeat(np.arange(len(samples)) + 1, lengths[samples])
+    return float(share(segments_BT, q_block, k_block, window))
 
 
 DEFAULT = Assumed()

@@ -27,6 +27,8 @@ class Chip:
       hbm_bandwidth: bytes a second that it reads or writes there.
       link_bandwidth: bytes a second that it sends along one dimension of the torus, both ways together; for GPUs over
         NVLink.
+      host_memory: bytes of its share of the memory of its host; 0 where nothing is planned there.
+      host_bandwidth: bytes a second that it sends there, or has from there.
       slices: the shapes that it comes in, smallest first.
     """
 
@@ -37,6 +39,8 @@ class Chip:
     hbm: float
     hbm_bandwidth: float
     link_bandwidth: float
+    host_memory: float
+    host_bandwidth: float
     slices: tuple[str, ...]
 
     @property
@@ -52,15 +56,17 @@ _BOXES = ("1", "2", "4", "8")
 
 # From Google Cloud's pages on v5e, v5p and v6e (a chip's links: 1,600, 4,800 and 3,584 Gbit/s in all, here divided by
 # the dimensions of the torus) and NVIDIA's data sheets. The memory of TPUs is what their compiler lets a program take.
+# A chip's share of its host's memory is that of machines with all chips of a host; of the way there no page says the
+# rate: 16 and 32 GB/s each way are what "How to scale your model" (DeepMind, 2025) has.
 # The clock is the one at which the chip's matrix units reach its peak.
 CHIPS = {
-    "v5e": Chip("tpu", "TPU v5 lite", 128, 1.5e9, 15.75 * _GIB, 0.819e12, 1.0e11, _SQUARES),
-    "v5p": Chip("tpu", "TPU v5p", 128, 1.75e9, 95.74 * _GIB, 2.765e12, 2.0e11, _CUBES),
-    "v6e": Chip("tpu", "TPU v6 lite", 256, 1.75e9, 31.25 * _GIB, 1.64e12, 2.24e11, _SQUARES),
-    "a100": Chip("gpu", "NVIDIA A100-SXM4-80GB", 1, 0.0, 80e9, 2.039e12, 3.0e11, _BOXES),
-    "h100": Chip("gpu", "NVIDIA H100 80GB HBM3", 1, 0.0, 80e9, 3.35e12, 4.5e11, _BOXES),
-    "h200": Chip("gpu", "NVIDIA H200", 1, 0.0, 141e9, 4.8e12, 4.5e11, _BOXES),
-    "cpu": Chip("cpu", "", 1, 0.0, math.inf, 0.0, 0.0, ()),
+    "v5e": Chip("tpu", "TPU v5 lite", 128, 1.5e9, 15.75 * _GIB, 0.819e12, 1.0e11, 48e9, 1.6e10, _SQUARES),
+    "v5p": Chip("tpu", "TPU v5p", 128, 1.75e9, 95.74 * _GIB, 2.765e12, 2.0e11, 112e9, 1.6e10, _CUBES),
+    "v6e": Chip("tpu", "TPU v6 lite", 256, 1.75e9, 31.25 * _GIB, 1.64e12, 2.24e11, 180e9, 3.2e10, _SQUARES),
+    "a100": Chip("gpu", "NVIDIA A100-SXM4-80GB", 1, 0.0, 80e9, 2.039e12, 3.0e11, 0.0, 3.2e10, _BOXES),
+    "h100": Chip("gpu", "NVIDIA H100 80GB HBM3", 1, 0.0, 80e9, 3.35e12, 4.5e11, 0.0, 6.4e10, _BOXES),
+    "h200": Chip("gpu", "NVIDIA H200", 1, 0.0, 141e9, 4.8e12, 4.5e11, 0.0, 6.4e10, _BOXES),
+    "cpu": Chip("cpu", "", 1, 0.0, math.inf, 0.0, 0.0, 0.0, 0.0, ()),
 }
 CHIPS["gpu"] = CHIPS["h100"]
 

@@ -78,7 +78,7 @@ def estimate(program: HloProgram, chip: Chip, devices: int, assumed: Assumed) ->
         work = sum(_seconds(program, one, names, chip) for one in body)
         inside, inside_s = 0.0, 0.0
         for one in body:
-            operations, width = kernel_flops(one)
+            operations, width = kernel_flops(one, assumed)
             inside += operations
             if operations:
                 moved_s = (program.moved_bytes(one, names) - _unread(one)) / (chip.hbm_bandwidth * STREAM)
@@ -108,9 +108,9 @@ def _seconds(program: HloProgram, one: Instruction, names: dict[str, Instruction
     return min(counted, program.moved_bytes(one, names) / (chip.hbm_bandwidth * STREAM))
 
 
-def kernel_flops(one: Instruction) -> tuple[float, int]:
+def kernel_flops(one: Instruction, assumed: Assumed) -> tuple[float, int]:
     """How many operations a kernel is, and the width of its products (of a head, in attention); (0, 1) for what is no
-    kernel.
+    kernel. Attention that leaves out blocks meets those of rows packed as assumed.
     """
     keys, grouped = scopes.read_keys(one.rest), _GROUPED.search(one.rest)
     if one.opcode != "custom-call" or "tpu_custom_call" not in one.rest or not (keys or grouped):
@@ -121,7 +121,10 @@ def kernel_flops(one: Instruction) -> tuple[float, int]:
     if grouped:  # [rows, in] to [rows, out], or [rows, out] to [groups, out, in]
         width = int(_FLOATS.search(one.shape).group(1).split(",")[-1])
         return 2.0 * math.prod(shape) * width * scopes.read_full(one.rest), width  # it leaves out rows of no group
-    elements = math.prod(shape)
+    elements, walk, back = math.prod(shape), scopes.read_walk(one.rest), "splash_mha_dkv" in one.name
+    if walk is not None:
+        sizes = (walk.back_q_block, walk.back_k_block) if back else (walk.q_block, walk.k_block)
+        keys *= assumed.met(walk.tokens, *sizes, walk.window or None)
     if "splash_mha_fwd" in one.name or _PAGED in one.name:
         factor = _FORWARD
     elif "splash_mha_dq" in one.name:

@@ -15,7 +15,7 @@ import numpy as np
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import PARTS, InternVLConfig, Runtime, plain_path
+from internvl_jax.models import PARTS, InternVLConfig, Runtime, TextConfig, plain_path
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.training import TrainConfig, with_adapter
 
@@ -84,7 +84,12 @@ def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any
     # Experts keep nothing of their inner products.
     several = REMATS if config.model.text.moe is None else REMATS[REMATS.index("qkv") :]
     remats = [name for name in several[:-1] if kept(config, name, together) <= free]
-    return [layout | {"remat": remat} for remat in (*remats, REMATS[-1])]
+    host = where.chip.host_memory * _HEADROOM
+    # The host's memory is further away: it is for what no layout has room for on the chip.
+    offloads = [] if remats else [name for name in several[:-1] if offloaded(config, name, together) <= host]
+    found = [layout | {"remat": remat} for remat in remats]
+    found += [layout | {"remat": REMATS[-1], "offload": offload} for offload in offloads]
+    return [*found, layout | {"remat": REMATS[-1]}]
 
 
 def _expert(model: InternVLConfig, chips: int) -> int:
@@ -108,18 +113,33 @@ def kept(config: TrainConfig, remat: str, rows: int = 1) -> float:
     """
     model, tokens = config.model, config.data.token_budget * rows
     text, vision = model.text, model.vision
-    patches = rows * config.data.tile_budget * (vision.grid**2 + 1)
-    level = REMATS[::-1].index(remat)
-    lanes = lambda width: -(-width // 128) * 128  # the last dimension is filled up to so many
-    row = text.width + (level >= 1) * text.heads * lanes(text.head_width)
-    row += (level >= 2) * (text.heads + 2 * text.kv_heads) * lanes(text.head_width)
-    if text.moe is None:
-        row += max(0, level - 2) * text.mlp
+    patches = _patches(config, rows)
+    row = text.width + _named(text, remat)
     saved = 2 * (text.layers * tokens * row + vision.layers * patches * vision.width)
     inner = text.mlp if text.moe is None else text.mlp * text.moe.per_token
     work = 4 * tokens * (4 * inner + 4 * text.heads * text.head_width) + 16 * text.heads * tokens * 128 * 2
     logits = 3 * 4 * (text.vocab * text.width + config.run.logprob_chunk * text.vocab)
     return saved + max(work, 4 * patches * 3 * vision.mlp) + logits
+
+
+def offloaded(config: TrainConfig, offload: str, rows: int = 1) -> float:
+    """Bytes in the host's memory of what a chip's rows keep there, beside remat 'full'."""
+    text, vision = config.model.text, config.model.vision
+    row, tokens = text.width + _named(text, offload), config.data.token_budget * rows
+    return 2 * (text.layers * tokens * row + vision.layers * _patches(config, rows) * vision.width)
+
+
+def _patches(config: TrainConfig, rows: int) -> int:
+    return rows * config.data.tile_budget * (config.model.vision.grid**2 + 1)
+
+
+def _named(text: TextConfig, remat: str) -> int:
+    """Numbers that a token has in a layer's arrays that are kept by name."""
+    level = REMATS[::-1].index(remat)
+    lanes = lambda width: -(-width // 128) * 128  # the last dimension is filled up to so many
+    row = (level >= 1) * text.heads * lanes(text.head_width)
+    row += (level >= 2) * (text.heads + 2 * text.kv_heads) * lanes(text.head_width)
+    return row + (max(0, level - 2) * text.mlp if text.moe is None else 0)
 
 
 def _fixed(config: TrainConfig, chips: int) -> float:

@@ -4,14 +4,14 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from internvl_jax import sharding
-from internvl_jax.data import Batch
+from internvl_jax.data import RowConfig
 from internvl_jax.models import train_flops
 from internvl_jax.planning.assumed import Assumed
-from internvl_jax.training import TrainConfig, build
+from internvl_jax.training import STAGES, TrainConfig, build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,27 +33,25 @@ class Lowered:
 
 
 def training(config: TrainConfig, devices: list[jax.Device], assumed: Assumed) -> Lowered:
-    """The training step of a config: packed rows, tiles, AdamW and all. Its operations are those of full rows of
-    samples with the lengths that are assumed, and of tiles that are all real.
+    """The training step of a config, of any stage: packed rows, tiles, AdamW and all. Its operations are those of a
+    forward and a backward pass over full rows of samples with the lengths that are assumed, and of tiles that are all
+    real; what a stage computes besides (a frozen reference, a pass that only measures) is not the model's.
     """
-    program = build(config, devices)
-    rows, data, side = config.run.rows, config.data, config.model.vision.image_size
-    struct = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
-    ints, tiles = struct(jnp.int32, rows, data.token_budget), rows * data.tile_budget
-    batch = Batch(
-        tokens_BT=ints,
-        targets_BT=ints,
-        weights_BT=struct(jnp.float32, rows, data.token_budget),
-        segments_BT=ints,
-        positions_BT=ints,
-        tiles_GHWC=struct(jnp.uint8, tiles, side, side, 3),
-        tile_mask_G=struct(jnp.bool_, tiles),
-    )
-    where = sharding.batch_shardings(batch, program.mesh, program.rules)
-    batch = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), batch, where)
-    state = program.abstract
+    program, stage, model, data = build(config, devices), STAGES[config.objective], config.model, config.data
+    image = model.vision.image_size, model.tokens_per_tile, model.image_token_id
+    row = stage.empty_row(config.stage, model, RowConfig(data.token_budget, data.tile_budget, *image, data.weighting))
+    where = sharding.batch_shardings(row, program.mesh, program.rules)
+
+    def struct(leaf: np.ndarray, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.run.rows * len(leaf), *leaf.shape[1:]), leaf.dtype, sharding=place)
+
+    batch, state = jax.tree.map(struct, row, where), program.abstract
     there = {"parameters": state.params, "optimizer": state.opt_state, "batch": batch}
-    return Lowered(program.mesh, there, program.step.lower(state, batch), model_flops(config, assumed))
+    given: tuple[Any, ...] = (state, batch)
+    if stage.refers:
+        there["reference"] = program.own_reference
+        given = (*given, program.own_reference)
+    return Lowered(program.mesh, there, program.step.lower(*given), model_flops(config, assumed))
 
 
 def model_flops(config: TrainConfig, assumed: Assumed) -> float:

@@ -75,7 +75,7 @@ def _plan(
     layout: dict[str, Any] = {"mesh": run.mesh, "rules": run.rules}
     try:
         if task == "train":
-            layout |= {"remat": run.remat, "rows": run.rows, "micro_batches": run.micro_batches}
+            layout |= {"remat": run.remat, "offload": run.offload, "rows": run.rows, "micro_batches": run.micro_batches}
             trial.run(task, training(config, where.devices(), assumed))
         elif isinstance(config.stage, GspoConfig) and task == "rollout":
             rollout(trial, config, config.stage)

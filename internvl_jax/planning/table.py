@@ -12,6 +12,7 @@ from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_file
+from internvl_jax.planning.assumed import DEFAULT, Assumed
 from internvl_jax.planning.layouts import Serving
 from internvl_jax.planning.plan import plan
 from internvl_jax.training import TrainConfig
@@ -31,59 +32,97 @@ SERVING = "v6e"
 SIZE = Serving(rows=8, prompt=8192, slots=32768)
 # Besides: more chips for a mixture, where every group of them has rows of its own.
 _WIDER = {"30b-a3b": ("v6e:4x4", dataclasses.replace(SIZE, rows=16))}
-_TITLES = {
-    "train": "## SFT: 512 rows of 32,768 tokens and 96 tiles a step",
-    "prefill": f"## Prefill: {SIZE.rows} prompts of {SIZE.prompt:,} tokens at once",
-    "decode": f"## Decode: a token of {SIZE.rows} conversations of {SIZE.slots:,} tokens",
-    "serve": f"## Serving: {SIZE.rows} conversations of {SIZE.slots:,} tokens, prompts in parts of {SIZE.chunk}",
-    "rollout": "## GSPO's rollouts: prompts of 8,192 tokens, answers of 32,768",
+_PACKED = Assumed(median=4096, sigma=0.8)
+_MIXTURES = tuple(name for name in TRAINING if "-a" in name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+      title: its heading.
+      task: the task of its plans.
+      stage: whose configs are planned.
+      sizes: of which models.
+      assumed: what times and operations take for granted.
+    """
+
+    title: str
+    task: str = "train"
+    stage: str = "sft"
+    sizes: Sequence[str] = tuple(TRAINING)
+    assumed: Assumed = DEFAULT
+
+
+# By the first word of the keys of its plans.
+_SECTIONS = {
+    "train": Section("SFT: 512 rows of 32,768 tokens and 96 tiles a step, each row one sample"),
+    "packed": Section(
+        "SFT: the same rows, packed of samples of 4,096 tokens (median; log-normal, sigma 0.8)",
+        sizes=("8b", "30b-a3b"),
+        assumed=_PACKED,
+    ),
+    "mpo": Section("MPO: 256 rows of a pair in 32,768 tokens", stage="mpo", sizes=("8b", *_MIXTURES)),
+    "gspo": Section("GSPO: 512 responses in rows of 40,960 tokens", stage="gspo", sizes=("8b", *_MIXTURES)),
+    "consistency": Section("ViCO's consistency: 512 rows of 32,768 tokens", stage="consistency", sizes=("8b",)),
+    "prefill": Section(f"Prefill: {SIZE.rows} prompts of {SIZE.prompt:,} tokens at once", "prefill"),
+    "decode": Section(f"Decode: a token of {SIZE.rows} conversations of {SIZE.slots:,} tokens", "decode"),
+    "serve": Section(
+        f"Serving: {SIZE.rows} conversations of {SIZE.slots:,} tokens, prompts in parts of {SIZE.chunk}", "serve"
+    ),
+    "rollout": Section("GSPO's rollouts: prompts of 8,192 tokens, answers of 32,768", "rollout", "gspo"),
 }
+STAGES = tuple({section.stage: None for section in _SECTIONS.values()})
 
 
-def write(path: str, configs: Mapping[str, TrainConfig], rollouts: Mapping[str, TrainConfig]) -> dict[str, Any]:
+def write(path: str, configs: Mapping[str, Mapping[str, TrainConfig]]) -> dict[str, Any]:
     """Makes the missing plans and writes the table; returns a summary.
 
     Args:
-      configs: of the sizes, by name.
-      rollouts: the same sizes, as GSPO trains them.
+      configs: of every stage (`STAGES`), those of the sizes by their names; of a size that is missing nothing is
+        planned.
     """
     table = pathlib.Path(path)
     store = table.with_suffix(".json")
     plans = json.loads(store.read_text()) if store.exists() else {}
-    for key, (config, task, where, size) in _rows(configs, rollouts).items():
+    for key, (config, task, where, size, assumed) in _rows(configs).items():
         if key not in plans:
             try:
-                plans[key] = plan(config, task, where, size, auto=True)
+                plans[key] = plan(config, task, where, size, auto=True, assumed=assumed)
             except InputError as error:
                 plans[key] = {"task": task, "fits": False, "reason": str(error)}
             _replace(store, json.dumps(plans, indent=1) + "\n")
-    _replace(table, render(plans, list(_rows(configs, rollouts))))
+    _replace(table, render(plans, list(_rows(configs))))
     return {"table": str(table), "plans": len(plans), "fit": sum(one["fits"] for one in plans.values())}
 
 
-def _rows(configs: Mapping[str, TrainConfig], rollouts: Mapping[str, TrainConfig]) -> dict[str, tuple]:
+def _rows(configs: Mapping[str, Mapping[str, TrainConfig]]) -> dict[str, tuple]:
     """What is planned, by the key of its plan: the arguments of `plan`."""
     rows = {}
-    for task in _TITLES:
-        for name, config in (rollouts if task == "rollout" else configs).items():
-            where = TRAINING.get(name, "v5p") if task in ("train", "rollout") else SERVING
-            rows[f"{task} {name}"] = config, task, where, SIZE
+    for word, section in _SECTIONS.items():
+        task = section.task
+        for name in section.sizes:
+            if (config := configs[section.stage].get(name)) is None:
+                continue
+            where = TRAINING[name] if task in ("train", "rollout") else SERVING
+            rows[f"{word} {name}"] = config, task, where, SIZE, section.assumed
             if task == "decode" and name in _WIDER:
-                rows[f"{task} {name} {_WIDER[name][0]}"] = config, task, *_WIDER[name]
+                rows[f"{word} {name} {_WIDER[name][0]}"] = config, task, *_WIDER[name], section.assumed
     return rows
 
 
 def render(plans: Mapping[str, dict[str, Any]], keys: Sequence[str]) -> str:
     """The page."""
     parts = [_HEAD]
-    for task, title in _TITLES.items():
-        cells = _CELLS.get(task, _step)
-        own = [(key.split()[1], plans[key]) for key in keys if key.split()[0] == task and key in plans]
+    for word, section in _SECTIONS.items():
+        cells = _CELLS.get(section.task, _step)
+        own = [(key.split()[1], plans[key]) for key in keys if key.split()[0] == word and key in plans]
         if not own:
             continue
         rows = [cells(name, found) if found["fits"] else _unfit(name, found) for name, found in own]
         columns = max(rows, key=len)
-        parts += ["", title, "", _line(columns), "|---|---|---|---|" + "--:|" * (len(columns) - 4)]
+        parts += ["", f"## {section.title}", "", _line(columns), "|---|---|---|---|" + "--:|" * (len(columns) - 4)]
         parts += [_line({column: row.get(column, "") for column in columns}.values()) for row in rows]
     return "\n".join([*parts, ""])
 
@@ -101,7 +140,9 @@ def _step(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     layout, gb = found["layout"], _gb(found)
     how = [layout["rules"]]
     if found["task"] == "train":
-        how += [layout["remat"], f"{layout['micro_batches']} micro-batches"]
+        offload = layout.get("offload", "none")
+        how += [layout["remat"], *([] if offload == "none" else [f"{offload} on the host"])]
+        how.append(f"{layout['micro_batches']} micro-batches")
     if found["task"] == "decode":
         how.append(f"{layout['rows']} rows")
     step, *parts = (_time(found[part]) for part in ("step_s", "compiled_s", "kernels_s", "transfers_s"))

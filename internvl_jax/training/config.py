@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from internvl_jax.data import Tiles, Weighting
-from internvl_jax.models import InternVLConfig, Remat
+from internvl_jax.models import InternVLConfig, Offload, Remat
 from internvl_jax.validation import CountOrZero, Fraction, NotNegative, Positive
 
 Steps = Annotated[int, Meta(ge=1, le=10**9)]
@@ -154,6 +154,10 @@ class RunConfig:
       seed: of the data's order and of everything that is drawn.
       dtype: the dtype of products; master weights stay float32.
       remat: what the backward pass computes again (`models.stack.Runtime`).
+      offload: what it doesn't, since it lies in the host's memory meanwhile: what a remat of this name would keep, and
+        the sums after attention and outputs of the tower's feed-forward layers besides.
+      tile_groups: into how many parts the tower takes the tiles of a micro-batch, each computed once more in the
+        backward pass, which then holds the activations of one part.
       mesh: the sizes of mesh axes, as 'fsdp=16,tensor=4'; -1 is what is left.
       rules: the name of a sharding preset.
       balance: the coefficient of the experts' load-balancing loss (a mean over packed rows); 0 without experts.
@@ -176,6 +180,8 @@ class RunConfig:
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 42
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Remat = "full"
+    offload: Offload = "none"
+    tile_groups: Annotated[int, Meta(ge=1, le=2**20)] = 1
     mesh: str = "fsdp=-1"
     rules: str = "fsdp"
     balance: NotNegative = 0.0
@@ -221,7 +227,8 @@ class TrainConfig:
 # says so of its own settings (`Stage.free`).
 FREE = {
     "run": {
-        *("workdir", "mesh", "rules", "micro_batches", "remat", "logprob_chunk", "skip_blocks"),
+        *("workdir", "mesh", "rules", "micro_batches", "remat", "offload", "tile_groups"),
+        *("logprob_chunk", "skip_blocks"),
         *("validate_every", "save_every", "keep_last", "keep_every", "log_every", "max_nonfinite"),
     },
     "data": {"validation_meta", "workers", "threads", "max_skipped", "allow_outside_root"},

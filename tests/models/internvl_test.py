@@ -10,6 +10,7 @@ import pytest
 
 from configs.models import sizes
 from internvl_jax.data.rows.batch import RowConfig, Sample, assemble_row, stack_rows
+from internvl_jax.errors import InputError
 from internvl_jax.models import InternViT, InternVL, Runtime
 from internvl_jax.models.bricks.nn import drop_path
 from internvl_jax.models.internvl import normalise
@@ -199,9 +200,16 @@ def same_gradients(found, expected):
         np.testing.assert_allclose(found[1][path], grad, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(params, reference, remat):
-    same_gradients(gradients(runtime=Runtime(remat=remat))(params, row(ONE, TEXT, TWO)), reference)
+@pytest.mark.parametrize(
+    "given", [{"remat": "dots"}, {"remat": "full", "tile_groups": 3}, {"remat": "full", "offload": "gate"}]
+)
+def test_what_is_made_again_or_kept_elsewhere_changes_no_gradient(params, reference, given):
+    same_gradients(gradients(runtime=Runtime(**given))(params, row(ONE, TEXT, TWO)), reference)
+
+
+def test_groups_that_the_tiles_do_not_fill_are_refused(params):
+    with pytest.raises(InputError, match="tile_groups 2 can't split 3 tiles on 1 devices; give a number"):
+        program(runtime=Runtime(tile_groups=2))(params, row(ONE, TEXT, TWO))
 
 
 def test_every_part_gets_a_gradient(reference):

@@ -6,12 +6,16 @@ import pytest
 
 from internvl_jax.models import scopes
 
+WALK = scopes.Walk(tokens=256, q_block=64, k_block=32, back_q_block=64, back_k_block=128, window=37)
+
 
 @pytest.mark.parametrize(
     ("name", "read", "fact", "size"),
     [
         (scopes.chunks_scope(3, 12, 0.8), scopes.read_chunks, 0.25, 4),
         (scopes.keys_scope(640), scopes.read_keys, 640, 5),
+        (scopes.keys_scope(96, WALK), scopes.read_keys, 96, 6),
+        (scopes.keys_scope(97, WALK), scopes.read_walk, WALK, 7),
     ],
 )
 def test_a_fact_comes_out_of_the_program(name, read, fact, size):

@@ -50,6 +50,16 @@ def test_log_normal_lengths():
     assert max(Assumed(median=4096, sigma=0.8).lengths(32768)) == 32768
 
 
+def test_blocks_that_packed_rows_meet():
+    """The smaller the blocks, the nearer to the keys that tokens see; large ones bring others' keys along."""
+    assumed = Assumed(median=512, sigma=0.8)
+    seen = assumed.seen(QWEN, 4096) / (4096 / 2)
+    small, large = assumed.met(4096, 16, 16, None), assumed.met(4096, 128, 256, None)
+    assert seen == pytest.approx(small, rel=0.1) and 1.1 * small < large < 0.5
+    assert assumed.met(4096, 16, 16, 64) > 2 * small  # most of a window lies within a sample anyway
+    assert Assumed().met(4096, 16, 16, None) == 1
+
+
 def test_operations_of_a_step():
     """Attention has four operations for a query, a key and an element of a head, forward, and twice that backward."""
     config = dataclasses.replace(sizes.get("8b"))

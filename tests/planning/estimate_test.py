@@ -65,8 +65,22 @@ def kernel(name: str, result: str, width: int) -> hlo.Instruction:
     ],
 )
 def test_kernels(name, result, factor):
-    assert kernel_flops(kernel(name, result, 128)) == (factor * 3 * 2 * 64 * 128 * 40, 128)
-    assert kernel_flops(dataclasses.replace(kernel(name, result, 128), opcode="fusion")) == (0, 1)
+    assert kernel_flops(kernel(name, result, 128), ASSUMED) == (factor * 3 * 2 * 64 * 128 * 40, 128)
+    assert kernel_flops(dataclasses.replace(kernel(name, result, 128), opcode="fusion"), ASSUMED) == (0, 1)
+
+
+def test_kernels_leave_out_blocks_of_other_samples():
+    """Rows packed of samples of 16 tokens, 64 to a row: of blocks of 16 every query meets one instead of 2.5."""
+    walk = scopes.Walk(tokens=64, q_block=16, k_block=16, back_q_block=16, back_k_block=32, window=0)
+    whole = kernel("splash_mha_fwd_segmented.1", "bf16[3,2,64,128]", 128)
+    skipping = dataclasses.replace(whole, rest=whole.rest.replace(scopes.keys_scope(40), scopes.keys_scope(40, walk)))
+    packed = Assumed(median=16)
+    assert kernel_flops(skipping, ASSUMED) == kernel_flops(whole, packed) == kernel_flops(whole, ASSUMED)
+    assert kernel_flops(skipping, packed)[0] == pytest.approx(kernel_flops(whole, packed)[0] * 4 / 10)
+    # Backward, blocks of two samples: four of the six that causal attention meets.
+    back = dataclasses.replace(skipping, name="splash_mha_dkv.1")
+    whole = dataclasses.replace(whole, name="splash_mha_dkv.1")
+    assert kernel_flops(back, packed)[0] == pytest.approx(kernel_flops(whole, packed)[0] * 4 / 6)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +92,11 @@ def test_kernels(name, result, factor):
 )
 def test_grouped_products(call, result, operands):
     rest = f"custom_call_target=tpu_custom_call, operand_layout_constraints={{{operands}}}, op_name={call}/pallas_call"
-    found, _ = kernel_flops(hlo.Instruction("gmm", result, "custom-call", rest, False))
+    found, _ = kernel_flops(hlo.Instruction("gmm", result, "custom-call", rest, False), ASSUMED)
     assert found == 2 * 512 * 64 * 96
     # Rows of no group are left out.
     within = rest.replace("op_name=", f"op_name={scopes.chunks_scope(1, 2, 0.75)}/")
-    assert kernel_flops(hlo.Instruction("gmm", result, "custom-call", within, False))[0] == 0.75 * found
+    assert kernel_flops(hlo.Instruction("gmm", result, "custom-call", within, False), ASSUMED)[0] == 0.75 * found
 
 
 @pytest.mark.parametrize("weights", ["bf16[5,96,64]", "bf16[20,96,64]"])  # of one layer, or of four
@@ -102,7 +116,7 @@ def test_attention_over_pages_reads_those_of_one_layer():
     rest = f'%w.0), custom_call_target="tpu_custom_call", operand_layout_constraints={{{operands}}}'
     rest += f', metadata={{op_name="{scopes.keys_scope(80)}/x"}}'
     one = hlo.Instruction("ragged_paged_attention_kernel.1", "bf16[3,8,128]", "custom-call", rest, False)
-    assert kernel_flops(one) == (4 * 3 * 8 * 128 * 80, 128)
+    assert kernel_flops(one, ASSUMED) == (4 * 3 * 8 * 128 * 80, 128)
     program = hlo.HloProgram(PROGRAM)
     program.computations["main"] = [hlo.Instruction("w.0", pool, "parameter", "0)", False), one]
     wanted = 2 * (15 * 16 * 4 * 128 + 3 * 8 * 128) / (1e4 * STREAM)

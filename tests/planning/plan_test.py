@@ -313,8 +313,8 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
         },
     }
 
-    def fake(config, task, chip, size, auto):
-        asked.append(task)
+    def fake(config, task, chip, size, auto, assumed):
+        asked.append(task if assumed.median is None else f"{task}, packed")
         if task == "prefill":
             raise InputError("too large")
         layout = {"mesh": "data=2", "rules": "fsdp", "remat": "full", "micro_batches": 1} | dataclasses.asdict(size)
@@ -327,9 +327,10 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "plan", fake)
     for _ in range(2):
         config = {"30b-a3b": sft.get_config("tiny")}
-        summary = table.write(str(tmp_path / "PLANS.md"), config, config)
-    assert asked == ["train", "prefill", "decode", "decode", "serve", "rollout"]
-    assert (summary["plans"], summary["fit"]) == (6, 5)
+        summary = table.write(str(tmp_path / "PLANS.md"), dict.fromkeys(table.STAGES, config))
+    training = ["train", "train, packed", "train", "train"]  # SFT, SFT, MPO, GSPO
+    assert asked == [*training, "prefill", "decode", "decode", "serve", "rollout"]
+    assert (summary["plans"], summary["fit"]) == (9, 8)
     rows = [line for line in (tmp_path / "PLANS.md").read_text().splitlines() if line.startswith("| 30b-a3b")]
-    assert len(rows) == 6 and "too large" in rows[1] and "50.0%" in rows[0]
-    assert "1.25 | 7, 3.0" in rows[2] and "16 rows" in rows[3] and "data=2 -> tensor=2" in rows[5]
+    assert len(rows) == 9 and "too large" in rows[4] and all("50.0%" in row for row in rows[:4])
+    assert "1.25 | 7, 3.0" in rows[5] and "16 rows" in rows[6] and "data=2 -> tensor=2" in rows[8]

@@ -10,7 +10,7 @@ from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial, read_reference
 from internvl_jax.training.stages.base import Start
 from internvl_jax.training.stages.registry import STAGES
-from tests.programs import build
+from tests.programs import build, save_start
 from tests.training import toy
 from tests.training.train_test import interrupt
 
@@ -38,8 +38,8 @@ def start_of(config, program):
     return program.from_params(params), reference
 
 
-def on_one_device(config, count=3):
-    """Batches, metrics and parameters of some steps."""
+def on_one_device(config, count=3, change=lambda batch: batch):
+    """Batches, metrics and parameters of some steps; `change` is made to every batch."""
     config, processor = setup.prepare(config)
     program = build(config, jax.devices()[:1])
     source = setup.open_source(config, program, processor)
@@ -47,7 +47,7 @@ def on_one_device(config, count=3):
     state, reference = start_of(config, program)
     batches, lines = [], []
     for _ in range(count):
-        batches.append(source.take(state))
+        batches.append(change(source.take(state)))
         state, metrics = program.step(state, program.place(batches[-1]), reference)
         lines.append(jax.device_get(metrics))
     source.close()
@@ -112,6 +112,37 @@ def known(request, start, boards, tmp_path_factory):
 def test_every_objective_on_parts_of_rows(known, mesh):
     config, given = known
     hold(toy.with_run(config, mesh=mesh, **LONG), *given)
+
+
+@pytest.fixture(scope="module")
+def replayed(start, tmp_path_factory):
+    """Steps on one device that replay experts, other ones than the routers would take."""
+    folder = tmp_path_factory.mktemp("replay")
+    save_start(toy.config(start, folder / "unused", toy.MOE), folder / "start")
+    config = parted(toy.gspo_config(start, folder / "w", toy.MOE, init_from=str(folder / "start")), rows=16)
+    config.stage.routes = "replay"
+    moved = lambda batch: np.where(batch.routes_BTLK >= 0, (batch.routes_BTLK + 1) % 8, -1).astype(np.int16)
+    return config, on_one_device(config, change=lambda batch: batch._replace(routes_BTLK=moved(batch)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("mesh", "rules", "micro_batches"),
+    [
+        ("fsdp=2,expert=2,tensor=2", "moe", 1),
+        ("data=2,fsdp=2,expert=2", "moe", 2),
+        ("fsdp=8", "fsdp", 2),
+        ("fsdp=4,tensor=2", "fsdp_tp", 2),
+        (MESHES[0], "long_context", 1),
+        (MESHES[1], "long_context", 2),
+        ("fsdp=2,expert=2,context=2", "long_context", 2),
+        ("fsdp=2,context=2,tensor=2", "long_context", 2),
+    ],
+)
+def test_experts_are_replayed_on_any_mesh(replayed, mesh, rules, micro_batches):
+    config, given = replayed
+    assert given[1][0]["router_agreement"] < 0.9 and given[1][0]["dropped"] == 0
+    hold(toy.with_run(config, mesh=mesh, rules=rules, micro_batches=micro_batches), *given)
 
 
 @pytest.mark.soak

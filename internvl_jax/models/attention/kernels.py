@@ -17,8 +17,9 @@ LONG = 1024
 # What remat policies may keep, by name.
 # SAVED: the output of the causal kernel and the statistics of its softmax. (The vision tower's have no name: they are
 # large, and cheap to compute again.) QKV: queries, keys and values of the language model. GATE, UP: the two inner
-# products of its feed-forward layers.
-SAVED, QKV, GATE, UP = "attention", "qkv", "gate", "up"
+# products of its feed-forward layers. MID: what its layers have between attention and feed-forward layer. BRANCH: what
+# the feed-forward layers of the tower return.
+SAVED, QKV, GATE, UP, MID, BRANCH = "attention", "qkv", "gate", "up", "mid", "branch"
 LANES = 128  # a vector register's
 # The paged kernel takes so many pages and queries at a time, as its own table says of most shapes, and no more bytes.
 _PAGES, _QUERIES, _PAGES_BYTES = 16, 32, 1 << 21
@@ -144,7 +145,9 @@ def _splash(
     keys = (T + block) // 2 if causal else T
     if window is not None:
         keys = block * (1 + -(-(window - 1) // block))
-    with jax.named_scope(scopes.keys_scope(min(keys, T))):
+    skips = plan.skips and causal
+    walk = scopes.Walk(T, block, block, block, sizes.block_kv_dkv, window or 0) if skips else None
+    with jax.named_scope(scopes.keys_scope(min(keys, T), walk)):
         if segments_BT is None:
             return jax.vmap(lambda q, k, v: attention(q, k, v, None, sinks_N))(q, k, v)
         start, length = (0, T) if part is None else (part.number * q.shape[2], q.shape[2])
@@ -154,7 +157,7 @@ def _splash(
         # All tokens of a tile see each other: there is no block of which nothing is needed.
         def row(q: jax.Array, k: jax.Array, v: jax.Array, segments_T: jax.Array) -> jax.Array:
             own_T = jax.lax.dynamic_slice_in_dim(segments_T, start, length)
-            run = _leaving_out(attention, own_T, segments_T, start) if plan.skips and causal else attention
+            run = _leaving_out(attention, own_T, segments_T, start) if skips else attention
             return run(q, k, v, sk.SegmentIds(own_T, segments_T), sinks_N)
 
         return jax.vmap(row)(q, k, v, segments_BT)

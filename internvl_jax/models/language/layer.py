@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.models.attention.attention import Mask, Window, attend
 from internvl_jax.models.attention.caches import Cache
-from internvl_jax.models.attention.kernels import GATE, QKV, UP
+from internvl_jax.models.attention.kernels import GATE, MID, QKV, UP
 from internvl_jax.models.bricks.moe import Routing
 from internvl_jax.models.bricks.nn import Linear, RmsNorm, identity, normal, silu, zeros
 from internvl_jax.models.bricks.rope import apply_rope
@@ -138,6 +138,6 @@ class Layer(nnx.Module):
         """One layer; returns its output, the cache with this layer written, this call's keys and values, and the
         routing (None without experts)."""
         out_BTD, cache, kv = self.attn(self.attn_norm(x_BTD), table, mask, window, cache, index, slots_BT)
-        x_BTD = shard(x_BTD + out_BTD, "batch", "time", None)
+        x_BTD = checkpoint_name(shard(x_BTD + out_BTD, "batch", "time", None), MID)
         out_BTD, routing = self.mlp(self.mlp_norm(x_BTD), replay_BTK, index)
         return shard(x_BTD + out_BTD, "batch", "time", None), cache, kv, routing

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.models.attention.attention import attend
+from internvl_jax.models.attention.kernels import BRANCH
 from internvl_jax.models.bricks.nn import NORMS, Linear, RmsNorm, along, drop_path, gelu, identity, normal
 from internvl_jax.models.config import VisionConfig
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
@@ -66,7 +68,7 @@ class VisionLayer(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         branch = self.attn(self.norm1(x_GPD)) * along(self.ls1[...].astype(x_GPD.dtype), x_GPD)
         x_GPD = x_GPD + drop_path(branch, rate, keys[0])
-        branch = self.mlp(self.norm2(x_GPD)) * along(self.ls2[...].astype(x_GPD.dtype), x_GPD)
+        branch = checkpoint_name(self.mlp(self.norm2(x_GPD)), BRANCH) * along(self.ls2[...].astype(x_GPD.dtype), x_GPD)
         return shard(x_GPD + drop_path(branch, rate, keys[1]), "tiles", None, None)
 
 

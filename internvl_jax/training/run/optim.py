@@ -1,5 +1,6 @@
 """The optimizer: groups by pattern, AdamW, warm-up and cosine."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable
@@ -69,36 +70,64 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return rate
 
 
-def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> optax.GradientTransformationExtraArgs:
+@dataclasses.dataclass(frozen=True)
+class AdamW:
     """AdamW over the trainable parameters: clipping by their joint norm, then each group's rate and decay.
 
-    `update` takes that norm as `norm`, which a step has already worked out.
+    The formulas and the state are those of optax's chain of clipping, Adam, decay, factors and schedule; checkpoints
+    hold that state. What differs is what a step needs besides: the chain's gradients lie there clipped and as they
+    came, and its old moments beside the new ones, since the parameters are updated from what the state then only
+    sometimes takes. Here every array has one successor, which the compiler puts in its place.
+
+    Attributes:
+      config: its constants.
+      rate: the learning rate by step.
+      groups: by path, of the trainable parameters.
+    """
+
+    config: OptimConfig
+    rate: optax.Schedule
+    groups: dict[str, Group]
+
+    def init(self, params: Params) -> tuple:
+        adam = optax.scale_by_adam().init(params)
+        empty = optax.EmptyState()
+        return empty, adam, empty, empty, optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+
+    def update(self, grads: Params, norm: jax.Array, state: tuple, params: Params) -> tuple[Params, tuple]:
+        """Parameters and state after a step; where `norm`, that of the gradients, is not finite, as they were."""
+        config, (empty, adam, *_, by_step) = self.config, state
+        finite = jnp.isfinite(norm)
+        kept = lambda new, old: jax.tree.map(lambda new, old: jax.lax.select(finite, new, old), new, old)
+        # Divided and multiplied by 1 a small gradient stays as it is, to the bit.
+        divisor, factor = (jnp.where(norm < config.clip_norm, 1.0, value) for value in (norm, config.clip_norm))
+        grads = {path: grad / divisor * factor for path, grad in grads.items()}
+        count = optax.safe_increment(adam.count)
+        mu = kept(optax.tree.update_moment(grads, adam.mu, config.beta1, 1), adam.mu)
+        nu = kept(optax.tree.update_moment_per_elem_norm(grads, adam.nu, config.beta2, 2), adam.nu)
+        rate = -self.rate(by_step.count)
+
+        def updated(path: str, value: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
+            group = self.groups[path]
+            update = mu / (jnp.sqrt(nu) + config.eps) + config.weight_decay * group.weight_decay * value
+            return value + rate.astype(value.dtype) * (update * group.learning_rate)
+
+        first, second = (
+            optax.tree.bias_correction(moment, decay, count)
+            for moment, decay in ((mu, config.beta1), (nu, config.beta2))
+        )
+        params = kept({path: updated(path, params[path], first[path], second[path]) for path in params}, params)
+        adam = optax.ScaleByAdamState(kept(count, adam.count), mu, nu)
+        steps = optax.ScaleByScheduleState(kept(optax.safe_increment(by_step.count), by_step.count))
+        return params, (empty, adam, empty, empty, steps)
+
+
+def optimizer(config: OptimConfig, steps: int, assigned: dict[str, Group]) -> AdamW:
+    """The optimizer of a run.
 
     Raises:
       InputError: a value that no optimizer can have.
     """
     check_fields(config, "optim")  # for those too who make one without a run
     trainable = {path: group for path, group in assigned.items() if not group.frozen}
-    decay = {path: group.weight_decay for path, group in trainable.items()}
-    rate = {path: group.learning_rate for path, group in trainable.items()}
-
-    def clipped(
-        updates: Params, state: optax.EmptyState, params: Params, *, norm: jax.Array
-    ) -> tuple[Params, optax.EmptyState]:
-        factor = config.clip_norm / jnp.maximum(norm, config.clip_norm)
-        return {path: u * factor for path, u in updates.items()}, state
-
-    def decayed(updates: Params, state: optax.EmptyState, params: Params) -> tuple[Params, optax.EmptyState]:
-        return {path: u + config.weight_decay * decay[path] * params[path] for path, u in updates.items()}, state
-
-    def scaled(updates: Params, state: optax.EmptyState, params: Params) -> tuple[Params, optax.EmptyState]:
-        return {path: u * rate[path] for path, u in updates.items()}, state
-
-    stateless = lambda params: optax.EmptyState()
-    return optax.chain(
-        optax.GradientTransformationExtraArgs(stateless, clipped),
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-        optax.GradientTransformation(stateless, decayed),
-        optax.GradientTransformation(stateless, scaled),
-        optax.scale_by_learning_rate(schedule(config, steps)),
-    )
+    return AdamW(config, schedule(config, steps), trainable)

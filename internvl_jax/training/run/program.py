@@ -98,7 +98,7 @@ def make_program(
         raise InputError(f"run.rules is {run.rules!r}{hint}; the presets are {', '.join(PRESETS)}")
     mesh, rules = sharding.make_mesh(sharding.parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
-    runtime = Runtime(np.dtype(run.dtype), run.remat, skip_blocks=run.skip_blocks)
+    runtime = Runtime(np.dtype(run.dtype), run.remat, run.offload, run.tile_groups, skip_blocks=run.skip_blocks)
     make = lambda rngs: PARTS["all"](model, rngs, runtime)
     graphdef, specs = sharding.structure(PARTS["all"], model, runtime)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.

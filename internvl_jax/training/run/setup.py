@@ -115,7 +115,8 @@ def describe(config: TrainConfig, mesh: Mesh) -> list[str]:
 
 def make_objective(config: TrainConfig) -> Objective:
     """The objective of a checked config."""
-    balance = NoBalance() if config.model.text.moe is None else Balance(config.run.balance)
+    moe = config.model.text.moe
+    balance = NoBalance() if moe is None else Balance(config.run.balance, moe.per_token)
     return STAGES[config.objective].objective(config.stage, balance, config.run.logprob_chunk)
 
 

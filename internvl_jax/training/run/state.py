@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvl_jax.sharding import Params, ParamSpec, like_params
 from internvl_jax.training.config import Group
+from internvl_jax.training.run.optim import AdamW
 
 
 class TrainState(NamedTuple):
@@ -35,7 +35,7 @@ def split_trainable(params: Params, assigned: dict[str, Group]) -> tuple[Params,
 
 
 def new_state(
-    params: Params, tx: optax.GradientTransformation, assigned: dict[str, Group], carry: dict[str, jax.Array]
+    params: Params, tx: AdamW, assigned: dict[str, Group], carry: dict[str, jax.Array]
 ) -> TrainState:
     return TrainState(jnp.int32(0), params, tx.init(split_trainable(params, assigned)[0]), jnp.int32(0), carry)
 

@@ -18,9 +18,10 @@ from flax import nnx
 from internvl_jax import sharding
 from internvl_jax.data import Batch
 from internvl_jax.losses import LossSum
-from internvl_jax.models import with_dropout
+from internvl_jax.models import scopes, with_dropout
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group
+from internvl_jax.training.run.optim import AdamW
 from internvl_jax.training.run.state import TrainState, split_trainable
 from internvl_jax.training.stages.terms import Carry, Objective, Sums, combine
 
@@ -33,7 +34,7 @@ Gradient = tuple[Params, dict[str, jax.Array], Sums, Carry]
 def make_step(
     graphdef: nnx.GraphDef,
     objective: Objective,
-    tx: optax.GradientTransformationExtraArgs,
+    tx: AdamW,
     assigned: dict[str, Group],
     micro_batches: int,
     seed: int,
@@ -65,11 +66,8 @@ def make_step(
 
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
-        updates, opt_state = tx.update(grads, state.opt_state, trainable, norm=norm)
-        updated = ({**optax.apply_updates(trainable, updates), **frozen}, opt_state, carry)
-        params, opt_state, carry = jax.tree.map(
-            lambda new, old: jax.lax.select(finite, new, old), updated, (state.params, state.opt_state, state.carry)
-        )
+        trainable, opt_state = tx.update(grads, norm, state.opt_state, trainable)
+        carry = jax.tree.map(lambda new, old: jax.lax.select(finite, new, old), carry, state.carry)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         rows = batch.rows
         metrics = {
@@ -85,7 +83,7 @@ def make_step(
             "seen": jnp.sum(jnp.where(rows.segments_BT > 0, seen(rows.positions_BT.astype(jnp.float32)), 0)),
             "tiles": jnp.sum(rows.tile_mask_G),
         }
-        return TrainState(state.step + 1, params, opt_state, nonfinite, carry), metrics
+        return TrainState(state.step + 1, {**trainable, **frozen}, opt_state, nonfinite, carry), metrics
 
     return step
 
@@ -124,12 +122,17 @@ def _in_parts(
     take = lambda i: jax.tree.map(lambda array: array[i], micros)
     # XLA guesses costs where it does not know the number of rounds: that is left open only where rows may be missing.
     rounds = num_filled(micros.rows) if objective.ragged else parts
+
+    def loop(body: Callable, start: Any) -> Any:
+        with jax.named_scope(scopes.turns_scope(parts)):
+            return jax.lax.fori_loop(0, rounds, body, start)
+
     zeros = lambda shapes: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     if objective.measures:
         measure = lambda micro, i: objective.measure(forward(trainable, micro, i), micro)
         enter = lambda i, found: jax.tree.map(lambda x, new: x.at[i].set(new), found, measure(take(i), i))
         shapes = jax.eval_shape(jax.vmap(measure), micros, jnp.arange(parts))
-        carry = objective.advance(carry, jax.lax.fori_loop(0, rounds, enter, zeros(shapes)))
+        carry = objective.advance(carry, loop(enter, zeros(shapes)))
 
     def loss(trainable: Params, i: jax.Array | int) -> tuple[jax.Array, tuple]:
         micro = take(i)
@@ -141,7 +144,7 @@ def _in_parts(
         return _add(so_far, (grads, values, sums))
 
     first = jax.eval_shape(lambda: accumulate(0, None))
-    return *jax.lax.fori_loop(0, rounds, accumulate, zeros(first)), carry
+    return *loop(accumulate, zeros(first)), carry
 
 
 def _total(

@@ -32,12 +32,13 @@ class Balance:
 
     Args:
       coefficient: the term's factor in the loss.
+      per_token: how many experts a token goes through.
     """
 
     collect = ("load",)
 
-    def __init__(self, coefficient: float):
-        self.coefficients = {"balance": coefficient}
+    def __init__(self, coefficient: float, per_token: int):
+        self.coefficients, self.per_token = {"balance": coefficient}, per_token
 
     def weights(self, batch: Any) -> dict[str, jax.Array]:
         return {"balance": jnp.sum(jnp.any(batch.segments_BT > 0, axis=1)).astype(jnp.float32)}
@@ -47,11 +48,24 @@ class Balance:
         aux: what the model's pass over the rows gave besides, with `collect`.
         """
         choices_LBE, probabilities_LBE = aux["load"]
-        balance = load_balancing(choices_LBE, probabilities_LBE, jnp.sum(batch.segments_BT > 0, axis=1))
-        return {"balance": balance}, {"choices_LE": jnp.sum(choices_LBE, axis=1)}
+        tokens_B = jnp.sum(batch.segments_BT > 0, axis=1)
+        balance = load_balancing(choices_LBE, probabilities_LBE, tokens_B)
+        # Whole numbers: a few choices of billions are beside the rounding of float32.
+        left_L = self.per_token * jnp.sum(tokens_B, dtype=jnp.int32) - jnp.sum(choices_LBE.astype(jnp.int32), (1, 2))
+        return {"balance": balance}, {"choices_LE": jnp.sum(choices_LBE, axis=1), "dropped": jnp.sum(left_L)}
 
     def metrics(self, sums: Sums) -> dict[str, jax.Array]:
-        """`expert_load`: tokens of the busiest expert of any layer, as a multiple of an even share."""
+        """How a step's tokens used the experts. `expert_load`, `least_expert_load`: tokens of the busiest and of the
+        idlest expert of any layer, as a multiple of an even share; `max_violation`: by how much a layer's busiest
+        exceeds that, on average over layers (arXiv 2408.15664); `idle_experts`: the share of experts without a token;
+        `dropped`: choices of tokens that no expert took, 0 unless replayed ones name experts that are not there.
+        """
         choices_LE = sums["choices_LE"]
-        mean_L1 = jnp.maximum(jnp.mean(choices_LE, axis=1, keepdims=True), 1e-9)
-        return {"expert_load": jnp.max(choices_LE / mean_L1)}
+        load_LE = choices_LE / jnp.maximum(jnp.mean(choices_LE, axis=1, keepdims=True), 1e-9)
+        return {
+            "expert_load": jnp.max(load_LE),
+            "least_expert_load": jnp.min(load_LE),
+            "max_violation": jnp.mean(jnp.max(load_LE, axis=1) - 1),
+            "idle_experts": jnp.mean(choices_LE == 0),
+            "dropped": sums["dropped"],
+        }

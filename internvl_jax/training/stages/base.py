@@ -3,9 +3,9 @@
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from internvl_jax.data import PipelineConfig, Processor
+from internvl_jax.data import PipelineConfig, Processor, RowConfig
 from internvl_jax.models import InternVLConfig
 from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
 from internvl_jax.training.run.program import Program
@@ -86,6 +86,8 @@ class Stage:
       start: the least that a run may start from.
       objective: makes the objective from the stage's settings, the load-balancing term and `run.logprob_chunk`.
       source: makes the source from the stage's settings and everything else; the data is checked there.
+      empty_row: makes a batch of one row (B = 1) with nothing in it from the stage's settings, the model and the sizes
+        of a row: what shapes a step takes, for planning.
       settings: the class of `config.stage`; None for a stage that has no settings.
       check: raises InputError for settings that no run of this model, data and run can have.
       free: the settings that may differ when a run is resumed: they change neither parameters nor the data's order.
@@ -99,6 +101,7 @@ class Stage:
     start: Start
     objective: Callable[[Any, Balance | NoBalance, int], Objective]
     source: Callable[[Any, SourceParts], Source]
+    empty_row: Callable[[Any, InternVLConfig, RowConfig], NamedTuple]
     settings: type[StageConfig] | None = None
     check: Callable[[Any, InternVLConfig, DataConfig, RunConfig], None] = accept
     free: frozenset[str] = frozenset()

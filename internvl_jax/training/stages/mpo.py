@@ -13,7 +13,7 @@ from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.training.config import StageConfig
 from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.base import Stage, Start
-from internvl_jax.training.stages.preference_rows import Pairs, PreferenceRows
+from internvl_jax.training.stages.preference_rows import Pairs, PreferenceRows, empty_pairs
 from internvl_jax.training.stages.several_texts import read_rows
 from internvl_jax.training.stages.terms import Carry, Objective, Sums
 from internvl_jax.validation import NotNegative, Positive
@@ -143,6 +143,7 @@ MPO = Stage(
     start=Start.MODEL,
     objective=Mpo,
     source=lambda settings, parts: PreferenceRows(parts, settings.pairs, settings.cache_dir),
+    empty_row=lambda settings, model, sizes: empty_pairs(sizes),
     columns=("preference", "quality", "generation", "accuracy", "reward_margin", "delta"),
     summary=lambda settings, steps: [f"pairs: {settings.pairs:,} a step, {steps * settings.pairs:,} in all"],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internvl_jax.data import PlainRows
+from internvl_jax.data import PlainRows, assemble_row
 from internvl_jax.losses import LossSum, next_token
 from internvl_jax.models import InternVL, token_logprobs
 from internvl_jax.training.stages.balance import Balance, NoBalance
@@ -48,4 +48,5 @@ NTP = Stage(
     start=Start.NOTHING,
     objective=lambda _, balance, logprob_chunk: NextToken(balance, logprob_chunk),
     source=lambda _, parts: PackedRows(parts, PlainRows()),
+    empty_row=lambda settings, model, sizes: assemble_row([], sizes),
 )

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvl_jax.data import Batch, BatchIterator, Pipeline
+from internvl_jax.data import Batch, BatchIterator, Pipeline, RowConfig, assemble_row
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import Params, locate
 from internvl_jax.training.run.initial import read_initial, read_reference, shared_base
@@ -46,6 +46,12 @@ class Pairs(NamedTuple):
 
     rows: Batch
     reference_BX: np.ndarray
+
+
+def empty_pairs(sizes: RowConfig) -> Pairs:
+    """A row without any."""
+    rows = assemble_row([], dataclasses.replace(sizes, several=True))
+    return Pairs(rows, np.zeros(rows.samples_BX.shape, np.float32))
 
 
 class PreferenceRows:

@@ -19,7 +19,7 @@ from internvl_jax.losses import LossSum, segment_sums, vico
 from internvl_jax.models import UNUSED_PARTS, InternVL, InternVLConfig, Slots, over_logits
 from internvl_jax.training.config import DataConfig, RunConfig, StageConfig
 from internvl_jax.training.stages.balance import Balance, NoBalance
-from internvl_jax.training.stages.base import Source, SourceParts, Stage, Start
+from internvl_jax.training.stages.base import Stage, Start
 from internvl_jax.training.stages.packed_rows import PackedRows
 from internvl_jax.training.stages.terms import Carry, Objective, Sums
 from internvl_jax.validation import Positive
@@ -253,14 +253,12 @@ def _measured(batch: Views) -> jax.Array:
     return batch.measured_G2[:, 0] >= 0
 
 
-def _rated_rows(settings: ConsistencyConfig, parts: SourceParts) -> Source:
-    return PackedRows(parts, Rates(parts.program.model.tokens_per_compressed_tile, settings.rates))
+def _rated(settings: ConsistencyConfig, model: InternVLConfig) -> Rates:
+    return Rates(model.tokens_per_compressed_tile, settings.rates)
 
 
-def _probed_rows(settings: RouterConfig, parts: SourceParts) -> Source:
-    compressed = parts.program.model.tokens_per_compressed_tile
-    # The window of ratios lets go of those that came first.
-    return PackedRows(parts, Probes(compressed, settings.probe, settings.probes), arranged=False)
+def _probed(settings: RouterConfig, model: InternVLConfig) -> Probes:
+    return Probes(model.tokens_per_compressed_tile, settings.probe, settings.probes)
 
 
 CONSISTENCY = Stage(
@@ -269,7 +267,8 @@ CONSISTENCY = Stage(
     check=check_consistency,
     start=Start.BASE,
     objective=lambda _, balance, logprob_chunk: Consistency(balance, logprob_chunk),
-    source=_rated_rows,
+    source=lambda settings, parts: PackedRows(parts, _rated(settings, parts.program.model)),
+    empty_row=lambda settings, model, sizes: _rated(settings, model).assemble([], [], sizes),
     refers=True,
 )
 ROUTER = Stage(
@@ -278,6 +277,8 @@ ROUTER = Stage(
     check=check_router,
     start=Start.MODEL,
     objective=lambda settings, _, logprob_chunk: Route(settings, logprob_chunk),
-    source=_probed_rows,
+    # The window of ratios lets go of those that came first.
+    source=lambda settings, parts: PackedRows(parts, _probed(settings, parts.program.model), arranged=False),
+    empty_row=lambda settings, model, sizes: _probed(settings, model).assemble([], [], sizes),
     refers=True,
 )

@@ -256,3 +256,34 @@ def test_a_device_may_have_a_part_of_the_queries():
             expected = attend(q, k, v, Mask.within(segments_BT, positions), window, sinks_N=sinks_N)[:, :, :369]
             found = jnp.concatenate([run(number, jnp.bool_(windowed)) for number in (0, 1)], axis=2)[:, :, :369]
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (3, 3)])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_on_parts_of_rows_the_kernel_gives_what_one_device_gives(as_on_tpu, heads, kv_heads, parts):
+    """Whether devices trade tokens for heads, or gather keys where heads don't divide: values, and gradients of q, k, v
+    and the sinks, with windows and without.
+    """
+    mesh = sharding.make_mesh({"fsdp": 2, "context": parts}, jax.devices()[: 2 * parts])
+    segments_BT = np.stack([PACKINGS["long and short"], PACKINGS["many short"]])
+    rng = np.random.default_rng(3)
+    q, k, v, g = (rng.normal(size=(2, n, LONG_T, H)).astype(np.float32) for n in (heads, kv_heads, kv_heads, heads))
+    starts_BT = np.concatenate([[[True]] * 2, np.diff(segments_BT, axis=1) != 0], axis=1)
+    place_T = np.arange(LONG_T)
+    positions_BT = place_T - np.maximum.accumulate(np.where(starts_BT, place_T, 0), axis=1)
+    real = (segments_BT > 0)[:, None, :, None]
+
+    def both(mesh, q, k, v, sinks_N, holds):
+        def function(q, k, v, sinks_N):
+            with sharding.use(mesh, sharding.PRESETS["long_context"]):
+                return attend(q, k, v, Mask.within(segments_BT, positions_BT), Window(37, holds), sinks_N=sinks_N)
+
+        out, back = jax.vjp(function, q, k, v, sinks_N)
+        return jnp.where(real, out, 0), back(g * real)
+
+    run = jax.jit(both, static_argnums=0)
+    for windowed in (False, True):
+        given = (q, k, v, np.linspace(-1, 1, heads).astype(np.float32), jnp.bool_(windowed))
+        for one, other in zip(jax.tree.leaves(run(mesh, *given)), jax.tree.leaves(run(None, *given)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -143,7 +143,8 @@ def test_experts_on_a_mesh_in_micro_batches_equal_one_batch_on_one_device(data, 
     mesh = "fsdp=2,expert=2,tensor=2" if given["model"] is toy.MOE else "fsdp=4,expert=2"
     _, state, metrics = run_metrics(data, mesh=mesh, rules="moe", micro_batches=2, **given)
     for ours, theirs in zip(metrics, expected, strict=True):
-        for name in ("loss", "ntp", "balance", "expert_load", "grad_norm"):
+        assert ours["dropped"] == theirs["dropped"] == 0
+        for name in ("loss", "ntp", "balance", "expert_load", "max_violation", "idle_experts", "grad_norm"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
     for path, value in state.params.items():
         np.testing.assert_allclose(value, whole.params[path], atol=1e-5, err_msg=path)

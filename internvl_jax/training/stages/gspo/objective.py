@@ -1,14 +1,15 @@
 """Group sequence policy optimisation of sampled responses."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvl_jax.data import Batch
+from internvl_jax.data import Batch, RowConfig, assemble_row
 from internvl_jax.losses import LossSum, gspo
-from internvl_jax.models import InternVL, token_statistics
+from internvl_jax.models import InternVL, InternVLConfig, token_statistics
 from internvl_jax.training.stages.balance import Balance, NoBalance
 from internvl_jax.training.stages.gspo.settings import GspoConfig
 from internvl_jax.training.stages.several_texts import by_layer, read_rows
@@ -35,6 +36,24 @@ class RolloutBatch(NamedTuple):
     reference_BT: np.ndarray | None = None
     routes_BTLK: np.ndarray | None = None
     sampled_BT: np.ndarray | None = None
+
+
+def empty_responses(settings: GspoConfig, model: InternVLConfig, sizes: RowConfig) -> RolloutBatch:
+    """A row without any."""
+    rows = assemble_row([], dataclasses.replace(sizes, several=True))
+    of_tokens, of_texts = np.zeros(rows.tokens_BT.shape, np.float32), np.zeros(rows.samples_BX.shape, np.float32)
+    routes_BTLK = None
+    if settings.routes != "ignore":
+        routes_BTLK = np.full((*rows.tokens_BT.shape, model.text.layers, model.text.moe.per_token), -1, np.int16)
+    return RolloutBatch(
+        rows,
+        old_BT=of_tokens,
+        advantages_BX=of_texts,
+        keep_BX=of_texts > 0,
+        reference_BT=of_tokens if settings.kl else None,
+        routes_BTLK=routes_BTLK,
+        sampled_BT=of_tokens if settings.importance_cap else None,
+    )
 
 
 class Gspo(Objective):

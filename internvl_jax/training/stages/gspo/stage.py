@@ -1,7 +1,7 @@
 """GSPO as a stage."""
 
 from internvl_jax.training.stages.base import Stage, Start
-from internvl_jax.training.stages.gspo.objective import Gspo
+from internvl_jax.training.stages.gspo.objective import Gspo, empty_responses
 from internvl_jax.training.stages.gspo.rollouts import Rollouts
 from internvl_jax.training.stages.gspo.settings import GspoConfig, check
 
@@ -22,6 +22,7 @@ GSPO = Stage(
     start=Start.MODEL,
     objective=Gspo,
     source=Rollouts,
+    empty_row=empty_responses,
     samples=True,
     columns=(
         "kl",
