@@ -46,6 +46,7 @@ from internvl_jax.models.config import (
     TextConfig,
     VisionConfig,
     YarnConfig,
+    with_quantised,
 )
 from internvl_jax.models.flops import PEAK, seen_keys, tile_flops, token_flops, train_flops
 from internvl_jax.models.internvl import (
@@ -63,8 +64,10 @@ from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
-from internvl_jax.models.stack import Remat, Runtime
-from internvl_jax.models.stored import read_plain, read_stored, stored_dtype
+from internvl_jax.models.stack import CACHES, CacheName, Remat, Runtime
+from internvl_jax.models.stored import read_plain, read_stored
+from internvl_jax.models.transforms.int8_config import QUANTISED, Quantised, is_quantised, stored_dtype, weight_path
+from internvl_jax.models.transforms.int8_slices import int8_slices
 from internvl_jax.models.transforms.lora import difference, merged, with_dropout
 from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
@@ -72,7 +75,9 @@ from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
     "AdaptedWeight",
+    "CACHES",
     "Cache",
+    "CacheName",
     "DecoderOut",
     "Encoded",
     "FAMILIES",
@@ -90,6 +95,8 @@ __all__ = [
     "MoeConfig",
     "NtkConfig",
     "Out",
+    "QUANTISED",
+    "Quantised",
     "PARTS",
     "PEAK",
     "PageCache",
@@ -108,6 +115,8 @@ __all__ = [
     "check_kernel",
     "difference",
     "family_of",
+    "is_quantised",
+    "int8_slices",
     "kind_of",
     "merged",
     "over_logits",
@@ -125,5 +134,7 @@ __all__ = [
     "train_flops",
     "unstack",
     "unstack_params",
+    "weight_path",
     "with_dropout",
+    "with_quantised",
 ]

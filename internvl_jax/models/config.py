@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from internvl_jax.errors import InputError
+from internvl_jax.models.transforms.int8_config import QUANTISED, Quantised
 from internvl_jax.models.transforms.lora_config import LoraConfig
 from internvl_jax.validation import Fraction, Positive, build, check_fields
 
@@ -134,6 +135,7 @@ class InternVLConfig(_Checked):
     ]  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
     flash: FlashConfig | None
     lora: LoraConfig | None = None  # the adapter that its weights have; most models have none
+    quantised: Quantised | None = None  # how products with weights in 8 bits are made; most models have no such weights
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,9 +189,7 @@ class InternVLConfig(_Checked):
     def to_dict(self) -> dict[str, Any]:
         """As config.json has it."""
         values = dataclasses.asdict(self)
-        if self.lora is None:
-            del values["lora"]
-        return values
+        return {name: value for name, value in values.items() if value is not None or name not in _ABSENT}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -217,3 +217,18 @@ class InternVLConfig(_Checked):
 
 # Fields of the language model that configs of format 1 did not have at first, and what their absence meant.
 _BEFORE = {"ntk": None}
+# What stands in config.json only where a model has it.
+_ABSENT = ("lora", "quantised")
+
+
+def with_quantised(config: InternVLConfig, how: str | None) -> InternVLConfig:
+    """The config of a model whose products with weights in 8 bits are made so; None: as it is.
+
+    Raises:
+      InputError: nobody knows how.
+    """
+    if not how:
+        return config
+    if how not in QUANTISED:
+        raise InputError(f"quantise is {how!r}; use one of {', '.join(QUANTISED)}")
+    return dataclasses.replace(config, quantised=how)

@@ -16,7 +16,9 @@ from internvl_jax.models import (
     LoraConfig,
     Runtime,
     adapted_path,
+    is_quantised,
     plain_path,
+    with_quantised,
 )
 from internvl_jax.sharding import Params, ParamSpec, structure
 from internvl_jax.training.config import Group, LoraSettings
@@ -29,10 +31,13 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
     """The model of a run: without the adapter that its start may have had, which is merged, and with its own.
 
     Raises:
-      InputError: a pattern that is no regular expression, or that finds nothing; dropout for adapters of experts.
+      InputError: a pattern that is no regular expression, or that finds nothing; dropout for adapters of experts;
+        weights in 8 bits that would be trained.
     """
-    plain = dataclasses.replace(model, lora=None)
+    plain = dataclasses.replace(model, lora=None, quantised=None)
     if not settings.active:
+        if settings.quantise or model.quantised is not None:
+            raise InputError("weights in 8 bits can't be trained; set lora.rank, or start from what they were made of")
         return plain
     specs = structure(PARTS["all"], plain, Runtime())[1]
     targets, whole = _compiled(settings.targets, "targets"), _compiled(settings.whole, "whole")
@@ -50,7 +55,10 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
             f"lora.dropout is {settings.dropout}, but adapters of experts ({experts[0]}) have none; set it to 0"
         )
     lora = LoraConfig(tuple(sorted(weights, key=lambda each: each.path)), kept, settings.rslora, settings.dropout)
-    return dataclasses.replace(plain, lora=lora)
+    quantised = with_quantised(plain, settings.quantise or model.quantised)
+    if quantised.quantised is not None and (whole := [path for path in kept if is_quantised(path)]):
+        raise InputError(f"lora.whole: {whole[0]} is in 8 bits, and can't be trained; correct the pattern")
+    return dataclasses.replace(quantised, lora=lora)
 
 
 def _adapted(path: str, spec: ParamSpec, targets: re.Pattern[str], settings: LoraSettings) -> list[AdaptedWeight]:
