@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from checkpoint_convert import load_bare, read_safetensors
 from configs.models import sizes
 from internvl_jax.evaluation import compare_quantised, read_case
 from internvl_jax.models import PARTS, Runtime, is_quantised, plain_path, weight_path
 from internvl_jax.models.transforms.int8 import Int8Product, Int8Weight, dequantised, rounded
-from internvl_jax.models.transforms.unstack import unstack, unstack_params
-from internvl_jax.sharding import PRESETS, bind, make_mesh, shardings, structure, use
+from internvl_jax.sharding import PRESETS, make_mesh, shardings, structure, use
 from tests.models.lora_test import adapted, drawn, logits, ranks_of, rows
 
 TINY, MOE = (dataclasses.replace(sizes.get(name), image_token_id=5) for name in ("tiny", "tiny-moe"))
@@ -66,24 +66,23 @@ def test_rows_of_zeros_and_largest_values():
     np.testing.assert_array_equal(dequantised(values, scale)[:2], [[0, 0, 0], [127, -127, 0]])
 
 
-@pytest.mark.parametrize("config", [pytest.param(TINY, id="dense"), pytest.param(MOE, id="experts")])
-def test_products_are_those_of_what_integers_stand_for(config):
-    """Whole, with layers apart, on a mesh; and gradients to adapters beside them."""
-    params = random_params(config)
-    _, graphdef, found, plain = in_int8(config, params)
+DENSE_AND_EXPERTS = pytest.mark.parametrize(
+    "config", [pytest.param(TINY, marks=pytest.mark.soak, id="dense"), pytest.param(MOE, id="experts")]
+)
+
+
+@DENSE_AND_EXPERTS
+def test_products_on_a_mesh_are_those_of_what_integers_stand_for(config):
+    config, graphdef, found, plain = in_int8(config, random_params(config))
     assert any("experts" in path for path in found if path.endswith(".int8")) == (config.text.moe is not None)
     assert all(path.startswith("lm.layers.") and "router" not in path for path in found if weight_path(path))
-    given = rows(config)
-    expected = jax.jit(functools.partial(logits, structure(PARTS["all"], config, Runtime())[0]))(plain, *given)
-    np.testing.assert_allclose(jax.jit(functools.partial(logits, graphdef))(found, *given), expected, atol=1e-5)
-    apart = functools.partial(logits, unstack(bind(graphdef, found)))
-    np.testing.assert_allclose(jax.jit(apart)(unstack_params(found), *given), expected, atol=1e-5)
+    given, floats = rows(config), dataclasses.replace(config, quantised=None)
+    expected = jax.jit(functools.partial(logits, structure(PARTS["all"], floats, Runtime())[0]))(plain, *given)
     mesh, rules = make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4]), PRESETS["fsdp_tp"]
-    where = shardings(structure(PARTS["all"], dataclasses.replace(config, quantised="int8"), Runtime())[1], mesh, rules)
+    where = shardings(structure(PARTS["all"], config, Runtime())[1], mesh, rules)
     for path, place in where.items():
         if path.endswith(".int8_scale"):  # scales lie where the outputs of their weights do
-            values = where[path.removesuffix("_scale")].spec
-            assert place.spec == type(place.spec)(*values[: len(found[path].shape)])
+            assert place.spec == P(*where[path.removesuffix("_scale")].spec[: found[path].ndim])
 
     def spread(params, *given):
         with use(mesh, rules):
@@ -93,9 +92,7 @@ def test_products_are_those_of_what_integers_stand_for(config):
     np.testing.assert_allclose(jax.jit(spread)(placed, *given), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "config", [pytest.param(TINY, marks=pytest.mark.soak, id="dense"), pytest.param(MOE, id="experts")]
-)
+@DENSE_AND_EXPERTS
 def test_gradients_of_adapters_beside_integers(config):
     """Those beside the weights that integers stand for."""
     config = adapted(config, ranks_of(config))

@@ -176,7 +176,7 @@ def kept(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Keys or values in the dtype of a cache. What 8 bits can't hold becomes the largest value that they can: float8
     has no infinity, and a cast would make NaN of it.
     """
-    if dtype.itemsize == 1:
+    if dtype.itemsize == 1 and x.dtype != dtype:
         largest = float(jnp.finfo(dtype).max)
         x = jnp.clip(x, -largest, largest)
     return x.astype(dtype)

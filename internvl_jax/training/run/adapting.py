@@ -18,7 +18,6 @@ from internvl_jax.models import (
     adapted_path,
     is_quantised,
     plain_path,
-    with_quantised,
 )
 from internvl_jax.sharding import Params, ParamSpec, structure
 from internvl_jax.training.config import Group, LoraSettings
@@ -55,8 +54,8 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
             f"lora.dropout is {settings.dropout}, but adapters of experts ({experts[0]}) have none; set it to 0"
         )
     lora = LoraConfig(tuple(sorted(weights, key=lambda each: each.path)), kept, settings.rslora, settings.dropout)
-    quantised = with_quantised(plain, settings.quantise or model.quantised)
-    if quantised.quantised is not None and (whole := [path for path in kept if is_quantised(path)]):
+    quantised = dataclasses.replace(plain, quantised="int8") if settings.quantise or model.quantised else plain
+    if quantised is not plain and (whole := [path for path in kept if is_quantised(path)]):
         raise InputError(f"lora.whole: {whole[0]} is in 8 bits, and can't be trained; correct the pattern")
     return dataclasses.replace(quantised, lora=lora)
 
