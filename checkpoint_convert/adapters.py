@@ -51,10 +51,10 @@ def attached(params: Params, adapter: Adapter, where: Mapping[str, Sharding], dt
       dtype: of the model; scales stay float32.
 
     Raises:
-      InputError: the adapter has a weight whole that the model has in 8 bits.
+      InputError: the adapter has a weight whole that the model has quantised.
     """
     if lost := sorted(adapter.params.keys() - where.keys()):
-        raise InputError(f"the adapter has {lost[0]} whole, and the model has it in 8 bits; leave out --quantise")
+        raise InputError(f"the adapter has {lost[0]} whole, and the model has it quantised; leave out --quantise")
     found: Params = {}
     for path, place in where.items():
         if path in adapter.params:

@@ -44,7 +44,7 @@ from checkpoint_convert.tables import TABLES
 from internvl_jax import interrupts
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVLConfig, Quantised, VisionConfig, stored_dtype, with_quantised
+from internvl_jax.models import InternVLConfig, Quantised, VisionConfig, quantised_as, stored_dtype, with_quantised
 from internvl_jax.sharding import params_io
 from internvl_jax.validation import all_finite, first_line, read_json
 
@@ -115,7 +115,7 @@ def convert(
         checkpoint = _adapted(checkpoint, pathlib.Path(adapter))
     if to in PEFT:
         return _write_adapter(checkpoint, destination, to, dtype, start)
-    checkpoint = _in_8_bits(checkpoint, quantise, to)
+    checkpoint = _quantised(checkpoint, quantise, to)
     specs = checkpoint.reader.specs
     if dtype is not None:
         kinds = {path: stored_dtype(path, jnp.dtype(dtype)) for path in specs}
@@ -158,7 +158,7 @@ def _adapted(checkpoint: _Checkpoint, directory: pathlib.Path) -> _Checkpoint:
         raise InputError(f"{directory} is a whole checkpoint, not a PEFT adapter; convert it by itself (--src)")
     if checkpoint.config.quantised is not None:
         raise InputError(
-            f"{checkpoint.directory} is in 8 bits; merge the adapter into what it was made of (--quantise)"
+            f"{checkpoint.directory} is quantised; merge the adapter into what it was made of (--quantise)"
         )
     if checkpoint.adapter is not None:
         raise InputError(f"{checkpoint.directory} has an adapter already; convert it first, which merges that")
@@ -166,8 +166,8 @@ def _adapted(checkpoint: _Checkpoint, directory: pathlib.Path) -> _Checkpoint:
     return dataclasses.replace(checkpoint, reader=MergedReader(checkpoint.reader, adapter), adapter=adapter)
 
 
-def _in_8_bits(checkpoint: _Checkpoint, how: Quantised | None, to: Format) -> _Checkpoint:
-    """A checkpoint with weights in 8 bits if it is to have, or has, such; these may be told to multiply otherwise.
+def _quantised(checkpoint: _Checkpoint, how: Quantised | None, to: Format) -> _Checkpoint:
+    """A checkpoint with quantised weights if it is to have, or has, such; these may be told to multiply otherwise.
 
     Raises:
       InputError: that has no meaning for this checkpoint or format.
@@ -182,13 +182,16 @@ def _in_8_bits(checkpoint: _Checkpoint, how: Quantised | None, to: Format) -> _C
         return checkpoint
     if stored and checkpoint.adapter is not None:
         raise InputError(
-            f"{where} has an adapter beside weights in 8 bits, which can't be merged; write the adapter alone "
+            f"{where} has an adapter beside quantised weights, which can't be merged; write the adapter alone "
             "(--to=peft), and merge it into the base (--src=BASE --adapter=DIR)"
         )
+    specs = specs_of(config)
+    if stored and quantised_as(specs) != quantised_as(checkpoint.reader.specs):
+        raise InputError(f"{where} is quantised otherwise; convert the checkpoint that it was made of")
     if to != "orbax":
         source = f"the checkpoint that {where} was made of" if stored else "it without --quantise"
-        raise InputError(f"--to={to} has no weights in 8 bits; convert {source}")
-    reader = checkpoint.reader if stored else QuantisedReader(checkpoint.reader, specs_of(config))
+        raise InputError(f"--to={to} has no quantised weights; convert {source}")
+    reader = checkpoint.reader if stored else QuantisedReader(checkpoint.reader, specs)
     return dataclasses.replace(checkpoint, config=config, reader=reader)
 
 

@@ -21,7 +21,7 @@ from internvl_jax.validation import build, read_json
 class OurCheckpoint:
     """Attributes:
     config: of the model without adapter, or of a vision tower alone.
-    reader: of its parameters, the adapter merged in; beside weights in 8 bits of those that are stored.
+    reader: of its parameters, the adapter merged in; beside quantised weights of those that are stored.
     adapter: the adapter; None where there is none.
     base: the directory of the base that it is stored without; None where there is none.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint as one in 8 bits: its weights become integers and scales as they are read."""
+"""A checkpoint with quantised weights, which become so as they are read; and these under the names of the release."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,22 +6,22 @@ import jax
 import numpy as np
 
 from checkpoint_convert.hf_config import language_model
-from checkpoint_convert.reader import Aligned, Index
+from checkpoint_convert.reader import Index, Reader
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
-from internvl_jax.models import InternVL, int8_slices, weight_path
+from internvl_jax.models import InternVL, quantised_slices, weight_path
 from internvl_jax.sharding import ParamSpec, flatten
 
 
 class QuantisedReader:
-    """A reader of a checkpoint with weights in 8 bits; scales and rounding are of the values as they are stored.
+    """A reader of a checkpoint with quantised weights; scales and rounding are of the values as they are stored.
 
     Args:
       reader: of the checkpoint as it is.
-      wanted: the parameters of the model in 8 bits.
+      wanted: the parameters of the quantised model.
     """
 
-    def __init__(self, reader: Aligned, wanted: Mapping[str, ParamSpec]):
+    def __init__(self, reader: Reader, wanted: Mapping[str, ParamSpec]):
         self._reader, self._wanted = reader, wanted
         plain = {path: weight_path(path) for path in wanted}
         new = {path: jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype) for path in wanted if plain[path]}
@@ -32,21 +32,20 @@ class QuantisedReader:
         weight = weight_path(path)
         if weight is None:
             return self._reader.read(path, index)
-        return int8_slices(path, self._wanted, lambda rows: self._reader.read(weight, rows)).read(index)
-
-    def read_aligned(self, path: str, index: Index) -> np.ndarray:
-        return self._reader.read_aligned(path, index) if weight_path(path) is None else self.read(path, index)
+        read = lambda rows: self._reader.read(weight, rows)
+        return quantised_slices(path, self._wanted, read, self._reader.specs[weight].shape).read(index)
 
     def not_finite(self, path: str, index: Index) -> list[str]:
         weight = weight_path(path)
         if weight is None:
             return self._reader.not_finite(path, index)
-        inputs = len(self._reader.specs[weight].shape) - len(index)
-        return self._reader.not_finite(weight, (*index, *(slice(None),) * inputs))
+        slices = quantised_slices(path, self._wanted, lambda _: np.empty(0), self._reader.specs[weight].shape)
+        rows = index[: len(slices.rows)]
+        return self._reader.not_finite(weight, (*rows, *(slice(None),) * slices.num_inputs))
 
 
 def quantised_tensors(model: InternVL, form: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Names, integers `[out, in]` and scales `[out]` of the weights in 8 bits, as a released format has weights."""
+    """Names, integers `[out, in]` and scales `[out]` of the quantised weights, as a released format has weights."""
     rows = TABLES[form, language_model(model.config.text)].rows
     found = {path: np.asarray(value) for path, value in flatten(model).items() if weight_path(path) is not None}
     values = {str(weight_path(path)): value for path, value in found.items() if value.dtype == np.int8}

@@ -41,11 +41,6 @@ class Reader(Protocol):
         """What the checkpoint calls those tensors of a slice that hold a NaN or an infinity."""
 
 
-class Aligned(Reader, Protocol):
-    def read_aligned(self, path: str, index: Index) -> np.ndarray:
-        """A slice in memory of its own, aligned as XLA on CPU wants it to take it over without a copy."""
-
-
 class ReleasedReader:
     """A directory of safetensors files, its tensors paired with parameters by a table; without the adapters that may be
     wrapped in (`peft_reader.wrapped_adapter`).
@@ -71,8 +66,9 @@ class ReleasedReader:
         return piece.reshape(_extent(leaf.shape, index))
 
     def read_aligned(self, path: str, index: Index) -> np.ndarray:
+        """A slice in memory of its own, aligned as XLA on CPU wants it to take it over without a copy."""
         leaf = self._leaves[path]
-        out = aligned(_extent(leaf.shape, index), self.specs[path].dtype)
+        out = _aligned(_extent(leaf.shape, index), self.specs[path].dtype)
         lead = leaf.row.stacked_axes
         starts = [part.indices(size)[0] for part, size in zip(index, leaf.shape, strict=True)][:lead]
         for position in self._positions(path, index):
@@ -133,8 +129,7 @@ def _extent(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
     return tuple(len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True))
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory for an array, see `Aligned`."""
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

@@ -22,7 +22,7 @@ from checkpoint_convert.adapters import attached
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_config
 from checkpoint_convert.peft_reader import wrapped_adapter
 from checkpoint_convert.quantised import QuantisedReader
-from checkpoint_convert.reader import Aligned, Index, ReleasedReader
+from checkpoint_convert.reader import Index, Reader, ReleasedReader
 from checkpoint_convert.structures import specs_of, structure_of
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
@@ -213,7 +213,7 @@ def released_table(released: ReleasedConfig) -> Table:
     return TABLES[released.format, f"{released.family}_mxfp4" if released.mxfp4 else released.family]
 
 
-def read_params(directory: pathlib.Path, reader: Aligned, dtype: jnp.dtype, where: Mapping[str, Sharding]) -> Params:
+def read_params(directory: pathlib.Path, reader: Reader, dtype: jnp.dtype, where: Mapping[str, Sharding]) -> Params:
     """Parameters out of a released checkpoint.
 
     Args:
@@ -236,14 +236,15 @@ def read_params(directory: pathlib.Path, reader: Aligned, dtype: jnp.dtype, wher
     return params
 
 
-def _slices(reader: Aligned, path: str, not_finite: list[str]) -> Callable[[Index], np.ndarray]:
+def _slices(reader: Reader, path: str, not_finite: list[str]) -> Callable[[Index], np.ndarray]:
     """A function index -> that slice of the parameter, as the files store it."""
     done: dict[tuple, np.ndarray] = {}  # replicas of a shard ask for one slice several times
+    read_slice = reader.read_aligned if isinstance(reader, ReleasedReader) else reader.read
 
     def read(index: Index) -> np.ndarray:
         key = tuple(part.indices(size) for part, size in zip(index, reader.specs[path].shape, strict=True))
         if key not in done:
-            done[key] = reader.read_aligned(path, index)
+            done[key] = read_slice(path, index)
             if not all_finite(done[key]):
                 not_finite.extend(reader.not_finite(path, index))
         return done[key]
@@ -258,7 +259,7 @@ def _load(
     graphdef, specs = structure(kind, config, runtime)
     directory = released.file.parent
     plain = dataclasses.replace(config, quantised=None) if isinstance(config, InternVLConfig) else config
-    reader: Aligned = ReleasedReader(directory, released_table(released), specs_of(plain))
+    reader: Reader = ReleasedReader(directory, released_table(released), specs_of(plain))
     if plain != config:
         reader = QuantisedReader(reader, specs_of(config))
     params = read_params(directory, reader, runtime.dtype, places(specs, runtime.placement))

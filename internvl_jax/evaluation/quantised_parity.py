@@ -33,7 +33,7 @@ def compare_quantised(
       InputError: a tower alone, or files that are missing or of another model.
     """
     if not isinstance(model, InternVL):
-        raise InputError("a vision tower alone has no weights in 8 bits; give the whole model of the case")
+        raise InputError("a vision tower alone has no quantised weights; give the whole model of the case")
     directory = pathlib.Path(directory)
     outputs = read_all_arrays(directory / "outputs.npz", "give the folder of a recorded model in 8 bits")
     report = compare(model, inputs, outputs, chunk, page)

@@ -66,10 +66,17 @@ from internvl_jax.models.language.families.record import Family, Key, ModelKind,
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import CACHES, CacheName, Remat, Runtime
 from internvl_jax.models.stored import read_plain, read_stored
-from internvl_jax.models.transforms.int8_config import QUANTISED, Quantised, is_quantised, stored_dtype, weight_path
-from internvl_jax.models.transforms.int8_slices import int8_slices
 from internvl_jax.models.transforms.lora import difference, merged, with_dropout
 from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
+from internvl_jax.models.transforms.quantised_names import (
+    QUANTISED,
+    Quantised,
+    is_quantised,
+    quantised_as,
+    stored_dtype,
+    weight_path,
+)
+from internvl_jax.models.transforms.quantised_weights import quantised_slices
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
@@ -116,12 +123,13 @@ __all__ = [
     "difference",
     "family_of",
     "is_quantised",
-    "int8_slices",
     "kind_of",
     "merged",
     "over_logits",
     "place",
     "plain_path",
+    "quantised_as",
+    "quantised_slices",
     "read_plain",
     "read_stored",
     "scopes",

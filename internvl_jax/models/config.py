@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from internvl_jax.errors import InputError
-from internvl_jax.models.transforms.int8_config import QUANTISED, Quantised
 from internvl_jax.models.transforms.lora_config import LoraConfig
+from internvl_jax.models.transforms.quantised_names import QUANTISED, Quantised
 from internvl_jax.validation import Fraction, Positive, build, check_fields
 
 # Paths of the parameters that a Flash model has besides those of its base, and of those among them that the released
@@ -135,7 +135,7 @@ class InternVLConfig(_Checked):
     ]  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
     flash: FlashConfig | None
     lora: LoraConfig | None = None  # the adapter that its weights have; most models have none
-    quantised: Quantised | None = None  # how products with weights in 8 bits are made; most models have no such weights
+    quantised: Quantised | None = None  # how quantised weights are stored and multiplied; most models have none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,7 +222,7 @@ _ABSENT = ("lora", "quantised")
 
 
 def with_quantised(config: InternVLConfig, how: str | None) -> InternVLConfig:
-    """The config of a model whose products with weights in 8 bits are made so; None: as it is.
+    """The config of a model whose products with quantised weights are made so; None: as it is.
 
     Raises:
       InputError: nobody knows how.
@@ -231,4 +231,6 @@ def with_quantised(config: InternVLConfig, how: str | None) -> InternVLConfig:
         return config
     if how not in QUANTISED:
         raise InputError(f"quantise is {how!r}; use one of {', '.join(QUANTISED)}")
+    if how == "mxfp4" and config.text.moe is None:
+        raise InputError("quantise is 'mxfp4', which is for experts, and this model has none; use int8")
     return dataclasses.replace(config, quantised=how)

@@ -21,8 +21,8 @@ from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig, TextConfig
 from internvl_jax.models.language.decoder import Decoder
 from internvl_jax.models.stack import Runtime
-from internvl_jax.models.transforms.int8 import store_in_int8
 from internvl_jax.models.transforms.lora import adapt
+from internvl_jax.models.transforms.quantised_weights import quantise
 from internvl_jax.models.vision.intern_vit import InternViT
 from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
 from internvl_jax.models.vision.router import Router
@@ -241,7 +241,7 @@ class _Made:
         if config.lora is not None:
             adapt(model, config.lora, rngs)
         if config.quantised is not None:
-            store_in_int8(model, config.quantised)
+            quantise(model, config.quantised)
         return model
 
 

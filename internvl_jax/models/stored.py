@@ -1,4 +1,4 @@
-"""Parameters of a model directory or workdir that may have an adapter: with it, or merged; in 8 bits, or as stored.
+"""Parameters of a model directory or workdir that may have an adapter: with it, or merged; quantised, or as stored.
 
 A directory with an adapter holds all parameters of the adapted model, or those of the adapter alone: its config.json
 then names its base (`base`, see `sharding.referred`), another such directory.
@@ -18,10 +18,10 @@ from internvl_jax.errors import InputError
 from internvl_jax.models.config import InternVLConfig
 from internvl_jax.models.internvl import PARTS
 from internvl_jax.models.stack import Runtime
-from internvl_jax.models.transforms.int8_config import holds_integers
-from internvl_jax.models.transforms.int8_slices import as_wanted
 from internvl_jax.models.transforms.lora import merged
 from internvl_jax.models.transforms.lora_config import plain_path
+from internvl_jax.models.transforms.quantised_names import quantised_as
+from internvl_jax.models.transforms.quantised_weights import as_wanted
 from internvl_jax.sharding import Params, everywhere, follow, locate, read_params, read_specs, structure
 from internvl_jax.validation import read_json
 
@@ -63,8 +63,8 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
     """
     directory = pathlib.Path(directory)
     config = InternVLConfig.from_dict(read_json(directory / "config.json").get("model"))
-    if holds_integers(wanted):
-        config = dataclasses.replace(config, quantised=config.quantised or "int8")
+    if (how := quantised_as(wanted)) is not None:
+        config = dataclasses.replace(config, quantised=how)
     specs = _specs(dataclasses.replace(config, lora=None))
     if partly:
         others = {path: spec for path, spec in specs.items() if path not in wanted}
@@ -73,7 +73,7 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
         return _read(directory, wanted, ignore)
     if config.quantised is not None:
         raise InputError(
-            f"{directory} has an adapter beside weights in 8 bits, which can't be merged; write the adapter alone "
+            f"{directory} has an adapter beside quantised weights, which can't be merged; write the adapter alone "
             "(launch.convert --to=peft) and merge it into the base (--src=BASE --adapter=DIR)"
         )
     if strange := sorted(wanted.keys() - specs.keys()):
@@ -95,7 +95,7 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
 
 
 def _read(directory: pathlib.Path, wanted: Structs, ignore: str = "$^") -> Params:
-    """See `read_params`; weights that are wanted in 8 bits may be stored so or not."""
+    """See `read_params`; weights that are wanted quantised may be stored so or not."""
     return read_params(locate(directory), wanted, ignore, functools.partial(as_wanted, directory, wanted))
 
 

@@ -47,7 +47,7 @@ class Serving:
       chunk: tokens of prompts that are read while others are answered.
       tiles: tiles of a picture.
       page: tokens of a page, of which there are enough for full rows; None: rows have slots.
-      quantise: how products with weights in 8 bits are made; None: weights are as the model has them.
+      quantise: how products with quantised weights are made; None: weights are as the model has them.
       cache: the dtype of keys and values, where it is not that of activations.
     """
 

@@ -8,7 +8,7 @@ import pytest
 
 from checkpoint_convert import convert, load_bare
 from internvl_jax.errors import InputError
-from internvl_jax.models.transforms import int8_slices
+from internvl_jax.models.transforms import quantised_weights
 from internvl_jax.sharding import flatten, make_mesh
 
 NAME = "hf_qwen3"
@@ -20,7 +20,7 @@ def folders(golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantised")
     convert(golden / NAME, folder / "plain")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(int8_slices, "_TOGETHER", 1000)  # in several pieces
+        patch.setattr(quantised_weights, "_TOGETHER", 1000)  # in several pieces
         convert(golden / NAME, folder / "int8", quantise="int8")
     return folder
 
@@ -69,9 +69,9 @@ def test_integers_keep_their_dtype_and_may_be_multiplied_otherwise(folders, tmp_
 @pytest.mark.parametrize(
     ("source", "how", "message"),
     [
-        ("int8", {"to": "hf"}, "--to=hf has no weights in 8 bits; convert the checkpoint that .*int8 was made of"),
-        ("plain", {"to": "github", "quantise": "int8"}, "--to=github has no weights in 8 bits; convert it without"),
-        ("int8", {"adapter": "lora_hf_qwen3/lm"}, "in 8 bits; merge the adapter into what it was made of"),
+        ("int8", {"to": "hf"}, "--to=hf has no quantised weights; convert the checkpoint that .*int8 was made of"),
+        ("plain", {"to": "github", "quantise": "int8"}, "--to=github has no quantised weights; convert it without"),
+        ("int8", {"adapter": "lora_hf_qwen3/lm"}, "is quantised; merge the adapter into what it was made of"),
         ("vit300m_github", {"quantise": "int8"}, "a vision tower alone, which stays as it is"),
     ],
 )
@@ -85,5 +85,5 @@ def test_what_has_no_meaning_is_refused(folders, golden, tmp_path, source, how, 
 
 
 def test_a_name_that_nobody_knows(golden):
-    with pytest.raises(InputError, match="quantise is 'int4'; use one of int8, w8a8"):
+    with pytest.raises(InputError, match="quantise is 'int4'; use one of int8, w8a8, mxfp4"):
         load_bare(golden / NAME, "float32", None, quantise="int4")

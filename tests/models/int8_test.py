@@ -28,7 +28,7 @@ def in_int8(config, params, how="int8"):
     """
     config = dataclasses.replace(config, quantised=how)
     graphdef, specs = structure(PARTS["all"], config, Runtime())
-    found, plain = {}, {path: value for path, value in params.items() if not is_quantised(path)}
+    found, plain = {}, {path: value for path, value in params.items() if not is_quantised(path, how)}
     for path in specs:
         weight = weight_path(path)
         if weight is None:

@@ -231,7 +231,7 @@ def test_beside_a_base_in_8_bits(start, tmp_path):
         if path.endswith((".int8", ".int8_scale")):
             np.testing.assert_array_equal(value, base[plain_path(path)], err_msg=path)
     convert(tmp_path / "read", tmp_path / "adapter", "peft-hf")
-    with pytest.raises(InputError, match="an adapter beside weights in 8 bits, which can't be merged"):
+    with pytest.raises(InputError, match="an adapter beside quantised weights, which can't be merged"):
         convert(tmp_path / "read", tmp_path / "merged", "hf")
     convert(start / "start", tmp_path / "merged", "hf", adapter=tmp_path / "adapter")
 
@@ -239,5 +239,5 @@ def test_beside_a_base_in_8_bits(start, tmp_path):
 def test_weights_in_8_bits_are_not_trained():
     with pytest.raises(InputError, match=r"can't be trained; set lora\.rank"):
         with_adapter(dataclasses.replace(toy.MODEL, quantised="int8"), LoraSettings())
-    with pytest.raises(InputError, match=r"lora\.whole: lm\.layers\.mlp\.up\.weight is in 8 bits"):
+    with pytest.raises(InputError, match=r"lora\.whole: lm\.layers\.mlp\.up\.weight is quantised"):
         with_adapter(toy.MODEL, LoraSettings(rank=2, whole="mlp.up", targets="attn", quantise="int8"))

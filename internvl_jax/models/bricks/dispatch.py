@@ -12,7 +12,7 @@ from jax import lax
 
 from internvl_jax.models import scopes
 from internvl_jax.models.bricks.grouped import ROWS, Groups
-from internvl_jax.models.transforms.int8_config import stored_dtype
+from internvl_jax.models.transforms.quantised_names import stored_dtype
 from internvl_jax.sharding import Params, Share, bind, by_owner, by_token, flatten, logical_axes
 
 # A chunk has 1.25 times the rows that a device has if all have equal shares: mostly one chunk is enough. For memory's

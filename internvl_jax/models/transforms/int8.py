@@ -16,7 +16,6 @@ from jax import lax
 
 from internvl_jax.models.bricks.grouped import Groups, grouped_product
 from internvl_jax.models.bricks.weight import Weight, backwards, product
-from internvl_jax.models.transforms.int8_config import Quantised, is_quantised
 
 _LARGEST = 127
 
@@ -72,17 +71,6 @@ class Int8Product(Int8Weight):
     def multiply(self, x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
         """See `Int8Weight`."""
         return _rounded_product(x, values, scale)
-
-
-KINDS: dict[Quantised, type[Int8Weight]] = {"int8": Int8Weight, "w8a8": Int8Product}
-
-
-def store_in_int8(model: nnx.Module, how: Quantised) -> None:
-    """Puts 8 bits in the place of those weights of a model that become integers (`is_quantised`)."""
-    for path, module in list(nnx.iter_modules(model)):
-        for name, part in list(vars(module).items()):
-            if isinstance(part, Weight) and is_quantised(".".join(map(str, (*path, name)))):
-                setattr(module, name, KINDS[how](part))
 
 
 def rounded(w: jax.Array, num_inputs: int) -> tuple[jax.Array, jax.Array]:

@@ -92,7 +92,7 @@ def _model_of(source: str) -> dict[str, Any]:
 
 
 def _model_dict(model: InternVLConfig) -> dict[str, Any]:
-    """Without adapter: those of a start are merged, those of the run are its own. Weights become 8 bits as read."""
+    """Without adapter: those of a start are merged, those of the run are its own. Weights are quantised as read."""
     return dataclasses.replace(model, lora=None, quantised=None).to_dict()
 
 
