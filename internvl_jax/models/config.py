@@ -212,6 +212,7 @@ class InternVLConfig(_Checked):
             values["flash"] = build(FlashConfig, values["flash"], "model.flash of config.json")
         lora = values.get("lora")
         values["lora"] = None if lora is None else LoraConfig.from_dict(lora, "model.lora of config.json")
+        values.setdefault("quantised", None)
         return build(cls, values, "model of config.json")
 
 

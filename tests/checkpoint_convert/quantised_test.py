@@ -10,18 +10,19 @@ from checkpoint_convert import convert, load_bare
 from internvl_jax.errors import InputError
 from internvl_jax.models.transforms import quantised_weights
 from internvl_jax.sharding import flatten, make_mesh
+from tests.conftest import GOLDEN
 
 NAME = "hf_qwen3"
 
 
 @pytest.fixture(scope="module")
-def folders(golden, tmp_path_factory):
+def folders(tmp_path_factory):
     """The case in our format, as it is and in 8 bits."""
     folder = tmp_path_factory.mktemp("quantised")
-    convert(golden / NAME, folder / "plain")
+    convert(GOLDEN / NAME, folder / "plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantised_weights, "_TOGETHER", 1000)  # in several pieces
-        convert(golden / NAME, folder / "int8", quantise="int8")
+        convert(GOLDEN / NAME, folder / "int8", quantise="int8")
     return folder
 
 

@@ -28,6 +28,7 @@ def test_every_released_value_is_kept_to_the_bit(golden):
             np.testing.assert_array_equal(np.asarray(found).view(np.uint32), weights.view(np.uint32), err_msg=name)
 
 
+@pytest.mark.soak
 def test_packed_experts_answer_as_they_did():
     """Widths that fill no last block, too."""
     text = {"family": "gpt_oss", "window": 7, "mlp": 40, "moe": MoeConfig(experts=4, per_token=2)}
