@@ -70,11 +70,12 @@ def test_serving_on_cpu_devices():
 
 
 def test_weights_and_keys_in_8_bits_need_less():
-    config, size = sft.get_config("14b"), Serving(rows=8, prompt=8192, slots=8192)
-    first = lambda **how: str(next(candidates(config, "serve", dataclasses.replace(size, **how), "v6e")))
-    assert first() != "v6e:1x1" == first(quantise="int8")
-    size = Serving(rows=8, prompt=16384, slots=16384)
-    assert first(quantise="int8") != "v6e:1x1" == first(quantise="int8", cache="float8")
+    first = lambda name, **how: str(
+        next(candidates(sft.get_config(name), "decode", dataclasses.replace(table.SIZE, **how), "v6e"))
+    )
+    assert first("38b") == "v6e:2x4" and first("38b", quantise="int8") == "v6e:2x2"
+    long = {"slots": 131072, "quantise": "int8"}
+    assert first("8b", **long) == "v6e:2x4" and first("8b", cache="float8", **long) == "v6e:2x2"
     tiny = with_quantised(sft.get_config("tiny").model, "int8")
     mesh = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])
     held = served_weights(tiny, place(tiny.text, mesh, "serve_tp"))
