@@ -10,6 +10,7 @@ from checkpoint_convert.describe import describe
 from checkpoint_convert.export_config import released_config
 from checkpoint_convert.hf_config import language_model
 from checkpoint_convert.peft_reader import read_adapter
+from checkpoint_convert.quantised import quantised_tensors
 from checkpoint_convert.released import (
     load_bare,
     load_model,
@@ -37,6 +38,7 @@ __all__ = [
     "load_vision_tower",
     "merge",
     "open_directory",
+    "quantised_tensors",
     "read_adapter",
     "read_model_config",
     "read_safetensors",

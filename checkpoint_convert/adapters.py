@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from checkpoint_convert.reader import Index, Reader
+from internvl_jax.errors import InputError
 from internvl_jax.models import LoraConfig, difference, plain_path, stored_dtype
 from internvl_jax.sharding import Params
 from internvl_jax.validation import all_finite
@@ -48,7 +49,12 @@ def attached(params: Params, adapter: Adapter, where: Mapping[str, Sharding], dt
     Args:
       where: the places of all parameters of the adapted model.
       dtype: of the model; scales stay float32.
+
+    Raises:
+      InputError: the adapter has a weight whole that the model has quantised.
     """
+    if lost := sorted(adapter.params.keys() - where.keys()):
+        raise InputError(f"the adapter has {lost[0]} whole, and the model has it quantised; leave out --quantise")
     found: Params = {}
     for path, place in where.items():
         if path in adapter.params:

@@ -33,6 +33,7 @@ from checkpoint_convert.ours import open_ours
 from checkpoint_convert.peft_config import FILE
 from checkpoint_convert.peft_reader import read_adapter, wrapped_adapter
 from checkpoint_convert.peft_writer import write_adapter
+from checkpoint_convert.quantised import QuantisedReader
 from checkpoint_convert.reader import Index, Reader, ReleasedReader
 from checkpoint_convert.released import load_processor, released_table
 from checkpoint_convert.report import ConversionReport
@@ -43,7 +44,7 @@ from checkpoint_convert.tables import TABLES
 from internvl_jax import interrupts
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
-from internvl_jax.models import InternVLConfig, VisionConfig
+from internvl_jax.models import InternVLConfig, Quantised, VisionConfig, quantised_as, stored_dtype, with_quantised
 from internvl_jax.sharding import params_io
 from internvl_jax.validation import all_finite, first_line, read_json
 
@@ -80,6 +81,7 @@ def convert(
     to: Format = "orbax",
     dtype: str | None = None,
     adapter: str | pathlib.Path | None = None,
+    quantise: Quantised | None = None,
 ) -> ConversionReport:
     """Writes a checkpoint in another format, with everything that it needs to be loaded at once.
 
@@ -95,6 +97,7 @@ def convert(
         the others have it merged into the weights.
       dtype: the dtype to write parameters in; None keeps each as it is stored.
       adapter: the folder of a PEFT adapter to merge in.
+      quantise: 'orbax' may have the products of the language model's layers in 8 bits, see `ivl.load`.
 
     Raises:
       InputError: a source that is broken or of an unknown kind, parameters that are not finite or not those of the
@@ -112,9 +115,11 @@ def convert(
         checkpoint = _adapted(checkpoint, pathlib.Path(adapter))
     if to in PEFT:
         return _write_adapter(checkpoint, destination, to, dtype, start)
+    checkpoint = _quantised(checkpoint, quantise, to)
     specs = checkpoint.reader.specs
     if dtype is not None:
-        specs = {path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)) for path, spec in specs.items()}
+        kinds = {path: stored_dtype(path, jnp.dtype(dtype)) for path in specs}
+        specs = {path: jax.ShapeDtypeStruct(spec.shape, kinds[path]) for path, spec in specs.items()}
     with whole_or_nothing(destination, sum(_nbytes(spec) for spec in specs.values())) as directory:
         try:
             if to in ("github", "hf"):
@@ -151,10 +156,43 @@ def _adapted(checkpoint: _Checkpoint, directory: pathlib.Path) -> _Checkpoint:
         raise InputError(f"{checkpoint.directory} is a vision tower alone; give the whole model that the adapter is of")
     if (directory / "config.json").exists() and not (directory / FILE).exists():
         raise InputError(f"{directory} is a whole checkpoint, not a PEFT adapter; convert it by itself (--src)")
+    if checkpoint.config.quantised is not None:
+        raise InputError(
+            f"{checkpoint.directory} is quantised; merge the adapter into what it was made of (--quantise)"
+        )
     if checkpoint.adapter is not None:
         raise InputError(f"{checkpoint.directory} has an adapter already; convert it first, which merges that")
     adapter = read_adapter(directory, checkpoint.config)
     return dataclasses.replace(checkpoint, reader=MergedReader(checkpoint.reader, adapter), adapter=adapter)
+
+
+def _quantised(checkpoint: _Checkpoint, how: Quantised | None, to: Format) -> _Checkpoint:
+    """A checkpoint with quantised weights if it is to have, or has, such; these may be told to multiply otherwise.
+
+    Raises:
+      InputError: that has no meaning for this checkpoint or format.
+    """
+    where = checkpoint.directory
+    if isinstance(checkpoint.config, VisionConfig):
+        if how is not None:
+            raise InputError(f"{where} is a vision tower alone, which stays as it is; leave out --quantise")
+        return checkpoint
+    config, stored = with_quantised(checkpoint.config, how), checkpoint.config.quantised is not None
+    if config.quantised is None:
+        return checkpoint
+    if stored and checkpoint.adapter is not None:
+        raise InputError(
+            f"{where} has an adapter beside quantised weights, which can't be merged; write the adapter alone "
+            "(--to=peft), and merge it into the base (--src=BASE --adapter=DIR)"
+        )
+    specs = specs_of(config)
+    if stored and quantised_as(specs) != quantised_as(checkpoint.reader.specs):
+        raise InputError(f"{where} is quantised otherwise; convert the checkpoint that it was made of")
+    if to != "orbax":
+        source = f"the checkpoint that {where} was made of" if stored else "it without --quantise"
+        raise InputError(f"--to={to} has no quantised weights; convert {source}")
+    reader = checkpoint.reader if stored else QuantisedReader(checkpoint.reader, specs)
+    return dataclasses.replace(checkpoint, config=config, reader=reader)
 
 
 def _write_adapter(

@@ -21,7 +21,7 @@ from internvl_jax.validation import build, read_json
 class OurCheckpoint:
     """Attributes:
     config: of the model without adapter, or of a vision tower alone.
-    reader: of its parameters, the adapter merged in.
+    reader: of its parameters, the adapter merged in; beside quantised weights of those that are stored.
     adapter: the adapter; None where there is none.
     base: the directory of the base that it is stored without; None where there is none.
     """
@@ -60,6 +60,8 @@ def open_ours(directory: pathlib.Path, values: Mapping[str, Any]) -> OurCheckpoi
     refuse(directory, {"missing": [path for path in own if path not in here.specs]})
     adapter = Adapter(config.lora, {path: np.asarray(whole(path)) for path in own})
     refuse(directory, {"not finite": adapter.not_finite})
+    if config.quantised is not None:  # whoever converts it takes the adapter alone
+        return OurCheckpoint(plain, here, adapter, base)
     joined = _account(directory, JoinedReader(places), specs_of(plain))
     return OurCheckpoint(plain, MergedReader(joined, adapter), adapter, base)
 

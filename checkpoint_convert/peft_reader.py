@@ -91,6 +91,7 @@ def _read(
     rank_of: RankOf,
     more: dict[str, Any],
 ) -> Adapter:
+    config = dataclasses.replace(config, quantised=None)  # weights have the same names and shapes
     specs = specs_of(config)
     homes = _homes(directory, tensors, config, specs)
     blocks: dict[str, dict[tuple[int, ...], dict[int, _Block]]] = {}

@@ -4,6 +4,7 @@ PEFT, transformers and vLLM load them. Names of modules are not those of tensors
 the language model at `model.language_model`, the tower at `model.vision_tower`.
 """
 
+import dataclasses
 import math
 import pathlib
 import re
@@ -58,7 +59,7 @@ def write_adapter(directory: pathlib.Path, adapter: Adapter, config: InternVLCon
     table = TABLES.get((form, language_model(config.text)))
     if table is None:
         raise InputError(f"there are no {config.text.family} models in the format {form!r}; choose another one")
-    specs = specs_of(config)
+    specs = specs_of(dataclasses.replace(config, quantised=None))
     rows = {row.target: row for row in table.rows_of(specs)}
     modules = [
         module

@@ -15,32 +15,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 
 from checkpoint_convert.account import refuse
 from checkpoint_convert.adapters import attached
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, ReleasedConfig, read_config
 from checkpoint_convert.peft_reader import wrapped_adapter
-from checkpoint_convert.reader import Index, ReleasedReader
+from checkpoint_convert.quantised import QuantisedReader
+from checkpoint_convert.reader import Index, Reader, ReleasedReader
 from checkpoint_convert.structures import specs_of, structure_of
 from checkpoint_convert.tables import TABLES, Table
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.models import (
     PARTS,
+    CacheName,
     InternViT,
     InternVL,
     InternVLConfig,
     LanguageHalf,
     PartName,
+    Quantised,
     Runtime,
     VisionConfig,
     VisionHalf,
     place,
     read_stored,
     stored_dtype,
+    with_quantised,
 )
-from internvl_jax.sharding import Params, ParamSpec, Rules, bind, places, structure
+from internvl_jax.sharding import Params, Rules, bind, places, structure
 from internvl_jax.validation import all_finite, build, read_json
 
 
@@ -51,6 +55,8 @@ def load_released(
     mesh: Mesh | None = ...,
     rules: Rules | str | None = ...,
     part: Literal["all"] = ...,
+    quantise: Quantised | None = ...,
+    cache: CacheName | None = ...,
 ) -> tuple[InternVL, Processor]: ...
 @overload
 def load_released(
@@ -60,6 +66,8 @@ def load_released(
     rules: Rules | str | None = ...,
     *,
     part: Literal["vision"],
+    quantise: Quantised | None = ...,
+    cache: CacheName | None = ...,
 ) -> tuple[VisionHalf, Processor]: ...
 @overload
 def load_released(
@@ -69,6 +77,8 @@ def load_released(
     rules: Rules | str | None = ...,
     *,
     part: Literal["language"],
+    quantise: Quantised | None = ...,
+    cache: CacheName | None = ...,
 ) -> tuple[LanguageHalf, Processor]: ...
 def load_released(
     directory: str | pathlib.Path,
@@ -76,6 +86,8 @@ def load_released(
     mesh: Mesh | None = None,
     rules: Rules | str | None = None,
     part: PartName = "all",
+    quantise: Quantised | None = None,
+    cache: CacheName | None = None,
 ) -> tuple[VisionHalf | LanguageHalf, Processor]:
     """Model and processor of a released checkpoint.
 
@@ -85,6 +97,7 @@ def load_released(
       mesh, rules: where the model lives, see `Placement.of`.
       part: "vision" or "language" gives that half of the model and reads nothing of the other, whose tensors must be
         there all the same, with the names and shapes that the config says.
+      quantise, cache: see `ivl.load`.
 
     Raises:
       InputError: see `load_model`; or tokenizer files that are missing.
@@ -93,8 +106,9 @@ def load_released(
         raise InputError(f"part is {part!r}; use one of {', '.join(PARTS)}")
     processor = load_processor(directory)
     released = read_config(directory)
-    config = released.model(processor.tokenizer.image_context)
-    runtime = Runtime(jnp.dtype(dtype), placement=place(None if part == "vision" else config.text, mesh, rules))
+    config = with_quantised(released.model(processor.tokenizer.image_context), quantise)
+    where = place(None if part == "vision" else config.text, mesh, rules)
+    runtime = Runtime(jnp.dtype(dtype), placement=where, cache=cache)
     return _load(released, PARTS[part], config, runtime), processor
 
 
@@ -126,6 +140,7 @@ def load_model(
     mesh: Mesh | None = None,
     rules: Rules | str | None = None,
     image_token_id: int | None = None,
+    quantise: Quantised | None = None,
 ) -> InternVL:
     """The model of a released checkpoint, without its processor.
 
@@ -134,12 +149,13 @@ def load_model(
       dtype: the dtype of parameters and activations.
       mesh, rules: where the model lives, see `Placement.of`.
       image_token_id: the id of <IMG_CONTEXT>; needed for GitHub-format checkpoints.
+      quantise: see `ivl.load`.
 
     Raises:
       InputError: see `read_config`, `open_directory` and `account.match`.
     """
     released = read_config(directory)
-    config = released.model(image_token_id)
+    config = with_quantised(released.model(image_token_id), quantise)
     return _load(released, PARTS["all"], config, Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules)))
 
 
@@ -155,6 +171,7 @@ def load_bare(
     image_token_id: int | None,
     mesh: Mesh | None = None,
     rules: Rules | str | None = None,
+    quantise: Quantised | None = None,
 ) -> InternVL | InternViT:
     """A model or a vision tower alone, from a released checkpoint or a model directory of this project, without the
     processor.
@@ -162,6 +179,7 @@ def load_bare(
     Args:
       image_token_id: the id of <IMG_CONTEXT>, for checkpoints without tokenizer files.
       mesh, rules: where a model lives, see `Placement.of`; a tower alone lies on one device.
+      quantise: see `ivl.load`; a tower alone has nothing of that.
 
     Raises:
       InputError: see `load_model` and `read_stored`.
@@ -171,12 +189,12 @@ def load_bare(
     if "format" not in values:
         if read_config(directory).format == "vit":
             return load_vision_tower(directory, dtype)
-        return load_model(directory, dtype, mesh, rules, image_token_id)
+        return load_model(directory, dtype, mesh, rules, image_token_id, quantise)
     runtime = Runtime(jnp.dtype(dtype))
     if "vision" in values:
         config: InternVLConfig | VisionConfig = build(VisionConfig, values["vision"], "vision of config.json")
     else:
-        config = InternVLConfig.from_dict(values.get("model"))
+        config = with_quantised(InternVLConfig.from_dict(values.get("model")), quantise)
         if config.image_token_id == UNKNOWN_TOKEN and image_token_id is not None:
             config = dataclasses.replace(config, image_token_id=image_token_id)
         runtime = Runtime(jnp.dtype(dtype), placement=place(config.text, mesh, rules))
@@ -195,56 +213,43 @@ def released_table(released: ReleasedConfig) -> Table:
     return TABLES[released.format, f"{released.family}_mxfp4" if released.mxfp4 else released.family]
 
 
-def read_params(
-    directory: str | pathlib.Path,
-    table: Table,
-    specs: Mapping[str, ParamSpec],
-    dtype: jnp.dtype | str,
-    where: Mapping[str, Sharding] | None = None,
-) -> Params:
-    """The parameters `specs` out of a released checkpoint.
+def read_params(directory: pathlib.Path, reader: Reader, dtype: jnp.dtype, where: Mapping[str, Sharding]) -> Params:
+    """Parameters out of a released checkpoint.
 
     Args:
-      directory: safetensors files.
-      table: how the format and family name things.
-      dtype: the dtype of the result.
-      where: sharding of every parameter that is read; None reads all, onto the first device.
+      directory: where it is, for errors.
+      dtype: of the model.
+      where: sharding of every parameter that is read.
 
     Raises:
-      InputError: see `ReleasedReader`; or values that are not finite.
+      InputError: values that are not finite.
     """
-    directory = pathlib.Path(directory)
-    reader = ReleasedReader(directory, table, specs)
     params: Params = {}
     not_finite: list[str] = []
     # Largest first: what reading a parameter takes besides itself comes on top of little else.
-    where = dict.fromkeys(specs, _first_device()) if where is None else where
     for path in sorted(where, key=lambda path: -math.prod(reader.specs[path].shape)):
         shape = reader.specs[path].shape
         array = jax.make_array_from_callback(shape, where[path], _slices(reader, path, not_finite))
         # Cast by XLA: numpy converts between bfloat16 and float32 twenty times slower than it copies.
-        params[path] = array.astype(dtype)
+        params[path] = array.astype(stored_dtype(path, dtype))
     refuse(directory, {"not finite": sorted(set(not_finite))})
     return params
 
 
-def _slices(reader: ReleasedReader, path: str, not_finite: list[str]) -> Callable[[Index], np.ndarray]:
+def _slices(reader: Reader, path: str, not_finite: list[str]) -> Callable[[Index], np.ndarray]:
     """A function index -> that slice of the parameter, as the files store it."""
     done: dict[tuple, np.ndarray] = {}  # replicas of a shard ask for one slice several times
+    read_slice = reader.read_aligned if isinstance(reader, ReleasedReader) else reader.read
 
     def read(index: Index) -> np.ndarray:
         key = tuple(part.indices(size) for part, size in zip(index, reader.specs[path].shape, strict=True))
         if key not in done:
-            done[key] = reader.read_aligned(path, index)
+            done[key] = read_slice(path, index)
             if not all_finite(done[key]):
                 not_finite.extend(reader.not_finite(path, index))
         return done[key]
 
     return read
-
-
-def _first_device() -> SingleDeviceSharding:
-    return SingleDeviceSharding(jax.devices()[0])
 
 
 def _load(
@@ -253,8 +258,11 @@ def _load(
     """A model, or a part of it; that the rest is there is checked too. Adapters that are wrapped in come along."""
     graphdef, specs = structure(kind, config, runtime)
     directory = released.file.parent
-    where, table = places(specs, runtime.placement), released_table(released)
-    params = read_params(directory, table, specs_of(config), runtime.dtype, where)
+    plain = dataclasses.replace(config, quantised=None) if isinstance(config, InternVLConfig) else config
+    reader: Reader = ReleasedReader(directory, released_table(released), specs_of(plain))
+    if plain != config:
+        reader = QuantisedReader(reader, specs_of(config))
+    params = read_params(directory, reader, runtime.dtype, places(specs, runtime.placement))
     if isinstance(config, VisionConfig) or (adapter := wrapped_adapter(directory, config)) is None:
         return bind(graphdef, params)
     graphdef, specs = structure(kind, dataclasses.replace(config, lora=adapter.lora), runtime)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +26,7 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "U8": np.dtype(np.uint8),
 }
+_RECORDED = {**_DTYPES, "I8": np.dtype(np.int8)}  # what recorded tensors may be besides
 TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -109,20 +111,23 @@ def open_directory(directory: str | pathlib.Path) -> dict[str, Tensor]:
     return _with_checksums(directory, tensors)
 
 
-def open_file(file: pathlib.Path) -> dict[str, Tensor]:
+def open_file(file: pathlib.Path, dtypes: Mapping[str, np.dtype] = _DTYPES) -> dict[str, Tensor]:
     """Every tensor of one safetensors file.
+
+    Args:
+      dtypes: those that there may be, by their names in such files.
 
     Raises:
       InputError: it is not there, damaged or truncated.
     """
     if not file.is_file():
         raise InputError(f"{file} is not there; give the folder that it belongs to")
-    return _tensors(file)
+    return _tensors(file, dtypes)
 
 
 def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     """Every tensor of one safetensors file, mapped; see `open_file`."""
-    return {name: tensor.array() for name, tensor in open_file(file).items()}
+    return {name: tensor.array() for name, tensor in open_file(file, _RECORDED).items()}
 
 
 def _with_checksums(directory: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -170,7 +175,7 @@ def _merge(files: list[pathlib.Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensors(file: pathlib.Path) -> dict[str, Tensor]:
+def _tensors(file: pathlib.Path, dtypes: Mapping[str, np.dtype] = _DTYPES) -> dict[str, Tensor]:
     try:
         # The library checks the header: sizes, offsets, types, and that the data end where the file does.
         with safe_open(file, framework="numpy"):
@@ -181,12 +186,12 @@ def _tensors(file: pathlib.Path) -> dict[str, Tensor]:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))  # as the library has checked it
     header.pop("__metadata__", None)
-    if strange := sorted(name for name, entry in header.items() if entry["dtype"] not in _DTYPES):
+    if strange := sorted(name for name, entry in header.items() if entry["dtype"] not in dtypes):
         kinds = sorted({header[name]["dtype"] for name in strange})
         raise InputError(
             f"{file} stores tensors as {kinds}, e.g. {strange[0]}; use the checkpoint with floating-point weights"
         )
     return {
-        name: Tensor(file, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+        name: Tensor(file, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), dtypes[entry["dtype"]])
         for name, entry in header.items()
     }

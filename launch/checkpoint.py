@@ -15,7 +15,7 @@ from internvl_jax.data import Processor
 from internvl_jax.inference import saying
 from internvl_jax.models import InternVLConfig, PartName
 from internvl_jax.validation import read_json
-from launch import hub, meshes, needs
+from launch import caching, hub, meshes, needs, quantising
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
@@ -59,7 +59,8 @@ def load(part: PartName = "all") -> tuple[Any, Processor]:
     ours, mesh = "format" in read_json(folder / "config.json", _ADVICE), meshes.mesh(model_config().text)
     read: Any = ivl.load if ours else load_released
     with saying(f"loading {folder}"):
-        return read(folder, dtype=dtype, mesh=mesh, rules=meshes.RULES.value, part=part)
+        how = meshes.RULES.value, part, quantising.HOW.value, caching.KEPT.value
+        return read(folder, dtype, mesh, *how)
 
 
 @functools.cache

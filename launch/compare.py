@@ -3,9 +3,12 @@
     python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --reference=tests/golden/hf_qwen3
 
     python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --adapter=DIR --merge
+    python -m launch.compare --checkpoint=tests/golden/hf_qwen3 --quantise=int8 --reference=DIR
 
 With --adapter the inputs are those of the checkpoint's case, the outputs those beside the adapter (PEFT, or a whole
 checkpoint with adapters); --merge compares the merged model and its tensors (merged.safetensors) too.
+With --quantise the inputs are those of the checkpoint's case, and the integers and scales of the reference
+(quantized.safetensors) are compared too.
 With --mesh the model lies on several devices, by default on one, and in all processes of a pod; --chunk has the engine
 read prompts in parts, --page keep keys and values in pages.
 Runs in float32 with exact products. The last line of stdout is JSON with the largest absolute error of each array of
@@ -17,8 +20,8 @@ import json
 from absl import flags
 
 from checkpoint_convert import load_adapted, load_bare
-from internvl_jax.evaluation import compare, compare_adapter, image_token_id, read_case
-from launch import hub, meshes, pod
+from internvl_jax.evaluation import compare, compare_adapter, compare_quantised, image_token_id, read_case
+from launch import hub, meshes, pod, quantising
 from launch import main as launcher
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a model: released (either format) or converted.")
@@ -39,11 +42,15 @@ def main(argv: list[str]) -> None:
     del argv
     with pod.joined(saved=False) as processes:
         directory = hub.directory(_CHECKPOINT.value)
-        inputs, outputs, meta = read_case(_REFERENCE.value or directory)
+        how = quantising.HOW.value
+        inputs, outputs, meta = read_case(directory if _ADAPTER.value or how else _REFERENCE.value)
         given = "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value
         if _ADAPTER.value:
             adapted, folder = load_adapted(directory, _ADAPTER.value, *given), _ADAPTER.value
             report = compare_adapter(adapted, folder, inputs, _MERGE.value, _CHUNK.value, _PAGE.value)
+        elif how:
+            model = load_bare(directory, *given, quantise=how)
+            report = compare_quantised(model, _REFERENCE.value, inputs, _CHUNK.value, _PAGE.value)
         else:
             report = compare(load_bare(directory, *given), inputs, outputs, _CHUNK.value, _PAGE.value)
         if processes.process == 0:

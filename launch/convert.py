@@ -6,6 +6,8 @@
     python -m launch.convert --src=InternVL3_5-1B-HF --adapter=my_adapter --dst=merged --to=hf
     python -m launch.convert --src=runs/lora --dst=my_adapter --to=peft
 
+    python -m launch.convert --src=InternVL3_5-8B --dst=models/8b-int8 --quantise=int8
+
 Memory stays small: slices are read and written at the same time, and nothing appears under --dst until all of it is
 there. The last line of stdout is JSON: tensors, bytes, seconds and peak_rss.
 """
@@ -15,7 +17,7 @@ from typing import cast
 from absl import flags
 
 from checkpoint_convert import Format, convert
-from launch import hub, paths
+from launch import hub, paths, quantising
 from launch import main as launcher
 
 _SRC = flags.DEFINE_string(
@@ -44,7 +46,8 @@ def main(argv: list[str]) -> None:
     del argv
     paths.check_new(_DST.value, "dst")
     dtype = None if _DTYPE.value == "stored" else _DTYPE.value
-    print(convert(hub.directory(_SRC.value), _DST.value, cast(Format, _TO.value), dtype, _ADAPTER.value).to_json())
+    how = cast(Format, _TO.value), dtype, _ADAPTER.value, quantising.HOW.value
+    print(convert(hub.directory(_SRC.value), _DST.value, *how).to_json())
 
 
 if __name__ == "__main__":

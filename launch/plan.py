@@ -7,9 +7,9 @@
 
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
 and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling; v5p:4x4x4*2 is two slices. MFU
-is of rows of one sample, or of samples of --median_length. TPU slices need libtpu
-(pip install 'internvl_jax[tpu]'), no TPU. GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only.
---task=dvd shares the slice between vision and language servers: requests a second, and seconds to a first token.
+is of rows of one sample, or of samples of --median_length. TPU slices need libtpu (pip install 'internvl_jax[tpu]'), no
+TPU. GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only. --task=dvd shares the slice between
+vision and language servers: requests a second, and seconds to a first token.
 --table=docs/PLANS.md makes the table of all sizes instead (two hours or more), with --task=dvd docs/DVD_PLANS.md.
 """
 
@@ -25,7 +25,7 @@ from configs.choose import choose
 from internvl_jax import planning
 from internvl_jax.errors import InputError
 from internvl_jax.planning import splits_table, table
-from launch import assumptions, config, main
+from launch import assumptions, caching, config, main, quantising
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x4, v6e:8x8, h100:8, cpu:8; or v5p, for the smallest slice")
 _TASK = flags.DEFINE_enum("task", "train", [*planning.TASKS, "dvd"], "the program, or all of a server, rollouts or dvd")
@@ -36,7 +36,7 @@ _SIZE = {
     "chunk": flags.DEFINE_integer("chunk", None, "of a server: tokens of prompts read while others are answered; 512"),
     "tiles": flags.DEFINE_integer("tiles", None, "of a server: tiles of a picture; 13, and 10 for dvd"),
     "page": flags.DEFINE_integer("page", None, "of serving: tokens of a page; by default rows have slots"),
-}
+} | {"quantise": quantising.HOW, "cache": caching.KEPT}
 _TEXT = flags.DEFINE_integer("text", 64, "of dvd: tokens of a question beside its picture")
 _ANSWER = flags.DEFINE_integer("answer", 32, "of dvd: tokens of an answer")
 _SHARE = flags.DEFINE_float("share", 2 / 3, "of dvd: of tiles that a Flash model compresses")

@@ -5,6 +5,7 @@ from internvl_jax.evaluation.drawing import draw_answer
 from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.overlay import router_overlay
 from internvl_jax.evaluation.parity import compare, image_token_id, read_case
+from internvl_jax.evaluation.quantised_parity import compare_quantised
 from internvl_jax.evaluation.suites import (
     MODES,
     SUITES,
@@ -56,6 +57,7 @@ __all__ = [
     "draw_answer",
     "draw_svg",
     "compare_adapter",
+    "compare_quantised",
     "evaluate",
     "find_svg",
     "image_token_id",

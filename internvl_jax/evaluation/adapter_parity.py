@@ -1,7 +1,7 @@
 """A model with an adapter beside a recorded reference: with it apart and, if asked, merged."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def compare_adapter(
     found = compare(plain, inputs, recorded, chunk, page)
     report |= {f"{_MERGED}{name}": value for name, value in found.items()}
     wanted = read_safetensors(directory / "merged.safetensors")
-    ours = dict(changed_tensors(plain, model.config.lora, _form(model, wanted)))
+    ours = dict(changed_tensors(plain, model.config.lora, released_form(model, wanted)))
     report["merged_names_equal"] = ours.keys() == wanted.keys()
     for name in sorted(ours.keys() & wanted.keys()):
         report[name] = float(np.max(np.abs(ours[name].astype(np.float64) - wanted[name])))
@@ -53,13 +53,17 @@ def _without(outputs: Arrays, prefix: str) -> Arrays:
     return {name: array for name, array in outputs.items() if not name.startswith(prefix)}
 
 
-def _form(model: InternVL, tensors: Mapping[str, np.ndarray]) -> str:
-    """The released format that has tensors of these names."""
+def released_form(model: InternVL, tensors: Iterable[str]) -> str:
+    """The released format that has tensors of these names.
+
+    Raises:
+      InputError: none has.
+    """
     for (form, family), table in TABLES.items():
         names = {template for row in table.rows for template in row.templates}
         if family == language_model(model.config.text) and all(_numberless(name) in names for name in tensors):
             return form
-    raise InputError("merged.safetensors has other tensors than the released formats; give those of the case")
+    raise InputError("the recorded tensors are none of the released formats; give those of the case")
 
 
 def _numberless(name: str) -> str:

@@ -21,7 +21,8 @@ def fingerprint(model: VisionHalf | LanguageHalf, processor: Processor) -> str:
     model's config and dtype and of how pictures become tiles. Parameters are not in it (`weights_digest`).
     """
     parts = {
-        "model": model.config.to_dict(),
+        # How the language half stores its weights is its own business.
+        "model": dataclasses.replace(model.config, quantised=None).to_dict(),
         "image": dataclasses.asdict(processor.image_config),
         "dtype": np.dtype(model.runtime.dtype).name,
         "preprocessing": _PREPROCESSING,

@@ -18,15 +18,18 @@ from internvl_jax.errors import InputError
 from internvl_jax.files import whole_folder
 from internvl_jax.models import (
     PARTS,
+    CacheName,
     InternVL,
     InternVLConfig,
     LanguageHalf,
     PartName,
+    Quantised,
     Runtime,
     VisionHalf,
     place,
     read_stored,
     stored_dtype,
+    with_quantised,
 )
 from internvl_jax.sharding import (
     Params,
@@ -50,6 +53,8 @@ def load(
     mesh: Mesh | None = ...,
     rules: Rules | str | None = ...,
     part: Literal["all"] = ...,
+    quantise: Quantised | None = ...,
+    cache: CacheName | None = ...,
 ) -> tuple[InternVL, Processor]: ...
 @overload
 def load(
@@ -59,6 +64,8 @@ def load(
     rules: Rules | str | None = ...,
     *,
     part: Literal["vision"],
+    quantise: Quantised | None = ...,
+    cache: CacheName | None = ...,
 ) -> tuple[VisionHalf, Processor]: ...
 @overload
 def load(
@@ -68,6 +75,8 @@ def load(
     rules: Rules | str | None = ...,
     *,
     part: Literal["language"],
+    quantise: Quantised | None = ...,
+    cache: CacheName | None = ...,
 ) -> tuple[LanguageHalf, Processor]: ...
 def load(
     directory: str | os.PathLike,
@@ -75,6 +84,8 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules | str | None = None,
     part: PartName = "all",
+    quantise: Quantised | None = None,
+    cache: CacheName | None = None,
 ) -> tuple[VisionHalf | LanguageHalf, Processor]:
     """Model and processor of a model directory, or of the last step of a training workdir.
 
@@ -87,6 +98,9 @@ def load(
       rules: how it is spread there, or the name of a preset; `serve_tp` without any.
       part: "vision" or "language" gives that half of the model and reads nothing of the other, whose parameters must
         be there all the same, with the names and shapes that the config says.
+      quantise: "int8" holds the products of the language model's layers in 8 bits, "w8a8" also rounds what they are
+        multiplied with; without it they are as the directory has them.
+      cache: "float8" keeps keys and values in 8 bits; without it they are in `dtype` (on a CPU in float32).
 
     Raises:
       InputError: files that are missing or broken, or parameters other than those of the config.
@@ -97,11 +111,13 @@ def load(
     if part not in PARTS:
         raise InputError(f"part is {part!r}; use one of {', '.join(PARTS)}")
     config, processor = read_config(directory)
-    runtime = Runtime(jnp.dtype(dtype), placement=place(None if part == "vision" else config.text, mesh, rules))
+    config = with_quantised(config, quantise)
+    where = place(None if part == "vision" else config.text, mesh, rules)
+    runtime = Runtime(jnp.dtype(dtype), placement=where, cache=cache)
     graphdef, specs = structure(PARTS[part], config, runtime)
-    where = places(specs, runtime.placement)
+    lies = places(specs, runtime.placement)
     wanted = {
-        path: jax.ShapeDtypeStruct(spec.shape, stored_dtype(path, dtype), sharding=where.get(path))
+        path: jax.ShapeDtypeStruct(spec.shape, stored_dtype(path, dtype), sharding=lies.get(path))
         for path, spec in _specs(config).items()
     }
     return bind(graphdef, read_stored(directory, wanted)), processor

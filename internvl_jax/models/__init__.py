@@ -47,6 +47,7 @@ from internvl_jax.models.config import (
     TextConfig,
     VisionConfig,
     YarnConfig,
+    with_quantised,
 )
 from internvl_jax.models.flops import PEAK, seen_keys, tile_flops, token_flops, train_flops
 from internvl_jax.models.internvl import (
@@ -64,16 +65,27 @@ from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
-from internvl_jax.models.stack import Offload, Remat, Runtime
-from internvl_jax.models.stored import read_plain, read_stored, stored_dtype
+from internvl_jax.models.stack import CACHES, CacheName, Offload, Remat, Runtime
+from internvl_jax.models.stored import read_plain, read_stored
 from internvl_jax.models.transforms.lora import difference, merged, with_dropout
 from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
+from internvl_jax.models.transforms.quantised_names import (
+    QUANTISED,
+    Quantised,
+    is_quantised,
+    quantised_as,
+    stored_dtype,
+    weight_path,
+)
+from internvl_jax.models.transforms.quantised_weights import quantised_slices
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
     "AdaptedWeight",
+    "CACHES",
     "Cache",
+    "CacheName",
     "DecoderOut",
     "Encoded",
     "FAMILIES",
@@ -92,6 +104,8 @@ __all__ = [
     "NtkConfig",
     "Offload",
     "Out",
+    "QUANTISED",
+    "Quantised",
     "PARTS",
     "PEAK",
     "PageCache",
@@ -110,11 +124,14 @@ __all__ = [
     "check_kernel",
     "difference",
     "family_of",
+    "is_quantised",
     "kind_of",
     "merged",
     "over_logits",
     "place",
     "plain_path",
+    "quantised_as",
+    "quantised_slices",
     "read_plain",
     "read_stored",
     "scopes",
@@ -128,5 +145,7 @@ __all__ = [
     "train_flops",
     "unstack",
     "unstack_params",
+    "weight_path",
     "with_dropout",
+    "with_quantised",
 ]

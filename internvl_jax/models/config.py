@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from internvl_jax.errors import InputError
 from internvl_jax.models.transforms.lora_config import LoraConfig
+from internvl_jax.models.transforms.quantised_names import QUANTISED, Quantised
 from internvl_jax.validation import Fraction, Positive, build, check_fields
 
 # Paths of the parameters that a Flash model has besides those of its base, and of those among them that the released
@@ -134,6 +135,7 @@ class InternVLConfig(_Checked):
     ]  # the id of <IMG_CONTEXT>, whose embeddings are replaced by image features
     flash: FlashConfig | None
     lora: LoraConfig | None = None  # the adapter that its weights have; most models have none
+    quantised: Quantised | None = None  # how quantised weights are stored and multiplied; most models have none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,9 +189,7 @@ class InternVLConfig(_Checked):
     def to_dict(self) -> dict[str, Any]:
         """As config.json has it."""
         values = dataclasses.asdict(self)
-        if self.lora is None:
-            del values["lora"]
-        return values
+        return {name: value for name, value in values.items() if value is not None or name not in _ABSENT}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -212,8 +212,26 @@ class InternVLConfig(_Checked):
             values["flash"] = build(FlashConfig, values["flash"], "model.flash of config.json")
         lora = values.get("lora")
         values["lora"] = None if lora is None else LoraConfig.from_dict(lora, "model.lora of config.json")
+        values.setdefault("quantised", None)
         return build(cls, values, "model of config.json")
 
 
 # Fields of the language model that configs of format 1 did not have at first, and what their absence meant.
 _BEFORE = {"ntk": None}
+# What stands in config.json only where a model has it.
+_ABSENT = ("lora", "quantised")
+
+
+def with_quantised(config: InternVLConfig, how: str | None) -> InternVLConfig:
+    """The config of a model whose products with quantised weights are made so; None: as it is.
+
+    Raises:
+      InputError: nobody knows how.
+    """
+    if not how:
+        return config
+    if how not in QUANTISED:
+        raise InputError(f"quantise is {how!r}; use one of {', '.join(QUANTISED)}")
+    if how == "mxfp4" and config.text.moe is None:
+        raise InputError("quantise is 'mxfp4', which is for experts, and this model has none; use int8")
+    return dataclasses.replace(config, quantised=how)

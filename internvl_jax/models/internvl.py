@@ -23,6 +23,7 @@ from internvl_jax.models.config import InternVLConfig, TextConfig
 from internvl_jax.models.language.decoder import Decoder
 from internvl_jax.models.stack import Runtime
 from internvl_jax.models.transforms.lora import adapt
+from internvl_jax.models.transforms.quantised_weights import quantise
 from internvl_jax.models.vision.intern_vit import InternViT
 from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
 from internvl_jax.models.vision.router import Router
@@ -247,7 +248,7 @@ class InternVL(VisionHalf, LanguageHalf):
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """Makes a kind of model from (config, rngs, runtime), with the adapter that the config has."""
+    """Makes a kind of model from (config, rngs, runtime), with the transforms that the config has."""
 
     kind: Callable[..., VisionHalf | LanguageHalf]
 
@@ -257,6 +258,8 @@ class _Made:
         model = self.kind(config, rngs, runtime)
         if config.lora is not None:
             adapt(model, config.lora, rngs)
+        if config.quantised is not None:
+            quantise(model, config.quantised)
         return model
 
 

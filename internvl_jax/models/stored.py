@@ -1,10 +1,11 @@
-"""Parameters of a model directory or workdir that may have an adapter: with it, or merged.
+"""Parameters of a model directory or workdir that may have an adapter: with it, or merged; quantised, or as stored.
 
 A directory with an adapter holds all parameters of the adapted model, or those of the adapter alone: its config.json
 then names its base (`base`, see `sharding.referred`), another such directory.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -19,15 +20,12 @@ from internvl_jax.models.internvl import PARTS
 from internvl_jax.models.stack import Runtime
 from internvl_jax.models.transforms.lora import merged
 from internvl_jax.models.transforms.lora_config import plain_path
+from internvl_jax.models.transforms.quantised_names import quantised_as
+from internvl_jax.models.transforms.quantised_weights import as_wanted
 from internvl_jax.sharding import Params, everywhere, follow, locate, read_params, read_specs, structure
 from internvl_jax.validation import read_json
 
 Structs = Mapping[str, jax.ShapeDtypeStruct]
-
-
-def stored_dtype(path: str, dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of a parameter in a model of this dtype: what multiplies an adapter's product stays exact."""
-    return jnp.dtype(jnp.float32) if path.endswith(".weight.scale") else jnp.dtype(dtype)
 
 
 def read_stored(directory: str | os.PathLike, wanted: Structs) -> Params:
@@ -42,11 +40,11 @@ def read_stored(directory: str | os.PathLike, wanted: Structs) -> Params:
     directory = pathlib.Path(directory)
     base = read_json(directory / "config.json").get("base")
     if base is None:
-        return read_params(locate(directory), wanted)
+        return _read(directory, wanted)
     own = read_specs(locate(directory)).keys()
     if lacking := sorted(path for path in wanted if plain_path(path) is None and path not in own):
         raise InputError(f"{directory} lacks {lacking[0]} of its adapter; restore the checkpoint")
-    params = read_params(locate(directory), {path: struct for path, struct in wanted.items() if path in own})
+    params = _read(directory, {path: struct for path, struct in wanted.items() if path in own})
     rest = {plain_path(path): struct for path, struct in wanted.items() if path not in own}
     found = read_plain(follow(base, directory / "config.json"), rest, partly=True)
     return params | {path: found[plain_path(path)] for path in wanted if plain_path(path) in found and path not in own}
@@ -65,12 +63,19 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
     """
     directory = pathlib.Path(directory)
     config = InternVLConfig.from_dict(read_json(directory / "config.json").get("model"))
+    if (how := quantised_as(wanted)) is not None:
+        config = dataclasses.replace(config, quantised=how)
     specs = _specs(dataclasses.replace(config, lora=None))
     if partly:
         others = {path: spec for path, spec in specs.items() if path not in wanted}
         wanted = {**wanted, **{path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in others.items()}}
     if config.lora is None:
-        return read_params(locate(directory), wanted, ignore)
+        return _read(directory, wanted, ignore)
+    if config.quantised is not None:
+        raise InputError(
+            f"{directory} has an adapter beside quantised weights, which can't be merged; write the adapter alone "
+            "(launch.convert --to=peft) and merge it into the base (--src=BASE --adapter=DIR)"
+        )
     if strange := sorted(wanted.keys() - specs.keys()):
         raise InputError(f"{directory} does not fit the model: {strange[0]} is missing; give the model's own config")
     adapted: dict[str, jax.ShapeDtypeStruct] = {}
@@ -87,6 +92,11 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
         adapted[path] = jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=place)
     params = merged(read_stored(directory, adapted), config)
     return {path: jax.device_put(value, wanted[path].sharding) for path, value in params.items()}
+
+
+def _read(directory: pathlib.Path, wanted: Structs, ignore: str = "$^") -> Params:
+    """See `read_params`; weights that are wanted quantised may be stored so or not."""
+    return read_params(locate(directory), wanted, ignore, functools.partial(as_wanted, directory, wanted))
 
 
 def _specs(config: InternVLConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -52,6 +53,7 @@ class Chip:
 _GIB = 2.0**30
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_ALONE = "1x1"  # of chips that are let singly; no candidate, and planned where it is asked for
 _BOXES = ("1", "2", "4", "8")
 
 # From Google Cloud's pages on v5e, v5p and v6e (a chip's links: 1,600, 4,800 and 3,584 Gbit/s in all, here divided by
@@ -96,6 +98,7 @@ class Topology:
             )
         name, shape = found.group(1), tuple(int(size) for size in found.group(2).split("x"))
         known = CHIPS[name].slices
+        known = (_ALONE, *known) if known == _SQUARES else known
         if CHIPS[name].platform == "tpu" and found.group(2) not in known:
             raise InputError(f"topology {text!r} is no slice of {name}; there are {', '.join(known)}")
         if (len(shape) > 1 and CHIPS[name].platform != "tpu") or min(shape) < 1:
@@ -135,7 +138,9 @@ class Topology:
 
 def _tpu_devices(where: Topology) -> list[jax.Device]:
     name = f"{where.name}:{'x'.join(map(str, where.shape))}"
-    several = {"num_slices": where.slices} if where.slices > 1 else {}
+    several: dict[str, Any] = {"num_slices": where.slices} if where.slices > 1 else {}
+    if where.chips == 1:
+        several["chips_per_host_bounds"] = (1, 1, 1)
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compiles beside other processes

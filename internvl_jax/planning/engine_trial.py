@@ -24,7 +24,16 @@ from internvl_jax.inference import (
     fit,
     stack_params,
 )
-from internvl_jax.models import PARTS, InternVLConfig, PageCache, Runtime, tile_flops, token_flops
+from internvl_jax.models import (
+    PARTS,
+    InternVLConfig,
+    PageCache,
+    Runtime,
+    stored_dtype,
+    tile_flops,
+    token_flops,
+    with_quantised,
+)
 from internvl_jax.planning.layouts import Serving
 from internvl_jax.planning.lowering import Lowered
 from internvl_jax.planning.trial import Trial, results
@@ -48,7 +57,7 @@ class EngineTrial:
       trial: notes what they need.
       config: the model's.
       place: where it lies.
-      dtype: of activations.
+      runtime: how it runs.
       weights: its parameters, as structs.
       beside: what else lies on the devices, by kind; 'weights' are those that do, where not all of them do.
       routes: whether the experts of every token are noted.
@@ -63,15 +72,17 @@ class EngineTrial:
         trial: Trial,
         config: InternVLConfig,
         place: Placement,
-        dtype: jnp.dtype,
+        runtime: Runtime,
         weights: Params,
         beside: dict[str, Any] | None = None,
         routes: bool = False,
     ):
-        self._trial, self._config, self._place, self._dtype, self.weights = trial, config, place, dtype, weights
+        self._trial, self._config, self._place, self._dtype = trial, config, place, runtime.dtype
+        self.weights = weights
         self._beside: dict[str, Any] = {"weights": weights, **(beside or {})}
-        graphdef, _ = sharding.structure(PARTS["all"], config, Runtime(dtype))
-        self.programs = PagedPrograms(config, graphdef, graphdef, config.text.vocab, (), dtype, piece=1, routes=routes)
+        graphdef, _ = sharding.structure(PARTS["all"], config, runtime)
+        args = config, graphdef, graphdef, config.text.vocab, (), runtime.cache_dtype
+        self.programs = PagedPrograms(*args, piece=1, routes=routes)
 
     def made(self, program: Any, *args: Any, **static: Any) -> Any:
         """What a program returns, that needs next to nothing itself."""
@@ -152,7 +163,9 @@ def serving(trial: Trial, config: InternVLConfig, place: Placement, task: str, s
     """Programs of a server in bfloat16: 'prefill' (prompts read at once), 'decode' (a token of all rows), or all that
     'serve' needs.
     """
-    engine = EngineTrial(trial, config, place, jnp.dtype(jnp.bfloat16), served_weights(config, place))
+    config = with_quantised(config, size.quantise)
+    runtime = Runtime(jnp.dtype(jnp.bfloat16), cache=size.cache)
+    engine = EngineTrial(trial, config, place, runtime, served_weights(config, place))
     if size.page is None:
         state = engine.made(engine.programs.empty, classes=((size.rows, size.slots),))
     else:
@@ -180,7 +193,8 @@ def served_weights(config: InternVLConfig, place: Placement) -> Params:
     dtype = jnp.dtype(jnp.bfloat16)
     _, specs = sharding.structure(PARTS["all"], config, Runtime(dtype))
     lies = sharding.places(specs, place)
-    return {path: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=lies[path]) for path, spec in specs.items()}
+    kinds = {path: stored_dtype(path, dtype) for path in specs}
+    return {path: jax.ShapeDtypeStruct(spec.shape, kinds[path], sharding=lies[path]) for path, spec in specs.items()}
 
 
 def rollout(trial: Trial, config: TrainConfig, settings: GspoConfig) -> None:
@@ -214,7 +228,7 @@ def rollout(trial: Trial, config: TrainConfig, settings: GspoConfig) -> None:
     reshard = cast(Any, resharder(program, place, dtype))  # jitted, as there is a place
     weights = trial.run("reshard", Lowered(program.mesh, kept, reshard.lower(program.abstract.params), 0.0))
     routes = settings.routes != "ignore"
-    engine = EngineTrial(trial, config.model, place, jnp.dtype(dtype), weights, kept, routes)
+    engine = EngineTrial(trial, config.model, place, Runtime(jnp.dtype(dtype)), weights, kept, routes)
     pool_GPD = engine.pool(-(-tiles // spread) * spread)
     engine.encode("encode", fit("tiles", min(tiles, ladders.tiles[-1]), ladders.tiles))
 

@@ -11,11 +11,22 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import PARTS, InternVLConfig, Runtime, TextConfig, plain_path
+from internvl_jax.models import (
+    PARTS,
+    CacheName,
+    InternVLConfig,
+    Quantised,
+    Runtime,
+    TextConfig,
+    plain_path,
+    stored_dtype,
+    with_quantised,
+)
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.training import TrainConfig, with_adapter
 
@@ -37,6 +48,8 @@ class Serving:
       chunk: tokens of prompts that are read while others are answered.
       tiles: tiles of a picture.
       page: tokens of a page, of which there are enough for full rows; None: rows have slots.
+      quantise: how products with quantised weights are made; None: weights are as the model has them.
+      cache: the dtype of keys and values, where it is not that of activations.
     """
 
     rows: int
@@ -45,6 +58,8 @@ class Serving:
     chunk: int = 512
     tiles: int = 13
     page: int | None = None
+    quantise: Quantised | None = None
+    cache: CacheName | None = None
 
     def __post_init__(self) -> None:
         if min(self.rows, self.prompt, self.chunk, self.tiles) < 1 or self.slots < max(self.prompt, self.chunk):
@@ -201,7 +216,11 @@ def _needs(config: TrainConfig, task: str, size: Serving, where: Topology) -> fl
         axes, _ = serving_layout(config, where, size)
     except InputError:
         return math.inf
-    cache = 4 * text.layers * size.rows * size.slots * text.kv_heads * text.head_width / where.chips
-    experts = sum(math.prod(spec.shape) for spec in specs(model).values() if "expert" in spec.axes)
-    weights = 2 * (parameters(model) - experts * (1 - 1 / axes.get("expert", 1))) / axes["tensor"]
+    dtype = jnp.dtype(jnp.bfloat16)
+    cache = 2 * text.layers * size.rows * size.slots * text.kv_heads * text.head_width / where.chips
+    cache *= Runtime(dtype, cache=size.cache).cache_dtype.itemsize
+    held = specs(with_quantised(model, size.quantise))
+    sizes = {path: math.prod(spec.shape) * stored_dtype(path, dtype).itemsize for path, spec in held.items()}
+    experts = sum(sizes[path] for path, spec in held.items() if "expert" in spec.axes)
+    weights = (sum(sizes.values()) - experts * (1 - 1 / axes.get("expert", 1))) / axes["tensor"]
     return weights + (cache if task == "decode" else cache * size.prompt / size.slots)

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from internvl_jax.models import InternVLConfig, place
+from internvl_jax.models import InternVLConfig, Runtime, place, with_quantised
 from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.engine_trial import EngineTrial, served_weights
 from internvl_jax.planning.layouts import Serving, serving_layout
@@ -35,7 +35,7 @@ def vision_times(config: InternVLConfig, where: Topology) -> dict[str, Any]:
     lies = place(config.text, make_mesh({"data": 1}, where.devices()[:1]), "serve_tp")
     weights = served_weights(config, lies)
     own = {path: leaf for path, leaf in weights.items() if not path.startswith("lm.")}
-    engine = EngineTrial(trial, config, lies, jnp.dtype(jnp.bfloat16), weights, {"weights": own})
+    engine = EngineTrial(trial, config, lies, Runtime(jnp.dtype(jnp.bfloat16)), weights, {"weights": own})
     try:
         for tiles in _PER_CHIP:
             engine.encode(str(tiles), tiles)
@@ -95,8 +95,9 @@ def _server(config: TrainConfig, where: Topology, size: Serving) -> tuple[Trial,
     """Programs of a server, and its mesh's axes."""
     axes, rules = serving_layout(config, where, size)
     lies = place(config.model.text, make_mesh(axes, where.devices()), rules)
-    trial, weights = Trial(where), served_weights(config.model, lies)
-    return trial, EngineTrial(trial, config.model, lies, jnp.dtype(jnp.bfloat16), weights), axes
+    trial, model = Trial(where), with_quantised(config.model, size.quantise)
+    runtime = Runtime(jnp.dtype(jnp.bfloat16), cache=size.cache)
+    return trial, EngineTrial(trial, model, lies, runtime, served_weights(model, lies)), axes
 
 
 def _seconds(trial: Trial) -> dict[str, float | None]:

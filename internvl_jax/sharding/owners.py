@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from internvl_jax.sharding.flat import Params
 from internvl_jax.sharding.rules import MeshAxes, context
 
 Axes = dict[str, tuple[str | None, ...]]
+Dtypes = Mapping[str, jnp.dtype]
 
 _TOKENS = ("batch", "time", None)
 _FEW = 64  # tokens of a device, as in decoding: what they take to travel is the number of transfers, not their bytes
@@ -51,12 +52,14 @@ def by_token(function: Callable, x_BTD: jax.Array) -> Any:
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)(x_BTD)
 
 
-def by_owner(function: Callable, params: Params, axes: Axes, layer: jax.Array | int, *rows: jax.Array) -> jax.Array:
+def by_owner(
+    function: Callable, params: Params, axes: Axes, dtypes: Dtypes, layer: jax.Array | int, *rows: jax.Array
+) -> jax.Array:
     """The sum over devices of `function(params, *rows, share)`, which each device calls with its own experts.
 
     1. Rows are gathered over the mesh axes that spread both experts and rows. (An all-to-all would send a token once
        for each of its choices. Over no more devices than a token has choices, gathering sends no more.)
-    2. Parameters are gathered over all mesh axes but those of the experts, in the dtype of the first rows.
+    2. Parameters are gathered over all mesh axes but those of the experts, in the dtype that they are wanted in.
     3. Results are summed over the mesh axes of the experts; every device keeps its own rows.
 
     Args:
@@ -64,10 +67,11 @@ def by_owner(function: Callable, params: Params, axes: Axes, layer: jax.Array | 
       params: parameters of a layer's experts, `[E, ...]`; or of all layers', `[L, E, ...]`, which the function gets as
         `[L * E, ...]`. So no layer's are copied out, unless they must be gathered or cast.
       axes: the logical axes of every parameter.
+      dtypes: the dtype that the function wants it in.
       layer: the number of the layer, for parameters of all layers.
       rows: arrays `[B, T, ...]`; the result has the shape and dtype of the first.
     """
-    if not _lies_ready(params, axes, rows[0].dtype):
+    if not _lies_ready(params, axes, dtypes):
         params, axes, layer = _of_layer(params, axes, layer)
     dim = next(iter(axes.values())).index("expert")
     if context() is None:
@@ -80,7 +84,9 @@ def by_owner(function: Callable, params: Params, axes: Axes, layer: jax.Array | 
     known = {*experts, *spread}
     parts = {path: [tuple(axis for axis in part if axis in known) for part in _spread(axes[path])] for path in params}
     shards = math.prod(mesh.shape[axis] for axis in experts)
-    local = functools.partial(_on_device, function, dim, parts, experts, spread, shards)
+    others = lambda part: tuple(() if index == dim else axes for index, axes in enumerate(part))
+    gathers = {path: functools.partial(_gather, parts=others(parts[path]), dtype=dtypes[path]) for path in params}
+    local = functools.partial(_on_device, function, dim, gathers, experts, spread, shards)
     specs = ({path: P(*part) for path, part in parts.items()}, P(), *(P(*tokens) for _ in rows))
     # Without JAX's check of which values differ between devices (check_vma). It does not take Pallas kernels; and the
     # sums over devices that it puts in would stand in branches that only some of the devices take.
@@ -95,12 +101,12 @@ def _spread(names: tuple[str | None, ...]) -> list[MeshAxes]:
     return [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in rules.parts(names)]
 
 
-def _lies_ready(params: Params, axes: Axes, dtype: jnp.dtype) -> bool:
-    """Whether experts can be called with the parameters as they lie: in this dtype, and spread by expert alone."""
+def _lies_ready(params: Params, axes: Axes, dtypes: Dtypes) -> bool:
+    """Whether experts can be called with the parameters as they lie: in these dtypes, and spread by expert alone."""
     moved = [
         part for names in axes.values() for name, part in zip(names, _spread(names), strict=True) if name != "expert"
     ]
-    return not any(moved) and all(value.dtype == dtype for value in params.values())
+    return not any(moved) and all(value.dtype == dtypes[path] for path, value in params.items())
 
 
 def _of_layer(params: Params, axes: Axes, layer: jax.Array | int) -> tuple[Params, Axes, int]:
@@ -130,7 +136,7 @@ def _call(
 def _on_device(
     function: Callable,
     dim: int,
-    parts: dict[str, list[MeshAxes]],
+    gathers: dict[str, Callable],
     experts: MeshAxes,
     spread: MeshAxes,
     shards: int,
@@ -142,8 +148,7 @@ def _on_device(
     only = tuple(axis for axis in experts if axis not in spread)
     number = lax.axis_index(experts) if experts else 0
 
-    others = lambda part: tuple(() if index == dim else axes for index, axes in enumerate(part))
-    whole = {path: _gather(value, others(parts[path]), rows[0].dtype) for path, value in params.items()}
+    whole = {path: gathers[path](value) for path, value in params.items()}
     call = functools.partial(_call, function, dim, whole, layer, number, shards)
     flat = [x.reshape(-1, x.shape[-1]) for x in rows]
     T = len(flat[0])

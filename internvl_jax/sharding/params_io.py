@@ -15,7 +15,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -122,7 +122,10 @@ def read_specs(checkpoint: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def read_params(
-    checkpoint: str | os.PathLike, abstract: Mapping[str, jax.ShapeDtypeStruct], ignore: str = "$^"
+    checkpoint: str | os.PathLike,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    ignore: str = "$^",
+    seen: Callable[[Mapping[str, StoredArray]], Mapping[str, Any]] = dict,
 ) -> Params:
     """Reads every parameter of `abstract` in its dtype onto its sharding; each device reads only what it holds.
 
@@ -130,12 +133,13 @@ def read_params(
       checkpoint: what `locate` returns.
       abstract: for every parameter its shape, dtype and sharding; one without a sharding must be there and is not read.
       ignore: a pattern of paths; parameters whose paths it matches may be in the checkpoint besides.
+      seen: makes of the arrays of the checkpoint others, also with `shape` and `read`, that are read in their place.
 
     Raises:
       InputError: no such checkpoint, it is damaged, or its parameters are not exactly those of `abstract`.
     """
     path = pathlib.Path(checkpoint).absolute()
-    arrays = open_arrays(path)
+    arrays = seen(open_arrays(path))
     stored = {name: array for name, array in arrays.items() if name in abstract or not re.search(ignore, name)}
     wrong = [f"{name} is missing" for name in sorted(abstract.keys() - stored.keys())]
     wrong += [f"{name} is not of this model" for name in sorted(stored.keys() - abstract.keys())]
@@ -155,7 +159,7 @@ def read_params(
             raise damaged(path, error) from error
 
 
-def _read(array: StoredArray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+def _read(array: Any, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     """A parameter in its dtype and place; a slice that several devices hold is read once."""
     read = functools.cache(lambda *bounds: array.read(tuple(slice(*each) for each in bounds), abstract.dtype))
     bounds = lambda index: tuple(part.indices(size)[:2] for part, size in zip(index, abstract.shape, strict=True))

@@ -86,6 +86,7 @@ class LoraSettings:
       dropout: of the adapters' inputs.
       rslora: multiply by alpha / sqrt(rank) instead.
       groups: other ranks and scales by pattern; a flag gives them as JSON, '[{"pattern": "mlp", "rank": 8}]'.
+      quantise: 'int8' holds the products of the language model's layers in 8 bits, frozen beneath their adapters.
     """
 
     rank: Annotated[int, Meta(ge=0, le=65536)] = 0
@@ -95,6 +96,7 @@ class LoraSettings:
     dropout: Below1 = 0.0
     rslora: bool = False
     groups: tuple[LoraGroup, ...] = ()
+    quantise: Literal["", "int8"] = ""
 
     @property
     def active(self) -> bool:

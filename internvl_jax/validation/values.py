@@ -227,7 +227,9 @@ def _classes(kind: Any) -> tuple[type, ...]:
 
 def all_finite(array: np.ndarray) -> bool:
     """Three times as fast as np.isfinite on bfloat16: a float is finite where its bits without sign are below those of
-    infinity."""
+    infinity. Integers are."""
+    if array.dtype.kind in "iu":
+        return True
     bits = array.view(f"u{array.dtype.itemsize}")
     infinity = bits.dtype.type(_INFINITY_BITS[array.dtype.name])
     sign_off = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)

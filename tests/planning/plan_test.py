@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 from configs.experiments import consistency, gspo, sft
 from internvl_jax.errors import InputError
-from internvl_jax.models import seen_keys, train_flops
+from internvl_jax.models import place, seen_keys, train_flops, with_quantised
 from internvl_jax.planning import Assumed, Serving, plan, table
 from internvl_jax.planning.chips import CHIPS, Topology
+from internvl_jax.planning.engine_trial import served_weights
 from internvl_jax.planning.layouts import candidates, serving_layout, specs, training_layouts
 from internvl_jax.planning.lowering import Lowered, training
 from internvl_jax.planning.step_times import coupled_times, server_times, vision_times
@@ -66,6 +67,20 @@ def test_serving_on_cpu_devices():
     )
     totals = [one["bytes_per_device"]["total"] for one in found["programs"].values()]
     assert found["bytes_per_device"]["total"] == max(totals)
+
+
+def test_weights_and_keys_in_8_bits_need_less():
+    first = lambda name, **how: str(
+        next(candidates(sft.get_config(name), "decode", dataclasses.replace(table.SIZE, **how), "v6e"))
+    )
+    assert first("38b") == "v6e:2x4" and first("38b", quantise="int8") == "v6e:2x2"
+    long = {"slots": 131072, "quantise": "int8"}
+    assert first("8b", **long) == "v6e:2x4" and first("8b", cache="float8", **long) == "v6e:2x2"
+    tiny = with_quantised(sft.get_config("tiny").model, "int8")
+    mesh = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])
+    held = served_weights(tiny, place(tiny.text, mesh, "serve_tp"))
+    kinds = {path.rpartition(".")[2]: value.dtype.name for path, value in held.items() if ".attn.q." in path}
+    assert kinds == {"int8": "int8", "int8_scale": "float32"}
 
 
 def test_pages_of_a_server():

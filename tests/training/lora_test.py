@@ -17,7 +17,7 @@ from internvl_jax.errors import InputError, Stopped
 from internvl_jax.inference import read_values
 from internvl_jax.models import AdaptedWeight, LoraConfig, plain_path
 from internvl_jax.sharding import flatten, locate, read_specs
-from internvl_jax.training import LoraGroup, LoraSettings, train
+from internvl_jax.training import LoraGroup, LoraSettings, train, with_adapter
 from internvl_jax.training.run import program as programs
 from internvl_jax.training.run import setup
 from internvl_jax.training.run.adapting import plain_params
@@ -216,3 +216,46 @@ def test_consistency_teaches_an_adapter_beside_its_teacher(tmp_path):
     assert found[3]["loss"] < found[0]["loss"]
     model, _ = ivl.load(tmp_path / "run", "float32")
     assert model.config.lora is not None and model.config.flash is not None
+
+
+@pytest.mark.soak
+def test_beside_a_base_in_8_bits(start, tmp_path):
+    """The same bits whether the base becomes integers as it is read or is stored so; resumed as uninterrupted; on a
+    mesh as on one device; and what is loaded is what was trained.
+    """
+    convert(start / "start", tmp_path / "int8", quantise="int8")
+    ends, losses = [], []
+    for name, base, mesh, stop in (
+        ("read", start / "start", "data=8", None),
+        ("stored", tmp_path / "int8", "data=8", 2),
+        ("mesh", start / "start", "fsdp=8", None),
+    ):
+        run = {"init_from": str(base), "mesh": mesh, "steps": 4}
+        config = with_lora(toy.config(start, tmp_path / name, **run), quantise="int8" if name != "stored" else "")
+        if stop is not None:
+            config.model = ivl.load(base, "float32")[0].config
+            with pytest.raises(Stopped):
+                train(config, stop=lambda step: step == 2)
+        train(config)
+        model, _ = ivl.load(tmp_path / name, "float32")
+        assert model.config.quantised == "int8" and model.config.lora is not None
+        ends.append(flatten(model))
+        losses.append([line["loss"] for line in metrics(tmp_path / name)])
+    assert losses[0] == losses[1] and losses[0][3] < losses[0][0]
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+    base = flatten(ivl.load(tmp_path / "int8", "float32")[0])
+    for path, value in ends[0].items():
+        np.testing.assert_array_equal(value, ends[1][path], err_msg=path)
+        if path.endswith((".int8", ".int8_scale")):
+            np.testing.assert_array_equal(value, base[plain_path(path)], err_msg=path)
+    convert(tmp_path / "read", tmp_path / "adapter", "peft-hf")
+    with pytest.raises(InputError, match="an adapter beside quantised weights, which can't be merged"):
+        convert(tmp_path / "read", tmp_path / "merged", "hf")
+    convert(start / "start", tmp_path / "merged", "hf", adapter=tmp_path / "adapter")
+
+
+def test_weights_in_8_bits_are_not_trained():
+    with pytest.raises(InputError, match=r"can't be trained; set lora\.rank"):
+        with_adapter(dataclasses.replace(toy.MODEL, quantised="int8"), LoraSettings())
+    with pytest.raises(InputError, match=r"lora\.whole: lm\.layers\.mlp\.up\.weight is quantised"):
+        with_adapter(toy.MODEL, LoraSettings(rank=2, whole="mlp.up", targets="attn", quantise="int8"))

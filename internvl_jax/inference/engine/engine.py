@@ -99,6 +99,8 @@ class Engine:
             kept = max(ladders.least_tiles, min(kept, ladders.kept_tiles or kept))
             apart = (platform == "cpu" and self._place is None) if apart is None else apart
             paged = self.ladders.page is not None
+            if paged and model.runtime.cache is not None:
+                raise InputError(f"rows that have pages keep no {model.runtime.cache} keys and values; leave one out")
             if paged and platform == "tpu":
                 check_kernel(text.head_width, text.window is None)
             runner, scheduler = (PagedRunner, PagedScheduler) if paged else (Runner, Scheduler)

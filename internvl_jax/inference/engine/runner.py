@@ -45,7 +45,7 @@ class Runner:
     def __init__(self, model: LanguageHalf, vocabulary: Vocabulary, ladders: Ladders, tiles: int, apart: bool):
         self._vocabulary, self._ladders, self._apart = vocabulary, ladders, apart
         self._vocab = model.config.text.vocab
-        graphdef, dtype = nnx.split(model, nnx.Param)[0], model.runtime.dtype
+        graphdef, runtime = nnx.split(model, nnx.Param)[0], model.runtime
         self.params: Params = {}
         self.put_params(flatten(model))
         on_cpu = all(device.platform == "cpu" for device in self.params["lm.norm.scale"].devices())
@@ -56,11 +56,11 @@ class Runner:
             vocabulary.size,
             vocabulary.banned,
             # XLA on CPU converts a whole bfloat16 cache at every write (2026-11, jax 0.10.2).
-            jnp.float32 if on_cpu else dtype,
+            jnp.float32 if on_cpu and runtime.cache is None else runtime.cache_dtype,
             ladders.piece,
         )
         tower = isinstance(model, VisionHalf)
-        self.tiles = TileFeatures(model.config, dtype, self.programs, ladders.tiles, tiles, tower)
+        self.tiles = TileFeatures(model.config, runtime.dtype, self.programs, ladders.tiles, tiles, tower)
         self._state: State | None = None
         self._shaping: Shaping | None = None
         self._rows = 0

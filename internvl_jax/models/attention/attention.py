@@ -216,7 +216,7 @@ def _by_products(
 
     def by_layer(function: Callable) -> Callable:
         part = lambda stack: stack if layer is None else stack[layer][:, :, :S]
-        return lambda q, k, v: function(q, part(k), part(v), **settings)
+        return lambda q, k, v: function(q, _met(part(k), q.dtype), _met(part(v), q.dtype), **settings)
 
     together = by_layer(_together)
     on_cpu: Callable | None = None
@@ -232,6 +232,11 @@ def _by_products(
     else:
         out_BMRTH = lax.platform_dependent(q_BMRTH, k_BMSH, v_BMSH, cpu=on_cpu, default=together)
     return out_BMRTH.reshape(B, N, T, H)
+
+
+def _met(kept: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Keys or values as products take them: those that are kept in 8 bits in the dtype of queries."""
+    return kept.astype(dtype) if kept.dtype.itemsize == 1 else kept
 
 
 def _together(
@@ -324,7 +329,8 @@ def _one_query(
     def one_head(inputs: tuple) -> jax.Array:
         number, q_R1H = inputs
         size = 1, allowed_B1S.shape[2], H
-        k_SH, v_SH = (lax.dynamic_slice(part, (layer * B * M + number, 0, 0), size)[0] for part in (k, v))
+        near = (lax.dynamic_slice(part, (layer * B * M + number, 0, 0), size)[0] for part in (k, v))
+        k_SH, v_SH = (_met(part, q_R1H.dtype) for part in near)
         allowed_1S = lax.dynamic_index_in_dim(allowed_B1S, number // M, keepdims=False)
         sinks_R1 = [None] * R if sinks_MR is None else sinks_MR[number % M][:, None]
         heads = zip(q_R1H, sinks_R1, strict=True)

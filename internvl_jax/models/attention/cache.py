@@ -145,7 +145,7 @@ class SlotCache:
         ) -> jax.Array:
             def one(b: jax.Array | int, stack: jax.Array) -> jax.Array:
                 place = (0, rows_B[b], 0, starts_B[b], 0)
-                new = lax.dynamic_slice_in_dim(new_LBMTH, b, 1, axis=1).astype(stack.dtype)
+                new = kept(lax.dynamic_slice_in_dim(new_LBMTH, b, 1, axis=1), stack.dtype)
                 new = jnp.where(counts_B[b] > 0, new, lax.dynamic_slice(stack, place, new.shape))
                 return lax.dynamic_update_slice(stack, new, place)
 
@@ -169,7 +169,17 @@ def slots_seen(positions_BT: jax.Array, slots: int) -> Mask:
 def _put(stack: jax.Array, layer: jax.Array, new_BMTH: jax.Array, slots_BT: jax.Array) -> jax.Array:
     B, M = new_BMTH.shape[:2]
     place = layer, jnp.arange(B)[:, None, None], jnp.arange(M)[None, :, None], slots_BT[:, None, :]
-    return stack.at[place].set(new_BMTH.astype(stack.dtype), mode="drop")
+    return stack.at[place].set(kept(new_BMTH, stack.dtype), mode="drop")
+
+
+def kept(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Keys or values in the dtype of a cache. What 8 bits can't hold becomes the largest value that they can: float8
+    has no infinity, and a cast would make NaN of it.
+    """
+    if dtype.itemsize == 1 and x.dtype != dtype:
+        largest = float(jnp.finfo(dtype).max)
+        x = jnp.clip(x, -largest, largest)
+    return x.astype(dtype)
 
 
 def _parts(stacks: tuple[jax.Array, ...], x: jax.Array) -> list[jax.Array]:

@@ -12,6 +12,7 @@ from jax import lax
 
 from internvl_jax.models import scopes
 from internvl_jax.models.bricks.grouped import ROWS, Groups
+from internvl_jax.models.transforms.quantised_names import stored_dtype
 from internvl_jax.sharding import Params, Share, bind, by_owner, by_token, flatten, logical_axes
 
 # A chunk has 1.25 times the rows that a device has if all have equal shares: mostly one chunk is enough. For memory's
@@ -38,7 +39,8 @@ def dispatch(
     """
     graphdef, params = nnx.split(experts, nnx.Param)[0], flatten(experts)
     multiply = functools.partial(_multiply, graphdef)
-    return by_owner(multiply, params, logical_axes(experts), layer, x_BTD, chosen_BTK, weights_BTK)
+    dtypes = {path: stored_dtype(path, x_BTD.dtype) for path in params}
+    return by_owner(multiply, params, logical_axes(experts), dtypes, layer, x_BTD, chosen_BTK, weights_BTK)
 
 
 def _multiply(
@@ -156,9 +158,11 @@ def _chunks_forward(graphdef: nnx.GraphDef, name: str, *given: Any) -> tuple[jax
 def _chunks_backward(graphdef: nnx.GraphDef, name: str, given: tuple, g_TD: jax.Array) -> tuple:
     params, x_TD, weights_TK, choices = given
     weights = weights_TK.reshape(-1)
+    integers = {path: value for path, value in params.items() if jnp.issubdtype(value.dtype, jnp.integer)}
+    params = {path: value for path, value in params.items() if path not in integers}
 
     def add(sums: tuple, chunk: _Chunk) -> tuple:
-        rows = functools.partial(_rows, graphdef, chunk)
+        rows = lambda params, *given: _rows(graphdef, chunk, params | integers, *given)
         pull = jax.vjp(rows, params, x_TD[chunk.token_U], weights[chunk.place_U])[1]
         dparams, dx_UD, dweights_U = pull(g_TD[chunk.token_U])
         return (
@@ -170,6 +174,7 @@ def _chunks_backward(graphdef: nnx.GraphDef, name: str, given: tuple, g_TD: jax.
     zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, jnp.float32), (params, x_TD, weights))
     dparams, dx_TD, dweights = _fold(name, add, zeros, choices, weights_TK.shape[1])
     dparams = jax.tree.map(lambda grad, value: grad.astype(value.dtype), dparams, params)
+    dparams |= dict.fromkeys(integers)
     return dparams, dx_TD.astype(x_TD.dtype), dweights.reshape(weights_TK.shape), None
 
 

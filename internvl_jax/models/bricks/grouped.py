@@ -40,7 +40,8 @@ class Groups(NamedTuple):
 def grouped_product(x: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
     """`x[rows, in] . w[first + group of the row, out, in] -> [rows, out]` in x's dtype, accumulated in float32.
 
-    Rows beyond the last group may come out as anything.
+    Integers for w are multiplied as numbers of x's dtype; they have no gradient. Rows beyond the last group may come
+    out as anything.
     """
     kind = platform()
     # Outside of `use`, weights may be spread in ways that only XLA's own product knows to follow.
@@ -58,7 +59,7 @@ def _tiles(rows: int, contracted: int, out: int) -> tuple[int, int, int]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _product(x: jax.Array, w: jax.Array, groups: Groups, kind: str) -> jax.Array:
-    w = w.astype(x.dtype)
+    w = _cast(w, x.dtype)
     if kind == "tpu":
         return _kernel(x, w, groups, transposed=True)
     if kind == "cpu":
@@ -70,18 +71,25 @@ def _forward(x: jax.Array, w: jax.Array, groups: Groups, kind: str) -> tuple[jax
     return _product(x, w, groups, kind), (x, w, groups)
 
 
-def _backward(kind: str, residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    x, w, groups = residuals
+def _inputs(kind: str, g: jax.Array, w: jax.Array, groups: Groups) -> jax.Array:
+    """What a product passes back to its input."""
     if kind == "tpu":
-        dx = _kernel(g, w.astype(x.dtype), groups, transposed=False)
+        return _kernel(g, w, groups, transposed=False)
+    return _loop_rows(g, w, groups, 0) if kind == "cpu" else _ragged(g, w, groups, _BACKWARD)
+
+
+def _backward(kind: str, residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array | None, None]:
+    x, w, groups = residuals
+    if jnp.issubdtype(w.dtype, jnp.integer):
+        return _inputs(kind, g, w, groups).astype(x.dtype), None, None
+    dx = _inputs(kind, g, w.astype(x.dtype), groups)
+    if kind == "tpu":
         from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm  # here: it takes long to import
 
         dw = tgmm(g.swapaxes(0, 1), x, groups.sizes, w.dtype, _tiles)
     elif kind == "cpu":
-        dx = _loop_rows(g, w.astype(x.dtype), groups, 0)
         dw = _loop_weights(g, x, groups.sizes)
     else:
-        dx = _ragged(g, w.astype(x.dtype), groups, _BACKWARD)
         dw = lax.ragged_dot_general(g, x, groups.sizes, _WEIGHTS, preferred_element_type=jnp.float32)
     others = jnp.zeros(w.shape, w.dtype)
     return dx.astype(x.dtype), lax.dynamic_update_slice_in_dim(others, dw.astype(w.dtype), groups.first, 0), None
@@ -90,8 +98,20 @@ def _backward(kind: str, residuals: tuple, g: jax.Array) -> tuple[jax.Array, jax
 _product.defvjp(_forward, _backward)
 
 
+def _cast(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Floats in this dtype. Integers stay, until those that are multiplied are cut out of the stack."""
+    return w if jnp.issubdtype(w.dtype, jnp.integer) else w.astype(dtype)
+
+
+def _own(w: jax.Array, groups: Groups, dtype: jnp.dtype) -> jax.Array:
+    return lax.dynamic_slice_in_dim(w, groups.first, len(groups.sizes)).astype(dtype)
+
+
 def _kernel(x: jax.Array, w: jax.Array, groups: Groups, transposed: bool) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
+
+    if w.dtype != x.dtype:  # the kernel takes no integers
+        w, groups = _own(w, groups, x.dtype), Groups(groups.sizes)
 
     # The kernel reads the weights of group - offset, where w holds a part of all groups. Here groups are a part of w.
     return gmm(x, w, groups.sizes, x.dtype, _tiles, -groups.first, transpose_rhs=transposed)
@@ -99,7 +119,7 @@ def _kernel(x: jax.Array, w: jax.Array, groups: Groups, transposed: bool) -> jax
 
 def _ragged(x: jax.Array, w: jax.Array, groups: Groups, dimensions: lax.RaggedDotDimensionNumbers) -> jax.Array:
     """In float32. XLA's product may take as long for a group without rows as for others."""
-    w = lax.dynamic_slice_in_dim(w, groups.first, len(groups.sizes))
+    w = _own(w, groups, x.dtype)
     return lax.ragged_dot_general(x, w, groups.sizes, dimensions, preferred_element_type=jnp.float32)
 
 
@@ -110,7 +130,7 @@ def _loop_rows(x: jax.Array, w: jax.Array, groups: Groups, dim: int) -> jax.Arra
 
     def block(out: jax.Array, group: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         part = lax.dynamic_slice_in_dim(x, start, size)
-        weight = lax.dynamic_index_in_dim(w, groups.first + group, keepdims=False)
+        weight = lax.dynamic_index_in_dim(w, groups.first + group, keepdims=False).astype(x.dtype)
         y = lax.dot_general(part, weight, (((1,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
         # Rows beyond the group's end are those of later groups, which write theirs afterwards.
         return lax.dynamic_update_slice_in_dim(out, y.astype(x.dtype), start, 0)

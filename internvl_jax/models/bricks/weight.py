@@ -83,7 +83,7 @@ def as_matrices(stacked: nnx.State) -> tuple[nnx.State, Callable[[nnx.State], nn
 
     def matrix(parameter: nnx.Variable) -> nnx.Variable:
         axes = parameter.get_metadata("axes")
-        if not isinstance(parameter, Weight) or parameter.get_metadata("num_inputs") > 1 or any(axes[2:-1]):
+        if parameter.get_metadata("num_inputs", 0) != 1 or any(axes[2:-1]):
             return parameter
         return jax.tree.map(lambda w: w.reshape(len(w), -1, w.shape[-1]), parameter)
 
@@ -128,6 +128,11 @@ def product(x: jax.Array, w: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, w, cpu=padded, default=contract)
 
 
+def backwards(g: jax.Array, w: jax.Array) -> jax.Array:
+    """`g[..., out] . w[out, in] -> [..., in]` in w's dtype: what a product passes back to its input."""
+    return _contract(g, w, g.ndim - 1, 0).astype(w.dtype)
+
+
 def _contract(x: jax.Array, w: jax.Array, x_dim: int, w_dim: int) -> jax.Array:
     return lax.dot_general(x, w, (((x_dim,), (w_dim,)), ((), ())), preferred_element_type=jnp.float32)
 
@@ -138,7 +143,7 @@ def _dot_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array
 
 def _dot_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
-    dx = _contract(g, w.astype(x.dtype), g.ndim - 1, 0).astype(x.dtype)
+    dx = backwards(g, w.astype(x.dtype))
     batch = tuple(range(x.ndim - 1))
     dw = lax.dot_general(g, x, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
     return dx, dw.astype(w.dtype)

@@ -4,6 +4,7 @@ parameters it has whole.
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -14,8 +15,10 @@ from internvl_jax.validation import Positive, build, check_fields
 
 Rank = Annotated[int, Meta(ge=0, le=65536)]
 
-# The paths of a weight's parameters end so once it is adapted; without adapter the path ends with `.weight`.
-BASE, ADAPTER = ".weight.base", (".weight.a", ".weight.b", ".weight.scale")
+# The paths of a weight's parameters are such once it is adapted; without adapter they begin with `.weight`. What is
+# stored in another way has several.
+_BASE = re.compile(r"\.weight\.base(?=$|\.)")
+ADAPTER = (".weight.a", ".weight.b", ".weight.scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +135,11 @@ def plain_path(path: str) -> str | None:
     """The path of an adapted model's parameter in the model without adapter; None for a parameter of an adapter."""
     if path.endswith(ADAPTER):
         return None
-    return path.removesuffix(".base") if path.endswith(BASE) else path
+    return _BASE.sub(".weight", path)
 
 
 def adapted_path(path: str, lora: LoraConfig | None) -> str:
     """The inverse of `plain_path`."""
-    found = lora is not None and any(path == f"{weight.path}.weight" for weight in lora.weights)
-    return f"{path}.base" if found else path
+    before, weight, how = path.partition(".weight")
+    found = lora is not None and weight and any(before == adapted.path for adapted in lora.weights)
+    return f"{before}.weight.base{how}" if found else path

@@ -16,6 +16,7 @@ from internvl_jax.models import (
     LoraConfig,
     Runtime,
     adapted_path,
+    is_quantised,
     plain_path,
 )
 from internvl_jax.sharding import Params, ParamSpec, structure
@@ -29,10 +30,13 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
     """The model of a run: without the adapter that its start may have had, which is merged, and with its own.
 
     Raises:
-      InputError: a pattern that is no regular expression, or that finds nothing; dropout for adapters of experts.
+      InputError: a pattern that is no regular expression, or that finds nothing; dropout for adapters of experts;
+        quantised weights that would be trained.
     """
-    plain = dataclasses.replace(model, lora=None)
+    plain = dataclasses.replace(model, lora=None, quantised=None)
     if not settings.active:
+        if settings.quantise or model.quantised is not None:
+            raise InputError("quantised weights can't be trained; set lora.rank, or start from what they were made of")
         return plain
     specs = structure(PARTS["all"], plain, Runtime())[1]
     targets, whole = _compiled(settings.targets, "targets"), _compiled(settings.whole, "whole")
@@ -50,7 +54,11 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
             f"lora.dropout is {settings.dropout}, but adapters of experts ({experts[0]}) have none; set it to 0"
         )
     lora = LoraConfig(tuple(sorted(weights, key=lambda each: each.path)), kept, settings.rslora, settings.dropout)
-    return dataclasses.replace(plain, lora=lora)
+    how = settings.quantise or model.quantised
+    how = "int8" if how == "w8a8" else how  # rounded inputs have no gradient
+    if how and (whole := [path for path in kept if is_quantised(path, how)]):
+        raise InputError(f"lora.whole: {whole[0]} is quantised, and can't be trained; correct the pattern")
+    return dataclasses.replace(plain, lora=lora, quantised=how or None)
 
 
 def _adapted(path: str, spec: ParamSpec, targets: re.Pattern[str], settings: LoraSettings) -> list[AdaptedWeight]:

@@ -92,8 +92,8 @@ def _model_of(source: str) -> dict[str, Any]:
 
 
 def _model_dict(model: InternVLConfig) -> dict[str, Any]:
-    """Without adapter: those of a start are merged, those of the run are its own."""
-    return dataclasses.replace(model, lora=None).to_dict()
+    """Without adapter: those of a start are merged, those of the run are its own. Weights are quantised as read."""
+    return dataclasses.replace(model, lora=None, quantised=None).to_dict()
 
 
 def _check_same(source: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

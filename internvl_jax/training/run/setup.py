@@ -199,6 +199,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     if not config.lora.active:
         del values["lora"], values["model"]["lora"]
+    if config.model.quantised is None:
+        del values["model"]["quantised"]
     return _bound(values, STAGES[config.objective].free)
 
 

@@ -10,10 +10,9 @@ import pytest
 from flax import nnx
 
 from configs.models import sizes
-from internvl_jax.models import FlashConfig, InternVL, token_logprobs
-from internvl_jax.models.bricks.grouped import grouped_product
-from internvl_jax.models.bricks.nn import along
+from internvl_jax.models import FlashConfig, InternVL, token_logprobs, weight_path
 from internvl_jax.models.bricks.weight import Weight, dot, product
+from internvl_jax.models.transforms.int8 import Int8Weight, dequantised
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.sharding import abstract, bind
 
@@ -33,36 +32,11 @@ def test_one_row_equals_a_row_of_many(dtype):
     assert out.dtype == dx.dtype == dtype and dw.shape == w.shape
 
 
-class Int8(nnx.Module):
-    """Another way to store a weight: 8-bit integers and a scale per output."""
-
-    def __init__(self, weight):
-        value, axes, self.num_inputs = weight[...], weight.get_metadata("axes"), weight.get_metadata("num_inputs")
-        dims = tuple(range(-self.num_inputs, 0))
-        scale = jnp.max(jnp.abs(value), axis=dims, keepdims=True) / 127
-        self.q = nnx.Param(jnp.round(value / scale).astype(jnp.int8), axes=axes)
-        self.scale = nnx.Param(jnp.squeeze(scale, dims), axes=axes[: -self.num_inputs])
-
-    def dense(self, dtype=None):
-        scale = self.scale[...]
-        value = self.q[...] * scale.reshape(*scale.shape, *(1,) * self.num_inputs)
-        return value if dtype is None else value.astype(dtype)
-
-    def product(self, x):
-        q, scale = self.q[...], self.scale[...]
-        lead = x.shape[: x.ndim - self.num_inputs]
-        y = x.reshape(*lead, -1).astype(jnp.float32) @ q.reshape(scale.size, -1).T.astype(jnp.float32)
-        return y.reshape(*lead, *scale.shape) * along(scale, y.reshape(*lead, *scale.shape))
-
-    def dot(self, x):
-        return self.product(x).astype(x.dtype)
+class Int8(Int8Weight):
+    """Also of weights that a model in 8 bits leaves as they are: a table is looked up in."""
 
     def take(self, numbers, dtype):
-        return (self.q[...][numbers] * self.scale[...][numbers][..., None]).astype(dtype)
-
-    def grouped(self, x, groups):
-        value = self.dense(x.dtype)
-        return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), groups)
+        return dequantised(self.int8[...][numbers], self.int8_scale[...][numbers]).astype(dtype)
 
 
 def in_int8(model):
@@ -74,14 +48,11 @@ def in_int8(model):
     return model
 
 
-def dequantised(params):
+def plain_params(params):
     """The parameters of the model whose weights are what integers and scales stand for."""
-    plain = {path: value for path, value in params.items() if ".weight." not in path}
-    for path, q in params.items():
-        if path.endswith(".weight.q"):
-            scale = params[path.removesuffix("q") + "scale"]
-            plain[path.removesuffix(".q")] = q * scale.reshape(*scale.shape, *(1,) * (q.ndim - scale.ndim))
-    return plain
+    plain = {path: value for path, value in params.items() if weight_path(path) is None}
+    weights = {weight_path(path) for path in params} - {None}
+    return plain | {path: dequantised(params[f"{path}.int8"], params[f"{path}.int8_scale"]) for path in weights}
 
 
 TINY, MOE = sizes.get("tiny"), sizes.get("tiny-moe")
@@ -111,9 +82,9 @@ def test_a_weight_may_be_stored_in_another_way(name):
     plain_graphdef, plain_specs = abstract(make)
     graphdef, specs = abstract(lambda rngs: in_int8(make(rngs)))
     assert not any(path.endswith(".weight") for path in specs)
-    q, plain = specs["lm.layers.attn.q.weight.q"], plain_specs["lm.layers.attn.q.weight"]
+    q, plain = specs["lm.layers.attn.q.weight.int8"], plain_specs["lm.layers.attn.q.weight"]
     assert (q.shape, q.axes, q.dtype) == (plain.shape, plain.axes, jnp.int8)
-    assert specs["lm.layers.attn.q.weight.scale"].axes == ("layers", "heads", None)
+    assert specs["lm.layers.attn.q.weight.int8_scale"].axes == ("layers", "heads", None)
 
     rng = np.random.default_rng(1)
     T, side = config.tokens_per_tile + 3, config.vision.image_size
@@ -129,7 +100,7 @@ def test_a_weight_may_be_stored_in_another_way(name):
 
     params = drawn(specs)
     found = jax.jit(functools.partial(run, graphdef))(params)
-    expected = jax.jit(functools.partial(run, plain_graphdef))(dequantised(params))
+    expected = jax.jit(functools.partial(run, plain_graphdef))(plain_params(params))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), found, expected)
     apart = functools.partial(run, unstack(bind(graphdef, params)))
     np.testing.assert_allclose(jax.jit(apart)(unstack_params(params))[1], found[1], rtol=1e-4, atol=1e-4)

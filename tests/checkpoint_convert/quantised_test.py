@@ -1,0 +1,90 @@
+"""Checkpoints in 8 bits: written, loaded again, the same bits however they come about; and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoint_convert import convert, load_bare
+from internvl_jax.errors import InputError
+from internvl_jax.models.transforms import quantised_weights
+from internvl_jax.sharding import flatten, make_mesh
+from tests.conftest import GOLDEN
+
+NAME = "hf_qwen3"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The case in our format, as it is and in 8 bits."""
+    folder = tmp_path_factory.mktemp("quantised")
+    convert(GOLDEN / NAME, folder / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantised_weights, "_TOGETHER", 1000)  # in several pieces
+        convert(GOLDEN / NAME, folder / "int8", quantise="int8")
+    return folder
+
+
+def params_of(directory, *args, **how):
+    return flatten(load_bare(directory, "float32", None, *args, **how))
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for path, value in one.items():
+        assert value.dtype == other[path].dtype
+        np.testing.assert_array_equal(value, other[path], err_msg=path)
+
+
+def test_read_and_written_the_same_bits(folders, golden):
+    """From a released checkpoint, from ours, on a mesh that spreads inputs, and as it was written."""
+    mesh = make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
+    expected = params_of(golden / NAME, quantise="int8")
+    assert expected["lm.layers.attn.q.weight.int8"].dtype == np.int8 and "lm.layers.attn.q.weight" not in expected
+    for found in (
+        params_of(golden / NAME, mesh, "fsdp_tp", quantise="int8"),
+        params_of(folders / "plain", quantise="int8"),
+        params_of(folders / "plain", mesh, "fsdp_tp", quantise="int8"),
+        params_of(folders / "int8"),
+        params_of(folders / "int8", mesh, "fsdp_tp"),
+    ):
+        same(found, expected)
+    written = json.loads((folders / "int8" / "config.json").read_text())["model"]
+    assert written["quantised"] == "int8"
+    assert "quantised" not in json.loads((folders / "plain" / "config.json").read_text())["model"]
+
+
+def test_integers_keep_their_dtype_and_may_be_multiplied_otherwise(folders, tmp_path):
+    convert(folders / "int8", tmp_path / "half", dtype="bfloat16", quantise="w8a8")
+    model = load_bare(tmp_path / "half", "bfloat16", None)
+    found, expected = flatten(model), flatten(load_bare(folders / "int8", "bfloat16", None))
+    assert model.config.quantised == "w8a8"
+    same(found, expected)
+    assert {path.rpartition(".")[2]: value.dtype.name for path, value in found.items() if ".q.weight" in path} == {
+        "int8": "int8",
+        "int8_scale": "float32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "how", "message"),
+    [
+        ("int8", {"to": "hf"}, "--to=hf has no quantised weights; convert the checkpoint that .*int8 was made of"),
+        ("plain", {"to": "github", "quantise": "int8"}, "--to=github has no quantised weights; convert it without"),
+        ("int8", {"adapter": "lora_hf_qwen3/lm"}, "is quantised; merge the adapter into what it was made of"),
+        ("vit300m_github", {"quantise": "int8"}, "a vision tower alone, which stays as it is"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(folders, golden, tmp_path, source, how, message):
+    source = folders / source if (folders / source).exists() else golden / source
+    if "adapter" in how:
+        how = {"adapter": golden / how["adapter"]}
+    with pytest.raises(InputError, match=message):
+        convert(source, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_nobody_knows(golden):
+    with pytest.raises(InputError, match="quantise is 'int4'; use one of int8, w8a8, mxfp4"):
+        load_bare(golden / NAME, "float32", None, quantise="int4")
