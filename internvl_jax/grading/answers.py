@@ -151,7 +151,7 @@ def predicate(answer: str) -> str | None:
     and where the clause denies it. A lone letter may be a choice, and is none.
     """
     clause = _ONE_CLAUSE.fullmatch(answer) if len(answer) <= LONGEST_SENTENCE else None
-    return clause and (clause["said"] or clause["time"])
+    return None if clause is None else clause["said"] or clause["time"]
 
 
 def _announced(said: str) -> str:

@@ -107,7 +107,10 @@ SLOW = (
         ("<svg>" + "<g>" * 300 + "</g>" * 300 + "</svg>", "within more than 200 others"),
         (f'<svg {SPACE} width="0" height="3"/>', "can't be drawn"),
         (f'<svg {SPACE} viewBox="0 0 9 9"><g id="g0"><rect/></g>{USES}<use href="#g11"/></svg>', "can't be drawn"),
-        (f'<svg {SPACE} viewBox="0 0 9 9">{SLOW}</svg>', "took more than 1 s"),
+        (
+            f'<svg {SPACE} viewBox="0 0 9 9">{SLOW}</svg>',
+            "took (more|longer) than 1 s",
+        ),  # of a busy machine, or by the clock
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(text, sentence):
