@@ -75,6 +75,15 @@ def _recorded() -> list[Suite]:
         Suite("ScreenSpot_Mobile", "GUI", place_scores.screenspot, "a5b52998", paper=("T10", "ScreenSpot")),
         Suite("MVBench", "video", video_scores.mvbench, "fd21d365", "helps", paper=("T9", "MVBench")),
         Suite("Video-MME", "video", video_scores.video_mme, "85bdd91f", "helps", paper=("T9", "Video-MME wo sub")),
+        Suite("MLVU_MCQ", "video", video_scores.mlvu, "bb5c37e7", "helps", paper=("T9", "MLVU")),
+        Suite(
+            "LongVideoBench",
+            "video",
+            video_scores.long_video_bench,
+            "82905eae",
+            "helps",
+            paper=("T9", "LongVideoBench"),
+        ),
         Suite("VSI-Bench", "video", video_scores.vsi, "34544fd8", paper=("T11", "VSI-Bench")),
     ]
 
@@ -185,7 +194,7 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in (*_recorded(), *_same
 # In the paper, and not here.
 ABSENT = {
     "MMBench-Video": "its judge's prompt is not built",
-    "MLVU, LongVideoBench": "their files and prompts are not read",
+    "MLVU_OpenEnded": "its judge's prompts are not built; the paper's MLVU is of the questions with options",
     "SArena": "renders SVG and scores pictures with networks of their own",
     "SGP-Bench": "no loader is published with the others",
     "OSWorld-G, WindowsAgentArena, WebArena-Lite": "their prompts are published nowhere",

@@ -1,12 +1,10 @@
 """A suite from its questions to its report, with somebody who answers in a model's place."""
 
 import http.server
-import io
 import json
 import pathlib
 import threading
 
-import PIL.Image
 import pytest
 
 from internvl_jax.errors import InputError
@@ -14,9 +12,7 @@ from internvl_jax.evaluation import (
     SUITES,
     Endpoint,
     Prediction,
-    VideoClip,
     answer_suite,
-    check_pictures,
     describe_suites,
     get_suite,
     open_suite,
@@ -28,8 +24,7 @@ from internvl_jax.evaluation import (
 from internvl_jax.evaluation.suites import final_text, suite_file, suite_run
 from internvl_jax.inference import Answer
 
-GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
-FOLDER, VIDEOS = GOLDEN / "eval_image", GOLDEN / "eval_video"
+FOLDER = pathlib.Path(__file__).parents[2] / "golden" / "eval_image"
 RECORDED = {path.stem for path in (FOLDER / "scores").iterdir()} | {"MVBench", "Video-MME", "VSI-Bench"}
 
 
@@ -50,36 +45,6 @@ def test_a_conversation_says_what_the_prompt_says(name, mode):
         pictures = [part["image_url"] for part in talk[-1]["content"] if part["type"] == "image_url"]
         tiles = [suite_file.tiles_of(url["url"], url["max_dynamic_patch"], False) for url in pictures]
         assert tiles == prompt["tiles"]  # the first picture of MMMU is magnified already
-
-
-def test_frames_come_from_whoever_decodes(tmp_path):
-    """The question with its frames is the recorded one, and the decoder is told what to decode."""
-    recorded = json.loads((VIDEOS / "prompts" / "MVBench.json").read_text())["rows"]
-    (tmp_path / "video" / "x").mkdir(parents=True)
-    for name in ("clip.webm", "clip.mp4"):
-        (tmp_path / "video" / "x" / name).touch()
-    clips = []
-
-    def decode(clip):
-        clips.append(clip)
-        return [PIL.Image.new("RGB", (32, 24), (0, 0, number)) for number in range(clip.frames)]
-
-    file = open_suite(get_suite("MVBench"), VIDEOS / "data", tmp_path, source=decode)
-    for row in file.table.rows[:2]:
-        talk = suite_run.messages(file, row, "default")
-        assert as_text(talk) == recorded[row.index]["question"]
-        parts = [part["image_url"] for part in talk[-1]["content"] if part["type"] == "image_url"]
-        assert [part["max_dynamic_patch"] for part in parts] == recorded[row.index]["num_patches_list"]
-        assert PIL.Image.open(io.BytesIO(parts[3]["url"])).getpixel((0, 0)) == (0, 0, 3)
-    folder = tmp_path / "video" / "x"
-    assert clips == [
-        VideoClip(folder / "clip.webm", 8, "segments", 0.5, 2.0),
-        VideoClip(folder / "clip.mp4", 8, "segments", None, None),
-    ]
-    with pytest.raises(InputError, match="MVBench is about videos, which are not decoded here"):
-        check_pictures(open_suite(get_suite("MVBench"), VIDEOS / "data", tmp_path), "default")
-    with pytest.raises(InputError, match=r"the video scannet/clip.mp4 is not there"):
-        check_pictures(open_suite(get_suite("VSI-Bench"), VIDEOS / "data", source=decode), "default")
 
 
 def recorded_texts(name):
