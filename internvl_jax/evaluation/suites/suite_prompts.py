@@ -141,7 +141,7 @@ def marked(parts: Sequence[str | None], name: str) -> str:
 def _question(suite: Suite, row: TableRow, pictures: int, mode: Mode) -> str:
     if suite.kind == "video":
         return _about_video(suite.name, row, pictures)
-    if suite.kind == "MME-RealWorld":
+    if suite.kind == "MMERealWorld":
         own = row.cells["question"] + " " + row.cells.get("multi-choice options", "") + "\n"
         text = own + next(text for name, text in _REAL_WORLD.items() if name in suite.name)
         return marked([*[None] * pictures, text], suite.name)
