@@ -32,11 +32,16 @@ def python(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         said = pathlib.Path(folder)
         (said / "in").write_text(stdin)
-        process = start(_python, said, arguments)
+        process = begin(said, *arguments)
         process.join()
         return subprocess.CompletedProcess(
             arguments, process.exitcode, (said / "out").read_text(), (said / "err").read_text()
         )
+
+
+def begin(folder: pathlib.Path, *arguments: str) -> multiprocessing.Process:
+    """The process that `python` waits for; it reads `in` of the folder, and writes `out` and `err` there."""
+    return start(_python, folder, arguments)
 
 
 def collect_rarely() -> None:

@@ -3,6 +3,12 @@
 import base64
 import csv
 import json
+import os
+import random
+import signal
+import time
+
+import pytest
 
 from tests import forks
 
@@ -11,10 +17,10 @@ def evaluate(*arguments):
     return forks.python("-m", "launch.evaluate", *arguments)
 
 
-def table(checkpoint, folder):
-    """The questions of the plain file, as a benchmark's."""
+def table(checkpoint, folder, questions=("what is it",) * 3):
+    """Questions about one picture as a benchmark's; those of the plain file by default."""
     encoded = base64.b64encode((checkpoint / "a.png").read_bytes()).decode()
-    rows = [[0, encoded, "what is it", "x"], [1, "0", "what is it", "x"], [2, "0", "what is it", "x"]]
+    rows = [[number, "0" if number else encoded, question, "x"] for number, question in enumerate(questions)]
     with (folder / "EasyVQA.tsv").open("w", newline="") as file:
         csv.writer(file, delimiter="\t").writerows([["index", "image", "question", "answer"], *rows])
 
@@ -64,3 +70,30 @@ def test_what_needs_no_model(tmp_path, golden):
         done = evaluate(*arguments)
         assert (done.returncode, done.stdout) == (1, "") and said in done.stderr, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.soak
+def test_kills_at_random_moments_change_no_answer(checkpoint, tmp_path):
+    """Answers and report are those of a run that nobody killed."""
+    kills, rng = int(os.environ.get("INTERNVL_JAX_KILLS", "10")), random.Random(5)
+    table(checkpoint, tmp_path, [f"what is {'it ' * (number % 7)}{number}" for number in range(300)])
+    asked = ["-m", "launch.evaluate", f"--checkpoint={checkpoint}", "--suite=EasyVQA", f"--data={tmp_path}"]
+    asked += ["--max_new_tokens=6", "--batch_size=3"]
+    assert forks.python(*asked, f"--out={tmp_path}/whole").returncode == 0
+    (tmp_path / "in").touch()
+    partial, died = tmp_path / "hurt" / "EasyVQA.jsonl.partial", []
+    for kill in range(kills):
+        process = forks.begin(tmp_path, *asked, f"--out={tmp_path}/hurt")
+        wanted = (kill + rng.random()) * 290 / kills
+        while (partial.read_bytes().count(b"\n") if partial.exists() else 0) < wanted and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(rng.random() / 100)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        died.append(process.exitcode)
+    assert died == [-signal.SIGKILL] * kills and partial.exists()
+    assert forks.python(*asked, f"--out={tmp_path}/hurt").returncode == 0
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "hurt").iterdir())
+    for name in names:
+        assert (tmp_path / "hurt" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

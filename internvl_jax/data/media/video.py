@@ -238,7 +238,7 @@ class _Container:
                 yield container, stream
         except av.ArgumentError:
             raise InputError(f"{self.name} is not a video that can be read ({_CONTAINERS}, GIF, WebP).") from None
-        except av.FFmpegError as error:
+        except (av.FFmpegError, OSError) as error:  # of the file: a seek before an empty one begins
             raise InputError(
                 f"{self.name} cannot be read, it may be truncated or broken ({error.strerror or first_line(error)}); "
                 "save it anew."

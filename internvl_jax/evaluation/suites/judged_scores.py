@@ -1,10 +1,11 @@
 """Suites that a judge alone can score: MathVerse, LogicVista, MMVet, CharXiv.
 
-Shapes of the tables are those of VLMEvalKit at e8e78f05 (utils/mathverse.py, utils/logicvista.py, utils/mmvet.py); what
-the judge is asked is ours.
+Shapes of the tables are those of VLMEvalKit at e8e78f05 (utils/mathverse.py, utils/logicvista.py, utils/mmvet.py,
+charxiv.py). What the judge is asked is ours, but for CharXiv, whose table has it.
 """
 
 import ast
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,14 @@ from internvl_jax.evaluation.suites import judges
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 from internvl_jax.evaluation.suites.text_matching import mean
 
+_DESCRIPTIVE = {  # CharXiv's templates of questions
+    **dict.fromkeys("1234567", "Information Extraction"),
+    **dict.fromkeys(("8", "9", "13", "14", "15"), "Enumeration"),
+    **dict.fromkeys(("10", "12", "19"), "Counting"),
+    **dict.fromkeys(("11", "16", "18"), "Pattern Recognition"),
+    "17": "Compositionality",
+}
+_REASONING = {"1": "Text-in-Chart", "2": "Text-in-General", "3": "Number-in-Chart", "4": "Number-in-General"}
 _SKILLS = ("inductive", "deductive", "numerical", "spatial", "mechanical")
 _CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
@@ -23,7 +32,7 @@ def mathverse(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -
     for answer in answers:
         question = answer.cells.get("question_for_eval") or answer.cells["question"]
         said, true = judges.judged_final(asked, question, answer.text), answer.cells["answer"]
-        hit = said == true.strip() or judges.judged_grade(asked, question, true, said) >= 0.5
+        hit = said == true.strip() or judges.judged_same(asked, question, true, said)
         rows.append({"index": answer.index, "hit": int(hit), "extracted": said})
     pairs = [(answer.cells, row["hit"]) for answer, row in zip(answers, rows, strict=True)]
     parts = [(cells, _metadata(cells), hit) for cells, hit in pairs]
@@ -46,7 +55,7 @@ def logicvista(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) 
         true = sorted(letter.lower() for letter in answer.cells["answer"].split(", "))
         rows.append({"index": answer.index, "hit": int(sorted(said.lower()) == true), "extracted": said})
     skills = [answer.cells["skill"] for answer in answers]
-    return _counted(rows, {"Overall": None, **dict.fromkeys(_SKILLS)}, skills, "Task&Skill", len(answers))
+    return _counted(rows, {"Overall": None, **dict.fromkeys(_SKILLS)}, skills, "Task&Skill", False)
 
 
 def mmvet(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -56,23 +65,25 @@ def mmvet(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Ra
         grade = judges.judged_grade(asked, answer.cells["question"], answer.cells["answer"], answer.text)
         rows.append({"index": answer.index, "score": grade})
     names = {**dict.fromkeys(_CAPABILITIES), "Overall": None}
-    return _counted(rows, names, [answer.cells["category"] for answer in answers], "Category", len(answers))
+    return _counted(rows, names, [answer.cells["category"] for answer in answers], "Category", True)
 
 
 def charxiv(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
-    """Right or wrong as the judge has it, in percent."""
-    asked = _needed(suite, judge)
-    rows: list[dict[str, Any]] = [
-        {
-            "index": answer.index,
-            "hit": int(
-                judges.judged_grade(asked, answer.cells["question"], answer.cells["answer"], answer.text) >= 0.5
-            ),
-        }
-        for answer in answers
-    ]
-    overall = 100 * mean([row["hit"] for row in rows])
-    return Rated([{"Overall": overall}], rows, overall, len(answers))
+    """The judge's scores, 0 to 1, by kind of question. The table has what it is asked, and that it answers in JSON."""
+    asked, column = _needed(suite, judge), "qid" if "descriptive" in suite.name else "inst_category"
+    kinds = _DESCRIPTIVE if column == "qid" else _REASONING
+    rows, found = list[dict[str, Any]](), dict[str, list[float]]()
+    for answer in answers:
+        cells = answer.cells
+        said, score = _json_verdict(asked(cells["grading_query"].replace("{PREDICTION}", answer.text)))
+        rows.append({"index": answer.index, "score": score, "extracted": said})
+        kind = cells[column].removesuffix(".0")
+        if kind not in kinds:
+            raise InputError(f"row {answer.index} has the {column} {cells[column]!r}, which is none of {suite.name}'s.")
+        found.setdefault(kinds[kind], []).append(score)
+    overall = mean([row["score"] for row in rows])
+    table = {name: mean(scores) for name, scores in found.items()}
+    return Rated([table | {"Overall": overall}], rows, 100 * overall, len(answers))
 
 
 def _needed(suite: Suite, judge: Judge | None) -> Judge:
@@ -81,16 +92,35 @@ def _needed(suite: Suite, judge: Judge | None) -> Judge:
     return judge
 
 
+def _json_verdict(reply: str) -> tuple[Any, float]:
+    """(extracted answer, score) of a reply in JSON; a score of 0 where it is none."""
+    try:
+        found = json.loads(reply)
+    except (ValueError, RecursionError):
+        return None, 0.0
+    if not isinstance(found, dict) or "extracted_answer" not in found:
+        return None, 0.0
+    score = found.get("score")
+    return found["extracted_answer"], float(score) if isinstance(score, int | float) else 0.0
+
+
 def _counted(
-    rows: list[dict[str, Any]], names: Mapping[str, None], kinds: Sequence[str], title: str, judged: int
+    rows: list[dict[str, Any]], names: Mapping[str, None], kinds: Sequence[str], title: str, graded: bool
 ) -> Rated:
-    """Rows of a table by parts of the kinds' names, 'Overall' being all."""
-    worth = [float(row["score"] if "score" in row else row["hit"]) for row in rows]
+    """Rows of a table by parts of the kinds' names, 'Overall' being all.
+
+    Args:
+      graded: whether rows have scores; then what is of one kind alone counts twice there, as released.
+    """
+    column = "score" if graded else "hit"
+    worth = [float(row[column]) for row in rows]
     table = []
     for name in names:
-        own = [value for value, kind in zip(worth, kinds, strict=True) if name == "Overall" or name in kind]
-        table.append({title: name, "tot": len(own), "hit": sum(own), "acc": 100 * mean(own)})
-    return Rated(table, rows, 100 * mean(worth), judged)
+        times = lambda kind, name=name: 1 if name == "Overall" else (name in kind) + (graded and name == kind)
+        own = [value for value, kind in zip(worth, kinds, strict=True) for _ in range(times(kind))]
+        hits = {} if graded else {"hit": int(sum(own))}
+        table.append({title: name, "tot": len(own), **hits, "acc": 100 * mean(own)})
+    return Rated(table, rows, 100 * mean(worth), len(rows))
 
 
 def _metadata(cells: Mapping[str, str]) -> Mapping[str, str]:

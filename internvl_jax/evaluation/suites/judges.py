@@ -6,7 +6,6 @@ with a judge are near published ones, not equal to them.
 
 import http.client
 import json
-import re
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -50,7 +49,12 @@ Question: {question}
 True answer: {true}
 Answer: {answer}
 Grade:"""
-_ANY_GRADE = re.compile(r"\d+(?:\.\d+)?")
+_SAME = """Does the answer below say the same as the true one? Reply with 1 if it does, else with 0.
+
+Question: {question}
+True answer: {true}
+Answer: {answer}
+Reply:"""
 
 
 class Endpoint:
@@ -115,6 +119,14 @@ def judged_letters(judge: Judge, question: str, answer: str) -> str:
 
 
 def judged_grade(judge: Judge, question: str, true: str, answer: str) -> float:
-    """The judge's grade, 0 to 1; 0 where it gives none."""
-    found = _ANY_GRADE.search(judge(_GRADE.format(question=question, true=true, answer=answer)))
-    return min(1.0, float(found.group())) if found else 0.0
+    """The judge's grade; 0 where it gives none from 0 to 1."""
+    try:
+        grade = float(judge(_GRADE.format(question=question, true=true, answer=answer)))
+    except ValueError:
+        return 0.0
+    return grade if 0 <= grade <= 1 else 0.0
+
+
+def judged_same(judge: Judge, question: str, true: str, answer: str) -> bool:
+    """Whether a judge finds an answer to say the same as the true one."""
+    return judge(_SAME.format(question=question, true=true, answer=answer)).strip() == "1"

@@ -52,7 +52,11 @@ def refcoco(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> 
 
 
 def screenspot(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
-    """Percent of clicks into the box, of all, of texts and of icons; a click that is no number is an error of form."""
+    """Percent of clicks into the box, of all, of texts and of icons; a click that is no number is an error of form.
+
+    As released, where categories or kinds are put together each of their questions counts once for every question of
+    both its category and its kind.
+    """
     rows, counts = list[dict[str, Any]](), dict[str, list[int]]()
     for answer in answers:
         cells = answer.cells
@@ -64,18 +68,16 @@ def screenspot(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) 
         rows.append({"index": answer.index, "hit": int(hit), "click": click})
     percent = lambda values: 100 * mean([value > 0 for value in values])
     every = [value for values in counts.values() for value in values]
-    ending = lambda kind: [value for key, values in counts.items() if key.endswith(kind) for value in values]
+    among = lambda belongs: [value for key, own in counts.items() if belongs(key) for value in own * len(own)]
     score: dict[str, Any] = {f"{key}:cnt": len(values) for key, values in counts.items()}
     score |= {
         "Overall_Accuracy": percent(every),
         "Format_Err_Rate": 100 * mean([value < 0 for value in every]),
-        "Text_Accuracy": percent(ending("text")),
-        "Icon_Accuracy": percent(ending("icon")),
+        "Text_Accuracy": percent(among(lambda key: key.endswith("text"))),
+        "Icon_Accuracy": percent(among(lambda key: key.endswith("icon"))),
     }
     for name in dict.fromkeys(answer.cells["category"] for answer in answers if "category" in answer.cells):
-        score[f"{name}_Accuracy"] = percent(
-            [v for key, own in counts.items() if key.split(":")[0] == name for v in own]
-        )
+        score[f"{name}_Accuracy"] = percent(among(lambda key, name=name: key.split(":")[0] == name))
     return Rated(score, rows, score["Overall_Accuracy"])
 
 

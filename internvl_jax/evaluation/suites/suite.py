@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["MCQ", "Y/N", "VQA", "VQA_ex_prompt", "GROUNDING", "GUI", "MME-RealWorld", "video"]
+Kind = Literal["MCQ", "Y/N", "VQA", "VQA_ex_prompt", "GROUNDING", "GUI", "MMERealWorld", "video"]
 Judge = Callable[[str], str]  # a prompt in, an answer out
 # The official table: its rows, or one record.
 ScoreTable = list[dict[str, Any]] | dict[str, Any]

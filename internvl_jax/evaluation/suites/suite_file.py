@@ -11,7 +11,7 @@ from internvl_jax.evaluation.suites import suite_prompts
 from internvl_jax.evaluation.suites.place_scores import HEIGHT, WIDTH, split_of
 from internvl_jax.evaluation.suites.suite import Predicted, Suite
 from internvl_jax.evaluation.suites.suite_prompts import Mode
-from internvl_jax.evaluation.suites.suite_videos import FrameSource, clip_of, encoded
+from internvl_jax.evaluation.suites.suite_videos import FrameSource, VideoClip, clip_of, decode_frames
 from internvl_jax.evaluation.suites.tsv import BenchmarkTable, Picture, TableRow, read_table
 from internvl_jax.validation import nearest
 
@@ -34,7 +34,7 @@ class SuiteFile:
       folders: where relative paths of pictures may begin.
       frames: of each video.
       is_published: whether it is the file whose md5 is published; None where none is.
-      source: decodes frames of videos; None: nobody does.
+      source: decodes frames of videos.
     """
 
     suite: Suite
@@ -42,22 +42,21 @@ class SuiteFile:
     folders: tuple[pathlib.Path, ...]
     frames: int
     is_published: bool | None
-    source: FrameSource | None = None
+    source: FrameSource = decode_frames
 
     def pictures(self, row: TableRow) -> list[Picture]:
         """The pictures of a row, or the frames of its video.
 
         Raises:
-          InputError: see `BenchmarkTable.pictures` and `clip_of`; or there is nobody who decodes frames.
+          InputError: see `BenchmarkTable.pictures`, `clip` and `decode_frames`.
         """
         if self.suite.has_pictures:
             return self.table.pictures(row, self.folders)
-        if self.source is None:
-            raise InputError(
-                f"{self.suite.name} is about videos, which are not decoded here; give answers by --rescore."
-            )
-        clip = clip_of(self.suite.name, row.cells, self.frames, (self.table.path.parent, *self.folders))
-        return [encoded(frame) for frame in self.source(clip)]
+        return list(self.source(self.clip(row)))
+
+    def clip(self, row: TableRow) -> VideoClip:
+        """Which frames of which video a row is about; InputError where the video is not there."""
+        return clip_of(self.suite.name, row.cells, self.frames, (self.table.path.parent, *self.folders))
 
     def prompts(self, mode: Mode) -> Iterator[dict]:
         """For each row its index, 'question' (the final text handed to chat), 'tiles' of each picture, 'system' and
@@ -118,7 +117,7 @@ def open_suite(
     folder: str | os.PathLike | None = None,
     frames: int = 8,
     strict: bool = False,
-    source: FrameSource | None = None,
+    source: FrameSource = decode_frames,
 ) -> SuiteFile:
     """Reads a suite's file.
 

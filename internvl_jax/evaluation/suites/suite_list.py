@@ -14,9 +14,11 @@ from internvl_jax.evaluation.suites import (
 from internvl_jax.evaluation.suites.suite import Suite
 from internvl_jax.validation import nearest
 
-_SAME_RULE = "no recorded case of its own; the rule is that of {}, which has"
-_JUDGED = "no recorded case, and its judge is asked in words of ours"
-_PAIRS = "its judge compares with answers of another model, which is not built: prompts and predictions only"
+_HIDDEN = "no answers are published: they are scored on a server"
+_JUDGED = "its judge is asked in words of ours"
+_SEEN = "its judge must see the pictures, and judges here read text: prompts and predictions only"
+_CONCEPTS = "its second table, by concepts, is not made"
+_WORDS = "no recorded case: words are split by a rule of ours where the official code has spaCy's"
 _LANGUAGES = {  # the paper's name of each, the md5 of MMMB and of the multilingual MMBench
     "en": ("en", "1cd781a7", "d9ab776f"),
     "cn": ("zh", "13ed82fa", "2ed51353"),
@@ -39,17 +41,25 @@ _VCR = {
     "ZH_HARD_100": "b0e38c85",
     "ZH_HARD_ALL": "54bbfef4",
 }
+_SCREENS = {
+    "ScreenSpot_Mobile": "a5b52998",
+    "ScreenSpot_Desktop": "e6e7bac2",
+    "ScreenSpot_Web": "e51d168c",
+    "ScreenSpot_v2_Mobile": "234c858a",
+    "ScreenSpot_v2_Desktop": "5f2aa2a4",
+    "ScreenSpot_v2_Web": "01cd0877",
+}
 _CHOICE, _CIRCULAR = choice_scores.choice, choice_scores.circular
 
 
-def _recorded() -> list[Suite]:
-    """Those that recorded answers of the official code hold."""
-    return [
+def _choices() -> list[Suite]:
+    """Questions with options."""
+    found = [
         Suite("MMMU_DEV_VAL", "MCQ", _CHOICE, "585e8ad7", "helps", paper=("T15", "MMMU")),
-        Suite("MathVista_MINI", "VQA", maths_scores.mathvista, "f199b98e", "helps", paper=("T15", "MathVista")),
-        Suite("MathVision", "VQA", maths_scores.mathvision, "93f6de14", "helps", paper=("T15", "MathVision")),
-        Suite("DynaMath", "VQA", maths_scores.dynamath, "b8425ad9", "helps", paper=("T15", "DynaMath")),
         Suite("MMBench_DEV_EN_V11", "MCQ", _CIRCULAR, "30c05be8", "helps", "MMBench_V11", ("T6", "MMB1.1")),
+        Suite("MMBench_DEV_CN_V11", "MCQ", _CIRCULAR, "593f9b5f", "helps", "MMBench_V11"),
+        Suite("MMBench_TEST_EN_V11", "MCQ", _CIRCULAR, "8d1a704e", "helps", "MMBench_V11", missing=_HIDDEN),
+        Suite("MMBench_TEST_CN_V11", "MCQ", _CIRCULAR, "156e6569", "helps", "MMBench_V11", missing=_HIDDEN),
         Suite("CCBench", "MCQ", _CIRCULAR, "f5dde47f", "helps"),
         Suite("MMStar", "MCQ", _CHOICE, "e1ecd214", "helps", paper=("T6", "MMStar")),
         Suite("AI2D_TEST", "MCQ", _CHOICE, "0f593e0d", "helps", paper=("T4", "AI2D w mask")),
@@ -57,138 +67,112 @@ def _recorded() -> list[Suite]:
         Suite("RealWorldQA", "MCQ", _CHOICE, "4de008f5", "helps", paper=("T5", "RealWorldQA")),
         Suite("BLINK", "MCQ", _CHOICE, "d5e8af14", "helps", paper=("T5", "BLINK")),
         Suite("MUIRBench", "MCQ", _CHOICE, "2e5e6fd7", "helps", paper=("T5", "Muir")),
+        Suite("MMT-Bench_VAL", "MCQ", choice_scores.mmt, "8dd4b730", "helps", paper=("T5", "MMT")),
+        Suite("MMT-Bench_VAL_MI", "MCQ", choice_scores.mmt, "c7d7b998", "helps"),
         Suite("R-Bench-Dis", "MCQ", _CHOICE, "d6e961db", "helps", paper=("T5", "R-Bench")),
         Suite("SEEDBench2_Plus", "MCQ", _CHOICE, "e32d3216", "helps", paper=("T4", "SEED-2-Plus")),
+        Suite("MME-RealWorld", "MMERealWorld", choice_scores.real_world, "fd341132", paper=("T5", "MME-RW")),
+        Suite("MME-RealWorld-CN", "MMERealWorld", choice_scores.real_world, "daaa763d"),
+        Suite("WeMath", "MCQ", wemath_scores.wemath, "b5e969a0", "helps", paper=("T15", "WeMath"), missing=_CONCEPTS),
+    ]
+    for language, (column, mmmb, mmbench) in _LANGUAGES.items():
+        paper = ("T8", f"MMMB {column}"), ("T8", f"MMBench {column}")
+        found += [
+            Suite(f"MMMB_{language}", "MCQ", _CHOICE, mmmb, "helps", paper=paper[0]),
+            Suite(f"MMBench_dev_{language}", "MCQ", _CIRCULAR, mmbench, "helps", paper=paper[1]),
+        ]
+    return found
+
+
+def _texts() -> list[Suite]:
+    """Yes or no, words, texts and numbers."""
+    return [
         Suite("HallusionBench", "Y/N", yes_no_scores.hallusion, "0c23ac0d", "helps", paper=("T6", "HallBench")),
         Suite("POPE", "Y/N", yes_no_scores.pope, "c12f5acb", "helps", paper=("T6", "POPE")),
         Suite("MME", "Y/N", yes_no_scores.mme, "b36b43c3", "helps", paper=("T6", "MME")),
         Suite("TextVQA_VAL", "VQA", text_scores.vqa, "b233b31f", paper=("T4", "TextVQA")),
         Suite("DocVQA_VAL", "VQA", text_scores.anls, "d5ee77e1"),
+        Suite("DocVQA_TEST", "VQA", text_scores.anls, "6a2f28ca", paper=("T4", "DocVQA"), missing=_HIDDEN),
         Suite("InfoVQA_VAL", "VQA", text_scores.anls, "2342e9c2"),
+        Suite("InfoVQA_TEST", "VQA", text_scores.anls, "df535bf5", paper=("T4", "InfoVQA"), missing=_HIDDEN),
         Suite("ChartQA_TEST", "VQA", text_scores.relaxed, "c902e0aa", paper=("T4", "ChartQA")),
         Suite("OCRVQA_TESTCORE", "VQA", text_scores.exact, "c5239fe7", folder="OCRVQA"),
         Suite("GQA_TestDev_Balanced", "VQA", text_scores.exact, "99b62f22"),
         Suite("OCRBench", "VQA", text_scores.ocrbench, "e953d98a", paper=("T4", "OCRBench")),
         Suite("MTVQA_TEST", "VQA", text_scores.mtvqa, "d87c17db", paper=("T8", "MTVQA")),
         Suite("CRPE_RELATION", "VQA", text_scores.crpe, "bad7094c", folder="CRPE", paper=("T6", "CRPE")),
-        Suite("RefCOCO", "GROUNDING", place_scores.refcoco, "f50ca356", paper=("T7", "Overall")),
-        Suite("ScreenSpot_Mobile", "GUI", place_scores.screenspot, "a5b52998", paper=("T10", "ScreenSpot")),
+        Suite("CRPE_EXIST", "VQA", text_scores.crpe, "315584e2", folder="CRPE"),
+        Suite("ERQA", "VQA", text_scores.erqa, paper=("T11", "ERQA")),
+        *(
+            Suite(f"VCR_{name}", "VQA", text_scores.vcr, md5, missing=_WORDS, paper=paper)
+            for name, md5 in _VCR.items()
+            for paper in [("T4", "VCR-EN-Easy EM") if name.startswith("EN_EASY") else ("", "")]
+        ),
+        # `launch.demo --benchmark_file` writes its table: a whole run on real questions with a model of one's own.
+        Suite("EasyVQA", "VQA_ex_prompt", text_scores.exact, missing="not of the paper: the test of the demo"),
+    ]
+
+
+def _maths() -> list[Suite]:
+    verse, subsets = (
+        judged_scores.mathverse,
+        ("", "_Vision_Dominant", "_Vision_Intensive", "_Text_Lite", "_Text_Dominant"),
+    )
+    only = "MathVerse_MINI_Vision_Only"
+    return [
+        Suite("MathVista_MINI", "VQA", maths_scores.mathvista, "f199b98e", "helps", paper=("T15", "MathVista")),
+        Suite("MathVision", "VQA", maths_scores.mathvision, "93f6de14", "helps", paper=("T15", "MathVision")),
+        Suite("MathVision_MINI", "VQA", maths_scores.mathvision, "060fe4fa", "helps"),
+        Suite("DynaMath", "VQA", maths_scores.dynamath, "b8425ad9", "helps", paper=("T15", "DynaMath")),
+        Suite(only, "VQA", verse, "68a11d46", "required", paper=("T15", "MathVerse"), missing=_JUDGED),
+        *(Suite(f"MathVerse_MINI{part}", "VQA", verse, judge="required", missing=_JUDGED) for part in subsets),
+    ]
+
+
+def _judged() -> list[Suite]:
+    """Those that a judge alone can score, beside MathVerse."""
+    logic, skills, charts = judged_scores.logicvista, judged_scores.mmvet, judged_scores.charxiv
+    paper = [("T15", "LogicVista"), ("T6", "MMVet"), ("T5", "WildVision"), ("T4", "CharXiv DQ"), ("T4", "CharXiv RQ")]
+    return [
+        Suite("LogicVista", "VQA", logic, "41c5d33a", "required", paper=paper[0], missing=_JUDGED),
+        Suite("MMVet", "VQA", skills, "748aa6d4", "required", paper=paper[1], missing=_JUDGED),
+        Suite("WildVision", "VQA", None, "b38f8015", "required", paper=paper[2], missing=_SEEN),
+        Suite("CharXiv_descriptive_val", "VQA", charts, "8507c374", "required", paper=paper[3]),
+        Suite("CharXiv_reasoning_val", "VQA", charts, "6fc1a522", "required", paper=paper[4]),
+    ]
+
+
+def _places() -> list[Suite]:
+    """Boxes and clicks."""
+    found = [Suite("RefCOCO", "GROUNDING", place_scores.refcoco, "f50ca356", paper=("T7", "Overall"))]
+    for name, md5 in _SCREENS.items():
+        paper = ("T10", "ScreenSpot-v2" if "v2" in name else "ScreenSpot")
+        found.append(Suite(name, "GUI", place_scores.screenspot, md5, paper=paper))
+    return found
+
+
+def _videos() -> list[Suite]:
+    long_ones = video_scores.long_video_bench
+    return [
         Suite("MVBench", "video", video_scores.mvbench, "fd21d365", "helps", paper=("T9", "MVBench")),
         Suite("Video-MME", "video", video_scores.video_mme, "85bdd91f", "helps", paper=("T9", "Video-MME wo sub")),
+        Suite("MLVU_MCQ", "video", video_scores.mlvu, "bb5c37e7", "helps", paper=("T9", "MLVU")),
+        Suite("LongVideoBench", "video", long_ones, "82905eae", "helps", paper=("T9", "LongVideoBench")),
         Suite("VSI-Bench", "video", video_scores.vsi, "34544fd8", paper=("T11", "VSI-Bench")),
     ]
 
 
-def _same_rules() -> list[Suite]:
-    """Those whose rule has recorded cases, but of another benchmark."""
-    choice, circular = _SAME_RULE.format("MMStar"), _SAME_RULE.format("MMBench_DEV_EN_V11")
-    maths, crpe = _SAME_RULE.format("MathVision"), _SAME_RULE.format("CRPE_RELATION")
-    screens, hidden = _SAME_RULE.format("ScreenSpot_Mobile"), "no answers are published: they are scored on a server"
-    found = [
-        Suite("MMBench_TEST_EN_V11", "MCQ", _CIRCULAR, "8d1a704e", "helps", "MMBench_V11", missing=hidden),
-        Suite("MMBench_DEV_CN_V11", "MCQ", _CIRCULAR, "593f9b5f", "helps", "MMBench_V11", missing=circular),
-        Suite("MMBench_TEST_CN_V11", "MCQ", _CIRCULAR, "156e6569", "helps", "MMBench_V11", missing=hidden),
-        Suite("DocVQA_TEST", "VQA", text_scores.anls, "6a2f28ca", paper=("T4", "DocVQA"), missing=hidden),
-        Suite("InfoVQA_TEST", "VQA", text_scores.anls, "df535bf5", paper=("T4", "InfoVQA"), missing=hidden),
-        Suite("MathVision_MINI", "VQA", maths_scores.mathvision, "060fe4fa", "helps", missing=maths),
-        Suite("CRPE_EXIST", "VQA", text_scores.crpe, "315584e2", folder="CRPE", missing=crpe),
-        Suite("ScreenSpot_Desktop", "GUI", place_scores.screenspot, "e6e7bac2", missing=screens),
-        Suite("ScreenSpot_Web", "GUI", place_scores.screenspot, "e51d168c", missing=screens),
-        Suite("ScreenSpot_v2_Mobile", "GUI", place_scores.screenspot, "234c858a", missing=screens),
-        Suite("ScreenSpot_v2_Desktop", "GUI", place_scores.screenspot, "5f2aa2a4", missing=screens),
-        Suite("ScreenSpot_v2_Web", "GUI", place_scores.screenspot, "01cd0877", missing=screens),
-    ]
-    for language, (column, mmmb, mmbench) in _LANGUAGES.items():
-        paper = ("T8", f"MMMB {column}"), ("T8", f"MMBench {column}")
-        found += [
-            Suite(f"MMMB_{language}", "MCQ", _CHOICE, mmmb, "helps", paper=paper[0], missing=choice),
-            Suite(f"MMBench_dev_{language}", "MCQ", _CIRCULAR, mmbench, "helps", paper=paper[1], missing=circular),
-        ]
-    return found
-
-
-def _own() -> list[Suite]:
-    """`launch.demo --benchmark_file` writes its table: a whole run on real questions with a model of one's own."""
-    return [Suite("EasyVQA", "VQA_ex_prompt", text_scores.exact, missing="not of the paper: the test of the demo")]
-
-
-def _others() -> list[Suite]:
-    unrecorded = "no recorded case: the rule follows a description"
-    subsets = ("", "_Vision_Dominant", "_Vision_Intensive", "_Text_Lite", "_Text_Dominant")
-    words = "no recorded case, and words are split by a rule of ours where the official code has spaCy's"
-    return [
-        Suite("MMT-Bench_VAL", "MCQ", choice_scores.mmt, "8dd4b730", "helps", paper=("T5", "MMT"), missing=unrecorded),
-        Suite("MMT-Bench_VAL_MI", "MCQ", choice_scores.mmt, "c7d7b998", "helps", missing=unrecorded),
-        Suite("WeMath", "MCQ", wemath_scores.wemath, "b5e969a0", "helps", paper=("T15", "WeMath"), missing=unrecorded),
-        Suite(
-            "MME-RealWorld",
-            "MME-RealWorld",
-            choice_scores.real_world,
-            "fd341132",
-            paper=("T5", "MME-RW"),
-            missing=unrecorded,
-        ),
-        Suite("MME-RealWorld-CN", "MME-RealWorld", choice_scores.real_world, "daaa763d", missing=unrecorded),
-        Suite("ERQA", "VQA", text_scores.erqa, paper=("T11", "ERQA"), missing=unrecorded),
-        *(
-            Suite(f"VCR_{name}", "VQA", text_scores.vcr, md5, missing=words, paper=paper)
-            for name, md5 in _VCR.items()
-            for paper in [("T4", "VCR-EN-Easy EM") if name.startswith("EN_EASY") else ("", "")]
-        ),
-        Suite(
-            "MathVerse_MINI_Vision_Only",
-            "VQA",
-            judged_scores.mathverse,
-            "68a11d46",
-            "required",
-            paper=("T15", "MathVerse"),
-            missing=_JUDGED,
-        ),
-        *(
-            Suite(f"MathVerse_MINI{part}", "VQA", judged_scores.mathverse, judge="required", missing=_JUDGED)
-            for part in subsets
-        ),
-        Suite(
-            "LogicVista",
-            "VQA",
-            judged_scores.logicvista,
-            "41c5d33a",
-            "required",
-            paper=("T15", "LogicVista"),
-            missing=_JUDGED,
-        ),
-        Suite("MMVet", "VQA", judged_scores.mmvet, "748aa6d4", "required", paper=("T6", "MMVet"), missing=_JUDGED),
-        Suite("WildVision", "VQA", None, "b38f8015", "required", paper=("T5", "WildVision"), missing=_PAIRS),
-        Suite(
-            "CharXiv_descriptive_val",
-            "VQA",
-            judged_scores.charxiv,
-            "8507c374",
-            "required",
-            paper=("T4", "CharXiv DQ"),
-            missing=_JUDGED,
-        ),
-        Suite(
-            "CharXiv_reasoning_val",
-            "VQA",
-            judged_scores.charxiv,
-            "6fc1a522",
-            "required",
-            paper=("T4", "CharXiv RQ"),
-            missing=_JUDGED,
-        ),
-    ]
-
-
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (*_recorded(), *_same_rules(), *_others(), *_own())}
+_EVERY = (*_choices(), *_texts(), *_maths(), *_judged(), *_places(), *_videos())
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _EVERY}
 
 # In the paper, and not here.
 ABSENT = {
     "MMBench-Video": "its judge's prompt is not built",
-    "MLVU, LongVideoBench": "their files and prompts are not read",
+    "MLVU_OpenEnded": "its judge's prompts are not built; the paper's MLVU is of the questions with options",
     "SArena": "renders SVG and scores pictures with networks of their own",
     "SGP-Bench": "no loader is published with the others",
-    "OSWorld-G, WindowsAgentArena, WebArena-Lite": "their prompts are published nowhere",
+    "OSWorld-G": "the official rule divides the wrapper's clicks by 1,000 a second time, so none of them hits",
+    "WindowsAgentArena, WebArena-Lite": "they run programs, and their prompts are published nowhere",
     "Mantis, MMIU, MIRB, SpaCE-10, OmniSpatial": "their files and rules are not described",
 }
 

@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 from internvl_jax.data import THINKING_SYSTEM
 from internvl_jax.evaluation.suites.suite import Suite
-from internvl_jax.evaluation.suites.tsv import TableRow, as_list
+from internvl_jax.evaluation.suites.tsv import LETTERS, TableRow, as_list
 
 Mode = Literal["default", "cot", "thinking"]
 MODES: tuple[Mode, ...] = ("default", "cot", "thinking")
 
 MARK = "<image>"
+_RENAMED = 64  # pictures of a video are called frames up to this number, and those whose numbers begin so
 _TOTAL_TILES = 64  # of all pictures of a question, thumbnails aside
 _LIMITS = (  # most tiles of a picture, by parts of names; 6 for all others
     (12, ("ChartQA_TEST", "MMMU_DEV_VAL", "MMMU_TEST", "MME-RealWorld", "VCR_EN", "VCR_ZH", "OCRVQA", "BMMR")),
@@ -64,6 +65,10 @@ _MVBENCH = (
 _VIDEO_MME = (
     "\nThese are the frames of a video. Select the best answer to the following multiple-choice question based on the "
     "video. Respond with only the letter (A, B, C, or D) of the correct option.\n"
+)
+_MLVU = (
+    "Carefully watch this video and pay attention to every detail. Based on your observations, select the best option "
+    "that accurately addresses the question."
 )
 _FRAMES_OF = "These are frames of a video."
 _ONE_NUMBER = "Answer briefly and directly in one float number."
@@ -136,7 +141,7 @@ def marked(parts: Sequence[str | None], name: str) -> str:
 def _question(suite: Suite, row: TableRow, pictures: int, mode: Mode) -> str:
     if suite.kind == "video":
         return _about_video(suite.name, row, pictures)
-    if suite.kind == "MME-RealWorld":
+    if suite.kind == "MMERealWorld":
         own = row.cells["question"] + " " + row.cells.get("multi-choice options", "") + "\n"
         text = own + next(text for name, text in _REAL_WORLD.items() if name in suite.name)
         return marked([*[None] * pictures, text], suite.name)
@@ -180,7 +185,7 @@ def _cot(mode: Mode, text: str) -> str:
 
 def _about_video(name: str, row: TableRow, frames: int) -> str:
     text = marked(_video_parts(name, row.cells, frames), name)
-    for number in range(1, frames + 1):  # in the question's own words too, as released
+    for number in range(1, _RENAMED + 1):  # in the question's own words too, as released
         text = text.replace(f"Image-{number}", f"Frame-{number}")
     if "Video-MME" in name:
         return text.replace("\nAnswer:", "") + f"\n{_LETTER}"
@@ -189,9 +194,13 @@ def _about_video(name: str, row: TableRow, frames: int) -> str:
 
 def _video_parts(name: str, cells: Mapping[str, str], frames: int) -> list[str | None]:
     question, options, clip = cells["question"], as_list(cells.get("candidates", "")), [None] * frames
-    if name == "MVBench":
-        listed = "".join(f"\n({letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options))
-        return [_MVBENCH, *clip, f"Question: {question}\nOptions:{listed}".rstrip(), "\nOnly give the best option."]
+    if name in ("MVBench", "MLVU_MCQ"):
+        listed = "".join(f"\n({letter}) {option}" for letter, option in zip(LETTERS, options))
+        asked = f"Question: {question}\nOptions:{listed}".rstrip()
+        return [_MVBENCH if name == "MVBench" else _MLVU, *clip, asked, "\nOnly give the best option."]
     if name == "Video-MME":
         return ["", *clip, _VIDEO_MME, "\n".join([f"Question: {question}", *options, "Answer: "])]
+    if name == "LongVideoBench":
+        listed = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+        return ["", *clip, "\n".join([question, *listed, _LETTER])]
     return [*clip, "\n".join([_FRAMES_OF, question, *options, _LETTER if options else _ONE_NUMBER])]

@@ -16,9 +16,11 @@ from internvl_jax.evaluation.suites.published import published
 from internvl_jax.evaluation.suites.suite import ScoreTable
 from internvl_jax.evaluation.suites.suite_file import RELEASED_TILES, SuiteFile
 from internvl_jax.evaluation.suites.suite_run import SuiteResult
+from internvl_jax.evaluation.suites.tsv import TableRow
 from internvl_jax.files import whole_file
 
 _WRONG = 20  # answers a suite that are shown
+_PICTURES = 4  # of a question that are shown
 _THUMBNAIL = 240  # pixels of its longer side
 _LONGEST = 1500  # characters of an answer that are shown
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -157,19 +159,18 @@ def _wrong(file: SuiteFile, result: SuiteResult, row: Mapping[str, Any]) -> str:
         ("seen", json.dumps(plain(seen), ensure_ascii=False)),
     ]
     shown = "".join(f"<b>{name}</b><pre>{html.escape(text[:_LONGEST])}</pre>" for name, text in texts if text)
-    pictures = _thumbnails(file, at.index) if file.suite.has_pictures else ""
-    return f'<div class="wrong"><div>{html.escape(at.index)}<br>{pictures}</div><div>{shown}</div></div>'
+    return f'<div class="wrong"><div>{html.escape(at.index)}<br>{_thumbnails(file, at)}</div><div>{shown}</div></div>'
 
 
-def _thumbnails(file: SuiteFile, index: str) -> str:
-    """The first four pictures of a row; those that are missing or can't be read are said to be so."""
-    row = next(each for each in file.table.rows if each.index == index)
+def _thumbnails(file: SuiteFile, row: TableRow) -> str:
+    """The first four pictures of a row, or four frames of its video; what can't be read is said to be so."""
     try:
-        pictures = file.pictures(row)[:4]
+        pictures = file.pictures(row)
     except InputError as error:
         return html.escape(str(error))
+    every = 1 if file.suite.has_pictures else max(1, len(pictures) // _PICTURES)
     parts = []
-    for picture in pictures:
+    for picture in pictures[::every][:_PICTURES]:
         try:
             image = images.load_image(picture, RELEASED_TILES)
         except InputError as error:

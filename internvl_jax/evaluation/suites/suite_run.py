@@ -71,11 +71,13 @@ def messages(file: SuiteFile, row: TableRow, mode: Mode) -> Conversation:
 
 
 def check_pictures(file: SuiteFile, mode: Mode) -> None:
-    """Raises InputError for a suite that can't be asked, before a model is loaded: about videos, or with a picture that
-    can't be read.
+    """Raises InputError for a suite that can't be asked, before a model is loaded: a picture that can't be read, or a
+    video that is not there, or of which the first can't be decoded.
     """
     if not file.suite.has_pictures:
         file.pictures(file.table.rows[0])
+        for row in file.table.rows:
+            file.clip(row)
     for _ in file.prompts(mode):
         pass
 

@@ -1,7 +1,7 @@
 """Answers to questions about videos: the letter that is named, MVBench's first word, VSI-Bench's options and numbers.
 
-Source of the rules: VLMEvalKit at e8e78f05 (videomme.py, multiple_choice.py, mvbench.py, spatial_bench/), VSI-Bench's
-mean relative accuracy as there.
+Source of the rules: VLMEvalKit at e8e78f05 (videomme.py, multiple_choice.py, mvbench.py, utils/mlvu.py,
+spatial_bench/), VSI-Bench's mean relative accuracy as there.
 """
 
 import ast
@@ -82,6 +82,12 @@ def starts_with_option(prediction: str, answer: str) -> bool:
     """
     said, true = prediction.lower().strip().split(" ")[0], answer.lower().strip().split(" ")[0]
     return said.replace(".", "") in true or true in said
+
+
+def is_letter_of(prediction: str, answer: str) -> bool:
+    """MLVU: the prediction is the letter of the answer, '(A) text', or what it has before its first ')' is."""
+    before, end, _ = prediction.partition(")")
+    return (before[-1:] if end else prediction) == answer[1 : answer.index(")")]
 
 
 def vsi_option(text: str) -> str | None:

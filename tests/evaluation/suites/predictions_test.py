@@ -143,7 +143,7 @@ def test_answers_to_another_suite_are_refused():
         score_suite(file, {"0": Prediction("0", "Yes", question="What is that?")}, None)
     with pytest.raises(InputError, match="MMVet can be scored by a judge alone; give one by --judge"):
         score_suite(open_suite(get_suite("MMVet"), DATA), {"v1_0": Prediction("v1_0", "x")}, None)
-    with pytest.raises(InputError, match="WildVision can't be scored here: its judge compares"):
+    with pytest.raises(InputError, match="WildVision can't be scored here: its judge must see"):
         score_suite(open_suite(get_suite("WildVision"), DATA), {"0": Prediction("0", "x")}, None)
 
 

@@ -1,25 +1,39 @@
-"""Prompts, tiles, scores and hits of 32 data sets, as the official evaluation code gave them for the same tables."""
+"""Prompts, tiles, scores and hits of 62 data sets, as the official evaluation code gave them for the same tables."""
 
 import json
 import math
 import pathlib
+import re
 
 import pytest
 
 from internvl_jax.evaluation.suites import suite_file, suite_list
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
-FOLDER = GOLDEN / "eval_image"
+FOLDER, OTHERS, VIDEOS = GOLDEN / "eval_image", GOLDEN / "eval_others", GOLDEN / "eval_video"
+FRAMES = 8
+MARK = re.compile(r"zq\d{3}")  # in questions that a judge was asked about
 NAMES = sorted(json.loads((FOLDER / "index.json").read_text()))
-PROMPTS, SCORED, ROWS = 1_120, 28, 882  # all that is recorded: prompts in three modes, sets with scores, rows
+OTHER_NAMES = sorted(json.loads((OTHERS / "index.json").read_text()))
+ASKED = [(FOLDER, name) for name in NAMES] + [(OTHERS, name) for name in OTHER_NAMES]
+# Videos, their folder and how many questions are scored.
+SHOWN = {
+    "MVBench": (VIDEOS, 36),
+    "Video-MME": (VIDEOS, 48),
+    "VSI-Bench": (VIDEOS, 50),
+    "MLVU_MCQ": (OTHERS, 28),
+    "LongVideoBench": (OTHERS, 40),
+}
+# All that is recorded: prompts in three modes, sets with scores (those of videos aside), rows.
+COUNTS = {FOLDER: (1_120, 28, 882), OTHERS: (938, 31, 690)}
 
 
-def read(*path):
-    return json.loads(FOLDER.joinpath(*path).read_text())
+def read(folder, *path):
+    return json.loads(folder.joinpath(*path).read_text())
 
 
-def opened(name):
-    return suite_file.open_suite(suite_list.get_suite(name), FOLDER / "data")
+def opened(folder, name):
+    return suite_file.open_suite(suite_list.get_suite(name), folder / "data", frames=FRAMES)
 
 
 def same(found, wanted):
@@ -35,10 +49,10 @@ def same(found, wanted):
     return found == wanted
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_prompts_and_tiles(name):
-    table, recorded = opened(name), read("prompts", f"{name}.json")
-    index = read("index.json")[name]
+@pytest.mark.parametrize(("folder", "name"), ASKED)
+def test_prompts_and_tiles(folder, name):
+    table, recorded = opened(folder, name), read(folder, "prompts", f"{name}.json")
+    index = read(folder, "index.json")[name]
     assert (len(table.table.rows), table.table.dropped) == (index["kept"], index["rows"] - index["kept"])
     assert table.suite.kind == recorded["type"]
     for mode, asked in recorded["modes"].items():
@@ -50,11 +64,12 @@ def test_prompts_and_tiles(name):
             assert (line["system"], line["generation"]) == (asked["system"], asked["generation"])
 
 
-def test_all_prompts_are_counted():
-    modes = [read("prompts", f"{name}.json")["modes"] for name in NAMES]
-    assert sum(len(asked["rows"]) for each in modes for asked in each.values()) == PROMPTS
-    assert sum(each["rows"] for each in read("index.json").values()) == ROWS
-    assert len([*(FOLDER / "scores").iterdir()]) == SCORED
+@pytest.mark.parametrize("folder", COUNTS)
+def test_all_that_is_recorded_is_counted(folder):
+    index, scored = read(folder, "index.json"), {path.stem for path in (folder / "scores").iterdir()}
+    modes = [read(folder, "prompts", f"{name}.json")["modes"] for name in index]
+    prompts = sum(len(asked["rows"]) for each in modes for asked in each.values())
+    assert (prompts, len(scored - SHOWN.keys()), sum(each["rows"] for each in index.values())) == COUNTS[folder]
 
 
 def by_name(score):
@@ -62,11 +77,21 @@ def by_name(score):
     return sorted(score, key=lambda row: str(next(iter(row.values())))) if isinstance(score, list) else score
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if (FOLDER / "scores" / f"{name}.json").exists()])
-def test_scores_and_hits(name):
-    table, recorded = opened(name), read("scores", f"{name}.json")
-    answers = table.predicted(read("data", f"{name}.predictions.json"), {})
-    found = table.suite.rule(table.suite, answers, None)
+def judge_of(folder, name):
+    """The recorded replies, by the mark that a question has; None where the official code had no judge."""
+    if not (folder / "data" / f"{name}.replies.json").exists():
+        return None
+    replies = read(folder, "data", f"{name}.replies.json")
+    marks = {row.index: MARK.findall(row.cells["question"])[0] for row in opened(folder, name).table.rows}
+    given = {marks[index]: iter([reply] if isinstance(reply, str) else reply) for index, reply in replies.items()}
+    return lambda prompt: next(given[MARK.findall(prompt)[0]])
+
+
+def check_scores(folder, name):
+    """Official table and hits; the count of questions."""
+    table, recorded = opened(folder, name), read(folder, "scores", f"{name}.json")
+    answers = table.predicted(read(folder, "data", f"{name}.predictions.json"), {})
+    found = table.suite.rule(table.suite, answers, judge_of(folder, name))
     assert same(by_name(found.score), by_name(recorded["score"])), found.score
     rows = {row["index"]: row for row in found.rows}
     for number, wanted in recorded["per_row"].items():
@@ -74,25 +99,20 @@ def test_scores_and_hits(name):
         for field, value in wanted.items():
             assert same(rows[number][field], value), (number, field, rows[number], value)
     assert not recorded["per_row"] or rows.keys() == recorded["per_row"].keys()
+    return len(rows)
 
 
-VIDEOS = GOLDEN / "eval_video"
-FRAMES = 8
+@pytest.mark.parametrize(("folder", "name"), [(f, name) for f, name in ASKED if (f / f"scores/{name}.json").exists()])
+def test_scores_and_hits(folder, name):
+    check_scores(folder, name)
 
 
-@pytest.mark.parametrize(("name", "count"), [("MVBench", 36), ("Video-MME", 48), ("VSI-Bench", 50)])
-def test_videos(name, count):
-    suite = suite_list.get_suite(name)
-    table = suite_file.open_suite(suite, VIDEOS / "data", frames=FRAMES)
-    recorded = json.loads((VIDEOS / "prompts" / f"{name}.json").read_text())
-    found = {line["index"]: line for line in table.prompts("default")}
+@pytest.mark.parametrize("name", SHOWN)
+def test_videos(name):
+    folder, count = SHOWN[name]
+    recorded = read(folder, "prompts", f"{name}.json")
+    found = {line["index"]: line for line in opened(folder, name).prompts("default")}
     for number, wanted in recorded["rows"].items():
         assert found[number]["question"] == wanted["question"], number
         assert found[number]["tiles"] == wanted["num_patches_list"] == [1] * FRAMES
-    scores = json.loads((VIDEOS / "scores" / f"{name}.json").read_text())
-    answers = table.predicted(json.loads((VIDEOS / "data" / f"{name}.predictions.json").read_text()), {})
-    rated = suite.rule(suite, answers, None)
-    assert same(rated.score, scores["score"])
-    assert len(rated.rows) == len(scores["per_row"]) == count
-    for row in rated.rows:
-        assert same(row["score" if "score" in row else "hit"], scores["per_row"][row["index"]]), row
+    assert check_scores(folder, name) == count

@@ -1,13 +1,11 @@
 """A suite from its questions to its report, with somebody who answers in a model's place."""
 
 import http.server
-import io
 import json
 import math
 import pathlib
 import threading
 
-import PIL.Image
 import pytest
 
 from internvl_jax.data import is_unfinished
@@ -16,9 +14,7 @@ from internvl_jax.evaluation import (
     SUITES,
     Endpoint,
     Prediction,
-    VideoClip,
     answer_suite,
-    check_pictures,
     describe_suites,
     get_suite,
     open_suite,
@@ -34,8 +30,10 @@ from internvl_jax.evaluation.suites.tsv import TableRow
 from internvl_jax.inference import Answer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
-FOLDER, VIDEOS = GOLDEN / "eval_image", GOLDEN / "eval_video"
-RECORDED = {path.stem for path in (FOLDER / "scores").iterdir()} | {"MVBench", "Video-MME", "VSI-Bench"}
+FOLDER = GOLDEN / "eval_image"
+RECORDED = {path.stem for path in GOLDEN.glob("eval_*/scores/*.json")}
+# Recorded, and yet not complete.
+PARTLY = {"WeMath", "MathVerse_MINI_Vision_Only", "LogicVista", "MMVet"}
 
 
 def as_text(conversation):
@@ -55,36 +53,6 @@ def test_a_conversation_says_what_the_prompt_says(name, mode):
         pictures = [part["image_url"] for part in talk[-1]["content"] if part["type"] == "image_url"]
         tiles = [suite_file.tiles_of(url["url"], url["max_dynamic_patch"], False) for url in pictures]
         assert tiles == prompt["tiles"]  # the first picture of MMMU is magnified already
-
-
-def test_frames_come_from_whoever_decodes(tmp_path):
-    """The question with its frames is the recorded one, and the decoder is told what to decode."""
-    recorded = json.loads((VIDEOS / "prompts" / "MVBench.json").read_text())["rows"]
-    (tmp_path / "video" / "x").mkdir(parents=True)
-    for name in ("clip.webm", "clip.mp4"):
-        (tmp_path / "video" / "x" / name).touch()
-    clips = []
-
-    def decode(clip):
-        clips.append(clip)
-        return [PIL.Image.new("RGB", (32, 24), (0, 0, number)) for number in range(clip.frames)]
-
-    file = open_suite(get_suite("MVBench"), VIDEOS / "data", tmp_path, source=decode)
-    for row in file.table.rows[:2]:
-        talk = suite_run.messages(file, row, "default")
-        assert as_text(talk) == recorded[row.index]["question"]
-        parts = [part["image_url"] for part in talk[-1]["content"] if part["type"] == "image_url"]
-        assert [part["max_dynamic_patch"] for part in parts] == recorded[row.index]["num_patches_list"]
-        assert PIL.Image.open(io.BytesIO(parts[3]["url"])).getpixel((0, 0)) == (0, 0, 3)
-    folder = tmp_path / "video" / "x"
-    assert clips == [
-        VideoClip(folder / "clip.webm", 8, "segments", 0.5, 2.0),
-        VideoClip(folder / "clip.mp4", 8, "segments", None, None),
-    ]
-    with pytest.raises(InputError, match="MVBench is about videos, which are not decoded here"):
-        check_pictures(open_suite(get_suite("MVBench"), VIDEOS / "data", tmp_path), "default")
-    with pytest.raises(InputError, match=r"the video scannet/clip.mp4 is not there"):
-        check_pictures(open_suite(get_suite("VSI-Bench"), VIDEOS / "data", source=decode), "default")
 
 
 def recorded_texts(name):
@@ -141,7 +109,7 @@ def test_a_report_without_the_pictures(tmp_path):
 
 def test_only_what_is_complete_is_called_so():
     """And each of these has recorded cases: tests of recorded_test.py go by the same folder."""
-    assert {name for name, suite in SUITES.items() if not suite.missing} == RECORDED
+    assert {name for name, suite in SUITES.items() if not suite.missing} == RECORDED - PARTLY
     told = describe_suites()
     for name, suite in SUITES.items():
         (line,) = [line for line in told.split("\n") if line.startswith(f"{name} ")]
@@ -167,28 +135,6 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
     alone = score_suite(file, predictions, None)
     assert [row["hit"] for row in alone.rated.rows][1:] == [0, 0]
     assert "Scored by rule alone" in " ".join(summary(file, alone, None)["remarks"])
-
-
-def test_suites_that_a_judge_alone_scores():
-    def rated(name, predictions, judge):
-        file = open_suite(get_suite(name), FOLDER / "data")
-        return score_suite(file, {each.index: each for each in predictions}, judge).rated
-
-    graded = rated(
-        "MMVet", [Prediction("v1_0", "x"), Prediction("v1_1", "y")], lambda text: "0.5" if "Answer: y" in text else "1"
-    )
-    assert [row["score"] for row in graded.rows] == [1, 0.5] and graded.headline == 75
-    assert {"Category": "ocr", "tot": 2, "hit": 1.5, "acc": 75.0} in graded.score
-    letters = {"Choices: one": "A", "Choices: two": "B", "nothing": "none"}
-    predictions = [Prediction(str(number), text) for number, text in enumerate(letters)]
-    named = rated("LogicVista", predictions, lambda text: next(own for said, own in letters.items() if said in text))
-    assert [row["hit"] for row in named.rows] == [1, 0, 0] and named.judged == 3
-    replies = iter(["A", "B", "0"])
-    solved = rated(
-        "MathVerse_MINI_Vision_Only", [Prediction("0", "so A"), Prediction("1", "so B")], lambda _: next(replies)
-    )
-    (row,) = solved.score
-    assert row == {"split": "Vision Only", "Overall": 50.0, "Plane Geometry": 50.0, "Angle": 50.0}
 
 
 class _Completions(http.server.BaseHTTPRequestHandler):
