@@ -13,7 +13,7 @@ import msgspec
 from internvl_jax.data import Messages
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites.predictions import PredictionFile
-from internvl_jax.inference import Answer, BestOf, Chooser, Chosen
+from internvl_jax.inference import Answer, BestOf, Chooser, Selection
 from internvl_jax.validation import convert, read_lines
 
 AskGroups = Callable[[Sequence[Messages]], Sequence[Sequence[Answer]]]
@@ -34,7 +34,7 @@ class CandidateLine(msgspec.Struct):
 
 
 class ChoiceLine(msgspec.Struct):
-    """The choice among the candidates for a question, see `inference.Chosen`."""
+    """The choice among the candidates for a question, see `inference.Selection`."""
 
     index: str
     best: int
@@ -114,7 +114,7 @@ class BestOfFiles:
             group = candidates.get(each.index, [])
             if not 0 <= each.best < len(group) == len(each.values):
                 raise InputError(f"{where} is a choice among other candidates; remove {path} to choose anew")
-            choice = Chosen(each.best, tuple(each.values), tuple(map(tuple, each.steps)))
+            choice = Selection(each.best, tuple(each.values), tuple(map(tuple, each.steps)))
             found[each.index] = BestOf(tuple(Answer(one.text, one.tokens, ()) for one in group), choice)
         return found
 

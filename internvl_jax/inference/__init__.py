@@ -18,8 +18,8 @@ from internvl_jax.inference.choosing import (
     AGGREGATIONS,
     Aggregation,
     Chooser,
-    Chosen,
     CriticChoice,
+    Selection,
     VoteChoice,
     ranking,
 )
@@ -52,7 +52,7 @@ __all__ = [
     "Answer",
     "Begin",
     "BestOf",
-    "Chosen",
+    "Selection",
     "Chooser",
     "Critic",
     "CriticChoice",

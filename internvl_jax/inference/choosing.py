@@ -20,7 +20,7 @@ AGGREGATIONS: dict[Aggregation, Callable[[StepScores], float]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
+class Selection:
     """Which of several responses is best.
 
     Attributes:
@@ -37,7 +37,7 @@ class Chosen:
 class Chooser(Protocol):
     """Says which response to a question is best."""
 
-    def __call__(self, messages: Messages, responses: Sequence[str]) -> Chosen: ...
+    def __call__(self, messages: Messages, responses: Sequence[str]) -> Selection: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,11 @@ class CriticChoice:
     critic: Critic
     aggregation: Aggregation = "mean"
 
-    def __call__(self, messages: Messages, responses: Sequence[str]) -> Chosen:
+    def __call__(self, messages: Messages, responses: Sequence[str]) -> Selection:
         """See `Critic.score`."""
         steps = self.critic.score(messages, responses)
         values = [AGGREGATIONS[self.aggregation](scores) for scores in steps]
-        return Chosen(ranking(values)[0], tuple(values), tuple(steps))
+        return Selection(ranking(values)[0], tuple(values), tuple(steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +60,11 @@ class VoteChoice:
 
     graders: Graders
 
-    def __call__(self, messages: Messages, responses: Sequence[str]) -> Chosen:
+    def __call__(self, messages: Messages, responses: Sequence[str]) -> Selection:
         """The votes of the responses."""
         del messages
         values = votes(responses, self.graders)
-        return Chosen(ranking(values)[0], tuple(map(float, values)))
+        return Selection(ranking(values)[0], tuple(map(float, values)))
 
 
 def ranking(values: Sequence[float]) -> list[int]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from internvl_jax.data import Messages, Processor, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.chat import Answer, get_reader
-from internvl_jax.inference.choosing import Chooser, Chosen
+from internvl_jax.inference.choosing import Chooser, Selection
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.requests import Request
@@ -113,7 +113,7 @@ class BestOf:
     """Candidates for an answer, in the order in which they were drawn, and the choice among them."""
 
     candidates: tuple[Answer, ...]
-    choice: Chosen
+    choice: Selection
 
     @property
     def answer(self) -> Answer:

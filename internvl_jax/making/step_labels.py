@@ -13,7 +13,7 @@ from internvl_jax.data import CRITIC_SYSTEM, RIGHT, WRONG, Prompts, critic_recor
 from internvl_jax.making.annotations import Annotations, shown_by
 from internvl_jax.making.responses import PairConfig
 
-_MARK = "<image>"
+_IMAGE, _VIDEO = "<image>", "<video>"
 
 
 class StepLabels(Annotations):
@@ -32,8 +32,9 @@ class StepLabels(Annotations):
         self.read(entry, "responses")
         prompt = self.prompts[entry["number"]]
         question = prompt.question
-        if prompt.pictures and _MARK not in question:
-            question = f"{_MARK}\n{question}"
+        for mark, is_shown in ((_VIDEO, prompt.footage is not None), (_IMAGE, bool(prompt.pictures))):
+            if is_shown and mark not in question:  # or it would stand before the critic's own words
+                question = f"{mark}\n{question}"
         for parts, shares in entry.get("steps", ()):
             signs = signs_of(shares, self.config.right_share)
             conversations = critic_record(question, [part.removesuffix("\n\n") for part in parts], signs)

@@ -7,7 +7,7 @@ import pytest
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import BestOfFiles, grade_chosen
 from internvl_jax.evaluation.tasks import Question
-from internvl_jax.inference import Answer, Chosen
+from internvl_jax.inference import Answer, Selection
 
 INDICES = [str(number) for number in range(11)]
 
@@ -24,7 +24,7 @@ def ask(talks):
 def choose(messages, responses):
     """The second; every other question has steps."""
     steps = ((0.5,), (0.25, 1.0), ()) if int(messages[0]["content"]) % 2 else ()
-    return Chosen(1, (0.5, 0.625, 0.0), steps)
+    return Selection(1, (0.5, 0.625, 0.0), steps)
 
 
 def after(calls, function):

@@ -10,9 +10,9 @@ from internvl_jax.errors import InputError
 from internvl_jax.grading import Graders
 from internvl_jax.inference import (
     AGGREGATIONS,
-    Chosen,
     CriticChoice,
     SamplingParams,
+    Selection,
     VoteChoice,
     best_of_n,
     candidate_seeds,
@@ -38,7 +38,7 @@ def ask(text, *seeds):
 
 
 def last_is_best(messages, responses):
-    return Chosen(len(responses) - 1, tuple(float(len(text)) for text in responses))
+    return Selection(len(responses) - 1, tuple(float(len(text)) for text in responses))
 
 
 def test_the_first_is_greedy_and_each_is_what_it_is_alone(shared, processor):
@@ -83,5 +83,5 @@ def test_a_critic_chooses_by_what_counts(how, best):
 
 def test_a_vote_chooses_the_first_of_most():
     with Graders("exact", 10.0, 0) as graders:
-        assert VoteChoice(graders)([], ["red", "blue", "Blue ", "<think>green"]) == Chosen(1, (1.0, 2.0, 2.0, 0.0))
+        assert VoteChoice(graders)([], ["red", "blue", "Blue ", "<think>green"]) == Selection(1, (1.0, 2.0, 2.0, 0.0))
         assert VoteChoice(graders)([], ["red", "blue"]).best == 0
