@@ -67,7 +67,12 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class CascadeRecipe:
-    """Everything that decides the result."""
+    """Everything that decides the result.
+
+    Attributes:
+      labelled: prompts of reinforcement whose answers are labelled, step by step, for a critic (`best_of`).
+      candidates: answers to a test question that are chosen among.
+    """
 
     seed: int
     data: Data
@@ -81,6 +86,10 @@ class CascadeRecipe:
     consistency: Training
     router: Training
     sweep: Sweep
+    labelled: int
+    labels: PairConfig
+    critic: Training
+    candidates: int
 
 
 MODEL = sizes.like(sizes.TINY, {"image_size": 32}, {"layers": 3, "kv_heads": 4})
@@ -144,6 +153,8 @@ RECIPE = CascadeRecipe(
         max_broken=0,
         batch_size=1024,
         seed=0,
+        completions=1,  # read by the method process only, as the next
+        right_share=0.0,
     ),
     mpo=Training(
         settings=MpoConfig(pairs=64),
@@ -209,4 +220,34 @@ RECIPE = CascadeRecipe(
         relative=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
         saving=0.46,
     ),
+    # Not run whole yet: the numbers are guesses.
+    labelled=2500,
+    labels=PairConfig(
+        method="process",
+        samples=4,
+        temperature=1.0,
+        top_k=0,
+        max_new_tokens=ANSWER_TOKENS,
+        max_prompt_tokens=PROMPT_TOKENS,
+        start_ratio=0.5,  # read by other methods only, as the next two
+        max_pairs=1,
+        length_slack=1.0,
+        reward=REWARD,
+        max_broken=0,
+        batch_size=1024,
+        seed=1,
+        completions=4,
+        right_share=0.5,
+    ),
+    critic=Training(
+        steps=500,
+        rows=8,
+        token_budget=640,
+        tile_budget=24,
+        learning_rate=1e-3,
+        warmup_ratio=0.05,
+        beta2=0.95,
+        rates=(("vit", 0.0), ("lm.layers", 1.0)),
+    ),
+    candidates=8,
 )

@@ -41,12 +41,12 @@ def make_data(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
 
 def run_cpt(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """CPT from random weights."""
-    return _train(cpt.get_config("tiny"), recipe.cpt, folder, "cpt", "", recipe)
+    return train(cpt.get_config("tiny"), recipe.cpt, folder, "cpt", "", recipe)
 
 
 def run_sft(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """SFT from CPT's end."""
-    return _train(sft.get_config("tiny"), recipe.sft, folder, "sft", "cpt", recipe)
+    return train(sft.get_config("tiny"), recipe.sft, folder, "sft", "cpt", recipe)
 
 
 def make_pairs(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
@@ -69,7 +69,7 @@ def run_mpo(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """MPO on the pairs, from SFT's end, which is the reference too."""
     config = mpo.get_config("tiny")
     config.data.meta = str(folder / "pairs" / pairs.META)
-    return _train(config, recipe.mpo, folder, "mpo", "sft", recipe)
+    return train(config, recipe.mpo, folder, "mpo", "sft", recipe)
 
 
 def run_gspo(folder: pathlib.Path, name: str, init_from: str, recipe: CascadeRecipe) -> pathlib.Path:
@@ -79,7 +79,7 @@ def run_gspo(folder: pathlib.Path, name: str, init_from: str, recipe: CascadeRec
     """
     config = gspo.get_config("tiny")
     config.data.meta, config.optim.schedule = str(folder / "data" / "rl.jsonl"), "cosine"
-    return _train(config, recipe.gspo, folder, name, init_from, recipe, accuracies=folder / "pairs" / pairs.ACCURACIES)
+    return train(config, recipe.gspo, folder, name, init_from, recipe, accuracies=folder / "pairs" / pairs.ACCURACIES)
 
 
 def _write_answers(folder: pathlib.Path) -> None:
@@ -111,16 +111,16 @@ def run_consistency(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path
     """ViCO's first stage from the GSPO model, which is the reference too."""
     _write_answers(folder)
     config = consistency.get_config("tiny")
-    return _train(config, recipe.consistency, folder, "consistency", "gspo", recipe)
+    return train(config, recipe.consistency, folder, "consistency", "gspo", recipe)
 
 
 def run_router(folder: pathlib.Path, recipe: CascadeRecipe) -> pathlib.Path:
     """ViCO's second stage; the reference is still the GSPO model."""
     config = router.get_config("tiny")
-    return _train(config, recipe.router, folder, "router", "consistency", recipe, reference=folder / "gspo")
+    return train(config, recipe.router, folder, "router", "consistency", recipe, reference=folder / "gspo")
 
 
-def _train(
+def train(
     config: TrainConfig,
     stage: Training,
     folder: pathlib.Path,

@@ -46,8 +46,11 @@ def opened() -> Iterator[tuple[InternVL, Processor]]:
 def adjusted(processor: Processor) -> Processor:
     """The processor as flags want it."""
     processor = processor.with_reasoning(REASONING.value) if REASONING.value else processor
-    processor = processor.with_thinking() if THINKING.value else processor
+    return limited(processor.with_thinking() if THINKING.value else processor)
+
+
+def limited(processor: Processor) -> Processor:
+    """The processor with as many tiles as --max_tiles says."""
     if _MAX_TILES.value is None:
         return processor
-    limited = tiling.limit_tiles(processor.image_config, _MAX_TILES.value)
-    return dataclasses.replace(processor, image_config=limited)
+    return dataclasses.replace(processor, image_config=tiling.limit_tiles(processor.image_config, _MAX_TILES.value))

@@ -9,16 +9,18 @@ shows frames of a video, --num_frames of them or --fps a second, of all of it or
 A Flash model shows tiles with a quarter of their tokens where its router finds that enough; two flags set how readily.
 With --prompt, stderr then says how many tokens each picture took, and --router_picture=FILE.png draws which tiles. For
 any model --draw=FILE.png draws boxes and clicks of the answer over the picture, --svg=FILE.png an SVG that it wrote.
+
+--best_of=8 has the model answer eight times, and gives the answer of most, or the one that --critic=DIR holds for best.
 """
 
 import sys
 
 from absl import flags
 
-from internvl_jax.data import split_thinking
+from internvl_jax.data import Processor, split_thinking
 from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, drawing, sampling_flags, showing, together
+from launch import answering, best_of_chat, best_of_flags, checkpoint, drawing, sampling_flags, showing, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -31,6 +33,10 @@ def main(argv: list[str]) -> None:
     sampling, thresholds = sampling_flags.sampling(_MAX_NEW_TOKENS.value, 256), answering.thresholds()
     shown = showing.shown()
     drawing.check(_PROMPT.value, showing.IMAGE.value)
+    if best_of_flags.is_asked():
+        answer, processor = best_of_chat.answer(_PROMPT.value, shown, sampling, thresholds)
+        _tell(answer, processor, checkpoint.model_config())
+        return
     with answering.opened() as (model, processor):
         if _PROMPT.value is None:
             thinking = {"thinking": bool(sampling_flags.THINKING.value), "think": sampling_flags.think()}
@@ -41,8 +47,12 @@ def main(argv: list[str]) -> None:
         messages = [message(_PROMPT.value, shown)]
         with saying("compiling, then answering"):
             answer = complete(model, processor, messages, sampling, thresholds, sampling_flags.think())
-    if model.config.flash is not None:
-        _tell_tokens(answer, model.config)
+    _tell(answer, processor, model.config)
+
+
+def _tell(answer: Answer, processor: Processor, config: InternVLConfig) -> None:
+    if config.flash is not None:
+        _tell_tokens(answer, config)
     said = split_thinking(answer.text)[1]
     print(answer.text if sampling_flags.THINKING.value else said, flush=True)
     drawing.draw(said, processor, showing.IMAGE.value)

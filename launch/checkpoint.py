@@ -43,20 +43,20 @@ def model_config() -> InternVLConfig:
     return read_model_config(directory())
 
 
-def load(part: PartName = "all") -> tuple[Any, Processor]:
-    """The model, or that half of it, and the processor that --checkpoint names.
+def load(part: PartName = "all", folder: pathlib.Path | None = None) -> tuple[Any, Processor]:
+    """The model, or that half of it, and the processor that --checkpoint names, or of another folder.
 
     Raises:
       InputError: there is no model.
     """
-    folder, dtype = directory(), _DTYPE.value
+    folder, dtype = folder or directory(), _DTYPE.value
     default = jax.config.jax_compilation_cache_dir or pathlib.Path(_USERS_CACHE, "internvl_jax").expanduser()
     if cache := default if _CACHE.value is None else _CACHE.value:
         compilation_cache.keep_programs(cache)
     if dtype == "auto":
         # bfloat16 decodes no faster than float32 on CPU (2026-11, jax 0.10.2).
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    ours, mesh = "format" in read_json(folder / "config.json", _ADVICE), meshes.mesh(model_config().text)
+    ours, mesh = "format" in read_json(folder / "config.json", _ADVICE), meshes.mesh(read_model_config(folder).text)
     read: Any = ivl.load if ours else load_released
     with saying(f"loading {folder}"):
         how = meshes.RULES.value, part, quantising.HOW.value, caching.KEPT.value

@@ -6,8 +6,10 @@ import json
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
 from internvl_jax.evaluation import (
+    SuiteFile,
     answer_suite,
     check_pictures,
     read_predictions,
@@ -16,8 +18,8 @@ from internvl_jax.evaluation import (
     write_lines,
 )
 from internvl_jax.files import claimed
-from internvl_jax.inference import complete_many
-from launch import answering, bars, checkpoint, suite_flags, suite_scores
+from internvl_jax.inference import SamplingParams, Thresholds, complete_many
+from launch import answering, bars, best_of_flags, best_of_suites, checkpoint, suite_flags, suite_scores
 
 
 def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
@@ -34,13 +36,10 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(claimed(folder))
-        model, processor = stack.enter_context(answering.opened())
-        ask = lambda talks: complete_many(model, processor, talks, batch, sampling, None, thresholds)
+        write = best_of_suites.answer if best_of_flags.is_asked() else _answer_once
+        write(files, folder, batch, sampling, thresholds, settings)
         for file in files:
             target = folder / f"{file.suite.name}.jsonl"
-            with bars.questions(desc=file.suite.name, total=len(file.table.rows)) as bar:
-                show = lambda done, bar=bar: bar.update(done - bar.n)
-                answer_suite(file, suite_flags.mode(), target, ask, sampling.max_new_tokens, settings, batch, show)
             if file.suite.rule is None or (file.suite.judge == "required" and judge is None):
                 print(f"{file.suite.name}: answered, and not scored without a judge", file=sys.stderr)
                 print(json.dumps({"suite": file.suite.name, "score": None}))
@@ -49,3 +48,20 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
             write_lines(folder / f"{file.suite.name}.rows.jsonl", result.rated.rows)
             found.append((file, result))
         suite_scores.tell(found, str(folder) if out else None, size)
+
+
+def _answer_once(
+    files: list[SuiteFile],
+    folder: pathlib.Path,
+    batch: int,
+    sampling: SamplingParams,
+    thresholds: Thresholds,
+    settings: dict[str, Any],
+) -> None:
+    with answering.opened() as (model, processor):
+        ask = lambda talks: complete_many(model, processor, talks, batch, sampling, None, thresholds)
+        for file in files:
+            target = folder / f"{file.suite.name}.jsonl"
+            with bars.questions(desc=file.suite.name, total=len(file.table.rows)) as bar:
+                show = lambda done, bar=bar: bar.update(done - bar.n)
+                answer_suite(file, suite_flags.mode(), target, ask, sampling.max_new_tokens, settings, batch, show)

@@ -5,7 +5,8 @@ from internvl_jax.data.media.images import load_image, tile_image
 from internvl_jax.data.media.tiling import DEFAULT_MAX_PIXELS, ImageConfig, Tiles, frame_tiles, num_image_tokens
 from internvl_jax.data.media.video import ShownVideo, VideoInfo, VideoLimits, VideoSource, show_video, video_info
 from internvl_jax.data.media.video_options import VideoOptions
-from internvl_jax.data.processor import ChatInputs, Processor
+from internvl_jax.data.messages import Messages
+from internvl_jax.data.processor import ChatInputs, Processor, ShownMessages
 from internvl_jax.data.prompt_service import PromptOrder, PromptReply, PromptSettings, serve_prompts
 from internvl_jax.data.reading import check
 from internvl_jax.data.reading.prompt_stream import PromptStream
@@ -34,6 +35,16 @@ from internvl_jax.data.text.boxes import (
     thousandths,
     write_box,
 )
+from internvl_jax.data.text.critique import (
+    CRITIC_SYSTEM,
+    RIGHT,
+    WRONG,
+    critic_record,
+    critic_turns,
+    sign_ids,
+    sign_positions,
+    split_steps,
+)
 from internvl_jax.data.text.templates import IMAGE, INTERNVL2_5, Message, Template, get_template
 from internvl_jax.data.text.thinking import (
     THINK,
@@ -53,6 +64,7 @@ __all__ = [
     "Action",
     "Batch",
     "BatchIterator",
+    "CRITIC_SYSTEM",
     "Channels",
     "ChatInputs",
     "DEFAULT_MAX_PIXELS",
@@ -61,6 +73,7 @@ __all__ = [
     "ImageConfig",
     "MIN_TEXT",
     "Message",
+    "Messages",
     "Pipeline",
     "PipelineConfig",
     "PlainRows",
@@ -73,12 +86,14 @@ __all__ = [
     "PromptSettings",
     "PromptStream",
     "Prompts",
+    "RIGHT",
     "Rate",
     "Rates",
     "Region",
     "RowConfig",
     "RowLayout",
     "Sample",
+    "ShownMessages",
     "ShownVideo",
     "Skipped",
     "THINK",
@@ -96,9 +111,12 @@ __all__ = [
     "VideoSource",
     "Views",
     "WEIGHTINGS",
+    "WRONG",
     "Weighting",
     "assemble_row",
     "check",
+    "critic_record",
+    "critic_turns",
     "encode_blind",
     "encode_prompt",
     "frame_choice",
@@ -120,7 +138,10 @@ __all__ = [
     "screen_prompts",
     "serve_prompts",
     "show_video",
+    "sign_ids",
+    "sign_positions",
     "split_prediction",
+    "split_steps",
     "split_thinking",
     "stack_rows",
     "thousandths",

@@ -1,6 +1,6 @@
 """OpenAI-style messages, read: roles, texts, and where pictures and the frames of videos stand between them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from internvl_jax.data.media import images, tiling
@@ -11,6 +11,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.validation import build, check_value, shown
 
 T = TypeVar("T")
+Messages = Sequence[dict[str, Any]]  # a conversation, OpenAI-style
 
 _SOURCES = ("url", "path", "base64")  # transformers' names, besides "image" and "video"
 _OPTIONS = ("num_frames", "fps", "clip")

@@ -50,6 +50,21 @@ class ChatInputs:
 
 
 @dataclasses.dataclass(frozen=True)
+class ShownMessages:
+    """What messages say and show.
+
+    Attributes:
+      turns: with a slot for each picture and frame.
+      tiles_GHWC, image_token_counts, image_sizes: see `ChatInputs`.
+    """
+
+    turns: Sequence[templates.Message]
+    tiles_GHWC: np.ndarray
+    image_token_counts: tuple[int, ...]
+    image_sizes: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Section:
     """What config.json says of a processor."""
 
@@ -126,6 +141,13 @@ class Processor:
         allow_paths=False refuses files of this machine. begun: how the answer starts, for the model to go on from.
         Raises InputError that names message and part.
         """
+        shown = self.show(messages, max_dynamic_patch, allow_paths)
+        return self.encode(shown, shown.turns, begun)
+
+    def show(
+        self, messages: Sequence[dict], max_dynamic_patch: int | None = None, allow_paths: bool = True
+    ) -> ShownMessages:
+        """The turns of messages, and tiles of what they show; arguments and errors are those of a call."""
         config, sizes = self._limited(max_dynamic_patch), list[tuple[int, int, int, int]]()
 
         def look(picture: PartPicture) -> np.ndarray:
@@ -142,10 +164,19 @@ class Processor:
 
         turns, tiles = read_messages(messages, look, watch)
         counts = tuple(config.tokens_per_tile * len(tiles_GHWC) for tiles_GHWC in tiles)
-        tokens_T = self.template.encode_prompt(turns, counts, self.tokenizer, begun=begun)
         empty_GHWC = np.zeros((0, config.tile_size, config.tile_size, 3), np.uint8)
-        inputs = ChatInputs(tokens_T, np.concatenate([empty_GHWC, *tiles]), counts, tuple(sizes))
-        check_inputs(inputs, config.tokens_per_tile, self.tokenizer.image_context)
+        return ShownMessages(turns, np.concatenate([empty_GHWC, *tiles]), counts, tuple(sizes))
+
+    def encode(self, shown: ShownMessages, turns: Sequence[templates.Message], begun: str = "") -> ChatInputs:
+        """Model inputs for turns about the pictures that were shown, in their order.
+
+        Raises:
+          InputError: the turns have other numbers of pictures.
+        """
+        counts = shown.image_token_counts
+        tokens_T = self.template.encode_prompt(turns, counts, self.tokenizer, begun=begun)
+        inputs = ChatInputs(tokens_T, shown.tiles_GHWC, counts, shown.image_sizes)
+        check_inputs(inputs, self.image_config.tokens_per_tile, self.tokenizer.image_context)
         return inputs
 
     def num_tiles(

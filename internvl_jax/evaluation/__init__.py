@@ -1,6 +1,7 @@
 """Question files and the paper's benchmarks, parity with recorded outputs, pictures of what a router decides."""
 
 from internvl_jax.evaluation.adapter_parity import compare_adapter
+from internvl_jax.evaluation.best_of_files import BestOfFiles
 from internvl_jax.evaluation.drawing import draw_answer
 from internvl_jax.evaluation.intervals import wilson
 from internvl_jax.evaluation.overlay import router_overlay
@@ -24,6 +25,7 @@ from internvl_jax.evaluation.suites import (
     describe_suites,
     generation,
     get_suite,
+    messages,
     open_suite,
     plain,
     read_predictions,
@@ -31,13 +33,15 @@ from internvl_jax.evaluation.suites import (
     score_suite,
     size_name,
     summary,
+    write_chosen,
     write_lines,
     write_report,
 )
 from internvl_jax.evaluation.svg import draw_svg, find_svg, psnr, ssim
-from internvl_jax.evaluation.tasks import Evaluation, evaluate, open_graders, read_questions
+from internvl_jax.evaluation.tasks import Evaluation, Question, evaluate, grade_chosen, open_graders, read_questions
 
 __all__ = [
+    "BestOfFiles",
     "Endpoint",
     "Evaluation",
     "FrameSource",
@@ -45,6 +49,7 @@ __all__ = [
     "MODES",
     "Mode",
     "Prediction",
+    "Question",
     "Rated",
     "SUITES",
     "Suite",
@@ -54,30 +59,33 @@ __all__ = [
     "answer_suite",
     "check_pictures",
     "compare",
-    "draw_answer",
-    "draw_svg",
     "compare_adapter",
     "compare_quantised",
+    "describe_suites",
+    "draw_answer",
+    "draw_svg",
     "evaluate",
     "find_svg",
-    "image_token_id",
-    "open_graders",
-    "psnr",
-    "describe_suites",
     "generation",
     "get_suite",
+    "grade_chosen",
+    "image_token_id",
+    "messages",
+    "open_graders",
     "open_suite",
     "plain",
+    "psnr",
     "read_case",
     "read_predictions",
     "read_questions",
     "read_table",
     "router_overlay",
-    "ssim",
     "score_suite",
     "size_name",
+    "ssim",
     "summary",
     "wilson",
+    "write_chosen",
     "write_lines",
     "write_report",
 ]

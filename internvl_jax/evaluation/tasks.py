@@ -19,7 +19,7 @@ from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
 from internvl_jax.files import whole_file
 from internvl_jax.grading import Graders, Score
-from internvl_jax.inference import MODEL_THRESHOLDS, Answer, SamplingParams, Thresholds, complete_many
+from internvl_jax.inference import MODEL_THRESHOLDS, Answer, BestOf, SamplingParams, Thresholds, complete_many
 from internvl_jax.models import InternVL
 from internvl_jax.validation import FilePath, convert, read_lines
 
@@ -68,25 +68,36 @@ class Evaluation:
 
     Attributes:
       seconds: the time that answering and grading took.
+      chosen: what each answer was chosen among; empty where there was one alone.
+      rated: what each candidate is worth, question by question.
     """
 
     questions: Sequence[Question]
     answers: Sequence[Answer]
     scores: Sequence[Score]
     seconds: float
+    chosen: Sequence[BestOf] = ()
+    rated: Sequence[Sequence[Score]] = ()
 
     def report(self) -> dict[str, float]:
-        """accuracy (0 to 1), n (questions), tokens (generated), seconds."""
+        """accuracy (0 to 1), n (questions), tokens (generated), seconds; where answers were chosen among several also
+        greedy (accuracy of the first) and any (the share of questions with a right one).
+        """
+        n, every = len(self.scores), [[score.accuracy for score in each] for each in self.rated]
+        candidates = [answer for found in self.chosen for answer in found.candidates]
         return {
-            "accuracy": sum(score.accuracy for score in self.scores) / len(self.scores),
-            "n": len(self.scores),
-            "tokens": sum(answer.num_tokens for answer in self.answers),
+            "accuracy": sum(score.accuracy for score in self.scores) / n,
+            **({"greedy": sum(each[0] for each in every) / n, "any": sum(map(max, every)) / n} if every else {}),
+            "n": n,
+            "tokens": sum(answer.num_tokens for answer in candidates or self.answers),
             "seconds": round(self.seconds, 3),
         }
 
     def write(self, path: str | os.PathLike) -> None:
         """A JSON object a line for every question: image, question, answer, prediction (with its thinking), right,
-        tokens, and error where it could not be graded. The file appears when it is whole.
+        tokens, and error where it could not be graded; where it was chosen among several also best (its number) and
+        candidates: text, tokens, right, value (the critic's score or the votes) and steps (the critic's scores of
+        them) of each. The file appears when it is whole.
         """
         lines = [
             {
@@ -101,6 +112,8 @@ class Evaluation:
             }
             for question, answer, score in zip(self.questions, self.answers, self.scores, strict=True)
         ]
+        for line, found, rated in zip(lines, self.chosen, self.rated):
+            line |= {"best": found.choice.best, "candidates": _candidates(found, rated)}
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
@@ -135,6 +148,34 @@ def evaluate(
         answers = complete_many(model, processor, asked, batch_size, sampling, progress, thresholds)
         scores = graders.grade([answer.text for answer in answers], [question.answer for question in questions])
     return Evaluation(questions, answers, scores, time.perf_counter() - start)
+
+
+def grade_chosen(questions: Sequence[Question], chosen: Sequence[BestOf], grader: str, begun: float) -> Evaluation:
+    """Grades all candidates for the answers to questions.
+
+    Args:
+      begun: `time.perf_counter()` when answering began.
+
+    Raises:
+      InputError: as in `evaluate`.
+    """
+    pairs = [(each.text, question.answer) for question, found in zip(questions, chosen) for each in found.candidates]
+    with open_graders(grader) as graders:
+        flat = iter(graders.grade([text for text, _ in pairs], [truth for _, truth in pairs]))
+    rated = [[next(flat) for _ in found.candidates] for found in chosen]
+    answers = [found.answer for found in chosen]
+    scores = [each[found.choice.best] for each, found in zip(rated, chosen, strict=True)]
+    return Evaluation(questions, answers, scores, time.perf_counter() - begun, chosen, rated)
+
+
+def _candidates(found: BestOf, rated: Sequence[Score]) -> list[dict[str, Any]]:
+    steps = found.choice.steps or [None] * len(rated)
+    every = zip(found.candidates, rated, found.choice.values, steps, strict=True)
+    return [
+        {"text": answer.text, "tokens": answer.num_tokens, "right": bool(score.accuracy), "value": value}
+        | ({} if scores is None else {"steps": [*scores]})
+        for answer, score, value, scores in every
+    ]
 
 
 def _question(path: pathlib.Path, where: str, fields: Any) -> Question:

@@ -7,16 +7,24 @@ from internvl_jax.inference.chat import (
     Answer,
     Piece,
     TextReader,
-    answer_many,
     chat,
     complete,
-    complete_many,
     get_engine,
     get_reader,
     leading,
     stream_chat,
 )
+from internvl_jax.inference.choosing import (
+    AGGREGATIONS,
+    Aggregation,
+    Chooser,
+    CriticChoice,
+    Selection,
+    VoteChoice,
+    ranking,
+)
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds, kept, quantile
+from internvl_jax.inference.critic import Critic, StepScores, check_critic
 from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.group_runner import GroupSlots
@@ -34,12 +42,20 @@ from internvl_jax.inference.engine.tile_features import digest
 from internvl_jax.inference.engine.vision_tower import EncodedTiles, VisionTower
 from internvl_jax.inference.halves import fingerprint, weights_digest
 from internvl_jax.inference.load import load, read_config, read_values, save_model
+from internvl_jax.inference.many import BestOf, answer_many, best_of_n, candidate_seeds, complete_groups, complete_many
 from internvl_jax.inference.terminal import converse, message, saying
 from internvl_jax.inference.text import TextStream, ThinkingStream
 
 __all__ = [
+    "AGGREGATIONS",
+    "Aggregation",
     "Answer",
     "Begin",
+    "BestOf",
+    "Selection",
+    "Chooser",
+    "Critic",
+    "CriticChoice",
     "Decided",
     "EncodedTiles",
     "Engine",
@@ -56,7 +72,6 @@ __all__ = [
     "Part",
     "Piece",
     "Programs",
-    "TextReader",
     "RemoteFeatures",
     "Request",
     "Rollout",
@@ -67,16 +82,23 @@ __all__ = [
     "SamplingParams",
     "Seen",
     "State",
+    "StepScores",
+    "TextReader",
     "TextStream",
     "ThinkingStream",
     "Thresholds",
     "Token",
     "VisionTower",
     "Vocabulary",
+    "VoteChoice",
     "Wanted",
     "answer_many",
+    "best_of_n",
+    "candidate_seeds",
     "chat",
+    "check_critic",
     "complete",
+    "complete_groups",
     "complete_many",
     "converse",
     "digest",
@@ -92,6 +114,7 @@ __all__ = [
     "memory_limit",
     "message",
     "quantile",
+    "ranking",
     "read_config",
     "read_values",
     "save_model",

@@ -1,4 +1,4 @@
-"""Messages in, text out: one conversation, streamed or not, or thousands of them.
+"""Messages in, text out: one conversation, streamed or not; `many` has thousands of them.
 
 Engines stay, and their programs compiled, as long as the model lives.
 """
@@ -8,16 +8,16 @@ import dataclasses
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from internvl_jax import interrupts
-from internvl_jax.data import Processor, PromptSettings, ThinkingSwitch, split_thinking
+from internvl_jax.data import Messages, Processor, PromptSettings, ThinkingSwitch, split_thinking
 from internvl_jax.errors import InputError
 from internvl_jax.inference.compression import MODEL_THRESHOLDS, Thresholds, picture_tokens
-from internvl_jax.inference.engine.buckets import Ladders, fit
+from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.leader import Leader, follow
 from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
@@ -25,10 +25,6 @@ from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.text import TextStream, ThinkingStream
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten
-
-Messages = Sequence[dict[str, Any]]
-
-WINDOW_BYTES = 1 << 28  # bytes of tiles that `complete_many` holds on the host, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,69 +110,6 @@ def stream_chat(
     yield from filter(None, (stream.feed(piece)[1] for piece in pieces))
     if piece := stream.finish()[1]:
         yield piece
-
-
-def answer_many(
-    model: InternVL,
-    processor: Processor,
-    conversations: Iterable[Messages],
-    batch_size: int = 128,
-    sampling: SamplingParams | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[str]:
-    """The texts of `complete_many`, without thinking."""
-    answers = complete_many(model, processor, conversations, batch_size, sampling, progress)
-    return [split_thinking(answer.text)[1] for answer in answers]
-
-
-def complete_many(
-    model: InternVL,
-    processor: Processor,
-    conversations: Iterable[Messages],
-    batch_size: int = 128,
-    sampling: SamplingParams | None = None,
-    progress: Callable[[int], None] | None = None,
-    thresholds: Thresholds = MODEL_THRESHOLDS,
-) -> list[Answer]:
-    """Answers to many independent conversations, in their order.
-
-    They are taken longest first, within windows that bound the host's memory.
-
-    Args:
-      batch_size: how many are answered at a time, at most; fewer where memory is short.
-      sampling: how all answers are written; greedily without it.
-      progress: called with the number of conversations answered so far, whenever it grew.
-      thresholds: the same for all conversations, see `chat`.
-
-    Raises:
-      InputError: as in `chat`, with the number of the conversation.
-    """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; answer at least 1 conversation at a time")
-    reader = get_reader(model, processor)
-    fit("rows", batch_size, Ladders.rows)
-    sampling, answers = sampling or SamplingParams(), {}
-    numbers: dict[int, int] = {}
-    try:
-        for window in _windows(processor, conversations, sampling, thresholds):
-            window.sort(key=lambda item: len(item[1].tokens_T))  # the longest first, from the end
-            while window or numbers:
-                while window and len(numbers) < batch_size:
-                    number, request = window.pop()
-                    try:
-                        numbers[reader.add(request, processor)] = number
-                    except InputError as error:
-                        raise InputError(f"conversation {number}: {error}") from None
-                done = [piece for piece in reader.take(numbers) if piece.answer is not None]
-                for piece in done:
-                    answers[numbers.pop(piece.id)] = piece.answer
-                    reader.drop(piece.id)
-                if done and progress is not None:
-                    progress(len(answers))
-    finally:
-        for id in numbers:
-            reader.drop(id)
-    return [answers[number] for number in range(len(answers))]
 
 
 class Piece(NamedTuple):
@@ -373,22 +306,3 @@ def _stream(
             yield from pieces
     finally:
         reader.drop(id)
-
-
-def _windows(
-    processor: Processor, conversations: Iterable[Messages], sampling: SamplingParams, thresholds: Thresholds
-) -> Iterator[list[tuple[int, Request]]]:
-    """(number, request) of the conversations, as many at a time as fit the host."""
-    window, size = [], 0
-    for number, messages in enumerate(conversations):
-        try:
-            inputs = processor(messages)
-        except InputError as error:
-            raise InputError(f"conversation {number}: {error}") from None
-        window.append((number, Request(inputs.tokens_T, inputs.tiles_GHWC, sampling, thresholds)))
-        size += inputs.tiles_GHWC.nbytes
-        if size >= WINDOW_BYTES:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window

@@ -1,4 +1,5 @@
-"""Preference pairs from a model's own responses, by the two released ways of making MMPR.
+"""Preference pairs from a model's own responses, by the two released ways of making MMPR, and by the same means the
+labels of steps that a critic learns from (`step_labels`).
 
 1. Correctness: responses to a question are sampled and graded; right ones are paired with wrong ones.
 2. DropoutNTP: a response is cut, and the model goes on without seeing the pictures; the whole response is preferred to
@@ -29,8 +30,10 @@ import numpy as np
 from internvl_jax.data import Processor, Prompt, Prompts, screen_prompts
 from internvl_jax.errors import InputError
 from internvl_jax.inference import follow_sampler
-from internvl_jax.making.responses import Grade, PairConfig, Responder, Response, open_sampler
+from internvl_jax.making.annotations import Annotations, shown_by
+from internvl_jax.making.responses import Grade, PairConfig, Responder, Response, Split, at_blank_lines, open_sampler
 from internvl_jax.making.resumable import ResumableFolder
+from internvl_jax.making.step_labels import StepLabels
 from internvl_jax.models import InternVL
 from internvl_jax.sharding import flatten, placed, whole
 
@@ -52,6 +55,7 @@ def make_pairs(
     out: str | os.PathLike,
     grade: Grade | None = None,
     progress: Callable[[int, int], None] | None = None,
+    split: Split = at_blank_lines,
 ) -> dict[str, Any]:
     """Writes the folder `out`: an MMPR annotation for every data set of the prompts, meta.json, what was sampled
     (responses.jsonl) and, where responses are graded, accuracies.jsonl, which `prompts.screen_prompts` can filter by.
@@ -64,18 +68,20 @@ def make_pairs(
             one that was not.
         grade: gives the scores of responses, given the true answers; DropoutNTP needs none.
         progress: called with the numbers of questions done and of all, after every batch.
+        split: the steps of a response, see `at_blank_lines`.
 
     Where the model lies in several processes, process 0 makes pairs while the others `assist`.
 
     Returns:
-        questions, responses, pairs, accuracy (of graded responses, None without), seconds, and further counts.
+        questions, responses, pairs (with process: lines), accuracy (of graded responses, None without), seconds, and
+        further counts.
 
     Raises:
         InputError: bad prompts or settings, too many broken prompts, or no pairs.
     """
     started = time.perf_counter()
     fingerprint = _fingerprint(model)  # of all processes' parts, so before anything can fail here alone
-    with _responding(model, processor, config, grade) as responder:
+    with _responding(Responder(model, processor, config, grade, split)) as responder:
         for dataset in prompts.datasets:
             if pathlib.Path(dataset.name).name != dataset.name:  # it names a file of pairs
                 raise InputError(
@@ -108,9 +114,9 @@ def make_pairs(
 
 
 @contextlib.contextmanager
-def _responding(model: InternVL, processor: Processor, config: PairConfig, grade: Grade | None) -> Iterator[Responder]:
+def _responding(responder: Responder) -> Iterator[Responder]:
     """Who answers; the other processes of a pod hear how it ends."""
-    responder, problem = Responder(model, processor, config, grade), "process 0 failed"
+    problem = "process 0 failed"
     try:
         yield responder
         problem = ""
@@ -208,7 +214,7 @@ def _distinct(prompts: Prompts, numbers: np.ndarray, config: PairConfig) -> dict
     asked: dict[str, int] = {}
     for number in np.unique(numbers).tolist():
         prompt = prompts[number]
-        if config.method == "correctness" and not prompt.answer:
+        if config.graded and not prompt.answer:
             raise InputError(f"{prompt.name} has no answer to grade by; write it, or make pairs by dropout_ntp.")
         if any(isinstance(picture, bytes) for picture in prompt.pictures):
             raise InputError(
@@ -242,28 +248,25 @@ def _fingerprint(model: InternVL) -> str:
     return digest.hexdigest()[:32]
 
 
-class _Annotations:
-    """Pairs and accuracies of all questions, in their order, and what is to be said about them."""
+class _Pairs(Annotations):
+    """Pairs of all questions, in their order, and what is to be said about them."""
 
     def __init__(self, prompts: Prompts, config: PairConfig):
-        self._prompts, self._config, self._balance = prompts, config, 0
+        super().__init__(prompts, config)
+        self._balance = 0
         self._pairs: list[tuple[str, str]] = []  # data set and line
         self._lengths: list[tuple[int, int]] = []  # of chosen and rejected
-        self.accuracies: list[str] = []
-        self._totals: collections.Counter[str] = collections.Counter()
 
     def add(self, entry: dict[str, Any]) -> None:
         """Takes in one question."""
-        lists = {name: [Response(**each) for each in entry.get(name, ())] for name in ("responses", "continuations")}
-        self._totals.update(questions=1, responses=len(lists["responses"]))
-        if self._config.method == "correctness":
-            self._add_accuracy(entry, lists["responses"])
-            candidates = right_and_wrong(lists["responses"])
+        responses = self.read(entry, "responses")
+        if self.config.method == "correctness":
+            candidates = right_and_wrong(responses)
         else:
-            candidates = whole_and_continued(**lists)
-        rng = np.random.default_rng((self._config.seed, entry["number"], _CHOICE))
-        prompt = self._prompts[entry["number"]]
-        for pair in choose_pairs(candidates, self._config.max_pairs, self._balance, rng):
+            candidates = whole_and_continued(responses, self.read(entry, "continuations"))
+        rng = np.random.default_rng((self.config.seed, entry["number"], _CHOICE))
+        prompt = self.prompts[entry["number"]]
+        for pair in choose_pairs(candidates, self.config.max_pairs, self._balance, rng):
             self._pairs.append((prompt.dataset.name, _line(prompt, pair)))
             self._lengths.append((pair[0].tokens, pair[1].tokens))
             self._balance += _excess(pair)
@@ -271,42 +274,32 @@ class _Annotations:
     def finish(self) -> tuple[dict[str, list[str]], dict[str, Any]]:
         """Lines by data set, and counts with the mean lengths of chosen and rejected responses."""
         lengths_I2 = np.array(self._lengths, np.int64).reshape(-1, 2)
-        stay_I = in_balance(lengths_I2, self._config.length_slack)
+        stay_I = in_balance(lengths_I2, self.config.length_slack)
         lines: dict[str, list[str]] = {}
         for (name, line), stay in zip(self._pairs, stay_I, strict=True):
             if stay:
                 lines.setdefault(name, []).append(line)
-        totals, means = self._totals, lengths_I2[stay_I].sum(axis=0) / max(1, stay_I.sum())
+        means = lengths_I2[stay_I].sum(axis=0) / max(1, stay_I.sum())
         counts = {
-            **{name: totals[name] for name in ("questions", "responses")},
             "pairs": int(stay_I.sum()),
-            "accuracy": totals["right"] / totals["graded"] if totals["graded"] else None,
             "chosen_tokens": round(float(means[0]), 2),
             "rejected_tokens": round(float(means[1]), 2),
             "out_of_balance": int((~stay_I).sum()),
-            **{name: totals[name] for name in ("one_sided", "grader_errors")},
         }
         return lines, counts
-
-    def _add_accuracy(self, entry: dict[str, Any], responses: Sequence[Response]) -> None:
-        graded = [each.right for each in responses if each.accuracy is not None]
-        self._totals.update(graded=len(graded), right=sum(graded), grader_errors=len(responses) - len(graded))
-        self._totals["one_sided"] += len(set(graded)) == 1
-        accuracy = sum(graded) / len(graded) if graded else None
-        line = {"key": entry["key"], "name": entry["name"], "accuracy": accuracy, "responses": len(graded)}
-        self.accuracies.append(json.dumps(line, ensure_ascii=False))
 
 
 def _write(folder: ResumableFolder, prompts: Prompts, config: PairConfig) -> dict[str, Any]:
     """Writes what follows from the responses, and returns the counts of the summary."""
-    annotations = _Annotations(prompts, config)
+    annotations = _ANNOTATIONS[config.method](prompts, config)
     for entry in folder.entries():
         annotations.add(entry)
     by_dataset, counts = annotations.finish()
+    counts = annotations.counts | counts
     if not by_dataset:
         raise InputError(
-            f"no pair came out of {counts['responses']} responses to {counts['questions']} questions, of which "
-            f"{counts['one_sided']} got right or wrong ones only; {counts['grader_errors']} could not be graded "
+            f"no {annotations.unit} came out of {counts['responses']} responses to {counts['questions']} questions, of "
+            f"which {counts['one_sided']} got right or wrong ones only; {counts['grader_errors']} could not be graded "
             f"({folder.path / RESPONSES} has all): take more samples, longer responses or other questions."
         )
     meta = {}
@@ -321,6 +314,8 @@ def _write(folder: ResumableFolder, prompts: Prompts, config: PairConfig) -> dic
                 "length": len(lines),
             }
             _write_lines(folder.path / f"{name}.jsonl", lines)
+    for name, text in annotations.files.items():
+        (folder.path / name).write_text(text, encoding="utf-8")
     if annotations.accuracies:
         _write_lines(folder.path / ACCURACIES, annotations.accuracies)
     _write_lines(folder.path / META, [json.dumps(meta, indent=2, ensure_ascii=False)])
@@ -329,21 +324,20 @@ def _write(folder: ResumableFolder, prompts: Prompts, config: PairConfig) -> dic
 
 def _line(prompt: Prompt, pair: Pair) -> str:
     """A line of an MMPR annotation."""
-    pictures, footage = list(prompt.pictures), prompt.footage
-    entry = {
-        "image": pictures[0] if len(pictures) == 1 else pictures,
-        "video": footage and footage.path,
-        "clip": footage and footage.clip,
-        "question": prompt.question,
-        "chosen": pair[0].text,
-        "rejected": pair[1].text,
-        "answer_gt": prompt.answer,
-        "system_prompt": prompt.system,
-    }
-    missing = {"image": not pictures, "answer_gt": not prompt.answer, "system_prompt": prompt.system is None}
-    missing |= {"video": footage is None, "clip": footage is None or footage.clip is None}
-    return json.dumps({key: value for key, value in entry.items() if not missing.get(key)}, ensure_ascii=False)
+    own = {"question": prompt.question, "chosen": pair[0].text, "rejected": pair[1].text}
+    if prompt.answer:
+        own["answer_gt"] = prompt.answer
+    if prompt.system is not None:
+        own["system_prompt"] = prompt.system
+    return json.dumps(shown_by(prompt) | own, ensure_ascii=False)
 
 
 def _write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+_ANNOTATIONS: dict[str, Callable[[Prompts, PairConfig], Annotations]] = {
+    "correctness": _Pairs,
+    "dropout_ntp": _Pairs,
+    "process": StepLabels,
+}

@@ -19,7 +19,7 @@ from internvl_jax.serving.orders import Order
 from internvl_jax.serving.page_source import page
 from internvl_jax.serving.prompting import Prompting
 from internvl_jax.serving.refusals import Refusal
-from internvl_jax.serving.replies import ChatReply, TextReply
+from internvl_jax.serving.replies import ChatReply, TextReply, most_agreed
 from internvl_jax.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from internvl_jax.serving.service import Service, Writing
 from internvl_jax.serving.writings import Asked, Writings
@@ -109,7 +109,10 @@ class Endpoints:
             await _unless_gone(request, _all_of(writing))
         finally:
             writing.close()
-        return as_json(reply.whole(writing.choices, writing.used) | self._prompting.told(writing.first))
+        choices, told = writing.choices, writing.first.order.told
+        if told is not None:
+            choices = await asyncio.to_thread(most_agreed, choices, told)
+        return as_json(reply.whole(choices, writing.used) | self._prompting.told(writing.first))
 
     def _spoken_as(self, order: Order, model: str | None) -> tuple[str, str, str, Tokenizer, bool, bool]:
         name = self._check_model(model)

@@ -34,7 +34,7 @@ class Order:
       sampling: how, for answers that bring no seed of their own; the longest answer is None where the request names
         none.
       max_tokens: the longest answer; None where the request names none.
-      seeds: one for each answer.
+      seeds: one for each answer; None: the greedy one.
       thinking: whether the model thinks before it answers; 'auto' leaves it to the conversation's system text.
       effort: how much, for models that have the choice.
       max_tiles: the most tiles of a picture that brings no limit of its own.
@@ -47,11 +47,12 @@ class Order:
       tiles: whether it is told which tiles were compressed.
       priority: see `inference.Request`.
       name: what the answer's id ends with.
+      told: how many of the answers are told, those that most agree with; None: all.
     """
 
     sampling: SamplingParams
     max_tokens: int | None
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
     thinking: ThinkingSwitch = "auto"
     effort: str | None = None
     max_tiles: int | None = None
@@ -64,6 +65,7 @@ class Order:
     tiles: bool = False
     priority: int = 0
     name: str = ""
+    told: int | None = None
 
 
 def chat_order(request: ChatRequest, limits: Limits) -> Order:
@@ -79,7 +81,7 @@ def chat_order(request: ChatRequest, limits: Limits) -> Order:
     thinking, effort = _thinking(request)
     tiles = request.mm_processor_kwargs and request.mm_processor_kwargs.max_dynamic_patch
     thresholds = request.thresholds and Thresholds(request.thresholds.relative, request.thresholds.absolute)
-    return _order(
+    order = _order(
         request,
         limits,
         request.max_completion_tokens or request.max_tokens,
@@ -93,6 +95,22 @@ def chat_order(request: ChatRequest, limits: Limits) -> Order:
         reasoning=request.include_reasoning is not False,
         tiles=bool(request.return_tiles),
     )
+    return order if request.best_of is None else _best_of(request.best_of, order, request, limits)
+
+
+def _best_of(best_of: int, order: Order, request: ChatRequest, limits: Limits) -> Order:
+    """The same with answers to choose among: the greedy one, and others."""
+    n = request.n or 1
+    if not n <= best_of <= limits.choices:
+        message = (
+            f"best_of is {best_of}; it must be at least n, {n}, and at most {limits.choices}, as this server has it."
+        )
+        raise Refusal(400, message, "best_of")
+    if request.stream:
+        raise Refusal(400, "best_of chooses among whole answers; leave out stream.", "best_of")
+    if best_of > 1 and order.sampling.temperature == 0:
+        raise Refusal(400, "best_of draws answers, and at temperature 0 all are the same.", "best_of")
+    return dataclasses.replace(order, seeds=(None, *_seeds(request.seed, best_of - 1)), told=n)
 
 
 def completion_orders(request: CompletionRequest, limits: Limits) -> list[tuple[Order, str | list[int]]]:

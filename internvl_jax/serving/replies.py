@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from internvl_jax.data import Tokenizer
-from internvl_jax.inference import Piece, ThinkingStream, Token
+from internvl_jax.grading import Graders, votes
+from internvl_jax.inference import Piece, ThinkingStream, Token, ranking
+
+_VOTE_SECONDS = 1.0  # has no effect: comparing words needs no processes of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,13 @@ class ChoiceText:
         tokens = [token for said in kept for token in said.tokens]
         text = "".join(said.text for said in kept)
         return SaidNow("".join(said.thinking for said in kept), text, tokens, self.end)
+
+
+def most_agreed(choices: Sequence[ChoiceText], count: int) -> list[ChoiceText]:
+    """So many of the answers: first those that most others agree with, in the same words but for case."""
+    with Graders("exact", _VOTE_SECONDS, workers=0) as graders:
+        counts = votes([choice.whole.text for choice in choices], graders)
+    return [choices[number] for number in ranking(counts)[:count]]
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ _REFUSED = {
     "guided_regex": "use structured_outputs",
     "guided_choice": "use structured_outputs",
     "guided_grammar": "grammars are not supported; use structured_outputs",
-    "best_of": "best_of is not supported; use n",
+    "best_of": "best_of is for chats; use n",
     "suffix": "this model doesn't fill in text between two others",
     "tool": "tools are not supported: the released chat templates have none",
 }
@@ -235,6 +235,7 @@ class ChatRequest(Generation):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None

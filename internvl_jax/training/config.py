@@ -113,6 +113,8 @@ class DataConfig:
       validation_meta: a meta file of conversations to measure a loss on, not to learn from; empty measures none.
       tokenizer: the directory with the tokenizer's files; empty takes those of `run.init_from`.
       template: the name of the chat template.
+      system: the system text of conversations that bring none, and of the model that is trained (a critic has one);
+        empty: the template's own.
       min_tiles, max_tiles, thumbnail: how an image is tiled.
       token_budget, tile_budget: the tokens and tiles that a packed row holds.
       weighting: how the loss is averaged: 'square', 'token' or 'sample'.
@@ -134,6 +136,7 @@ class DataConfig:
     weighting: Weighting
     validation_meta: str = ""
     template: str = "internvl2_5"
+    system: str = ""
     max_open: Annotated[int, Meta(ge=1, le=2**20)] = 20
     pack: bool = True
     over_long: Literal["error", "drop"] = "error"

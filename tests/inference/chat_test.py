@@ -87,7 +87,7 @@ def test_a_stop_string_ends_the_answer(shared, processor):
 
 
 def test_many_answers_equal_single_ones_in_order(shared, processor, monkeypatch):
-    monkeypatch.setattr(sys.modules["internvl_jax.inference.chat"], "WINDOW_BYTES", 5000)  # several windows
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.many"], "WINDOW_BYTES", 5000)  # several windows
     questions = [ask("what is it?" * (1 + i % 3), *range(i % 3)) for i in range(9)]
     done = []
     answers = complete_many(shared, processor, iter(questions), 4, SamplingParams(max_new_tokens=6), done.append)

@@ -45,6 +45,19 @@ def test_accuracy_is_the_last_line(checkpoint, tmp_path):
     assert [json.loads(line)["answer"] for line in written] == ["x"] * 3
 
 
+def test_the_best_of_three(checkpoint, tmp_path):
+    options = (f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", "--max_new_tokens=3", "--best_of=3")
+    done = launch("evaluate", *options, f"--out={tmp_path}/answers.jsonl", "--max_tiles=1")
+    assert done.returncode == 0 and "the best of 3 by vote (exact)" in done.stderr, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report.keys() == {"accuracy", "greedy", "any", "n", "tokens", "seconds"}
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [len(line["candidates"]) for line in lines] == [3] * 3
+    assert all(line["candidates"][line["best"]]["text"] == line["prediction"] for line in lines)
+    assert sum(each["tokens"] for line in lines for each in line["candidates"]) == report["tokens"]
+    assert (tmp_path / "answers.candidates.jsonl").exists() and (tmp_path / "answers.choices.jsonl").exists()
+
+
 def test_errors_are_one_sentence(checkpoint, tmp_path):
     for arguments in (
         ("chat", f"--checkpoint={tmp_path}", "--prompt=a"),
@@ -54,6 +67,8 @@ def test_errors_are_one_sentence(checkpoint, tmp_path):
         ("chat", "--checkpoint=OpenGVLab/InternVL3_5-1B", "--prompt=a"),
         ("evaluate", f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", f"--out={checkpoint}/a.png"),
         ("evaluate", f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", "--grader=kind"),
+        ("chat", f"--checkpoint={checkpoint}", "--prompt=a", "--best_of=0"),
+        ("chat", f"--checkpoint={checkpoint}", "--prompt=a", "--best_of=2", f"--critic={checkpoint}"),
     ):
         done = launch(*arguments)
         assert (done.returncode, done.stdout) == (1, "")

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+import pytest
+
 from tests import forks
 
 
@@ -44,6 +46,21 @@ def test_a_model_answers_a_suite(checkpoint, tmp_path):
     assert plain.returncode == 0, plain.stderr
     said = [json.loads(line)["prediction"] for line in (tmp_path / "plain.jsonl").read_text().splitlines()]
     assert said == [line["prediction"] for line in lines]
+
+
+@pytest.mark.soak
+def test_the_best_of_three_answers_of_a_suite(checkpoint, tmp_path, golden):
+    """By vote, and by the recorded critic, which finds the candidates there."""
+    table(checkpoint, tmp_path)
+    asked = [f"--checkpoint={checkpoint}", "--suite=EasyVQA", f"--data={tmp_path}", "--max_new_tokens=3", "--best_of=3"]
+    for how, by in (([], "vote"), ([f"--critic={golden}/visualprm_qwen2_github", "--critic_score=min"], "critic")):
+        done = evaluate(*asked, *how, f"--out={tmp_path}/{by}")
+        assert done.returncode == 0 and f"the best of 3 by {by}" in done.stderr, done.stderr
+        read = lambda name, by=by: [json.loads(line) for line in (tmp_path / by / name).read_text().splitlines()]
+        candidates, choices = read("EasyVQA.candidates.jsonl"), read("EasyVQA.choices.jsonl")
+        chosen = [each["candidates"][choice["best"]]["text"] for each, choice in zip(candidates, choices, strict=True)]
+        assert [line["prediction"] for line in read("EasyVQA.jsonl")] == chosen
+        assert all(bool(choice["steps"]) == (by == "critic") for choice in choices)
 
 
 def test_what_needs_no_model(tmp_path, golden):

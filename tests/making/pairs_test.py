@@ -36,6 +36,8 @@ CONFIG = PairConfig(
     max_broken=0,
     batch_size=12,
     seed=5,
+    completions=3,
+    right_share=0.0,
 )
 
 
@@ -340,7 +342,7 @@ def test_bad_input_is_one_sentence(shared, processor, folder):
         all_wrong = lambda texts, truths: [Score(0.0)] * len(texts)
         pairs.make_pairs(shared, processor, prompts, config, folder / "a", all_wrong)
     assert len((folder / "a.partial" / "responses.jsonl").read_text().splitlines()) == 5
-    with pytest.raises(InputError, match=r"need a grader"):
+    with pytest.raises(InputError, match=r"needs a grader"):
         pairs.make_pairs(shared, processor, prompts, CONFIG, folder / "b")
     with pytest.raises(InputError, match=r"samples is 1; use at least 2"):
         dataclasses.replace(CONFIG, samples=1)

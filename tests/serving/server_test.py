@@ -56,6 +56,31 @@ def test_answers_are_those_of_chat(running):
         assert (message["content"] or "") == answer
 
 
+def test_the_best_of_several_is_what_most_say(running):
+    """Of six candidates, the first greedy, those come first that most agree with; all of them are counted."""
+    messages, drawn = ask("what is it?", png(3)), {"temperature": 1.0, "max_tokens": 1, "top_k": 2}
+    told = post(running, messages, best_of=6, n=2, seed=4, **drawn)
+    texts = [post(running, messages, max_tokens=1)["choices"][0]["message"]["content"]]
+    more = [post(running, messages, seed=4 + number, **drawn) for number in range(5)]
+    texts += [each["choices"][0]["message"]["content"] for each in more]
+    counts = [
+        0 if not text else sum(text.strip().lower() == other.strip().lower() for other in texts) for text in texts
+    ]
+    order = sorted(range(6), key=lambda number: -counts[number])
+    assert [each["message"]["content"] for each in told["choices"]] == [texts[number] for number in order[:2]]
+    assert [each["index"] for each in told["choices"]] == [0, 1] and told["usage"]["completion_tokens"] == 6
+    for fields, said in (
+        ({"best_of": 0}, "best_of"),
+        ({"best_of": 17, "temperature": 1}, "at most 16"),
+        ({"best_of": 2, "n": 3, "temperature": 1}, "at least n, 3"),
+        ({"best_of": 2, "stream": True, "temperature": 1}, "leave out stream"),
+        ({"best_of": 2, "temperature": 0}, "at temperature 0 all are the same"),
+    ):
+        response = running.client.post(PATH, json={"messages": messages, **fields})
+        assert response.status_code == 400 and response.json()["error"]["param"] == "best_of", response.text
+        assert said in response.json()["error"]["message"]
+
+
 def test_a_stream_is_the_whole_answer_in_pieces(running):
     messages = ask("what is it?", png(5))
     fields = {"n": 2, "seed": 3, "temperature": 1, "logprobs": True, "top_logprobs": 2}

@@ -192,7 +192,7 @@ def make_some_pairs(folder: pathlib.Path, model: pathlib.Path, out: pathlib.Path
     """
     mesh = make_mesh({"data": 4, "tensor": 2})
     given = ivl.load(model, "float32", mesh)
-    config = PairConfig("correctness", 4, 1.0, 0, 7, 60, 0.5, 5, 1.0, "stub", 0, 16, 5)
+    config = PairConfig("correctness", 4, 1.0, 0, 7, 60, 0.5, 5, 1.0, "stub", 0, 16, 5, 1, 0.0)
     if jax.process_index():
         assist(*given, config)
         return

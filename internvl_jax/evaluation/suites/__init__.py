@@ -8,7 +8,14 @@ from internvl_jax.evaluation.suites.suite_file import SuiteFile, open_suite
 from internvl_jax.evaluation.suites.suite_list import SUITES, describe_suites, get_suite
 from internvl_jax.evaluation.suites.suite_prompts import MODES, Mode, generation
 from internvl_jax.evaluation.suites.suite_report import plain, summary, write_lines, write_report
-from internvl_jax.evaluation.suites.suite_run import SuiteResult, answer_suite, check_pictures, score_suite
+from internvl_jax.evaluation.suites.suite_run import (
+    SuiteResult,
+    answer_suite,
+    check_pictures,
+    messages,
+    score_suite,
+    write_chosen,
+)
 from internvl_jax.evaluation.suites.suite_videos import FrameSource, VideoClip
 from internvl_jax.evaluation.suites.tsv import read_table
 
@@ -30,6 +37,7 @@ __all__ = [
     "describe_suites",
     "generation",
     "get_suite",
+    "messages",
     "open_suite",
     "plain",
     "read_predictions",
@@ -37,6 +45,7 @@ __all__ = [
     "score_suite",
     "size_name",
     "summary",
+    "write_chosen",
     "write_lines",
     "write_report",
 ]

@@ -69,7 +69,7 @@ class PredictionFile:
     def write(
         self,
         indices: Sequence[str],
-        answer: Callable[[Sequence[str]], Sequence[Prediction]],
+        answer: Callable[[Sequence[str]], Sequence[msgspec.Struct]],
         batch: int,
         progress: Callable[[int], None] | None = None,
     ) -> None:

@@ -110,8 +110,34 @@ def answer_suite(
         found = ask(messages(file, rows[index], mode) for index in indices)  # pictures as they are wanted
         return [_prediction(file.suite, mode, *pair, longest) for pair in zip(indices, found, strict=True)]
 
+    _write(file, mode, out, answer, settings, batch, progress)
+
+
+def write_chosen(
+    file: SuiteFile,
+    mode: Mode,
+    out: pathlib.Path,
+    chosen: Mapping[str, Answer],
+    longest: int,
+    settings: Mapping[str, Any],
+    batch: int,
+) -> None:
+    """Writes answers that are there (Best-of-N), by index; arguments as in `answer_suite`."""
+    answer = lambda indices: [_prediction(file.suite, mode, index, chosen[index], longest) for index in indices]
+    _write(file, mode, out, answer, settings, batch, None)
+
+
+def _write(
+    file: SuiteFile,
+    mode: Mode,
+    out: pathlib.Path,
+    answer: Callable[[Sequence[str]], Sequence[Prediction]],
+    settings: Mapping[str, Any],
+    batch: int,
+    progress: Callable[[int], None] | None,
+) -> None:
     known = {"suite": file.suite.name, "md5": file.table.md5, "mode": mode, "batch": batch, **settings}
-    PredictionFile(out, known).write(list(rows), answer, batch, progress)
+    PredictionFile(out, known).write([row.index for row in file.table.rows], answer, batch, progress)
 
 
 def shown_answer(suite: Suite, mode: Mode, response: str) -> str:

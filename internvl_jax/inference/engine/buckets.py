@@ -7,7 +7,7 @@ from internvl_jax.errors import InputError
 _CHUNK = 512  # tokens of a prompt that others wait for
 
 
-def _steps(smallest: int, largest: int, per_octave: int) -> tuple[int, ...]:
+def rising_sizes(smallest: int, largest: int, per_octave: int) -> tuple[int, ...]:
     """Multiples of `smallest`, at most `per_octave` from a power of two to the next: padding stays a small share."""
     sizes, size = [], smallest
     while size <= largest:
@@ -43,10 +43,10 @@ class Ladders:
     """
 
     rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    prompts: tuple[int, ...] = _steps(32, 1 << 15, 8)
+    prompts: tuple[int, ...] = rising_sizes(32, 1 << 15, 8)
     together: tuple[int, ...] = (1, 4, 16, 64)
     tiles: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 16, 20, 26, 32, 40, 52, 64, 96, 128, 192, 256)
-    slots: tuple[int, ...] = _steps(64, 1 << 15, 8)
+    slots: tuple[int, ...] = rising_sizes(64, 1 << 15, 8)
     classes: tuple[tuple[int, int], ...] | None = None
     page: int | None = None
     chunk: int | None = None

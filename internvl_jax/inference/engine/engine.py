@@ -14,7 +14,6 @@ classes, nothing compiles after `warm_up`. What happens depends on the calls alo
 stay in step.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -172,8 +171,7 @@ class Engine:
         job = Job(self._next, request, self._intake.names(request))
         self._next += 1
         stops = frozenset(request.sampling.stop_ids(self.vocabulary.stops))
-        own = [dataclasses.replace(request.sampling, seed=seed) for seed in request.seeds] or [request.sampling]
-        job.drafts += [Draft(job, number, sampling, stops) for number, sampling in enumerate(own)]
+        job.drafts += [Draft(job, number, sampling, stops) for number, sampling in enumerate(request.samplings)]
         self._scheduler.add(job)
         return job.id
 

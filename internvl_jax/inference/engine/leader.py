@@ -68,7 +68,7 @@ class _Add(msgspec.Struct, tag=True):
     sampling: SamplingParams
     thresholds: Thresholds | None
     decided: Decided | None
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
     priority: int
     masked: bool
     features: _WireFeatures | None

@@ -74,7 +74,7 @@ class Request:
     The tokens are those of all tiles at full resolution; thresholds are for Flash models, which may leave some out.
 
     Attributes:
-      seeds: one answer is written for each of them; without any, one with the seed of `sampling`.
+      seeds: one answer is written for each of them, for None the greedy one; without any, one as `sampling` has it.
       allow: takes an answer's tokens so far and returns which may follow, int32 [V / 32 rounded up], 32 tokens to a
         number, the least bit first. Such answers, and those beside them, wait for the host after each token.
       priority: requests of a lower number come first, those of the same in the order in which they came.
@@ -86,10 +86,16 @@ class Request:
     tiles_GHWC: np.ndarray
     sampling: SamplingParams
     thresholds: Thresholds | Decided = MODEL_THRESHOLDS
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int | None, ...] = ()
     allow: Callable[[Sequence[int]], np.ndarray] | None = None
     priority: int = 0
     features: RemoteFeatures | None = None
+
+    @property
+    def samplings(self) -> list[SamplingParams]:
+        """How each of its answers is written."""
+        changes = ({"temperature": 0.0} if seed is None else {"seed": seed} for seed in self.seeds)
+        return [dataclasses.replace(self.sampling, **change) for change in changes] or [self.sampling]
 
     @property
     def shaped(self) -> bool:

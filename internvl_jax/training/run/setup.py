@@ -84,7 +84,8 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Processor]:
         apply_exif=False,
         max_pixels=DEFAULT_MAX_PIXELS,
     )
-    return config, Processor(image, tokenizer, get_template(data.template))
+    template = get_template(data.template).with_system(data.system or None)
+    return config, Processor(image, tokenizer, template)
 
 
 def describe(config: TrainConfig, mesh: Mesh) -> list[str]:
