@@ -58,20 +58,37 @@ from internvl_jax.models.internvl import (
     Slots,
     VisionHalf,
     place,
+    with_places,
 )
 from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import Remat, Runtime
-from internvl_jax.models.stored import read_plain, read_stored, stored_dtype
+from internvl_jax.models.stored import read_plain, read_stored
+from internvl_jax.models.transforms.adapter_places import (
+    NO_PLACE,
+    AdapterPlaces,
+    bind_for_rows,
+    for_one_place,
+    put_in_place,
+    rank_axis,
+    stacks_of,
+)
 from internvl_jax.models.transforms.lora import difference, merged, with_dropout
-from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
+from internvl_jax.models.transforms.lora_config import (
+    AdaptedWeight,
+    LoraConfig,
+    adapted_path,
+    plain_path,
+    stored_dtype,
+)
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
     "AdaptedWeight",
+    "AdapterPlaces",
     "Cache",
     "DecoderOut",
     "Encoded",
@@ -88,6 +105,7 @@ __all__ = [
     "LoraConfig",
     "ModelKind",
     "MoeConfig",
+    "NO_PLACE",
     "NtkConfig",
     "Out",
     "PARTS",
@@ -105,18 +123,23 @@ __all__ = [
     "VisionHalf",
     "YarnConfig",
     "adapted_path",
+    "bind_for_rows",
     "check_kernel",
     "difference",
     "family_of",
+    "for_one_place",
     "kind_of",
     "merged",
     "over_logits",
     "place",
     "plain_path",
+    "put_in_place",
+    "rank_axis",
     "read_plain",
     "read_stored",
     "scopes",
     "seen_keys",
+    "stacks_of",
     "stored_dtype",
     "tile_flops",
     "token_flops",
@@ -126,4 +149,5 @@ __all__ = [
     "unstack",
     "unstack_params",
     "with_dropout",
+    "with_places",
 ]

@@ -25,11 +25,6 @@ from internvl_jax.validation import read_json
 Structs = Mapping[str, jax.ShapeDtypeStruct]
 
 
-def stored_dtype(path: str, dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of a parameter in a model of this dtype: what multiplies an adapter's product stays exact."""
-    return jnp.dtype(jnp.float32) if path.endswith(".weight.scale") else jnp.dtype(dtype)
-
-
 def read_stored(directory: str | os.PathLike, wanted: Structs) -> Params:
     """The parameters of the model that a directory holds, with its adapter if it has one.
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Annotated, Any, Self
 
+import jax.numpy as jnp
 import numpy as np
 from msgspec import Meta
 
@@ -139,3 +140,8 @@ def adapted_path(path: str, lora: LoraConfig | None) -> str:
     """The inverse of `plain_path`."""
     found = lora is not None and any(path == f"{weight.path}.weight" for weight in lora.weights)
     return f"{path}.base" if found else path
+
+
+def stored_dtype(path: str, dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of a parameter in a model of this dtype: what multiplies an adapter's product stays exact."""
+    return jnp.dtype(jnp.float32) if path.endswith(".weight.scale") else jnp.dtype(dtype)
