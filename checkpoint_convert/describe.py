@@ -16,7 +16,7 @@ from checkpoint_convert.source import open_directory
 from checkpoint_convert.structures import specs_of
 from checkpoint_convert.wrapped import split
 from internvl_jax.data import Processor
-from internvl_jax.models import InternVLConfig, VisionConfig
+from internvl_jax.models import InternVLConfig, LoraConfig, VisionConfig
 from internvl_jax.sharding import params_io
 from internvl_jax.validation import build, read_json
 
@@ -36,7 +36,9 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
       format ('github', 'hf', 'vit' for a tower alone, 'orbax'), family, size (None where none fits), stage (as the
       directory's name says, else None), parameters, bytes, dtypes {name: parameters}, tied_embeddings, tokens_per_tile,
       flash {tokens_per_compressed_tile, relative_threshold, absolute_threshold} (None but for Flash models),
-      tiles [least, most] of a picture, template, special_tokens {string: id}. What a directory doesn't say is None.
+      tiles [least, most] of a picture, template, special_tokens {string: id}, adapter {base, ranks, alphas, weights,
+      whole} (None where there is none; where its base lies elsewhere, parameters, bytes and dtypes are its own). What a
+      directory doesn't say is None.
 
     Raises:
       InputError: see `read_config`, `open_directory`, `account.match` and `params_io.read_specs`.
@@ -67,6 +69,21 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
         "template": processor.template.name if processor else None,
         "tiles": [processor.image_config.min_tiles, processor.image_config.max_tiles] if processor else None,
         "special_tokens": processor.tokenizer.added_tokens if processor else None,
+        "adapter": None if isinstance(config, VisionConfig) else _adapter(config.lora, values.get("base")),
+    }
+
+
+def _adapter(lora: LoraConfig | None, base: Any) -> dict[str, Any] | None:
+    if lora is None:
+        return None
+    numbers = lambda layers: [number for layer in layers for number in layer]
+    said = [pair for each in lora.weights for pair in zip(numbers(each.ranks), numbers(each.alphas), strict=True)]
+    return {
+        "base": base and base["path"],
+        "ranks": sorted({rank for rank, _ in said if rank}),
+        "alphas": sorted({alpha for rank, alpha in said if rank}),
+        "weights": [weight.path for weight in lora.weights],
+        "whole": list(lora.whole),
     }
 
 

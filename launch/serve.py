@@ -21,7 +21,7 @@ from absl import flags
 from internvl_jax.errors import InputError
 from internvl_jax.models import PartName
 from internvl_jax.serving import ApiServer, check_wire, listen, loading, serve_vision
-from launch import checkpoint, server_doors, server_flags, server_rows, together
+from launch import checkpoint, server_adapters, server_doors, server_flags, server_rows, together
 
 _ROLE = flags.DEFINE_enum("role", "all", ["all", "vision", "language"], "which half of the model this server has")
 _VISION = flags.DEFINE_list("vision", [], "with --role=language, HOST:PORT of each vision server")
@@ -36,12 +36,12 @@ def main(argv: list[str]) -> None:
     if _ROLE.value == "vision":
         _serve_vision()
         return
-    keys, limits = server_doors.keys(), server_flags.limits()  # before anything slow
+    keys, limits, places = server_doors.keys(), server_flags.limits(), server_adapters.places()  # before anything slow
     listening = listen(server_doors.HOST.value, _PORT.value)
     server_flags.log_requests()
     with contextlib.ExitStack() as stack:
         with loading(listening, keys, limits):
-            model, processor = stack.enter_context(together.opened(server_rows.ladders(), _part()))
+            model, processor = stack.enter_context(together.opened(server_rows.ladders(), _part(), places))
             server = ApiServer(model, processor, server_flags.served(model, processor, _VISION.value))
         print("loaded; answers 503 until everything is compiled", file=sys.stderr, flush=True)
         if not server.run(listening, _say_ready):
@@ -67,4 +67,4 @@ def _part() -> PartName:
 
 
 if __name__ == "__main__":
-    together.run(main, server_rows.ladders, _part)
+    together.run(main, server_rows.ladders, _part, server_adapters.places)

@@ -12,7 +12,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.inference import fingerprint
 from internvl_jax.serving import Limits, Served, requests_log
 from internvl_jax.validation import nearest, read_text
-from launch import checkpoint, server_doors
+from launch import checkpoint, server_adapters, server_doors
 
 _NAMES = flags.DEFINE_list("served_model_name", [], "what clients call the model; default: its directory's name")
 _WORKERS = flags.DEFINE_integer("workers", 2, "processes that decode pictures", 1)
@@ -52,6 +52,7 @@ def served(model: Any, processor: Processor, vision: list[str]) -> Served:
         limits(),
         tuple(vision),
         server_doors.secret(),
+        server_adapters.sources(),
     )
 
 

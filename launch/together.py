@@ -6,7 +6,7 @@ from typing import Any
 
 from internvl_jax.data import Processor
 from internvl_jax.inference import Ladders, leading
-from internvl_jax.models import PartName
+from internvl_jax.models import AdapterPlaces, PartName, with_places
 from launch import checkpoint, pod
 
 
@@ -14,28 +14,33 @@ def run(
     main: Callable[[list[str]], None],
     ladders: Callable[[], Ladders | None] = lambda: None,
     part: Callable[[], PartName] = lambda: "all",
+    adapters: Callable[[], AdapterPlaces | None] = lambda: None,
 ) -> None:
     """Starts a launcher: process 0 of a pod does what it is for, the others follow with their part of the model.
 
     Args:
-      ladders, part: give those that process 0 opens the model with.
+      ladders, part, adapters: give those that process 0 opens the model with.
     """
 
     def follow() -> None:
-        with opened(ladders(), part()):
+        with opened(ladders(), part(), adapters()):
             pass
 
     pod.run(main, follow)
 
 
 @contextlib.contextmanager
-def opened(ladders: Ladders | None = None, part: PartName = "all") -> Iterator[tuple[Any, Processor]]:
+def opened(
+    ladders: Ladders | None = None, part: PartName = "all", adapters: AdapterPlaces | None = None
+) -> Iterator[tuple[Any, Processor]]:
     """The model and its processor; as long as it lasts, the processes of a pod answer together.
 
     Args:
       ladders: see `leading`.
       part: the half of the model that is loaded, or all of it.
+      adapters: places for adapters beside it.
     """
     model, processor = checkpoint.load(part)
+    model = model if adapters is None else with_places(model, adapters)
     with leading(model, processor, ladders):
         yield model, processor

@@ -60,6 +60,7 @@ from internvl_jax.models.internvl import (
     Slots,
     VisionHalf,
     place,
+    with_places,
 )
 from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
@@ -67,6 +68,15 @@ from internvl_jax.models.language.families.record import Family, Key, ModelKind,
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
 from internvl_jax.models.stack import CACHES, CacheName, Offload, Remat, Runtime
 from internvl_jax.models.stored import read_plain, read_stored
+from internvl_jax.models.transforms.adapter_places import (
+    NO_PLACE,
+    AdapterPlaces,
+    bind_for_rows,
+    for_one_place,
+    put_in_place,
+    rank_axis,
+    stacks_of,
+)
 from internvl_jax.models.transforms.lora import difference, merged, with_dropout
 from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
 from internvl_jax.models.transforms.quantised_names import (
@@ -83,6 +93,7 @@ from internvl_jax.models.vision.intern_vit import InternViT
 
 __all__ = [
     "AdaptedWeight",
+    "AdapterPlaces",
     "CACHES",
     "Cache",
     "CacheName",
@@ -101,6 +112,7 @@ __all__ = [
     "LoraConfig",
     "ModelKind",
     "MoeConfig",
+    "NO_PLACE",
     "NtkConfig",
     "Offload",
     "Out",
@@ -121,22 +133,27 @@ __all__ = [
     "VisionHalf",
     "YarnConfig",
     "adapted_path",
+    "bind_for_rows",
     "check_kernel",
     "difference",
     "family_of",
+    "for_one_place",
     "is_quantised",
     "kind_of",
     "merged",
     "over_logits",
     "place",
     "plain_path",
+    "put_in_place",
     "quantised_as",
     "quantised_slices",
+    "rank_axis",
     "read_plain",
     "read_stored",
     "scopes",
     "seen_keys",
     "share",
+    "stacks_of",
     "stored_dtype",
     "tile_flops",
     "token_flops",
@@ -147,5 +164,6 @@ __all__ = [
     "unstack_params",
     "weight_path",
     "with_dropout",
+    "with_places",
     "with_quantised",
 ]

@@ -1,9 +1,14 @@
 """Floating-point operations of the model, for model flops utilisation."""
 
+import functools
+import math
 from typing import Any
 
 from internvl_jax.models.config import InternVLConfig, TextConfig
+from internvl_jax.models.internvl import PARTS
 from internvl_jax.models.language.families import family_of
+from internvl_jax.models.stack import Runtime
+from internvl_jax.sharding import structure
 
 # Dense bfloat16 peak of one device, flops a second, by jax's device_kind (vendors' data sheets).
 PEAK = {
@@ -20,11 +25,17 @@ PEAK = {
 
 def tile_flops(config: InternVLConfig) -> float:
     """Forward flops of one tile through tower and projector: two for every weight and patch, and those of attention."""
+    return sum(map(sum, _tile_parts(config)))
+
+
+def _tile_parts(config: InternVLConfig) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(Products with weights, attention) of the tower and of the projector."""
     vision, P = config.vision, config.vision.grid**2 + 1
     layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp
-    tower = vision.layers * (2 * P * layer + 4 * P * P * vision.width) + 2 * P * 3 * vision.patch_size**2 * vision.width
+    products = 2 * P * (vision.layers * layer + 3 * vision.patch_size**2 * vision.width)
     inputs = vision.width * config.shuffle**2
-    return tower + 2 * config.tokens_per_tile * config.text.width * (inputs + config.text.width)
+    projector = 2 * config.tokens_per_tile * config.text.width * (inputs + config.text.width)
+    return (products, vision.layers * 4 * P * P * vision.width), (projector, 0.0)
 
 
 def token_flops(config: InternVLConfig, context: float) -> float:
@@ -59,8 +70,35 @@ def seen_keys(config: TextConfig, position: Any) -> Any:
 def train_flops(config: InternVLConfig, tiles: float, tokens: float, seen: float) -> float:
     """Model flops of a training step (backward is twice forward; what remat recomputes does not count).
 
+    Beside a frozen base, backward is that of attention and, from the first part on that is trained, one product for
+    each of the base's; and twice forward for what is trained.
+
     Args:
       tiles, tokens: how many there are, those that fill up not counted.
       seen: `seen_keys` of all tokens together.
     """
-    return 3 * (tiles * tile_flops(config) + tokens * token_flops(config, seen / max(1, tokens)))
+    products = token_flops(config, 0.0)
+    text = products, token_flops(config, seen / max(1, tokens)) - products
+    if config.lora is None:
+        return 3 * (tiles * tile_flops(config) + tokens * sum(text))
+    parts = [*((tiles * weights, tiles * attention) for weights, attention in _tile_parts(config))]
+    parts.append((tokens * text[0], tokens * text[1]))
+    uses = (tiles * (config.vision.grid**2 + 1), tiles * config.tokens_per_tile, tokens)
+    adapters, whole = (_sizes(config, kind) for kind in ("adapters", "whole"))
+    first = min((part for part in range(3) if adapters[part] or whole[part]), default=3)
+    base = sum(sum(part) + (part[0] + 2 * part[1]) * (number >= first) for number, part in enumerate(parts))
+    return base + sum(2 * use * (3 * a + w) for use, a, w in zip(uses, adapters, whole, strict=True))
+
+
+@functools.cache
+def _sizes(config: InternVLConfig, kind: str) -> tuple[float, float, float]:
+    """How many numbers of adapters, or of weights that are trained whole, a patch, an image token and a token meet."""
+    found = {"vit": 0.0, "projector": 0.0, "lm": 0.0}
+    tied = config.text.tie_embeddings
+    for path, spec in structure(PARTS["all"], config, Runtime())[1].items():
+        own = path.endswith((".weight.a", ".weight.b")) if kind == "adapters" else path in config.lora.whole
+        top = path.partition(".")[0]
+        if own and ".weight" in path and top in found and (tied or path != "lm.embed.weight"):
+            share = config.text.moe.per_token / config.text.moe.experts if "expert" in spec.axes else 1
+            found[top] += share * math.prod(spec.shape)
+    return found["vit"], found["projector"], found["lm"]

@@ -22,12 +22,15 @@ from internvl_jax.models.bricks.nn import along
 from internvl_jax.models.config import InternVLConfig, TextConfig
 from internvl_jax.models.language.decoder import Decoder
 from internvl_jax.models.stack import Runtime
+from internvl_jax.models.transforms.adapter_places import AdapterPlaces, add_places
 from internvl_jax.models.transforms.lora import adapt
+from internvl_jax.models.transforms.lora_config import plain_path
+from internvl_jax.models.transforms.quantised_names import stored_dtype
 from internvl_jax.models.transforms.quantised_weights import quantise
 from internvl_jax.models.vision.intern_vit import InternViT
 from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
 from internvl_jax.models.vision.router import Router
-from internvl_jax.sharding import Placement, Rules, shard, spread
+from internvl_jax.sharding import Placement, Rules, bind, flatten, places, shard, spread, structure
 
 # ImageNet statistics, of pixels scaled to 0..1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -248,7 +251,9 @@ class InternVL(VisionHalf, LanguageHalf):
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """Makes a kind of model from (config, rngs, runtime), with the transforms that the config has."""
+    """Makes a kind of model from (config, rngs, runtime), with the transforms of the config and the runtime's places for
+    adapters.
+    """
 
     kind: Callable[..., VisionHalf | LanguageHalf]
 
@@ -258,6 +263,8 @@ class _Made:
         model = self.kind(config, rngs, runtime)
         if config.lora is not None:
             adapt(model, config.lora, rngs)
+        if model.runtime.adapters is not None:
+            add_places(model, model.runtime.adapters, rngs)
         if config.quantised is not None:
             quantise(model, config.quantised)
         return model
@@ -270,6 +277,22 @@ PARTS: dict[PartName, Callable[..., VisionHalf | LanguageHalf]] = {
     "vision": _Made(VisionHalf),
     "language": _Made(LanguageHalf),
 }
+
+
+def with_places(model: LanguageHalf, adapters: AdapterPlaces) -> LanguageHalf:
+    """The model, which becomes this one, with empty places for adapters beside its own weights.
+
+    Raises:
+      InputError: it has an adapter.
+    """
+    if model.config.lora is not None:
+        raise InputError("the model has an adapter already; merge that first (launch.convert), or give its base")
+    kind = PARTS["all" if isinstance(model, VisionHalf) else "language"]
+    graphdef, specs = structure(kind, model.config, dataclasses.replace(model.runtime, adapters=adapters))
+    where, params = places(specs, model.runtime.placement), flatten(model)
+    empty = lambda path: jnp.zeros(specs[path].shape, stored_dtype(path, model.runtime.dtype), device=where[path])
+    plain = {path: plain_path(path) for path in specs}
+    return bind(graphdef, {path: empty(path) if name is None else params[name] for path, name in plain.items()})
 
 
 def place(text: TextConfig | None, mesh: Any, rules: Rules | str | None) -> Placement | None:

@@ -14,6 +14,7 @@ from flax import nnx
 from internvl_jax.errors import InputError
 from internvl_jax.models.attention import kernels
 from internvl_jax.models.bricks.weight import as_matrices
+from internvl_jax.models.transforms.adapter_places import AdapterPlaces
 from internvl_jax.sharding import Placement
 
 CacheName = Literal["float8"]
@@ -56,6 +57,7 @@ class Runtime:
         bfloat16's memory and time of reading.
       skip_blocks: whether attention over long rows leaves out blocks of keys in which a block of queries has none of
         its segments. Values don't depend on it: it is for finding faults, and for comparing times.
+      adapters: places for adapters that requests may name; None: there are none.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -65,6 +67,7 @@ class Runtime:
     placement: Placement | None = None
     cache: CacheName | None = None
     skip_blocks: bool = True
+    adapters: AdapterPlaces | None = None
 
     def __post_init__(self) -> None:
         if self.remat not in get_args(Remat):

@@ -11,7 +11,7 @@ from internvl_jax import sharding
 from internvl_jax.data import RowConfig
 from internvl_jax.models import train_flops
 from internvl_jax.planning.assumed import Assumed
-from internvl_jax.training import STAGES, TrainConfig, build
+from internvl_jax.training import STAGES, TrainConfig, build, with_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,4 +58,6 @@ def model_flops(config: TrainConfig, assumed: Assumed) -> float:
     """Operations of a training step that the model itself needs, on all devices together."""
     data, tokens = config.data, config.run.rows * config.data.token_budget
     seen = assumed.seen(config.model.text, data.token_budget)
-    return train_flops(config.model, config.run.rows * data.tile_budget, tokens, tokens * seen)
+    return train_flops(
+        with_adapter(config.model, config.lora), config.run.rows * data.tile_budget, tokens, tokens * seen
+    )

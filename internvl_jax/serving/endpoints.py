@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -36,22 +37,32 @@ class Endpoints:
       names: what the model is called; the first is told.
       fingerprint: of the model's config and dtype, and of how pictures become tiles.
       doors: whether anybody is let in.
+      adapters: what it is called with each of the adapters that there are now.
     """
 
-    def __init__(self, service: Service, prompting: Prompting, names: tuple[str, ...], fingerprint: str, doors: Doors):
-        self._service, self._prompting, self._doors = service, prompting, doors
+    def __init__(
+        self,
+        service: Service,
+        prompting: Prompting,
+        names: tuple[str, ...],
+        fingerprint: str,
+        doors: Doors,
+        adapters: Callable[[], tuple[str, ...]],
+    ):
+        self._service, self._prompting, self._doors, self._adapters = service, prompting, doors, adapters
         self._names, self._fingerprint, self._began = names, fingerprint, int(time.time())
         self._html, self._policy = page()
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        order = orders.chat_order(body, self._service.limits)
+        order = self._adapted(orders.chat_order(body, self._service.limits), body.model)
         reply = ChatReply(*self._spoken_as(order, body.model))
         return await self._answer(request, reply, (order, lambda: self._prompting.chat(body.messages, order)))
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """POST /v1/completions."""
-        asked = orders.completion_orders(body, self._service.limits)
+        made = orders.completion_orders(body, self._service.limits)
+        asked = [(self._adapted(order, body.model), prompt) for order, prompt in made]
         reply = TextReply(*self._spoken_as(asked[0][0], body.model))
         return await self._answer(
             request,
@@ -78,7 +89,7 @@ class Endpoints:
 
     async def models(self) -> Response:
         """GET /v1/models."""
-        return as_json({"object": "list", "data": [self._described(name) for name in self._names]})
+        return as_json({"object": "list", "data": [*map(self._described, (*self._names, *self._adapters()))]})
 
     async def model(self, name: str) -> Response:
         """GET /v1/models/NAME."""
@@ -118,15 +129,19 @@ class Endpoints:
         name = self._check_model(model)
         return order.name, name, self._fingerprint, self._prompting.tokenizer, order.logprobs, order.reasoning
 
+    def _adapted(self, order: Order, model: str | None) -> Order:
+        return dataclasses.replace(order, adapter=model if model in self._adapters() else None)
+
     def _check_model(self, model: str | None) -> str:
-        if model is not None and model not in self._names:
+        if model is not None and model not in (*self._names, *self._adapters()):
             message = f"there is no model {model[:100]!r} here; it is {self._names[0]!r}."
             raise Refusal(404, message, "model", "model_not_found")
         return model or self._names[0]
 
     def _described(self, name: str) -> dict[str, Any]:
         owner = {"owned_by": "internvl_jax", "max_model_len": self._service.context}
-        return {"id": name, "object": "model", "created": self._began, **owner}
+        base = {} if name in self._names else {"parent": self._names[0]}
+        return {"id": name, "object": "model", "created": self._began, **owner, **base}
 
 
 def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -16,7 +16,7 @@ import jax
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
-from internvl_jax.inference import Piece, Request, TextReader
+from internvl_jax.inference import Engine, Piece, Request, TextReader
 
 T = TypeVar("T")
 
@@ -202,6 +202,11 @@ class EngineThread:
                 _log.exception("a program failed")
                 if faults == _FAULTS:
                     raise
+
+    @property
+    def engine(self) -> Engine:
+        """For functions that `call` runs."""
+        return self._reader.engine
 
     @property
     def num_compiled(self) -> int:

@@ -45,7 +45,7 @@ class Order:
       logprobs: whether log-probabilities are told.
       reasoning: whether what the model thought is told.
       tiles: whether it is told which tiles were compressed.
-      priority: see `inference.Request`.
+      priority, adapter: see `inference.Request`.
       name: what the answer's id ends with.
       told: how many of the answers are told, those that most agree with; None: all.
     """
@@ -64,6 +64,7 @@ class Order:
     reasoning: bool = True
     tiles: bool = False
     priority: int = 0
+    adapter: str | None = None
     name: str = ""
     told: int | None = None
 

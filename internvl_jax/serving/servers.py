@@ -25,6 +25,7 @@ from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.prompt_workers import PromptWorkers
 from internvl_jax.serving.prompting import Prompting
 from internvl_jax.serving.refusing import Refusing
+from internvl_jax.serving.served_adapters import AdapterSources, ServedAdapters
 from internvl_jax.serving.service import Service
 from internvl_jax.serving.structured import Grammars
 from internvl_jax.serving.vision_metrics import add_vision_client
@@ -47,6 +48,7 @@ class Served:
       limits: what is taken.
       vision: addresses of vision servers, where the model is a language half.
       secret: shared with them.
+      adapters: where those come from that requests may name, for a model with places.
     """
 
     names: tuple[str, ...]
@@ -58,6 +60,7 @@ class Served:
     limits: Limits
     vision: tuple[str, ...] = ()
     secret: bytes | None = None
+    adapters: AdapterSources = dataclasses.field(default_factory=AdapterSources)
 
 
 def ladders(
@@ -108,6 +111,7 @@ class ApiServer:
     Attributes:
       service: what answers.
       doors: what is let in.
+      adapters: what requests may name besides the model.
     """
 
     def __init__(self, model: InternVL | LanguageHalf, processor: Processor, served: Served):
@@ -142,7 +146,10 @@ class ApiServer:
         self.doors = Doors(served.keys, limits)
         if vision is not None:
             self.doors.vision = lambda: vision.status
-        endpoints = Endpoints(self.service, prompting, served.names, served.fingerprint, self.doors)
+        self.adapters = ServedAdapters(engine, config, served.adapters, served.names)
+        endpoints = Endpoints(
+            self.service, prompting, served.names, served.fingerprint, self.doors, lambda: self.adapters.names
+        )
         self._refusing = Refusing()
         app = make_app(endpoints, metrics, self.doors, self._refusing)
         self._http = HttpServer(app, self.doors, self.service, self._prepare, served.grace)
@@ -171,4 +178,5 @@ class ApiServer:
         if (vision := self.service.vision) is not None:
             opened.push_async_callback(vision.close)
             await vision.start()
+        await opened.enter_async_context(self.adapters)
         await self.service.engine.call(self._reader.engine.warm_up)

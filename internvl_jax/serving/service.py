@@ -246,7 +246,7 @@ class Service:
             self.metrics.looked.observe(time.monotonic() - began)
             tiles_GHWC, thresholds = tiles_GHWC[:0], MODEL_THRESHOLDS
         wanted = prompt.tokens_T, tiles_GHWC, sampling, thresholds, order.seeds, allow, order.priority, features
-        return await self.engine.submit(Request(*wanted), prompt.begun or ""), allow
+        return await self.engine.submit(Request(*wanted, order.adapter), prompt.begun or ""), allow
 
     def _bounded(self, order: Order, prompt: int) -> SamplingParams:
         """The request's own bound of its answer, or this server's."""

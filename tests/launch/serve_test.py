@@ -10,7 +10,11 @@ import httpx
 import pytest
 
 import internvl_jax as ivl
+from checkpoint_convert import read_model_config
+from checkpoint_convert.adapters import Adapter
+from checkpoint_convert.peft_writer import write_adapter
 from tests import forks
+from tests.adapters import drawn_adapter
 from tests.training import lives
 
 MESSAGES = [{"role": "system", "content": "be short"}, {"role": "user", "content": "what is it?"}]
@@ -69,3 +73,49 @@ def test_a_server_from_its_start_to_its_end(checkpoint, tmp_path, count):
             process.kill()
     model, processor = ivl.load(checkpoint, "float32")
     assert answer["choices"][0]["message"]["content"] == ivl.chat(model, processor, MESSAGES, max_new_tokens=6)
+
+
+@pytest.mark.soak
+def test_a_folder_of_adapters_is_looked_at_again_at_sighup(checkpoint, tmp_path):
+    folder, port = tmp_path / "adapters", lives.free_port()
+    config = read_model_config(checkpoint)
+
+    def write(name, seed):
+        write_adapter(tmp_path / "made", Adapter(*drawn_adapter(config, seed)), config, "hf", "base")
+        (tmp_path / "made").rename(folder / name)
+
+    for path in (folder, tmp_path / "made", tmp_path / "0"):
+        path.mkdir()
+    write("one", 1)
+    (tmp_path / "made").mkdir()
+    common = (f"--checkpoint={checkpoint}", f"--port={port}", "--rows=1", "--context=96", "--chunk=32", "--workers=1")
+    process = forks.start(serve, tmp_path / "0", (*common, f"--adapter_folder={folder}", "--max_adapters=2"))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+            def names():
+                assert process.is_alive(), (tmp_path / "0" / "err").read_text()
+                try:
+                    found = client.get("/v1/models")
+                except httpx.TransportError:
+                    return None
+                return [model["id"] for model in found.json()["data"]] if found.status_code == 200 else None
+
+            body = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0, "reasoning_effort": "none"}
+            ask = lambda name: client.post("/v1/chat/completions", json=body | {"model": name})
+            content = lambda name: ask(name).json()["choices"][0]["message"]["content"]
+            assert wait_for(names) == ["model", "one"]
+            first = content("one")
+            write("two", 2)
+            os.kill(process.pid, signal.SIGHUP)
+            wait_for(lambda: names() == ["model", "one", "two"] or None)
+            assert content("one") == first and len({first, content("two"), content("model")}) == 3
+            (folder / "one").rename(tmp_path / "gone")
+            os.kill(process.pid, signal.SIGHUP)
+            wait_for(lambda: names() == ["model", "two"] or None)
+            assert ask("one").status_code == 404
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(60)
+        assert process.exitcode == 143
+    finally:
+        process.kill()

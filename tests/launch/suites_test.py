@@ -10,8 +10,6 @@ import time
 
 import pytest
 
-import pytest
-
 from tests import forks
 
 

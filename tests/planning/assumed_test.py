@@ -7,8 +7,9 @@ import pytest
 
 from configs.models import sizes
 from internvl_jax.errors import InputError
-from internvl_jax.models import seen_keys, train_flops
+from internvl_jax.models import PARTS, AdaptedWeight, LoraConfig, Runtime, seen_keys, train_flops
 from internvl_jax.planning import Assumed
+from internvl_jax.sharding import structure
 
 QWEN, GPT_OSS = sizes.get("8b").text, sizes.get("20b-a4b").text
 
@@ -71,3 +72,18 @@ def test_operations_of_a_step():
 def test_what_can_not_be_assumed(fields):
     with pytest.raises(InputError, match="can't be"):
         Assumed(**fields)
+
+
+def test_operations_of_a_step_beside_a_frozen_base():
+    """Trained whole it is what any training is; adapters save the products of the base's gradients, and more where they
+    come late.
+    """
+    config, step = sizes.get("8b"), (10, 4096, 4096 * 2048)
+    paths = tuple(sorted(structure(PARTS["all"], config, Runtime())[1]))
+    plain = train_flops(config, *step)
+    of = lambda lora: train_flops(dataclasses.replace(config, lora=lora), *step) / plain
+    assert of(LoraConfig((), paths)) == pytest.approx(1, rel=1e-3)
+    assert of(LoraConfig((), ("router.head.weight",))) == pytest.approx(1 / 3)
+    rank = lambda path, layers: AdaptedWeight(path, ((16,),) * layers, ((32.0,),) * layers)
+    late, early = rank("lm.layers.attn.q", config.text.layers), rank("vit.layers.mlp.fc1", config.vision.layers)
+    assert 0.55 < of(LoraConfig((late,))) < of(LoraConfig((late, early))) < 0.75

@@ -26,17 +26,9 @@ from internvl_jax.validation import read_lines
 from tests.programs import build, save_start
 from tests.training import toy
 
-LORA = LoraSettings(
-    rank=3,
-    alpha=6.0,
-    targets=r"^(lm|vit)\.layers\.\d+\.(attn|mlp)\.",
-    whole=r"^projector\.",
-    groups=(LoraGroup(r"attn\.q$", rank=2), LoraGroup(r"layers\.1\.mlp", rank=1, alpha=2.0)),
-)
-
 
 def with_lora(config, **changes):
-    config.lora = dataclasses.replace(LORA, **changes)
+    config.lora = dataclasses.replace(toy.LORA, **changes)
     return config
 
 

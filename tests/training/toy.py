@@ -22,6 +22,8 @@ from internvl_jax.training import (
     DataConfig,
     Group,
     GspoConfig,
+    LoraGroup,
+    LoraSettings,
     MpoConfig,
     OptimConfig,
     RouterConfig,
@@ -37,6 +39,13 @@ MODEL = sizes.like(
     {"image_size": 12, "patch_size": 3, "width": 24, "layers": 2, "heads": 3, "mlp": 40, "init_std": 0.05},
     {"vocab": 328, "width": 32, "layers": 3, "kv_heads": 2, "head_width": 10, "mlp": 56, "init_std": 0.05},
     image_token_id=-1,
+)
+LORA = LoraSettings(
+    rank=3,
+    alpha=6.0,
+    targets=r"^(lm|vit)\.layers\.\d+\.(attn|mlp)\.",
+    whole=r"^projector\.",
+    groups=(LoraGroup(r"attn\.q$", rank=2), LoraGroup(r"layers\.1\.mlp", rank=1, alpha=2.0)),
 )
 _EXPERTS = {"moe": MoeConfig(experts=8, per_token=3), "mlp": 20}
 MOE = sizes.like(MODEL, {}, _EXPERTS)
@@ -99,6 +108,12 @@ def config(folder: pathlib.Path, workdir: pathlib.Path, model: InternVLConfig = 
 
 def with_run(config: TrainConfig, **run) -> TrainConfig:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
+
+
+def lora_config(folder: pathlib.Path, workdir: pathlib.Path, **run) -> TrainConfig:
+    """Adapters of several ranks with dropout, the projector whole, beside the model in `folder / "start"`."""
+    lora = dataclasses.replace(LORA, dropout=0.1)
+    return dataclasses.replace(config(folder, workdir, init_from=str(folder / "start"), **run), lora=lora)
 
 
 def write_pairs(folder: pathlib.Path) -> None:

@@ -44,6 +44,7 @@ def stored(workdir):
     [
         ("start", "config"),
         pytest.param("start", "gspo_within_config", marks=pytest.mark.soak),
+        pytest.param("start", "lora_config", marks=pytest.mark.soak),
         pytest.param("boards", "consistency_config", marks=pytest.mark.soak),
         pytest.param("boards", "router_config", marks=pytest.mark.soak),
     ],

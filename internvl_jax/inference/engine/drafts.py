@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from internvl_jax.inference.engine.placed import BASE, Placed
 from internvl_jax.inference.engine.requests import Request, Seen
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 
@@ -84,6 +85,7 @@ class Job:
       id: its number.
       request: what is asked.
       names: digests of its tiles.
+      adapter: writes the answers.
       seen: what the model reads; None until the router of a Flash model has spoken.
       ready: whether the features of its tiles are there.
       drafts: the answers to it.
@@ -92,6 +94,7 @@ class Job:
     id: int
     request: Request
     names: list[bytes]
+    adapter: Placed = BASE
     seen: Seen | None = None
     ready: bool = False
     drafts: list[Draft] = dataclasses.field(default_factory=list)

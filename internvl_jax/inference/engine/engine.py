@@ -14,7 +14,7 @@ classes, nothing compiles after `warm_up`. What happens depends on the calls alo
 stay in step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import numpy as np
 from internvl_jax import interrupts, sharding
 from internvl_jax.errors import InputError
 from internvl_jax.inference.engine import requests as asked
+from internvl_jax.inference.engine.adapter_table import AdapterTable
 from internvl_jax.inference.engine.buckets import Ladders
 from internvl_jax.inference.engine.drafts import Draft, Job
 from internvl_jax.inference.engine.memory import memory_free
@@ -33,7 +34,7 @@ from internvl_jax.inference.engine.row_state import Written
 from internvl_jax.inference.engine.runner import Runner
 from internvl_jax.inference.engine.scheduler import EngineLoad, Scheduler
 from internvl_jax.inference.engine.tile_intake import TileIntake
-from internvl_jax.models import LanguageHalf, check_kernel
+from internvl_jax.models import LanguageHalf, LoraConfig, check_kernel
 from internvl_jax.sharding import Params, flatten
 
 # More rows at a time are no faster on a CPU; so many begin together, where fewer would take turns (2026-11).
@@ -67,6 +68,7 @@ class Engine:
       config: the model's config.
       ladders: as the devices of the mesh can share them.
       tiles: the features that are kept.
+      adapters: which ones requests may name; `put_adapter` and `drop_adapter` change it.
       prefilled: how many tokens of prompts were computed.
     """
 
@@ -118,7 +120,7 @@ class Engine:
                 self._runner.resize(self.ladders.classes, None)
         self.tiles, self.chunk = self._runner.tiles, self.ladders.chunk
         self._intake = TileIntake(self.config, self.ladders, self.tiles, self._scheduler)
-        self.prefilled, self._next = 0, 0
+        self.adapters, self.prefilled, self._next = AdapterTable(self._runner), 0, 0
         self._calls: list[_Call] = []
         self._told: list[Token] = []  # in the step that is going on, or that was broken off
 
@@ -168,12 +170,21 @@ class Engine:
                 f"a prompt of {prompt} tokens and an answer of up to {answer} are more than the {longest} that a row "
                 "holds; shorten the prompt or lower max_new_tokens"
             )
-        job = Job(self._next, request, self._intake.names(request))
+        job = Job(self._next, request, self._intake.names(request), self.adapters.find(request.adapter))
         self._next += 1
         stops = frozenset(request.sampling.stop_ids(self.vocabulary.stops))
         job.drafts += [Draft(job, number, sampling, stops) for number, sampling in enumerate(request.samplings)]
         self._scheduler.add(job)
         return job.id
+
+    def put_adapter(self, name: str, lora: LoraConfig, params: Mapping[str, np.ndarray]) -> None:
+        """Lets requests name an adapter, see `AdapterTable.put`; answers go on meanwhile, with what they began with."""
+        with sharding.placed(self._place):
+            self.adapters.put(name, lora, params, [job.adapter for job in self._scheduler.jobs.values()])
+
+    def drop_adapter(self, name: str) -> None:
+        """See `AdapterTable.drop`."""
+        self.adapters.drop(name)
 
     def drop(self, id: int, answer: int | None = None) -> None:
         """Ends a request, or one of its answers: nothing more of it is told, and its rows are free. It may have ended

@@ -6,7 +6,7 @@ requests, steps. Messages are msgpack of fixed types; nothing in them is run.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresh
 from internvl_jax.inference.engine.engine import Engine
 from internvl_jax.inference.engine.requests import RemoteFeatures, Request
 from internvl_jax.inference.engine.sampling_params import SamplingParams
+from internvl_jax.models import LoraConfig
 from internvl_jax.pod import Channel
 
 
@@ -72,6 +73,21 @@ class _Add(msgspec.Struct, tag=True):
     priority: int
     masked: bool
     features: _WireFeatures | None
+    adapter: str | None
+
+
+class _PutAdapter(msgspec.Struct, tag=True):
+    """`Engine.put_adapter`."""
+
+    name: str
+    lora: dict[str, Any]
+    params: dict[str, WireArray]
+
+
+class _DropAdapter(msgspec.Struct, tag=True):
+    """`Engine.drop_adapter`."""
+
+    name: str
 
 
 class _Drop(msgspec.Struct, tag=True):
@@ -109,7 +125,7 @@ class _End(msgspec.Struct, tag=True):
     problem: str
 
 
-_Command = _Add | _Drop | _Step | _Route | _WarmUp | _Mask | _End
+_Command = _Add | _PutAdapter | _DropAdapter | _Drop | _Step | _Route | _WarmUp | _Mask | _End
 _DECODER = msgspec.msgpack.Decoder(list[_Command])
 
 
@@ -146,9 +162,23 @@ class Leader(Engine):
                 request.priority,
                 allow is not None,
                 None if request.features is None else _WireFeatures.of(request.features),
+                request.adapter,
             )
         )
         return id
+
+    @interrupts.held()
+    def put_adapter(self, name: str, lora: LoraConfig, params: Mapping[str, np.ndarray]) -> None:
+        """See `Engine.put_adapter`."""
+        super().put_adapter(name, lora, params)
+        arrays = {path: WireArray.of(value) for path, value in params.items()}
+        self._untold.append(_PutAdapter(name, lora.to_dict(), arrays))
+
+    @interrupts.held()
+    def drop_adapter(self, name: str) -> None:
+        """See `Engine.drop_adapter`."""
+        super().drop_adapter(name)
+        self._untold.append(_DropAdapter(name))
 
     @interrupts.held()
     def drop(self, id: int, answer: int | None = None) -> None:
@@ -206,6 +236,11 @@ def follow(engine: Engine) -> None:
             match command:
                 case _Add():
                     engine.add(_request(command, mask if command.masked else None))
+                case _PutAdapter():
+                    params = {path: value.array for path, value in command.params.items()}
+                    engine.put_adapter(command.name, LoraConfig.from_dict(command.lora, "adapter"), params)
+                case _DropAdapter():
+                    engine.drop_adapter(command.name)
                 case _Drop():
                     engine.drop(command.id, command.answer)
                 case _Step():
@@ -228,4 +263,4 @@ def _heard(channel: Channel) -> list[Any]:
 def _request(added: _Add, allow: Callable[[Sequence[int]], np.ndarray] | None) -> Request:
     thresholds = added.decided or added.thresholds or MODEL_THRESHOLDS
     arrays, features = (added.tokens.array, added.tiles.array), None if added.features is None else added.features.given
-    return Request(*arrays, added.sampling, thresholds, added.seeds, allow, added.priority, features)
+    return Request(*arrays, added.sampling, thresholds, added.seeds, allow, added.priority, features, added.adapter)

@@ -21,15 +21,15 @@ class PagedPrograms(Programs):
 
     def __init__(self, *given: Any, **options: Any):
         super().__init__(*given, **options)
-        self.empty_pages = DeviceProgram(self._empty_pages, static_argnames=("rows", "pages"))
+        self.empty_pages = DeviceProgram(self._empty_pages, static_argnames=("rows", "pages", "adapted"))
         self.chunk_pages = DeviceProgram(self._chunk_pages, donate_argnames="state")
         self.decode_pages = DeviceProgram(
             self._decode_pages, donate_argnames=("state", "shaping"), static_argnames="best"
         )
 
-    def _empty_pages(self, rows: int, pages: tuple[int, int]) -> State:
-        """The state of rows that nobody has; see `PageCache.empty`."""
-        return self._nobody(PageCache.empty(*self._keys, pages, self.cache_dtype), rows)
+    def _empty_pages(self, rows: int, pages: tuple[int, int], adapted: bool = False) -> State:
+        """The state of rows that nobody has; see `PageCache.empty` and `Programs.empty`."""
+        return self._nobody(PageCache.empty(*self._keys, pages, self.cache_dtype), rows, adapted)
 
     def _chunk_pages(self, params: Params, state: State, part: Part, table: jax.Array) -> tuple[State, jax.Array]:
         """Parts of prompts into the pages of some rows, `part.rows_B` is nothing to it.

@@ -22,7 +22,8 @@ class PagedRunner(Runner):
         """Rows of nobody, and pages of nobody."""
         self._rows, self._shaping = classes[0][0], None
         self._marked.clear()
-        self._state = self._paged.empty_pages(rows=self._rows, pages=(self.pages, self._ladders.page))
+        pages = self.pages, self._ladders.page
+        self._state = self._paged.empty_pages(rows=self._rows, pages=pages, adapted=self.places is not None)
 
     def read(self, order: Sequence[Draft | None], T: int) -> jax.Array:
         """See `Runner.read`."""
@@ -47,6 +48,7 @@ class PagedRunner(Runner):
     def warm_up(self, classes: tuple[tuple[int, int], ...], shards: int) -> int:
         """Compiles all that rows of this class need; returns how many programs there are."""
         self.tiles.warm_up(self.params)
+        self._warm_up_places()
         for R, T in itertools.product(self._ladders.together, self._ladders.prompts):
             logits_RV = self._chunk_pages(self._nothing(R, T), self._table(R, {}))
             if T == self._ladders.prompts[0]:

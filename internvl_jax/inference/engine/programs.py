@@ -8,6 +8,7 @@
     decode(state) -> state, tokens          tokens of all rows that are answering
     copy(state) -> state                    the slots of one row to another one
     resize(state) -> state                  other numbers of rows and slots
+    adapt(places) -> places                 an adapter in one of them
 
 Groups of answers share the keys of their prompts (`GroupCache`). What of the above has to do with prompts then means
 rows of prompts, all else is the same, and besides there are
@@ -44,8 +45,19 @@ from internvl_jax.inference.engine.row_state import (
 from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
 from internvl_jax.inference.engine.vision_tower import encode_tiles
-from internvl_jax.models import Cache, DecoderOut, GroupCache, InternVLConfig, PageCache, SlotCache, scopes
-from internvl_jax.sharding import Params, bind, copies, shard, whole
+from internvl_jax.models import (
+    NO_PLACE,
+    Cache,
+    DecoderOut,
+    GroupCache,
+    InternVLConfig,
+    PageCache,
+    SlotCache,
+    bind_for_rows,
+    put_in_place,
+    scopes,
+)
+from internvl_jax.sharding import Params, copies, shard, whole
 
 _NOWHERE = 1 << 30  # a slot beyond all
 
@@ -83,7 +95,8 @@ class Programs:
         self.keep = DeviceProgram(self._keep, donate_argnames="pool_GPD")
         self.widen = DeviceProgram(self._widen, static_argnames="size")
         self.gather = DeviceProgram(self._gather)
-        self.empty = DeviceProgram(self._empty, static_argnames="classes")
+        self.adapt = DeviceProgram(put_in_place, static_argnames="axis")
+        self.empty = DeviceProgram(self._empty, static_argnames=("classes", "adapted"))
         self.empty_groups = DeviceProgram(self._empty_groups, static_argnames=("rows", "slots"))
         self.unshaped = DeviceProgram(self._unshaped, static_argnames="rows")
         self.chunk = DeviceProgram(self._chunk, donate_argnames="state", static_argnames=("number", "reach"))
@@ -118,9 +131,10 @@ class Programs:
         """`[B, P, D]`: the features that each row names by their place in the pool, its tiles one after the other."""
         return shard(pool_GPD.reshape(-1, pool_GPD.shape[-1])[index_BP], "batch", None, None)
 
-    def _empty(self, classes: tuple[tuple[int, int], ...]) -> State:
-        """The state of rows that nobody has; `classes` are (rows, slots)."""
-        return self._nobody(SlotCache.empty(*self._keys, classes, self.cache_dtype), sum(rows for rows, _ in classes))
+    def _empty(self, classes: tuple[tuple[int, int], ...], adapted: bool = False) -> State:
+        """The state of rows that nobody has; `classes` are (rows, slots), `adapted` says whether there are places."""
+        cache = SlotCache.empty(*self._keys, classes, self.cache_dtype)
+        return self._nobody(cache, sum(rows for rows, _ in classes), adapted)
 
     def _empty_groups(self, rows: tuple[int, int], slots: tuple[int, int]) -> State:
         """The state of groups of rows that nobody has; see `GroupCache.empty`."""
@@ -134,11 +148,11 @@ class Programs:
         text = self._config.text
         return text.layers, text.kv_heads * copies("act_heads", text.kv_heads), text.head_width
 
-    def _nobody(self, cache: Cache, B: int) -> State:
+    def _nobody(self, cache: Cache, B: int, adapted: bool = False) -> State:
         zero_B = jnp.zeros(B, jnp.int32)
         float_B = jnp.zeros(B, jnp.float32)
         sampling = Sampling(float_B, zero_B, float_B + 1, float_B, jnp.zeros(B, jnp.uint32))
-        wanted = Wanted(zero_B, jnp.zeros((B, STOPS), jnp.int32) - 2, sampling)
+        wanted = Wanted(zero_B, jnp.zeros((B, STOPS), jnp.int32) - 2, sampling, zero_B + NO_PLACE if adapted else None)
         return laid(State(cache, zero_B, zero_B, zero_B, zero_B == 0, wanted))
 
     def _unshaped(self, rows: int) -> Shaping:
@@ -168,7 +182,7 @@ class Programs:
         collect: tuple[str, ...],
     ) -> tuple[jax.Array, DecoderOut]:
         """Logits after the last of the tokens, which follow those of the cache."""
-        model = bind(self._graphdef, params)
+        model = bind_for_rows(self._graphdef, params, part.adapters_B)
         B, T = part.tokens_BT.shape
         offsets_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         positions_BT = part.starts_B[:, None] + offsets_BT
@@ -265,7 +279,7 @@ class Programs:
             # XLA on CPU would widen all bfloat16 weights before the loop, at every call: 2.4 times the time of a token.
             barrier = lambda *values: lax.optimization_barrier(values)
             here, n = lax.platform_dependent(params, n, cpu=barrier, default=lambda *values: values)
-            model = bind(self._decode_graphdef, here)
+            model = bind_for_rows(self._decode_graphdef, here, state.wanted.adapters_B)
             x_BTD = model.embed(state.tokens_B[:, None], None)
             # A row that is done is padding, and writes nowhere.
             slots_B1 = jnp.where(state.done_B, _NOWHERE, state.lengths_B)[:, None]
@@ -323,7 +337,7 @@ class Programs:
 
     def _resize(self, state: State, rows_B: jax.Array, slots: int) -> State:
         """The rows that are named, of the only class, with so many slots; one beyond the last is a row of nobody."""
-        fresh = self._empty(((len(rows_B), slots),))
+        fresh = self._empty(((len(rows_B), slots),), state.wanted.adapters_B is not None)
         real_B = rows_B < len(state.done_B)
         here_B = jnp.minimum(rows_B, len(state.done_B) - 1)
         take = lambda old, new: jnp.where(real_B.reshape(-1, *(1,) * (old.ndim - 1)), old[here_B], new)

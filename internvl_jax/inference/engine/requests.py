@@ -80,6 +80,7 @@ class Request:
       priority: requests of a lower number come first, those of the same in the order in which they came.
       features: those of the tiles, where another process has made them; then there are no tiles here, and what is
         compressed is decided. The tokens are still those of all tiles at full resolution.
+      adapter: the name of the adapter that answers, see `Engine.put_adapter`; None: the model without any.
     """
 
     tokens_T: np.ndarray
@@ -90,6 +91,7 @@ class Request:
     allow: Callable[[Sequence[int]], np.ndarray] | None = None
     priority: int = 0
     features: RemoteFeatures | None = None
+    adapter: str | None = None
 
     @property
     def samplings(self) -> list[SamplingParams]:
@@ -211,13 +213,20 @@ def _check_features(given: RemoteFeatures, config: InternVLConfig) -> None:
             raise InputError(f"the features of tile {number} are not finite; mend the vision server, and ask again")
 
 
-def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | None, config: InternVLConfig) -> Seen:
+def shown(
+    request: Request,
+    names: Sequence[bytes],
+    probability_G: np.ndarray | None,
+    config: InternVLConfig,
+    adapter: int = 0,
+) -> Seen:
     """The prompt that a model reads, once a Flash model's router has spoken.
 
     Args:
       names: what the features of the tiles are kept by.
       probability_G: the router's probability that a tile may be compressed; None without a router, or where the request
         brings decisions.
+      adapter: the number of its adapter, see `Placed`.
     """
     tokens_T = np.asarray(request.tokens_T, np.int32)
     full, compressed = config.tokens_per_tile, 0
@@ -242,6 +251,7 @@ def shown(request: Request, names: Sequence[bytes], probability_G: np.ndarray | 
         number, place = np.divmod(sources_T[image_T], full + compressed)
         # Below zero, where no token is. Two features that share a key are as rare as two tiles that share a digest.
         keys_T[image_T] = -1 - ((seeds[number] ^ (place * 0x9E3779B97F4A7C1)) & (2**62 - 1))
+    keys_T[0] ^= adapter << 32  # beyond all tokens; what begins otherwise has nothing in common
     told_G = probability_G if request.features is None else request.features.probability_G
     return Seen(tokens_T, sources_T, keys_T, told_G)
 
@@ -254,12 +264,18 @@ def stop_ids(vocabulary: Vocabulary, sampling: SamplingParams) -> np.ndarray:
     return np.array(stops + (-2,) * (STOPS - len(stops)), np.int32)  # -1 marks complete answers
 
 
-def stack_wanted(vocabulary: Vocabulary, limits: Sequence[int] | np.ndarray, rows: Sequence[SamplingParams]) -> Wanted:
-    """Host arrays of how rows are written."""
+def stack_wanted(
+    vocabulary: Vocabulary,
+    limits: Sequence[int] | np.ndarray,
+    rows: Sequence[SamplingParams],
+    adapters_B: np.ndarray | None,
+) -> Wanted:
+    """Host arrays of how rows are written; see `Wanted`."""
     return Wanted(
         np.array(limits, np.int32),
         np.stack([stop_ids(vocabulary, row) for row in rows]),
         stack_params(rows),
+        adapters_B,
     )
 
 

@@ -31,11 +31,13 @@ class Wanted(NamedTuple):
       limits_B: how many tokens may be generated.
       stops_BZ: the ids that end the answer; negative ids fill up.
       sampling: how tokens are drawn.
+      adapters_B: the place of the adapter that writes; None where the model has no places.
     """
 
     limits_B: jax.Array
     stops_BZ: jax.Array
     sampling: Sampling
+    adapters_B: jax.Array | None = None
 
     def ends(self, tokens_B: jax.Array, steps_B: jax.Array) -> jax.Array:
         """bool [B], whether answers of so many tokens end with these."""
@@ -51,6 +53,7 @@ class Part(NamedTuple):
       starts_B: how many tokens of a prompt its row holds.
       counts_B: how many tokens come to it; 0 for a row that is padding.
       features_BPD: features of image tokens, those of every row in their order; None where there are no such tokens.
+      adapters_B: see `Wanted`.
     """
 
     rows_B: jax.Array
@@ -58,6 +61,7 @@ class Part(NamedTuple):
     starts_B: jax.Array
     counts_B: jax.Array
     features_BPD: jax.Array | None
+    adapters_B: jax.Array | None = None
 
 
 class Begin(NamedTuple):

@@ -1,7 +1,7 @@
 """A model's programs together with its parameters and the state of its rows."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,17 @@ from internvl_jax.inference.engine.sampling import Shaping
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.engine.scheduler import reach_of, reaches
 from internvl_jax.inference.engine.tile_features import TileFeatures
-from internvl_jax.models import LanguageHalf, VisionHalf, unstack, unstack_params
+from internvl_jax.models import (
+    NO_PLACE,
+    LanguageHalf,
+    LoraConfig,
+    VisionHalf,
+    for_one_place,
+    rank_axis,
+    stacks_of,
+    unstack,
+    unstack_params,
+)
 from internvl_jax.sharding import Params, flatten
 
 _BEST = 20  # the most best tokens that are noted
@@ -36,6 +46,7 @@ class Runner:
       apart: decode with every layer's parameters apart.
 
     Attributes:
+      places: for adapters; None: the model has none.
       pages: how many there are, where rows have pages.
     """
 
@@ -44,7 +55,7 @@ class Runner:
 
     def __init__(self, model: LanguageHalf, vocabulary: Vocabulary, ladders: Ladders, tiles: int, apart: bool):
         self._vocabulary, self._ladders, self._apart = vocabulary, ladders, apart
-        self._vocab = model.config.text.vocab
+        self._vocab, self.places = model.config.text.vocab, model.runtime.adapters
         graphdef, runtime = nnx.split(model, nnx.Param)[0], model.runtime
         self.params: Params = {}
         self.put_params(flatten(model))
@@ -67,19 +78,35 @@ class Runner:
         self._marked: set[int] = set()  # rows whose last answer asked for what is in `Shaping`
 
     def put_params(self, params: Params) -> bool:
-        """Takes other parameters of the same shapes; says whether they are others."""
+        """Takes other parameters of the same shapes, but for adapters in places; says whether they are others."""
+        params = params | stacks_of(self.params) if self.places is not None else params
         if params.keys() == self.params.keys() and all(params[path] is self.params[path] for path in params):
             return False
         self.params = params
         self._decode_params = unstack_params(params) if self._apart else params
         return True
 
+    def adapt(self, place: int, own: Mapping[str, np.ndarray]) -> None:
+        """Puts an adapter into a place, as `models.for_one_place` gives it."""
+        for path, value in own.items():
+            stack = self.params[path]
+            new = self.programs.adapt(stack, value, np.int32(place), axis=rank_axis(path))
+            changed = {path: new if new.sharding == stack.sharding else jax.device_put(new, stack.sharding)}
+            self.params = self.params | changed
+            self._decode_params = self._decode_params | (unstack_params(changed) if self._apart else changed)
+
+    def _warm_up_places(self) -> None:
+        """Compiles what `adapt` needs, and leaves adapters as they are."""
+        if self.places is not None:
+            nothing = LoraConfig(())
+            self.adapt(self.places.count, for_one_place(self.places, stacks_of(self.params), nothing, {}))
+
     def resize(self, classes: tuple[tuple[int, int], ...], rows_B: np.ndarray | None) -> None:
         """Other numbers of rows and slots; `rows_B` says which rows they were, None: rows of nobody."""
         self._rows, self._shaping = sum(rows for rows, _ in classes), None
         self._marked.clear()
         if rows_B is None or self._state is None:
-            self._state = self.programs.empty(classes=classes)
+            self._state = self.programs.empty(classes=classes, adapted=self.places is not None)
         else:
             self._state = self.programs.resize(self._state, rows_B, slots=classes[0][1])
 
@@ -124,12 +151,20 @@ class Runner:
             index_RT[r, : len(index_P)] = index_P
             draft.filled = start + len(part_T)
             draft.row.held_T = draft.keys_T[: draft.filled]
-        return Part(rows_R, tokens_RT, starts_R, counts_R, self.programs.gather(self.tiles.pool_GPD, index_RT))
+        features_RPD = self.programs.gather(self.tiles.pool_GPD, index_RT)
+        return Part(rows_R, tokens_RT, starts_R, counts_R, features_RPD, self._adapters(order))
+
+    def _adapters(self, drafts: Sequence[Draft | None]) -> np.ndarray | None:
+        """The places of the adapters of answers, see `Wanted`."""
+        if self.places is None:
+            return None
+        return np.array([NO_PLACE if draft is None else draft.job.adapter.place for draft in drafts], np.int32)
 
     def _nothing(self, R: int, T: int) -> Part:
         """R parts that are padding."""
         zeros_RT, zeros_R = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
-        return Part(zeros_R, zeros_RT, zeros_R, zeros_R, self.programs.gather(self.tiles.pool_GPD, zeros_RT))
+        features_RPD = self.programs.gather(self.tiles.pool_GPD, zeros_RT)
+        return Part(zeros_R, zeros_RT, zeros_R, zeros_R, features_RPD, self._adapters([None] * R))
 
     def _chunk(self, part: Part, number: int, reach: int) -> jax.Array:
         program, given, named = self._chunk_call(part, number, reach)
@@ -159,7 +194,7 @@ class Runner:
             fill([draft.row.index for draft in drafts], self._rows),
             fill([draft.length for draft in drafts], 0),
             fill([len(draft.tokens) for draft in drafts], 0),
-            asked.stack_wanted(self._vocabulary, limits, sampling),
+            asked.stack_wanted(self._vocabulary, limits, sampling, self._adapters([*drafts, *[None] * padding])),
             None,
         )
         if rich:
@@ -200,6 +235,7 @@ class Runner:
     def warm_up(self, classes: tuple[tuple[int, int], ...], shards: int) -> int:
         """Compiles all that rows of these classes need; returns how many programs there are."""
         self.tiles.warm_up(self.params)
+        self._warm_up_places()
         chunks = [
             (part, number, reach)
             for R, T in itertools.product(self._ladders.together, self._ladders.prompts)

@@ -72,7 +72,7 @@ class TileIntake:
             if job.ready and job.seen is None:
                 decides = self._config.flash is not None and job.request.features is None
                 probability_G = kept.probabilities(job.names) if decides else None
-                job.seen = asked.shown(job.request, job.names, probability_G, self._config)
+                job.seen = asked.shown(job.request, job.names, probability_G, self._config, job.adapter.number)
 
     def route(self, params: Params, owner: int, tiles_GHWC: np.ndarray) -> np.ndarray:
         """See `Engine.route`.

@@ -24,8 +24,8 @@ from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig
 from internvl_jax.sharding import Params, param
 
 
-class AdaptedLinear(nnx.Module):
-    """A weight with a low-rank difference, with the methods of a `Weight`.
+class LowRank(nnx.Module):
+    """A weight and a low-rank difference beside it.
 
     `a[..., rank, in...]`, `b[..., out..., rank]` and `scale[..., rank]`, where `...` are layers of a stack and experts.
     They lie where inputs and outputs of the weight lie.
@@ -57,12 +57,6 @@ class AdaptedLinear(nnx.Module):
         self.scale: nnx.Param = param(rngs, factors.shape, (*lead, None), given)
         self.base = base
 
-    def dense(self, dtype: jnp.dtype | None = None) -> jax.Array:
-        """See `Weight`."""
-        base = self.base.dense()
-        whole = base.astype(jnp.float32) + difference(self.a[...], self._b(), self.scale[...], base.shape)
-        return whole.astype(base.dtype if dtype is None else dtype)
-
     def dot(self, x: jax.Array) -> jax.Array:
         """See `Weight`."""
         return self.base.dot(x) + self._low_rank(x)
@@ -71,11 +65,39 @@ class AdaptedLinear(nnx.Module):
         """See `Weight`."""
         return self.base.product(x) + self._low_rank(x).astype(jnp.float32)
 
+    def _low_rank(self, x: jax.Array) -> jax.Array:
+        a, b = self.a[...], self._b()
+        lead, rank = x.shape[: x.ndim - self.num_inputs], len(a)
+        x = dropout(x.reshape(*lead, -1), self.dropout, None if self.key is None else self.key[...])
+        inner = self._scaled(dot(x, a.reshape(rank, -1)).astype(jnp.float32))
+        return dot(inner.astype(x.dtype), b.reshape(-1, rank)).reshape(*lead, *b.shape[:-1])
+
+    def _scaled(self, inner: jax.Array) -> jax.Array:
+        """`A x` times the scale, `[..., rank]`."""
+        return inner * self.scale[...].reshape(*(1,) * (inner.ndim - 1), -1)
+
+    def _b(self) -> jax.Array:
+        """`b`, of which each part has its own columns."""
+        b = self.b[...]
+        if self.parts is None:
+            return b
+        own = np.arange(max(self.parts) + 1)[:, None] == np.array(self.parts)
+        own = own.reshape(*(1,) * (b.ndim - self.num_outputs - 1), len(own), *(1,) * (self.num_outputs - 1), -1)
+        return jnp.where(own, b, 0)
+
+
+class AdaptedLinear(LowRank):
+    """A weight with an adapter, with the methods of a `Weight`."""
+
+    def dense(self, dtype: jnp.dtype | None = None) -> jax.Array:
+        """See `Weight`."""
+        base = self.base.dense()
+        whole = base.astype(jnp.float32) + difference(self.a[...], self._b(), self.scale[...], base.shape)
+        return whole.astype(base.dtype if dtype is None else dtype)
+
     def take(self, numbers: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """See `Weight`."""
-        rows = jnp.take(self._b(), numbers, axis=0).astype(jnp.float32) * self.scale[...].reshape(
-            *(1,) * numbers.ndim, -1
-        )
+        rows = self._scaled(jnp.take(self._b(), numbers, axis=0).astype(jnp.float32))
         return self.base.take(numbers, dtype) + dot(rows, self.a[...].swapaxes(0, 1)).astype(dtype)
 
     def grouped(self, x: jax.Array, groups: Groups) -> jax.Array:
@@ -87,22 +109,6 @@ class AdaptedLinear(nnx.Module):
         inner = grouped_product(x, a, groups).astype(jnp.float32) * factors
         outer = grouped_product(inner.astype(x.dtype), b.reshape(len(b), -1, b.shape[-1]), groups)
         return self.base.grouped(x, groups) + outer
-
-    def _low_rank(self, x: jax.Array) -> jax.Array:
-        a, b = self.a[...], self._b()
-        lead, rank = x.shape[: x.ndim - self.num_inputs], len(a)
-        x = dropout(x.reshape(*lead, -1), self.dropout, None if self.key is None else self.key[...])
-        inner = dot(x, a.reshape(rank, -1)).astype(jnp.float32) * self.scale[...].reshape(*(1,) * len(lead), rank)
-        return dot(inner.astype(x.dtype), b.reshape(-1, rank)).reshape(*lead, *b.shape[:-1])
-
-    def _b(self) -> jax.Array:
-        """`b`, of which each part has its own columns."""
-        b = self.b[...]
-        if self.parts is None:
-            return b
-        own = np.arange(max(self.parts) + 1)[:, None] == np.array(self.parts)
-        own = own.reshape(*(1,) * (b.ndim - self.num_outputs - 1), len(own), *(1,) * (self.num_outputs - 1), -1)
-        return jnp.where(own, b, 0)
 
 
 def _along(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
