@@ -251,9 +251,7 @@ class InternVL(VisionHalf, LanguageHalf):
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """Makes a kind of model from (config, rngs, runtime), with the transforms of the config and the runtime's places for
-    adapters.
-    """
+    """Makes a kind of model from (config, rngs, runtime), with the config's transforms and the runtime's places."""
 
     kind: Callable[..., VisionHalf | LanguageHalf]
 
