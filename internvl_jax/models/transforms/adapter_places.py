@@ -67,10 +67,10 @@ def add_places(model: nnx.Module, places: AdapterPlaces, rngs: nnx.Rngs) -> None
     rank = places.count * places.rank
     for path, module in list(nnx.iter_modules(model)):
         if _PLACED.fullmatch(name := ".".join(map(str, path))):
-            weight = module.weight
-            layers = weight[...].shape[0]
+            base = module.weight
+            layers = base[...].shape[0]
             adapted = AdaptedWeight(name, ((rank,),) * layers, ((float(rank),),) * layers)
-            module.weight = PlacedLinear(weight, adapted, LoraConfig((adapted,)), rngs)
+            module.weight = PlacedLinear(base, adapted, LoraConfig((adapted,)), rngs)
 
 
 def bind_for_rows(graphdef: nnx.GraphDef, params: Params, places_B: jax.Array | None) -> Any:
