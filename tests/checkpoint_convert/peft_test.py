@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from checkpoint_convert import convert, load_bare, read_adapter, read_model_config
+from checkpoint_convert.adapters import MergedReader
 from checkpoint_convert.peft_reader import wrapped_adapter
 from checkpoint_convert.peft_writer import write_adapter
+from checkpoint_convert.structures import specs_of
 from internvl_jax.errors import InputError
 
 HF, CHAT = "lora_hf_qwen3", "lora_chat_qwen3_github"
@@ -98,6 +101,18 @@ def test_parts_of_other_scales_become_one_of_one_scale(golden, tmp_path):
     again = read_adapter(tmp_path, config)
     np.testing.assert_allclose(product(again, path), product(changed, path), rtol=1e-5, atol=1e-6)
     assert np.abs(product(again, path) - product(adapter, path)).max() > 1e-3
+
+
+def test_a_slice_of_a_merged_weight_is_that_of_the_whole(golden):
+    """Cut along layers, outputs and inputs."""
+    config = read_model_config(base_of(golden, ADAPTERS[1]))
+    path, specs = "lm.layers.attn.q.weight", specs_of(config)
+    base = np.random.default_rng(0).normal(size=specs[path].shape).astype(np.float32)
+    reader = types.SimpleNamespace(specs=specs, num_tensors=1, nbytes=0, read=lambda path, index: base[index])
+    merged = MergedReader(reader, read_adapter(golden / ADAPTERS[1], config))
+    whole, cut = merged.read(path, (slice(None),) * 4), (slice(1, 2), slice(1, 3), slice(None), slice(3, 9))
+    np.testing.assert_allclose(merged.read(path, cut), whole[cut], rtol=1e-6)
+    assert np.abs(whole[cut] - base[cut]).max() > 1e-3
 
 
 def test_a_wrapped_checkpoint_has_its_adapter_and_merges(golden, tmp_path):

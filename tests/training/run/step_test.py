@@ -168,8 +168,8 @@ def test_the_balance_loss_reaches_the_router_of_every_layer(data, mixture):
 
 
 def test_imbalance_counts_every_micro_batch_apart():
-    """Two devices, two micro-batches of a row each: squared lengths of 16 beside 2 x 4, then of 9 beside 16."""
-    lengths = [[4], [3], [2, 2], [4]]  # device 0 has the first two; a micro-batch is every second row
+    """Two devices, of whose four rows every second one belongs to a micro-batch; rows of one or two samples."""
+    lengths = [[4], [3], [5], [1], [2, 2], [4], [1, 1], [2]]
     pad = lambda parts: np.pad(np.concatenate(parts), (0, 5 - len(np.concatenate(parts))))
     rows = types.SimpleNamespace(
         segments_BT=jnp.array([pad([np.full(n, k + 1) for k, n in enumerate(row)]) for row in lengths]),
@@ -177,4 +177,5 @@ def test_imbalance_counts_every_micro_batch_apart():
     )
     with sharding.use(sharding.make_mesh({"fsdp": 2}, jax.devices()[:2]), sharding.PRESETS["fsdp"]):
         found = step._imbalance(rows, 2)
-    assert found == pytest.approx((max(16, 8) + max(9, 16)) / ((16 + 8) / 2 + (9 + 16) / 2))
+    first, second = (16 + 25, 8 + 2), (9 + 1, 16 + 4)  # of each device
+    assert found == pytest.approx((max(first) + max(second)) / (sum(first) / 2 + sum(second) / 2))
