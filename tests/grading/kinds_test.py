@@ -328,6 +328,8 @@ A C D ⇒ ACD
 (A), (C) ⇒ AC
 x=\pm3 ⇒ 3, -3
 A C D ⇏ ACE
+CA ⇏ A, C
+BAD ⇏ A, B, D
 (A)(C) ⇏ AD
 x=\pm3 ⇏ 3
 """

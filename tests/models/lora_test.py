@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from configs.models import sizes
 from internvl_jax.errors import InputError
 from internvl_jax.models import PARTS, AdaptedWeight, LoraConfig, Runtime, merged, plain_path, with_dropout
+from internvl_jax.models.bricks.grouped import Groups
+from internvl_jax.models.bricks.weight import make_weight
+from internvl_jax.models.transforms.lora import AdaptedLinear
 from internvl_jax.models.transforms.unstack import unstack, unstack_params
 from internvl_jax.sharding import PRESETS, bind, make_mesh, shardings, structure, use
 
@@ -109,6 +113,21 @@ def test_parts_of_a_fused_weight_learn_in_their_own_columns():
     gradient = jax.jit(jax.grad(loss))(params)["vit.layers.attn.qkv.weight.b"]
     assert np.any(gradient[:, 0, ..., :2] != 0) and np.any(gradient[:, 2, ..., 2:] != 0)
     assert not np.any(gradient[:, 1]) and not np.any(gradient[:, 0, ..., 2:]) and not np.any(gradient[:, 2, ..., :2])
+
+
+def test_groups_may_begin_at_any_expert():
+    """As in generation, where the experts of all layers lie in one array."""
+    normal, rng = jax.nn.initializers.normal(1.0), np.random.default_rng(0)
+    base = make_weight(nnx.Rngs(0), (4, 6), (5,), (("expert", None), (None,)), normal)
+    lora = LoraConfig((AdaptedWeight("experts", ((2,),), ((4.0,),)),))
+    layer = AdaptedLinear(base, lora.weights[0], lora, nnx.Rngs(1))
+    for part in (layer.b, layer.scale):
+        part[...] = jnp.asarray(rng.normal(size=part.shape), jnp.float32)
+    x, weights = jnp.asarray(rng.normal(size=(5, 5)), jnp.float32), layer.dense()
+    found = layer.grouped(x, Groups(jnp.array([2, 3]), 1))
+    np.testing.assert_allclose(
+        found, np.concatenate([x[:2] @ weights[1].T, x[2:] @ weights[2].T]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dropout_acts_with_a_key_alone_and_is_right_on_average():
