@@ -73,7 +73,7 @@ class QuantisedSlices:
             piece = self.source((*(slice(a, b) for a, b in part), *(slice(None),) * self.num_inputs))
             at = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(part, rows, strict=True))
             with jax.default_device(jax.devices("cpu")[0]):
-                out[at] = self.make(piece)[(..., *within)]
+                out[at] = self.make(piece)[(*(slice(None),) * len(rows), *within)]
         return out
 
 
