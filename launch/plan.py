@@ -8,9 +8,8 @@
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
 and MFU (of rows of one sample, or of samples of --median_length), the smallest slice. --topology=v5p finds the smallest
 slice of v5p by compiling; v5p:4x4x4*2 is two slices. TPU slices need libtpu (pip install 'internvl_jax[tpu]'), no TPU.
-GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only. --task=dvd shares the slice between vision
-and language servers: requests a second, seconds to a first token. --table=docs/PLANS.md makes the table of all sizes
-instead (two hours or more), with --task=dvd docs/DVD_PLANS.md.
+GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only. --task=dvd shares a slice between vision and
+language servers. --table=docs/PLANS.md makes the table of all sizes (two hours), with --task=dvd docs/DVD_PLANS.md.
 """
 
 import dataclasses
