@@ -16,11 +16,13 @@ the reference, and whether the greedy tokens are equal.
 """
 
 import json
+from typing import cast
 
 from absl import flags
 
 from checkpoint_convert import load_adapted, load_bare
 from internvl_jax.evaluation import compare, compare_adapter, compare_quantised, image_token_id, read_case
+from internvl_jax.models import Quantised
 from launch import hub, meshes, pod, quantising
 from launch import main as launcher
 
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
     del argv
     with pod.joined(saved=False) as processes:
         directory = hub.directory(_CHECKPOINT.value)
-        how = quantising.HOW.value
+        how = cast(Quantised | None, quantising.HOW.value)
         inputs, outputs, meta = read_case(directory if _ADAPTER.value or how else _REFERENCE.value)
         given = "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value
         if _ADAPTER.value:

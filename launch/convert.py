@@ -17,6 +17,7 @@ from typing import cast
 from absl import flags
 
 from checkpoint_convert import Format, convert
+from internvl_jax.models import Quantised
 from launch import hub, paths, quantising
 from launch import main as launcher
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     del argv
     paths.check_new(_DST.value, "dst")
     dtype = None if _DTYPE.value == "stored" else _DTYPE.value
-    how = cast(Format, _TO.value), dtype, _ADAPTER.value, quantising.HOW.value
+    how = cast(Format, _TO.value), dtype, _ADAPTER.value, cast(Quantised | None, quantising.HOW.value)
     print(convert(hub.directory(_SRC.value), _DST.value, *how).to_json())
 
 

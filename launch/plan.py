@@ -6,16 +6,16 @@
   python -m launch.plan --config=sft:38b-flash --task=dvd --topology=v6e:4x4
 
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
-and MFU, the smallest slice. --topology=v5p finds the smallest slice of v5p by compiling; v5p:4x4x4*2 is two slices. MFU
-is of rows of one sample, or of samples of --median_length. TPU slices need libtpu (pip install 'internvl_jax[tpu]'), no
-TPU. GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only. --task=dvd shares the slice between
-vision and language servers: requests a second, and seconds to a first token.
---table=docs/PLANS.md makes the table of all sizes instead (two hours or more), with --task=dvd docs/DVD_PLANS.md.
+and MFU (of rows of one sample, or of samples of --median_length), the smallest slice. --topology=v5p finds the smallest
+slice of v5p by compiling; v5p:4x4x4*2 is two slices. TPU slices need libtpu (pip install 'internvl_jax[tpu]'), no TPU.
+GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only. --task=dvd shares a slice between vision and
+language servers. --table=docs/PLANS.md makes the table of all sizes (two hours), with --task=dvd docs/DVD_PLANS.md.
 """
 
 import dataclasses
 import json
 import os
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs on an accelerator, one that is there stays free
 
@@ -29,7 +29,7 @@ from launch import assumptions, caching, config, main, quantising
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:4x4x4, v6e:8x8, h100:8, cpu:8; or v5p, for the smallest slice")
 _TASK = flags.DEFINE_enum("task", "train", [*planning.TASKS, "dvd"], "the program, or all of a server, rollouts or dvd")
-_SIZE = {
+_SIZE: dict[str, Any] = {
     "rows": flags.DEFINE_integer("rows", None, "of serving: conversations at a time; 8, and 32 for dvd"),
     "prompt": flags.DEFINE_integer("prompt", None, "of prefill: tokens of a prompt; 8,192"),
     "slots": flags.DEFINE_integer("slots", None, "of decoding: tokens of prompt and answer; 32,768, and 4,096 for dvd"),

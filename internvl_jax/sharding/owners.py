@@ -136,7 +136,7 @@ def _call(
 def _on_device(
     function: Callable,
     dim: int,
-    gathers: dict[str, Callable],
+    gathers: Mapping[str, Callable],
     experts: MeshAxes,
     spread: MeshAxes,
     shards: int,

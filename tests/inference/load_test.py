@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.inference import fingerprint, load, save_model, weights_digest
+from internvl_jax.inference import Engine, Ladders, Vocabulary, fingerprint, load, save_model, weights_digest
 from internvl_jax.models import LanguageHalf, VisionHalf
 from internvl_jax.sharding import PRESETS, flatten, make_mesh
 from internvl_jax.sharding.checked import StoredArray
@@ -177,3 +177,14 @@ def test_nothing_is_left_of_a_save_that_fails(saved, params, config, processor, 
     with pytest.raises(OSError, match="No space"):
         save_model(tmp_path / "c", params, config, processor)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_in_8_bits_reads_what_the_other_makes_and_says_what_it_can_not_keep(saved):
+    model, processor = load(saved, "float32", part="language", quantise="int8", cache="float8")
+    assert flatten(model)["lm.layers.attn.q.weight.int8"].dtype == jnp.int8
+    assert fingerprint(model, processor) == fingerprint(load(saved, "float32", part="vision")[0], processor)
+    vocabulary = Vocabulary(model.config.text.vocab, (), ())
+    with pytest.raises(InputError, match="rows that have pages keep no float8 keys and values"):
+        Engine(model, vocabulary, Ladders(classes=((2, 64),), page=16))
+    with pytest.raises(InputError, match="cache is 'int4'; use one of float8"):
+        load(saved, cache="int4")

@@ -47,7 +47,7 @@ class QuantisedSlices:
     """A parameter of a quantised weight, made as it is read.
 
     Attributes:
-      weight: reads a slice of the weight, in any dtype of floats.
+      source: reads a slice of the weight, in any dtype of floats.
       make: makes the parameter's rows of rows of the weight, on the host.
       rows: the shape of rows: layers, experts, outputs.
       width: how many values a row of the weight has.
@@ -55,7 +55,7 @@ class QuantisedSlices:
       shape, dtype: the parameter's.
     """
 
-    weight: Read
+    source: Read
     make: Callable[[np.ndarray], np.ndarray]
     rows: tuple[int, ...]
     width: int
@@ -70,10 +70,10 @@ class QuantisedSlices:
         rows, within = bounds[: len(self.rows)], index[len(self.rows) :]
         out = np.empty([b - a for a, b in bounds], self.dtype)
         for part in _pieces(rows, self.width):
-            piece = self.weight((*(slice(a, b) for a, b in part), *(slice(None),) * self.num_inputs))
+            piece = self.source((*(slice(a, b) for a, b in part), *(slice(None),) * self.num_inputs))
             at = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(part, rows, strict=True))
             with jax.default_device(jax.devices("cpu")[0]):
-                out[at] = self.make(piece)[(..., *within)]
+                out[at] = self.make(piece)[(*(slice(None),) * len(rows), *within)]
         return out
 
 
@@ -89,12 +89,12 @@ def _pieces(rows: list[tuple[int, int]], width: int) -> Iterator[list[tuple[int,
         yield from _pieces([*rows[:axis], part, *rows[axis + 1 :]], width)
 
 
-def quantised_slices(path: str, wanted: Mapping[str, Any], weight: Read, shape: tuple[int, ...]) -> QuantisedSlices:
+def quantised_slices(path: str, wanted: Mapping[str, Any], source: Read, shape: tuple[int, ...]) -> QuantisedSlices:
     """What a parameter of a quantised weight is read by.
 
     Args:
       wanted: shapes and dtypes of the parameters of the quantised model.
-      weight: see `QuantisedSlices`.
+      source: see `QuantisedSlices`.
       shape: the shape of the weight.
     """
     plain, own = weight_path(path), wanted[path]
@@ -106,7 +106,7 @@ def quantised_slices(path: str, wanted: Mapping[str, Any], weight: Read, shape: 
     else:
         rows, num_inputs, make = shape[:-1], 1, functools.partial(_exactly, path, part)
     width = math.prod(shape[len(rows) :])
-    return QuantisedSlices(weight, make, rows, width, num_inputs, tuple(own.shape), np.dtype(own.dtype))
+    return QuantisedSlices(source, make, rows, width, num_inputs, tuple(own.shape), np.dtype(own.dtype))
 
 
 def _exactly(path: str, part: int, piece: np.ndarray) -> np.ndarray:

@@ -56,8 +56,8 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
     lora = LoraConfig(tuple(sorted(weights, key=lambda each: each.path)), kept, settings.rslora, settings.dropout)
     how = settings.quantise or model.quantised
     how = "int8" if how == "w8a8" else how  # rounded inputs have no gradient
-    if how and (whole := [path for path in kept if is_quantised(path, how)]):
-        raise InputError(f"lora.whole: {whole[0]} is quantised, and can't be trained; correct the pattern")
+    if how and (lost := [path for path in kept if is_quantised(path, how)]):
+        raise InputError(f"lora.whole: {lost[0]} is quantised, and can't be trained; correct the pattern")
     return dataclasses.replace(plain, lora=lora, quantised=how or None)
 
 
