@@ -14,7 +14,7 @@ from internvl_jax.training.run import hooks
 from tests.training import toy
 
 SIDE, SQUARE, FRAMES = 12, 4, 8
-QUESTION, WAYS = "which way?", {"left": -1, "right": 1}
+SYSTEM, QUESTION, WAYS = "Watch.", "which way?", {"left": -1, "right": 1}
 SHOWN = 4  # frames of a video
 
 
@@ -37,14 +37,15 @@ def write(folder, count):
     for number in range(count):
         way = rng.choice(list(WAYS))
         film(folder / "films" / f"{number}.gif", way, rng)
-        turns = [{"from": "human", "value": f"<video>\n{QUESTION}"}, {"from": "gpt", "value": way}]
+        turns = [("system", SYSTEM), ("human", f"<video>\n{QUESTION}"), ("gpt", way)]
+        turns = [{"from": role, "value": value} for role, value in turns]
         lines.append(json.dumps({"id": number, "video": f"{number}.gif", "conversations": turns}))
     (folder / "films.jsonl").write_text("\n".join(lines) + "\n")
     entry = {"root": str(folder / "films"), "annotation": str(folder / "films.jsonl"), "length": count}
     entry |= {"min_num_frame": SHOWN, "max_num_frame": SHOWN}
     (folder / "meta.json").write_text(json.dumps({"films": entry}))
     (folder / "tokenizer").mkdir()
-    train_bpe([QUESTION, *WAYS, "Frame-1: Frame1: Frame-2: Frame2: Frame-3: Frame3: "] * 4, 320).save(
+    train_bpe([SYSTEM, QUESTION, *WAYS, "Frame-1: Frame1: Frame-2: Frame2: Frame-3: Frame3: "] * 4, 320).save(
         folder / "tokenizer"
     )
 
@@ -53,7 +54,7 @@ def write(folder, count):
 def test_a_model_says_which_way_a_square_moves(tmp_path):
     write(tmp_path, 400)
     config = toy.config(tmp_path, tmp_path / "run", steps=600, save_every=600, log_every=50, mesh="fsdp=8")
-    config.data.token_budget, config.data.tile_budget, config.data.weighting = 120, SHOWN, "token"
+    config.data.token_budget, config.data.tile_budget, config.data.weighting = 96, SHOWN, "token"
     config.optim.learning_rate = 2e-3
     train(config)
     losses = [line["loss"] for line in hooks.read_metrics(tmp_path / "run")]
@@ -64,7 +65,7 @@ def test_a_model_says_which_way_a_square_moves(tmp_path):
         wanted.append(rng.choice(list(WAYS)))
         film(tmp_path / f"new{number}.gif", wanted[-1], rng)
         shown = {"type": "video", "video": str(tmp_path / f"new{number}.gif"), "num_frames": SHOWN}
-        asked.append([message(QUESTION, [shown])])
+        asked.append([{"role": "system", "content": SYSTEM}, message(QUESTION, [shown])])
     model, processor = ivl.load(tmp_path / "run", "float32")
     said = answer_many(model, processor, asked, 40)
     right = sum(text == way for text, way in zip(said, wanted, strict=True))

@@ -152,10 +152,11 @@ def _places() -> list[Suite]:
 
 
 def _videos() -> list[Suite]:
-    long_ones = video_scores.long_video_bench
+    long_ones, judged, paper = video_scores.long_video_bench, judged_scores.mmbench_video, ("T9", "MMBench-Video")
     return [
         Suite("MVBench", "video", video_scores.mvbench, "fd21d365", "helps", paper=("T9", "MVBench")),
         Suite("Video-MME", "video", video_scores.video_mme, "85bdd91f", "helps", paper=("T9", "Video-MME wo sub")),
+        Suite("MMBench-Video", "video", judged, "98f7df3e", "required", paper=paper, missing=_JUDGED),
         Suite("MLVU_MCQ", "video", video_scores.mlvu, "bb5c37e7", "helps", paper=("T9", "MLVU")),
         Suite("LongVideoBench", "video", long_ones, "82905eae", "helps", paper=("T9", "LongVideoBench")),
         Suite("VSI-Bench", "video", video_scores.vsi, "34544fd8", paper=("T11", "VSI-Bench")),
@@ -167,7 +168,6 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in _EVERY}
 
 # In the paper, and not here.
 ABSENT = {
-    "MMBench-Video": "its judge's prompt is not built",
     "MLVU_OpenEnded": "its judge's prompts are not built; the paper's MLVU is of the questions with options",
     "SArena": "renders SVG and scores pictures with networks of their own",
     "SGP-Bench": "no loader is published with the others",
