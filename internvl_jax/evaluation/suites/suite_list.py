@@ -192,6 +192,6 @@ def describe_suites() -> str:
         state = f"not complete: {suite.missing}" if suite.missing else "complete"
         data = f"{suite.name}.tsv" + (f", md5 {suite.md5}..." if suite.md5 else "")
         data += "" if suite.has_pictures else ", and its videos"
-        lines.append(f"{suite.name:26} {judge:22} {data:46} {state}")
+        lines.append(f"{suite.name:32} {judge:22} {data:46} {state}")
     lines += [f"{name}: not here, {why}" for name, why in ABSENT.items()]
     return "\n".join(lines)
