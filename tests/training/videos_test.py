@@ -47,7 +47,12 @@ def write(folder, count):
     entry |= {"min_num_frame": SHOWN, "max_num_frame": SHOWN}
     (folder / "meta.json").write_text(json.dumps({"films": entry}))
     (folder / "tokenizer").mkdir()
-    said = [QUESTION, *WAYS, "Frame-1: Frame1: Frame-2: Frame2: Frame-3: Frame3: ", get_template("internvl2_5").default_system]
+    said = [
+        QUESTION,
+        *WAYS,
+        "Frame-1: Frame1: Frame-2: Frame2: Frame-3: Frame3: ",
+        get_template("internvl2_5").default_system,
+    ]
     train_bpe(said * 4, VOCABULARY).save(folder / "tokenizer")
 
 

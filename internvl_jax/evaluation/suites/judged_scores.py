@@ -25,7 +25,7 @@ _DESCRIPTIVE = {  # CharXiv's templates of questions
 _REASONING = {"1": "Text-in-Chart", "2": "Text-in-General", "3": "Number-in-Chart", "4": "Number-in-General"}
 _PERCEPTION = {  # MMBench-Video's dimensions
     "CP": ("Video Topic", "Video Emotion", "Video Scene", "Video Style"),
-    "FP-S": (*("OCR", "Object Recognition", "Attribute Recognition", "Event Recognition", "Human Motion", "Counting"),),
+    "FP-S": ("OCR", "Object Recognition", "Attribute Recognition", "Event Recognition", "Human Motion", "Counting"),
     "FP-C": ("Spatial Relationship", "Human-object Interaction", "Human Interaction"),
     "HL": ("Hallucination",),
 }
@@ -116,7 +116,7 @@ def mmbench_video(suite: Suite, answers: Sequence[Predicted], judge: Judge | Non
         cells = answer.cells
         said = judges.judged_likeness(asked, cells["question"], cells["answer"], answer.text)
         grade = -1 if said is None else said
-        rows.append({"index": answer.index, "score": min(1.0, max(0, grade) / 3), "grade": grade})
+        rows.append({"index": answer.index, "score": max(0, grade) / 3, "grade": grade})
         scores.append((set(as_list(cells["dimensions"])), grade))
     table: dict[str, dict[str, str]] = {}
     for size, groups in (("coarse", _VIDEO_GROUPS), ("fine", {name: (name,) for name in _VIDEO_GROUPS["Overall"]})):

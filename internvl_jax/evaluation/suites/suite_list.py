@@ -114,11 +114,8 @@ def _texts() -> list[Suite]:
 
 
 def _maths() -> list[Suite]:
-    verse, subsets = (
-        judged_scores.mathverse,
-        ("", "_Vision_Dominant", "_Vision_Intensive", "_Text_Lite", "_Text_Dominant"),
-    )
-    only = "MathVerse_MINI_Vision_Only"
+    verse, only = judged_scores.mathverse, "MathVerse_MINI_Vision_Only"
+    subsets = ("", "_Vision_Dominant", "_Vision_Intensive", "_Text_Lite", "_Text_Dominant")
     return [
         Suite("MathVista_MINI", "VQA", maths_scores.mathvista, "f199b98e", "helps", paper=("T15", "MathVista")),
         Suite("MathVision", "VQA", maths_scores.mathvision, "93f6de14", "helps", paper=("T15", "MathVision")),
