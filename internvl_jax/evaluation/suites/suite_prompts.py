@@ -208,6 +208,6 @@ def _video_parts(name: str, cells: Mapping[str, str], frames: int) -> list[str |
     if name == "MMBench-Video":
         return [_MMBENCH_VIDEO.format(frames), *clip, f"Question: {question}\nAnswer: "]
     if name == "LongVideoBench":
-        listed = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
-        return ["", *clip, "\n".join([question, *listed, _LETTER])]
+        lettered = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+        return ["", *clip, "\n".join([question, *lettered, _LETTER])]
     return [*clip, "\n".join([_FRAMES_OF, question, *options, _LETTER if options else _ONE_NUMBER])]
