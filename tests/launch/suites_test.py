@@ -88,6 +88,25 @@ def test_what_needs_no_model(tmp_path, golden):
 
 
 @pytest.mark.soak
+def test_a_model_answers_about_videos(checkpoint, tmp_path, golden):
+    """MVBench's first questions, their clips decoded: answered, scored, and shown in the report with frames."""
+    data = golden / "eval_video" / "data"
+    (tmp_path / "video" / "x").mkdir(parents=True)
+    for name in ("clip.mp4", "clip.webm"):
+        (tmp_path / "video" / "x" / name).write_bytes((data / name).read_bytes())
+    (tmp_path / "MVBench.tsv").write_text("\n".join((data / "MVBench.tsv").read_text().split("\n")[:4]) + "\n")
+    asked = [f"--checkpoint={checkpoint}", "--suite=MVBench", f"--data={tmp_path}", f"--out={tmp_path}/out"]
+    done = evaluate(*asked, "--frames=3", "--max_new_tokens=3")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["suite"] == "MVBench" and told["score"]["overall"][1] == 3
+    lines = [json.loads(line) for line in (tmp_path / "out" / "MVBench.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == ["0", "1", "2"] and all(line["tokens"] for line in lines)
+    wrong = 3 - told["score"]["overall"][0]
+    assert (tmp_path / "out" / "report.html").read_text().count("<img") == 3 * wrong
+
+
+@pytest.mark.soak
 def test_kills_at_random_moments_change_no_answer(checkpoint, tmp_path):
     """Answers and report are those of a run that nobody killed."""
     kills, rng = int(os.environ.get("INTERNVL_JAX_KILLS", "10")), random.Random(5)

@@ -1,7 +1,7 @@
-"""Suites that a judge alone can score: MathVerse, LogicVista, MMVet, CharXiv.
+"""Suites that a judge alone can score: MathVerse, LogicVista, MMVet, CharXiv, MMBench-Video.
 
 Shapes of the tables are those of VLMEvalKit at e8e78f05 (utils/mathverse.py, utils/logicvista.py, utils/mmvet.py,
-charxiv.py). What the judge is asked is ours, but for CharXiv, whose table has it.
+charxiv.py, utils/mmbench_video.py). What the judge is asked is ours, but for CharXiv, whose table has it.
 """
 
 import ast
@@ -13,6 +13,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites import judges
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 from internvl_jax.evaluation.suites.text_matching import mean
+from internvl_jax.evaluation.suites.tsv import as_list
 
 _DESCRIPTIVE = {  # CharXiv's templates of questions
     **dict.fromkeys("1234567", "Information Extraction"),
@@ -22,6 +23,26 @@ _DESCRIPTIVE = {  # CharXiv's templates of questions
     "17": "Compositionality",
 }
 _REASONING = {"1": "Text-in-Chart", "2": "Text-in-General", "3": "Number-in-Chart", "4": "Number-in-General"}
+_PERCEPTION = {  # MMBench-Video's dimensions
+    "CP": ("Video Topic", "Video Emotion", "Video Scene", "Video Style"),
+    "FP-S": ("OCR", "Object Recognition", "Attribute Recognition", "Event Recognition", "Human Motion", "Counting"),
+    "FP-C": ("Spatial Relationship", "Human-object Interaction", "Human Interaction"),
+    "HL": ("Hallucination",),
+}
+_THOUGHT = {
+    "LR": ("Structuralized Image-Text Understanding", "Mathematical Calculation"),
+    "AR": ("Physical Property", "Function Reasoning", "Identity Reasoning"),
+    "RR": ("Natural Relation", "Physical Relation", "Social Relation"),
+    "CSR": ("Common Sense Reasoning",),
+    "TR": ("Counterfactual Reasoning", "Causal Reasoning", "Future Prediction"),
+}
+_VIDEO_GROUPS = {
+    **_PERCEPTION,
+    **_THOUGHT,
+    "Perception": tuple(name for names in _PERCEPTION.values() for name in names),
+    "Reasoning": tuple(name for names in _THOUGHT.values() for name in names),
+    "Overall": tuple(name for names in (*_PERCEPTION.values(), *_THOUGHT.values()) for name in names),
+}
 _SKILLS = ("inductive", "deductive", "numerical", "spatial", "mechanical")
 _CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
@@ -84,6 +105,27 @@ def charxiv(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> 
     overall = mean([row["score"] for row in rows])
     table = {name: mean(scores) for name, scores in found.items()}
     return Rated([table | {"Overall": overall}], rows, 100 * overall, len(answers))
+
+
+def mmbench_video(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
+    """The judge's scores, 0 to 3, as texts of two decimals, by group of dimensions and by dimension: 'all' counts an
+    answer without a score as 0, 'valid' leaves it out.
+    """
+    asked, rows, scores = _needed(suite, judge), list[dict[str, Any]](), list[tuple[set[str], int]]()
+    for answer in answers:
+        cells = answer.cells
+        said = judges.judged_likeness(asked, cells["question"], cells["answer"], answer.text)
+        grade = -1 if said is None else said
+        rows.append({"index": answer.index, "score": max(0, grade) / 3, "grade": grade})
+        scores.append((set(as_list(cells["dimensions"])), grade))
+    table: dict[str, dict[str, str]] = {}
+    for size, groups in (("coarse", _VIDEO_GROUPS), ("fine", {name: (name,) for name in _VIDEO_GROUPS["Overall"]})):
+        for kind, counts in (("all", lambda _: True), ("valid", lambda score: score >= 0)):
+            table[f"{size}_{kind}"] = {
+                name: f"{mean([max(score, 0) for own, score in scores if own & set(parts) and counts(score)]):.2f}"
+                for name, parts in groups.items()
+            }
+    return Rated(table, rows, mean([max(score, 0) for _, score in scores]), len(answers))
 
 
 def _needed(suite: Suite, judge: Judge | None) -> Judge:

@@ -49,6 +49,13 @@ Question: {question}
 True answer: {true}
 Answer: {answer}
 Grade:"""
+_LIKENESS = """How much does the answer below mean the same as the true one? Reply with one digit alone: 0 (nothing), \
+1 (little), 2 (most of it) or 3 (all of it).
+
+Question: {question}
+True answer: {true}
+Answer: {answer}
+Reply:"""
 _SAME = """Does the answer below say the same as the true one? Reply with 1 if it does, else with 0.
 
 Question: {question}
@@ -130,3 +137,11 @@ def judged_grade(judge: Judge, question: str, true: str, answer: str) -> float:
 def judged_same(judge: Judge, question: str, true: str, answer: str) -> bool:
     """Whether a judge finds an answer to say the same as the true one."""
     return judge(_SAME.format(question=question, true=true, answer=answer)).strip() == "1"
+
+
+def judged_likeness(judge: Judge, question: str, true: str, answer: str) -> int | None:
+    """How much an answer means the same as the true one, 0 to 3, None where a judge says no whole number."""
+    try:
+        return int(judge(_LIKENESS.format(question=question, true=true, answer=answer)))
+    except ValueError:
+        return None

@@ -114,11 +114,8 @@ def _texts() -> list[Suite]:
 
 
 def _maths() -> list[Suite]:
-    verse, subsets = (
-        judged_scores.mathverse,
-        ("", "_Vision_Dominant", "_Vision_Intensive", "_Text_Lite", "_Text_Dominant"),
-    )
-    only = "MathVerse_MINI_Vision_Only"
+    verse, only = judged_scores.mathverse, "MathVerse_MINI_Vision_Only"
+    subsets = ("", "_Vision_Dominant", "_Vision_Intensive", "_Text_Lite", "_Text_Dominant")
     return [
         Suite("MathVista_MINI", "VQA", maths_scores.mathvista, "f199b98e", "helps", paper=("T15", "MathVista")),
         Suite("MathVision", "VQA", maths_scores.mathvision, "93f6de14", "helps", paper=("T15", "MathVision")),
@@ -152,10 +149,11 @@ def _places() -> list[Suite]:
 
 
 def _videos() -> list[Suite]:
-    long_ones = video_scores.long_video_bench
+    long_ones, judged, paper = video_scores.long_video_bench, judged_scores.mmbench_video, ("T9", "MMBench-Video")
     return [
         Suite("MVBench", "video", video_scores.mvbench, "fd21d365", "helps", paper=("T9", "MVBench")),
         Suite("Video-MME", "video", video_scores.video_mme, "85bdd91f", "helps", paper=("T9", "Video-MME wo sub")),
+        Suite("MMBench-Video", "video", judged, "98f7df3e", "required", paper=paper, missing=_JUDGED),
         Suite("MLVU_MCQ", "video", video_scores.mlvu, "bb5c37e7", "helps", paper=("T9", "MLVU")),
         Suite("LongVideoBench", "video", long_ones, "82905eae", "helps", paper=("T9", "LongVideoBench")),
         Suite("VSI-Bench", "video", video_scores.vsi, "34544fd8", paper=("T11", "VSI-Bench")),
@@ -167,7 +165,6 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in _EVERY}
 
 # In the paper, and not here.
 ABSENT = {
-    "MMBench-Video": "its judge's prompt is not built",
     "MLVU_OpenEnded": "its judge's prompts are not built; the paper's MLVU is of the questions with options",
     "SArena": "renders SVG and scores pictures with networks of their own",
     "SGP-Bench": "no loader is published with the others",
@@ -192,6 +189,6 @@ def describe_suites() -> str:
         state = f"not complete: {suite.missing}" if suite.missing else "complete"
         data = f"{suite.name}.tsv" + (f", md5 {suite.md5}..." if suite.md5 else "")
         data += "" if suite.has_pictures else ", and its videos"
-        lines.append(f"{suite.name:26} {judge:22} {data:46} {state}")
+        lines.append(f"{suite.name:32} {judge:22} {data:46} {state}")
     lines += [f"{name}: not here, {why}" for name, why in ABSENT.items()]
     return "\n".join(lines)

@@ -66,6 +66,11 @@ _VIDEO_MME = (
     "\nThese are the frames of a video. Select the best answer to the following multiple-choice question based on the "
     "video. Respond with only the letter (A, B, C, or D) of the correct option.\n"
 )
+_MMBENCH_VIDEO = (
+    "\nYou will be provided with {} separate frames uniformly sampled from a video, the frames are provided in "
+    "chronological order of the video.\nPlease analyze these images and provide the answer to the question about the "
+    "video content.\nPlease directly reply with your response to the only question.\n"
+)
 _MLVU = (
     "Carefully watch this video and pay attention to every detail. Based on your observations, select the best option "
     "that accurately addresses the question."
@@ -187,9 +192,9 @@ def _about_video(name: str, row: TableRow, frames: int) -> str:
     text = marked(_video_parts(name, row.cells, frames), name)
     for number in range(1, _RENAMED + 1):  # in the question's own words too, as released
         text = text.replace(f"Image-{number}", f"Frame-{number}")
-    if "Video-MME" in name:
-        return text.replace("\nAnswer:", "") + f"\n{_LETTER}"
-    return text
+    if name in ("Video-MME", "MMBench-Video"):
+        text = text.replace("\nAnswer:", "")
+    return text + f"\n{_LETTER}" if name == "Video-MME" else text
 
 
 def _video_parts(name: str, cells: Mapping[str, str], frames: int) -> list[str | None]:
@@ -200,7 +205,9 @@ def _video_parts(name: str, cells: Mapping[str, str], frames: int) -> list[str |
         return [_MVBENCH if name == "MVBench" else _MLVU, *clip, asked, "\nOnly give the best option."]
     if name == "Video-MME":
         return ["", *clip, _VIDEO_MME, "\n".join([f"Question: {question}", *options, "Answer: "])]
+    if name == "MMBench-Video":
+        return [_MMBENCH_VIDEO.format(frames), *clip, f"Question: {question}\nAnswer: "]
     if name == "LongVideoBench":
-        listed = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
-        return ["", *clip, "\n".join([question, *listed, _LETTER])]
+        lettered = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+        return ["", *clip, "\n".join([question, *lettered, _LETTER])]
     return [*clip, "\n".join([_FRAMES_OF, question, *options, _LETTER if options else _ONE_NUMBER])]

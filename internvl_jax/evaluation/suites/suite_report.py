@@ -16,7 +16,7 @@ from internvl_jax.evaluation.suites.published import published
 from internvl_jax.evaluation.suites.suite import ScoreTable
 from internvl_jax.evaluation.suites.suite_file import RELEASED_TILES, SuiteFile
 from internvl_jax.evaluation.suites.suite_run import SuiteResult
-from internvl_jax.evaluation.suites.tsv import TableRow
+from internvl_jax.evaluation.suites.tsv import TableRow, as_list
 from internvl_jax.files import whole_file
 
 _WRONG = 20  # answers a suite that are shown
@@ -147,16 +147,17 @@ def _flat(score: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
 
 def _wrong(file: SuiteFile, result: SuiteResult, row: Mapping[str, Any]) -> str:
     at = next(each for each in file.table.rows if each.index == row["index"])
-    cells = {**at.cells, "options": "\n".join(f"{letter}. {text}" for letter, text in at.options.items())}
+    cells = at.cells
+    options = [f"{letter}. {text}" for letter, text in at.options.items()] or as_list(cells.get("candidates", ""))
     answer = result.predictions[at.index]
     seen = {name: value for name, value in row.items() if name not in ("index", "hit")}
     texts = [
         ("question", cells["question"]),
-        ("options", cells["options"]),
+        ("options", "\n".join(options)),
         ("answer", cells.get("answer") or cells.get("bbox", "")),
         ("prediction", answer.prediction),
         ("response", answer.response),
-        ("seen", json.dumps(plain(seen), ensure_ascii=False)),
+        ("seen", json.dumps(plain(seen), ensure_ascii=False) if seen else ""),
     ]
     shown = "".join(f"<b>{name}</b><pre>{html.escape(text[:_LONGEST])}</pre>" for name, text in texts if text)
     return f'<div class="wrong"><div>{html.escape(at.index)}<br>{_thumbnails(file, at)}</div><div>{shown}</div></div>'

@@ -161,7 +161,7 @@ def score_suite(file: SuiteFile, predictions: Mapping[str, Prediction], judge: J
     if suite.rule is None:
         raise InputError(f"{suite.name} can't be scored here: {suite.missing}.")
     rated = suite.rule(suite, answers, judge)
-    worth = [float(row["score"] if "score" in row else row["hit"]) for row in rated.rows]
+    worth = [min(1.0, max(0.0, float(row["score"] if "score" in row else row["hit"]))) for row in rated.rows]
     low, high = wilson(sum(worth), len(worth)) if worth else (0.0, 1.0)
     said = [predictions[answer.index] for answer in answers]
     share = lambda flags: sum(flags) / len(said)

@@ -1,8 +1,7 @@
 """Which frames of which video a question is about, and those frames.
 
-Source: VLMEvalKit at e8e78f05 (mvbench.py, videomme.py, mlvu.py, longvideobench.py,
-vsibench.py). It reads frames that it saved as JPEG; these are
-the decoder's own, as in the release's guide.
+Source: VLMEvalKit at e8e78f05 (mvbench.py, videomme.py, mmbench_video.py, mlvu.py, longvideobench.py, vsibench.py). It
+reads frames that it saved as JPEG; these are the decoder's own, as in the release's guide.
 """
 
 import functools
@@ -23,6 +22,7 @@ FrameRule = Literal["segments", "inner", "tail"]
 _RULES: dict[str, FrameRule] = {
     "MVBench": "segments",
     "Video-MME": "inner",
+    "MMBench-Video": "inner",
     "MLVU_MCQ": "inner",
     "LongVideoBench": "inner",
     "VSI-Bench": "tail",

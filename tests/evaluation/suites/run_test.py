@@ -33,7 +33,7 @@ GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FOLDER = GOLDEN / "eval_image"
 RECORDED = {path.stem for path in GOLDEN.glob("eval_*/scores/*.json")}
 # Recorded, and yet not complete.
-PARTLY = {"WeMath", "MathVerse_MINI_Vision_Only", "LogicVista", "MMVet"}
+PARTLY = {"WeMath", "MathVerse_MINI_Vision_Only", "LogicVista", "MMVet", "MMBench-Video"}
 
 
 def as_text(conversation):
