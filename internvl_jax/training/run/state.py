@@ -34,9 +34,7 @@ def split_trainable(params: Params, assigned: dict[str, Group]) -> tuple[Params,
     return trainable, {path: value for path, value in params.items() if path not in trainable}
 
 
-def new_state(
-    params: Params, tx: AdamW, assigned: dict[str, Group], carry: dict[str, jax.Array]
-) -> TrainState:
+def new_state(params: Params, tx: AdamW, assigned: dict[str, Group], carry: dict[str, jax.Array]) -> TrainState:
     return TrainState(jnp.int32(0), params, tx.init(split_trainable(params, assigned)[0]), jnp.int32(0), carry)
 
 
