@@ -252,7 +252,8 @@ How a time is estimated (`internvl_jax/planning/estimate.py`):
   peak, at half of that where a head is half as wide as the matrix unit (the 300M tower and GPT-OSS on v5p, heads of 128
   on v6e), and no faster than their bytes. Experts are taken to have **equal shares** of the tokens: a step waits for
   the busiest chip. No kernel of this page was timed.
-- *the host's memory*: what is kept there is taken to travel beside other work, and counts no time.
+- *the host's memory*: what is kept there is taken to travel beside other work, and counts no time; how long it travels
+  stands in the JSON (`host`), by arithmetic.
 - *transfers*: bytes sent over one dimension of the torus (v5p: 200 GB/s), and an **assumed** 5 us each, however few
   bytes; not hidden where the compiled program does not start them early.
 - A loop that data may end runs as often as it may; of two branches each runs half the time, as those for greedy rows
