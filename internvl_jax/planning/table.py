@@ -271,8 +271,8 @@ What holds the dense sizes below or near 55 % (2026-11):
 - Recomputing. `remat` keeps as much as fits beside one row: attention's kernel and products in the 14B (`qkv`), one of
   the two inner feed-forward products besides in the 4B and 8B (`gate`), both in the 1B and 2B (`mlp`), and nothing but
   layer inputs in the 38B (`full`), where 96 tiles leave 28 GB in the 6B tower alone: there 1.35 times the model's
-  operations are executed. The tower is recomputed in all. Since these rows were made, such sizes keep more in the
-  host's memory (`offload`), as far as a chip's share of it goes.
+  operations are executed. The tower is recomputed in all. For such sizes plans now try to keep more in the host's
+  memory (`offload`); no row of this page does yet.
 - The tower: 96 tiles of 1,025 patches in heads of 64 fill half a matrix unit, and patches are padded to 1,152.
 - Transfers cost 1 to 2 %: a row a chip is enough work to gather a layer's weights for. Over a whole torus the compiler
   gathers by sums of padded shards, twice the bytes: hence four copies of the state (`data=4`) from 16 chips on.
@@ -301,7 +301,7 @@ lie, the 8B would gather 17 GB. Rows are those of a run: while prompts wait, eac
 
 The rows of training were made on 2026-11-23 and 24, before transfers had a latency (hundredths to two tenths of a
 second a step), before a slice counted its own bytes (saving and fetching what layers keep: 0.3 s of the 8B's step) and
-before fusions of dense models had 64 MiB of fast memory (the 8B then takes 80.1 s, MFU 57.7 %).
+before fusions of dense models had 64 MiB of fast memory (the 8B then takes 80.1 s, MFU 57.7 %), and before norms and activations were made again.
 
 No parameter, moment or cache of 4 MB or more is on more chips than there are data-parallel copies (`replicated` in the
 JSON, looked for in every plan), but for these. Training of mixtures: the tower, which is spread over `fsdp` alone (the
