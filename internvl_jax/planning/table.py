@@ -300,8 +300,9 @@ gives answers more slots, when old and new ones are there. A token sends activat
 lie, the 8B would gather 17 GB. Rows are those of a run: while prompts wait, each has a quarter as many as answers.
 
 The rows of training were made on 2026-11-23 and 24, before transfers had a latency (hundredths to two tenths of a
-second a step), before a slice counted its own bytes (saving and fetching what layers keep: 0.3 s of the 8B's step) and
-before fusions of dense models had 64 MiB of fast memory (the 8B then takes 80.1 s, MFU 57.7 %), and before norms and activations were made again.
+second a step), before a slice counted its own bytes (saving and fetching what layers keep: 0.3 s of the 8B's step),
+before fusions of dense models had 64 MiB of fast memory (the 8B then takes 80.1 s, MFU 57.7 %) and before norms and
+activations were made again in the backward pass.
 
 No parameter, moment or cache of 4 MB or more is on more chips than there are data-parallel copies (`replicated` in the
 JSON, looked for in every plan), but for these. Training of mixtures: the tower, which is spread over `fsdp` alone (the
