@@ -17,7 +17,7 @@ DOCUMENTS = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs/GLOSSARY.md", "docs/PLAYBOOKS.md", "docs/CHANGES.md", "docs/TROUBLESHOOTING.md", "docs/SUPPORTED.md"),
     *("docs/SERVING.md", "docs/DEPLOY.md", "docs/VIDEO.md", "docs/GROUNDING.md", "docs/EVALUATION.md"),
-    *("docs/LORA.md", "docs/QUANTISATION.md", "docs/BEST_OF_N.md", "docs/pods/README.md"),
+    *("docs/LORA.md", "docs/QUANTISATION.md", "docs/BEST_OF_N.md", "docs/MOE.md", "docs/pods/README.md"),
 ]
 # A path with a folder of the project, as text between backquotes; NAME stands for what the reader adds.
 _PATH = re.compile(r"`((?:internvl_jax|checkpoint_convert|configs|launch|cascade|demo|benchmarks|docs|tests)/[^`\s]*)`")

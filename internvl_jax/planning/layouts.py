@@ -137,14 +137,15 @@ def kept(config: TrainConfig, remat: str, rows: int = 1) -> float:
     return saved + max(work, 4 * patches * 3 * vision.mlp) + logits
 
 
-def offloaded(config: TrainConfig, offload: str, rows: int = 1) -> float:
-    """Bytes in the host's memory of what a chip's rows keep there, beside remat 'full'."""
+def offloaded(config: TrainConfig, offload: str, rows: float = 1, beside: str = "full") -> float:
+    """Bytes in the host's memory of what a chip's rows keep there, beside what this remat keeps on the chip."""
     text, vision = config.model.text, config.model.vision
-    row, tokens = text.width + _named(text, offload), config.data.token_budget * rows
+    row = text.width + _named(text, offload) - _named(text, beside)
+    tokens = config.data.token_budget * rows
     return 2 * (text.layers * tokens * row + vision.layers * _patches(config, rows) * vision.width)
 
 
-def _patches(config: TrainConfig, rows: int) -> int:
+def _patches(config: TrainConfig, rows: float) -> float:
     return rows * config.data.tile_budget * (config.model.vision.grid**2 + 1)
 
 

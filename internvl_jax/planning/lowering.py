@@ -38,7 +38,8 @@ def training(config: TrainConfig, devices: list[jax.Device], assumed: Assumed) -
     real; what a stage computes besides (a frozen reference, a pass that only measures) is not the model's.
     """
     program, stage, model, data = build(config, devices), STAGES[config.objective], config.model, config.data
-    image = model.vision.image_size, model.tokens_per_tile, model.image_token_id
+    # The id of image tokens is the tokenizer's to say, and there are none.
+    image = model.vision.image_size, model.tokens_per_tile, -1
     row = stage.empty_row(config.stage, model, RowConfig(data.token_budget, data.tile_budget, *image, data.weighting))
     where = sharding.batch_shardings(row, program.mesh, program.rules)
 

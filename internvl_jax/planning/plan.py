@@ -11,12 +11,13 @@ from internvl_jax.planning.assumed import DEFAULT, NOT_MODELLED, Assumed
 from internvl_jax.planning.chips import Topology
 from internvl_jax.planning.engine_trial import rollout, serving
 from internvl_jax.planning.estimate import STREAM
-from internvl_jax.planning.layouts import Serving, candidates, serving_layout, training_layouts
+from internvl_jax.planning.layouts import Serving, candidates, offloaded, serving_layout, training_layouts
 from internvl_jax.planning.lowering import model_flops, training
 from internvl_jax.planning.trial import OutOfMemoryError, Trial
 from internvl_jax.sharding import make_mesh, parse_mesh
 from internvl_jax.training import GspoConfig, TrainConfig
 
+_LAYOUT = ("remat", "offload", "tile_groups", "rows", "micro_batches")
 TASKS = ("train", "prefill", "decode", "serve", "rollout")
 
 
@@ -75,7 +76,7 @@ def _plan(
     layout: dict[str, Any] = {"mesh": run.mesh, "rules": run.rules}
     try:
         if task == "train":
-            layout |= {"remat": run.remat, "offload": run.offload, "rows": run.rows, "micro_batches": run.micro_batches}
+            layout |= {name: getattr(run, name) for name in _LAYOUT}
             trial.run(task, training(config, where.devices(), assumed))
         elif isinstance(config.stage, GspoConfig) and task == "rollout":
             rollout(trial, config, config.stage)
@@ -99,6 +100,8 @@ def _plan(
         head["not_modelled"] = list(NOT_MODELLED)
     if task == "train":
         head["lengths"] = assumed.describe(config.data.token_budget)
+        if run.offload != "none":
+            head["host"] = _host(config, where)
     if list(trial.found) == [task]:
         found = trial.found[task]
         if task == "train" and assumed.median and found.get("mfu"):  # what rows of the same length come to otherwise
@@ -107,6 +110,16 @@ def _plan(
             )
         return {**head, **found}
     return {**head, **trial.notes, **_together(trial)}
+
+
+def _host(config: TrainConfig, where: Topology) -> dict[str, float]:
+    """What a chip keeps in its host's memory, and how long a step's way there and back takes, which is taken to be
+    hidden: by arithmetic.
+    """
+    run = config.run
+    size = offloaded(config, run.offload, run.rows / run.micro_batches / where.chips, beside=run.remat)
+    seconds = 2 * size * run.micro_batches / where.chip.host_bandwidth if where.chip.host_bandwidth else 0.0
+    return {"bytes": round(size), "limit": where.chip.host_memory, "both_ways_s": seconds}
 
 
 def _together(trial: Trial) -> dict[str, Any]:

@@ -252,6 +252,8 @@ How a time is estimated (`internvl_jax/planning/estimate.py`):
   peak, at half of that where a head is half as wide as the matrix unit (the 300M tower and GPT-OSS on v5p, heads of 128
   on v6e), and no faster than their bytes. Experts are taken to have **equal shares** of the tokens: a step waits for
   the busiest chip. No kernel of this page was timed.
+- *the host's memory*: what is kept there is taken to travel beside other work, and counts no time; how long it travels
+  stands in the JSON (`host`), by arithmetic.
 - *transfers*: bytes sent over one dimension of the torus (v5p: 200 GB/s), and an **assumed** 5 us each, however few
   bytes; not hidden where the compiled program does not start them early.
 - A loop that data may end runs as often as it may; of two branches each runs half the time, as those for greedy rows
@@ -263,12 +265,14 @@ What holds the dense sizes below or near 55 % (2026-11):
 
 - Attention. A row of 32,768 tokens taken as one sample makes it 26 to 53 % of the model's operations (1B: more than all
   products with weights), and the kernel has seven products where the model counts six. At an assumed 75 % instead of
-  60 %, the 4B, 8B and 14B would reach 55, 57 and 58 %; at 50 %, 44, 49 and 50 %. Rows packed of short samples cost the
-  kernel as much: it masks other segments, and leaves out no block for them.
+  60 %, the 4B, 8B and 14B would reach 55, 57 and 58 %; at 50 %, 44, 49 and 50 %. In rows packed of shorter samples the
+  kernel leaves out blocks of others: of samples of 4,096 tokens (median, sigma 0.8) it meets 38 % of them forward and
+  42 % backward, in blocks of 1,024 and of 1,024 by 2,048, where the tokens see 30 % of the keys.
 - Recomputing. `remat` keeps as much as fits beside one row: attention's kernel and products in the 14B (`qkv`), one of
   the two inner feed-forward products besides in the 4B and 8B (`gate`), both in the 1B and 2B (`mlp`), and nothing but
   layer inputs in the 38B (`full`), where 96 tiles leave 28 GB in the 6B tower alone: there 1.35 times the model's
-  operations are executed. The tower is recomputed in all.
+  operations are executed. The tower is recomputed in all. For such sizes plans now try to keep more in the host's
+  memory (`offload`); no row of this page does yet.
 - The tower: 96 tiles of 1,025 patches in heads of 64 fill half a matrix unit, and patches are padded to 1,152.
 - Transfers cost 1 to 2 %: a row a chip is enough work to gather a layer's weights for. Over a whole torus the compiler
   gathers by sums of padded shards, twice the bytes: hence four copies of the state (`data=4`) from 16 chips on.
@@ -296,8 +300,9 @@ gives answers more slots, when old and new ones are there. A token sends activat
 lie, the 8B would gather 17 GB. Rows are those of a run: while prompts wait, each has a quarter as many as answers.
 
 The rows of training were made on 2026-11-23 and 24, before transfers had a latency (hundredths to two tenths of a
-second a step), before a slice counted its own bytes (saving and fetching what layers keep: 0.3 s of the 8B's step) and
-before fusions of dense models had 64 MiB of fast memory (the 8B then takes 80.1 s, MFU 57.7 %).
+second a step), before a slice counted its own bytes (saving and fetching what layers keep: 0.3 s of the 8B's step),
+before fusions of dense models had 64 MiB of fast memory (the 8B then takes 80.1 s, MFU 57.7 %) and before norms and
+activations were made again in the backward pass.
 
 No parameter, moment or cache of 4 MB or more is on more chips than there are data-parallel copies (`replicated` in the
 JSON, looked for in every plan), but for these. Training of mixtures: the tower, which is spread over `fsdp` alone (the

@@ -21,7 +21,7 @@ from internvl_jax.models import place, seen_keys, train_flops, with_quantised
 from internvl_jax.planning import Assumed, Serving, plan, table
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.engine_trial import served_weights
-from internvl_jax.planning.layouts import candidates, serving_layout, specs, training_layouts
+from internvl_jax.planning.layouts import candidates, offloaded, serving_layout, specs, training_layouts
 from internvl_jax.planning.lowering import Lowered, training
 from internvl_jax.planning.step_times import coupled_times, server_times, vision_times
 from internvl_jax.planning.trial import replicated
@@ -349,3 +349,17 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
     rows = [line for line in (tmp_path / "PLANS.md").read_text().splitlines() if line.startswith("| 30b-a3b")]
     assert len(rows) == 9 and "too large" in rows[4] and all("50.0%" in row for row in rows[:4])
     assert "1.25 | 7, 3.0" in rows[5] and "16 rows" in rows[6] and "data=2 -> tensor=2" in rows[8]
+
+
+def test_what_fits_on_no_chip_is_kept_by_its_host():
+    """Of the 38B in rows of 32,768 tokens: layer inputs alone fit, and of the rest what the host has room for."""
+    config, where = sft.get_config("38b"), Topology.parse(table.TRAINING["38b"])
+    first, last = training_layouts(config, where)
+    assert (first["remat"], first["offload"], last["remat"], last.get("offload")) == ("full", "attention", "full", None)
+    text, vision = config.model.text, config.model.vision
+    kept = text.layers * 32768 * (text.width + text.heads * 128) + vision.layers * 96 * 1025 * vision.width
+    assert offloaded(config, "attention") == 2 * kept < where.chip.host_memory < offloaded(config, "qkv")
+    # Beside the kernel's results on the chip, queries, keys and values for half a row.
+    more = text.layers * 32768 * (text.width + (text.heads + 2 * text.kv_heads) * 128)
+    more += vision.layers * 96 * 1025 * vision.width
+    assert offloaded(config, "qkv", 0.5, beside="attention") == more

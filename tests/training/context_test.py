@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from internvl_jax.data import RowConfig
 from internvl_jax.errors import InputError
 from internvl_jax.training import train
 from internvl_jax.training.run import hooks, setup
@@ -38,12 +39,19 @@ def start_of(config, program):
     return program.from_params(params), reference
 
 
+def row_sizes(config):
+    data, model = config.data, config.model
+    image = model.vision.image_size, model.tokens_per_tile, -1
+    return RowConfig(data.token_budget, data.tile_budget, *image, data.weighting)
+
+
 def on_one_device(config, count=3, change=lambda batch: batch):
     """Batches, metrics and parameters of some steps; `change` is made to every batch."""
     config, processor = setup.prepare(config)
     program = build(config, jax.devices()[:1])
     source = setup.open_source(config, program, processor)
     source.start(None)
+    empty = STAGES[config.objective].empty_row(config.stage, config.model, row_sizes(config))
     state, reference = start_of(config, program)
     batches, lines = [], []
     for _ in range(count):
@@ -51,6 +59,9 @@ def on_one_device(config, count=3, change=lambda batch: batch):
         state, metrics = program.step(state, program.place(batches[-1]), reference)
         lines.append(jax.device_get(metrics))
     source.close()
+    # What plans are made of: a row of a batch, as many times as there are rows.
+    planned = jax.tree.map(lambda array: (config.run.rows * len(array), *array.shape[1:], array.dtype), empty)
+    assert planned == jax.tree.map(lambda array: (*array.shape, array.dtype), batches[0])
     return batches, lines, jax.device_get(state.params)
 
 

@@ -249,18 +249,24 @@ def _together(
 ) -> jax.Array:
     """All heads of a block of queries at a time."""
     sinks = None if sinks_MR is None else sinks_MR[None, :, :, None, None]
+
+    # As in `_queries`, scores are not kept for the backward pass.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def block(
+        q_BMRTH: jax.Array, k_BMSH: jax.Array, v_BMSH: jax.Array, allowed_BTS: jax.Array | None, sinks: jax.Array | None
+    ) -> jax.Array:
+        scores = jnp.einsum("bmrth,bmsh->bmrts", q_BMRTH, k_BMSH, preferred_element_type=jnp.float32)
+        if allowed_BTS is not None:
+            scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
+        weights, total = _exponentials(scores, sinks)
+        weights = weights.astype(q_BMRTH.dtype)
+        out = jnp.einsum("bmrts,bmsh->bmrth", weights, v_BMSH, preferred_element_type=jnp.float32)
+        return (out / total).astype(q_BMRTH.dtype)
+
     blocks = []
     for start, stop, keys in _blocks(q_BMRTH.shape[3], k_BMSH.shape[2], mask, QUERY_BLOCK):
-        scores = jnp.einsum(
-            "bmrth,bmsh->bmrts", q_BMRTH[:, :, :, start:stop], k_BMSH[:, :, :keys], preferred_element_type=jnp.float32
-        )
-        if mask is not None:
-            scores = jnp.where(mask.block(start, stop, keys).allowed(window)[:, None, None], scores, MASKED)
-        weights, total = _exponentials(scores, sinks)
-        product = "bmrts,bmsh->bmrth"
-        weights = weights.astype(q_BMRTH.dtype)
-        out = jnp.einsum(product, weights, v_BMSH[:, :, :keys], preferred_element_type=jnp.float32)
-        blocks.append((out / total).astype(q_BMRTH.dtype))
+        allowed_BTS = None if mask is None else mask.block(start, stop, keys).allowed(window)
+        blocks.append(block(q_BMRTH[:, :, :, start:stop], k_BMSH[:, :, :keys], v_BMSH[:, :, :keys], allowed_BTS, sinks))
     return jnp.concatenate(blocks, axis=3)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from internvl_jax.models.bricks.dispatch import choose, dispatch
 from internvl_jax.models.bricks.grouped import Groups
-from internvl_jax.models.bricks.nn import Linear, normal, silu, zeros
+from internvl_jax.models.bricks.nn import Linear, gated, normal, zeros
 from internvl_jax.models.bricks.weight import make_weight
 from internvl_jax.models.config import TextConfig
 from internvl_jax.sharding import param, shard
@@ -123,7 +123,7 @@ class SwiGluExperts(nnx.Module):
         self.down = ExpertLinear(rngs, (E, D, F), ("expert", "expert_embed", None), init, bias=False)
 
     def __call__(self, x: jax.Array, groups: Groups, experts: jax.Array) -> jax.Array:
-        hidden = silu(self.gate(x, groups, experts)) * self.up(x, groups, experts)
+        hidden = gated(self.gate(x, groups, experts), self.up(x, groups, experts))
         return self.down(hidden, groups, experts)
 
 

@@ -1,9 +1,11 @@
 """The small bricks: linear layers, norms, activations, layer scale and drop path.
 
 Products take inputs in the compute dtype and accumulate in float32; norms, softmax and activations are computed in
-float32 and cast back.
+float32 and cast back. Of norms and activations the backward pass keeps the inputs, and computes what is between again:
+that takes no product, and in float32 it was half of what a layer kept.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,6 +17,8 @@ from internvl_jax.models.bricks.weight import make_weight
 from internvl_jax.sharding import param
 
 Axes = tuple[str | None, ...]
+# Inside a loop over layers nothing of a forward pass is left that could be taken for the same (prevent_cse).
+_made_again = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def normal(stddev: float) -> Callable:
@@ -65,10 +69,15 @@ class RmsNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
         dims = tuple(range(-self.scale.ndim, 0))
-        x32 = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), axis=dims, keepdims=True) + self.eps)
-        return (x32 * along(self.scale[...].astype(jnp.float32), x)).astype(x.dtype)
+
+        @_made_again
+        def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
+            x32 = x.astype(jnp.float32)
+            x32 = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), axis=dims, keepdims=True) + self.eps)
+            return (x32 * along(scale.astype(jnp.float32), x)).astype(x.dtype)
+
+        return normed(x, self.scale[...])
 
 
 class LayerNorm(nnx.Module):
@@ -80,23 +89,30 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        x32 = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
-        scale, bias = (along(part[...].astype(jnp.float32), x) for part in (self.scale, self.bias))
-        return (x32 * scale + bias).astype(x.dtype)
+        @_made_again
+        def normed(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            x32 = x.astype(jnp.float32)
+            centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+            x32 = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
+            scale, bias = (along(part.astype(jnp.float32), x) for part in (scale, bias))
+            return (x32 * scale + bias).astype(x.dtype)
+
+        return normed(x, self.scale[...], self.bias[...])
 
 
 NORMS: dict[str, type[LayerNorm] | type[RmsNorm]] = {"layer_norm": LayerNorm, "rms_norm": RmsNorm}
 
 
+@_made_again
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) form, in float32."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
-def silu(x: jax.Array) -> jax.Array:
-    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+@_made_again
+def gated(gate: jax.Array, x: jax.Array) -> jax.Array:
+    """x, gated: silu(gate) * x, the first factor computed in float32."""
+    return jax.nn.silu(gate.astype(jnp.float32)).astype(gate.dtype) * x
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -5,6 +5,7 @@ difference, integers and scales) is a module with the same methods: it takes a w
 model, and no brick changes. The paths of its parameters then begin with the weight's: `vit.layers.attn.qkv.weight.q`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -29,11 +30,13 @@ class Weight(nnx.Param):
 
     def dot(self, x: jax.Array) -> jax.Array:
         """`x[..., in...] -> [..., out...]` in x's dtype, accumulated in float32."""
-        return self._multiplied(dot, x)
+        return dot(x, self[...], self.get_metadata("num_inputs"))
 
     def product(self, x: jax.Array) -> jax.Array:
         """As `dot`, but what was accumulated in float32 stays so."""
-        return self._multiplied(lambda x, w: product(x, w.astype(x.dtype)), x)
+        value, inputs = self[...], self.get_metadata("num_inputs")
+        rows, matrix = _matrices(x, value, inputs)
+        return product(rows, matrix.astype(x.dtype)).reshape(_shape(x, value, inputs))
 
     def take(self, numbers: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """`[...] -> [..., in]`: rows of a table, by their numbers."""
@@ -49,14 +52,6 @@ class Weight(nnx.Param):
         """
         value = self[...]
         return grouped_product(x, value.reshape(len(value), -1, value.shape[-1]), groups)
-
-    def _multiplied(self, multiply: Callable, x: jax.Array) -> jax.Array:
-        value, count = self[...], self.get_metadata("num_inputs")
-        outputs, inputs = value.shape[:-count], value.shape[-count:]
-        lead = x.shape[: x.ndim - count]
-        # Products of two matrices: the fast paths of `product` know no others.
-        y = multiply(x.reshape(*lead, -1), value.reshape(-1, math.prod(inputs)))
-        return y.reshape(*lead, *outputs)
 
 
 def make_weight(
@@ -94,14 +89,29 @@ def as_matrices(stacked: nnx.State) -> tuple[nnx.State, Callable[[nnx.State], nn
     return jax.tree.map(matrix, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)), restored
 
 
-@jax.custom_vjp
-def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`x[..., in] . w[out, in] -> [..., out]` in x's dtype, accumulated in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dot(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
+    """`x[..., in...] . w[out..., in...] -> [..., out...]` in x's dtype, accumulated in float32.
 
     The gradient is written out since differentiating an accumulate-in-float32 product makes products of float32 with
-    bfloat16, which no platform has a fast path for. That of w is computed in float32 and has w's own dtype.
+    bfloat16, which no platform has a fast path for. That of w is computed in float32 and has w's own dtype. Between the
+    passes w is kept as it was given: in another shape a loop over layers would keep a copy of all of them.
+
+    Args:
+      inputs: how many dimensions are summed over.
     """
-    return product(x, w.astype(x.dtype)).astype(x.dtype)
+    rows, matrix = _matrices(x, w, inputs)
+    return product(rows, matrix.astype(x.dtype)).astype(x.dtype).reshape(_shape(x, w, inputs))
+
+
+def _matrices(x: jax.Array, w: jax.Array, inputs: int) -> tuple[jax.Array, jax.Array]:
+    """`[..., in]` and `[out, in]`: the fast paths of `product` know no other shapes."""
+    width = math.prod(w.shape[w.ndim - inputs :])
+    return x.reshape(*x.shape[: x.ndim - inputs], width), w.reshape(-1, width)
+
+
+def _shape(x: jax.Array, w: jax.Array, inputs: int) -> tuple[int, ...]:
+    return (*x.shape[: x.ndim - inputs], *w.shape[: w.ndim - inputs])
 
 
 def product(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -137,16 +147,18 @@ def _contract(x: jax.Array, w: jax.Array, x_dim: int, w_dim: int) -> jax.Array:
     return lax.dot_general(x, w, (((x_dim,), (w_dim,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _dot_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return dot(x, w), (x, w)
+def _dot_forward(x: jax.Array, w: jax.Array, inputs: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return dot(x, w, inputs), (x, w)
 
 
-def _dot_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w = residuals
-    dx = backwards(g, w.astype(x.dtype))
-    batch = tuple(range(x.ndim - 1))
-    dw = lax.dot_general(g, x, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
-    return dx, dw.astype(w.dtype)
+def _dot_backward(inputs: int, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = kept
+    rows, matrix = _matrices(x, w, inputs)
+    g = g.reshape(*rows.shape[:-1], -1)
+    dx = backwards(g, matrix.astype(x.dtype))
+    batch = tuple(range(rows.ndim - 1))
+    dw = lax.dot_general(g, rows, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    return dx.reshape(x.shape), dw.astype(w.dtype).reshape(w.shape)
 
 
 dot.defvjp(_dot_forward, _dot_backward)

@@ -15,7 +15,7 @@ from internvl_jax.models.attention.attention import Mask, Window, attend
 from internvl_jax.models.attention.caches import Cache
 from internvl_jax.models.attention.kernels import GATE, MID, QKV, UP
 from internvl_jax.models.bricks.moe import Routing
-from internvl_jax.models.bricks.nn import Linear, RmsNorm, identity, normal, silu, zeros
+from internvl_jax.models.bricks.nn import Linear, RmsNorm, gated, identity, normal, zeros
 from internvl_jax.models.bricks.rope import apply_rope
 from internvl_jax.models.config import TextConfig
 from internvl_jax.sharding import copies, param, shard
@@ -108,7 +108,7 @@ class SwiGlu(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, replay_BTK: None, index: jax.Array | int) -> tuple[jax.Array, None]:
         gate_BTF, up_BTF = checkpoint_name(self.gate(x_BTD), GATE), checkpoint_name(self.up(x_BTD), UP)
-        return self.down(shard(silu(gate_BTF) * up_BTF, "batch", "time", "act_mlp")), None
+        return self.down(shard(gated(gate_BTF, up_BTF), "batch", "time", "act_mlp")), None
 
 
 class Layer(nnx.Module):
