@@ -71,7 +71,7 @@ class Steps:
     """A critic whose scores are known."""
 
     def score(self, messages, responses):
-        return [{"a": (0.9, 0.1, 0.8), "b": (0.5, 0.5), "c": (0.2, 1.0)}[text] for text in responses]
+        return [{"a": (0.9, 0.1, 0.95), "b": (0.5, 0.5), "c": (0.2, 1.0)}[text] for text in responses]
 
 
 @pytest.mark.parametrize(("how", "best"), [("mean", 1), ("min", 2), ("last", 0)])
