@@ -37,7 +37,7 @@ def _answer(
     files: Sequence[BestOfFiles], sampling: SamplingParams, thresholds: Thresholds, settings: dict[str, Any]
 ) -> None:
     """Nothing keeps the model once this returns."""
-    if all(file.answered for file in files):
+    if all(file.answered(settings) for file in files):
         return
     seeds = candidate_seeds(best_of_flags.BEST_OF.value, sampling)
     with answering.opened() as (model, processor):
