@@ -78,7 +78,7 @@ class Steps:
 def test_a_critic_chooses_by_what_counts(how, best):
     found = CriticChoice(Steps(), how)([], ["c", "a", "b"])
     assert found.best == best and len(found.values) == len(found.steps) == 3
-    assert found.values[1] == pytest.approx(AGGREGATIONS[how]((0.9, 0.1, 0.8)))
+    assert found.values[1] == pytest.approx(AGGREGATIONS[how]((0.9, 0.1, 0.95)))
 
 
 def test_a_vote_chooses_the_first_of_most():
