@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from internvl_jax.evaluation import BestOfFiles
 from internvl_jax.inference import SamplingParams, Thresholds, candidate_seeds, complete_groups
 from launch import answering, bars, best_of_flags, checkpoint
@@ -37,7 +39,7 @@ def _answer(
     files: Sequence[BestOfFiles], sampling: SamplingParams, thresholds: Thresholds, settings: dict[str, Any]
 ) -> None:
     """Nothing keeps the model once this returns."""
-    if all(file.answered for file in files):
+    if jax.process_count() == 1 and all(file.answered(settings) for file in files):  # others wait for the first process
         return
     seeds = candidate_seeds(best_of_flags.BEST_OF.value, sampling)
     with answering.opened() as (model, processor):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import typing
 from collections.abc import Iterator
 
 from absl import flags
@@ -9,7 +10,15 @@ from absl import flags
 from internvl_jax.data import THINKING_SAMPLING
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import open_graders
-from internvl_jax.inference import AGGREGATIONS, Chooser, CriticChoice, SamplingParams, VoteChoice, candidate_seeds
+from internvl_jax.inference import (
+    AGGREGATIONS,
+    Aggregation,
+    Chooser,
+    CriticChoice,
+    SamplingParams,
+    VoteChoice,
+    candidate_seeds,
+)
 from launch import critics
 
 BEST_OF = flags.DEFINE_integer(
@@ -54,4 +63,5 @@ def chooser() -> Iterator[Chooser]:
         with open_graders(GRADER.value) as graders:
             yield VoteChoice(graders)
         return
-    yield CriticChoice(critics.load(), _SCORE.value)
+    # An enum's flag has no other value.
+    yield CriticChoice(critics.load(), typing.cast(Aggregation, _SCORE.value))

@@ -14,6 +14,7 @@ on its own answers; it makes what of the cascade that takes, and the last line h
 import json
 import logging
 import pathlib
+import typing
 
 from absl import flags
 
@@ -30,8 +31,9 @@ def _main(argv: list[str]) -> None:
     if _BEST_OF.value is None:
         print(json.dumps(run.run(_WORKDIR.value)))
     else:
-        run.run(_WORKDIR.value, run.PARTS[: run.PARTS.index(_BEST_OF.value) + 1])
-        print(json.dumps(best_of.run(pathlib.Path(_WORKDIR.value).absolute(), _BEST_OF.value, run.RECIPE)))
+        policy = typing.cast(best_of.Policy, _BEST_OF.value)  # an enum's flag has no other
+        run.run(_WORKDIR.value, run.PARTS[: run.PARTS.index(policy) + 1])
+        print(json.dumps(best_of.run(pathlib.Path(_WORKDIR.value).absolute(), policy, run.RECIPE)))
 
 
 if __name__ == "__main__":

@@ -60,10 +60,11 @@ class BestOfFiles:
     settings: Mapping[str, Any]
     batch: int
 
-    @property
-    def answered(self) -> bool:
-        """Whether all candidates are there."""
-        return self._path("candidates").exists()
+    def answered(self, settings: Mapping[str, Any]) -> bool:
+        """Whether all candidates are there; `settings` and errors are those of `answer`."""
+        file = self._file("candidates", settings)
+        file.claim()
+        return file.path.exists()
 
     def answer(
         self, ask: AskGroups, settings: Mapping[str, Any], progress: Callable[[int], None] | None = None
@@ -84,7 +85,7 @@ class BestOfFiles:
             texts = ([CandidateText(each.text, each.num_tokens) for each in group] for group in groups)
             return [CandidateLine(index, group) for index, group in zip(indices, texts, strict=True)]
 
-        self._write("candidates", settings, lines, progress)
+        self._file("candidates", settings).write(self.indices, lines, self.batch, progress)
 
     def choose(
         self, choose: Chooser, settings: Mapping[str, Any], progress: Callable[[int], None] | None = None
@@ -99,7 +100,7 @@ class BestOfFiles:
                 for index, each in zip(indices, chosen, strict=True)
             ]
 
-        self._write("choices", settings, lines, progress)
+        self._file("choices", settings).write(self.indices, lines, self.batch, progress)
 
     def read(self) -> dict[str, BestOf]:
         """What was chosen, by index.
@@ -122,15 +123,8 @@ class BestOfFiles:
         lines = [convert(line, CandidateLine, where) for where, line in read_lines(self._path("candidates"))]
         return {line.index: line.candidates for line in lines}
 
-    def _write(
-        self,
-        what: str,
-        settings: Mapping[str, Any],
-        lines: Callable[[Sequence[str]], Sequence[msgspec.Struct]],
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        known = {"batch": self.batch, **self.settings, **settings}
-        PredictionFile(self._path(what), known).write(self.indices, lines, self.batch, progress)
+    def _file(self, what: str, settings: Mapping[str, Any]) -> PredictionFile:
+        return PredictionFile(self._path(what), {"batch": self.batch, **self.settings, **settings})
 
     def _path(self, what: str) -> pathlib.Path:
         return self.stem.with_name(f"{self.stem.name}.{what}.jsonl")

@@ -46,8 +46,11 @@ def test_a_run_that_was_killed_goes_on(tmp_path, calls):
     whole.choose(choose, {"by": "me"})
     with pytest.raises(KeyboardInterrupt):
         begun.answer(after(calls, ask), {"n": 3})
-    assert not begun.answered
+    assert not begun.answered({"n": 3})
     begun.answer(ask, {"n": 3})
+    assert begun.answered({"n": 3})
+    with pytest.raises(InputError, match=r"was begun otherwise .*n"):
+        begun.answered({"n": 4})
     with pytest.raises(KeyboardInterrupt):
         begun.choose(after(5 * calls, choose), {"by": "me"})
     begun.choose(choose, {"by": "me"})

@@ -71,14 +71,14 @@ class Steps:
     """A critic whose scores are known."""
 
     def score(self, messages, responses):
-        return [{"a": (0.9, 0.1, 0.8), "b": (0.5, 0.5), "c": (0.2, 1.0)}[text] for text in responses]
+        return [{"a": (0.9, 0.1, 0.95), "b": (0.5, 0.5), "c": (0.2, 1.0)}[text] for text in responses]
 
 
 @pytest.mark.parametrize(("how", "best"), [("mean", 1), ("min", 2), ("last", 0)])
 def test_a_critic_chooses_by_what_counts(how, best):
     found = CriticChoice(Steps(), how)([], ["c", "a", "b"])
     assert found.best == best and len(found.values) == len(found.steps) == 3
-    assert found.values[1] == pytest.approx(AGGREGATIONS[how]((0.9, 0.1, 0.8)))
+    assert found.values[1] == pytest.approx(AGGREGATIONS[how]((0.9, 0.1, 0.95)))
 
 
 def test_a_vote_chooses_the_first_of_most():

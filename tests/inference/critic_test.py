@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from internvl_jax.data import (
 )
 from internvl_jax.errors import InputError
 from internvl_jax.inference import AGGREGATIONS, Critic, CriticChoice, load, ranking
+from internvl_jax.sharding import make_mesh
 
 CASES = ("visualprm_internlm2_github", "visualprm_qwen2_github")
 
@@ -97,6 +99,14 @@ def test_after_conversion(case, tmp_path):
     messages = question({**one, "question": long["question"]}, outputs)
     (found,) = critic.score(messages, [long["response"]])
     assert np.abs(np.array(found) - long["step_scores"]).max() < 2e-5
+
+
+@pytest.mark.soak
+def test_on_a_mesh(case):
+    """Rows and heads spread over four devices."""
+    directory, prm, outputs, _ = case
+    mesh = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4])
+    check(Critic(*recorded(*load_released(directory, "float32", mesh=mesh))), prm, outputs)
 
 
 def test_what_is_no_critic(case):

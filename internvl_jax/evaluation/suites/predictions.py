@@ -83,8 +83,7 @@ class PredictionFile:
         Raises:
           InputError: other settings began the file, or nothing says which.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        self.claim()
         if self.path.exists():
             return
         begun = self.partial.read_bytes().split(b"\n")[:-1] if self.partial.exists() else []
@@ -102,8 +101,13 @@ class PredictionFile:
             progress(len(indices))
         self.partial.replace(self.path)
 
-    def _claim(self) -> None:
-        """Writes what the answers depend on beside them, or holds it against what began them."""
+    def claim(self) -> None:
+        """Writes what the answers depend on beside them, or holds it against what began them.
+
+        Raises:
+          InputError: other settings began the file.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         path, settings = self.path.with_suffix(".settings.json"), json.loads(json.dumps(self.settings))
         if not path.exists():
             if self.path.exists():
