@@ -32,7 +32,7 @@ def write(files: Sequence[BestOfFiles], sampling: SamplingParams, thresholds: Th
     with best_of_flags.chooser() as choose:
         for file in files:
             with bars.questions(desc="choosing", total=len(file.indices)) as bar:
-                file.choose(choose, settings | {"by": by}, lambda done, bar=bar: bar.update(done - bar.n))
+                file.choose(choose, settings | {"by": by}, bars.advance(bar))
 
 
 def _answer(
@@ -48,4 +48,4 @@ def _answer(
                 model, processor, talks, seeds, batch, sampling, None, thresholds
             )
             with bars.questions(desc="answering", total=len(file.indices)) as bar:
-                file.answer(ask, settings, lambda done, bar=bar: bar.update(done - bar.n))
+                file.answer(ask, settings, bars.advance(bar))

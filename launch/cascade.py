@@ -25,7 +25,11 @@ _BEST_OF = flags.DEFINE_enum("best_of", None, ["sft", "mpo", "gspo"], "choose am
 
 
 def _main(argv: list[str]) -> None:
-    from cascade import best_of, run  # here: what draws the report takes long to import, and `--help` needs none of it
+    from cascade import (  # here: what draws the report takes long to import, and `--help` needs none of it
+        best_of,
+        recipe,
+        run,
+    )
 
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
     if _BEST_OF.value is None:
@@ -33,7 +37,7 @@ def _main(argv: list[str]) -> None:
     else:
         policy = typing.cast(best_of.Policy, _BEST_OF.value)  # an enum's flag has no other
         run.run(_WORKDIR.value, run.PARTS[: run.PARTS.index(policy) + 1])
-        print(json.dumps(best_of.run(pathlib.Path(_WORKDIR.value).absolute(), policy, run.RECIPE)))
+        print(json.dumps(best_of.run(pathlib.Path(_WORKDIR.value).absolute(), policy, recipe.RECIPE)))
 
 
 if __name__ == "__main__":

@@ -63,5 +63,5 @@ def _answer_once(
         for file in files:
             target = folder / f"{file.suite.name}.jsonl"
             with bars.questions(desc=file.suite.name, total=len(file.table.rows)) as bar:
-                show = lambda done, bar=bar: bar.update(done - bar.n)
+                show = bars.advance(bar)
                 answer_suite(file, suite_flags.mode(), target, ask, sampling.max_new_tokens, settings, batch, show)

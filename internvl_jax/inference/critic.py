@@ -134,7 +134,7 @@ def _stack(rows: Sequence[tuple[np.ndarray, np.ndarray]], B: int, T: int) -> tup
     """
     most = fit("steps", max(len(at_I) for _, at_I in rows), _STEPS)
     rows_2BT, at_BI = np.zeros((2, B, T), np.int32), np.zeros((B, most), np.int32)
-    for b, (tokens_T, at_I) in enumerate([*rows, *rows[:1] * (B - len(rows))]):
+    for b, (tokens_T, at_I) in enumerate([*rows, *[rows[0]] * (B - len(rows))]):
         rows_2BT[0, b, : len(tokens_T)], rows_2BT[1, b, : len(tokens_T)] = tokens_T, 1
         at_BI[b, : len(at_I)] = at_I
     return rows_2BT, at_BI

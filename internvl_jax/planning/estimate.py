@@ -112,7 +112,8 @@ def kernel_flops(one: Instruction, assumed: Assumed) -> tuple[float, int]:
     """How many operations a kernel is, and the width of its products (of a head, in attention); (0, 1) for what is no
     kernel. Attention that leaves out blocks meets those of rows packed as assumed.
     """
-    keys, grouped = scopes.read_keys(one.rest), _GROUPED.search(one.rest)
+    keys: float | None = scopes.read_keys(one.rest)
+    grouped = _GROUPED.search(one.rest)
     if one.opcode != "custom-call" or "tpu_custom_call" not in one.rest or not (keys or grouped):
         return 0.0, 1
     operands = _operands(one)

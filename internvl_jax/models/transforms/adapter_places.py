@@ -67,7 +67,7 @@ def add_places(model: nnx.Module, places: AdapterPlaces, rngs: nnx.Rngs) -> None
     rank = places.count * places.rank
     for path, module in list(nnx.iter_modules(model)):
         if _PLACED.fullmatch(name := ".".join(map(str, path))):
-            base = module.weight
+            (base,) = (part for part in vars(module).values() if isinstance(part, Weight))
             layers = base[...].shape[0]
             adapted = AdaptedWeight(name, ((rank,),) * layers, ((float(rank),),) * layers)
             module.weight = PlacedLinear(base, adapted, LoraConfig((adapted,)), rngs)
