@@ -43,7 +43,9 @@ def is_asked() -> bool:
 
 def drawn(sampling: SamplingParams) -> SamplingParams:
     """How candidates are drawn: at temperature 0.6 and top_p 0.95, unless flags say otherwise."""
-    usual: dict[str, typing.Any] = {name: value for name, value in THINKING_SAMPLING.items() if not flags.FLAGS[name].present}
+    usual: dict[str, typing.Any] = {
+        name: value for name, value in THINKING_SAMPLING.items() if not flags.FLAGS[name].present
+    }
     sampling = dataclasses.replace(sampling, **usual)
     candidate_seeds(BEST_OF.value, sampling)
     return sampling
