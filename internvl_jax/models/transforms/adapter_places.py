@@ -66,11 +66,12 @@ def add_places(model: nnx.Module, places: AdapterPlaces, rngs: nnx.Rngs) -> None
     """Puts places for adapters beside the weights of a language model's layers."""
     rank = places.count * places.rank
     for path, module in list(nnx.iter_modules(model)):
-        if _PLACED.fullmatch(name := ".".join(map(str, path))):
-            (base,) = (part for part in vars(module).values() if isinstance(part, Weight))
-            layers = base[...].shape[0]
-            adapted = AdaptedWeight(name, ((rank,),) * layers, ((float(rank),),) * layers)
-            module.weight = PlacedLinear(base, adapted, LoraConfig((adapted,)), rngs)
+        name = ".".join(map(str, path))
+        for held, part in list(vars(module).items()):
+            if _PLACED.fullmatch(name) and isinstance(part, Weight):
+                layers = part[...].shape[0]
+                adapted = AdaptedWeight(name, ((rank,),) * layers, ((float(rank),),) * layers)
+                setattr(module, held, PlacedLinear(part, adapted, LoraConfig((adapted,)), rngs))
 
 
 def bind_for_rows(graphdef: nnx.GraphDef, params: Params, places_B: jax.Array | None) -> Any:
