@@ -37,9 +37,6 @@ compilation_cache.write_whole()
 forks.collect_rarely()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# Where in the code an operation comes from: to lower and compile that takes a tenth of the time.
-jax.config.update("jax_include_full_tracebacks_in_locations", False)
-jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # The longest files, longest first: each worker takes one file after the other, and none should be left with a long one.
 _LONG = (
