@@ -14,9 +14,7 @@ from internvl_jax.models import AdaptedWeight, AdapterPlaces, InternVL, LoraConf
 from internvl_jax.sharding import abstract, bind, make_mesh, places
 from tests.adapters import PATHS, drawn_adapter, with_merged
 
-CLASSES = Ladders(
-    rows=(1, 4), prompts=(16, 32), together=(1, 4), tiles=(1, 5), slots=(64,), classes=((4, 64), (2, 96)), chunk=32
-)
+CLASSES = Ladders((4,), prompts=(32,), together=(4,), tiles=(5,), slots=(64,), classes=((4, 64),), chunk=32)
 PLACES = AdapterPlaces(count=3, rank=4)
 
 
