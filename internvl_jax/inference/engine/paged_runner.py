@@ -49,7 +49,9 @@ class PagedRunner(Runner):
         """Compiles all that rows of this class need; returns how many programs there are."""
         self.tiles.warm_up(self.params)
         self._warm_up_places()
-        for R, T in itertools.product(self._ladders.together, self._ladders.prompts):
+        sizes = [*itertools.product(self._ladders.together, self._ladders.prompts)]
+        # A program compiles anew for a state that is not yet committed to where parameters are: the first size twice.
+        for R, T in (sizes[0], *sizes):
             logits_RV = self._chunk_pages(self._nothing(R, T), self._table(R, {}))
             if T == self._ladders.prompts[0]:
                 for rich in (False, True):

@@ -98,7 +98,7 @@ def test_rows_of_every_kind_answer_as_each_model_alone(kind, structure, params, 
     if kind == "pages":
         ladders = dataclasses.replace(CLASSES, classes=((4, 96),), page=8)
     if kind == "mesh":
-        where = place(config.text, make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4]), "serve_tp")
+        where = place(config.text, make_mesh({"data": 2}, jax.devices()[:2]), "serve_tp")
         graphdef, specs = abstract(lambda rngs: InternVL(config, rngs, Runtime(jnp.float32, placement=where)))
         model = bind(
             graphdef, {path: jax.device_put(params[path], place) for path, place in places(specs, where).items()}
