@@ -54,6 +54,8 @@ class Rules:
         used = [mesh_axis for part in parts for mesh_axis in part]
         if len(used) != len(set(used)):
             raise InputError(f"sharding rules: {axes} -> {parts} use one mesh axis twice; give the axes different ones")
+        while parts and not parts[-1]:  # as JAX itself writes it
+            parts.pop()
         return P(*(part or None for part in parts))
 
     def sharding(self, mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
@@ -73,14 +75,17 @@ class Rules:
         return NamedSharding(mesh, spec)
 
     def fitted(self, mesh: Mesh, sizes: Mapping[str, int]) -> "Rules":
-        """Rules under which these logical axes use only the first of their mesh axes that divide them.
+        """Rules under which these logical axes use only the first of their mesh axes that divide them, and none a mesh
+        axis of one device: JAX gives an output the sharding of any argument that says the same in other words, and
+        programs are compiled anew for other words.
 
         Args:
           sizes: of logical axes that may lie whole on devices where they don't divide.
         """
-        changed = {}
+        several = lambda part: tuple(name for name in part if mesh.shape[name] > 1)
+        changed = {axis: several(part) for axis, part in dataclasses.asdict(self).items()}
         for axis, size in sizes.items():
-            kept = getattr(self, axis)
+            kept = changed[axis]
             while size % math.prod(mesh.shape[name] for name in kept):
                 kept = kept[:-1]
             changed[axis] = kept

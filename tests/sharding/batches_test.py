@@ -30,7 +30,7 @@ def test_time_and_tiles_follow_the_rules():
     found = batch_shardings(views, mesh, RULES)
     row = P(("data", "fsdp"), ("context",))
     assert found.rows.tokens_BT.spec == found.student.weights_BT.spec == found.teacher_BT.spec == row
-    assert found.rows.tiles_GHWC.spec == P(("data",), None, None, None) and found.rows.tile_mask_G.spec == P(("data",))
+    assert found.rows.tiles_GHWC.spec == P(("data",)) and found.rows.tile_mask_G.spec == P(("data",))
     assert found.compress_BJ.spec == P(("data", "fsdp"), None) and found.measured_G2.spec == P(("data",), None)
     assert found.student.tiles_GHWC is None
     given = {"rows": rows(), "routes_BTLK": np.zeros((8, 4, 2, 3), np.int16)}

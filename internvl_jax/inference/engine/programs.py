@@ -309,8 +309,9 @@ class Programs:
         carry = jnp.int32(0), laid(state), shaping, written
         with jax.named_scope(scopes.turns_scope(W)):
             _, state, shaping, written = lax.while_loop(goes_on, step, carry)
-        state = state._replace(cache=state.cache.within(whole_reach))
-        return state, shaping, jax.tree.map(whole, written)
+        # What is laid within a loop the compiler may lay otherwise behind it.
+        state = laid(state._replace(cache=state.cache.within(whole_reach)))
+        return state, shaping and laid_shaping(shaping), jax.tree.map(whole, written)
 
     def _choose(
         self, logits_BV: jax.Array, steps_B: jax.Array, wanted: Wanted, shaping: Shaping | None, best: int
