@@ -101,6 +101,24 @@ MODEL = sizes.like(sizes.TINY, {"image_size": 32}, {"layers": 3, "kv_heads": 4})
 # all right or all wrong and would only cost time. ViCO: rates by tile, so that the model knows pictures of both kinds;
 # what the new branch costs at first is made good by a language model that learns at 8e-4 (with empty boxes compressed
 # 103 % of GSPO's accuracy are left), not at 2e-4 (99 %).
+PAIRS = PairConfig(
+    method="correctness",
+    samples=8,
+    temperature=1.0,
+    top_k=0,
+    max_new_tokens=ANSWER_TOKENS,
+    max_prompt_tokens=PROMPT_TOKENS,
+    start_ratio=0.5,  # read by the other method only
+    max_pairs=1,
+    length_slack=0.1,
+    reward=REWARD,
+    max_broken=0,
+    batch_size=1024,
+    seed=0,
+    completions=1,  # read by the method process only, as the next
+    right_share=0.0,
+)
+
 RECIPE = CascadeRecipe(
     seed=0,
     data=Data(
@@ -139,23 +157,7 @@ RECIPE = CascadeRecipe(
         beta2=0.95,
         rates=(("vit", 0.0), ("lm.layers", 1.0)),
     ),
-    pairs=PairConfig(
-        method="correctness",
-        samples=8,
-        temperature=1.0,
-        top_k=0,
-        max_new_tokens=ANSWER_TOKENS,
-        max_prompt_tokens=PROMPT_TOKENS,
-        start_ratio=0.5,  # read by the other method only
-        max_pairs=1,
-        length_slack=0.1,
-        reward=REWARD,
-        max_broken=0,
-        batch_size=1024,
-        seed=0,
-        completions=1,  # read by the method process only, as the next
-        right_share=0.0,
-    ),
+    pairs=PAIRS,
     mpo=Training(
         settings=MpoConfig(pairs=64),
         steps=200,
@@ -222,22 +224,8 @@ RECIPE = CascadeRecipe(
     ),
     # Not run whole yet: the numbers are guesses.
     labelled=2500,
-    labels=PairConfig(
-        method="process",
-        samples=4,
-        temperature=1.0,
-        top_k=0,
-        max_new_tokens=ANSWER_TOKENS,
-        max_prompt_tokens=PROMPT_TOKENS,
-        start_ratio=0.5,  # read by other methods only, as the next two
-        max_pairs=1,
-        length_slack=1.0,
-        reward=REWARD,
-        max_broken=0,
-        batch_size=1024,
-        seed=1,
-        completions=4,
-        right_share=0.5,
+    labels=dataclasses.replace(
+        PAIRS, method="process", samples=4, length_slack=1.0, seed=1, completions=4, right_share=0.5
     ),
     critic=Training(
         steps=500,

@@ -1,5 +1,6 @@
 """What the making of training data has in common: lines for training, counts, and the accuracy of every question."""
 
+import abc
 import collections
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from internvl_jax.data import Prompt, Prompts
 from internvl_jax.making.responses import PairConfig, Response
 
 
-class Annotations:
+class Annotations(abc.ABC):
     """Lines of all questions, in their order, and what is to be said about them.
 
     Attributes:
@@ -26,13 +27,13 @@ class Annotations:
         self.accuracies: list[str] = []
         self._totals: collections.Counter[str] = collections.Counter()
 
+    @abc.abstractmethod
     def add(self, entry: dict[str, Any]) -> None:
         """Takes in one question."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self) -> tuple[dict[str, list[str]], dict[str, Any]]:
         """Lines by data set, and counts of its own."""
-        raise NotImplementedError
 
     @property
     def counts(self) -> dict[str, Any]:

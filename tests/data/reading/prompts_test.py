@@ -4,6 +4,7 @@ import json
 import logging
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from internvl_jax.data.reading import prompt_stream, prompts, sources
@@ -266,8 +267,7 @@ ROW = {
 
 
 def parquet_of(path, rows, group=2):
-    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
     return path
 
 
