@@ -180,6 +180,21 @@ def test_a_workdir_in_use_is_refused_before_anything_is_built(data, tmp_path):
         assert [path.name for path in (tmp_path / "w").iterdir()] == [MARK]
 
 
+def test_a_plain_run_needs_no_field_that_earlier_versions_lacked(data):
+    """So that it goes on with a newer version: what a run can do without is not among what it is known by."""
+    found = identity(toy.config(data, data / "w"))
+    assert set(found) == {"model", "objective", "data", "optim", "run", "stage"}
+    assert set(found["model"]) == {"downsample_ratio", "flash", "image_token_id", "text", "vision"}
+    assert set(found["run"]) == {"balance", "dtype", "init_from", "rows", "seed", "steps"}
+    assert set(found["data"]) == {
+        *("max_open", "max_tiles", "meta", "min_tiles", "over_long", "pack", "template", "thumbnail"),
+        *("tile_budget", "token_budget", "tokenizer", "weighting"),
+    }
+    other = toy.config(data, data / "w")
+    other.data.system = "Judge."
+    assert differences(identity(other), found) == ["data.system: 'Judge.' here, None there"]
+
+
 def test_identity_holds_every_field_that_matters(data):
     config = toy.config(data, data / "w")
     assert differences(identity(config), identity(toy.with_run(config, workdir="elsewhere"))) == []

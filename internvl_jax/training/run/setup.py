@@ -196,12 +196,18 @@ def pipeline_config(config: TrainConfig) -> PipelineConfig:
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The part of the config that a resumed run must share with the one that it continues."""
+    """The part of the config that a resumed run must share with the one that it continues. What a run does without is
+    left out, so that runs of earlier versions, which knew nothing of it, go on.
+    """
     values = dataclasses.asdict(config)
     if not config.lora.active:
         del values["lora"], values["model"]["lora"]
+    elif not config.lora.quantise:
+        del values["lora"]["quantise"]
     if config.model.quantised is None:
         del values["model"]["quantised"]
+    if not config.data.system:
+        del values["data"]["system"]
     return _bound(values, STAGES[config.objective].free)
 
 
