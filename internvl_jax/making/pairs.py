@@ -39,7 +39,7 @@ from internvl_jax.sharding import flatten, placed, whole
 
 _LOG = logging.getLogger(__name__)
 RESPONSES, ACCURACIES, META = "responses.jsonl", "accuracies.jsonl", "meta.json"
-_LATER = ("max_pairs", "length_slack", "max_broken")  # settings that no response depends on
+_LATER = ("max_pairs", "length_slack", "max_broken", "right_share")  # settings that no response depends on
 # Questions wait for the rows of those before them, so that few rows stand idle: so many times what is sampled at once.
 _AHEAD = 4
 _CHOICE = 2  # random stream of a question, besides those of its responses
@@ -90,6 +90,8 @@ def make_pairs(
         screened = screen_prompts(prompts, processor, config.max_prompt_tokens)
         asked = _distinct(prompts, screened.numbers, config)
         drawn = {name: value for name, value in dataclasses.asdict(config).items() if name not in _LATER}
+        if config.method != "process":
+            del drawn["completions"]
         settings = {**drawn, "prompts": _digest(asked), "model": fingerprint}
         with ResumableFolder(out, settings, RESPONSES) as folder:
             numbers, size = list(asked.values()), _AHEAD * config.batch_size // config.samples

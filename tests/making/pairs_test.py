@@ -244,6 +244,8 @@ def test_a_cut_off_run_ends_in_the_same_bytes(shared, processor, folder, method)
     settings = {"method": method, "max_new_tokens": 7}
     make(shared, processor, folder, "out", **settings)
     whole = contents(folder / "out")
+    # What other methods are asked for is no part of it: what an earlier version began goes on.
+    assert not {"completions", "right_share"} & json.loads(whole["settings.json"]).keys()
     lines = whole["responses.jsonl"].splitlines(keepends=True)
     shutil.rmtree(folder / "out")
     for kept in (b"", b"".join(lines[:3]), b"".join(lines[:2]) + lines[2][:20]):
