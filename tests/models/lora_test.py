@@ -93,8 +93,8 @@ def test_apart_equals_merged_on_any_mesh_and_with_layers_apart(config):
     np.testing.assert_allclose(jax.jit(apart)(unstack_params(params), *given), found, rtol=1e-4, atol=1e-4)
     mesh, rules = make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4]), PRESETS["fsdp_tp"]
     where = shardings(structure(PARTS["all"], config, Runtime())[1], mesh, rules)
-    assert where["lm.layers.attn.o.weight.a"].spec == P(None, None, ("tensor",), None)
-    assert where["lm.layers.attn.q.weight.b"].spec == P(None, ("tensor",), None, None)
+    assert where["lm.layers.attn.o.weight.a"].spec == P(None, None, ("tensor",))
+    assert where["lm.layers.attn.q.weight.b"].spec == P(None, ("tensor",))
 
     def spread(params, *given):
         with use(mesh, rules):
