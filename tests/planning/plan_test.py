@@ -92,6 +92,8 @@ def test_pages_of_a_server():
     assert (found["bytes_per_device"]["cache"], found["replicated"]) == (pair // 8, [])
     with pytest.raises(InputError, match="pages of 0 tokens make no sense"):
         dataclasses.replace(SIZE, page=0)
+    with pytest.raises(InputError, match="rows that have pages keep no float8 keys and values; leave one out"):
+        dataclasses.replace(size, cache="float8")
 
 
 def test_one_program_of_a_server():
@@ -355,7 +357,7 @@ def test_what_fits_on_no_chip_is_kept_by_its_host():
     """Of the 38B in rows of 32,768 tokens: layer inputs alone fit, and of the rest what the host has room for."""
     config, where = sft.get_config("38b"), Topology.parse(table.TRAINING["38b"])
     first, last = training_layouts(config, where)
-    assert (first["remat"], first["offload"], last["remat"], last.get("offload")) == ("full", "attention", "full", None)
+    assert (first["remat"], first["offload"], last["remat"], last["offload"]) == ("full", "attention", "full", "none")
     text, vision = config.model.text, config.model.vision
     kept = text.layers * 32768 * (text.width + text.heads * 128) + vision.layers * 96 * 1025 * vision.width
     assert offloaded(config, "attention") == 2 * kept < where.chip.host_memory < offloaded(config, "qkv")
