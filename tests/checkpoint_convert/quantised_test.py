@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,16 @@ def test_a_description_names_the_model_that_was_rounded(folders):
     plain, ours = (describe(folders / name, sizes) for name in ("plain", "int8"))
     assert plain["size"] == ours["size"] == "ours" and plain["parameters"] == ours["parameters"]
     assert ours["dtypes"].keys() == {"int8", "float32"} and ours["bytes"] < plain["bytes"]
+
+
+def test_weights_of_another_width_are_refused(folders, tmp_path):
+    """And not read as far as they go."""
+    shutil.copytree(folders / "plain", tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["model"]["text"]["mlp"] -= 8
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"mlp\.up\.weight\.int8 is missing"):
+        load_bare(tmp_path, "float32", None, quantise="int8")
 
 
 def test_what_an_adapter_has_whole_is_rounded_in_place_of_its_base_s(folders, tmp_path):

@@ -83,6 +83,18 @@ def test_weights_and_keys_in_8_bits_need_less():
     assert kinds == {"int8": "int8", "int8_scale": "float32"}
 
 
+def test_a_frozen_base_in_8_bits_leaves_room_for_activations():
+    """Of a 14B that is adapted on four H100; and a config's own offload is no part of what is chosen."""
+    config = sft.get_config("14b")
+    config.lora.rank, config.run.offload = 8, "qkv"
+    chosen = {}
+    for config.lora.quantise in ("", "int8"):
+        layouts = training_layouts(config, Topology.parse("h100:4"))
+        chosen[config.lora.quantise] = [layout["remat"] for layout in layouts]
+        assert {layout["offload"] for layout in layouts} == {"none"}
+    assert len(chosen["int8"]) > len(chosen[""])
+
+
 def test_pages_of_a_server():
     """As many bytes as the slots that they make room for, and on the same devices."""
     size = dataclasses.replace(SIZE, page=16)
