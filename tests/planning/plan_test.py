@@ -25,7 +25,7 @@ from internvl_jax.planning.layouts import candidates, offloaded, serving_layout,
 from internvl_jax.planning.lowering import Lowered, training
 from internvl_jax.planning.step_times import coupled_times, server_times, vision_times
 from internvl_jax.planning.trial import replicated
-from internvl_jax.sharding import make_mesh
+from internvl_jax.sharding import make_mesh, shard_bytes
 
 SIZE = Serving(rows=8, prompt=64, slots=96, chunk=32, tiles=3)
 
@@ -108,9 +108,16 @@ def test_pages_of_a_server():
         dataclasses.replace(size, cache="float8")
 
 
-def test_one_program_of_a_server():
-    found = planned("prefill")
+def test_one_program_of_a_server_in_8_bits():
+    config = sft.get_config("tiny")
+    size = dataclasses.replace(SIZE, quantise="int8", cache="float8")
+    found = plan(config, "prefill", "cpu:8", size, auto=True)
     assert (found["fits"], found["replicated"], "programs" in found) == (True, [], False)
+    text, lies = config.model.text, place(config.model.text, make_mesh({"data": 4, "tensor": 2}), "serve_tp")
+    weights = served_weights(with_quantised(config.model, "int8"), lies)
+    plain = shard_bytes(served_weights(config.model, lies))
+    assert found["bytes_per_device"]["weights"] == shard_bytes(weights) < plain
+    assert found["bytes_per_device"]["cache"] == 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width // 8
 
 
 @functools.cache
