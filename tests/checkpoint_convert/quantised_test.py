@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from checkpoint_convert import convert, describe, load_bare
+from checkpoint_convert.adapters import Adapter, attached
 from internvl_jax.errors import InputError
 from internvl_jax.models import AdaptedWeight, LoraConfig, read_plain
 from internvl_jax.models.transforms import quantised_weights
@@ -96,6 +97,24 @@ def test_what_an_adapter_has_whole_is_rounded_in_place_of_its_base_s(folders, tm
     wanted = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in rounded.items()}
     with pytest.raises(InputError, match="to be quantised with it merged; merge it first"):
         read_plain(tmp_path, wanted)
+
+
+def test_an_adapter_is_attached_to_the_half_that_is_there_and_to_no_integers():
+    """Its scales stay exact."""
+    up, q, place = (
+        "lm.layers.mlp.up.weight",
+        "lm.layers.attn.q.weight",
+        jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    )
+    lora = LoraConfig((AdaptedWeight("lm.layers.attn.q", ((1,),), ((1.0,),)),), whole=(up,))
+    params = {path: np.ones((1, 1), np.float32) for path in (up, f"{q}.a", f"{q}.b", f"{q}.scale")}
+    adapter, half = Adapter(lora, params), jnp.dtype(jnp.bfloat16)
+    assert attached({}, adapter, {}, half) == {}  # of a vision half
+    found = attached({}, adapter, dict.fromkeys(params, place), half)
+    exact = {path for path, value in found.items() if value.dtype == np.float32}
+    assert exact == {f"{q}.scale"} and found.keys() == params.keys()
+    with pytest.raises(InputError, match=r"has lm\.layers\.mlp\.up\.weight whole, and the model has it quantised"):
+        attached({}, adapter, {f"{up}.int8": place, f"{up}.int8_scale": place}, half)
 
 
 def test_integers_keep_their_dtype_and_may_be_multiplied_otherwise(folders, tmp_path):

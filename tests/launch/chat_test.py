@@ -22,12 +22,10 @@ def test_a_prompt_and_a_conversation(checkpoint):
     assert talk.stderr.count("compiling ...\n") == 1
 
 
-def test_how_weights_and_keys_are_kept_reaches_the_model(checkpoint):
+def test_how_weights_are_kept_reaches_the_model(checkpoint):
     """By what is refused."""
     done = launch("chat", f"--checkpoint={checkpoint}", "--prompt=what is it", "--quantise=mxfp4")
     assert done.stderr.endswith("error: quantise is 'mxfp4', which is for experts, and this model has none; use int8\n")
-    done = launch("serve", f"--checkpoint={checkpoint}", "--port=0", "--page=16", "--cache=float8")
-    assert done.returncode == 1 and "error: rows that have pages keep no float8 keys and values" in done.stderr
 
 
 def test_a_video_and_an_answer_without_a_box(checkpoint, golden, tmp_path):
