@@ -10,7 +10,7 @@ from jax.sharding import Sharding
 
 from checkpoint_convert.reader import Index, Reader
 from internvl_jax.errors import InputError
-from internvl_jax.models import LoraConfig, difference, plain_path, stored_dtype
+from internvl_jax.models import LoraConfig, difference, plain_path, stored_dtype, weight_path
 from internvl_jax.sharding import Params
 from internvl_jax.validation import all_finite
 
@@ -47,13 +47,13 @@ def attached(params: Params, adapter: Adapter, where: Mapping[str, Sharding], dt
     """The parameters of an adapted model, of those of the model without adapter, which become its own.
 
     Args:
-      where: the places of all parameters of the adapted model.
+      where: the places of all parameters of the adapted model, or of a half of it.
       dtype: of the model; scales stay float32.
 
     Raises:
       InputError: the adapter has a weight whole that the model has quantised.
     """
-    if lost := sorted(adapter.params.keys() - where.keys()):
+    if lost := sorted(adapter.params.keys() & {weight_path(path) for path in where}):
         raise InputError(f"the adapter has {lost[0]} whole, and the model has it quantised; leave out --quantise")
     found: Params = {}
     for path, place in where.items():

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from checkpoint_convert.account import match
@@ -16,7 +16,7 @@ from checkpoint_convert.source import open_directory
 from checkpoint_convert.structures import specs_of
 from checkpoint_convert.wrapped import split
 from internvl_jax.data import Processor
-from internvl_jax.models import InternVLConfig, LoraConfig, VisionConfig
+from internvl_jax.models import InternVLConfig, LoraConfig, VisionConfig, weight_path
 from internvl_jax.sharding import params_io
 from internvl_jax.validation import build, read_json
 
@@ -52,6 +52,8 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
             config: InternVLConfig | VisionConfig = build(VisionConfig, values["vision"], "vision of config.json")
         else:
             config = InternVLConfig.from_dict(values.get("model"))
+            whole = specs_of(dataclasses.replace(config, quantised=None))
+            packed = sum(math.prod(whole[str(weight_path(path))].shape) for path in tensors if path.endswith(".mxfp4"))
     else:
         released, stored = read_config(directory), open_directory(directory)
         form, processor = released.format, load_processor(directory) if has_tokenizer(directory) else None
@@ -65,7 +67,7 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
         "format": form,
         **_architecture(config, sizes),
         "stage": stage.group(1).lower() if stage else None,
-        **_count(tensors.values(), packed),
+        **_count(tensors, packed),
         "template": processor.template.name if processor else None,
         "tiles": [processor.image_config.min_tiles, processor.image_config.max_tiles] if processor else None,
         "special_tokens": processor.tokenizer.added_tokens if processor else None,
@@ -111,15 +113,18 @@ def _shape(config: InternVLConfig) -> InternVLConfig:
     vision = dataclasses.replace(config.vision, drop_path=0.0, layer_scale_init=0.0, init_std=0.0)
     text = dataclasses.replace(config.text, tie_embeddings=False, init_std=0.0)
     flash = config.flash and dataclasses.replace(config.flash, relative_threshold=0.0, absolute_threshold=0.0)
-    return dataclasses.replace(config, vision=vision, text=text, image_token_id=UNKNOWN_TOKEN, flash=flash, lora=None)
+    config = dataclasses.replace(config, image_token_id=UNKNOWN_TOKEN, lora=None, quantised=None)
+    return dataclasses.replace(config, vision=vision, text=text, flash=flash)
 
 
-def _count(tensors: Iterable[Any], packed: int) -> dict[str, Any]:
-    """Parameters by dtype; `tensors` have a shape and a dtype, those in bytes hold `packed` parameters."""
+def _count(tensors: Mapping[str, Any], packed: int) -> dict[str, Any]:
+    """Parameters by dtype; `tensors` have a shape and a dtype, those in bytes hold `packed` parameters. Scales of
+    integers are none.
+    """
     dtypes, size = collections.Counter({"mxfp4": packed} if packed else {}), 0
-    for tensor in tensors:
+    for name, tensor in tensors.items():
         count = math.prod(tensor.shape)
         size += count * tensor.dtype.itemsize
-        if tensor.dtype.name != "uint8":
+        if tensor.dtype.name != "uint8" and not name.endswith(".int8_scale"):
             dtypes[tensor.dtype.name] += count
     return {"parameters": dtypes.total(), "bytes": size, "dtypes": dict(dtypes)}

@@ -21,6 +21,7 @@ from typing import cast
 from absl import flags
 
 from checkpoint_convert import load_adapted, load_bare
+from internvl_jax.errors import InputError
 from internvl_jax.evaluation import compare, compare_adapter, compare_quantised, image_token_id, read_case
 from internvl_jax.models import Quantised
 from launch import hub, meshes, pod, quantising
@@ -42,9 +43,11 @@ flags.mark_flags_as_mutual_exclusive(["reference", "adapter"], required=True)
 
 def main(argv: list[str]) -> None:
     del argv
+    how = cast(Quantised | None, quantising.HOW.value)
+    if how == "mxfp4" or (how and _ADAPTER.value):
+        raise InputError("--quantise compares integers of 8 bits with those of --reference: give int8 or w8a8 and that")
     with pod.joined(saved=False) as processes:
         directory = hub.directory(_CHECKPOINT.value)
-        how = cast(Quantised | None, quantising.HOW.value)
         inputs, outputs, meta = read_case(directory if _ADAPTER.value or how else _REFERENCE.value)
         given = "float32", image_token_id(meta), meshes.mesh(None), meshes.RULES.value
         if _ADAPTER.value:

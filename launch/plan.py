@@ -1,15 +1,13 @@
 """Compiles a config's real programs for accelerators that are not attached, and says what they need.
 
   python -m launch.plan --config=sft:8b --topology=v5p:4x4x4
-  python -m launch.plan --config=sft:8b --task=serve --topology=v6e
   python -m launch.plan --config=gspo:8b --task=rollout --topology=v5p:4x4x4
   python -m launch.plan --config=sft:38b-flash --task=dvd --topology=v6e:4x4
 
 The last line of stdout is JSON: whether it fits, bytes a device by kind, operations, bytes sent, an estimated step time
-and MFU (of rows of one sample, or of samples of --median_length), the smallest slice. --topology=v5p finds the smallest
-slice of v5p by compiling; v5p:4x4x4*2 is two slices. TPU slices need libtpu (pip install 'internvl_jax[tpu]'), no TPU.
-GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU devices: memory only. --task=dvd shares a slice between vision and
-language servers. --table=docs/PLANS.md makes the table of all sizes (two hours), with --task=dvd docs/DVD_PLANS.md.
+and MFU (of rows of one sample, or of samples of --median_length), the smallest slice. v5p:4x4x4*2 is two slices. TPU
+slices need libtpu (pip install 'internvl_jax[tpu]'), no TPU; GPUs and CPUs (h100:8, cpu:8) are stood in for by CPU
+devices: memory only. --table=docs/PLANS.md makes the table of all sizes (two hours), --task=dvd docs/DVD_PLANS.md.
 """
 
 import dataclasses
@@ -41,7 +39,7 @@ _TEXT = flags.DEFINE_integer("text", 64, "of dvd: tokens of a question beside it
 _ANSWER = flags.DEFINE_integer("answer", 32, "of dvd: tokens of an answer")
 _SHARE = flags.DEFINE_float("share", 2 / 3, "of dvd: of tiles that a Flash model compresses")
 _GBITS = flags.DEFINE_float("gbits", 10.0, "of dvd: 10^9 bits a second of each language server's link")
-_AUTO = flags.DEFINE_bool("auto", True, "choose mesh, rules, remat and micro-batches; --noauto takes the config's")
+_AUTO = flags.DEFINE_bool("auto", True, "choose mesh, rules, remat, offload, micro-batches; --noauto: the config's")
 _TABLE = flags.DEFINE_string("table", None, "write the table of all sizes to this file")
 
 
@@ -57,6 +55,8 @@ def _main(argv: list[str]) -> None:
         raise InputError("give --config=STAGE:SIZE and --topology=v5p:4x4x4, or --table=FILE")
     else:
         given = {name: flag.value for name, flag in _SIZE.items() if flag.value is not None}
+        if given and _TASK.value in ("train", "rollout"):
+            raise InputError(f"--{next(iter(given))} is of serving, --task={_TASK.value} has none; leave it out")
         size = dataclasses.replace(splits_table.SIZE if dvd else table.SIZE, **given)
         if dvd:
             traffic = planning.Traffic(text=_TEXT.value, answer=_ANSWER.value, share=_SHARE.value, gbits=_GBITS.value)

@@ -20,7 +20,7 @@ from internvl_jax.models.internvl import PARTS
 from internvl_jax.models.stack import Runtime
 from internvl_jax.models.transforms.lora import merged
 from internvl_jax.models.transforms.lora_config import plain_path
-from internvl_jax.models.transforms.quantised_names import quantised_as
+from internvl_jax.models.transforms.quantised_names import quantised_as, weight_path
 from internvl_jax.models.transforms.quantised_weights import as_wanted
 from internvl_jax.sharding import Params, everywhere, follow, locate, read_params, read_specs, structure
 from internvl_jax.validation import read_json
@@ -41,7 +41,8 @@ def read_stored(directory: str | os.PathLike, wanted: Structs) -> Params:
     base = read_json(directory / "config.json").get("base")
     if base is None:
         return _read(directory, wanted)
-    own = read_specs(locate(directory)).keys()
+    there = read_specs(locate(directory)).keys()
+    own = {path for path in wanted if path in there or weight_path(path) in there}  # what it has whole may be quantised
     if lacking := sorted(path for path in wanted if plain_path(path) is None and path not in own):
         raise InputError(f"{directory} lacks {lacking[0]} of its adapter; restore the checkpoint")
     params = _read(directory, {path: struct for path, struct in wanted.items() if path in own})
@@ -63,6 +64,7 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
     """
     directory = pathlib.Path(directory)
     config = InternVLConfig.from_dict(read_json(directory / "config.json").get("model"))
+    stored = config.quantised
     if (how := quantised_as(wanted)) is not None:
         config = dataclasses.replace(config, quantised=how)
     specs = _specs(dataclasses.replace(config, lora=None))
@@ -71,6 +73,11 @@ def read_plain(directory: str | os.PathLike, wanted: Structs, ignore: str = "$^"
         wanted = {**wanted, **{path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in others.items()}}
     if config.lora is None:
         return _read(directory, wanted, ignore)
+    if config.quantised is not None and stored is None:
+        raise InputError(
+            f"{directory} has an adapter, and weights are to be quantised with it merged; merge it first "
+            "(launch.convert --to=orbax)"
+        )
     if config.quantised is not None:
         raise InputError(
             f"{directory} has an adapter beside quantised weights, which can't be merged; write the adapter alone "

@@ -66,6 +66,8 @@ class Serving:
             raise InputError(f"serving {self} makes no sense: all are at least 1, and slots hold a prompt and a chunk")
         if self.page is not None and self.page < 1:
             raise InputError(f"pages of {self.page} tokens make no sense; give them 1 or more")
+        if self.page is not None and self.cache is not None:
+            raise InputError(f"rows that have pages keep no {self.cache} keys and values; leave one out")
 
 
 def specs(model: InternVLConfig) -> dict[str, sharding.ParamSpec]:
@@ -94,7 +96,7 @@ def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any
     mesh = ",".join(f"{axis}={count}" for axis, count in axes.items() if count > 1 or axis == "fsdp")
     rules = "fsdp" if config.model.text.moe is None else "moe"
     together = _together(config, rows // where.chips)
-    layout = {"mesh": mesh, "rules": rules, "micro_batches": rows // where.chips // together}
+    layout = {"mesh": mesh, "rules": rules, "micro_batches": rows // where.chips // together, "offload": "none"}
     free = where.chip.hbm - _fixed(config, where.chips // copies)  # `kept` leans high, and compiling decides
     # Experts keep nothing of their inner products.
     several = REMATS if config.model.text.moe is None else REMATS[REMATS.index("qkv") :]
@@ -170,9 +172,9 @@ def _state_bytes(config: TrainConfig) -> float:
     if model.lora is None:
         return parameters(model) * _STATE
     trained = lambda path: plain_path(path) is None or path in model.lora.whole
-    frozen = np.dtype(config.run.dtype).itemsize
+    frozen = lambda path: stored_dtype(path, np.dtype(config.run.dtype)).itemsize
     sizes = {path: math.prod(spec.shape) for path, spec in specs(model).items()}
-    return sum(size * (_STATE if trained(path) else frozen) for path, size in sizes.items())
+    return sum(size * (_STATE if trained(path) else frozen(path)) for path, size in sizes.items())
 
 
 def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple[dict[str, int], str]:

@@ -27,12 +27,13 @@ def plan(
     """The plan of a task on one slice, or on the smallest that it fits.
 
     Args:
-      config: the config of a run; its mesh, rules, remat and micro-batches are used as they are unless `auto`.
+      config: the config of a run; its mesh, rules, remat, offload and micro-batches are used as they are unless
+        `auto`.
       task: 'train' (a step), 'prefill', 'decode', 'serve' (all programs of a server) or 'rollout' (all that a rollout
         batch of GSPO needs).
       topology: a slice, like 'v5p:4x4x4', or a chip, like 'v5p', for the smallest of its slices that holds the task.
       size: what a server holds; training and rollouts don't look at it.
-      auto: choose mesh, rules, remat and micro-batches for the slice.
+      auto: choose mesh, rules, remat, offload and micro-batches for the slice.
       assumed: what times and operations take for granted.
 
     Raises:

@@ -1,15 +1,20 @@
 """Checkpoints in 8 bits: written, loaded again, the same bits however they come about; and what is refused."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoint_convert import convert, load_bare
+from checkpoint_convert import convert, describe, load_bare
+from checkpoint_convert.adapters import Adapter, attached
 from internvl_jax.errors import InputError
+from internvl_jax.models import AdaptedWeight, LoraConfig, read_plain
 from internvl_jax.models.transforms import quantised_weights
-from internvl_jax.sharding import flatten, make_mesh
+from internvl_jax.sharding import flatten, make_mesh, refer, write_params
 from tests.conftest import GOLDEN
 
 NAME = "hf_qwen3"
@@ -53,6 +58,63 @@ def test_read_and_written_the_same_bits(folders, golden):
     written = json.loads((folders / "int8" / "config.json").read_text())["model"]
     assert written["quantised"] == "int8"
     assert "quantised" not in json.loads((folders / "plain" / "config.json").read_text())["model"]
+
+
+def test_a_description_names_the_model_that_was_rounded(folders):
+    sizes = {"ours": load_bare(folders / "plain", "float32", None).config}
+    plain, ours = (describe(folders / name, sizes) for name in ("plain", "int8"))
+    assert plain["size"] == ours["size"] == "ours" and plain["parameters"] == ours["parameters"]
+    assert ours["dtypes"].keys() == {"int8", "float32"} and ours["bytes"] < plain["bytes"]
+
+
+def test_weights_of_another_width_are_refused(folders, tmp_path):
+    """And not read as far as they go."""
+    shutil.copytree(folders / "plain", tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["model"]["text"]["mlp"] -= 8
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"mlp\.up\.weight\.int8 is missing"):
+        load_bare(tmp_path, "float32", None, quantise="int8")
+
+
+def test_what_an_adapter_has_whole_is_rounded_in_place_of_its_base_s(folders, tmp_path):
+    """In a folder that names its base; what it would be merged into first is told."""
+    base = load_bare(folders / "plain", "float32", None)
+    plain, up, q = flatten(base), "lm.layers.mlp.up.weight", "lm.layers.attn.q.weight"
+    layers, *outputs, width = plain[q].shape
+    adapted = AdaptedWeight("lm.layers.attn.q", ((1,),) * layers, ((1.0,),) * layers)
+    config = dataclasses.replace(base.config, lora=LoraConfig((adapted,), whole=(up,)))
+    values = json.loads((folders / "plain" / "config.json").read_text())
+    values |= {"model": config.to_dict(), "base": refer(folders / "plain")}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    shapes = {"a": (layers, 1, width), "b": (layers, *outputs, 1), "scale": (layers, 1)}
+    write_params(tmp_path / "params", {up: -plain[up]} | {f"{q}.{name}": jnp.ones(shapes[name]) for name in shapes})
+
+    found, rounded = params_of(tmp_path, quantise="int8"), params_of(folders / "int8")
+    np.testing.assert_array_equal(found[f"{up}.int8"], -rounded[f"{up}.int8"])
+    np.testing.assert_array_equal(found[f"{up}.int8_scale"], rounded[f"{up}.int8_scale"])
+    np.testing.assert_array_equal(found[f"{q}.base.int8"], rounded[f"{q}.int8"])
+    wanted = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in rounded.items()}
+    with pytest.raises(InputError, match="to be quantised with it merged; merge it first"):
+        read_plain(tmp_path, wanted)
+
+
+def test_an_adapter_is_attached_to_the_half_that_is_there_and_to_no_integers():
+    """Its scales stay exact."""
+    up, q, place = (
+        "lm.layers.mlp.up.weight",
+        "lm.layers.attn.q.weight",
+        jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    )
+    lora = LoraConfig((AdaptedWeight("lm.layers.attn.q", ((1,),), ((1.0,),)),), whole=(up,))
+    params = {path: np.ones((1, 1), np.float32) for path in (up, f"{q}.a", f"{q}.b", f"{q}.scale")}
+    adapter, half = Adapter(lora, params), jnp.dtype(jnp.bfloat16)
+    assert attached({}, adapter, {}, half) == {}  # of a vision half
+    found = attached({}, adapter, dict.fromkeys(params, place), half)
+    exact = {path for path, value in found.items() if value.dtype == np.float32}
+    assert exact == {f"{q}.scale"} and found.keys() == params.keys()
+    with pytest.raises(InputError, match=r"has lm\.layers\.mlp\.up\.weight whole, and the model has it quantised"):
+        attached({}, adapter, {f"{up}.int8": place, f"{up}.int8_scale": place}, half)
 
 
 def test_integers_keep_their_dtype_and_may_be_multiplied_otherwise(folders, tmp_path):

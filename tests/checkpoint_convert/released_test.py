@@ -60,6 +60,16 @@ def test_nothing_of_the_other_half_is_read(golden, tmp_path):
         load_released(directory, "float32", part="language")
 
 
+def test_a_half_in_8_bits_and_a_weight_of_it_that_is_not_finite(golden, tmp_path):
+    model, _ = load_released(golden / CASE, "float32", part="language", quantise="w8a8", cache="float8")
+    assert flatten(model)["lm.layers.mlp.up.weight.int8"].dtype == np.int8
+    assert (model.config.quantised, model.runtime.cache) == ("w8a8", "float8")
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    directory = changed(golden, tmp_path, lambda tensors: tensors.update({name: tensors[name] * np.float32(np.inf)}))
+    with pytest.raises(InputError, match=f"not finite: {re.escape(name)}"):
+        load_released(directory, "float32", part="language", quantise="int8")
+
+
 def test_what_the_other_half_lacks_is_found(golden, tmp_path):
     directory = changed(golden, tmp_path, lambda tensors: tensors.pop("language_model.model.norm.weight"))
     with pytest.raises(InputError, match=r"missing: language_model\.model\.norm\.weight"):

@@ -58,3 +58,6 @@ def test_the_launcher_prints_one_line_of_json(golden):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert max(report.values()) < 1e-4 and "altrect_last_hidden_state" in report
+    for flags in (["--adapter=x", "--quantise=int8"], ["--reference=x", "--quantise=mxfp4"]):
+        done = forks.python("-m", "launch.compare", f"--checkpoint={case}", *flags)
+        assert done.returncode == 1 and done.stderr.startswith("error: --quantise compares integers of 8 bits")

@@ -22,6 +22,12 @@ def test_a_prompt_and_a_conversation(checkpoint):
     assert talk.stderr.count("compiling ...\n") == 1
 
 
+def test_how_weights_are_kept_reaches_the_model(checkpoint):
+    """By what is refused."""
+    done = launch("chat", f"--checkpoint={checkpoint}", "--prompt=what is it", "--quantise=mxfp4")
+    assert done.stderr.endswith("error: quantise is 'mxfp4', which is for experts, and this model has none; use int8\n")
+
+
 def test_a_video_and_an_answer_without_a_box(checkpoint, golden, tmp_path):
     shown = (
         f"--image={checkpoint}/a.png",

@@ -26,3 +26,5 @@ def test_bad_input_is_one_line():
         + ("4x4x8, 4x8x8, 8x8x8\n")
     )
     assert "give --config" in launch("--topology=v5p").stderr
+    done = launch("--config=configs/experiments/sft.py:tiny", "--topology=cpu:8", "--quantise=int8")
+    assert done.stderr == "error: --quantise is of serving, --task=train has none; leave it out\n"

@@ -72,6 +72,14 @@ def test_recorded_answers(golden, axes):
     assert report.pop("quantized_names_equal") is True and set(report.values()) == {0.0}
 
 
+@pytest.mark.parametrize(("config", "mlp"), [(TINY, "mlp"), (MOE, "mlp.experts")], ids=["dense", "experts"])
+def test_which_weights_are_integers(config, mlp):
+    """No router, and nothing outside of the layers."""
+    specs = structure(PARTS["all"], dataclasses.replace(config, quantised="int8"), Runtime())[1]
+    expected = {f"attn.{name}" for name in "qkvo"} | {f"{mlp}.{name}" for name in ("gate", "up", "down")}
+    assert {weight_path(path) for path in specs} == {None, *(f"lm.layers.{name}.weight" for name in expected)}
+
+
 def test_rows_of_zeros_and_largest_values():
     w = np.array([[0, 0, 0], [127, -127, 0.5], [1e-45, 0, 0], [3e38, -3e38, 1e38]], np.float32)
     values, scale = jax.jit(rounded, static_argnums=1)(w, 1)
@@ -108,9 +116,9 @@ def test_products_on_a_mesh_are_those_of_what_integers_stand_for(config):
 
 def test_gradients_go_through_to_inputs_as_through_what_integers_stand_for():
     rng = np.random.default_rng(2)
-    groups = Groups(jnp.array([2, 0, 5], jnp.int32))
+    groups = Groups(jnp.array([2, 0, 5], jnp.int32), 2)
     x = jnp.asarray(rng.normal(size=(7, 10)), jnp.float32)
-    for shape in ((6, 10), (3, 6, 10)):
+    for shape in ((6, 10), (5, 6, 10)):  # of five experts the last three
         metadata = {"axes": (None,) * len(shape), "num_inputs": 1}
         stored = Int8Weight(Weight(jnp.asarray(rng.normal(size=shape), jnp.float32), **metadata))
         ends = []

@@ -265,3 +265,11 @@ def test_drop_path_takes_whole_tiles_and_keeps_the_expectation():
     deviation = np.sqrt(rate / (1 - rate) / draws)
     assert abs(out[:, 0, 0].mean() - 1) < 5 * deviation
     np.testing.assert_array_equal(drop_path(x, jnp.float32(0), jax.random.key(0)), x)
+
+
+def test_groups_of_tiles_drop_branches_of_their_own(params):
+    config = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, drop_path=0.9))
+    graphdef, _ = structure(config, Runtime(tile_groups=3))
+    tiles = np.full((6, 12, 12, 3), 99, np.uint8)
+    found = jax.jit(lambda key: bind(graphdef, params).patches(tiles, key))(jax.random.key(0))
+    assert not any(np.array_equal(found[group::3], found[2::3]) for group in range(2))

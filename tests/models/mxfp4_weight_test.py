@@ -12,8 +12,10 @@ from checkpoint_convert import convert
 from configs.models import sizes
 from internvl_jax.errors import InputError
 from internvl_jax.models import PARTS, Runtime, weight_path
+from internvl_jax.models.bricks.grouped import Groups
+from internvl_jax.models.bricks.weight import Weight
 from internvl_jax.models.config import MoeConfig
-from internvl_jax.models.transforms.mxfp4_weight import packed, unpacked
+from internvl_jax.models.transforms.mxfp4_weight import Mxfp4Weight, packed, unpacked
 from internvl_jax.sharding import structure
 from tests.models.lora_test import logits, rows
 
@@ -26,6 +28,20 @@ def test_every_released_value_is_kept_to_the_bit(golden):
             weights = np.ascontiguousarray(values.swapaxes(1, 2))  # blocks lie along the inputs
             found = _UNPACKED(*_PACKED(weights), weights.shape[-1], jnp.dtype(jnp.float32))
             np.testing.assert_array_equal(np.asarray(found).view(np.uint32), weights.view(np.uint32), err_msg=name)
+
+
+def test_products_of_some_of_all_experts_are_those_of_the_values():
+    """Through the block that a row's inputs fill half, and back to inputs."""
+    rng, groups = np.random.default_rng(0), Groups(jnp.array([2, 0, 5], jnp.int32), 2)
+    stored = Mxfp4Weight(Weight(jnp.asarray(rng.normal(size=(5, 6, 48)), jnp.float32), axes=(None,) * 3, num_inputs=1))
+    x, values = jnp.asarray(rng.normal(size=(7, 48)), jnp.float32), stored.dense(jnp.float32)
+    assert stored.mxfp4[...].shape == (5, 6, 32) and values.shape == (5, 6, 48)
+    plain = Weight(values, axes=(None,) * 3, num_inputs=1)
+    ends = [
+        jax.jit(jax.value_and_grad(lambda x, weight=weight: jnp.sum(jnp.sin(weight.grouped(x, groups)))))(x)
+        for weight in (stored, plain)
+    ]
+    jax.tree.map(lambda found, expected: np.testing.assert_allclose(found, expected, atol=1e-5), *ends)
 
 
 @pytest.mark.soak

@@ -25,7 +25,7 @@ from internvl_jax.planning.layouts import candidates, offloaded, serving_layout,
 from internvl_jax.planning.lowering import Lowered, training
 from internvl_jax.planning.step_times import coupled_times, server_times, vision_times
 from internvl_jax.planning.trial import replicated
-from internvl_jax.sharding import make_mesh
+from internvl_jax.sharding import make_mesh, shard_bytes
 
 SIZE = Serving(rows=8, prompt=64, slots=96, chunk=32, tiles=3)
 
@@ -83,6 +83,18 @@ def test_weights_and_keys_in_8_bits_need_less():
     assert kinds == {"int8": "int8", "int8_scale": "float32"}
 
 
+def test_a_frozen_base_in_8_bits_leaves_room_for_activations():
+    """Of a 14B that is adapted on four H100; and a config's own offload is no part of what is chosen."""
+    config = sft.get_config("14b")
+    config.lora.rank, config.run.offload = 8, "qkv"
+    chosen = {}
+    for config.lora.quantise in ("", "int8"):
+        layouts = training_layouts(config, Topology.parse("h100:4"))
+        chosen[config.lora.quantise] = [layout["remat"] for layout in layouts]
+        assert {layout["offload"] for layout in layouts} == {"none"}
+    assert len(chosen["int8"]) > len(chosen[""])
+
+
 def test_pages_of_a_server():
     """As many bytes as the slots that they make room for, and on the same devices."""
     size = dataclasses.replace(SIZE, page=16)
@@ -92,11 +104,20 @@ def test_pages_of_a_server():
     assert (found["bytes_per_device"]["cache"], found["replicated"]) == (pair // 8, [])
     with pytest.raises(InputError, match="pages of 0 tokens make no sense"):
         dataclasses.replace(SIZE, page=0)
+    with pytest.raises(InputError, match="rows that have pages keep no float8 keys and values; leave one out"):
+        dataclasses.replace(size, cache="float8")
 
 
-def test_one_program_of_a_server():
-    found = planned("prefill")
+def test_one_program_of_a_server_in_8_bits():
+    config = sft.get_config("tiny")
+    size = dataclasses.replace(SIZE, quantise="int8", cache="float8")
+    found = plan(config, "prefill", "cpu:8", size, auto=True)
     assert (found["fits"], found["replicated"], "programs" in found) == (True, [], False)
+    text, lies = config.model.text, place(config.model.text, make_mesh({"data": 4, "tensor": 2}), "serve_tp")
+    weights = served_weights(with_quantised(config.model, "int8"), lies)
+    plain = shard_bytes(served_weights(config.model, lies))
+    assert found["bytes_per_device"]["weights"] == shard_bytes(weights) < plain
+    assert found["bytes_per_device"]["cache"] == 2 * text.layers * 8 * text.kv_heads * 96 * text.head_width // 8
 
 
 @functools.cache
@@ -355,7 +376,7 @@ def test_what_fits_on_no_chip_is_kept_by_its_host():
     """Of the 38B in rows of 32,768 tokens: layer inputs alone fit, and of the rest what the host has room for."""
     config, where = sft.get_config("38b"), Topology.parse(table.TRAINING["38b"])
     first, last = training_layouts(config, where)
-    assert (first["remat"], first["offload"], last["remat"], last.get("offload")) == ("full", "attention", "full", None)
+    assert (first["remat"], first["offload"], last["remat"], last["offload"]) == ("full", "attention", "full", "none")
     text, vision = config.model.text, config.model.vision
     kept = text.layers * 32768 * (text.width + text.heads * 128) + vision.layers * 96 * 1025 * vision.width
     assert offloaded(config, "attention") == 2 * kept < where.chip.host_memory < offloaded(config, "qkv")

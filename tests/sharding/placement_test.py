@@ -32,7 +32,8 @@ def test_a_mesh_of_other_axes_and_types_gets_ours():
 def test_what_does_not_divide_lies_whole_on_more_devices():
     rules = Placement.of(mesh(expert=2, tensor=2), "serve_tp", 4, SIZES | {"vocab": 311}).rules
     assert rules.expert == ("expert",) and rules.vocab == () and rules.kv_heads == ("tensor",)
-    assert Placement.of(mesh(tensor=4), "serve_tp", 4, SIZES).rules.kv_heads == ()
+    alone = Placement.of(mesh(tensor=4), "serve_tp", 4, SIZES).rules
+    assert alone.kv_heads == alone.batch == ()  # an axis of one device spreads nothing
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,9 @@ def test_rows_that_cannot_be_parted_are_refused(data, tmp_path):
     config.data.token_budget, config.data.tile_budget = 104, 1
     with pytest.raises(InputError, match=r"2 rows of data\.tile_budget 1 tiles can't be spread over 8 devices"):
         setup.build(setup.prepare(toy.with_run(config, rows=2))[0])
+    config.data.tile_budget = 3
+    with pytest.raises(InputError, match=r"run\.tile_groups 2 can't split the 3 tiles of a device"):
+        setup.build(setup.prepare(toy.with_run(config, rows=8, tile_groups=2))[0])
 
 
 def test_processes_have_rows_of_their_own(data, tmp_path, monkeypatch):

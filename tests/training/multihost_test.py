@@ -27,9 +27,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROCESS = """
 import os, pathlib, signal, subprocess, sys, time
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+import internvl_jax as ivl
 from internvl_jax.errors import InputError, Stopped
 from internvl_jax.pod import Gauges, Place, Pod
+from internvl_jax.sharding import flatten, make_mesh
 from internvl_jax.training import train
 from tests import programs
 from tests.training import toy
@@ -40,6 +43,8 @@ if process == 0:
     command = ["-m", "launch.convert", f"--src={folder / 'released'}", f"--dst={folder / 'ours'}"]
     subprocess.run([sys.executable, *command], check=True)
 multihost_utils.sync_global_devices("converted")
+model, _ = ivl.load(folder / "ours", "float32", make_mesh({"data": 4, "tensor": 2}), quantise="int8")
+np.save(folder / f"scale{process}", flatten(model)["lm.layers.attn.o.weight.int8_scale"].addressable_data(0))
 gauges = Gauges()
 (folder / f"told{process}").write_text(str([gauges.tell([turn, process]) for turn in range(3)]))
 settings = {"mesh": "data=2,fsdp=2,tensor=2", "rules": "fsdp_tp", "init_from": str(folder / "ours")}
@@ -93,6 +98,10 @@ def test_two_processes_are_one(start, tmp_path):
         for process in both:
             process.kill()
 
+    # Weights are rounded by every process for its own devices.
+    scale = flatten(ivl.load(tmp_path / "ours", "float32", quantise="int8")[0])["lm.layers.attn.o.weight.int8_scale"]
+    for i in range(2):
+        np.testing.assert_array_equal(np.load(tmp_path / f"scale{i}.npy"), scale)
     refused = [(tmp_path / f"refused{i}").read_text() for i in range(2)]
     assert refused[0] == refused[1] and "config.run.rows: 16 on process 1, 8 on process 0" in refused[0]
     # Process 0 hears of every process what it told a round before.

@@ -72,7 +72,7 @@ class QuantisedSlices:
         for part in _pieces(rows, self.width):
             piece = self.source((*(slice(a, b) for a, b in part), *(slice(None),) * self.num_inputs))
             at = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(part, rows, strict=True))
-            with jax.default_device(jax.devices("cpu")[0]):
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):  # other processes' are listed before ours
                 out[at] = self.make(piece)[(*(slice(None),) * len(rows), *within)]
         return out
 

@@ -144,6 +144,11 @@ def _check_parts(data: DataConfig, run: RunConfig, program: Program) -> None:
             f"{rows} rows of data.tile_budget {data.tile_budget} tiles can't be spread over {tiles} devices; make the "
             f"budget a multiple of {tiles // math.gcd(rows, tiles)}"
         )
+    if rows * data.tile_budget // tiles % run.tile_groups:
+        raise InputError(
+            f"run.tile_groups {run.tile_groups} can't split the {rows * data.tile_budget // tiles} tiles of a device; "
+            "give a number that divides them"
+        )
 
 
 def open_source(config: TrainConfig, program: Program, processor: Processor) -> Source:

@@ -16,6 +16,7 @@ from internvl_jax.models.bricks import grouped
 from internvl_jax.models.config import MoeConfig
 from internvl_jax.models.language.families import kind_of
 from internvl_jax.models.stack import Runtime, make_layers, run_layers
+from internvl_jax.models.transforms.mxfp4_weight import Mxfp4Weight, packed, unpacked
 from internvl_jax.sharding import PRESETS, abstract, bind, make_mesh, owners, shardings, use
 
 E, K, D, F, B, T = 8, 3, 16, 7, 4, 5
@@ -134,6 +135,36 @@ def test_any_mesh_equals_one_device(wide, mesh, preset):
         same(program(*given), expected)
     down = shardings(specs, mesh, rules)["experts.down.weight"].shard_shape(specs["experts.down.weight"].shape)
     assert down[0] * mesh.shape["expert"] * mesh.shape["tensor"] == E
+
+
+def test_packed_experts_are_gathered_as_they_lie(given):
+    """Over the mesh axis that their inputs are spread over, too, and unpacked where they are multiplied."""
+    params, x, _ = given
+
+    def make(rngs):
+        made = kind_of(CONFIG).feed_forward(CONFIG, rngs)
+        for part in (made.experts.gate, made.experts.up, made.experts.down):
+            part.weight = Mxfp4Weight(part.weight)
+        return made
+
+    (graphdef, specs), plain, found = abstract(make), dict(params), {}
+    for path, value in params.items():
+        if f"{path}.mxfp4" in specs:
+            parts = jax.jit(packed)(value)
+            found[f"{path}.mxfp4"], found[f"{path}.mxfp4_scale"] = parts
+            plain[path] = unpacked(*parts, value.shape[-1], jnp.float32)
+        else:
+            found[path] = value
+    mesh, rules = make_mesh({"fsdp": 2}, jax.devices()[:2]), PRESETS["fsdp"]
+    where = shardings(specs, mesh, rules)
+    assert where["experts.gate.weight.mxfp4"].shard_shape((E, F, 16)) == (E, F, 8)
+
+    def sharded(params, x):
+        with use(mesh, rules):
+            return brick(graphdef, params, x)
+
+    placed = {path: jax.device_put(value, where[path]) for path, value in found.items()}
+    same(jax.jit(sharded)(placed, x), reference(plain, x))
 
 
 def test_few_tokens_take_one_transfer_each_way(wide, monkeypatch):
