@@ -40,8 +40,9 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
         write(files, folder, batch, sampling, thresholds, settings)
         for file in files:
             target = folder / f"{file.suite.name}.jsonl"
-            if file.suite.rule is None or (file.suite.judge == "required" and judge is None):
-                print(f"{file.suite.name}: answered, and not scored without a judge", file=sys.stderr)
+            if not file.has_answers or file.suite.rule is None or (file.suite.judge == "required" and judge is None):
+                why = "without a judge" if file.has_answers else "as its table has no answers"
+                print(f"{file.suite.name}: answered, and not scored {why}", file=sys.stderr)
                 print(json.dumps({"suite": file.suite.name, "score": None}))
                 continue
             result = score_suite(file, read_predictions(target, file.suite.name), judge)

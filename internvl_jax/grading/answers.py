@@ -151,7 +151,9 @@ def predicate(answer: str) -> str | None:
     and where the clause denies it. A lone letter may be a choice, and is none.
     """
     clause = _ONE_CLAUSE.fullmatch(answer) if len(answer) <= LONGEST_SENTENCE else None
-    return None if clause is None else clause["said"] or clause["time"]
+    if clause is None or (clause["time"] and re.search(r"\d", answer[: clause.start("time")])):
+        return None  # of two numbers nobody knows which was asked for
+    return clause["said"] or clause["time"]
 
 
 def _announced(said: str) -> str:

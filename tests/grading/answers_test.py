@@ -295,7 +295,15 @@ Answer: Yes, there are 5. ⇏ 5
 Answer: No, it is 5. ⇏ 5
 Final Answer: Jane started growing Sphere 3 hours ago ⇒ 3 hours ago
 Final Answer: Jane started growing Sphere 3 hours ago ⇏ 4 hours ago
+Final Answer: Jane started growing Sphere 3 hours ago ⇒ 3
+Final Answer: Jane started growing Sphere 3 hours ago ⇏ 4
+Final Answer: Jane started growing Sphere 3 hours ago ⇏ 3 hours
+Final Answer: Jane grew 2 spheres 3 hours ago ⇏ 3
+Final Answer: Jane grew 2 spheres 3 hours ago ⇏ 2
+3 hours ago ⇒ 3
+3 ago ⇏ 3
 Final Answer: Jane left 13 hours ago ⇏ 3 hours ago
+Final Answer: Jane left 13 hours ago ⇏ 3
 Final Answer: Jane left 2 hours ago and Tom 3 hours ago ⇏ 3 hours ago
 Final Answer: Jane did not leave 3 hours ago ⇏ 3 hours ago
 **Final Answer:** The car is red. ⇒ red

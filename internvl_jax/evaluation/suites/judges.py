@@ -6,6 +6,7 @@ with a judge are near published ones, not equal to them.
 
 import http.client
 import json
+import re
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -140,8 +141,6 @@ def judged_same(judge: Judge, question: str, true: str, answer: str) -> bool:
 
 
 def judged_likeness(judge: Judge, question: str, true: str, answer: str) -> int | None:
-    """How much an answer means the same as the true one, 0 to 3, None where a judge says no whole number."""
-    try:
-        return int(judge(_LIKENESS.format(question=question, true=true, answer=answer)))
-    except ValueError:
-        return None
+    """How much an answer means the same as the true one, 0 to 3, None where a judge says no number of one digit."""
+    said = judge(_LIKENESS.format(question=question, true=true, answer=answer)).strip()
+    return int(said) if re.fullmatch(r"[+-]?[0-9]", said) else None

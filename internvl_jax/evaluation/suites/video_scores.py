@@ -134,7 +134,7 @@ def _matched(
     rows, judged, found = list[dict[str, Any]](), 0, dict[str, list[int]]()
     for answer in answers:
         cells, options = answer.cells, lettered(as_list(answer.cells["candidates"]))
-        letter = next((letter for letter, text in options.items() if text == cells["answer"]), "")
+        letter = next((letter for letter, text in options.items() if text == cells["answer"]), "@")  # as released
         hit = is_right(answer.text, f"({letter}) {cells['answer']}")
         if not hit:
             said = infer_option(answer.text, options)

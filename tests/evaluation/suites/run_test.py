@@ -15,6 +15,7 @@ from internvl_jax.evaluation import (
     Endpoint,
     Prediction,
     answer_suite,
+    check_pictures,
     describe_suites,
     get_suite,
     open_suite,
@@ -24,10 +25,20 @@ from internvl_jax.evaluation import (
     summary,
     write_report,
 )
-from internvl_jax.evaluation.suites import final_text, judges, place_scores, suite_file, suite_prompts, suite_run
+from internvl_jax.evaluation.suites import (
+    final_text,
+    judged_scores,
+    judges,
+    place_scores,
+    suite_file,
+    suite_prompts,
+    suite_run,
+    video_scores,
+)
 from internvl_jax.evaluation.suites.suite import Predicted
 from internvl_jax.evaluation.suites.tsv import TableRow
 from internvl_jax.inference import Answer
+from tests.evaluation.suites.tsv_test import encoded
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FOLDER = GOLDEN / "eval_image"
@@ -105,6 +116,35 @@ def test_a_report_without_the_pictures(tmp_path):
     result = score_suite(file, {"1": Prediction("1", "b")}, None)
     write_report(tmp_path / "report", [(file, result)], None)
     assert "the picture no.jpg is not there" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_errors_say_which_row_has_the_picture(tmp_path):
+    rows = [f"1\t{encoded()}\tq\ta\n", f"2\t{'#' * 80}\tq\ta\n"]
+    (tmp_path / "OCRBench.tsv").write_text("index\timage\tquestion\tanswer\n" + "".join(rows))
+    file = open_suite(get_suite("OCRBench"), tmp_path)
+    with pytest.raises(InputError, match=r"OCRBench\.tsv, row 2: image of 0 bytes is not"):
+        check_pictures(file, "default")
+
+    def ask(talks):
+        raise InputError(f"conversation {len(list(talks))}: it is broken")
+
+    with pytest.raises(InputError, match="OCRBench, from row 1 on: conversation 2: it is broken"):
+        answer_suite(file, "default", tmp_path / "a.jsonl", ask, 9, {}, 64)
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "1e99", "9" * 5000, "null", '"1"'])
+def test_a_judge_that_gives_no_score_gives_none(score):
+    cells = {"qid": "1", "grading_query": "{PREDICTION}"}
+    judge = lambda prompt: f'{{"extracted_answer": "a", "score": {score}}}'
+    rated = judged_scores.charxiv(get_suite("CharXiv_descriptive_val"), [Predicted("1", cells, {}, "x")], judge)
+    assert rated.headline == 0
+    assert judges.judged_likeness(lambda _: "3" * 400, "q", "a", "b") is None
+
+
+def test_no_answer_is_right_where_the_true_one_is_no_option():
+    cells = {"question": "q", "candidates": "['red', 'blue']", "answer": "green", "task_type": "count"}
+    for text in ("", "A", "green"):
+        assert video_scores.mlvu(get_suite("MLVU_MCQ"), [Predicted("1", cells, {}, text)], None).headline == 0
 
 
 def test_only_what_is_complete_is_called_so():
