@@ -84,7 +84,7 @@ def _said_unit(value: str, said: str) -> str | None:
 
 def _number(text: str) -> Quantity | None:
     match = _NUMBER.fullmatch(text)
-    if match is None:
+    if match is None or (match["sign"] and match["inner"]):  # --5
         return None
     scale, behind = 0, match["behind"]
     currency = units.read(match["currency"].replace("US$", "$"))

@@ -68,7 +68,7 @@ class SuiteFile:
     @property
     def has_answers(self) -> bool:
         """Whether the table says what is right; tables of hidden tests don't."""
-        return bool({"answer", "bbox", "bbox_x1", "correct_choice"} & set(self.table.columns))
+        return bool({"answer", "bbox", "bbox_x1", "correct_choice", "grading_query"} & set(self.table.columns))
 
     def prompts(self, mode: Mode) -> Iterator[dict]:
         """For each row its index, 'question' (the final text handed to chat), 'tiles' of each picture, 'system' and

@@ -28,6 +28,7 @@ def in_every_format(folder, suite, texts):
         book.active.append(row)
         # VLMEvalKit writes numbers where all indices are some.
         book.active.cell(book.active.max_row, 1).value = int(row[0]) if row[0].isdigit() else row[0]
+    book.active.cell(book.active.max_row + 2, 2).value = " "  # rows without an index are none
     book.save(folder / "a.xlsx")
     cells = [record.values() for record in [dict(zip(records[0], records[0])), *records]]
     quoted = ["\t".join('"' + text.replace('"', '""') + '"' for text in row) for row in cells]
@@ -108,6 +109,8 @@ def test_what_was_begun_otherwise_is_not_taken_up(tmp_path):
     written(tmp_path / "a.jsonl", 2)
     with pytest.raises(InputError, match="was begun otherwise \\(mode: 'cot' before, 'default' now\\)"):
         written(tmp_path / "a.jsonl", mode="default")
+    (tmp_path / "c.jsonl.partial").write_bytes((tmp_path / "a.jsonl.partial").read_bytes())  # nothing says how
+    assert len(written(tmp_path / "c.jsonl", mode="default")) == 5
     (tmp_path / "b.jsonl").write_text('{"index": "0", "prediction": "of somebody"}\n')
     with pytest.raises(InputError, match=r"b\.jsonl is there, but not b\.settings\.json, which says how"):
         written(tmp_path / "b.jsonl")

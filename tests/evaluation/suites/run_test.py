@@ -70,7 +70,14 @@ def recorded_texts(name):
     return json.loads((FOLDER / "data" / f"{name}.predictions.json").read_text())
 
 
-@pytest.mark.parametrize(("mode", "around"), [("default", "{}"), ("thinking", "<think>B or C</think>so \\boxed{{{}}}")])
+@pytest.mark.parametrize(
+    ("mode", "around"),
+    [
+        ("default", "{}"),
+        ("cot", "B or C, so \\boxed{{{}}}"),
+        ("thinking", "<think>B or C</think>so \\boxed{{{}}}"),
+    ],
+)
 def test_from_questions_to_the_report(tmp_path, mode, around):
     file, texts = open_suite(get_suite("BLINK"), FOLDER / "data"), list(recorded_texts("BLINK").values())
     given = iter(texts)
@@ -139,6 +146,22 @@ def test_a_judge_that_gives_no_score_gives_none(score):
     rated = judged_scores.charxiv(get_suite("CharXiv_descriptive_val"), [Predicted("1", cells, {}, "x")], judge)
     assert rated.headline == 0
     assert judges.judged_likeness(lambda _: "3" * 400, "q", "a", "b") is None
+
+
+def test_a_score_beyond_its_bounds_counts_as_one(tmp_path):
+    """And what of a response is cut off is told of all of it."""
+    name = "CharXiv_reasoning_val"
+    columns, cells = ("index\timage\tquestion\tgrading_query\tinst_category", f"1\t{encoded()}\tq\t{{PREDICTION}}\t2.0")
+    (tmp_path / f"{name}.tsv").write_text(f"{columns}\n{cells}\n")
+    file, said = open_suite(get_suite(name), tmp_path), Prediction("1", "5", "<think>so \\boxed{5} or")
+    result = score_suite(file, {"1": said}, lambda prompt: '{"extracted_answer": 5, "score": 5}')
+    assert file.has_answers and result.interval == score_suite(file, {"1": said}, _right).interval
+    assert result.unfinished == 1 and result.rated.headline == 500
+    assert result.rated.score == [{"Text-in-General": 5.0, "Overall": 5.0}]
+
+
+def _right(prompt):
+    return '{"extracted_answer": 5, "score": 1}'
 
 
 def test_no_answer_is_right_where_the_true_one_is_no_option():
