@@ -315,6 +315,13 @@ Final answer: No car is red. ⇏ red
 Final answer: Nobody is red. ⇏ red
 Final answer: She left at least 2 days ago ⇏ 2 days ago
 Final answer: She left before 2 days ago ⇏ 2 days ago
+Final answer: She left at most 2 days ago ⇏ 2 days ago
+Final answer: She left over 2 days ago ⇏ 2 days ago
+Final answer: She left under 2 days ago ⇏ 2 days ago
+Final answer: She left after 2 days ago ⇏ 2 days ago
+Final answer: She left nearly 2 days ago ⇏ 2 days ago
+Final answer: She left almost 2 days ago ⇏ 2 days ago
+Final answer: She left within 2 days ago ⇏ 2 days ago
 The answer is (B) 14 and (C) 15. ⇏ B
 Final answer: The car isn't red. ⇏ red
 Final answer: The car is blue or red. ⇏ red

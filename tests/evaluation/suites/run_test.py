@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import threading
+import typing
 
 import pytest
 
@@ -164,6 +165,27 @@ def _right(prompt):
     return '{"extracted_answer": 5, "score": 1}'
 
 
+def test_judges_of_videos_see_the_options_without_their_letters():
+    cells = {"question": "q", "candidates": "['A. red', 'B. blue']", "answer": "B", "duration": "short"}
+    cells |= {"domain": "Knowledge", "sub_category": "Law", "task_type": "OCR Problems"}
+    judge = lambda prompt: "B" if "A. red\nB. blue\nAnswer: no idea" in prompt else "A"
+    rated = video_scores.video_mme(get_suite("Video-MME"), [Predicted("1", cells, {}, "no idea")], judge)
+    assert (rated.headline, rated.judged) == (100, 1)
+
+
+@pytest.mark.parametrize("choice", ["x", "-1", "30", "1.0", ""])
+def test_the_number_of_an_option_is_one(choice):
+    cells = {"question": "q", "candidates": "['red', 'blue']", "correct_choice": choice}
+    with pytest.raises(InputError, match=f"row 1 has the correct_choice '{choice}'; give the number of an option"):
+        video_scores.long_video_bench(get_suite("LongVideoBench"), [Predicted("1", cells, {}, "A")], None)
+
+
+@pytest.mark.parametrize("true", ["nan", "inf", "three", ""])
+def test_a_true_number_that_is_none_makes_nothing_right(true):
+    cells = {"question_type": "object_counting", "answer": true}
+    assert video_scores.vsi(get_suite("VSI-Bench"), [Predicted("1", cells, {}, "3")], None).headline == 0
+
+
 def test_no_answer_is_right_where_the_true_one_is_no_option():
     cells = {"question": "q", "candidates": "['red', 'blue']", "answer": "green", "task_type": "count"}
     for text in ("", "A", "green"):
@@ -186,7 +208,7 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
     rows = file.table.rows[:3]
     texts = {rows[0].index: "A", rows[1].index: "no idea at all", rows[2].index: "some other words"}
     predictions = {index: Prediction(index, text) for index, text in texts.items()}
-    asked = []
+    asked: typing.ClassVar[list[str]] = []
 
     def judge(prompt):
         asked.append(prompt)
@@ -201,15 +223,18 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
 
 
 class _Completions(http.server.BaseHTTPRequestHandler):
+    asked: typing.ClassVar[list[str]] = []
+
     def do_POST(self):
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(said["model"])
         content = f"{said['model']}: {said['messages'][0]['content']} ({self.headers['Authorization']})"
         replies = {
             "m": {"choices": [{"message": {"content": content}}]},
             "mute": {"choices": [{"message": {"content": None}}]},
         }
         body = json.dumps(replies.get(said["model"], {})).encode()
-        self.send_response(200)
+        self.send_response({"busy": 429, "barred": 403}.get(said["model"], 200))
         self.send_header("Content-Length", str(len(body) + (said["model"] == "cut off")))
         self.end_headers()
         self.wfile.write(body)
@@ -228,8 +253,11 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
             with pytest.raises(InputError, match="sent no chat completion"):
                 Endpoint(url, model)("hello")
         monkeypatch.setattr(judges, "_PAUSE", 0)
-        with pytest.raises(InputError, match="does not answer"):
-            Endpoint(url, "cut off")("hello")
+        for model, times in (("cut off", 5), ("busy", 5), ("barred", 1)):
+            _Completions.asked.clear()
+            with pytest.raises(InputError, match="does not answer"):
+                Endpoint(url, model)("hello")
+            assert _Completions.asked == [model] * times
         server.shutdown()
     with pytest.raises(InputError, match="begins with http"):
         Endpoint("localhost:8000", "m")
