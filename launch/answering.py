@@ -3,16 +3,18 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, Processor, images, tiling
 from internvl_jax.errors import InputError
-from internvl_jax.inference import MODEL_THRESHOLDS, Thresholds
+from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
 from internvl_jax.models import InternVL
 from launch import checkpoint, together
 from launch.sampling_flags import REASONING, THINKING
 
+_ANSWERED_BY = ("thinking", "reasoning", "max_tiles", "dtype", "quantise", "cache")  # flags
 _MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", 1, 4096)
 _THRESHOLDS = {
     "relative": flags.DEFINE_float("relative_threshold", None, "Flash: share of tiles kept full; default: the model's"),
@@ -34,6 +36,17 @@ def check_pictures(paths: list[str]) -> None:
     """Raises InputError for a path that is no picture, before anything slow begins."""
     for path in paths:
         images.image_size(path, ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS))
+
+
+def known_by(sampling: SamplingParams, limits: Thresholds) -> dict[str, Any]:
+    """What answers depend on besides their questions, as it is kept beside them."""
+    asked = {name: flags.FLAGS[name].value for name in _ANSWERED_BY}
+    return {
+        "sampling": dataclasses.asdict(sampling),
+        "thresholds": dataclasses.asdict(limits),
+        "checkpoint": str(checkpoint.directory()),
+        **{name: None if value == "auto" else value for name, value in asked.items()},  # None: the usual, as not named
+    }
 
 
 @contextlib.contextmanager

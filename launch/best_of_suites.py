@@ -40,5 +40,4 @@ def _files(file: SuiteFile, folder: pathlib.Path, batch: int) -> BestOfFiles:
     def asked(index: str) -> Messages:
         return messages(file, rows[index], mode)
 
-    settings = {"suite": file.suite.name, "md5": file.table.md5, "mode": mode}
-    return BestOfFiles(folder / file.suite.name, list(rows), asked, settings, batch)
+    return BestOfFiles(folder / file.suite.name, list(rows), asked, file.known_by(mode), batch)

@@ -1,7 +1,6 @@
 """A model's answers to the paper's benchmarks: written, and scored."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import sys
@@ -28,11 +27,7 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
     files, judge, size = suite_flags.files(data), suite_flags.judge(), size_name(checkpoint.model_config())
     for file in files:
         check_pictures(file, suite_flags.mode())
-    settings = {
-        "sampling": dataclasses.asdict(sampling),
-        "thresholds": dataclasses.asdict(thresholds),
-        "checkpoint": str(checkpoint.directory()),
-    }
+    settings = answering.known_by(sampling, thresholds)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(claimed(folder))
@@ -40,8 +35,9 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
         write(files, folder, batch, sampling, thresholds, settings)
         for file in files:
             target = folder / f"{file.suite.name}.jsonl"
-            if file.suite.rule is None or (file.suite.judge == "required" and judge is None):
-                print(f"{file.suite.name}: answered, and not scored without a judge", file=sys.stderr)
+            if not file.has_answers or file.suite.rule is None or (file.suite.judge == "required" and judge is None):
+                why = "without a judge" if file.has_answers else "as its table has no answers"
+                print(f"{file.suite.name}: answered, and not scored {why}", file=sys.stderr)
                 print(json.dumps({"suite": file.suite.name, "score": None}))
                 continue
             result = score_suite(file, read_predictions(target, file.suite.name), judge)

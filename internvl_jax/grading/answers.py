@@ -24,7 +24,8 @@ _TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|mark|code)(?:\s[^<>\n]*)?/?>|~~[
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 _ANNOUNCED = re.compile(
     # "the answer to (a) is", "**Final answer:**", "Correct option: ", "Answer - "; but not "a wrong answer is"
-    r"(?<!wrong )(?<!other )(?<!incorrect )(?<!\bno )(?<!\bany )(?<!check the )(?<!verify the )(?<![a-z])"
+    r"(?<!wrong )(?<!other )(?<!incorrect )(?<!\bno )(?<!\bany )(?<!check the )(?<!verify the )"
+    r"(?<!\bif the )(?<!whether the )(?<![a-z])"
     r"(?:answers?(?: choice| option)?|ans|final result|(?:correct|right|best) (?:option|choice)s?)"
     r"(?: (?:to|of|for) [^\n.:;=]{1,80}?|, [^\n.,]{1,30},)?[\s*_`\"'”’)\]]*"
     r"(?:(?<!\w)(?:is|are|(?:would|should|must|will) be)\b"
@@ -58,8 +59,8 @@ _ASIDE = (  # why, and what else it is not
 )
 _STOP, _SENTENCE = re.compile(_FULL_STOP), re.compile(f"{_FULL_STOP}|{_ASIDE}")
 _CLAUSE = re.compile(
-    rf"{_ASIDE}|[,，]?(?:当|如果)|[,，]?\s+(?:when|whenever|if|where|while|unless|given|assuming|provided|for which"
-    r"|as (?:the|its?|this|we))\b"
+    rf"{_ASIDE}|[,，]?(?:当|如果)|[,，]?\s+(?:when|whenever|if|where|while|although|though|unless|given|assuming|provided"
+    r"|for which|as (?:the|its?|this|we))\b"
 )
 _STATES = re.compile(
     r"^[*$(\\]*(?:[-+]?\d|[A-H]\b)|(?:\s(?:is|are|equals)\s+|[是为]|等于)[*(]*(?:[-+$\\(\d]|[A-H]\b)"
@@ -68,12 +69,12 @@ _STATES = re.compile(
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
 _VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|(?<![没多少])有|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
 _TWO_VALUES = re.compile(  # "the width is 2 and the length is 7"
-    r"(?:\s(?:is|are|equals)\s+|[是为有])[-+$\\(\d][^;；]{0,80}?(?:\s(?:and|but)\s|[;；，]|,(?!\d{3}))"
-    r".*(?:\s(?:is|are|equals)\s+|[是为有])[-+$\\(\d]",
+    r"(?:\s(?:is|are|equals)\s+|[是为有]|等于)[-+$\\(\d][^;；]{0,80}?(?:\s(?:and|but|whereas)\s|[;；，、和与及]|,(?!\d{3}))"
+    r".*(?:\s(?:is|are|equals)\s+|[是为有]|等于)[-+$\\(\d]",
     re.DOTALL,
 )
 _DERIVED = re.compile(  # "if x is 2 and y is 3, it is 5"
-    r"^\W*(?:(?:so|thus|hence|therefore|then)[\s,]+)?(?:if|when|since|because|given|as|for|当|如果|因为|由)|[,，;；]\s*(?:and\s+)?(?:so|therefore|thus|hence|then)\b|所以|因此|那么|故",
+    r"^\W*(?:(?:so|thus|hence|therefore|then)[\s,]+)?(?:if|when|since|because|given|although|though|as|for|当|如果|因为|由)|[,，;；]\s*(?:and\s+)?(?:so|therefore|thus|hence|then)\b|所以|因此|那么|故",
     re.IGNORECASE,
 )
 _VALUE_FIRST = re.compile(  # "14, and the width is 2"
@@ -84,10 +85,10 @@ _VALUE_FIRST = re.compile(  # "14, and the width is 2"
     re.DOTALL,
 )
 _PROSE = re.compile(r"\s*(?:[A-Za-z]+\b.*[A-Za-z]{2}|[(*]*[A-H][)*]* is |.*[一-鿿]{3})", re.DOTALL)
-_DENIED = re.compile(r"\b(?:not|neither|nor)\b|n't\b|[不没]")
+_DENIED = re.compile(r"\b(?:not|cannot|neither|nor|whether|(?:check|see|find|test|determine) if)\b|n't\b|[不没]")
 _ONE_CLAUSE = re.compile(  # "the car is red", "she left 3 hours ago": one thing said of another
-    r"(?!.*(?:[,;:，；：。]|\.\s|n't\b|\b(?:and|or|but|if|whether|when|unless|than|not|no|none|neither|nobody|nothing|never"
-    r"|hardly|wrong|incorrect|false|other)\b))"
+    r"(?!.*(?:[,;:，；：。]|\.\s|n't\b|\b(?:and|or|but|if|whether|when|unless|than|not|cannot|no|none|neither|nobody|nothing"
+    r"|never|hardly|few|unlikely|doubts?|wrong|incorrect|false|other|what|who|why|how)\b))"
     r"\W*[A-Za-z](?:(?!\b(?:is|are|was|were)\b).)*?\s(?:(?:is|are|was|were)\s+(?P<said>(?!.*\b(?:is|are|was|were)\b).{2,60})"
     r"|(?<!least )(?<!most )(?<!over )(?<!under )(?<!before )(?<!after )(?<!nearly )(?<!almost )(?<!within )"
     r"(?P<time>\d+ [a-z]+ ago)\W*)",
@@ -151,7 +152,9 @@ def predicate(answer: str) -> str | None:
     and where the clause denies it. A lone letter may be a choice, and is none.
     """
     clause = _ONE_CLAUSE.fullmatch(answer) if len(answer) <= LONGEST_SENTENCE else None
-    return None if clause is None else clause["said"] or clause["time"]
+    if clause is None or (clause["time"] and re.search(r"\d", answer[: clause.start("time")])):
+        return None  # of two numbers nobody knows which was asked for
+    return clause["said"] or clause["time"]
 
 
 def _announced(said: str) -> str:

@@ -16,7 +16,9 @@ _OPTION = re.compile(
 )
 _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _SEVERAL = re.compile(r"(?:and|or|is|are)\b|[和与及或&,、]")  # what goes on so after a letter is no text of a choice
-_OTHER = re.compile(r"(?:\b(?:and|or)\b|[,;、和与或及])\s*\(?[A-H][).:]")  # another choice behind the text of one
+_OTHER = re.compile(  # another choice behind the text of one
+    r"(?:\b(?:and|or)\b|[,;、和与或及])\s*\(?[A-H][).:]|\s\(?[A-H]\)\s|\s[A-H]\.\s"
+)
 _LETTER = re.compile(r"\(([A-H])\)")
 _CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[()])(?:[A-Z][a-z]?|[()]|\d|_\d|_\{\d+\})+")  # H2O, H_2O
 _LETTERS = re.compile(r"[A-Za-z](?:\s*[、,]\s*[A-Za-z])+")

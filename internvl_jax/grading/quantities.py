@@ -18,6 +18,7 @@ _NUMBER = re.compile(
 )
 _SCALED = re.compile(rf"\s*(?P<scale>{_SCALE})(?![A-Za-z])(?P<behind>.*)")
 _EXACT = decimal.Context(prec=1000)  # 28 digits are the usual one: long numbers would be rounded, and equal
+_AGO = " ago"
 _VARIABLE = re.compile(r"[A-Za-z](?:\^.*)?")  # right behind a number: 2m may be two metres, or m twice
 _COUNTED = re.compile(r"\s*[一-鿿]{1,3}")  # 12个, 3名
 _NOUN = re.compile(r"[A-Za-z][A-Za-z ,.'-]*")
@@ -83,11 +84,13 @@ def _said_unit(value: str, said: str) -> str | None:
 
 def _number(text: str) -> Quantity | None:
     match = _NUMBER.fullmatch(text)
-    if match is None:
+    if match is None or (match["sign"] and match["inner"]):  # --5
         return None
     scale, behind = 0, match["behind"]
     currency = units.read(match["currency"].replace("US$", "$"))
-    unit = None if _VARIABLE.fullmatch(behind) else units.read(behind)
+    unit = None if _VARIABLE.fullmatch(behind) else units.read(behind.removesuffix(_AGO))
+    if behind.endswith(_AGO):  # 3 hours ago are 3, and no 3 hours
+        unit = unit + _AGO if unit else None
     if unit is None and (scaled := _SCALED.fullmatch(behind)):
         scale, behind = _SCALES[scaled["scale"]], scaled["behind"]
         unit = units.read(behind)

@@ -295,7 +295,15 @@ Answer: Yes, there are 5. ⇏ 5
 Answer: No, it is 5. ⇏ 5
 Final Answer: Jane started growing Sphere 3 hours ago ⇒ 3 hours ago
 Final Answer: Jane started growing Sphere 3 hours ago ⇏ 4 hours ago
+Final Answer: Jane started growing Sphere 3 hours ago ⇒ 3
+Final Answer: Jane started growing Sphere 3 hours ago ⇏ 4
+Final Answer: Jane started growing Sphere 3 hours ago ⇏ 3 hours
+Final Answer: Jane grew 2 spheres 3 hours ago ⇏ 3
+Final Answer: Jane grew 2 spheres 3 hours ago ⇏ 2
+3 hours ago ⇒ 3
+3 ago ⇏ 3
 Final Answer: Jane left 13 hours ago ⇏ 3 hours ago
+Final Answer: Jane left 13 hours ago ⇏ 3
 Final Answer: Jane left 2 hours ago and Tom 3 hours ago ⇏ 3 hours ago
 Final Answer: Jane did not leave 3 hours ago ⇏ 3 hours ago
 **Final Answer:** The car is red. ⇒ red
@@ -307,6 +315,13 @@ Final answer: No car is red. ⇏ red
 Final answer: Nobody is red. ⇏ red
 Final answer: She left at least 2 days ago ⇏ 2 days ago
 Final answer: She left before 2 days ago ⇏ 2 days ago
+Final answer: She left at most 2 days ago ⇏ 2 days ago
+Final answer: She left over 2 days ago ⇏ 2 days ago
+Final answer: She left under 2 days ago ⇏ 2 days ago
+Final answer: She left after 2 days ago ⇏ 2 days ago
+Final answer: She left nearly 2 days ago ⇏ 2 days ago
+Final answer: She left almost 2 days ago ⇏ 2 days ago
+Final answer: She left within 2 days ago ⇏ 2 days ago
 The answer is (B) 14 and (C) 15. ⇏ B
 Final answer: The car isn't red. ⇏ red
 Final answer: The car is blue or red. ⇏ red
@@ -315,6 +330,17 @@ Final answer: If the car is red ⇏ red
 Final answer: The wrong colour is red. ⇏ red
 Final answer: The hypotenuse is C ⇏ C
 The answer is 5'. The car is red. ⇏ red
+The answer is 5. If the answer is 6, it is odd. ⇒ 5
+Let us check whether the answer is 5 ⇏ 5
+We need to see if the total is 5. ⇏ 5
+Final answer: I doubt the car is red ⇏ red
+Final answer: The car cannot be called red, what is red ⇏ red
+Final answer: Few cars are red ⇏ red
+The area is 14 although the width is 2. ⇒ 14
+The area is 14 although the width is 2. ⇏ 2
+Although the width is 2, the area is 14. ⇒ 14
+Although the width is 2, the area is 14. ⇏ 2
+The red one is 3 whereas the blue one is 4. ⇏ 4
 """
 LAST = r"""
 The answer is A. No, the answer is B. ⇒ B
@@ -451,6 +477,11 @@ B不正确 ⇏ B
 面积是14，宽是2 ⇏ 14
 宽是2，长是7，所以面积是14 ⇒ 14
 答案：面积是14，宽是2 ⇏ 2
+面积等于14，宽等于2。 ⇏ 2
+答案：面积等于14，宽等于2 ⇏ 2
+面积是14、宽是2 ⇏ 2
+面积是14和宽是2 ⇏ 2
+宽等于2，长等于7，所以面积等于14 ⇒ 14
 图中有5只鸟 ⇒ 5
 图中有5只鸟 ⇏ 6
 图中没有5只鸟 ⇏ 5

@@ -377,6 +377,11 @@ twenty-ten ⇏ 30
 Second ⇒ 2nd
 1st ⇏ 1
 1st ⇏ second
+(A) red (B) blue ⇏ A
+A) red B) blue ⇏ A
+A. red B. blue ⇏ A
+(B) Vitamin C. ⇒ B
+D. Both A and B ⇒ D
 2nd ⇏ 2
 H2O ⇒ H_2O
 CO_2 ⇒ CO2

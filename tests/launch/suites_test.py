@@ -28,8 +28,15 @@ def table(checkpoint, folder, questions=("what is it",) * 3):
 def test_a_model_answers_a_suite(checkpoint, tmp_path):
     table(checkpoint, tmp_path)
     model, suite = f"--checkpoint={checkpoint}", ["--suite=EasyVQA", f"--data={tmp_path}"]
-    done = evaluate(model, *suite, f"--out={tmp_path}/out", "--max_new_tokens=3")
+    rows = [line.rpartition("\t")[0] for line in (tmp_path / "EasyVQA.tsv").read_text().splitlines()]
+    (tmp_path / "DocVQA_TEST.tsv").write_text("\n".join(rows) + "\n")
+    both = ["--suite=DocVQA_TEST,EasyVQA", f"--data={tmp_path}"]
+    done = evaluate(model, *both, f"--out={tmp_path}/out", "--max_new_tokens=3", "--dtype=float32")
     assert done.returncode == 0, done.stderr
+    known = json.loads((tmp_path / "out" / "EasyVQA.settings.json").read_text())
+    assert [known[name] for name in ("dtype", "quantise", "cache", "reasoning")] == ["float32", None, None, None]
+    assert "DocVQA_TEST: answered, and not scored as its table has no answers" in done.stderr
+    assert json.loads(done.stdout.splitlines()[0]) == {"suite": "DocVQA_TEST", "score": None}
     told = json.loads(done.stdout.splitlines()[-1])
     assert told.keys() == {"suite", "score"} and told["suite"] == "EasyVQA" and told["score"][0]["Overall"] == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "EasyVQA.jsonl").read_text().splitlines()]

@@ -44,6 +44,7 @@ _VIDEO_GROUPS = {
     "Overall": tuple(name for names in (*_PERCEPTION.values(), *_THOUGHT.values()) for name in names),
 }
 _SKILLS = ("inductive", "deductive", "numerical", "spatial", "mechanical")
+_ABSURD = 1000  # no score is as large: a judge that has lost its thread writes on and on
 _CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 
@@ -143,7 +144,8 @@ def _json_verdict(reply: str) -> tuple[Any, float]:
     if not isinstance(found, dict) or "extracted_answer" not in found:
         return None, 0.0
     score = found.get("score")
-    return found["extracted_answer"], float(score) if isinstance(score, int | float) else 0.0
+    is_score = isinstance(score, int | float) and abs(score) < _ABSURD  # NaN is not
+    return found["extracted_answer"], float(score) if is_score else 0.0
 
 
 def _counted(

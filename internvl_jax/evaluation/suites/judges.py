@@ -6,7 +6,9 @@ with a judge are near published ones, not equal to them.
 
 import http.client
 import json
+import re
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
@@ -15,7 +17,7 @@ from internvl_jax.evaluation.suites.options import infer_option
 from internvl_jax.evaluation.suites.suite import Judge
 from internvl_jax.evaluation.suites.text_matching import yes_or_no
 
-_TRIES, _SECONDS, _PAUSE = 3, 120, 2.0
+_TRIES, _SECONDS, _PAUSE = 5, 120, 1.0
 _OPTION = """Which option of the question below does the answer mean? Reply with its letter alone, or with Z if it \
 means none of them.
 
@@ -82,12 +84,12 @@ class Endpoint:
         """The judge's answer, greedily.
 
         Raises:
-          InputError: nobody answers there, three times, or what comes is no answer.
+          InputError: nobody answers there for half a minute, it refuses, or what comes is no answer.
         """
         body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
-        for left in reversed(range(_TRIES)):
+        for number in range(1, _TRIES + 1):
             try:
                 with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
                     said = json.load(reply)["choices"][0]["message"]["content"]
@@ -95,9 +97,10 @@ class Endpoint:
                     raise TypeError("no text")
                 return said
             except (OSError, http.client.HTTPException) as error:
-                if not left:
+                refused = isinstance(error, urllib.error.HTTPError) and error.code not in (408, 429, *range(500, 600))
+                if refused or number == _TRIES:
                     raise InputError(f"the judge at {self._url} does not answer ({error}); check --judge.") from None
-                time.sleep(_PAUSE)
+                time.sleep(_PAUSE * 2**number)
             except (ValueError, LookupError, TypeError):
                 raise InputError(f"the judge at {self._url} sent no chat completion; check --judge.") from None
         raise AssertionError("every try ends above")
@@ -140,8 +143,6 @@ def judged_same(judge: Judge, question: str, true: str, answer: str) -> bool:
 
 
 def judged_likeness(judge: Judge, question: str, true: str, answer: str) -> int | None:
-    """How much an answer means the same as the true one, 0 to 3, None where a judge says no whole number."""
-    try:
-        return int(judge(_LIKENESS.format(question=question, true=true, answer=answer)))
-    except ValueError:
-        return None
+    """How much an answer means the same as the true one, 0 to 3, None where a judge says no number of one digit."""
+    said = judge(_LIKENESS.format(question=question, true=true, answer=answer)).strip()
+    return int(said) if re.fullmatch(r"[+-]?[0-9]", said) else None

@@ -73,11 +73,6 @@ class Suite:
     missing: str = ""
 
     @property
-    def is_circular(self) -> bool:
-        """Whether its questions are asked once for each rotation of their options, and count once together."""
-        return any(part in self.name.lower() for part in ("mmbench", "ccbench", "circular", "mmcr"))
-
-    @property
     def has_pictures(self) -> bool:
         """Whether a row has pictures of its own; it names a video otherwise."""
         return self.kind != "video"

@@ -1,9 +1,11 @@
 """A suite's file, opened: checked against the published one, rows as the official code names them, pictures at hand."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, images, tiling
 from internvl_jax.errors import InputError
@@ -58,18 +60,32 @@ class SuiteFile:
         """Which frames of which video a row is about; InputError where the video is not there."""
         return clip_of(self.suite.name, row.cells, self.frames, (self.table.path.parent, *self.folders))
 
+    def known_by(self, mode: Mode) -> dict[str, Any]:
+        """What the questions depend on, as it is kept beside answers."""
+        shown = {} if self.suite.has_pictures else {"frames": self.frames}
+        return {"suite": self.suite.name, "md5": self.table.md5, "mode": mode, **shown}
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the table says what is right; tables of hidden tests don't."""
+        return bool({"answer", "bbox", "bbox_x1", "correct_choice", "grading_query"} & set(self.table.columns))
+
     def prompts(self, mode: Mode) -> Iterator[dict]:
         """For each row its index, 'question' (the final text handed to chat), 'tiles' of each picture, 'system' and
         'generation'.
+
+        Raises:
+          InputError: a picture can't be read.
         """
         for row in self.table.rows:
             if self.suite.has_pictures:
                 pictures = self.pictures(row)
                 prompt = suite_prompts.prompt(self.suite, row, len(pictures), mode)
-                tiles = [
-                    tiles_of(picture, prompt.limit, prompt.magnified and not place)
-                    for place, picture in enumerate(pictures)
-                ]
+                with self._naming(row):
+                    tiles = [
+                        tiles_of(picture, prompt.limit, prompt.magnified and not place)
+                        for place, picture in enumerate(pictures)
+                    ]
             else:
                 prompt, tiles = suite_prompts.prompt(self.suite, row, self.frames, mode), [1] * self.frames
             yield {
@@ -106,9 +122,19 @@ class SuiteFile:
     def _cells(self, row: TableRow) -> Mapping[str, str]:
         cells = RuleCells(row.cells)
         if self.suite.kind == "GUI":
-            width, height = images.image_size(self.pictures(row)[0], RELEASED_TILES)
+            picture, *_ = self.pictures(row)
+            with self._naming(row):
+                width, height = images.image_size(picture, RELEASED_TILES)
             cells |= {WIDTH: str(width), HEIGHT: str(height)}
         return cells
+
+    @contextlib.contextmanager
+    def _naming(self, row: TableRow) -> Iterator[None]:
+        """Errors about a picture say whose it is."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.table.path}, row {row.index}: {error}") from None
 
 
 def open_suite(

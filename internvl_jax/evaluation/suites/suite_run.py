@@ -102,12 +102,15 @@ def answer_suite(
       batch: how many questions are asked, and answers written, at a time.
 
     Raises:
-      InputError: see `messages` and `PredictionFile.write`.
+      InputError: see `messages`, `PredictionFile.write` and what `ask` raises.
     """
     rows = {row.index: row for row in file.table.rows}
 
     def answer(indices: Sequence[str]) -> list[Prediction]:
-        found = ask(messages(file, rows[index], mode) for index in indices)  # pictures as they are wanted
+        try:
+            found = ask(messages(file, rows[index], mode) for index in indices)  # pictures as they are wanted
+        except InputError as error:  # which counts the conversations of this batch
+            raise InputError(f"{file.suite.name}, from row {indices[0]} on: {error}") from None
         return [_prediction(file.suite, mode, *pair, longest) for pair in zip(indices, found, strict=True)]
 
     _write(file, mode, out, answer, settings, batch, progress)
@@ -136,7 +139,7 @@ def _write(
     batch: int,
     progress: Callable[[int], None] | None,
 ) -> None:
-    known = {"suite": file.suite.name, "md5": file.table.md5, "mode": mode, "batch": batch, **settings}
+    known = {**file.known_by(mode), "batch": batch, **settings}
     PredictionFile(out, known).write([row.index for row in file.table.rows], answer, batch, progress)
 
 

@@ -6,6 +6,7 @@ reads frames that it saved as JPEG; these are the decoder's own, as in the relea
 
 import functools
 import io
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -58,16 +59,16 @@ def clip_of(suite: str, cells: Mapping[str, str], frames: int, folders: Sequence
       folders: where the path of a video may begin.
 
     Raises:
-      InputError: the row names no video, or one that is nowhere.
+      InputError: the row names no video, or one that is nowhere, or bounds that are none.
     """
-    name = cells.get("video_path") or os.path.join(cells.get("prefix", ""), cells.get("video", ""))
+    name = cells.get("video_path") or (cells.get("video") and os.path.join(cells.get("prefix", ""), cells["video"]))
     if not name:
         raise InputError(f"{suite}: the question {cells.get('question', '')!r} names no video.")
     found = [folder / name for folder in folders if (folder / name).exists()]
     if not found:
         looked = ", ".join(map(str, folders))
         raise InputError(f"{suite}: the video {name} is not there (looked in {looked}); give its folder as --images.")
-    bounds = [_seconds(cells.get(side, "")) if cells.get("bound") == "True" else None for side in ("start", "end")]
+    bounds = [_seconds(suite, cells, side) for side in ("start", "end")] if cells.get("bound") == "True" else []
     return VideoClip(found[0], frames, _RULES[suite], *bounds)
 
 
@@ -98,8 +99,13 @@ def _encoded(frame: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _seconds(cell: str) -> float | None:
+def _seconds(suite: str, cells: Mapping[str, str], side: str) -> float:
     try:
-        return float(cell)
+        seconds = float(cells.get(side, ""))
     except ValueError:
-        return None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise InputError(
+            f"{suite}: the question {cells.get('question', '')!r} has the {side} {cells.get(side, '')!r}; give seconds."
+        )
+    return seconds

@@ -25,7 +25,7 @@ Naming = Callable[[str, Mapping[str, str]], str]  # of an index and a row's cell
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # columns of options
 _IMAGE = "image"
 _REFERENCE = 64  # characters; what is no longer names the row that has the picture
-_LONGEST_LINE = 1 << 28  # bytes
+_LONGEST_LINE = 1 << 28  # bytes; of a cell in quotes, too
 # As pandas has them: in the digits of ASCII (an option in Arabic ones is a text), whole ones of 64 bits.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -156,7 +156,7 @@ def as_list(cell: str) -> list[str]:
         return [cell] if cell else []
     try:
         parts = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return [cell]
     return [str(part) for part in parts]
 
@@ -255,7 +255,7 @@ def _row(read: Callable[[], bytes], where: str) -> list[bytes]:
     """The cells of the next row; [] at the end of the file. Quotes are doubled within quotes, which may span lines."""
     cells, line, at = list[bytes](), read(), 0
     while line:
-        quoted = list[bytes]()
+        quoted, length = list[bytes](), 0
         if line[at : at + 1] == b'"':
             at += 1
             while True:
@@ -263,7 +263,8 @@ def _row(read: Callable[[], bytes], where: str) -> list[bytes]:
                 if end < 0:
                     quoted.append(line[at:])
                     line, at = read(), 0
-                    if not line:
+                    length += len(quoted[-1])
+                    if not line or length > _LONGEST_LINE:
                         raise InputError(f"{where} has a quote that never closes; take the file again.")
                     continue
                 quoted.append(line[at:end])

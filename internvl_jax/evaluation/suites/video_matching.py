@@ -27,7 +27,8 @@ _ANY_NUMBER = re.compile(_NUMBER)
 _TAGGED_NUMBER = re.compile(
     rf"<\s*answer\b[^>]*>\s*({_NUMBER})(?:[^\d<][^<]*)?<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL
 )
-_TAGGED_LETTER = re.compile(r"<\s*answer\b[^>]*>\s*([A-Ja-j]).*?<\s*/\s*answer\s*>", re.IGNORECASE | re.DOTALL)
+_ANSWER_END = re.compile(r"<\s*/\s*answer\s*>", re.IGNORECASE)
+_TAGGED_LETTER = re.compile(rf"<\s*answer\b[^>]*>\s*([A-Ja-j]).*?{_ANSWER_END.pattern}", re.IGNORECASE | re.DOTALL)
 _BEFORE_END = [
     re.compile(rf"(?<![A-Za-z])[(\[{{（【]?\s*([A-F])\s*[)\]}}）】]?\s*</\s*{tag}\s*>", re.IGNORECASE)
     for tag in ("answer", "think")
@@ -93,7 +94,8 @@ def is_letter_of(prediction: str, answer: str) -> bool:
 def vsi_option(text: str) -> str | None:
     """VSI-Bench: the letter, A to F, that an answer comes to; what is nearer to its end wins."""
     text = _INVISIBLE.sub("", text.strip())
-    if tagged := _TAGGED_LETTER.search(text):
+    ends = [match.end() for match in _ANSWER_END.finditer(text)]  # behind them nothing is in tags
+    if ends and (tagged := _TAGGED_LETTER.search(text, 0, ends[-1])):
         return tagged.group(1).upper()
     tail = text[-_TAIL:]
     for pattern in _BEFORE_END:

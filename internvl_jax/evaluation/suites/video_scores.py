@@ -3,14 +3,13 @@
 Source of the rules: VLMEvalKit at e8e78f05 (mvbench.py, utils/{videomme,mlvu,longvideobench}.py, vsibench.py).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites import video_matching
 from internvl_jax.evaluation.suites.judges import judged_option
-from internvl_jax.evaluation.suites.maths_matching import lettered
+from internvl_jax.evaluation.suites.maths_matching import lettered, typed_value
 from internvl_jax.evaluation.suites.options import infer_option
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 from internvl_jax.evaluation.suites.text_matching import mean
@@ -106,7 +105,7 @@ def vsi(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
     for answer in answers:
         kind, true = answer.cells["question_type"], answer.cells["answer"]
         if kind in _NUMERIC:
-            number, target = video_matching.vsi_number(answer.text), _number(true)
+            number, target = video_matching.vsi_number(answer.text), typed_value(true, "float")
             worth = 0.0 if number is None or target is None else video_matching.relative_accuracy(number, target)
             rows.append({"index": answer.index, "score": worth, "extracted": number})
         else:
@@ -134,7 +133,7 @@ def _matched(
     rows, judged, found = list[dict[str, Any]](), 0, dict[str, list[int]]()
     for answer in answers:
         cells, options = answer.cells, lettered(as_list(answer.cells["candidates"]))
-        letter = next((letter for letter, text in options.items() if text == cells["answer"]), "")
+        letter = next((letter for letter, text in options.items() if text == cells["answer"]), "@")  # as released
         hit = is_right(answer.text, f"({letter}) {cells['answer']}")
         if not hit:
             said = infer_option(answer.text, options)
@@ -164,11 +163,3 @@ def _whole(answer: Predicted, column: str) -> int:
     if not cell.isdecimal() or int(cell) >= len(LETTERS):
         raise InputError(f"row {answer.index} has the {column} {cell!r}; give the number of an option, from 0.")
     return int(cell)
-
-
-def _number(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return None if math.isnan(value) else value

@@ -131,6 +131,16 @@ def test_loops_take_no_time(loop):
     assert time.process_time() - start < 2
 
 
+@pytest.mark.parametrize("loop", ["<answer>A", "</answer><answer>B", "<answer>7", "答案A"])
+def test_long_loops_take_no_time(loop):
+    """As long as an answer with thinking may be."""
+    start = time.process_time()
+    for text in (loop * (200_000 // len(loop)), "</answer>" + loop * (200_000 // len(loop))):
+        video_matching.vsi_option(text)
+        video_matching.vsi_number(text)
+    assert time.process_time() - start < 5  # tenths; with the square of the length it would be minutes
+
+
 def test_a_whole_number_beyond_any_float():
     assert not maths_matching.same_expression("9999**9999", "0.5")
 

@@ -7,8 +7,9 @@ import openpyxl
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation import Prediction, get_suite, open_suite, read_predictions, score_suite
+from internvl_jax.evaluation import Prediction, answer_suite, get_suite, open_suite, read_predictions, score_suite
 from internvl_jax.evaluation.suites.predictions import PredictionFile
+from internvl_jax.inference import Answer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 DATA = GOLDEN / "eval_image" / "data"
@@ -28,6 +29,7 @@ def in_every_format(folder, suite, texts):
         book.active.append(row)
         # VLMEvalKit writes numbers where all indices are some.
         book.active.cell(book.active.max_row, 1).value = int(row[0]) if row[0].isdigit() else row[0]
+    book.active.cell(book.active.max_row + 2, 2).value = " "  # rows without an index are none
     book.save(folder / "a.xlsx")
     cells = [record.values() for record in [dict(zip(records[0], records[0])), *records]]
     quoted = ["\t".join('"' + text.replace('"', '""') + '"' for text in row) for row in cells]
@@ -108,6 +110,8 @@ def test_what_was_begun_otherwise_is_not_taken_up(tmp_path):
     written(tmp_path / "a.jsonl", 2)
     with pytest.raises(InputError, match="was begun otherwise \\(mode: 'cot' before, 'default' now\\)"):
         written(tmp_path / "a.jsonl", mode="default")
+    (tmp_path / "c.jsonl.partial").write_bytes((tmp_path / "a.jsonl.partial").read_bytes())  # nothing says how
+    assert len(written(tmp_path / "c.jsonl", mode="default")) == 5
     (tmp_path / "b.jsonl").write_text('{"index": "0", "prediction": "of somebody"}\n')
     with pytest.raises(InputError, match=r"b\.jsonl is there, but not b\.settings\.json, which says how"):
         written(tmp_path / "b.jsonl")
@@ -133,6 +137,20 @@ def test_bad_predictions_are_one_sentence(tmp_path, name, content, said):
     with pytest.raises(InputError, match=said) as caught:
         read_predictions(tmp_path / name, "POPE")
     assert "\n" not in str(caught.value)
+
+
+def test_answers_to_another_table_are_not_taken_up(tmp_path):
+    ask = lambda talks: [Answer("a", 1, ()) for _ in talks]
+    for answer in ("a", "b"):
+        (tmp_path / "EasyVQA.tsv").write_text(f"index\timage_path\tquestion\tanswer\n1\tno.png\tq\t{answer}\n")
+        (tmp_path / "no.png").touch()
+        file = open_suite(get_suite("EasyVQA"), tmp_path)
+        answered = lambda file=file: answer_suite(file, "default", tmp_path / "a.jsonl", ask, 9, {}, 64)
+        if answer == "a":
+            answered()
+            assert file.is_published is None and file.has_answers
+    with pytest.raises(InputError, match="was begun otherwise \\(md5: "):
+        answered()
 
 
 def test_answers_to_another_suite_are_refused():

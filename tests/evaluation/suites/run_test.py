@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import threading
+import typing
 
 import pytest
 
@@ -15,6 +16,7 @@ from internvl_jax.evaluation import (
     Endpoint,
     Prediction,
     answer_suite,
+    check_pictures,
     describe_suites,
     get_suite,
     open_suite,
@@ -24,10 +26,20 @@ from internvl_jax.evaluation import (
     summary,
     write_report,
 )
-from internvl_jax.evaluation.suites import final_text, judges, place_scores, suite_file, suite_prompts, suite_run
+from internvl_jax.evaluation.suites import (
+    final_text,
+    judged_scores,
+    judges,
+    place_scores,
+    suite_file,
+    suite_prompts,
+    suite_run,
+    video_scores,
+)
 from internvl_jax.evaluation.suites.suite import Predicted
 from internvl_jax.evaluation.suites.tsv import TableRow
 from internvl_jax.inference import Answer
+from tests.evaluation.suites.tsv_test import encoded
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FOLDER = GOLDEN / "eval_image"
@@ -59,7 +71,14 @@ def recorded_texts(name):
     return json.loads((FOLDER / "data" / f"{name}.predictions.json").read_text())
 
 
-@pytest.mark.parametrize(("mode", "around"), [("default", "{}"), ("thinking", "<think>B or C</think>so \\boxed{{{}}}")])
+@pytest.mark.parametrize(
+    ("mode", "around"),
+    [
+        ("default", "{}"),
+        ("cot", "B or C, so \\boxed{{{}}}"),
+        ("thinking", "<think>B or C</think>so \\boxed{{{}}}"),
+    ],
+)
 def test_from_questions_to_the_report(tmp_path, mode, around):
     file, texts = open_suite(get_suite("BLINK"), FOLDER / "data"), list(recorded_texts("BLINK").values())
     given = iter(texts)
@@ -107,6 +126,72 @@ def test_a_report_without_the_pictures(tmp_path):
     assert "the picture no.jpg is not there" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_errors_say_which_row_has_the_picture(tmp_path):
+    rows = [f"1\t{encoded()}\tq\ta\n", f"2\t{'#' * 80}\tq\ta\n"]
+    (tmp_path / "OCRBench.tsv").write_text("index\timage\tquestion\tanswer\n" + "".join(rows))
+    file = open_suite(get_suite("OCRBench"), tmp_path)
+    with pytest.raises(InputError, match=r"OCRBench\.tsv, row 2: image of 0 bytes is not"):
+        check_pictures(file, "default")
+
+    def ask(talks):
+        raise InputError(f"conversation {len(list(talks))}: it is broken")
+
+    with pytest.raises(InputError, match="OCRBench, from row 1 on: conversation 2: it is broken"):
+        answer_suite(file, "default", tmp_path / "a.jsonl", ask, 9, {}, 64)
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "1e99", "9" * 5000, "null", '"1"'])
+def test_a_judge_that_gives_no_score_gives_none(score):
+    cells = {"qid": "1", "grading_query": "{PREDICTION}"}
+    judge = lambda prompt: f'{{"extracted_answer": "a", "score": {score}}}'
+    rated = judged_scores.charxiv(get_suite("CharXiv_descriptive_val"), [Predicted("1", cells, {}, "x")], judge)
+    assert rated.headline == 0
+    assert judges.judged_likeness(lambda _: "3" * 400, "q", "a", "b") is None
+
+
+def test_a_score_beyond_its_bounds_counts_as_one(tmp_path):
+    """And what of a response is cut off is told of all of it."""
+    name = "CharXiv_reasoning_val"
+    columns, cells = ("index\timage\tquestion\tgrading_query\tinst_category", f"1\t{encoded()}\tq\t{{PREDICTION}}\t2.0")
+    (tmp_path / f"{name}.tsv").write_text(f"{columns}\n{cells}\n")
+    file, said = open_suite(get_suite(name), tmp_path), Prediction("1", "5", "<think>so \\boxed{5} or")
+    result = score_suite(file, {"1": said}, lambda prompt: '{"extracted_answer": 5, "score": 5}')
+    assert file.has_answers and result.interval == score_suite(file, {"1": said}, _right).interval
+    assert result.unfinished == 1 and result.rated.headline == 500
+    assert result.rated.score == [{"Text-in-General": 5.0, "Overall": 5.0}]
+
+
+def _right(prompt):
+    return '{"extracted_answer": 5, "score": 1}'
+
+
+def test_judges_of_videos_see_the_options_without_their_letters():
+    cells = {"question": "q", "candidates": "['A. red', 'B. blue']", "answer": "B", "duration": "short"}
+    cells |= {"domain": "Knowledge", "sub_category": "Law", "task_type": "OCR Problems"}
+    judge = lambda prompt: "B" if "A. red\nB. blue\nAnswer: no idea" in prompt else "A"
+    rated = video_scores.video_mme(get_suite("Video-MME"), [Predicted("1", cells, {}, "no idea")], judge)
+    assert (rated.headline, rated.judged) == (100, 1)
+
+
+@pytest.mark.parametrize("choice", ["x", "-1", "30", "1.0", ""])
+def test_the_number_of_an_option_is_one(choice):
+    cells = {"question": "q", "candidates": "['red', 'blue']", "correct_choice": choice}
+    with pytest.raises(InputError, match=f"row 1 has the correct_choice '{choice}'; give the number of an option"):
+        video_scores.long_video_bench(get_suite("LongVideoBench"), [Predicted("1", cells, {}, "A")], None)
+
+
+@pytest.mark.parametrize("true", ["nan", "inf", "three", ""])
+def test_a_true_number_that_is_none_makes_nothing_right(true):
+    cells = {"question_type": "object_counting", "answer": true}
+    assert video_scores.vsi(get_suite("VSI-Bench"), [Predicted("1", cells, {}, "3")], None).headline == 0
+
+
+def test_no_answer_is_right_where_the_true_one_is_no_option():
+    cells = {"question": "q", "candidates": "['red', 'blue']", "answer": "green", "task_type": "count"}
+    for text in ("", "A", "green"):
+        assert video_scores.mlvu(get_suite("MLVU_MCQ"), [Predicted("1", cells, {}, text)], None).headline == 0
+
+
 def test_only_what_is_complete_is_called_so():
     """And each of these has recorded cases: tests of recorded_test.py go by the same folder."""
     assert {name for name, suite in SUITES.items() if not suite.missing} == RECORDED - PARTLY
@@ -123,7 +208,7 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
     rows = file.table.rows[:3]
     texts = {rows[0].index: "A", rows[1].index: "no idea at all", rows[2].index: "some other words"}
     predictions = {index: Prediction(index, text) for index, text in texts.items()}
-    asked = []
+    asked: typing.ClassVar[list[str]] = []
 
     def judge(prompt):
         asked.append(prompt)
@@ -138,15 +223,18 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
 
 
 class _Completions(http.server.BaseHTTPRequestHandler):
+    asked: typing.ClassVar[list[str]] = []
+
     def do_POST(self):
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(said["model"])
         content = f"{said['model']}: {said['messages'][0]['content']} ({self.headers['Authorization']})"
         replies = {
             "m": {"choices": [{"message": {"content": content}}]},
             "mute": {"choices": [{"message": {"content": None}}]},
         }
         body = json.dumps(replies.get(said["model"], {})).encode()
-        self.send_response(200)
+        self.send_response({"busy": 429, "barred": 403}.get(said["model"], 200))
         self.send_header("Content-Length", str(len(body) + (said["model"] == "cut off")))
         self.end_headers()
         self.wfile.write(body)
@@ -165,8 +253,11 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
             with pytest.raises(InputError, match="sent no chat completion"):
                 Endpoint(url, model)("hello")
         monkeypatch.setattr(judges, "_PAUSE", 0)
-        with pytest.raises(InputError, match="does not answer"):
-            Endpoint(url, "cut off")("hello")
+        for model, times in (("cut off", 5), ("busy", 5), ("barred", 1)):
+            _Completions.asked.clear()
+            with pytest.raises(InputError, match="does not answer"):
+                Endpoint(url, model)("hello")
+            assert _Completions.asked == [model] * times
         server.shutdown()
     with pytest.raises(InputError, match="begins with http"):
         Endpoint("localhost:8000", "m")

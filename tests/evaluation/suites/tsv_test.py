@@ -9,6 +9,7 @@ import pytest
 
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation import get_suite, open_suite, read_table
+from internvl_jax.evaluation.suites import tsv
 from tests import forks
 
 
@@ -98,6 +99,14 @@ def test_bad_bytes_are_one_sentence(tmp_path):
     for path in (tmp_path / "none.tsv", tmp_path):
         with pytest.raises(InputError):
             read_table(path)
+
+
+def test_a_quote_that_never_closes_is_not_read_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(tsv, "_LONGEST_LINE", 64)
+    path = tmp_path / "a.tsv"
+    path.write_text('index\timage\tquestion\n1\tx\t"open\n' + "1\tx\tq\n" * 20 + '2\tx\t"closed"\n')
+    with pytest.raises(InputError, match="row 1 has a quote that never closes"):
+        read_table(path)
 
 
 def test_another_file_than_the_published_one(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 
 from internvl_jax.data import frame_choice, show_video
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation import check_pictures, get_suite, open_suite
-from internvl_jax.evaluation.suites import suite_run
+from internvl_jax.evaluation import answer_suite, check_pictures, get_suite, open_suite
+from internvl_jax.evaluation.suites import suite_run, suite_videos
+from internvl_jax.inference import Answer
 from tests.data.media.video_test import without_video
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -121,6 +122,28 @@ def test_a_video_that_cannot_be_shown_is_one_sentence(films, content, said):
     with pytest.raises(InputError, match=said) as caught:
         check_pictures(open_suite(get_suite("VSI-Bench"), films), "default")
     assert "\n" not in str(caught.value)
+
+
+def test_answers_about_other_frames_are_not_taken_up(films, tmp_path):
+    ask = lambda talks: [Answer("A", 1, ()) for _ in talks]
+    for frames in (2, 3):
+        file = open_suite(get_suite("VSI-Bench"), films, frames=frames)
+        answered = lambda file=file: answer_suite(file, "default", tmp_path / "out" / "a.jsonl", ask, 9, {}, 64)
+        if frames == 2:
+            answered()
+    with pytest.raises(InputError, match=r"was begun otherwise \(frames: 2 before, 3 now\)"):
+        answered()
+
+
+@pytest.mark.parametrize("second", ["", "soon", "nan"])
+def test_bounds_that_are_no_seconds(second, tmp_path):
+    (tmp_path / "a.mp4").touch()
+    cells = {"video": "a.mp4", "question": "What then?", "bound": "True", "start": "0.5", "end": second}
+    with pytest.raises(InputError, match=f"MVBench: the question 'What then\\?' has the end '{second}'; give seconds"):
+        suite_videos.clip_of("MVBench", cells, 8, [tmp_path])
+    assert suite_videos.clip_of("MVBench", cells | {"bound": "False"}, 8, [tmp_path]).start is None
+    with pytest.raises(InputError, match="names no video"):
+        suite_videos.clip_of("MVBench", cells | {"video": "", "prefix": "."}, 8, [tmp_path])
 
 
 def test_videos_that_are_not_there_are_found_at_once(films):
