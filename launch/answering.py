@@ -13,7 +13,7 @@ from internvl_jax.models import InternVL
 from launch import checkpoint, together
 from launch.sampling_flags import REASONING, THINKING
 
-_MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", 1, 4096)
+MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", 1, 4096)
 _THRESHOLDS = {
     "relative": flags.DEFINE_float("relative_threshold", None, "Flash: share of tiles kept full; default: the model's"),
     "absolute": flags.DEFINE_float(
@@ -51,6 +51,6 @@ def adjusted(processor: Processor) -> Processor:
 
 def limited(processor: Processor) -> Processor:
     """The processor with as many tiles as --max_tiles says."""
-    if _MAX_TILES.value is None:
+    if MAX_TILES.value is None:
         return processor
-    return dataclasses.replace(processor, image_config=tiling.limit_tiles(processor.image_config, _MAX_TILES.value))
+    return dataclasses.replace(processor, image_config=tiling.limit_tiles(processor.image_config, MAX_TILES.value))

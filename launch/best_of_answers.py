@@ -2,7 +2,6 @@
 loaded, so that the larger of the two is what must fit.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 
 from internvl_jax.evaluation import BestOfFiles
 from internvl_jax.inference import SamplingParams, Thresholds, candidate_seeds, complete_groups
-from launch import answering, bars, best_of_flags, checkpoint
+from launch import answering, bars, best_of_flags, resuming
 
 
 def write(files: Sequence[BestOfFiles], sampling: SamplingParams, thresholds: Thresholds) -> None:
@@ -20,12 +19,7 @@ def write(files: Sequence[BestOfFiles], sampling: SamplingParams, thresholds: Th
     Args:
       sampling: how all candidates but the first are drawn.
     """
-    settings = {
-        "sampling": dataclasses.asdict(sampling),
-        "thresholds": dataclasses.asdict(thresholds),
-        "checkpoint": str(checkpoint.directory()),
-        "best_of": best_of_flags.BEST_OF.value,
-    }
+    settings = resuming.known_by(sampling, thresholds) | {"best_of": best_of_flags.BEST_OF.value}
     _answer(files, sampling, thresholds, settings)
     by = best_of_flags.chosen_by()
     print(f"the best of {best_of_flags.BEST_OF.value} by {by}", file=sys.stderr)

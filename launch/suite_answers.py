@@ -1,7 +1,6 @@
 """A model's answers to the paper's benchmarks: written, and scored."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import sys
@@ -19,7 +18,7 @@ from internvl_jax.evaluation import (
 )
 from internvl_jax.files import claimed
 from internvl_jax.inference import SamplingParams, Thresholds, complete_many
-from launch import answering, bars, best_of_flags, best_of_suites, checkpoint, suite_flags, suite_scores
+from launch import answering, bars, best_of_flags, best_of_suites, checkpoint, resuming, suite_flags, suite_scores
 
 
 def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
@@ -28,11 +27,7 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
     files, judge, size = suite_flags.files(data), suite_flags.judge(), size_name(checkpoint.model_config())
     for file in files:
         check_pictures(file, suite_flags.mode())
-    settings = {
-        "sampling": dataclasses.asdict(sampling),
-        "thresholds": dataclasses.asdict(thresholds),
-        "checkpoint": str(checkpoint.directory()),
-    }
+    settings = resuming.known_by(sampling, thresholds)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(claimed(folder))
