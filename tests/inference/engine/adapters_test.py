@@ -97,6 +97,14 @@ def test_mixed_rows_answer_as_each_model_alone_and_adapters_come_and_go(engine, 
     while engine.busy:
         note()
     assert found[27] == expected[2]
+
+    # What overflows for one is nothing to rows beside it; programs that are compiled later leave adapters alone.
+    lora, own = adapters["two"]
+    huge = {path: value if path.endswith("scale") else np.full_like(value, 3e38) for path, value in own.items()}
+    engine.put_adapter("two", lora, huge)
+    engine._runner._warm_up_places()
+    assert [tokens for (tokens,) in engine.run(requests[:6])][::3] == expected[:6:3]
+    assert [tokens for (tokens,) in engine.run(later)] == [found[24 + number] for number in range(3)]
     assert engine.num_compiled == compiled
 
 
