@@ -15,7 +15,15 @@ from internvl_jax.inference import (
     message,
     saying,
 )
-from launch import answering, best_of_flags, drawing, sampling_flags, showing
+from launch import answering, best_of_flags, critics, drawing, sampling_flags, showing
+
+
+def is_asked() -> bool:
+    """See `best_of_flags.is_asked`; InputError also for a grader with nothing to say."""
+    several = best_of_flags.is_asked()
+    if best_of_flags.GRADER.present and (not several or critics.CRITIC.value is not None):
+        raise InputError("--grader says here which answers agree; give it with --best_of=8, and no --critic")
+    return several
 
 
 def answer(

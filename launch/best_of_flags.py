@@ -34,6 +34,8 @@ _SCORE = flags.DEFINE_enum("critic_score", "mean", list(AGGREGATIONS), "what of 
 
 def is_asked() -> bool:
     """Whether there are several answers; InputError for a critic that is none, or has nothing to choose among."""
+    if critics.CRITIC.value is None and _SCORE.present:
+        raise InputError("--critic_score says what of a critic's scores counts; give --critic")
     if critics.CRITIC.value is not None:
         if BEST_OF.value == 1:
             raise InputError("--critic chooses among several answers; give --best_of=8")
@@ -65,5 +67,4 @@ def chooser() -> Iterator[Chooser]:
         with open_graders(GRADER.value) as graders:
             yield VoteChoice(graders)
         return
-    # An enum's flag has no other value.
-    yield CriticChoice(critics.load(), typing.cast(Aggregation, _SCORE.value))
+    yield CriticChoice(critics.load(), typing.cast(Aggregation, _SCORE.value))  # an enum's flag has no other

@@ -20,7 +20,7 @@ from absl import flags
 from internvl_jax.data import Processor, split_thinking
 from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, best_of_chat, best_of_flags, checkpoint, drawing, sampling_flags, showing, together
+from launch import answering, best_of_chat, checkpoint, drawing, sampling_flags, showing, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     sampling, thresholds = sampling_flags.sampling(_MAX_NEW_TOKENS.value, 256), answering.thresholds()
     shown = showing.shown()
     drawing.check(_PROMPT.value, showing.IMAGE.value)
-    if best_of_flags.is_asked():
+    if best_of_chat.is_asked():
         answer, processor = best_of_chat.answer(_PROMPT.value, shown, sampling, thresholds)
         _tell(answer, processor, checkpoint.model_config())
         return

@@ -1,5 +1,6 @@
 """The critic that --critic names."""
 
+import functools
 import pathlib
 
 import jax
@@ -14,6 +15,7 @@ from launch import answering, checkpoint, hub
 CRITIC = flags.DEFINE_string("critic", None, "a critic (VisualPRM) that says which is best; default: the answers' vote")
 
 
+@functools.cache
 def directory() -> pathlib.Path:
     """Where it lies on this machine."""
     return hub.directory(CRITIC.value)
@@ -28,6 +30,6 @@ def check() -> None:
 
 
 def load() -> Critic:
-    """The critic, which sees as many tiles as the model that answers."""
+    """The critic, which sees as many tiles as --max_tiles says, or else as it was made for."""
     model, processor = checkpoint.load(folder=directory())
     return Critic(model, answering.limited(processor))

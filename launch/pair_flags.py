@@ -4,6 +4,7 @@ from typing import Any
 
 from absl import flags
 
+from internvl_jax.errors import InputError
 from internvl_jax.making import METHODS, PairConfig
 
 _SETTINGS = {
@@ -27,10 +28,21 @@ _SETTINGS = {
     ),
     "seed": flags.DEFINE_integer("seed", 0, "of the draws", lower_bound=0),
 }
+_READ_BY = {  # by those methods alone
+    "start_ratio": ("dropout_ntp",),
+    "max_pairs": ("correctness", "dropout_ntp"),
+    "length_slack": ("correctness", "dropout_ntp"),
+    "reward": ("correctness", "process"),
+    "completions": ("process",),
+    "right_share": ("process",),
+}
 
 
 def config() -> PairConfig:
-    """What the flags say."""
+    """What the flags say; InputError for one that the method doesn't read."""
     settings: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items()}
+    for name, methods in _READ_BY.items():
+        if _SETTINGS[name].present and settings["method"] not in methods:
+            raise InputError(f"--{name} is nothing to --method={settings['method']}; leave it out")
     settings["samples"] = settings["samples"] or {"correctness": 32, "dropout_ntp": 1, "process": 4}[settings["method"]]
     return PairConfig(**settings)

@@ -33,9 +33,9 @@ def main(argv: list[str]) -> None:
     del argv
     if (_ROLE.value == "language") != bool(_VISION.value):
         raise InputError("--role=language needs --vision=HOST:PORT,..., and no other role has it")
+    server_adapters.check(_ROLE.value)
     if _ROLE.value == "vision":
-        _serve_vision()
-        return
+        return _serve_vision()
     keys, limits, places = server_doors.keys(), server_flags.limits(), server_adapters.places()  # before anything slow
     listening = listen(server_doors.HOST.value, _PORT.value)
     server_flags.log_requests()

@@ -1,8 +1,9 @@
 """Flags of adapters that requests may name beside the model."""
 
 import pathlib
+import signal
 
-from absl import flags
+from absl import app, flags
 
 from checkpoint_convert import read_adapter
 from internvl_jax.errors import InputError
@@ -24,6 +25,16 @@ _RANK = flags.DEFINE_integer(
 )
 
 
+def check(role: str) -> bool:
+    """Whether a server of this role is to have adapters; InputError for flags that would mean nothing."""
+    asked = bool(_ADAPTERS.value) or _FOLDER.value is not None
+    if asked and role == "vision":
+        raise InputError("adapters are the language servers'; leave out --adapter and --adapter_folder")
+    if not asked and (_COUNT.value, _RANK.value) != (None, None):
+        raise InputError("--max_adapters and --max_adapter_rank need --adapter or --adapter_folder")
+    return asked
+
+
 def sources() -> AdapterSources:
     """Where adapters come from; InputError for names and folders that can't be."""
     given: dict[str, pathlib.Path] = {}
@@ -36,15 +47,22 @@ def sources() -> AdapterSources:
 
 
 def places() -> AdapterPlaces | None:
-    """How many the model has room for, and of which rank; None: it has no adapters.
-
-    Raises:
-      InputError: an adapter that there is can't be read.
-    """
-    if not _ADAPTERS.value and _FOLDER.value is None:
+    """How many the model has room for, of which rank; None: it has none. InputError for one that can't be read."""
+    if not check("all"):
         return None
     found = [read_adapter(directory, checkpoint.model_config()) for directory in sources().find().values()]
-    ranks = [weight.rank for adapter in found for weight in adapter.lora.weights]
-    least = (1, 1) if _FOLDER.value is None else (8, 16)
-    count, rank = max(least[0], len(found)), max([least[1], *ranks])
-    return AdapterPlaces(_COUNT.value or count, _RANK.value or rank)
+    least = AdapterPlaces(*((1, 1) if _FOLDER.value is None else (8, 16)))
+    count, rank = len(found), max([0, *(weight.rank for adapter in found for weight in adapter.lora.weights)])
+    room = AdapterPlaces(_COUNT.value or max(least.count, count), _RANK.value or max(least.rank, rank))
+    if room.count < count or room.rank < rank:
+        raise InputError(f"there are {count} adapters of rank {rank}; raise --max_adapters or --max_adapter_rank")
+    return room
+
+
+def _outlive_hangups() -> None:
+    # However early: the folder is looked at later. SIG_IGN would be inherited by what is started.
+    if _FOLDER.value is not None:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+app.call_after_init(_outlive_hangups)  # in all processes of a pod, before they find each other

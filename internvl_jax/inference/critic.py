@@ -103,7 +103,7 @@ class Critic:
             mask_G = np.arange(G) < len(tiles_GHWC)
             encoded = self._encode(self._params, pad(tiles_GHWC, G)) if G else None
             T = fit("tokens of a question and a response", max(len(tokens_T) for tokens_T, _ in rows), _LENGTHS)
-            most = max(1, _TOKENS // T // shards) * shards
+            most = min(max(1, _TOKENS // T // shards) * shards, ladders.rows[-1])
             found: list[StepScores] = []
             for start in range(0, len(rows), most):
                 part = rows[start : start + most]

@@ -29,6 +29,7 @@ from internvl_jax.sharding import flatten
 
 _LOG = logging.getLogger(__name__)
 METHODS = ("correctness", "dropout_ntp", "process")
+_LONGEST = Ladders.prompts[-1]  # tokens that are read before an answer
 _RESPONSE, _CONTINUATION, _COMPLETION = 0, 1, 3  # random streams of a question; pairs are chosen with another
 
 Split = Callable[[str], list[str]]
@@ -91,6 +92,10 @@ class PairConfig:
                 f"at least 1, at most {self.batch_size} (batch_size)",
             ),
             "right_share": (0 <= self.right_share < 1, "at least 0 and below 1"),
+            "max_new_tokens": (
+                self.method != "process" or self.max_prompt_tokens + self.max_new_tokens <= _LONGEST,
+                f"with max_prompt_tokens at most {_LONGEST}: completions read the prompt and a response",
+            ),
             "batch_size": (self.batch_size >= self.samples, f"at least the samples of a question, {self.samples}"),
         }
         for name, (good, wanted) in rules.items():

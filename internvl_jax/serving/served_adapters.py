@@ -6,6 +6,7 @@ they have.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -14,11 +15,15 @@ import re
 import signal
 import threading
 from collections.abc import Mapping
+from typing import Any
+
+import jax
 
 from checkpoint_convert import read_adapter
 from internvl_jax.errors import InputError
 from internvl_jax.models import InternVLConfig
 from internvl_jax.serving.engine_thread import EngineFailed, EngineThread
+from internvl_jax.validation import first_line
 
 _log = logging.getLogger("internvl_jax.serving")
 
@@ -68,19 +73,28 @@ class ServedAdapters:
         self._stamps: dict[str, _Stamp] = {}
         self._turn = asyncio.Lock()
         self._refreshing: set[asyncio.Task[None]] = set()
+        self._before: Any = None  # what SIGHUP did
 
     async def __aenter__(self) -> None:
-        """Loads all that are there.
+        """Loads all that are there; what of the folder can't be loaded is told in the log.
 
         Raises:
-          InputError: one that can't be read or placed.
+          InputError: one that was given can't be read or placed.
         """
-        for name, directory in (await asyncio.to_thread(self._sources.find)).items():
-            await self._put(name, directory)
-        if self._sources.folder is not None and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._refresh_soon)
+        async with self._turn:  # who says SIGHUP meanwhile is heard afterwards
+            if self._sources.folder is not None and threading.current_thread() is threading.main_thread():
+                self._before = signal.getsignal(signal.SIGHUP)
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._refresh_soon)
+            for name, directory in (await asyncio.to_thread(self._sources.find)).items():
+                if name in self._sources.given:
+                    await self._put(name, directory)
+                else:
+                    await self._put_or_tell(name, directory)
 
     async def __aexit__(self, *raised: object) -> None:
+        if self._before is not None:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, self._before)
         for task in self._refreshing:
             task.cancel()
 
@@ -97,27 +111,40 @@ class ServedAdapters:
     async def refresh(self) -> None:
         """Makes what requests may name what the sources have now; what can't be loaded is told in the log."""
         async with self._turn:
-            there = await asyncio.to_thread(self._sources.find)
-            for name in self._stamps.keys() - there.keys():
-                del self._stamps[name]  # requests name it no more
-                await self._engine.call(functools.partial(self._engine.engine.drop_adapter, name))
-                _log.warning("adapter %s is dropped", name)
-            for name, directory in there.items():
-                try:
-                    if self._stamps.get(name) != _stamp(directory):
-                        await self._put(name, directory)
-                        _log.warning("adapter %s is loaded", name)
-                except InputError as error:
-                    _log.warning("adapter %s is not loaded: %s", name, error)
-                except EngineFailed:
-                    return
+            try:
+                there = await asyncio.to_thread(self._sources.find)
+            except OSError as error:
+                _log.warning("adapters stay as they are, their folder can't be read: %s", error)
+                return
+            with contextlib.suppress(EngineFailed):  # the server ends
+                for name in self._stamps.keys() - there.keys():
+                    del self._stamps[name]  # requests name it no more
+                    await self._engine.call(functools.partial(self._engine.engine.drop_adapter, name))
+                    _log.warning("adapter %s is dropped", name)
+                for name, directory in there.items():
+                    await self._put_or_tell(name, directory)
+
+    async def _put_or_tell(self, name: str, directory: pathlib.Path) -> None:
+        try:
+            if self._stamps.get(name) != _stamp(directory):
+                await self._put(name, directory)
+                _log.warning("adapter %s is loaded", name)
+        except InputError as error:
+            _log.warning("adapter %s is not loaded: %s", name, error)
 
     async def _put(self, name: str, directory: pathlib.Path) -> None:
         if name in self._taken:
             raise InputError(f"the adapter {name} has the name of the base; give one of them another name")
         stamp = _stamp(directory)
         adapter = await asyncio.to_thread(read_adapter, directory, self._config)
-        await self._engine.call(lambda: self._engine.engine.put_adapter(name, adapter.lora, adapter.params))
+
+        def put() -> None:
+            try:
+                self._engine.engine.put_adapter(name, adapter.lora, adapter.params)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:  # the engine goes on without it
+                raise InputError(f"the device has no room for it now ({first_line(error)})") from None
+
+        await self._engine.call(put)
         self._stamps[name] = stamp
 
 

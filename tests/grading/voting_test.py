@@ -22,7 +22,7 @@ def test_values_agree_where_graders_say_so():
 
 
 def test_a_grader_that_fails_joins_nobody():
-    assert vote(["a", "b", "a"], f"{__name__}:broken") == [2, 1, 2]
+    assert vote(["a", "b", "A "], f"{__name__}:broken") == [2, 1, 2]
 
 
 def broken(response, truth):

@@ -21,6 +21,7 @@ from internvl_jax.data import (
 )
 from internvl_jax.errors import InputError
 from internvl_jax.inference import AGGREGATIONS, Critic, CriticChoice, load, ranking
+from internvl_jax.inference import critic as critic_module
 from internvl_jax.sharding import make_mesh
 
 CASES = ("visualprm_internlm2_github", "visualprm_qwen2_github")
@@ -120,6 +121,20 @@ def test_what_is_no_critic(case):
     stranger = train_bpe(texts, model.config.text.vocab + 9)  # more tokens than the critic has rows for
     with pytest.raises(InputError, match=r"the critic has rows for \d+ tokens, its tokenizer"):
         Critic(model, dataclasses.replace(processor, tokenizer=stranger))
+
+
+def test_more_responses_than_a_pass_may_have(case, monkeypatch):
+    directory, *_ = case
+    critic, passes = Critic(*load_released(directory, "float32")), []
+
+    def score(params, encoded, tile_mask_G, rows_2BT, at_BI):
+        passes.append(len(at_BI))
+        return np.zeros(at_BI.shape)
+
+    monkeypatch.setattr(critic_module, "_TOKENS", 1 << 20)
+    critic._score = score
+    found = critic.score([{"role": "user", "content": "a"}], [str(number) for number in range(300)])
+    assert found == [(0.0,)] * 300 and passes == [256, 64]
 
 
 def test_one_question_alone(case):

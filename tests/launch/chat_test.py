@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests import forks
 
 
@@ -62,6 +64,24 @@ def test_the_best_of_three(checkpoint, tmp_path):
     assert all(line["candidates"][line["best"]]["text"] == line["prediction"] for line in lines)
     assert sum(each["tokens"] for line in lines for each in line["candidates"]) == report["tokens"]
     assert (tmp_path / "answers.candidates.jsonl").exists() and (tmp_path / "answers.choices.jsonl").exists()
+    (tmp_path / "answers.jsonl").unlink()
+    other = launch("evaluate", *options, f"--out={tmp_path}/answers.jsonl", "--max_tiles=2")
+    assert other.returncode == 1 and "was begun otherwise (max_tiles: 1 before, 2 now)" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("chat", ("--prompt=a", "--grader=answer"), "--grader says here which answers agree"),
+        ("chat", ("--prompt=a", "--critic_score=min", "--best_of=2"), "give --critic"),
+        ("serve", ("--role=vision", "--adapter=a=b"), "adapters are the language servers'"),
+        ("serve", ("--max_adapters=2",), "need --adapter or --adapter_folder"),
+        ("make_pairs", ("--prompts=a", "--out=b", "--completions=3"), "--completions is nothing to --method=correct"),
+    ],
+)
+def test_no_flag_is_silently_ignored(checkpoint, name, arguments, said):
+    done = launch(name, f"--checkpoint={checkpoint}", *arguments)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr, done.stderr
 
 
 def test_errors_are_one_sentence(checkpoint, tmp_path):

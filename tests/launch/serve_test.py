@@ -93,17 +93,24 @@ def test_a_folder_of_adapters_is_looked_at_again_at_sighup(checkpoint, tmp_path)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
-            def names():
+            def get(path):
                 assert process.is_alive(), (tmp_path / "0" / "err").read_text()
                 try:
-                    found = client.get("/v1/models")
+                    return client.get(path)
                 except httpx.TransportError:
+                    return None
+
+            def names():
+                found = get("/v1/models")
+                if found is None:
                     return None
                 return [model["id"] for model in found.json()["data"]] if found.status_code == 200 else None
 
             body = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0, "reasoning_effort": "none"}
             ask = lambda name: client.post("/v1/chat/completions", json=body | {"model": name})
             content = lambda name: ask(name).json()["choices"][0]["message"]["content"]
+            assert wait_for(lambda: get("/ready")).status_code == 503
+            os.kill(process.pid, signal.SIGHUP)  # long before it is ready
             assert wait_for(names) == ["model", "one"]
             first = content("one")
             write("two", 2)

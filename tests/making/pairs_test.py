@@ -350,6 +350,8 @@ def test_bad_input_is_one_sentence(shared, processor, folder):
         dataclasses.replace(CONFIG, samples=1)
     with pytest.raises(InputError, match=r"batch_size is 5; use at least the samples of a question, 6"):
         dataclasses.replace(CONFIG, batch_size=5)
+    with pytest.raises(InputError, match=r"max_new_tokens is 32700; use with max_prompt_tokens at most 32768"):
+        dataclasses.replace(CONFIG, method="process", max_new_tokens=32700)
     PIL.Image.new("RGB", (8, 8)).save(folder / "p.png")
     (folder / "p.png").write_bytes((folder / "p.png").read_bytes()[:-30])
     with pytest.raises(InputError, match=r"2 prompts are broken, more than the 1 allowed"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from internvl_jax.data import CRITIC_SYSTEM, encode_prompt, get_template, open_p
 from internvl_jax.data.reading import sources
 from internvl_jax.inference import Request, SamplingParams
 from internvl_jax.making import at_blank_lines, pairs, responses
-from internvl_jax.making.step_labels import signs_of
+from internvl_jax.making.step_labels import StepLabels, signs_of
 from internvl_jax.sharding import flatten
 from tests.making.pairs_test import CONFIG, Score, folder, read_lines, shared
 
@@ -22,12 +23,25 @@ def in_threes(text):
 
 
 def grade(texts, truths):
-    return [Score(0.0, "no time") if text.endswith("?") else Score(float(len(text) % 2)) for text in texts]
+    return [Score(0.0, "no time") if len(text) % 5 == 0 else Score(float(len(text) % 2)) for text in texts]
 
 
 def test_signs_end_at_the_first_wrong_step():
     assert signs_of([1.0, 0.6, 0.5, 1.0], 0.5) == ["+", "+", "-"]
     assert signs_of([0.1, 1.0], 0.0) == ["+", "+"] and signs_of([0.0], 0.0) == ["-"]
+
+
+def test_a_picture_stands_where_the_question_has_it():
+    shown = {"pictures": ("a.png",), "footage": None, "dataset": types.SimpleNamespace(name="d")}
+    questions = ("what is <image> here?", "what?")
+    labels = StepLabels([types.SimpleNamespace(question=question, **shown) for question in questions], PROCESS)
+    for number in range(2):
+        labels.add({"number": number, "name": "n", "key": "k", "steps": [(["b"], [1.0])]})
+    asked = [json.loads(line)["conversations"][1]["value"] for line in labels.finish()[0]["d"]]
+    assert [text.split("\n\n### Sol")[0] for text in asked] == [
+        "### Question:\nwhat is <image> here?",
+        "### Question:\n<image>\nwhat?",
+    ]
 
 
 def test_steps_join_to_the_response():
@@ -54,9 +68,14 @@ def test_shares_are_those_of_completions(shared, processor, folder):
         asked = prompts[entry["number"]].question
         assert turns[0]["value"] == f"### Question:\n{picture}{asked}\n\n### Solution Process:\n{parts[0]}"
 
-    # One of them by hand: the model goes on from there, with the picture, by the streams of that step.
-    entry = next(entry for entry in entries if entry["number"] == 1 and len(entry["steps"][0][0]) > 2)
-    parts, shares = entry["steps"][0]
+    # What can't be graded doesn't count: of three completions two do.
+    assert any(share == 0.5 for _, _, every in labelled for share in every)
+
+    # One of them by hand: the model goes on from there, with the picture, by the streams of that response's step.
+    entry = next(entry for entry in entries if entry["number"] == 1)
+    graded = list(dict.fromkeys(each["text"] for each in entry["responses"] if each["error"] is None))
+    parts, shares = next(each for each in entry["steps"] if "".join(each[0]) != graded[0] and len(each[0]) > 2)
+    place = graded.index("".join(parts))
     inputs = encode_prompt(prompts[1], processor)
     begun = processor.begin("".join(parts[:2]))
     request = Request(
@@ -64,7 +83,7 @@ def test_shares_are_those_of_completions(shared, processor, folder):
         inputs.tiles_GHWC,
         SamplingParams(PROCESS.max_new_tokens, 1.0, PROCESS.top_k),
     )
-    seeds = np.random.SeedSequence((PROCESS.seed, 1, 3, 0, 2)).generate_state(3)
+    seeds = np.random.SeedSequence((PROCESS.seed, 1, 3, place, 2)).generate_state(3)
     sampler = responses.open_sampler(shared, processor, PROCESS)
     (drawn,) = sampler.sample(flatten(shared), [request], 3, np.array([seeds], np.uint32))
     tokens = [[token for token in each.tokens.tolist() if token not in processor.stop_ids] for each in drawn]

@@ -3,10 +3,14 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import json
 import logging
 import os
 import shutil
+import signal
+import types
 
+import jax
 import pytest
 
 import internvl_jax as ivl
@@ -15,7 +19,9 @@ from checkpoint_convert.adapters import Adapter
 from checkpoint_convert.peft_writer import write_adapter
 from internvl_jax.errors import InputError
 from internvl_jax.models import AdapterPlaces, with_places
-from internvl_jax.serving import AdapterSources
+from internvl_jax.serving import AdapterSources, Limits, endpoints, served_adapters
+from internvl_jax.serving.refusals import Refusal
+from internvl_jax.serving.schema import ChatRequest, CompletionRequest
 from internvl_jax.serving.served_adapters import ServedAdapters
 from internvl_jax.sharding import bind
 from tests.adapters import drawn_adapter, with_merged
@@ -34,14 +40,14 @@ class Noted:
     """An engine's thread, that notes what is done to the engine."""
 
     def __init__(self):
-        self.engine, self.done, self.full = self, [], False
+        self.engine, self.done, self.problem = self, [], None
 
     async def call(self, function):
         return function()
 
     def put_adapter(self, name, lora, params):
-        if self.full:
-            raise InputError("all places are taken")
+        if self.problem is not None:
+            raise self.problem
         self.done.append(f"put {name}")
 
     def drop_adapter(self, name):
@@ -68,12 +74,60 @@ def test_a_folder_is_looked_at_again(config, tmp_path, caplog):
             assert sorted(engine.done[2:]) == ["drop first", "put mine", "put second"]
             assert set(adapters.names) == {"mine", "second"} and "name of the base" in caplog.text
             (folder / "second" / "adapter_config.json").write_text("{")
-            engine.full = True
-            os.utime(given / "adapter_config.json", ns=(2, 2))
+            for time, problem in enumerate((InputError("all places"), jax.errors.JaxRuntimeError("no memory\nat")), 2):
+                engine.problem = problem
+                os.utime(given / "adapter_config.json", ns=(time, time))
+                await adapters.refresh()
+                assert set(adapters.names) == {"mine", "second"}
+            assert "adapter mine is not loaded: all places" in caplog.text
+            assert "adapter mine is not loaded: the device has no room for it now (no memory)" in caplog.text
+            folder.rename(tmp_path / "gone")
             await adapters.refresh()
-            assert set(adapters.names) == {"mine", "second"} and "all places are taken" in caplog.text
+            assert set(adapters.names) == {"mine", "second"} and "their folder can't be read" in caplog.text
 
     asyncio.run(lives())
+
+
+def test_a_hangup_while_adapters_are_loaded_is_heard_afterwards(config, tmp_path, monkeypatch):
+    write(tmp_path / "all" / "early", config, 1)
+    adapters = ServedAdapters(Noted(), config, AdapterSources({}, tmp_path / "all"), ("base",))
+
+    def read(directory, config):
+        if directory.name == "early":
+            write(tmp_path / "all" / "late", config, 2)
+            os.kill(os.getpid(), signal.SIGHUP)
+        return read_adapter(directory, config)
+
+    async def lives():
+        async with adapters:
+            assert adapters.names == ("early",)
+            while "late" not in adapters.names:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(served_adapters, "read_adapter", read)
+    ours = lambda *_: None
+    before = signal.signal(signal.SIGHUP, ours)
+    try:
+        asyncio.run(asyncio.wait_for(lives(), 60))
+        assert signal.getsignal(signal.SIGHUP) is ours
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_of_a_folder_cannot_be_loaded_holds_up_no_start(config, tmp_path, caplog):
+    write(tmp_path / "all" / "base", config, 1)
+    write(tmp_path / "all" / "good", config, 2)
+    taken = ServedAdapters(Noted(), config, AdapterSources({}, tmp_path / "all"), ("base",))
+    given = ServedAdapters(Noted(), config, AdapterSources({"base": tmp_path / "all" / "base"}), ("base",))
+    caplog.set_level(logging.WARNING, "internvl_jax.serving")
+
+    async def entered(adapters):
+        async with adapters:
+            return adapters.names
+
+    assert asyncio.run(entered(taken)) == ("good",) and "adapter base is not loaded: " in caplog.text
+    with pytest.raises(InputError, match="has the name of the base"):
+        asyncio.run(entered(given))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-a", "a" * 101, "a\nb"])
@@ -82,9 +136,53 @@ def test_names_that_no_adapter_has(name, tmp_path):
         AdapterSources({name: tmp_path})
 
 
+def test_a_given_adapter_goes_before_one_of_the_folder(config, tmp_path):
+    write(tmp_path / "all" / "mine", config, 1)
+    assert AdapterSources({"mine": tmp_path / "given"}, tmp_path / "all").find() == {"mine": tmp_path / "given"}
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         AdapterSources({}, tmp_path / "nothing")
+
+
+class Sought(Exception):
+    """Which adapters answers were asked of."""
+
+
+class NoWritings:
+    """In place of `Writings`."""
+
+    @staticmethod
+    async def begin(service, asked):
+        raise Sought([order.adapter for order, _ in asked])
+
+
+def test_a_request_is_for_the_adapter_that_it_names(monkeypatch):
+    monkeypatch.setattr(endpoints, "Writings", NoWritings)
+    service = types.SimpleNamespace(limits=Limits(), context=96)
+    there, names = ["one", "two"], ("base", "alias")
+    nobody = types.SimpleNamespace(receive=lambda: asyncio.sleep(60), tokenizer=None, text=str)
+    made = endpoints.Endpoints(service, nobody, names, "", None, lambda: tuple(there))
+
+    def sought(name, count):
+        with pytest.raises(Sought) as found:
+            if count:
+                asyncio.run(made.complete(CompletionRequest(prompt=["a"] * count, model=name), nobody))
+            else:
+                messages = [{"role": "user", "content": "a"}]
+                asyncio.run(made.chat(ChatRequest(messages=messages, model=name), nobody))
+        return found.value.args[0]
+
+    for name in (None, *names, "two", "one"):
+        assert sought(name, 2) == sought(name, 0) * 2 == [name if name in there else None] * 2
+    told = lambda: [model["id"] for model in json.loads(asyncio.run(made.models()).body)["data"]]
+    assert told() == ["base", "alias", "one", "two"]
+    assert json.loads(asyncio.run(made.model("two")).body)["parent"] == "base"
+    there.remove("one")
+    with pytest.raises(Refusal, match="there is no model 'one' here"):
+        sought("one", 0)
+    assert told() == ["base", "alias", "two"]
 
 
 @pytest.mark.soak

@@ -49,7 +49,9 @@ class AdapterTable:
         if (places := self._runner.places) is None:
             raise InputError("the model has no places for adapters; give it some (models.with_places)")
         own = for_one_place(places, stacks_of(self._runner.params), lora, params)
-        taken = {placed.place for placed in (*self._placed.values(), *used)}
+        # What the name meant so far keeps its place only as long as it is written with.
+        others = [placed for other, placed in self._placed.items() if other != name]
+        taken = {placed.place for placed in (*others, *used)}
         place = next((place for place in range(places.count) if place not in taken), None)
         if place is None:
             raise InputError(

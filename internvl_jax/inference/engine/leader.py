@@ -76,12 +76,18 @@ class _Add(msgspec.Struct, tag=True):
     adapter: str | None
 
 
+class _AdapterArray(msgspec.Struct, tag=True):
+    """A parameter of the adapter that is put next: all in one message would be more than the store takes in time."""
+
+    path: str
+    value: WireArray
+
+
 class _PutAdapter(msgspec.Struct, tag=True):
     """`Engine.put_adapter`."""
 
     name: str
     lora: dict[str, Any]
-    params: dict[str, WireArray]
 
 
 class _DropAdapter(msgspec.Struct, tag=True):
@@ -125,7 +131,7 @@ class _End(msgspec.Struct, tag=True):
     problem: str
 
 
-_Command = _Add | _PutAdapter | _DropAdapter | _Drop | _Step | _Route | _WarmUp | _Mask | _End
+_Command = _Add | _AdapterArray | _PutAdapter | _DropAdapter | _Drop | _Step | _Route | _WarmUp | _Mask | _End
 _DECODER = msgspec.msgpack.Decoder(list[_Command])
 
 
@@ -171,8 +177,9 @@ class Leader(Engine):
     def put_adapter(self, name: str, lora: LoraConfig, params: Mapping[str, np.ndarray]) -> None:
         """See `Engine.put_adapter`."""
         super().put_adapter(name, lora, params)
-        arrays = {path: WireArray.of(value) for path, value in params.items()}
-        self._untold.append(_PutAdapter(name, lora.to_dict(), arrays))
+        for path, value in params.items():
+            self._pass_on(_AdapterArray(path, WireArray.of(value)))
+        self._untold.append(_PutAdapter(name, lora.to_dict()))
 
     @interrupts.held()
     def drop_adapter(self, name: str) -> None:
@@ -225,7 +232,7 @@ def follow(engine: Engine) -> None:
     Raises:
       InputError: what process 0 raised.
     """
-    channel = Channel()
+    channel, arrays = Channel(), dict[str, np.ndarray]()
 
     def mask(tokens: Sequence[int]) -> np.ndarray:
         (command,) = _heard(channel)
@@ -236,9 +243,11 @@ def follow(engine: Engine) -> None:
             match command:
                 case _Add():
                     engine.add(_request(command, mask if command.masked else None))
+                case _AdapterArray():
+                    arrays[command.path] = command.value.array
                 case _PutAdapter():
-                    params = {path: value.array for path, value in command.params.items()}
-                    engine.put_adapter(command.name, LoraConfig.from_dict(command.lora, "adapter"), params)
+                    engine.put_adapter(command.name, LoraConfig.from_dict(command.lora, "adapter"), arrays)
+                    arrays = {}
                 case _DropAdapter():
                     engine.drop_adapter(command.name)
                 case _Drop():

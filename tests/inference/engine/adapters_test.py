@@ -88,6 +88,23 @@ def test_mixed_rows_answer_as_each_model_alone_and_adapters_come_and_go(engine, 
     engine.put_adapter("two", *adapters["one"])  # the same name, another adapter
     again = [dataclasses.replace(each, adapter="two") for each in requests[1::3]]
     assert [tokens for (tokens,) in engine.run(again)] == expected[1::3]
+
+    # A name that nobody is being answered with has its own place to give; one that somebody is has not.
+    engine.put_adapter("two", *adapters["two"])
+    ids[engine.add(requests[2])] = 27
+    with pytest.raises(InputError, match="all 3 places"):
+        engine.put_adapter("two", *adapters["one"])
+    while engine.busy:
+        note()
+    assert found[27] == expected[2]
+
+    # What overflows for one is nothing to rows beside it; programs that are compiled later leave adapters alone.
+    lora, own = adapters["two"]
+    huge = {path: value if path.endswith("scale") else np.full_like(value, 3e38) for path, value in own.items()}
+    engine.put_adapter("two", lora, huge)
+    engine._runner._warm_up_places()
+    assert [tokens for (tokens,) in engine.run(requests[:6])][::3] == expected[:6:3]
+    assert [tokens for (tokens,) in engine.run(later)] == [found[24 + number] for number in range(3)]
     assert engine.num_compiled == compiled
 
 

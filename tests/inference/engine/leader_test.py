@@ -24,6 +24,7 @@ from internvl_jax.inference import (
 )
 from internvl_jax.inference.engine.leader import Leader, follow
 from internvl_jax.sharding import bind, make_mesh
+from tests.adapters import drawn_adapter
 from tests.training import lives
 
 LADDERS = Ladders(rows=(4,), prompts=(32,), together=(2,), tiles=(4,), slots=(96,), piece=4)
@@ -129,6 +130,37 @@ def test_whatever_arrays_a_request_has_reach_the_others(structure, params, proce
     assert list(told.values()) == [answer for (answer,) in wanted]
     with pytest.raises(InputError, match="the prompt is float64 of shape"):
         leader.add(Request([0.5], none_GHWC, sampling))
+
+
+def test_adapters_and_greedy_candidates_reach_the_others(config, monkeypatch):
+    pipe, done = Pipe(), []
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.leader"], "Channel", lambda: pipe)
+    monkeypatch.setattr(Engine, "__init__", lambda self: None)
+    for name in ("put_adapter", "drop_adapter", "add"):
+        monkeypatch.setattr(Engine, name, lambda self, *given, name=name: done.append((name, *given)))
+    lora, own = drawn_adapter(config, 1)
+    rounded = {path: each.astype(ml_dtypes.bfloat16) for path, each in own.items()}
+    text, none_GHWC = np.arange(40, 49, dtype=np.int32), np.zeros((0, 28, 28, 3), np.uint8)
+    leader = Leader()
+    for name, given in (("one", own), ("two", rounded)):
+        leader.put_adapter(name, lora, given)
+        leader.add(Request(text, none_GHWC, SamplingParams(6, 1.0), seeds=(None, 7), adapter=name))
+    leader.drop_adapter("one")
+    leader.close()
+    assert max(map(len, pipe.messages)) < sum(each.nbytes for each in own.values()) / 2
+    told = [*done]
+    done.clear()
+    follow(Engine())
+    assert [each[0] for each in done] == [each[0] for each in told] == ["put_adapter", "add"] * 2 + ["drop_adapter"]
+    for ours, theirs in zip(told, done, strict=True):
+        if ours[0] == "add":
+            assert (theirs[1].seeds, theirs[1].adapter) == (ours[1].seeds, ours[1].adapter)
+        else:
+            assert theirs[1:3] == ours[1:3]
+        if ours[0] == "put_adapter":
+            assert theirs[3].keys() == ours[3].keys()
+            assert all(theirs[3][path].dtype == each.dtype for path, each in ours[3].items())
+            assert all(np.array_equal(theirs[3][path], each) for path, each in ours[3].items())
 
 
 def test_ctrl_c_leaves_all_in_step(structure, params, processor, monkeypatch, ctrl_c):
