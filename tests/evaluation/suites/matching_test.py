@@ -141,6 +141,14 @@ def test_long_loops_take_no_time(loop):
     assert time.process_time() - start < 5  # tenths; with the square of the length it would be minutes
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("B", True), ("(B) red", True), ("I say (B).", True), ("A) not B)", False), ("(B", False), ("", False)],
+)
+def test_the_letter_of_mlvu(text, right):
+    assert video_matching.is_letter_of(text, "(B) red") == right
+
+
 def test_a_whole_number_beyond_any_float():
     assert not maths_matching.same_expression("9999**9999", "0.5")
 

@@ -12,6 +12,8 @@ from internvl_jax.evaluation import get_suite, open_suite, read_table
 from internvl_jax.evaluation.suites import tsv
 from tests import forks
 
+HEADER = ["index", "image", "question"]
+
 
 def encoded(colour="red", kind="PNG", size=(64, 64)):
     buffer = io.BytesIO()
@@ -48,6 +50,12 @@ def test_several_pictures_and_pictures_in_files(tmp_path):
         table.pictures(table.rows[1], [tmp_path / "images"])
 
 
+def test_a_name_of_64_characters_is_no_picture(tmp_path):
+    name = "x" * 64
+    table = read_table(write(tmp_path / "a.tsv", [HEADER, [name, encoded(), "q"], ["2", name, "q"]]))
+    assert table.pictures(table.rows[1]) == [base64.b64decode(encoded())]
+
+
 def test_options_are_read_as_pandas_reads_them(tmp_path):
     rows = [
         ["index", "image", "question", "A", "B", "C", "D", "E", "F"],
@@ -60,9 +68,6 @@ def test_options_are_read_as_pandas_reads_them(tmp_path):
         {"A": "1", "B": "1.5", "D": "x", "E": "٣", "F": "0.0"},  # Arabic digits are texts
         {"A": "2", "D": "None of these", "E": "٠٤", "F": "1.0"},
     ]
-
-
-HEADER = ["index", "image", "question"]
 
 
 @pytest.mark.parametrize(
