@@ -13,7 +13,7 @@ from internvl_jax.inference.engine.group_seats import GroupSeats
 from internvl_jax.inference.engine.memory import FIRST_SLOTS, TOGETHER
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
-from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written
+from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written, beside
 from internvl_jax.inference.engine.sampling import stack_params
 from internvl_jax.inference.engine.tile_features import TileFeatures, digest
 from internvl_jax.models import InternVLConfig
@@ -122,10 +122,7 @@ class GroupRunner:
         self.texts = [Text() for _ in range(seeds_QA.size)]
         self.left = [group] * len(requests)
         state = programs.empty_groups(rows=tuple(self.groups.layout), slots=slots)
-        some = next(iter(params[0].values()))
-        if some.committed and len(some.devices()) == 1:
-            state = jax.device_put(state, next(iter(some.devices())))  # as all states after it
-        self._state: State = state
+        self._state: State = beside(params[0], state)
         self._calls: list[_Asked] = []
 
     def keep(self, prompt: int, answers: Sequence[tuple[np.ndarray, np.ndarray, bool]]) -> None:

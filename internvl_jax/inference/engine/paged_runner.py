@@ -9,7 +9,7 @@ import numpy as np
 
 from internvl_jax.inference.engine.drafts import Draft
 from internvl_jax.inference.engine.paged_programs import PagedPrograms
-from internvl_jax.inference.engine.row_state import Part, Written
+from internvl_jax.inference.engine.row_state import Part, Written, beside
 from internvl_jax.inference.engine.runner import Runner
 
 
@@ -23,7 +23,8 @@ class PagedRunner(Runner):
         self._rows, self._shaping = classes[0][0], None
         self._marked.clear()
         pages = self.pages, self._ladders.page
-        self._state = self._paged.empty_pages(rows=self._rows, pages=pages, adapted=self.places is not None)
+        state = self._paged.empty_pages(rows=self._rows, pages=pages, adapted=self.places is not None)
+        self._state = beside(self.params, state)
 
     def read(self, order: Sequence[Draft | None], T: int) -> jax.Array:
         """See `Runner.read`."""
@@ -49,9 +50,7 @@ class PagedRunner(Runner):
         """Compiles all that rows of this class need; returns how many programs there are."""
         self.tiles.warm_up(self.params)
         self._warm_up_places()
-        sizes = [*itertools.product(self._ladders.together, self._ladders.prompts)]
-        # A program compiles anew for a state that is not yet committed to where parameters are: the first size twice.
-        for R, T in (sizes[0], *sizes):
+        for R, T in itertools.product(self._ladders.together, self._ladders.prompts):
             logits_RV = self._chunk_pages(self._nothing(R, T), self._table(R, {}))
             if T == self._ladders.prompts[0]:
                 for rich in (False, True):

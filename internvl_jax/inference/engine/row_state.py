@@ -1,13 +1,15 @@
 """What the device knows of rows, and what its programs take and return."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from internvl_jax.inference.engine.sampling import Sampling, Shaping
 from internvl_jax.models import Cache
-from internvl_jax.sharding import shard, whole
+from internvl_jax.sharding import Params, shard, whole
+
+_Arrays = TypeVar("_Arrays")
 
 STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
 
@@ -144,3 +146,13 @@ def laid_shaping(shaping: Shaping) -> Shaping:
     laid = jax.tree.map(whole, shaping._replace(seen_BV=None, counts_BV=None))
     table = lambda x_BV: shard(x_BV, "batch", "act_vocab")
     return laid._replace(seen_BV=table(shaping.seen_BV), counts_BV=table(shaping.counts_BV))
+
+
+def beside(params: Params, made: _Arrays) -> _Arrays:
+    """What was made of nothing, committed to the one device that parameters are committed to, as is all that programs
+    make of both: they compile anew for arguments that are not. (On a mesh programs lay what they make.)
+    """
+    some = next(iter(params.values()))
+    if not some.committed or len(some.devices()) > 1:
+        return made
+    return jax.device_put(made, next(iter(some.devices())))
