@@ -2,7 +2,7 @@ r"""Formulas that say the same in another form: equations, regions, sets, genera
 
 import pytest
 
-from internvl_jax.grading import is_right
+from internvl_jax.grading import get_reward, is_right
 from tests.grading.verdicts import misjudged
 
 EQUATIONS = r"""
@@ -113,6 +113,31 @@ i ⇏ 1
 千分之五 ⇏ 5%
 3分之一 ⇏ 3
 """
+COUNTED = r"""
+There are 12 apples. ⇒ 12
+There are 12 apples. ⇒ 12 apples
+Therefore, there are 12 distinct sequences that meet the conditions. ⇒ 12
+So there is 1 solution. ⇒ 1
+Answer: there are 1,200 students. ⇒ 1200
+There are 12 apples. ⇏ 12 pears
+There are 12 apples and 5 pears. ⇏ 12
+There are 5 red and 7 blue balls. ⇏ 5
+There are 3 dozen eggs. ⇏ 3
+There are 2 million people. ⇏ 2
+There are 12 apples in 3 boxes. ⇏ 3
+There are not 12 apples. ⇏ 12
+If there are 12 apples, x is 3. ⇏ 12
+The length is 12. I hope this helps! ⇒ 12
+The length is 12 cm.⏎⏎Feel free to ask if you need more help. ⇒ 12
+There are 12 ways. I hope it is correct. ⇒ 12
+The length is 12. Let me know if you have any questions! 😊 ⇒ 12
+The length is 12. I hope this helps! If you have any questions, let me know. ⇒ 12
+所以面积为12平方厘米。希望对你有帮助！ ⇒ 12
+长度是12。如果你有其他问题，请告诉我。 ⇒ 12
+\boxed{5}. I hope this helps! ⇒ 5
+Answer: Let me know ⇒ let me know
+The length is 12. I hope it is 13. ⇏ 12
+"""
 
 
 @pytest.mark.parametrize(
@@ -122,3 +147,8 @@ i ⇏ 1
 )
 def test_the_same_formula(table):
     assert misjudged(table, is_right) == []
+
+
+def test_what_is_counted_and_what_is_only_polite():
+    answer = get_reward("answer")
+    assert misjudged(COUNTED, lambda response, truth: answer(response, truth).accuracy) == []
