@@ -19,6 +19,15 @@ _BESIDE = re.compile(
     r"|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
 )
 _NEXT_TURN = re.compile(r"(?<=\S)\s*(?:<\|(?:im_start|im_end|endoftext|return)\|>|</s>).*", re.DOTALL)
+_FAREWELL = re.compile(  # "I hope this helps!", at the end
+    r"(?P<end>[.!?。！*$)}\n])\s*(?:(?:(?:i )?hope (?:this|that|it)(?: explanation| answer| solution)?"
+    r" (?:helps|helped|(?:is|was) (?:helpful|useful|correct|right|clear)|makes sense)"
+    r"|(?:please )?(?:let me know|feel free)|if you have any)\b[^.!?。！\d$\n]{0,100}"
+    r"|(?:希望[^。！\d\n]{0,20}帮助|(?:如果|如|若)[^。！\d\n]{0,10}(?:问题|疑问|需要)|欢迎)[^。！\d\n]{0,30})[^\w$*]*$",
+    re.IGNORECASE,
+)
+LONGEST_FAREWELL = 200  # characters
+MOST_FAREWELLS = 3
 _BREAK = re.compile(r"</?(?:p|br|div|h[1-6])\s*/?>")
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|mark|code)(?:\s[^<>\n]*)?/?>|~~[^~\n]*~~")  # and what is struck out
 _TAG = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
@@ -68,6 +77,9 @@ _STATES = re.compile(
 )
 _MATHEMATICS = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$]+\$", re.DOTALL)
 _VALUE_IS = re.compile(r".*(?:\s(?:is|are|equals)\s+|[是为]|(?<![没多少])有|等于)((?:[-+$\\(]|\d).*)", re.DOTALL)
+_COUNTED = re.compile(  # "there are 12 red apples"
+    r"(?:.*\W)?there\s+(?:is|are)\s+(?P<number>\d[\d,]*)\s+(?P<noun>[A-Za-z][A-Za-z '-]*)\W*", re.IGNORECASE | re.DOTALL
+)
 _TWO_VALUES = re.compile(  # "the width is 2 and the length is 7"
     r"(?:\s(?:is|are|equals)\s+|[是为有]|等于)[-+$\\(\d][^;；]{0,80}?(?:\s(?:and|but|whereas)\s|[;；，、和与及]|,(?!\d{3}))"
     r".*(?:\s(?:is|are|equals)\s+|[是为有]|等于)[-+$\\(\d]",
@@ -133,11 +145,12 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(response: str) -> str | None:
-    """The final answer of a response, as it was written; None if it has none."""
+    r"""The final answer of a response, as it was written; None if it has none. What is counted ("there are 12 apples")
+    is set as text behind its number, `12\text{ apples}`: it need not be said."""
     said = after_thinking(response)
     if said is None:
         return None
-    said = _TAGS.sub("", _BREAK.sub("\n", _NEXT_TURN.sub("", said)))
+    said = _without_farewell(_TAGS.sub("", _BREAK.sub("\n", _NEXT_TURN.sub("", said))))
     boxes = [*_BOX.finditer(said)]
     if boxes:
         below = _announced(said[boxes[-1].end() :])
@@ -145,6 +158,15 @@ def final_answer(response: str) -> str | None:
     if tags := _TAG.findall(said):
         return tags[-1].strip() or None
     return _announced(said) or _concluded(said.strip()) or None
+
+
+def _without_farewell(said: str) -> str:
+    """Without what is only polite, which would be the last sentence."""
+    for _ in range(MOST_FAREWELLS):
+        said = said.rstrip()
+        start = max(len(said) - LONGEST_FAREWELL, 0)
+        said = said[:start] + _FAREWELL.sub(r"\g<end>", said[start:])
+    return said
 
 
 def predicate(answer: str) -> str | None:
@@ -214,8 +236,10 @@ def _value_in(sentence: str) -> str | None:
         return None
     sentence = _main_clause(sentence)
     value = _VALUE_IS.fullmatch(sentence)
-    is_one = _DERIVED.search(sentence) or not _TWO_VALUES.search(sentence)
-    return value[1] if value and is_one else None
+    if value is None or (_TWO_VALUES.search(sentence) and not _DERIVED.search(sentence)):
+        return None
+    counted = _COUNTED.fullmatch(sentence)  # the noun as one behind a number, as what was counted needn't be said
+    return rf"{counted['number']}\text{{ {counted['noun'].strip()}}}" if counted else value[1]
 
 
 def _concluded(said: str) -> str:

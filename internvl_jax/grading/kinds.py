@@ -24,15 +24,27 @@ _CHEMICAL = re.compile(r"(?:[A-Z][a-z]?|[()])(?:[A-Z][a-z]?|[()]|\d|_\d|_\{\d+\}
 _LETTERS = re.compile(r"[A-Za-z](?:\s*[、,]\s*[A-Za-z])+")
 _NAMED = re.compile(r"(?P<name>(?:[^\W\d_]|[\\|(∠△])[^-+*^=<>≤≥≠≈]{0,60}?)\s*=\s*(?P<value>[^=<>≤≥≠≈]+)")
 _INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[lg](?:e|eq|t|eqslant)|neq?)(?![A-Za-z])")
+_MIRRORED = re.compile(r"(?P<value>[^=<>≤≥≠≈]+?)\s*=\s*(?P<name>[A-Za-z](?:_\{?\w+\}?)?)")  # 5 = x
 _RELATION = re.compile(f"=|{_INEQUALITY.pattern}")
 _ABOUT = re.compile(
     rf"\\(?:approx|simeq)(?![A-Za-z])|[≈≃]"
     rf"|^{spelling.TEXT}?\s*(?:about|approximately|around|roughly|exactly|a total of|大?约|共)(?![a-z])",
     re.IGNORECASE,
 )
+_EITHER = re.compile(r"\bor\b|或|∨|\\(?:lor|vee)(?![A-Za-z])")
+_UNION = re.compile(r"\\cup(?![A-Za-z])|∪")
+_DESCENDS = re.compile(r"\s*(>=|>|≥|\\g(?:eqslant|eq|e|t)(?![A-Za-z]))\s*")
+_ANY_INTEGER = re.compile(  # behind kπ
+    r"(?P<value>.*?)[,;\s]*\(?\s*(?P<letter>[A-Za-z])\s*(?:\\in(?![A-Za-z])|∈)\s*(?:\\mathbb\s*\{?\s*Z\s*\}?|Z|ℤ)\s*\)?"
+)
+_SUCH_THAT = re.compile(  # {x | x > 2}, whose braces may be taken away already
+    r"(?P<open>\\?\{)?\s*(?P<letter>[A-Za-z])\s*(?:(?:\\in(?![A-Za-z])|∈)\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R|ℝ)\s*)?"
+    r"(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\\||\||:)\s*(?P<condition>.+?)\s*(?(open)\\?\})"
+)
 _SET = re.compile(r"\\(?:pm|cup|in)(?![A-Za-z])|[±∪]")  # may be several values, though no list
 _PIECE = re.compile(
     r"\\?[(\[{]|\\?[)\]}]|[,;、]|(?<=[^\W_])\s?[和与及或]\s?(?=[^\W_])|\\&|\s&\s"
+    rf"|{spelling.TEXT}\s*[和与及或]\s*{spelling.TEXT_END}"
     rf"|{spelling.TEXT}?\s*(?:\b(?:and|or)\b|(?<=[\d)])or(?=[A-Z(]))\s*{spelling.TEXT_END}?"
 )
 
@@ -56,7 +68,8 @@ def same(given: str, truth: str) -> bool:
 
 def _same(a: str, b: str) -> bool:
     """`same` of `plain` texts: the first kind that knows them decides."""
-    a, b = spelling.unwrapped(a), spelling.unwrapped(b)
+    a, b = (_condition(spelling.unwrapped(text)) for text in (a, b))
+    a, b = _for_any_integer(a, b)
     if not a or not b or _squeezed(a) == _squeezed(b):
         return _squeezed(a) == _squeezed(b)
     if _CHEMICAL.fullmatch(a) and _CHEMICAL.fullmatch(b) and re.sub("[_{}]", "", a) == re.sub("[_{}]", "", b):
@@ -69,6 +82,35 @@ def _same(a: str, b: str) -> bool:
     if math.is_mathematical(a) and math.is_mathematical(b):
         return math.equal(a, b)
     return _said(a) == _said(b)
+
+
+def _condition(text: str) -> str:
+    """Of a set of numbers, what holds for them; c > b > a from the other end."""
+    such = _SUCH_THAT.fullmatch(text)
+    if such and _INEQUALITY.search(such["condition"]) and such["letter"] in math.letters(such["condition"]):
+        text = such["condition"]
+    terms, signs = _DESCENDS.split(text)[::2], _DESCENDS.split(text)[1::2]
+    if len(signs) < 2 or any(_RELATION.search(term) or _PIECE.search(term) for term in terms):
+        return text
+    return (
+        "".join(term + (" < " if sign in (">", r"\gt") else r" \le ") for term, sign in zip(terms[:0:-1], signs[::-1]))
+        + terms[0]
+    )
+
+
+def _for_any_integer(a: str, b: str) -> tuple[str, str]:
+    """Without "k is an integer" behind them, and both with the same k."""
+    x, y = (_integers(text) for text in (a, b))
+    if x and y and x[1] != y[1]:
+        if x[1] in math.letters(y[0]) or y[1] in math.letters(x[0]):
+            return a, b
+        return math.renamed(x[0], x[1], y[1]), y[0]
+    return x[0] if x else a, y[0] if y else b
+
+
+def _integers(text: str) -> tuple[str, str] | None:
+    match = _ANY_INTEGER.fullmatch(text)
+    return (match["value"], match["letter"]) if match and match["letter"] in math.letters(match["value"]) else None
 
 
 def _squeezed(text: str) -> str:
@@ -116,6 +158,9 @@ def _value(text: str, other: str) -> str:
     if about and not _ABOUT.search(other):
         exact = text[: about.start()]
         return exact if re.search(r"\d|\\pi|π", exact) else text[about.end() :]
+    mirrored = _MIRRORED.fullmatch(text)
+    if mirrored and not _RELATION.search(other) and not math.letters(mirrored["value"]):
+        return mirrored["value"]
     named, other_named = _NAMED.fullmatch(text), _NAMED.fullmatch(other)
     one_name = named and other_named and _name(named["name"]) == _name(other_named["name"])
     return named["value"] if named and (one_name or not _RELATION.search(other)) else text
@@ -137,6 +182,9 @@ def _same_items(a: str, b: str) -> bool | None:
     if len(frames) == 2 and frames not in ({"", "()"}, {"", "{}"}):
         return None
     names = sorted((_names(x), _names(y)), key=len)
+    for own, region, text, other in ((x, b, a, b), (y, a, b, a)):
+        if len(own.items) > 1 and _EITHER.search(spelling.words(text)) and _UNION.search(other):
+            return math.is_region(own.items, spelling.words(region))
     if len(x.items) != len(y.items):
         has_pairs = names[1] and any(item[0] == "(" for item in (*x.items, *y.items))  # p = 5, q = 2; .. is (5, 2), ..
         is_interval = min(len(x.items), len(y.items)) == 1 and frames != {""}

@@ -33,6 +33,12 @@ _HUGE = re.compile(r"\d[eE]\s*[+-]?\d{5}")
 _LARGE = re.compile(r"\d{5}|![\s)}]*!")  # numbers to take factorials of
 _POWERS = re.compile(r"\d[\d.]*[)}\s]*(?:(?:\^|\*\*)[\s({+-]*\d+[)}\s]*)+")
 _AS_LATEX = (
+    (re.compile(r"(\d+)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}"), lambda match: _repeating(*match.groups())),
+    (re.compile(r"(\d+)\.(\d*)\\dot\s*\{?(\d)\}?(?![\d\\}])"), lambda match: _repeating(*match.groups())),
+    (
+        re.compile(r"(\d+)\.(\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?(?!\d)"),
+        lambda match: _repeating(match[1], match[2], match[3] + match[4] + match[5]),
+    ),
     (re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|(\d+))"), r"\\sqrt{\1\2}"),
     (re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])"), r"\\\1 "),  # or it would be s times i times n
     (re.compile(r"\\[dt]frac(?![A-Za-z])"), r"\\frac"),
@@ -94,13 +100,41 @@ def equal(given: str, truth: str) -> bool:
     from math_verify import verify
 
     a, b = map(_parsed, _with_cases(given, truth))
-    is_same = verify(b, a, allow_set_relation_comp=True, timeout_seconds=None)
-    return is_same and _is_close(a[0], b[0], "%" in given + truth)
+    if a and b and _is_no_value(a[0], b[0]):
+        return False
+    if verify(b, a, allow_set_relation_comp=True, timeout_seconds=None):
+        return _is_close(a[0], b[0], "%" in given + truth)
+    return bool(a and b) and "I" not in given + truth and _is_same_complex(a[0], b[0])
+
+
+def is_region(conditions: list[str], region: str) -> bool:
+    """Is a union of intervals where one of several conditions holds, each that a variable is above or below a number?
+
+    Raises:
+      InputError: math-verify isn't installed.
+    """
+    if not all(is_mathematical(text) and _is_tame(text) for text in (*conditions, region)):
+        return False
+    load()
+    import sympy
+    from math_verify import verify
+
+    *parts, whole = (_parsed(text)[:1] for text in (*conditions, region))
+    intervals = [_interval(part[0]) for part in parts if part]
+    if len(intervals) < len(parts) or None in intervals:
+        return False
+    variables = set().union(*(part[0].free_symbols for part in parts))
+    return len(variables) == 1 and verify(whole, [sympy.Union(*intervals)], timeout_seconds=None)
 
 
 def letters(text: str) -> list[str]:
     """Those of variables, sorted."""
     return sorted(letter for letter in _LETTER.findall(text) if letter[0] != "\\")
+
+
+def renamed(text: str, letter: str, other: str) -> str:
+    """The text with another letter for a variable."""
+    return _LETTER.sub(lambda match: other if match.group() == letter else match.group(), text)
 
 
 def _with_cases(*texts: str) -> list[str]:
@@ -125,6 +159,54 @@ def _parsed(text: str) -> list:
     # As a formula, whole: the library would otherwise look for any number within the text.
     target = LatexExtractionConfig(normalization_config=spelling)
     return parse(f"${text}$", [target], fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def _repeating(whole: str, once: str, again: str) -> str:
+    """0.2 with 7 behind it for ever, as a fraction."""
+    nines = (10 ** len(again) - 1) * 10 ** len(once)
+    return rf"\frac{{{int(whole + once + again) - int(whole + once)}}}{{{nines}}}"
+
+
+def _is_no_value(given: Any, truth: Any) -> bool:
+    """An equation says that its left side, what was asked for, is the right one: (x+y)^2 = 81. But x^2 - 4 = 0 says of
+    nothing that it is 0, and 7 = a + c doesn't of 7 that it is a + c."""
+    import sympy
+
+    if not isinstance(given, sympy.Eq) or isinstance(truth, sympy.Rel):
+        return False
+    left, right = given.args
+    has_constant = left.is_Add and any(part.is_number for part in left.args) and not left.is_number
+    return bool((right == 0 and has_constant) or (left.is_number and not right.is_number))
+
+
+def _is_same_complex(a: Any, b: Any) -> bool:
+    """Two numbers with i for the imaginary unit, which is a variable to the library."""
+    import sympy
+
+    if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
+        return False
+    units = {symbol: sympy.I for symbol in a.free_symbols | b.free_symbols if symbol.name == "i"}
+    if not units:
+        return False
+    a, b = (x.subs(units).evalf() for x in (a, b))
+    if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+        return False
+    return bool(abs(a - b) <= CLOSE * max(abs(a), abs(b)))
+
+
+def _interval(condition: Any) -> Any:
+    """Where a variable is above a number, below one, or both; None for another condition."""
+    import sympy
+
+    if isinstance(condition, sympy.And):
+        parts = [_interval(part) for part in condition.args]
+        return None if None in parts else sympy.Intersection(*parts)
+    if not isinstance(condition, (sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge)):
+        return None
+    low, high, is_open = condition.lts, condition.gts, isinstance(condition, (sympy.Lt, sympy.Gt))
+    if low.is_Symbol and high.is_extended_real:
+        return sympy.Interval(-sympy.oo, high, right_open=is_open)
+    return sympy.Interval(low, sympy.oo, left_open=is_open) if high.is_Symbol and low.is_extended_real else None
 
 
 def _is_close(a: Any, b: Any, has_percent: bool) -> bool:

@@ -88,7 +88,8 @@ def _number(text: str) -> Quantity | None:
         return None
     scale, behind = 0, match["behind"]
     currency = units.read(match["currency"].replace("US$", "$"))
-    unit = None if _VARIABLE.fullmatch(behind) else units.read(behind.removesuffix(_AGO))
+    is_variable = _VARIABLE.fullmatch(behind) and "," not in match["digits"]  # 1,000m is no formula
+    unit = None if is_variable else units.read(behind.removesuffix(_AGO))
     if behind.endswith(_AGO):  # 3 hours ago are 3, and no 3 hours
         unit = unit + _AGO if unit else None
     if unit is None and (scaled := _SCALED.fullmatch(behind)):

@@ -34,7 +34,7 @@ _CHARACTERS = str.maketrans(
     {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width
     | dict.fromkeys("−‐‑–—", "-")
     | dict.fromkeys("“”「」『』", '"')
-    | dict.fromkeys("‘’", "'")
+    | dict.fromkeys("‘’′", "'")
     | dict.fromkeys("【〔《〈", "[")
     | dict.fromkeys("】〕》〉", "]")
     | dict.fromkeys("º˚", "°")
@@ -48,6 +48,8 @@ _LATEX = (
     (re.compile(r"\\\$"), _DOLLAR),
     (re.compile(r"\\(?=\")"), ""),
     (re.compile(r"\\(?:emptyset|varnothing)(?![A-Za-z])"), "∅"),
+    (re.compile(r"\\langle(?![A-Za-z])|⟨"), "("),  # a vector
+    (re.compile(r"\\rangle(?![A-Za-z])|⟩"), ")"),
     (re.compile(r"\\triangle(?![A-Za-z])\s*"), "△"),
     (re.compile(r"\\angle(?![A-Za-z])\s*"), "∠"),
     (re.compile(r"\\f?box(?:ed)?\s*(?=\{)"), ""),
@@ -84,6 +86,7 @@ _COUNTS = (
         for number, one in enumerate(_CHINESE)
     }
 )
+_PARTS = re.compile(r"(?P<sign>[负-]?)(?P<whole>\w+)分之(?P<parts>[\w.]+)")  # 三分之一
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _NUMBERED = {f"{k}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(k, 'th') }": word for k, word in enumerate(_ORDINALS, 1)}
 _WORDS = _COUNTS | _NUMBERED
@@ -100,7 +103,7 @@ def plain(text: str) -> str:
         before, text = text, _FONTS.sub(lambda match: TEXT + (match[1] or match[2] or "") + TEXT_END, text)
     text = _SPACES.sub(" ", _SIZES.sub("", text)).strip()
     text = unwrapped(text).replace(_DOLLAR, "$")
-    return _WORDS.get(text.casefold(), text)
+    return _WORDS.get(text.casefold(), _fraction(text))
 
 
 def unwrapped(text: str) -> str:
@@ -142,6 +145,17 @@ def _unwrapped_once(text: str) -> str:
         text = text[1:-1].strip()
     text = _END.sub("", text)
     return text if text.endswith("..") else text.rstrip(".,;").rstrip()
+
+
+def _fraction(text: str) -> str:
+    match = _PARTS.fullmatch(text)
+    if match is None:
+        return text
+    whole, parts = (_COUNTS.get(count, count) for count in (match["whole"], match["parts"]))
+    if not re.fullmatch(r"\d+|百", whole) or not re.fullmatch(r"\d+(?:\.\d+)?", parts):
+        return text
+    sign = "-" if match["sign"] else ""
+    return f"{sign}{parts}%" if whole == "百" else f"{sign}\\frac{{{parts}}}{{{whole}}}"
 
 
 def _one(sign: str) -> str:
