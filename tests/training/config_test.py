@@ -193,6 +193,10 @@ def test_a_plain_run_needs_no_field_that_earlier_versions_lacked(data):
     other = toy.config(data, data / "w")
     other.data.system = "Judge."
     assert differences(identity(other), found) == ["data.system: 'Judge.' here, None there"]
+    other.lora.rank = 2
+    assert "quantise" not in identity(other)["lora"]
+    other.lora.quantise = "int8"
+    assert identity(other)["lora"]["quantise"] == "int8"
 
 
 def test_identity_holds_every_field_that_matters(data):

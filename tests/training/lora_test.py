@@ -251,3 +251,6 @@ def test_weights_in_8_bits_are_not_trained():
         with_adapter(dataclasses.replace(toy.MODEL, quantised="int8"), LoraSettings())
     with pytest.raises(InputError, match=r"lora\.whole: lm\.layers\.mlp\.up\.weight is quantised"):
         with_adapter(toy.MODEL, LoraSettings(rank=2, whole="mlp.up", targets="attn", quantise="int8"))
+    for stored in ("int8", "w8a8"):  # rounded inputs have no gradient
+        base = dataclasses.replace(toy.MODEL, quantised=stored)
+        assert with_adapter(base, LoraSettings(rank=2, targets="attn")).quantised == "int8"
