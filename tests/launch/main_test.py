@@ -15,7 +15,7 @@ from absl import flags
 from internvl_jax.errors import InputError
 from launch import main as launcher
 
-_WHAT = ["nothing", "input", "file", "fault", "code", "interrupt", "speak"]
+_WHAT = ["nothing", "input", "file", "fault", "code", "interrupt", "speak", "memory", "device", "runtime"]
 _DO = flags.DEFINE_enum("do", "nothing", _WHAT, "what to do")
 flags.DEFINE_integer("times", 1, "how often")
 flags.DEFINE_float("share", 1.0, "of all")
@@ -25,6 +25,9 @@ def main(argv):
         case "input": raise InputError("two\\nlines")
         case "file": open("/none/at/all")
         case "fault": raise ZeroDivisionError
+        case "memory": raise MemoryError("Unable to allocate 9 GiB")
+        case "device": raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nBuffers")
+        case "runtime": raise RuntimeError("INTERNAL: RESOURCE_EXHAUSTED: ")
         case "code": return 3
         case "interrupt":
             import threading, time
@@ -46,6 +49,8 @@ def launch(*arguments):
     [
         ("--do=input", "error: two lines\n"),
         ("--do=file", "error: [Errno 2] No such file or directory: '/none/at/all'\n"),
+        ("--do=memory", "error: memory is short (Unable to allocate 9 GiB); docs/TROUBLESHOOTING.md says what"),
+        ("--do=device", "error: memory is short (Out of memory allocating 9 bytes.); docs/TROUBLESHOOTING.md says"),
         ("--dont=1", "error: Unknown command line flag 'dont'"),
         ("--do=sing", "error: flag --do=sing: value should be one of"),
         ("--times=few", "error: --times=few is no whole number (--help lists the flags)\n"),
@@ -165,3 +170,5 @@ def test_a_flag_that_is_missing_is_named():
 def test_fault_shows_its_traceback():
     done = launch("--do=fault")
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr
+    done = launch("--do=runtime")
+    assert done.returncode == 1 and "RuntimeError: INTERNAL" in done.stderr and "Traceback" in done.stderr
