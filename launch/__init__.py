@@ -17,9 +17,9 @@ SERVE = {"anyio", "fastapi", "httpcore2", "llguidance", "prometheus_client", "uv
 def _tell(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     """Ctrl-C is one line, as in `launch.main`, while a launcher still imports what it needs, which takes seconds.
 
-    So is a library that is missing there.
+    So is a library that is missing there. Extension modules make an ImportError of Ctrl-C.
     """
-    if issubclass(kind, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     elif isinstance(error, ModuleNotFoundError) and error.name in SERVE:
         print(f"error: a server needs the library {error.name}: pip install 'internvl_jax[serve]'", file=sys.stderr)
