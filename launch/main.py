@@ -1,6 +1,5 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
-import gc
 import io
 import signal
 import sys
@@ -11,7 +10,7 @@ from absl import app, flags, logging
 
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
-from launch import usage
+from launch import imported, usage
 
 
 def run(
@@ -32,8 +31,7 @@ def run(
     """
 
     def guarded(argv: list[str]) -> int | None:
-        gc.freeze()  # what was imported stays
-        gc.enable()
+        imported()
         logging.set_verbosity(logging.WARNING)  # orbax tells every rename; what we say has its own level
         try:
             return main(argv)
