@@ -202,7 +202,10 @@ def _is_empty_folder(path: pathlib.Path) -> bool:
 def _lock(mark: pathlib.Path, what: pathlib.Path) -> TextIO:
     """A lock on the mark of `what`; closing the file, or the end of the process, ends it."""
     while True:
-        file = mark.open("a+", encoding="utf-8", errors="replace")
+        try:
+            file = mark.open("a+", encoding="utf-8", errors="replace")
+        except OSError as error:  # a folder of somebody else, a disk that is read only
+            raise InputError(f"{what} can't be written ({error.strerror}); give another place") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,15 +1,16 @@
 """The installed commands: `internvl-train` is `python -m launch.train`, and so on."""
 
 import functools
-import gc
 import os
 import runpy
 import sys
 
+from launch import importing
+
 
 def _run(name: str) -> None:
     sys.path.append(os.getcwd())  # rewards and graders of the user's own are found as under `python -m`
-    gc.disable()  # while it imports, as under `python -m`
+    importing()
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -23,7 +23,8 @@ def main(argv: list[str]) -> None:
     del argv
     report = describe(hub.directory(_CHECKPOINT.value), SIZES)
     for name, value in report.items():
-        print(f"{name:16} {'unknown' if value is None else value}")
+        missing = "none" if name in ("flash", "adapter") else "unknown"  # of these a config always says whether
+        print(f"{name:16} {missing if value is None else value}")
     print(json.dumps(report))
 
 

@@ -1,6 +1,5 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
-import gc
 import io
 import signal
 import sys
@@ -11,7 +10,7 @@ from absl import app, flags, logging
 
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
-from launch import usage
+from launch import imported, usage
 
 
 def run(
@@ -21,10 +20,10 @@ def run(
 ) -> None:
     """Parses flags and calls `main(argv)`, as `absl.app.run` does, for use under `if __name__ == "__main__"`.
 
-    Unknown flags and wrong values, arguments that are no flags, an `InputError` (bad files, settings, data) and an
-    `OSError` (file missing, disk full) become one line on stderr and exit code 1. `--help` exits with 0. What `main`
-    returns is the exit code, None being 0. Ctrl-C is one line and exit code 130, SIGTERM one line and 143, once `main`
-    has tidied up. Any other exception is a fault of the program and shows its traceback.
+    Unknown flags and wrong values, arguments that are no flags, an `InputError` (bad files, settings, data), an
+    `OSError` (file missing, disk full) and want of memory become one line on stderr and exit code 1. `--help` exits
+    with 0. What `main` returns is the exit code, None being 0. Ctrl-C is one line and exit code 130, SIGTERM one line
+    and 143, once `main` has tidied up. Any other exception is a fault of the program and shows its traceback.
 
     Args:
       take: called with the arguments before flags are parsed; returns those that are left for that.
@@ -32,13 +31,14 @@ def run(
     """
 
     def guarded(argv: list[str]) -> int | None:
-        gc.freeze()  # what was imported stays
-        gc.enable()
+        imported()
         logging.set_verbosity(logging.WARNING)  # orbax tells every rename; what we say has its own level
         try:
             return main(argv)
         except (InputError, OSError) as error:
             _fail(error)
+        except (MemoryError, RuntimeError) as error:
+            _fail(usage.want(error))
         except KeyboardInterrupt:
             interrupts.leave(interrupts.INTERRUPTED)
         except SystemExit as ended:

@@ -37,7 +37,8 @@ def _main(argv: list[str]) -> None:
     settings, asked = config.read(), training.Watching.parse(_PROFILE.value, _STACKS.value)
     logging.getLogger("internvl_jax").setLevel(logging.INFO)
     with pod.joined() as processes:
-        default = jax.config.jax_compilation_cache_dir or pathlib.Path(settings.run.workdir) / "xla_cache"
+        workdir = settings.run.workdir  # without one the run is refused below, and nothing is to lie here
+        default = jax.config.jax_compilation_cache_dir or (workdir and pathlib.Path(workdir) / "xla_cache")
         if folder := default if _CACHE.value is None else _CACHE.value:
             compilation_cache.keep_programs(folder)
         summary = training.train(settings, processes.stop, asked)

@@ -9,6 +9,7 @@ from typing import NoReturn
 from absl import flags
 
 WORDS = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+_SHORT = "RESOURCE_EXHAUSTED: "
 # What absl and Python say of wrong flags, and what we do.
 _CLEARER = {
     r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.": r"--\1 is missing; give it as --\1=...",
@@ -27,6 +28,14 @@ def show(main: Callable, more: str) -> NoReturn:
             print("\n".join(flags.FLAGS.module_help(module).strip().split("\n")[1:]))
     print(f"\n{more}" if more else "")
     sys.exit(0)
+
+
+def want(error: MemoryError | RuntimeError) -> str:
+    """What to do where memory is short, the host's or a device's; raises any other error again."""
+    said = str(error).split("\n")[0]
+    if isinstance(error, RuntimeError) and not said.startswith(_SHORT):  # JAX's own error is a RuntimeError
+        raise error
+    return f"memory is short ({said.removeprefix(_SHORT)}); docs/TROUBLESHOOTING.md says what takes less"
 
 
 def sentence(error: Exception) -> str:

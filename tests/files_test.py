@@ -101,6 +101,13 @@ def test_a_disk_without_room_is_told_before_anything_slow(tmp_path, kind):
         pass
 
 
+@pytest.mark.parametrize(("kind", "mark"), [(claimed, f"out/{MARK}"), (reserved, ".out.lock")])
+def test_what_can_not_be_marked_is_told(tmp_path, kind, mark):
+    (tmp_path / mark).mkdir(parents=True)  # root may write everywhere else
+    with pytest.raises(InputError, match=r"out can't be written \(Is a directory\); give another place"):
+        kind(tmp_path / "out").__enter__()
+
+
 @pytest.mark.parametrize("kind", ["folder", "workdir", "file"])
 def test_a_second_process_is_told_who_writes_until_that_is_killed(tmp_path, kind):
     out = tmp_path / "out"

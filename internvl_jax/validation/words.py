@@ -82,4 +82,6 @@ def differences(ours: Any, theirs: Any, path: str = "", sides: tuple[str, str] =
             for name in names
             for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name, sides)
         ]
-    return [] if ours == theirs else [f"{path}: {ours!r} {sides[0]}, {theirs!r} {sides[1]}"]
+    # Where one side has a whole section and the other nothing, that is the news; of two values every character counts.
+    write = shown if isinstance(ours, dict) or isinstance(theirs, dict) else repr
+    return [] if ours == theirs else [f"{path}: {write(ours)} {sides[0]}, {write(theirs)} {sides[1]}"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -92,5 +93,14 @@ def test_the_launcher(golden, tmp_path):
     done = forks.python("-m", "launch.inspect", f"--checkpoint={golden / 'hf_qwen3'}")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == describe(golden / "hf_qwen3", SIZES)
+    assert re.findall(r"^(\w+) +(none|unknown)$", done.stdout, re.MULTILINE) == [
+        ("size", "unknown"),
+        ("flash", "none"),
+        ("stage", "unknown"),
+        ("template", "unknown"),
+        ("tiles", "unknown"),
+        ("special_tokens", "unknown"),
+        ("adapter", "none"),
+    ]
     done = forks.python("-m", "launch.inspect", f"--checkpoint={tmp_path}")
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -15,7 +15,7 @@ from absl import flags
 from internvl_jax.errors import InputError
 from launch import main as launcher
 
-_WHAT = ["nothing", "input", "file", "fault", "code", "interrupt", "speak"]
+_WHAT = ["nothing", "input", "file", "fault", "code", "interrupt", "speak", "memory", "device", "runtime"]
 _DO = flags.DEFINE_enum("do", "nothing", _WHAT, "what to do")
 flags.DEFINE_integer("times", 1, "how often")
 flags.DEFINE_float("share", 1.0, "of all")
@@ -25,6 +25,9 @@ def main(argv):
         case "input": raise InputError("two\\nlines")
         case "file": open("/none/at/all")
         case "fault": raise ZeroDivisionError
+        case "memory": raise MemoryError("Unable to allocate 9 GiB")
+        case "device": raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nBuffers")
+        case "runtime": raise RuntimeError("INTERNAL: RESOURCE_EXHAUSTED: ")
         case "code": return 3
         case "interrupt":
             import threading, time
@@ -46,6 +49,8 @@ def launch(*arguments):
     [
         ("--do=input", "error: two lines\n"),
         ("--do=file", "error: [Errno 2] No such file or directory: '/none/at/all'\n"),
+        ("--do=memory", "error: memory is short (Unable to allocate 9 GiB); docs/TROUBLESHOOTING.md says what"),
+        ("--do=device", "error: memory is short (Out of memory allocating 9 bytes.); docs/TROUBLESHOOTING.md says"),
         ("--dont=1", "error: Unknown command line flag 'dont'"),
         ("--do=sing", "error: flag --do=sing: value should be one of"),
         ("--times=few", "error: --times=few is no whole number (--help lists the flags)\n"),
@@ -92,6 +97,21 @@ def test_an_interrupt_while_it_imports_is_one_line():
     ]
     assert (told[0].returncode, told[0].stderr) == (-signal.SIGINT, "interrupted\n")
     assert told[1].returncode == 1 and "Traceback" in told[1].stderr
+
+
+@pytest.mark.parametrize(("then", "code", "told"), [("", 130, "interrupted"), ("launch.imported()", 1, "ImportError")])
+def test_an_interrupt_while_modules_are_imported_reaches_none_of_them(then, code, told):
+    program = f"""import os, signal, sys
+sys.argv = ["-m"]  # as `python -m` has it while modules are looked for
+import launch
+{then}
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    raise ImportError("what an extension module makes of it") from None
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stderr.strip().split("\n")[-1].startswith(told)
 
 
 def python(*arguments):
@@ -165,3 +185,5 @@ def test_a_flag_that_is_missing_is_named():
 def test_fault_shows_its_traceback():
     done = launch("--do=fault")
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr
+    done = launch("--do=runtime")
+    assert done.returncode == 1 and "RuntimeError: INTERNAL" in done.stderr and "Traceback" in done.stderr

@@ -9,7 +9,7 @@ import pytest
 from internvl_jax.errors import InputError
 from internvl_jax.files import MARK
 from internvl_jax.sharding import make_mesh, parse_mesh
-from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, train
+from internvl_jax.training import ConsistencyConfig, GspoConfig, MpoConfig, RouterConfig, train, with_adapter
 from internvl_jax.training.config import Group
 from internvl_jax.training.run import setup
 from internvl_jax.training.run.initial import read_reference
@@ -170,6 +170,10 @@ def test_a_workdir_takes_its_own_config_and_no_other(data, tmp_path):
     other.optim = dataclasses.replace(config.optim, learning_rate=1.0)
     with pytest.raises(InputError, match=r"optim.learning_rate: 1.0 here, 0.003 there; run.seed: 6 here, 5 there"):
         setup.claim_workdir(other, processor)
+    adapted = toy.with_run(config)  # it has a base, which that run knows nothing of
+    adapted.lora, adapted.model = toy.LORA, with_adapter(config.model, toy.LORA)
+    with pytest.raises(InputError, match=r"holds a run of another config \(lora: .{,140} here, None there; "):
+        setup.claim_workdir(adapted, processor)
 
 
 def test_a_workdir_in_use_is_refused_before_anything_is_built(data, tmp_path):

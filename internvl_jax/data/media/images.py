@@ -198,5 +198,5 @@ def describe(source: Source, what: str = "image") -> str:
         return f"PIL image of mode {source.mode}"
     if not isinstance(source, str | pathlib.Path):
         return f"{what} given as {type(source).__name__}"
-    text = ascii(str(source))[1:-1]  # a path may hold anything
+    text = repr(str(source))[1:-1]  # a path may hold anything, line ends and half characters too
     return f"{what} {text if len(text) <= 200 and not text.startswith('data:') else text[:32] + '...'}"

@@ -219,7 +219,8 @@ def _load(directory: pathlib.Path) -> Tokenizer:
         vocabulary: TextVocabulary = pieces.Pieces.load(directory)
         end = fill = "</s>"
     elif (directory / "tokenizer.json").exists():
-        vocabulary = BytePairs(_text(directory / "tokenizer.json"))
+        file = directory / "tokenizer.json"
+        vocabulary = BytePairs(_text(file), str(file))
     elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         vocabulary = BytePairs(_from_vocabulary(directory, files))
     else:

@@ -58,14 +58,14 @@ class TextVocabulary(Protocol):
 
 
 class BytePairs:
-    """A byte-level BPE. definition: the contents of a tokenizer.json."""
+    """A byte-level BPE. definition: the contents of a tokenizer.json; name: that file, for messages."""
 
     begin: tuple[int, ...] = ()
 
-    def __init__(self, definition: str):
-        fields = parse_json(definition.encode(), "tokenizer.json")
-        if "ByteLevel" not in json.dumps(convert(fields, Definition, "tokenizer.json").decoder):
-            raise InputError("tokenizer.json is not a byte-level BPE, the only kind of it that these families use.")
+    def __init__(self, definition: str, name: str = "tokenizer.json"):
+        fields = parse_json(definition.encode(), name)
+        if "ByteLevel" not in json.dumps(convert(fields, Definition, name).decoder):
+            raise InputError(f"{name} is not a byte-level BPE, the only kind of it that these families use.")
         fields |= {"truncation": None, "padding": None}  # some files carry them; nothing is ever cut here
         for token in fields["added_tokens"]:
             token["special"] = token["special"] and token["content"] not in TEXT_TOKENS
@@ -76,7 +76,7 @@ class BytePairs:
         ) as error:  # the library raises nothing narrower, and panics of its Rust code are no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            raise InputError(f"tokenizer.json is damaged ({first_line(error)}); copy the file again.") from None
+            raise InputError(f"{name} is damaged ({first_line(error)}); copy the file again.") from None
         self._tokenizer.encode_special_tokens = True  # the library's name for: special strings in text stay text
         self.added = {token["id"]: token["content"] for token in fields["added_tokens"]}
         self.control = {token["id"]: token["content"] for token in fields["added_tokens"] if token["special"]}

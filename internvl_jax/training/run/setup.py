@@ -245,8 +245,6 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> None:
     ours = json.loads(json.dumps(identity(config)))
     record = workdir / RUN_CONFIG
     if record.exists():
-        if config.model.lora is not None:
-            follow(read_values(workdir).get("base"), workdir / "config.json")
         found = read_json(record, f"restore it, or remove {workdir} to start anew")
         # Fields that an older version did not leave free may stand there.
         if lines := differences(ours, _bound(found, STAGES[config.objective].free)):
@@ -254,6 +252,8 @@ def claim_workdir(config: TrainConfig, processor: Processor) -> None:
                 f"{workdir} holds a run of another config ({'; '.join(lines[:5])}); give another run.workdir, or the "
                 "config of that run to resume it"
             )
+        if config.model.lora is not None:  # a run of another config may have no base at all
+            follow(read_values(workdir).get("base"), workdir / "config.json")
         return
     workdir.mkdir(parents=True, exist_ok=True)
     processor.tokenizer.save(workdir)

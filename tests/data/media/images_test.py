@@ -124,6 +124,8 @@ def test_random_jpeg_draws_a_quality_per_tile_from_the_whole_range():
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.png does not exist"):
         images.load_image(tmp_path / "nowhere.png", CONFIG)
+    with pytest.raises(InputError, match=r"写真 é\\n\\udcff\.png does not exist"):  # readable, and in one line
+        images.load_image(tmp_path / "写真 é\n\udcff.png", CONFIG)
 
 
 @pytest.mark.parametrize("name", ["gray.png", "tall_shapes.jpg", "rgba.png"])
