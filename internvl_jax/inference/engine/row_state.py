@@ -149,10 +149,10 @@ def laid_shaping(shaping: Shaping) -> Shaping:
 
 
 def beside(params: Params, made: _Arrays) -> _Arrays:
-    """What was made of nothing, committed to the one device that parameters are committed to, as is all that programs
+    """What was made of nothing, committed to the one device that any parameter is committed to, as is all that programs
     make of both: they compile anew for arguments that are not. (On a mesh programs lay what they make.)
     """
-    some = next(iter(params.values()))
-    if not some.committed or len(some.devices()) > 1:
+    some = next((value for value in params.values() if value.committed), None)
+    if some is None or len(some.devices()) > 1:
         return made
     return jax.device_put(made, next(iter(some.devices())))
