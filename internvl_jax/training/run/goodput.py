@@ -15,7 +15,7 @@ from internvl_jax.validation import check_value
 
 RECORD = "goodput.jsonl"
 # 'start' has no length. 'data' is time in which devices wait for a batch, 'sampling' that in which they make one,
-# 'host' that in which they wait for what else the host does between two steps.
+# 'host' that in which they wait for what else the host does between two steps, and at the end.
 Kind = Literal["start", "preparation", "compiling", "data", "sampling", "host", "step", "checkpoint", "validation"]
 _GOOD = ("step", "sampling")
 

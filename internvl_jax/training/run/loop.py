@@ -118,12 +118,13 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
                 with watch.interval("checkpoint", run.steps):
                     checkpoints.save(run.steps, state, source.position())
                     checkpoints.wait()
-            seen = watch.summary()
         finally:
-            source.close()
-            meter.close()
+            with watch.interval("host", saved):
+                source.close()
+                meter.close()
             watch.close()
-    return {**meter.summary(), **seen, "seconds": round(time.perf_counter() - started, 1), "workdir": str(workdir)}
+    seconds = round(time.perf_counter() - started, 1)
+    return {**meter.summary(), **watch.summary(), "seconds": seconds, "workdir": str(workdir)}
 
 
 def _initial_state(program: Program, checkpoints: Checkpoints, init_from: str, extend: bool) -> tuple[TrainState, Any]:
