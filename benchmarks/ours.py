@@ -44,8 +44,7 @@ def _inference(directory: str, config: dict, dtype: str, prompt: int, tiles: int
     zero_B, features_BPD = np.zeros(1, np.int32), np.zeros((1, T, engine.config.text.width), np.float32)
     features_BPD = jax.device_put(features_BPD.astype(dtype))
     request = Request(tokens_T, tiles_GHWC, SamplingParams(max_new_tokens=new, temperature=0.0))
-    (device,) = params["lm.norm.scale"].devices()
-    state = jax.device_put(programs.empty(classes=((1, T),)), device)  # as an engine's is
+    state = programs.empty(classes=((1, T),), beside=params["lm.norm.scale"])
 
     def prefill() -> None:
         nonlocal state

@@ -1,8 +1,9 @@
 """The engine's programs on rows that are kept in groups: the state of one rollout, and what is known of its answers."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from internvl_jax.inference.engine.group_seats import GroupSeats
 from internvl_jax.inference.engine.memory import FIRST_SLOTS, TOGETHER
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Request, Vocabulary, shown, stop_ids
-from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written, beside
+from internvl_jax.inference.engine.row_state import Begin, Joining, Part, State, Wanted, Written, committed
 from internvl_jax.inference.engine.sampling import stack_params
 from internvl_jax.inference.engine.tile_features import TileFeatures, digest
 from internvl_jax.models import InternVLConfig
@@ -82,7 +83,7 @@ class GroupRunner:
 
     Args:
       programs, vision: the model's, without a picture of other parameters.
-      params: the parameters as prompts take them, and as answers do.
+      params: the parameters as prompts take them, and what makes of them those that answers take; None: the same.
       model: its config and vocabulary.
       ladders: as the devices of a mesh can share them.
       requests: see `Sampler.sample`; they were checked.
@@ -99,7 +100,7 @@ class GroupRunner:
         self,
         programs: Programs,
         vision: TileFeatures,
-        params: tuple[Params, Params],
+        params: tuple[Params, Callable[[Params], Params] | None],
         model: tuple[InternVLConfig, Vocabulary],
         ladders: Ladders,
         requests: Sequence[Request],
@@ -107,7 +108,7 @@ class GroupRunner:
         room: tuple[int, int],
     ):
         self._programs, self._vision, self._ladders, self._requests = programs, vision, ladders, requests
-        (self._params, self._decode_params), (self._config, vocabulary) = params, model
+        (self._params, self._apart), (self._config, vocabulary) = params, model
         sampling, group, (together, shards) = [request.sampling for request in requests], seeds_QA.shape[1], room
         prompt, answer = (len(each.tokens_T) for each in requests), (row.max_new_tokens for row in sampling)
         self._slots = GroupSlots.of(max(prompt), max(answer), ladders)
@@ -121,9 +122,14 @@ class GroupRunner:
         self._wanted = Wanted(limits, of_all([stop_ids(vocabulary, row) for row in sampling]), drawn)
         self.texts = [Text() for _ in range(seeds_QA.size)]
         self.left = [group] * len(requests)
-        state = programs.empty_groups(rows=tuple(self.groups.layout), slots=slots)
-        self._state: State = beside(params[0], state)
+        rows = tuple(self.groups.layout)
+        self._state: State = programs.empty_groups(rows=rows, slots=slots, beside=committed(self._params))
         self._calls: list[_Asked] = []
+
+    @functools.cached_property
+    def _decode_params(self) -> Params:
+        """Made when it is first asked for, while the device reads prompts."""
+        return self._params if self._apart is None else self._apart(self._params)
 
     def keep(self, prompt: int, answers: Sequence[tuple[np.ndarray, np.ndarray, bool]]) -> None:
         """Before anything is arranged: tokens, log-probabilities and whether it has come to a stop, of every answer to

@@ -21,13 +21,17 @@ class PagedPrograms(Programs):
 
     def __init__(self, *given: Any, **options: Any):
         super().__init__(*given, **options)
-        self.empty_pages = DeviceProgram(self._empty_pages, static_argnames=("rows", "pages", "adapted"))
+        self.empty_pages = DeviceProgram(
+            self._empty_pages, static_argnames=("rows", "pages", "adapted"), keep_unused=True
+        )
         self.chunk_pages = DeviceProgram(self._chunk_pages, donate_argnames="state")
         self.decode_pages = DeviceProgram(
             self._decode_pages, donate_argnames=("state", "shaping"), static_argnames="best"
         )
 
-    def _empty_pages(self, rows: int, pages: tuple[int, int], adapted: bool = False) -> State:
+    def _empty_pages(
+        self, rows: int, pages: tuple[int, int], adapted: bool = False, beside: jax.Array | None = None
+    ) -> State:
         """The state of rows that nobody has; see `PageCache.empty` and `Programs.empty`."""
         return self._nobody(PageCache.empty(*self._keys, pages, self.cache_dtype), rows, adapted)
 

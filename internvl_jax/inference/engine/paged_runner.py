@@ -9,7 +9,7 @@ import numpy as np
 
 from internvl_jax.inference.engine.drafts import Draft
 from internvl_jax.inference.engine.paged_programs import PagedPrograms
-from internvl_jax.inference.engine.row_state import Part, Written, beside
+from internvl_jax.inference.engine.row_state import Part, Written, committed
 from internvl_jax.inference.engine.runner import Runner
 
 
@@ -23,8 +23,9 @@ class PagedRunner(Runner):
         self._rows, self._shaping = classes[0][0], None
         self._marked.clear()
         pages = self.pages, self._ladders.page
-        state = self._paged.empty_pages(rows=self._rows, pages=pages, adapted=self.places is not None)
-        self._state = beside(self.params, state)
+        self._state = self._paged.empty_pages(
+            rows=self._rows, pages=pages, adapted=self.places is not None, beside=committed(self.params)
+        )
 
     def read(self, order: Sequence[Draft | None], T: int) -> jax.Array:
         """See `Runner.read`."""

@@ -42,7 +42,7 @@ from internvl_jax.inference.engine.row_state import (
     laid,
     laid_shaping,
 )
-from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, wrote
+from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, uniform, uniforms, wrote
 from internvl_jax.inference.engine.sampling_params import BIASES
 from internvl_jax.inference.engine.vision_tower import encode_tiles
 from internvl_jax.models import (
@@ -96,9 +96,10 @@ class Programs:
         self.widen = DeviceProgram(self._widen, static_argnames="size")
         self.gather = DeviceProgram(self._gather)
         self.adapt = DeviceProgram(put_in_place, static_argnames="axis")
-        self.empty = DeviceProgram(self._empty, static_argnames=("classes", "adapted"))
-        self.empty_groups = DeviceProgram(self._empty_groups, static_argnames=("rows", "slots"))
-        self.unshaped = DeviceProgram(self._unshaped, static_argnames="rows")
+        # What makes something of nothing takes a parameter to stand beside, see `committed`.
+        self.empty = DeviceProgram(self._empty, static_argnames=("classes", "adapted"), keep_unused=True)
+        self.empty_groups = DeviceProgram(self._empty_groups, static_argnames=("rows", "slots"), keep_unused=True)
+        self.unshaped = DeviceProgram(self._unshaped, static_argnames="rows", keep_unused=True)
         self.chunk = DeviceProgram(self._chunk, donate_argnames="state", static_argnames=("number", "reach"))
         self.begin = DeviceProgram(self._begin, donate_argnames=("state", "shaping"), static_argnames="best")
         self.decode = DeviceProgram(
@@ -131,12 +132,14 @@ class Programs:
         """`[B, P, D]`: the features that each row names by their place in the pool, its tiles one after the other."""
         return shard(pool_GPD.reshape(-1, pool_GPD.shape[-1])[index_BP], "batch", None, None)
 
-    def _empty(self, classes: tuple[tuple[int, int], ...], adapted: bool = False) -> State:
+    def _empty(
+        self, classes: tuple[tuple[int, int], ...], adapted: bool = False, beside: jax.Array | None = None
+    ) -> State:
         """The state of rows that nobody has; `classes` are (rows, slots), `adapted` says whether there are places."""
         cache = SlotCache.empty(*self._keys, classes, self.cache_dtype)
         return self._nobody(cache, sum(rows for rows, _ in classes), adapted)
 
-    def _empty_groups(self, rows: tuple[int, int], slots: tuple[int, int]) -> State:
+    def _empty_groups(self, rows: tuple[int, int], slots: tuple[int, int], beside: jax.Array | None = None) -> State:
         """The state of groups of rows that nobody has; see `GroupCache.empty`."""
         return self._nobody(
             GroupCache.empty(*self._keys, rows, slots, self.cache_dtype, self._apart), rows[0] * rows[1]
@@ -155,7 +158,7 @@ class Programs:
         wanted = Wanted(zero_B, jnp.zeros((B, STOPS), jnp.int32) - 2, sampling, zero_B + NO_PLACE if adapted else None)
         return laid(State(cache, zero_B, zero_B, zero_B, zero_B == 0, wanted))
 
-    def _unshaped(self, rows: int) -> Shaping:
+    def _unshaped(self, rows: int, beside: jax.Array | None = None) -> Shaping:
         """That of rows which ask for nothing."""
         B, V = rows, self._config.text.vocab
         zero_B = jnp.zeros(B, jnp.float32)
@@ -226,7 +229,8 @@ class Programs:
     ) -> tuple[State, Shaping | None, Written]:
         """The first token of rows whose prompts are read."""
         at = lambda old, new: old.at[start.rows_B].set(new, mode="drop")
-        chosen = self._choose(logits_BV[start.picks_B], start.steps_B, start.wanted, start.shaped, best)
+        uniform_B2 = uniform(start.wanted.sampling.seed_B, start.steps_B)
+        chosen = self._choose(logits_BV[start.picks_B], start.steps_B, uniform_B2, start.wanted, start.shaped, best)
         if shaping is not None:
             shaping = laid_shaping(jax.tree.map(at, shaping, wrote(start.shaped, chosen.tokens_B, start.rows_B >= 0)))
         steps_B = start.steps_B + 1
@@ -270,6 +274,8 @@ class Programs:
             else None,
         )
 
+        uniform_WB2 = whole(uniforms(state.wanted.sampling.seed_B, state.steps_B, count, W))
+
         def goes_on(carry: tuple) -> jax.Array:
             n, state, *_ = carry
             return (n < count) & (jnp.sum(~state.done_B) > few)
@@ -286,7 +292,8 @@ class Programs:
             segments_B1, positions_B1 = (~state.done_B[:, None]).astype(jnp.int32), state.lengths_B[:, None]
             out = model.lm(x_BTD, segments_B1, positions_B1, state.cache, slots_B1, self._noted)
             logits_BV = model.logits(out.hidden_BTD[:, 0])
-            chosen = self._choose(logits_BV, state.steps_B, state.wanted, shaping, best)
+            uniform_B2 = lax.dynamic_index_in_dim(uniform_WB2, n, keepdims=False)
+            chosen = self._choose(logits_BV, state.steps_B, uniform_B2, state.wanted, shaping, best)
             goes_B = ~state.done_B
             if shaping is not None:
                 shaping = laid_shaping(wrote(shaping, chosen.tokens_B, goes_B))
@@ -314,10 +321,16 @@ class Programs:
         return state, shaping and laid_shaping(shaping), jax.tree.map(whole, written)
 
     def _choose(
-        self, logits_BV: jax.Array, steps_B: jax.Array, wanted: Wanted, shaping: Shaping | None, best: int
+        self,
+        logits_BV: jax.Array,
+        steps_B: jax.Array,
+        uniform_B2: jax.Array,
+        wanted: Wanted,
+        shaping: Shaping | None,
+        best: int,
     ) -> Chosen:
         allowed_BV = ban(logits_BV, self._vocab_size, self._banned)
-        return choose(logits_BV, allowed_BV, wanted.sampling, steps_B, shaping, best)
+        return choose(logits_BV, allowed_BV, wanted.sampling, steps_B, uniform_B2, shaping, best)
 
     def _copy(
         self,

@@ -1,6 +1,6 @@
 """What the device knows of rows, and what its programs take and return."""
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from internvl_jax.inference.engine.sampling import Sampling, Shaping
 from internvl_jax.models import Cache
 from internvl_jax.sharding import Params, shard, whole
-
-_Arrays = TypeVar("_Arrays")
 
 STOPS = 8  # stop ids of a row, its own and the model's; part of the compiled shapes
 
@@ -148,11 +146,11 @@ def laid_shaping(shaping: Shaping) -> Shaping:
     return laid._replace(seen_BV=table(shaping.seen_BV), counts_BV=table(shaping.counts_BV))
 
 
-def beside(params: Params, made: _Arrays) -> _Arrays:
-    """What was made of nothing, committed to the one device that any parameter is committed to, as is all that programs
-    make of both: they compile anew for arguments that are not. (On a mesh programs lay what they make.)
+def committed(params: Params) -> jax.Array | None:
+    """Any parameter that is committed to one device; None where none is, and on a mesh, where programs lay what they make.
+
+    Given to a program that makes state of nothing, it commits that state to the device. So is all that programs make of
+    both, and for arguments that are not they would compile anew.
     """
     some = next((value for value in params.values() if value.committed), None)
-    if some is None or len(some.devices()) > 1:
-        return made
-    return jax.device_put(made, next(iter(some.devices())))
+    return None if some is None or len(some.devices()) > 1 else some

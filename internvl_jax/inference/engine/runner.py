@@ -14,7 +14,7 @@ from internvl_jax.inference.engine.device_program import ProgramCall, compile_to
 from internvl_jax.inference.engine.drafts import Draft, Seat
 from internvl_jax.inference.engine.programs import Programs
 from internvl_jax.inference.engine.requests import Vocabulary
-from internvl_jax.inference.engine.row_state import Begin, Part, State, Written, beside
+from internvl_jax.inference.engine.row_state import Begin, Part, State, Written, committed
 from internvl_jax.inference.engine.sampling import Shaping
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.engine.scheduler import reach_of, reaches
@@ -106,8 +106,9 @@ class Runner:
         self._rows, self._shaping = sum(rows for rows, _ in classes), None
         self._marked.clear()
         if rows_B is None or self._state is None:
-            state = self.programs.empty(classes=classes, adapted=self.places is not None)
-            self._state = beside(self.params, state)
+            self._state = self.programs.empty(
+                classes=classes, adapted=self.places is not None, beside=committed(self.params)
+            )
         else:
             self._state = self.programs.resize(self._state, rows_B, slots=classes[0][1])
 
@@ -268,7 +269,7 @@ class Runner:
 
     def _shape(self) -> Shaping:
         if self._shaping is None:
-            self._shaping = beside(self.params, self.programs.unshaped(rows=self._rows))
+            self._shaping = self.programs.unshaped(rows=self._rows, beside=committed(self.params))
         return self._shaping
 
     def _best(self, rich: bool) -> int:

@@ -39,6 +39,7 @@ _REFUSED = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
     *("min_tokens", "logprobs", "stop_strings"),
 )
+_PLAIN = SamplingParams()
 
 
 class Rollout(NamedTuple):
@@ -236,7 +237,7 @@ class Sampler:
         return GroupRunner(
             self._programs,
             self._vision,
-            (params, unstack_params(params) if self._apart else params),
+            (params, unstack_params if self._apart else None),
             (self._config, self.vocabulary),
             self.ladders,
             requests,
@@ -251,10 +252,9 @@ def _rollout(text: Text) -> Rollout:
 
 
 def _check_plain(i: int, sampling: SamplingParams) -> None:
-    plain = SamplingParams()
     for name in _REFUSED:
-        if getattr(sampling, name) != getattr(plain, name):
+        if getattr(sampling, name) != getattr(_PLAIN, name):
             raise InputError(
                 f"request {i} has {name} {getattr(sampling, name)!r}, which groups of answers can't be drawn with; "
-                f"leave it at {getattr(plain, name)!r}"
+                f"leave it at {getattr(_PLAIN, name)!r}"
             )

@@ -135,6 +135,7 @@ def choose(
     allowed_BV: jax.Array,
     sampling: Sampling,
     steps_B: jax.Array,
+    uniform_B2: jax.Array,
     shaping: Shaping | None = None,
     best: int = 0,
 ) -> Chosen:
@@ -144,12 +145,13 @@ def choose(
       logits_BV: float32, as the model gives them.
       allowed_BV: the same, -inf at what nobody may write (see `ban`).
       sampling: the rows' parameters.
-      steps_B: how many tokens the row has generated: its draw depends on its seed and this only, not on its neighbours.
+      steps_B: how many tokens the row has generated.
+      uniform_B2: see `uniform`.
       shaping: what changes the logits before the draw, if anything does.
       best: how many of the likeliest tokens to report.
     """
     shaped_BV = allowed_BV if shaping is None else shape(allowed_BV, shaping, steps_B)
-    tokens_B = draw(shaped_BV, sampling, steps_B)
+    tokens_B = draw(shaped_BV, sampling, uniform_B2)
     picked_B1 = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=1)
     whole_B1 = jax.nn.logsumexp(logits_BV, axis=1, keepdims=True)
     best_logits, best_ids = _best(allowed_BV, best)
@@ -187,15 +189,37 @@ def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
     return jnp.where(seen_BV, weaker_BV, logits_BV)
 
 
-def draw(logits_BV: jax.Array, sampling: Sampling, steps_B: jax.Array) -> jax.Array:
-    """A token of every row, int32 [B]: drawn, or the best one at temperature 0, of equal ones the first.
+def uniform(seed_B: jax.Array, steps_B: jax.Array) -> jax.Array:
+    """float32 `[B, 2]` in [0, 1), what the token after so many others is drawn with: it depends on the row's seed and
+    this number only, not on its neighbours.
 
-    Two uniform numbers a row choose a block of the vocabulary and a token in it, where `jax.random.categorical` makes
-    one for every logit.
+    Two numbers a row choose a block of the vocabulary and a token in it, where `jax.random.categorical` makes one for
+    every logit.
+    """
+    own = lambda seed, step: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step), (2,))
+    return jax.vmap(own)(seed_B, steps_B)
+
+
+def uniforms(seed_B: jax.Array, steps_B: jax.Array, count: jax.Array, most: int) -> jax.Array:
+    """`uniform` of the next `count` tokens of every row, float32 `[most or more, B, 2]`; behind them stands anything.
+
+    The hash is a loop of its own on CPU: made anew for every token, it is a tenth of the time of a small model.
+    """
+    together = min(16, most)
+    block = jax.vmap(lambda n: uniform(seed_B, steps_B + n))
+    put = lambda i, found: jax.lax.dynamic_update_slice_in_dim(
+        found, block(i * together + jnp.arange(together)), i * together, 0
+    )
+    nothing = jnp.zeros((-(-most // together) * together, len(seed_B), 2), jnp.float32)
+    return jax.lax.fori_loop(0, -(-count // together), put, nothing)
+
+
+def draw(logits_BV: jax.Array, sampling: Sampling, uniform_B2: jax.Array) -> jax.Array:
+    """A token of every row, int32 [B]: drawn, or the best one at temperature 0, of equal ones the first.
 
     Args:
       logits_BV: float32, -inf where banned.
-      sampling, steps_B: see `choose`.
+      sampling, uniform_B2: see `choose`.
     """
     B, V = logits_BV.shape
     count = _num_blocks(V)
@@ -207,11 +231,6 @@ def draw(logits_BV: jax.Array, sampling: Sampling, steps_B: jax.Array) -> jax.Ar
 
     def distance(logits: jax.Array) -> jax.Array:
         return (largest_B[:, None, None] - logits) / temperature_B[:, None, None]
-
-    def uniform(seed: jax.Array, step: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed), step), (2,))
-
-    uniform_B2 = jax.vmap(uniform)(sampling.seed_B, steps_B)
 
     def select(best_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         distances = distance(blocks)

@@ -47,7 +47,8 @@ def shares(logits, params):
 
 @jax.jit
 def choose(logits_BV, allowed_BV, rows, steps_B, shaping=None):
-    return sampling.choose(logits_BV, allowed_BV, rows, steps_B, shaping, best=4)
+    uniform_B2 = sampling.uniform(rows.seed_B, steps_B)
+    return sampling.choose(logits_BV, allowed_BV, rows, steps_B, uniform_B2, shaping, best=4)
 
 
 def drawn(logits_BV, rows, steps, shaping=None):
@@ -192,8 +193,18 @@ def test_log_probabilities_are_those_of_the_model(logits_BV):
         best = [i for i in np.argsort(-logits_BV[b], kind="stable") if i != 4][:4]
         assert chosen.best_ids[b].tolist() == best
         np.testing.assert_allclose(chosen.best_logprobs[b], wanted_BV[b, best], rtol=1e-5)
-    plain = sampling.choose(logits_BV, allowed_BV, sampling.stack_params(rows), np.arange(5))
+    plain = sampling.choose(logits_BV, allowed_BV, sampling.stack_params(rows), np.arange(5), np.zeros((5, 2)))
     assert plain.best_ids.shape == plain.best_logprobs.shape == (5, 0)
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 1), (3, 5), (16, 16), (17, 40), (40, 40)])
+def test_numbers_of_several_steps_are_those_of_each(count, most):
+    seed_B, steps_B = np.array([3, 2**32 - 1], np.uint32), np.array([0, 70], np.int32)
+    found = jax.jit(sampling.uniforms, static_argnums=3)(seed_B, steps_B, np.int32(count), most)
+    assert len(found) >= most
+    for n in range(count):
+        assert np.array_equal(found[n], sampling.uniform(seed_B, steps_B + n))
+    assert len(np.unique(found[:count])) == 4 * count
 
 
 def test_equal_best_tokens_are_reported_by_their_ids():
@@ -299,7 +310,8 @@ def wide(shaped):
 
 
 def program(logits_BV, rows, steps_B, shaping):
-    return sampling.choose(logits_BV, sampling.ban(logits_BV, WIDE - 5, (3, 700)), rows, steps_B, shaping, best=20)
+    allowed_BV, uniform_B2 = sampling.ban(logits_BV, WIDE - 5, (3, 700)), sampling.uniform(rows.seed_B, steps_B)
+    return sampling.choose(logits_BV, allowed_BV, rows, steps_B, uniform_B2, shaping, best=20)
 
 
 def laid(x, mesh, rules):
@@ -353,5 +365,5 @@ def test_what_moves_a_vocabulary_is_found():
 @pytest.mark.parametrize(("size", "count"), [(151_936, 128), (201_088, 128), (WIDE, 128), (300, 20), (53, 1)])
 def test_blocks_are_whole_on_devices(size, count):
     logits_BV = np.zeros((1, size), np.float32)
-    traced = jax.make_jaxpr(sampling.draw)(logits_BV, sampling.stack_params([SamplingParams()]), np.zeros(1, int))
+    traced = jax.make_jaxpr(sampling.draw)(logits_BV, sampling.stack_params([SamplingParams()]), np.zeros((1, 2)))
     assert f"f32[1,{count},{size // count}]" in str(traced)
