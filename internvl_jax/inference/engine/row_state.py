@@ -147,7 +147,7 @@ def laid_shaping(shaping: Shaping) -> Shaping:
 
 
 def committed(params: Params) -> jax.Array | None:
-    """Any parameter that is committed to one device; None where none is, and on a mesh, where programs lay what they make.
+    """Any parameter that is committed to one device; None where none is, and on a mesh: programs lay theirs there.
 
     Given to a program that makes state of nothing, it commits that state to the device. So is all that programs make of
     both, and for arguments that are not they would compile anew.
