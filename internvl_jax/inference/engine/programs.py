@@ -42,8 +42,17 @@ from internvl_jax.inference.engine.row_state import (
     laid,
     laid_shaping,
 )
-from internvl_jax.inference.engine.sampling import Chosen, Sampling, Shaping, ban, choose, uniform, uniforms, wrote
-from internvl_jax.inference.engine.sampling_params import BIASES
+from internvl_jax.inference.engine.sampling import (
+    Chosen,
+    Sampling,
+    Shaping,
+    ban,
+    choose,
+    no_shaping,
+    uniform,
+    uniforms,
+    wrote,
+)
 from internvl_jax.inference.engine.vision_tower import encode_tiles
 from internvl_jax.models import (
     NO_PLACE,
@@ -160,22 +169,7 @@ class Programs:
 
     def _unshaped(self, rows: int, beside: jax.Array | None = None) -> Shaping:
         """That of rows which ask for nothing."""
-        B, V = rows, self._config.text.vocab
-        zero_B = jnp.zeros(B, jnp.float32)
-        return laid_shaping(
-            Shaping(
-                repetition_B=zero_B + 1,
-                presence_B=zero_B,
-                frequency_B=zero_B,
-                bias_ids=jnp.full((B, BIASES), -1, jnp.int32),
-                biases=jnp.zeros((B, BIASES), jnp.float32),
-                min_B=jnp.zeros(B, jnp.int32),
-                stops_BZ=jnp.full((B, STOPS), -2, jnp.int32),
-                seen_BV=jnp.zeros((B, V), bool),
-                counts_BV=jnp.zeros((B, V), jnp.int16),
-                allowed_bits=jnp.full((B, -(-V // 32)), -1, jnp.int32),
-            )
-        )
+        return laid_shaping(no_shaping(rows, self._config.text.vocab, STOPS))
 
     def _read(
         self,

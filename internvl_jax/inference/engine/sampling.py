@@ -111,6 +111,24 @@ def stack_shaping(rows: Sequence[SamplingParams], stops_BZ: np.ndarray, seen_BV:
     )
 
 
+def no_shaping(rows: int, vocab: int, stops: int) -> Shaping:
+    """That of so many rows which ask for nothing, with room for so many stop ids."""
+    B, V = rows, vocab
+    zero_B = jnp.zeros(B, jnp.float32)
+    return Shaping(
+        repetition_B=zero_B + 1,
+        presence_B=zero_B,
+        frequency_B=zero_B,
+        bias_ids=jnp.full((B, BIASES), -1, jnp.int32),
+        biases=jnp.zeros((B, BIASES), jnp.float32),
+        min_B=jnp.zeros(B, jnp.int32),
+        stops_BZ=jnp.full((B, stops), -2, jnp.int32),
+        seen_BV=jnp.zeros((B, V), bool),
+        counts_BV=jnp.zeros((B, V), jnp.int16),
+        allowed_bits=jnp.full((B, -(-V // 32)), -1, jnp.int32),
+    )
+
+
 def wrote(shaping: Shaping, tokens_B: jax.Array, goes_B: jax.Array) -> Shaping:
     """The rows' parameters after these tokens; `goes_B` is False for rows that have written none."""
 
