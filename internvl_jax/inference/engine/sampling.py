@@ -242,7 +242,8 @@ def draw(logits_BV: jax.Array, sampling: Sampling, uniform_B2: jax.Array) -> jax
     B, V = logits_BV.shape
     count = _num_blocks(V)
     blocks = shard(logits_BV.reshape(B, count, V // count), "batch", "act_vocab", None)
-    highest = shard(jnp.max(blocks, axis=2), "batch", None)
+    # Or XLA would make two products over the vocabulary of the two maxima, and lay it out once more for the second.
+    highest = jax.lax.optimization_barrier(shard(jnp.max(blocks, axis=2), "batch", None))
     largest_B = jnp.max(highest, axis=1)
     drawn_B = sampling.temperature_B > 0
     temperature_B = jnp.where(drawn_B, sampling.temperature_B, 1)
@@ -251,9 +252,9 @@ def draw(logits_BV: jax.Array, sampling: Sampling, uniform_B2: jax.Array) -> jax
         return (largest_B[:, None, None] - logits) / temperature_B[:, None, None]
 
     def select(best_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        distances = distance(blocks)
-        limit_B = cutoff(distances, sampling, drawn_B)
-        return jnp.where(drawn_B, _pick(_block_sums(_weights(distances, limit_B)), uniform_B2[:, 0]), best_B), limit_B
+        limit_B = cutoff(lambda: distance(blocks), sampling, drawn_B)
+        sums = _block_sums(_weights(distance(blocks), limit_B))
+        return jnp.where(drawn_B, _pick(sums, uniform_B2[:, 0]), best_B), limit_B
 
     best_B = jnp.argmax(highest, axis=1)
     greedy = lambda best_B: (best_B, jnp.zeros(B))
@@ -271,23 +272,26 @@ def _num_blocks(V: int) -> int:
     return min((n for n in range(step, V + 1, step) if V % n == 0), key=lambda n: abs(n - math.sqrt(V)))
 
 
-def cutoff(distances: jax.Array, sampling: Sampling, drawn_B: jax.Array) -> jax.Array:
+def cutoff(distance: Callable[[], jax.Array], sampling: Sampling, drawn_B: jax.Array) -> jax.Array:
     """The largest distance that min-p, then top-k among what is left, then top-p keep, float32 [B].
 
     Tokens of equal distance stay together. What no row asks for costs nothing.
 
     Args:
-      distances: float32 [B, blocks, width], how far logits are below the row's largest, in units of its temperature.
+      distance: makes float32 [B, blocks, width], how far logits are below the row's largest, in units of its
+        temperature; called where they are needed, so that they are laid out nowhere else.
       sampling: the rows' parameters.
       drawn_B: bool, whether a row has a positive temperature.
     """
 
     def by_k(limit_B: jax.Array) -> jax.Array:
+        distances = distance()
         enough = lambda limit_B: jnp.sum(_block_sums((distances <= limit_B[:, None, None]).astype(jnp.int32)), axis=1)
         nearest_B = _least(lambda limit_B: enough(limit_B) >= sampling.top_k_B, len(limit_B))
         return jnp.where(few_B, jnp.minimum(limit_B, nearest_B), limit_B)
 
     def by_p(limit_B: jax.Array) -> jax.Array:
+        distances = distance()
         weights = _weights(distances, limit_B)
         mass = lambda weights: jnp.sum(_block_sums(weights), axis=1)
         wanted_B = sampling.top_p_B * mass(weights)
@@ -337,6 +341,9 @@ def _pick(weights: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 def _best(logits_BV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The largest logits and their ids, [B, count]: every device's own first, then the best of these."""
+    if not count:  # or XLA on CPU would lay out the logits once more for it
+        nothing = jnp.zeros((len(logits_BV), 0))
+        return nothing, nothing.astype(jnp.int32)
 
     def own(logits_BV: jax.Array, ids_V: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, places = jax.lax.top_k(logits_BV, min(count, len(ids_V)))

@@ -83,7 +83,7 @@ def test_min_p_top_k_and_top_p(ties):
     logits_BV = np.round(logits_BV) if ties else logits_BV
     rows = [SamplingParams(temperature=1.0, **cut) for cut in CUTS]
     distances = (logits_BV.max(axis=1, keepdims=True) - logits_BV)[:, None]
-    limit_B = np.asarray(sampling.cutoff(jnp.asarray(distances), sampling.stack_params(rows), np.full(B, True)))
+    limit_B = np.asarray(sampling.cutoff(lambda: jnp.asarray(distances), sampling.stack_params(rows), np.full(B, True)))
     for b, cut in enumerate(CUTS):
         got = {i for i in range(V) if distances[b, 0, i] <= limit_B[b] and logits_BV[b, i] > -np.inf}
         wanted = kept(logits_BV[b], cut.get("top_k", 0), cut.get("top_p", 1.0), cut.get("min_p", 0.0)) - {7}
@@ -96,7 +96,7 @@ def test_a_cut_is_exact_however_many_tokens_it_keeps(width):
     logits_V = np.random.default_rng(0).normal(0, 1e-3, 8 * width).astype(np.float32)
     rows = [SamplingParams(temperature=1.0, top_p=0.75), SamplingParams(temperature=1.0, top_k=5 * width)]
     distances = np.tile(logits_V.max() - logits_V, (2, 1)).reshape(2, 8, width)
-    limit_B = np.asarray(sampling.cutoff(jnp.asarray(distances), sampling.stack_params(rows), np.full(2, True)))
+    limit_B = np.asarray(sampling.cutoff(lambda: jnp.asarray(distances), sampling.stack_params(rows), np.full(2, True)))
     found = (distances <= limit_B[:, None, None]).sum(axis=(1, 2))
     order = np.sort(softmax(logits_V))[::-1]
     by_p = 1 + np.searchsorted(np.cumsum(order), 0.75)
