@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvl_jax.inference.engine.sampling_params import BIASES, SamplingParams
+from internvl_jax.models import scopes
 from internvl_jax.sharding import per_device, shard
 
 _COMMON = 128  # a multiple of the sizes that a mesh's axes have
@@ -228,8 +229,10 @@ def uniforms(seed_B: jax.Array, steps_B: jax.Array, count: jax.Array, most: int)
     put = lambda i, found: jax.lax.dynamic_update_slice_in_dim(
         found, block(i * together + jnp.arange(together)), i * together, 0
     )
-    nothing = jnp.zeros((-(-most // together) * together, len(seed_B), 2), jnp.float32)
-    return jax.lax.fori_loop(0, -(-count // together), put, nothing)
+    blocks = -(-most // together)
+    nothing = jnp.zeros((blocks * together, len(seed_B), 2), jnp.float32)
+    with jax.named_scope(scopes.turns_scope(blocks)):
+        return jax.lax.fori_loop(0, -(-count // together), put, nothing)
 
 
 def draw(logits_BV: jax.Array, sampling: Sampling, uniform_B2: jax.Array) -> jax.Array:
