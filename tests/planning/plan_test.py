@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 from configs.experiments import consistency, gspo, sft
 from internvl_jax.errors import InputError
 from internvl_jax.models import place, seen_keys, train_flops, with_quantised
-from internvl_jax.planning import Assumed, Serving, plan, table
+from internvl_jax.planning import Assumed, Serving, plan, table, trial
 from internvl_jax.planning.chips import CHIPS, Topology
 from internvl_jax.planning.engine_trial import served_weights
+from internvl_jax.planning.hlo import HloProgram
 from internvl_jax.planning.layouts import candidates, offloaded, serving_layout, specs, training_layouts
 from internvl_jax.planning.lowering import Lowered, training
 from internvl_jax.planning.step_times import coupled_times, server_times, vision_times
@@ -131,7 +132,11 @@ def test_rollouts_on_cpu_devices(monkeypatch):
     """What the run reckons with before it begins is what the programs are compiled for."""
     monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.group_runner"], "FIRST_SLOTS", 16)
     monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.memory"], "FIRST_SLOTS", 16)
+    read = []
+    monkeypatch.setattr(trial, "HloProgram", lambda text: read.append(HloProgram(text)) or read[-1])
     found = rollout("cpu:8")
+    # How often every loop runs is known, as a time needs it where there is an estimate.
+    assert len(read) == len(found["programs"]) and all(times > 0 for one in read for _, times in one.bodies())
     assert json.loads(json.dumps(found)) == found and (found["fits"], found["replicated"]) == (True, [])
     assert (found["layout"]["mesh"], found["sampling"]["mesh"]) == ("fsdp=8", "data=4,tensor=2")
     names = "reshard", "encode", "decode", "grow", "gather", "prompts", "begin", "decode, longest", "fewer"
