@@ -15,7 +15,7 @@ from internvl_jax.data import Processor
 from internvl_jax.inference import saying
 from internvl_jax.models import InternVLConfig, PartName
 from internvl_jax.validation import read_json
-from launch import caching, hub, meshes, needs, quantising
+from launch import caching, hub, meshes, needs
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
@@ -49,7 +49,7 @@ def load(part: PartName = "all", folder: pathlib.Path | None = None) -> tuple[An
     Raises:
       InputError: there is no model.
     """
-    folder, dtype = folder or directory(), _DTYPE.value
+    folder, dtype, eight_bits = folder or directory(), _DTYPE.value, caching.eight_bits(part)
     default = jax.config.jax_compilation_cache_dir or pathlib.Path(_USERS_CACHE, "internvl_jax").expanduser()
     if cache := default if _CACHE.value is None else _CACHE.value:
         compilation_cache.keep_programs(cache)
@@ -59,8 +59,7 @@ def load(part: PartName = "all", folder: pathlib.Path | None = None) -> tuple[An
     ours, mesh = "format" in read_json(folder / "config.json", _ADVICE), meshes.mesh(read_model_config(folder).text)
     read: Any = ivl.load if ours else load_released
     with saying(f"loading {folder}"):
-        how = meshes.RULES.value, part, quantising.HOW.value, caching.KEPT.value
-        return read(folder, dtype, mesh, *how)
+        return read(folder, dtype, mesh, meshes.RULES.value, part, *eight_bits)
 
 
 @functools.cache

@@ -75,6 +75,7 @@ def test_the_best_of_three(checkpoint, tmp_path):
         ("chat", ("--prompt=a", "--grader=answer"), "--grader says here which answers agree"),
         ("chat", ("--prompt=a", "--critic_score=min", "--best_of=2"), "give --critic"),
         ("serve", ("--role=vision", "--adapter=a=b"), "adapters are the language servers'"),
+        ("serve", ("--role=vision", "--port=0", "--quantise=int8"), "--quantise and --cache are the language model's"),
         ("serve", ("--max_adapters=2",), "need --adapter or --adapter_folder"),
         ("make_pairs", ("--prompts=a", "--out=b", "--completions=3"), "--completions is nothing to --method=correct"),
     ],
