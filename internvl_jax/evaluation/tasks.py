@@ -53,7 +53,8 @@ def read_questions(path: str | os.PathLike) -> list[Question]:
     """The questions of a benchmark file.
 
     Raises:
-      InputError: the file is missing or empty, or a line isn't as described above; says which.
+      InputError: the file is missing or empty, or a line isn't as described above or names a file that is missing; says
+        which.
     """
     path = pathlib.Path(path)
     questions = [_question(path, where, fields) for where, fields in read_lines(path)]
@@ -181,4 +182,7 @@ def _candidates(found: BestOf, rated: Sequence[Score]) -> list[dict[str, Any]]:
 def _question(path: pathlib.Path, where: str, fields: Any) -> Question:
     asked = convert(fields, _Line, where)
     image, video = (None if name is None else path.parent / name for name in (asked.image, asked.video))
+    for shown in (image, video):
+        if shown is not None and not os.path.exists(shown):
+            raise InputError(f"{where}: {shown} does not exist; names are relative to the folder of {path.name}")
     return Question(image, asked.question, asked.answer, video)

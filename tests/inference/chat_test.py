@@ -165,6 +165,8 @@ def test_a_question_may_be_about_a_video(processor, golden, tmp_path):
         ("[]", r" is \[\]; it must be"),
         ('{"question": "a", "answer": "b"}', " lacks the field 'image'"),
         ('{"image": 1, "question": "a", "answer": "b"}', r"\.image is 1; it must be"),
+        ('{"image": "gone.png", "question": "a", "answer": "b"}', r": .*/gone\.png does not exist; names are relative"),
+        ('{"image": null, "video": "gone.mp4", "question": "a", "answer": "b"}', r": .*/gone\.mp4 does not exist"),
     ],
 )
 def test_bad_benchmark_lines(tmp_path, line, sentence):
