@@ -103,6 +103,7 @@ def test_an_interrupt_while_it_imports_is_one_line():
 def test_an_interrupt_while_modules_are_imported_reaches_none_of_them(then, code, told):
     program = f"""import os, signal, sys
 sys.argv = ["-m"]  # as `python -m` has it while modules are looked for
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background of a shell are not given
 import launch
 {then}
 try:
