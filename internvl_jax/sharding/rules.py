@@ -258,6 +258,13 @@ def whole(x: jax.Array) -> jax.Array:
     return shard(x, *(None,) * x.ndim)
 
 
+def gather(x: jax.Array, axis: str) -> jax.Array:
+    """Within `per_device`: what all devices have of the first dimension, which is spread as this logical axis is."""
+    if context() is None or not (names := context()[1].parts((axis,))[0]):
+        return x
+    return jax.lax.all_gather(x, names, axis=0, tiled=True)
+
+
 def per_device(function: Callable, inputs: tuple[tuple, ...], output: tuple) -> Callable:
     """`function`, run by every device on its part of the arguments; outside of `use` the function itself.
 

@@ -19,7 +19,7 @@ from jax import lax
 
 from internvl_jax.models.attention.attention import MASKED, Window
 from internvl_jax.models.attention.cache import SlotCache
-from internvl_jax.sharding import per_device, shard
+from internvl_jax.sharding import gather, per_device, shard
 
 # An array for each layer, or one that is stacked over layers.
 Layered: TypeAlias = tuple[jax.Array, ...] | jax.Array
@@ -220,12 +220,12 @@ class GroupCache:
 
     def moved(self, prompts_Q: jax.Array, rows_B: jax.Array) -> "GroupCache":
         """A cache of the prompts and rows that are named."""
-        take = lambda part, rows: _by_layer(part, lambda layer: jnp.take(layer, rows, axis=0))
+        take = lambda part, rows: _by_layer(part, lambda layer: _rows(layer, rows, _LAYER))
         prompts = [
             SlotCache((take(part.k[0], prompts_Q),), (take(part.v[0], prompts_Q),), part.reach) for part in self.prompts
         ]
         k, v = take(self.k, rows_B), take(self.v, rows_B)
-        return GroupCache(tuple(prompts), k, v, self.lengths_Q[prompts_Q], self.count)
+        return GroupCache(tuple(prompts), k, v, _rows(self.lengths_Q, prompts_Q, ("batch",)), self.count)
 
     def grown(self, slots: int) -> "GroupCache":
         """The same rows, with more slots for an answer."""
@@ -246,6 +246,15 @@ def _by_layer(layers: Layered, change: Callable[[jax.Array], jax.Array]) -> Laye
     if isinstance(layers, tuple):
         return tuple(change(layer) for layer in layers)
     return lax.map(lambda layer: shard(change(layer), *_LAYER), layers)
+
+
+def _rows(x: jax.Array, rows: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """The rows that are named, wherever they lie: every device gets all of them, and keeps its own.
+
+    The compiler would do the same, but libtpu 0.0.42 aborts on what it makes of it where each device has one row.
+    """
+    take = lambda x, rows: jnp.take(gather(x, "batch"), rows, axis=0)
+    return per_device(take, inputs=(axes, ("batch",)), output=axes)(x, rows)
 
 
 def _attend(
