@@ -47,7 +47,7 @@ def load(part: PartName = "all", folder: pathlib.Path | None = None) -> tuple[An
     """The model, or that half of it, and the processor that --checkpoint names, or of another folder.
 
     Raises:
-      InputError: there is no model.
+      InputError: there is no model, or a flag is of its other half.
     """
     folder, dtype, eight_bits = folder or directory(), _DTYPE.value, caching.eight_bits(part)
     default = jax.config.jax_compilation_cache_dir or pathlib.Path(_USERS_CACHE, "internvl_jax").expanduser()

@@ -344,9 +344,6 @@ def _pick(weights: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 def _best(logits_BV: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The largest logits and their ids, [B, count]: every device's own first, then the best of these."""
-    if not count:  # or XLA on CPU would lay out the logits once more for it
-        nothing = jnp.zeros((len(logits_BV), 0))
-        return nothing, nothing.astype(jnp.int32)
 
     def own(logits_BV: jax.Array, ids_V: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, places = jax.lax.top_k(logits_BV, min(count, len(ids_V)))
