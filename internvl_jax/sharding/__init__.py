@@ -36,6 +36,7 @@ from internvl_jax.sharding.params_io import (
 )
 from internvl_jax.sharding.placement import Placement, everywhere, placed, places
 from internvl_jax.sharding.referred import follow, refer
+from internvl_jax.sharding.row_share import RowShare, row_share
 from internvl_jax.sharding.rules import (
     PRESETS,
     Rules,
@@ -60,6 +61,7 @@ __all__ = [
     "ParamSpec",
     "Placement",
     "Params",
+    "RowShare",
     "Rules",
     "Share",
     "abstract",
@@ -95,6 +97,7 @@ __all__ = [
     "read_params",
     "read_specs",
     "refer",
+    "row_share",
     "saving_options",
     "serving_axes",
     "shard",

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from launch import main
 from tests import forks
 
 LAUNCHER = '''"""Helps."""
@@ -188,3 +189,17 @@ def test_fault_shows_its_traceback():
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr
     done = launch("--do=runtime")
     assert done.returncode == 1 and "RuntimeError: INTERNAL" in done.stderr and "Traceback" in done.stderr
+
+
+def test_devices_of_a_cpu_have_threads_to_wait_in(monkeypatch):
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one --xla_force_host_platform_device_count=500")
+    main._give_threads()
+    assert os.environ["NPROC"] == "2000"
+    monkeypatch.setenv("NPROC", "3")  # somebody's own number stands
+    main._give_threads()
+    assert os.environ["NPROC"] == "3"
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    main._give_threads()
+    assert "NPROC" not in os.environ

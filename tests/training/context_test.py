@@ -99,13 +99,6 @@ def test_rows_that_cannot_be_parted_are_refused(data, tmp_path):
         setup.build(setup.prepare(toy.with_run(config, rows=8, tile_groups=2))[0])
 
 
-def test_processes_have_rows_of_their_own(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    config = parted(toy.config(data, tmp_path, mesh=MESHES[1], **LONG))
-    with pytest.raises(InputError, match="spreads rows over 2 devices, which 4 processes can't share"):
-        setup.build(setup.prepare(config)[0])
-
-
 @pytest.fixture(scope="module", params=["dense", "moe", "gpt_oss", "mpo", "gspo", "consistency", "router"])
 def known(request, start, boards, tmp_path_factory):
     """A stage and what three steps of it on one device gave."""

@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 import internvl_jax as ivl
 from internvl_jax.errors import InputError, Stopped
 from internvl_jax.pod import Gauges, Place, Pod
+from internvl_jax.sharding import mesh as meshes
 from internvl_jax.sharding import flatten, make_mesh
 from internvl_jax.training import train
 from tests import programs
@@ -61,7 +62,14 @@ def stop(step):
         time.sleep(0.5)
     return pod.stop(step)
 
+plain = meshes._grid
+
+def laid(order):
+    # As a torus may lay a mesh: `order` has the dimensions (process, two of its devices) as data, fsdp, tensor.
+    meshes._grid = lambda shape, devices: np.array(devices).reshape(2, 2, 2).transpose(order).reshape(shape)
+
 with programs.shared():
+    laid((2, 1, 0))  # a row's halves lie on two processes
     train(whole)
     parts = toy.with_run(whole, workdir=str(folder / "parts"), save_every=99)
     try:
@@ -70,7 +78,9 @@ with programs.shared():
         (folder / f"stopped{process}").write_text(str(error))
     train(parts)
     train(toy.mpo_config(data, folder / "mpo", steps=2, **settings))
+    laid((1, 0, 2))  # a process has every other row
     train(toy.gspo_config(data, folder / "gspo", steps=3, **settings))
+    meshes._grid = plain
     for name in ("a/b", "pairs"):
         try:
             toy.make_some_pairs(data, folder / "ours", folder / "pairs", name)

@@ -33,12 +33,12 @@ class HeldOut:
 
     def __init__(self, pipeline: PipelineConfig, run: RunConfig, program: Program, processor: Processor):
         self._pipeline = Pipeline(dataclasses.replace(pipeline, workers=0), processor)
-        self._rows, self._place = run.rows, program.place
+        self._rows, self._share, self._place = run.rows, program.share, program.place
         self._measure = make_measure(program, run.micro_batches, run.logprob_chunk)
 
     def loss(self, params: Params) -> float:
         """The mean next-token loss, weighted as in training."""
-        host, hosts = jax.process_index(), jax.process_count()
+        host, hosts = self._share.index, self._share.count
         total = weight = 0.0
         batches, rows = self._pipeline.batches(self._rows, host=host, hosts=hosts), self._pipeline.plan.rows(0)
         try:

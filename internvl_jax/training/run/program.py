@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
 from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, Runtime, plain_path, seen_keys
-from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
+from internvl_jax.sharding import PRESETS, Params, ParamSpec, RowShare, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig
 from internvl_jax.training.run import compiler
 from internvl_jax.training.run.adapting import frozen_base, plain_params, saved_paths, state_dtype
@@ -42,7 +42,8 @@ class Program:
       abstract: the shapes, dtypes and shardings of the state.
       saved: the paths of the parameters that checkpoints hold.
       step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
-      place: puts a host's numpy batch onto the devices.
+      share: which rows of a batch this process loads.
+      place: puts them, a numpy batch, onto the devices; gives the whole batch.
       from_params: jitted parameters -> state; the parameters are donated.
       random_params: makes fresh parameters from the run's seed; given paths, those alone.
     """
@@ -58,6 +59,7 @@ class Program:
     abstract: TrainState
     saved: frozenset[str]
     step: Any
+    share: RowShare
     place: Any
     from_params: Any
     random_params: Any
@@ -98,6 +100,7 @@ def make_program(
         raise InputError(f"run.rules is {run.rules!r}{hint}; the presets are {', '.join(PRESETS)}")
     mesh, rules = sharding.make_mesh(sharding.parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
+    share = sharding.row_share(mesh, rules, jax.process_index())
     runtime = Runtime(np.dtype(run.dtype), run.remat, run.offload, run.tile_groups, skip_blocks=run.skip_blocks)
     make = lambda rngs: PARTS["all"](model, rngs, runtime)
     graphdef, specs = sharding.structure(PARTS["all"], model, runtime)
@@ -144,7 +147,8 @@ def make_program(
             out_shardings=(places, NamedSharding(mesh, P())),
             compiler_options=compiler.options(mesh.devices.flat[0], model.text.moe is not None),
         ),
-        place=functools.partial(_place, mesh=mesh, rules=rules),
+        share=share,
+        place=functools.partial(share.place, mesh=mesh, rules=rules),
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
         random_params=random_params,
     )
@@ -176,14 +180,3 @@ def _check_rows(run: RunConfig, mesh: Mesh, rules: Rules) -> None:
             f"run.rows {run.rows} in {run.micro_batches} micro-batches can't be spread over {spread} devices; "
             "make rows / micro_batches a multiple of that"
         )
-    # Each process loads rows of its own.
-    if spread % jax.process_count():
-        raise InputError(
-            f"the mesh {run.mesh} spreads rows over {spread} devices, which {jax.process_count()} processes can't "
-            f"share; make the axes of rows ({', '.join(rules.batch)}) a multiple of the processes"
-        )
-
-
-def _place(batch: Any, *, mesh: Mesh, rules: Rules) -> Any:
-    where = sharding.batch_shardings(batch, mesh, rules)
-    return jax.tree.map(jax.make_array_from_process_local_data, where, batch)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax
-
 from internvl_jax.data import Pipeline, RowLayout
 from internvl_jax.training.run.state import TrainState
 from internvl_jax.training.stages.base import SourceParts
@@ -22,11 +20,11 @@ class PackedRows:
         self._rows, self._micro_batches = parts.run.rows, parts.run.micro_batches if arranged else None
         self._pipeline = Pipeline(parts.pipeline, parts.processor, layout)
         self.digest = self._pipeline.fingerprint
+        self._share = parts.program.share
         self._batches: Any = None
 
     def start(self, position: Any) -> None:
-        host, hosts = jax.process_index(), jax.process_count()
-        share = {"host": host, "hosts": hosts, "state": position}
+        share = {"host": self._share.index, "hosts": self._share.count, "state": position}
         self._batches = self._pipeline.batches(self._rows, micro_batches=self._micro_batches, **share)
 
     def take(self, state: TrainState) -> Any:

@@ -71,7 +71,7 @@ class PreferenceRows:
         planned = dataclasses.replace(parts.pipeline, kind="preferences", pack=False)
         self._pipeline = Pipeline(planned, parts.processor)
         self.digest = self._pipeline.fingerprint
-        needed = self._pipeline.rows_needed(pairs, parts.run.steps, jax.process_count())
+        needed = self._pipeline.rows_needed(pairs, parts.run.steps, parts.program.share.count)
         if needed > parts.run.rows:
             raise InputError(
                 f"{pairs} pairs fill up to {needed} rows of {planned.token_budget} tokens and {planned.tile_budget} "
@@ -114,7 +114,8 @@ class PreferenceRows:
         self._batches.close()
 
     def _groups(self, position: Any) -> BatchIterator:
-        run, host = self._run, {"host": jax.process_index(), "hosts": jax.process_count()}
+        run, share = self._run, self._program.share
+        host = {"host": share.index, "hosts": share.count}
         return self._pipeline.groups(self._pairs, run.rows, run.micro_batches, **host, state=position)
 
     def _rest(self) -> Params:

@@ -115,7 +115,7 @@ class Rollouts:
             self._partial.groups = self._round.left
 
     def take(self, state: TrainState) -> RolloutBatch:
-        settings, run = self._settings, self._run
+        settings = self._settings
         if self._used in (0, self._steps):
             self._round = None  # let go of the old one first
             self._round = self._collect(state.params)
@@ -134,8 +134,7 @@ class Rollouts:
             layout.place_routes(flat("routes")) if settings.routes != "ignore" else None,
             layout.place(flat("sampled")) if settings.importance_cap else None,
         )
-        share = run.rows // jax.process_count()
-        return _rows(batch, run.rows, jax.process_index() * share, share)
+        return self._program.share.of(batch)
 
     def notes(self) -> dict[str, float]:
         return {"skipped": len(self._skipped.reasons), **self._round.notes}
@@ -248,7 +247,6 @@ class Rollouts:
 
     def _score_groups(self, groups: list[ResponseGroup], score: Any, params: Params, name: str) -> None:
         """Fills in log-probabilities, in the very rows that steps will take."""
-        run, share = self._run, self._run.rows // jax.process_count()
         for start in range(0, len(groups), self._settings.mini_batch):
             part = self._learned(groups[start : start + self._settings.mini_batch])
             layout = self._lay_out(part)
@@ -256,7 +254,7 @@ class Rollouts:
             if self._settings.routes == "replay":
                 routes = layout.place_routes([each for group in part for each in group.routes])
             given = {"rows": layout.rows, "routes_BTLK": routes}
-            mine = self._program.place(_rows(given, run.rows, jax.process_index() * share, share))
+            mine = self._program.place(self._program.share.of(given))
             found = iter(layout.pick(np.asarray(score(params, **mine))))
             for group in part:
                 setattr(group, name, [next(found) for _ in group.tokens])
@@ -280,13 +278,3 @@ def _advantages(groups: Sequence[ResponseGroup], settings: GspoConfig) -> tuple[
     if settings.zero_variance == "drop":
         keep_QA &= np.array([group.varied for group in groups])[:, None]
     return np.asarray(gspo.advantages(rewards_QA, graded_QA)).reshape(-1), keep_QA.reshape(-1)
-
-
-def _rows(batch: Any, rows: int, first: int, count: int) -> Any:
-    """A host's block of the rows of a batch."""
-    return jax.tree.map(
-        lambda array: array.reshape(rows, -1, *array.shape[1:])[first : first + count].reshape(
-            count * (len(array) // rows), *array.shape[1:]
-        ),
-        batch,
-    )
