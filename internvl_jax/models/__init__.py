@@ -66,7 +66,7 @@ from internvl_jax.models.language.decoder import DecoderOut
 from internvl_jax.models.language.families import FAMILIES, family_of, kind_of
 from internvl_jax.models.language.families.record import Family, Key, ModelKind, Released
 from internvl_jax.models.logprobs import over_logits, token_logprobs, token_statistics
-from internvl_jax.models.stack import CACHES, CacheName, Offload, Remat, Runtime
+from internvl_jax.models.stack import CACHES, CacheName, Offload, Products, Remat, Runtime
 from internvl_jax.models.stored import read_plain, read_stored
 from internvl_jax.models.transforms.adapter_places import (
     NO_PLACE,
@@ -115,6 +115,7 @@ __all__ = [
     "NO_PLACE",
     "NtkConfig",
     "Offload",
+    "Products",
     "Out",
     "QUANTISED",
     "Quantised",

@@ -26,7 +26,7 @@ from internvl_jax.models.transforms.adapter_places import AdapterPlaces, add_pla
 from internvl_jax.models.transforms.lora import adapt
 from internvl_jax.models.transforms.lora_config import plain_path
 from internvl_jax.models.transforms.quantised_names import stored_dtype
-from internvl_jax.models.transforms.quantised_weights import quantise
+from internvl_jax.models.transforms.quantised_weights import quantise, round_products
 from internvl_jax.models.vision.intern_vit import InternViT
 from internvl_jax.models.vision.projector import CompressedProjector, Projector, pixel_shuffle
 from internvl_jax.models.vision.router import Router
@@ -265,6 +265,8 @@ class _Made:
             add_places(model, model.runtime.adapters, rngs)
         if config.quantised is not None:
             quantise(model, config.quantised)
+        if model.runtime.products == "int8":
+            round_products(model)
         return model
 
 

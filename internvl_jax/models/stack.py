@@ -21,6 +21,7 @@ CacheName = Literal["float8"]
 CACHES: dict[CacheName, Any] = {"float8": jnp.float8_e4m3fn}
 
 Remat = Literal["none", "dots", "mlp", "gate", "qkv", "attention", "full"]
+Products = Literal["plain", "int8"]
 Offload = Literal["none", "attention", "qkv", "gate", "mlp"]
 
 # By name of `remat`, what is kept besides the inputs of layers. (The tower has none of these but `BRANCH`.)
@@ -57,6 +58,7 @@ class Runtime:
         bfloat16's memory and time of reading.
       skip_blocks: whether attention over long rows leaves out blocks of keys in which a block of queries has none of
         its segments. Values don't depend on it: it is for finding faults, and for comparing times.
+      products: 'int8' rounds both sides of the products of the language model's layers in the forward pass of training.
       adapters: places for adapters that requests may name; None: there are none.
     """
 
@@ -67,6 +69,7 @@ class Runtime:
     placement: Placement | None = None
     cache: CacheName | None = None
     skip_blocks: bool = True
+    products: Products = "plain"
     adapters: AdapterPlaces | None = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,7 +19,7 @@ from internvl_jax.evaluation import compare_quantised, read_case
 from internvl_jax.models import PARTS, Runtime, is_quantised, plain_path, weight_path
 from internvl_jax.models.bricks.grouped import Groups
 from internvl_jax.models.bricks.weight import Weight
-from internvl_jax.models.transforms.int8 import Int8Product, Int8Weight, dequantised, rounded
+from internvl_jax.models.transforms.int8 import Int8Product, Int8Weight, RoundedWeight, dequantised, rounded
 from internvl_jax.sharding import PRESETS, make_mesh, shardings, structure, use
 from tests.models.lora_test import adapted, drawn, logits, ranks_of, rows
 
@@ -165,3 +166,26 @@ def test_inputs_in_8_bits_are_near_and_a_row_is_its_own():
     assert np.all(np.abs(found - exact) <= bound + 1e-6) and np.any(found != exact)
     for row in range(5):
         np.testing.assert_array_equal(multiply(Int8Product)(x[row : row + 1]), found[row : row + 1])
+
+
+def test_rounded_products_of_weights_that_are_trained():
+    """Forward as with both sides in 8 bits, backward as without."""
+    rng = np.random.default_rng(3)
+    x, w, g = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 6, 3, 5), (7, 2, 3, 5), (4, 6, 7, 2)))
+    plain, trained = (kind(w, num_inputs=2, axes=(None,) * 4) for kind in (Weight, RoundedWeight))
+    np.testing.assert_array_equal(trained.dot(x), Int8Product(plain).dot(x))
+    assert 1e-3 < np.abs(trained.dot(x) - plain.dot(x)).max() < 0.1
+    grads = [
+        jax.vjp(lambda x, w, kind=kind: kind(w, num_inputs=2).dot(x), x, w)[1](g) for kind in (Weight, RoundedWeight)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *grads)
+
+
+def test_which_products_are_rounded_in_training():
+    """Those of the language model's layers; parameters are called and shaped as ever."""
+    specs, found = (structure(PARTS["all"], TINY, Runtime(products=how))[1] for how in ("plain", "int8"))
+    assert specs == found
+    model = nnx.eval_shape(lambda: PARTS["all"](TINY, nnx.Rngs(0), Runtime(products="int8")))
+    kinds = {".".join(map(str, path)): kind for path, kind in nnx.to_flat_state(nnx.state(model, RoundedWeight))}
+    expected = {f"attn.{name}" for name in "qkvo"} | {f"mlp.{name}" for name in ("gate", "up", "down")}
+    assert kinds.keys() == {f"lm.layers.{name}.weight" for name in expected}

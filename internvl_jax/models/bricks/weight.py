@@ -17,6 +17,8 @@ from jax import lax
 from internvl_jax.models.bricks.grouped import Groups, grouped_product
 from internvl_jax.sharding import param, shard
 
+Multiply = Callable[[jax.Array, jax.Array], jax.Array]
+
 _FEW = 64  # rows, as in decoding
 
 
@@ -89,8 +91,7 @@ def as_matrices(stacked: nnx.State) -> tuple[nnx.State, Callable[[nnx.State], nn
     return jax.tree.map(matrix, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)), restored
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dot(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
+def dot(x: jax.Array, w: jax.Array, inputs: int = 1, multiply: Multiply | None = None) -> jax.Array:
     """`x[..., in...] . w[out..., in...] -> [..., out...]` in x's dtype, accumulated in float32.
 
     The gradient is written out since differentiating an accumulate-in-float32 product makes products of float32 with
@@ -99,9 +100,16 @@ def dot(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
 
     Args:
       inputs: how many dimensions are summed over.
+      multiply: `x[..., in] . w[out, in] -> [..., out]` in float32, of the forward pass; None: `product`. The gradient
+        is that of a product whichever it is.
     """
+    return _dot(x, w, inputs, multiply or product)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dot(x: jax.Array, w: jax.Array, inputs: int, multiply: Multiply) -> jax.Array:
     rows, matrix = _matrices(x, w, inputs)
-    return product(rows, matrix.astype(x.dtype)).astype(x.dtype).reshape(_shape(x, w, inputs))
+    return multiply(rows, matrix.astype(x.dtype)).astype(x.dtype).reshape(_shape(x, w, inputs))
 
 
 def _matrices(x: jax.Array, w: jax.Array, inputs: int) -> tuple[jax.Array, jax.Array]:
@@ -147,11 +155,16 @@ def _contract(x: jax.Array, w: jax.Array, x_dim: int, w_dim: int) -> jax.Array:
     return lax.dot_general(x, w, (((x_dim,), (w_dim,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _dot_forward(x: jax.Array, w: jax.Array, inputs: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return dot(x, w, inputs), (x, w)
+def _dot_forward(
+    x: jax.Array, w: jax.Array, inputs: int, multiply: Multiply
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _dot(x, w, inputs, multiply), (x, w)
 
 
-def _dot_backward(inputs: int, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _dot_backward(
+    inputs: int, multiply: Multiply, kept: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del multiply
     x, w = kept
     rows, matrix = _matrices(x, w, inputs)
     g = g.reshape(*rows.shape[:-1], -1)
@@ -161,4 +174,4 @@ def _dot_backward(inputs: int, kept: tuple[jax.Array, jax.Array], g: jax.Array) 
     return dx.reshape(x.shape), dw.astype(w.dtype).reshape(w.shape)
 
 
-dot.defvjp(_dot_forward, _dot_backward)
+_dot.defvjp(_dot_forward, _dot_backward)

@@ -1,4 +1,5 @@
-"""Weights in 8 bits: an integer for every value and a scale for every output, `w = q * scale`.
+"""Weights in 8 bits: an integer for every value and a scale for every output, `w = q * scale`; and products in 8
+bits of weights that are trained.
 
 A model with `InternVLConfig.quantised` has them in its structure: an `Int8Weight` in the place of a `Weight`, also of
 one beside which an adapter stands. No brick knows. They are frozen: nothing has a gradient to them.
@@ -15,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from internvl_jax.models.bricks.grouped import Groups, grouped_product
-from internvl_jax.models.bricks.weight import Weight, backwards, product
+from internvl_jax.models.bricks.weight import Weight, backwards, dot, product
 
 _LARGEST = 127
 
@@ -73,6 +74,17 @@ class Int8Product(Int8Weight):
         return _rounded_product(x, values, scale)
 
 
+class RoundedWeight(Weight):
+    """A weight that is trained, whose products round both sides to 8 bits in the forward pass, a scale for every row of
+    either. Gradients are those of the product that isn't rounded, in the dtype of activations. Experts multiply as
+    ever.
+    """
+
+    def dot(self, x: jax.Array) -> jax.Array:
+        """See `Weight`."""
+        return dot(x, self[...], self.get_metadata("num_inputs"), _both_rounded)
+
+
 def rounded(w: jax.Array, num_inputs: int) -> tuple[jax.Array, jax.Array]:
     """Integers `[..., in...]` and float32 scales `[...]` of `w[..., in...]`."""
     w = w.astype(jnp.float32)
@@ -116,3 +128,7 @@ def _rounded_product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.A
     y = lax.dot_general(rows, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     y = y[: x_scale.size].reshape(*x_scale.shape, -1).astype(jnp.float32)
     return y * x_scale[..., None] * scale.reshape(*(1,) * (x.ndim - 1), -1)
+
+
+def _both_rounded(x: jax.Array, w: jax.Array) -> jax.Array:
+    return _rounded_product(x, *rounded(w, 1))

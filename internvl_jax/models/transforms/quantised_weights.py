@@ -16,7 +16,7 @@ from flax import nnx
 
 from internvl_jax.errors import InputError
 from internvl_jax.models.bricks.weight import Weight
-from internvl_jax.models.transforms.int8 import Int8Product, Int8Weight, rounded
+from internvl_jax.models.transforms.int8 import Int8Product, Int8Weight, RoundedWeight, rounded
 from internvl_jax.models.transforms.mxfp4_weight import BLOCK, Mxfp4Weight, packed, unpacked
 from internvl_jax.models.transforms.quantised_names import Quantised, is_quantised, quantised_as, weight_path
 
@@ -36,10 +36,19 @@ _packed, _unpacked = jax.jit(packed), jax.jit(unpacked, static_argnames=("width"
 
 def quantise(model: nnx.Module, how: Quantised) -> None:
     """Stores those weights of a model quantised that are to be (`is_quantised`)."""
+    _replace(model, how, KINDS[how])
+
+
+def round_products(model: nnx.Module) -> None:
+    """Has the products that `w8a8` rounds rounded in the forward pass of training; weights stay as they are."""
+    _replace(model, "w8a8", lambda weight: RoundedWeight(weight[...], **weight.get_metadata()))
+
+
+def _replace(model: nnx.Module, how: Quantised, make: Callable[[Weight], Any]) -> None:
     for path, module in list(nnx.iter_modules(model)):
         for name, part in list(vars(module).items()):
             if isinstance(part, Weight) and is_quantised(".".join(map(str, (*path, name))), how):
-                setattr(module, name, KINDS[how](part))
+                setattr(module, name, make(part))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,7 +101,9 @@ def make_program(
     mesh, rules = sharding.make_mesh(sharding.parse_mesh(run.mesh), devices), PRESETS[run.rules]
     _check_rows(run, mesh, rules)
     share = sharding.row_share(mesh, rules, jax.process_index())
-    runtime = Runtime(np.dtype(run.dtype), run.remat, run.offload, run.tile_groups, skip_blocks=run.skip_blocks)
+    runtime = Runtime(
+        np.dtype(run.dtype), run.remat, run.offload, run.tile_groups, skip_blocks=run.skip_blocks, products=run.products
+    )
     make = lambda rngs: PARTS["all"](model, rngs, runtime)
     graphdef, specs = sharding.structure(PARTS["all"], model, runtime)
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
