@@ -55,6 +55,11 @@ class Batch(NamedTuple):
         """Itself: batches that hold more have their rows under this name."""
         return self
 
+    @property
+    def texts(self) -> "Batch":
+        """Itself: what the trained model reads, of any batch."""
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class RowConfig:

@@ -41,6 +41,7 @@ class Program:
         shardings of its parameters.
       abstract: the shapes, dtypes and shardings of the state.
       saved: the paths of the parameters that checkpoints hold.
+      trained: those of `specs` that are trained.
       step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
       place: puts a host's numpy batch onto the devices.
       from_params: jitted parameters -> state; the parameters are donated.
@@ -57,6 +58,7 @@ class Program:
     abstract_reference: Params
     abstract: TrainState
     saved: frozenset[str]
+    trained: dict[str, ParamSpec]
     step: Any
     place: Any
     from_params: Any
@@ -138,6 +140,7 @@ def make_program(
         abstract_reference=_reference(specs, where, runtime.dtype),
         abstract=abstract_like(shapes, places),
         saved=saved_paths(specs, lora),
+        trained=trained_params(specs, model, optim),
         step=jax.jit(
             step,
             donate_argnums=0,
@@ -148,6 +151,12 @@ def make_program(
         from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
         random_params=random_params,
     )
+
+
+def trained_params(specs: dict[str, ParamSpec], model: InternVLConfig, optim: OptimConfig) -> dict[str, ParamSpec]:
+    """Those of a model's parameters that are trained, adapters and all."""
+    assigned = frozen_base(assign(specs, optim.groups), model.lora)
+    return {path: specs[path] for path, group in assigned.items() if not group.frozen}
 
 
 def in_products(path: str) -> bool:

@@ -69,7 +69,7 @@ def make_step(
         trainable, opt_state = tx.update(grads, norm, state.opt_state, trainable)
         carry = jax.tree.map(lambda new, old: jax.lax.select(finite, new, old), carry, state.carry)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
-        rows = batch.rows
+        rows, texts = batch.rows, batch.texts
         metrics = {
             "loss": sum(objective.coefficients[name] * value for name, value in values.items()),
             **values,
@@ -78,9 +78,9 @@ def make_step(
             "nonfinite": nonfinite,
             "imbalance": _imbalance(rows, micro_batches),
             "samples": jnp.sum(jnp.max(rows.segments_BT, axis=1)),
-            "tokens": jnp.sum(rows.segments_BT > 0),
+            "tokens": jnp.sum(texts.segments_BT > 0),
             "supervised": jnp.sum(rows.weights_BT > 0),
-            "seen": jnp.sum(jnp.where(rows.segments_BT > 0, seen(rows.positions_BT.astype(jnp.float32)), 0)),
+            "seen": jnp.sum(jnp.where(texts.segments_BT > 0, seen(texts.positions_BT.astype(jnp.float32)), 0)),
             "tiles": jnp.sum(rows.tile_mask_G),
         }
         return TrainState(state.step + 1, {**trainable, **frozen}, opt_state, nonfinite, carry), metrics
