@@ -46,6 +46,7 @@ class Program:
       place: puts a host's numpy batch onto the devices.
       from_params: jitted parameters -> state; the parameters are donated.
       random_params: makes fresh parameters from the run's seed; given paths, those alone.
+      jit: `jax.jit` of another program beside the step, with the compiler's options for it.
     """
 
     mesh: Mesh
@@ -63,6 +64,7 @@ class Program:
     place: Any
     from_params: Any
     random_params: Any
+    jit: Any
 
     @property
     def own_reference(self) -> Params:
@@ -129,6 +131,7 @@ def make_program(
         with sharding.use(mesh, rules):
             return body(state, batch, reference)
 
+    jit = functools.partial(compiler.jit, mesh=mesh, experts=model.text.moe is not None)
     return Program(
         mesh=mesh,
         rules=rules,
@@ -141,15 +144,11 @@ def make_program(
         abstract=abstract_like(shapes, places),
         saved=saved_paths(specs, lora),
         trained=trained_params(specs, model, optim),
-        step=jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(places, NamedSharding(mesh, P())),
-            compiler_options=compiler.options(mesh.devices.flat[0], model.text.moe is not None),
-        ),
+        step=jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P()))),
         place=functools.partial(_place, mesh=mesh, rules=rules),
-        from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
+        from_params=jit(start, donate_argnums=0, out_shardings=places),
         random_params=random_params,
+        jit=jit,
     )
 
 
