@@ -32,6 +32,7 @@ HWC (or CHW), always together, are height, width and channels of pictures.
 """
 
 from internvl_jax.models import scopes
+from internvl_jax.models.attention.attention import row_unit
 from internvl_jax.models.attention.blocks import share
 from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.attention.caches import Cache
@@ -150,6 +151,7 @@ __all__ = [
     "rank_axis",
     "read_plain",
     "read_stored",
+    "row_unit",
     "scopes",
     "seen_keys",
     "share",

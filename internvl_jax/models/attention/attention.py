@@ -114,6 +114,25 @@ def _parts(mask: Mask | None) -> int:
     return 1 if mask is None else sharding.spread("time")
 
 
+def row_unit(tokens: int, heads: int) -> int:
+    """Of what the tokens of a row have to be a multiple, where they lie as `sharding.use` says, so that attention can
+    take it.
+
+    Args:
+      tokens: about how many there are.
+      heads: of the language model.
+    """
+    parts = sharding.spread("time")
+    if _trades(heads // sharding.spread("act_heads"), parts) or sharding.platform() != "tpu" or tokens < kernels.LONG:
+        return parts
+    return math.lcm(kernels.unit(tokens), kernels.LANES * parts)
+
+
+def _trades(heads: int, parts: int) -> bool:
+    """Whether devices that have parts of a row, and so many heads each, trade tokens for heads."""
+    return heads % parts == 0
+
+
 def _by_device(
     q_BNTH: jax.Array,
     k_BMTH: jax.Array,
@@ -149,7 +168,7 @@ def _by_device(
             own = None if mask is None else Mask.within(*marks, skips)
             return _whole_rows(q, k, v, own, near, sinks_N)
         everything = sharding.gather_time(segments_BT, 1), sharding.gather_time(positions_BT, 1)
-        if q.shape[1] % parts == 0:
+        if _trades(q.shape[1], parts):
             times = math.lcm(k.shape[1], parts) // k.shape[1]
             k, v = (jnp.repeat(part, times, axis=1) for part in (k, v))
             own = Mask.within(*everything, skips)
