@@ -14,7 +14,8 @@ from jax import lax
 
 from internvl_jax import sharding
 from internvl_jax.models.attention import kernels
-from internvl_jax.models.attention.segment_loops import attend_in_loops
+from internvl_jax.models.attention.blocks import share
+from internvl_jax.models.attention.segment_loops import KEYS, QUERIES, attend_in_loops
 
 # Queries in a block: at most B x N x QUERY_BLOCK x S scores are held at once.
 QUERY_BLOCK = 512
@@ -126,6 +127,19 @@ def row_unit(tokens: int, heads: int) -> int:
     if _trades(heads // sharding.spread("act_heads"), parts) or sharding.platform() != "tpu" or tokens < kernels.LONG:
         return parts
     return math.lcm(kernels.unit(tokens), kernels.LANES * parts)
+
+
+def left_out(segments_BT: jax.Array) -> jax.Array | None:
+    """float32 scalar: of the blocks of keys that a causal layer without a window would meet in these rows, the share
+    that it leaves out forward, since they hold other texts or padding only. None in short rows and on GPUs, where it
+    leaves out none.
+    """
+    T, platform = segments_BT.shape[1], sharding.platform()
+    if T < kernels.LONG or platform not in ("tpu", "cpu"):
+        return None
+    q_block, k_block = (kernels.block_of(T),) * 2 if platform == "tpu" else (QUERIES, KEYS)
+    padded_BT = jnp.pad(segments_BT, ((0, 0), (0, -T % math.lcm(q_block, k_block))))
+    return 1 - share(padded_BT, q_block, k_block)
 
 
 def _trades(heads: int, parts: int) -> bool:

@@ -56,6 +56,11 @@ def unit(tokens: int) -> int:
     return LANES if tokens <= 2 * LONG else LONG
 
 
+def block_of(tokens: int) -> int:
+    """How many queries, and keys, `splash` takes at a time forward of whole rows of so many tokens."""
+    return _divisor(tokens + -tokens % unit(tokens), LONG)
+
+
 def splash(
     q_BNTH: jax.Array,
     k_BMTH: jax.Array,

@@ -170,7 +170,8 @@ class Meter:
             shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
             self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, run.steps, shown)
             self._picture = hooks.Picture(
-                workdir, (*shown, "validation_loss", "imbalance", "expert_load", "max_violation", "dropped")
+                workdir,
+                (*shown, "validation_loss", "imbalance", "blocks_left_out", "expert_load", "max_violation", "dropped"),
             )
         self._clock, self._idle = time.perf_counter(), 0
         self._last: dict[str, Any] = {"step": step, "loss": None}

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, Runtime, plain_path, seen_keys
+from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, Runtime, plain_path
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig
 from internvl_jax.training.run import compiler
@@ -23,7 +23,7 @@ from internvl_jax.training.run.adapting import frozen_base, plain_params, saved_
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
-from internvl_jax.training.run.step import Metrics, make_step
+from internvl_jax.training.run.step import Metrics, attention_metrics, make_step
 from internvl_jax.training.stages.terms import Objective
 from internvl_jax.validation import nearest
 
@@ -124,8 +124,8 @@ def make_program(
     def refer(params: Params, reference: Params) -> nnx.Module:
         return sharding.bind(reference_graphdef, _whole_reference(params, reference, lora))
 
-    seen = functools.partial(seen_keys, model.text)
-    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, refer, seen)
+    attended = functools.partial(attention_metrics, config=model.text, skips=run.skip_blocks)
+    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, refer, attended)
 
     def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
         with sharding.use(mesh, rules):

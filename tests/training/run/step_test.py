@@ -129,6 +129,16 @@ def test_a_batch_without_supervision_has_loss_zero(data):
     assert metrics["seen"] == sum(length**2 for length in lengths) / 2
 
 
+def test_the_share_of_blocks_that_attention_left_out_is_a_metric():
+    """Of long rows, unless none are to be left out."""
+    segments_BT = np.repeat([[1, 2, 3, 0]], 512, axis=1)
+    texts = types.SimpleNamespace(segments_BT=segments_BT, positions_BT=np.tile(np.arange(512), 4)[None])
+    found = step.attention_metrics(texts, toy.MODEL.text, skips=True)
+    # By 512 keys, twice for as many queries: of four blocks and those before them each meets its own alone.
+    assert found == {"seen": 3 * 512**2 / 2, "blocks_left_out": pytest.approx(1 - 8 / 20)}
+    assert step.attention_metrics(texts, toy.MODEL.text, skips=False).keys() == {"seen"}
+
+
 @pytest.fixture(scope="module", params=["moe", "gpt_oss"])
 def mixture(request, data):
     """A family with experts, and three steps of it with every parameter whole on every device."""
