@@ -57,6 +57,7 @@ def load_released(
     part: Literal["all"] = ...,
     quantise: Quantised | None = ...,
     cache: CacheName | None = ...,
+    skip_blocks: bool = ...,
 ) -> tuple[InternVL, Processor]: ...
 @overload
 def load_released(
@@ -68,6 +69,7 @@ def load_released(
     part: Literal["vision"],
     quantise: Quantised | None = ...,
     cache: CacheName | None = ...,
+    skip_blocks: bool = ...,
 ) -> tuple[VisionHalf, Processor]: ...
 @overload
 def load_released(
@@ -79,6 +81,7 @@ def load_released(
     part: Literal["language"],
     quantise: Quantised | None = ...,
     cache: CacheName | None = ...,
+    skip_blocks: bool = ...,
 ) -> tuple[LanguageHalf, Processor]: ...
 def load_released(
     directory: str | pathlib.Path,
@@ -88,6 +91,7 @@ def load_released(
     part: PartName = "all",
     quantise: Quantised | None = None,
     cache: CacheName | None = None,
+    skip_blocks: bool = True,
 ) -> tuple[VisionHalf | LanguageHalf, Processor]:
     """Model and processor of a released checkpoint.
 
@@ -97,7 +101,7 @@ def load_released(
       mesh, rules: where the model lives, see `Placement.of`.
       part: "vision" or "language" gives that half of the model and reads nothing of the other, whose tensors must be
         there all the same, with the names and shapes that the config says.
-      quantise, cache: see `ivl.load`.
+      quantise, cache, skip_blocks: see `ivl.load`.
 
     Raises:
       InputError: see `load_model`; or tokenizer files that are missing.
@@ -108,7 +112,7 @@ def load_released(
     released = read_config(directory)
     config = with_quantised(released.model(processor.tokenizer.image_context), quantise)
     where = place(None if part == "vision" else config.text, mesh, rules)
-    runtime = Runtime(jnp.dtype(dtype), placement=where, cache=cache)
+    runtime = Runtime(jnp.dtype(dtype), placement=where, cache=cache, skip_blocks=skip_blocks)
     return _load(released, PARTS[part], config, runtime), processor
 
 

@@ -15,7 +15,7 @@ from internvl_jax.data import Processor
 from internvl_jax.inference import saying
 from internvl_jax.models import InternVLConfig, PartName
 from internvl_jax.validation import read_json
-from launch import caching, hub, meshes, needs
+from launch import caching, hub, meshes, needs, skipping
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "model directory, training workdir (its last step), or released safetensors directory"
@@ -59,7 +59,7 @@ def load(part: PartName = "all", folder: pathlib.Path | None = None) -> tuple[An
     ours, mesh = "format" in read_json(folder / "config.json", _ADVICE), meshes.mesh(read_model_config(folder).text)
     read: Any = ivl.load if ours else load_released
     with saying(f"loading {folder}"):
-        return read(folder, dtype, mesh, meshes.RULES.value, part, *eight_bits)
+        return read(folder, dtype, mesh, meshes.RULES.value, part, *eight_bits, skipping.BLOCKS.value)
 
 
 @functools.cache

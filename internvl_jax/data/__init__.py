@@ -20,7 +20,7 @@ from internvl_jax.data.reading.prompts import (
     screen_prompts,
 )
 from internvl_jax.data.rows import packing, views
-from internvl_jax.data.rows.batch import MIN_TEXT, Batch, RowConfig, Sample, assemble_row, interleaved, stack_rows
+from internvl_jax.data.rows.batch import MIN_TEXT, Batch, RowConfig, Sample, assemble_row, row_order, stack_rows
 from internvl_jax.data.rows.pipeline import BatchIterator, Pipeline, PipelineConfig, Skipped
 from internvl_jax.data.rows.views import PlainRows, Probe, Probes, Rate, Rates, RowLayout, Views
 from internvl_jax.data.rows.weights import WEIGHTINGS, Weighting, token_weight
@@ -124,7 +124,6 @@ __all__ = [
     "get_template",
     "images",
     "in_pixels",
-    "interleaved",
     "iou",
     "is_inside",
     "is_unfinished",
@@ -135,6 +134,7 @@ __all__ = [
     "parse_actions",
     "parse_regions",
     "read_accuracies",
+    "row_order",
     "screen_prompts",
     "serve_prompts",
     "show_video",

@@ -55,6 +55,7 @@ def load(
     part: Literal["all"] = ...,
     quantise: Quantised | None = ...,
     cache: CacheName | None = ...,
+    skip_blocks: bool = ...,
 ) -> tuple[InternVL, Processor]: ...
 @overload
 def load(
@@ -66,6 +67,7 @@ def load(
     part: Literal["vision"],
     quantise: Quantised | None = ...,
     cache: CacheName | None = ...,
+    skip_blocks: bool = ...,
 ) -> tuple[VisionHalf, Processor]: ...
 @overload
 def load(
@@ -77,6 +79,7 @@ def load(
     part: Literal["language"],
     quantise: Quantised | None = ...,
     cache: CacheName | None = ...,
+    skip_blocks: bool = ...,
 ) -> tuple[LanguageHalf, Processor]: ...
 def load(
     directory: str | os.PathLike,
@@ -86,6 +89,7 @@ def load(
     part: PartName = "all",
     quantise: Quantised | None = None,
     cache: CacheName | None = None,
+    skip_blocks: bool = True,
 ) -> tuple[VisionHalf | LanguageHalf, Processor]:
     """Model and processor of a model directory, or of the last step of a training workdir.
 
@@ -101,6 +105,8 @@ def load(
       quantise: "int8" holds the products of the language model's layers in 8 bits, "w8a8" also rounds what they are
         multiplied with; without it they are as the directory has them.
       cache: "float8" keeps keys and values in 8 bits; without it they are in `dtype` (on a CPU in float32).
+      skip_blocks: whether attention over a long prompt leaves out blocks that hold nothing for it (padding, other
+        texts); no answer depends on it.
 
     Raises:
       InputError: files that are missing or broken, or parameters other than those of the config.
@@ -113,7 +119,7 @@ def load(
     config, processor = read_config(directory)
     config = with_quantised(config, quantise)
     where = place(None if part == "vision" else config.text, mesh, rules)
-    runtime = Runtime(jnp.dtype(dtype), placement=where, cache=cache)
+    runtime = Runtime(jnp.dtype(dtype), placement=where, cache=cache, skip_blocks=skip_blocks)
     graphdef, specs = structure(PARTS[part], config, runtime)
     lies = places(specs, runtime.placement)
     wanted = {

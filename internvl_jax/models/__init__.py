@@ -32,6 +32,7 @@ HWC (or CHW), always together, are height, width and channels of pictures.
 """
 
 from internvl_jax.models import scopes
+from internvl_jax.models.attention.attention import left_out, row_unit
 from internvl_jax.models.attention.blocks import share
 from internvl_jax.models.attention.cache import SlotCache
 from internvl_jax.models.attention.caches import Cache
@@ -141,6 +142,7 @@ __all__ = [
     "for_one_place",
     "is_quantised",
     "kind_of",
+    "left_out",
     "merged",
     "over_logits",
     "place",
@@ -151,6 +153,7 @@ __all__ = [
     "rank_axis",
     "read_plain",
     "read_stored",
+    "row_unit",
     "scopes",
     "seen_keys",
     "share",

@@ -1,14 +1,15 @@
 """Floating-point operations of the model, for model flops utilisation."""
 
-import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from internvl_jax.models.config import InternVLConfig, TextConfig
-from internvl_jax.models.internvl import PARTS
 from internvl_jax.models.language.families import family_of
-from internvl_jax.models.stack import Runtime
-from internvl_jax.sharding import structure
+from internvl_jax.sharding import ParamSpec
+
+# Which part a parameter belongs to or stands beside, by the first name of its path; a router has nothing behind it.
+_PLACE = {"vit": 0, "projector": 1, "compressed": 1, "lm": 2}
 
 # Dense bfloat16 peak of one device, flops a second, by jax's device_kind (vendors' data sheets).
 PEAK = {
@@ -67,38 +68,34 @@ def seen_keys(config: TextConfig, position: Any) -> Any:
     return (1 - share) * here + share * here.clip(None, config.window)
 
 
-def train_flops(config: InternVLConfig, tiles: float, tokens: float, seen: float) -> float:
-    """Model flops of a training step (backward is twice forward; what remat recomputes does not count).
+def train_flops(
+    config: InternVLConfig, tiles: float, tokens: float, seen: float, trained: Mapping[str, ParamSpec] | None = None
+) -> float:
+    """Model flops of a training step; what remat recomputes does not count.
 
-    Beside a frozen base, backward is that of attention and, from the first part on that is trained, one product for
-    each of the base's; and twice forward for what is trained.
+    Forward once. Backward from the first part (tower, projector, language model) on of which something is trained:
+    attention twice, each product with weights once for its input's gradient; and once more for the weights that are
+    trained. Where all is trained, backward is twice forward. The router of a Flash model and its compressed branch are
+    left out, they are small.
 
     Args:
-      tiles, tokens: how many there are, those that fill up not counted.
+      tiles, tokens: how many there are, those that fill up not counted; tokens of the texts that the trained model
+        reads.
       seen: `seen_keys` of all tokens together.
+      trained: the parameters that are trained, by path; None: all.
     """
     products = token_flops(config, 0.0)
-    text = products, token_flops(config, seen / max(1, tokens)) - products
-    if config.lora is None:
-        return 3 * (tiles * tile_flops(config) + tokens * sum(text))
-    parts = [*((tiles * weights, tiles * attention) for weights, attention in _tile_parts(config))]
-    parts.append((tokens * text[0], tokens * text[1]))
-    uses = (tiles * (config.vision.grid**2 + 1), tiles * config.tokens_per_tile, tokens)
-    adapters, whole = (_sizes(config, kind) for kind in ("adapters", "whole"))
-    first = min((part for part in range(3) if adapters[part] or whole[part]), default=3)
-    base = sum(sum(part) + (part[0] + 2 * part[1]) * (number >= first) for number, part in enumerate(parts))
-    return base + sum(2 * use * (3 * a + w) for use, a, w in zip(uses, adapters, whole, strict=True))
-
-
-@functools.cache
-def _sizes(config: InternVLConfig, kind: str) -> tuple[float, float, float]:
-    """How many numbers of adapters, or of weights that are trained whole, a patch, an image token and a token meet."""
-    found = {"vit": 0.0, "projector": 0.0, "lm": 0.0}
-    tied = config.text.tie_embeddings
-    for path, spec in structure(PARTS["all"], config, Runtime())[1].items():
-        own = path.endswith((".weight.a", ".weight.b")) if kind == "adapters" else path in config.lora.whole
+    parts = [(tiles * weights, tiles * attention) for weights, attention in _tile_parts(config)]
+    parts.append((tokens * products, tokens * (token_flops(config, seen / max(1, tokens)) - products)))
+    if trained is None:
+        return 3 * sum(map(sum, parts))
+    first = min((_PLACE.get(path.partition(".")[0], len(parts)) for path in trained), default=len(parts))
+    flops = sum(map(sum, parts)) + sum(weights + 2 * attention for weights, attention in parts[first:])
+    uses = {"vit": tiles * (config.vision.grid**2 + 1), "projector": tiles * config.tokens_per_tile, "lm": tokens}
+    for path, spec in trained.items():
         top = path.partition(".")[0]
-        if own and ".weight" in path and top in found and (tied or path != "lm.embed.weight"):
-            share = config.text.moe.per_token / config.text.moe.experts if "expert" in spec.axes else 1
-            found[top] += share * math.prod(spec.shape)
-    return found["vit"], found["projector"], found["lm"]
+        if ".weight" in path and top in uses and (config.text.tie_embeddings or path != "lm.embed.weight"):
+            met = config.text.moe.per_token / config.text.moe.experts if "expert" in spec.axes else 1
+            # An adapter's weights come on top of the products that are counted: forward, and both of backward.
+            flops += (6 if path.endswith((".weight.a", ".weight.b")) else 2) * uses[top] * met * math.prod(spec.shape)
+    return flops

@@ -9,9 +9,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from internvl_jax import sharding
 from internvl_jax.data import RowConfig
-from internvl_jax.models import train_flops
+from internvl_jax.models import PARTS, Runtime, train_flops
 from internvl_jax.planning.assumed import Assumed
-from internvl_jax.training import STAGES, TrainConfig, build, with_adapter
+from internvl_jax.training import STAGES, TrainConfig, build, trained_params, with_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Lowered:
 
 def training(config: TrainConfig, devices: list[jax.Device], assumed: Assumed) -> Lowered:
     """The training step of a config, of any stage: packed rows, tiles, AdamW and all. Its operations are those of a
-    forward and a backward pass over full rows of samples with the lengths that are assumed, and of tiles that are all
-    real; what a stage computes besides (a frozen reference, a pass that only measures) is not the model's.
+    forward pass over full rows of samples with the lengths that are assumed, and of tiles that are all real, and what
+    the parameters that are trained need backward; what a stage computes besides (a frozen reference, a pass that only
+    measures) is not the model's.
     """
     program, stage, model, data = build(config, devices), STAGES[config.objective], config.model, config.data
     # The id of image tokens is the tokenizer's to say, and there are none.
@@ -56,9 +57,10 @@ def training(config: TrainConfig, devices: list[jax.Device], assumed: Assumed) -
 
 
 def model_flops(config: TrainConfig, assumed: Assumed) -> float:
-    """Operations of a training step that the model itself needs, on all devices together."""
-    data, tokens = config.data, config.run.rows * config.data.token_budget
-    seen = assumed.seen(config.model.text, data.token_budget)
-    return train_flops(
-        with_adapter(config.model, config.lora), config.run.rows * data.tile_budget, tokens, tokens * seen
-    )
+    """Operations of a training step that the model itself needs, on all devices together: what a run counts, of rows
+    that are full of the texts that the trained model reads.
+    """
+    model, rows, data = with_adapter(config.model, config.lora), config.run.rows, config.data
+    trained = trained_params(sharding.structure(PARTS["all"], model, Runtime())[1], model, config.optim)
+    tokens, seen = rows * data.token_budget, assumed.seen(model.text, data.token_budget)
+    return train_flops(model, rows * data.tile_budget, tokens, tokens * seen, trained)

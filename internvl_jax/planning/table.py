@@ -258,8 +258,9 @@ How a time is estimated (`internvl_jax/planning/estimate.py`):
   bytes; not hidden where the compiled program does not start them early.
 - A loop that data may end runs as often as it may; of two branches each runs half the time, as those for greedy rows
   and for drawn ones, or with and without top-k and top-p.
-- MFU: operations that the model needs (backward twice forward, nothing recomputed, each row one sample from end to end,
-  in layers with a window what it lets a token see, all 96 tiles real) by time and peak (v5p 459, v6e 918 TFLOP/s).
+- MFU: operations that the model needs (backward twice forward, less what frozen parts need not; nothing recomputed,
+  each row one sample from end to end, in layers with a window what it lets a token see, all 96 tiles real) by time and
+  peak (v5p 459, v6e 918 TFLOP/s).
 
 What holds the dense sizes below or near 55 % (2026-11):
 

@@ -13,6 +13,7 @@ from internvl_jax.training.config import (
 from internvl_jax.training.run import hooks
 from internvl_jax.training.run.adapting import with_adapter
 from internvl_jax.training.run.loop import train
+from internvl_jax.training.run.program import trained_params
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.run.watch import Watching
 from internvl_jax.training.stages.gspo.objective import RolloutBatch
@@ -54,5 +55,6 @@ __all__ = [
     "sampling_memory",
     "sampling_place",
     "train",
+    "trained_params",
     "with_adapter",
 ]

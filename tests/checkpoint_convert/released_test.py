@@ -61,9 +61,11 @@ def test_nothing_of_the_other_half_is_read(golden, tmp_path):
 
 
 def test_a_half_in_8_bits_and_a_weight_of_it_that_is_not_finite(golden, tmp_path):
-    model, _ = load_released(golden / CASE, "float32", part="language", quantise="w8a8", cache="float8")
+    given = {"part": "language", "quantise": "w8a8", "cache": "float8", "skip_blocks": False}
+    model, _ = load_released(golden / CASE, "float32", **given)
     assert flatten(model)["lm.layers.mlp.up.weight.int8"].dtype == np.int8
-    assert (model.config.quantised, model.runtime.cache) == ("w8a8", "float8")
+    runtime = model.runtime
+    assert (model.config.quantised, runtime.cache, runtime.skip_blocks) == ("w8a8", "float8", False)
     name = "language_model.model.layers.1.mlp.up_proj.weight"
     directory = changed(golden, tmp_path, lambda tensors: tensors.update({name: tensors[name] * np.float32(np.inf)}))
     with pytest.raises(InputError, match=f"not finite: {re.escape(name)}"):

@@ -180,7 +180,8 @@ def test_nothing_is_left_of_a_save_that_fails(saved, params, config, processor, 
 
 
 def test_a_half_in_8_bits_reads_what_the_other_makes_and_says_what_it_can_not_keep(saved):
-    model, processor = load(saved, "float32", part="language", quantise="int8", cache="float8")
+    model, processor = load(saved, "float32", part="language", quantise="int8", cache="float8", skip_blocks=False)
+    assert model.runtime.cache == "float8" and not model.runtime.skip_blocks
     assert flatten(model)["lm.layers.attn.q.weight.int8"].dtype == jnp.int8
     assert fingerprint(model, processor) == fingerprint(load(saved, "float32", part="vision")[0], processor)
     vocabulary = Vocabulary(model.config.text.vocab, (), ())

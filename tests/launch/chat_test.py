@@ -30,6 +30,21 @@ def test_how_weights_are_kept_reaches_the_model(checkpoint):
     assert done.stderr.endswith("error: quantise is 'mxfp4', which is for experts, and this model has none; use int8\n")
 
 
+LOADED = """
+import sys
+from absl import flags
+from launch import checkpoint
+flags.FLAGS(sys.argv)
+print(checkpoint.load()[0].runtime.skip_blocks)
+"""
+
+
+@pytest.mark.parametrize(("given", "skips"), [((), "True"), (("--noskip_blocks",), "False")])
+def test_how_attention_goes_about_prompts_reaches_the_model(checkpoint, given, skips):
+    done = forks.python("-c", LOADED, f"--checkpoint={checkpoint}", "--compilation_cache=", *given)
+    assert done.stdout.strip() == skips, done.stderr
+
+
 def test_a_video_and_an_answer_without_a_box(checkpoint, golden, tmp_path):
     shown = (
         f"--image={checkpoint}/a.png",

@@ -1,15 +1,19 @@
 """Lengths that a plan is for, and the operations that they come to: those of a run of the same lengths."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
+from configs.experiments import gspo, router, warmup
 from configs.models import sizes
 from internvl_jax.errors import InputError
-from internvl_jax.models import PARTS, AdaptedWeight, LoraConfig, Runtime, seen_keys, train_flops
+from internvl_jax.models import PARTS, AdaptedWeight, LoraConfig, Runtime, seen_keys, tile_flops, train_flops
 from internvl_jax.planning import Assumed
+from internvl_jax.planning.lowering import model_flops
 from internvl_jax.sharding import structure
+from internvl_jax.training.run.optim import assign
 
 QWEN, GPT_OSS = sizes.get("8b").text, sizes.get("20b-a4b").text
 
@@ -74,6 +78,47 @@ def test_what_can_not_be_assumed(fields):
         Assumed(**fields)
 
 
+def trained(config, pattern):
+    """The parameters of a model whose paths match."""
+    return {
+        path: spec for path, spec in structure(PARTS["all"], config, Runtime())[1].items() if re.search(pattern, path)
+    }
+
+
+@pytest.mark.parametrize("size", ["8b", "1b", "20b-a4b", "8b-flash"])
+def test_operations_of_a_step_in_which_parts_are_frozen(size):
+    """Nothing goes backward through what lies before the first part that is trained, and a frozen weight has no
+    gradient; without any trained it is a forward pass.
+    """
+    config, tiles, tokens, seen = sizes.get(size), 10, 4096, 4096 * 2048
+    of = lambda pattern: train_flops(config, tiles, tokens, seen, trained(config, pattern))
+    whole, tower = train_flops(config, tiles, tokens, seen), tiles * tile_flops(config)
+    language = whole / 3 - tower
+    # The projector is two products with each image token.
+    width, inputs = config.text.width, config.vision.width * config.shuffle**2
+    projector = tiles * config.tokens_per_tile * 2 * width * (inputs + width)
+    attention = 4 * config.text.layers * seen * config.text.heads * config.text.head_width
+    assert of("") == pytest.approx(whole)
+    assert of(r"^(?!vit\.)") == pytest.approx(whole - 2 * (tower - projector))
+    assert of(r"^lm\.") == pytest.approx(tower + 3 * language)
+    assert of(r"^projector\.") == pytest.approx(tower + 2 * projector + 2 * language + attention)
+    assert of(r"^router\.") == of("^nothing$") == pytest.approx(whole / 3)
+
+
+@pytest.mark.parametrize("experiment", [gspo, router, warmup], ids=["gspo", "router", "warmup"])
+def test_a_plan_knows_what_is_frozen(experiment):
+    """As a run does (`loop_test`), by the groups of its config."""
+    config = experiment.get_config("tiny")
+    specs = structure(PARTS["all"], config.model, Runtime())[1]
+    paths = [path for path, group in assign(specs, config.optim.groups).items() if not group.frozen]
+    rows, data = config.run.rows, config.data
+    tokens = rows * data.token_budget
+    given = config.model, rows * data.tile_budget, tokens, tokens * data.token_budget / 2
+    counted = train_flops(*given, {path: specs[path] for path in paths})
+    assert model_flops(config, Assumed()) == pytest.approx(counted)
+    assert counted < 0.99 * train_flops(*given)
+
+
 def test_operations_of_a_step_beside_a_frozen_base():
     """Trained whole it is what any training is; adapters save the products of the base's gradients, and more where they
     come late.
@@ -81,7 +126,14 @@ def test_operations_of_a_step_beside_a_frozen_base():
     config, step = sizes.get("8b"), (10, 4096, 4096 * 2048)
     paths = tuple(sorted(structure(PARTS["all"], config, Runtime())[1]))
     plain = train_flops(config, *step)
-    of = lambda lora: train_flops(dataclasses.replace(config, lora=lora), *step) / plain
+
+    def of(lora):
+        adapted = dataclasses.replace(config, lora=lora)
+        own = {
+            path: spec for path, spec in trained(adapted, "").items() if path in lora.whole or path[-2:] in (".a", ".b")
+        }
+        return train_flops(adapted, *step, own) / plain
+
     assert of(LoraConfig((), paths)) == pytest.approx(1, rel=1e-3)
     assert of(LoraConfig((), ("router.head.weight",))) == pytest.approx(1 / 3)
     rank = lambda path, layers: AdaptedWeight(path, ((16,),) * layers, ((32.0,),) * layers)

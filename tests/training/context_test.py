@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from configs.models import sizes
+from internvl_jax import sharding
 from internvl_jax.data import RowConfig
 from internvl_jax.errors import InputError
 from internvl_jax.training import train
@@ -89,14 +91,39 @@ def test_steps_on_parts_of_rows_equal_steps_on_one_device(data, tmp_path):
 def test_rows_that_cannot_be_parted_are_refused(data, tmp_path):
     config = parted(toy.config(data, tmp_path, mesh=MESHES[1], **LONG))
     config.data.token_budget = 101
-    with pytest.raises(InputError, match="token_budget 101 can't be spread over the 4 devices of a row"):
+    with pytest.raises(InputError, match="token_budget 101 can't be spread over the 4 devices of a row") as refused:
         setup.build(setup.prepare(config)[0])
+    assert "make it a multiple of 4" in str(refused.value)
     config.data.token_budget, config.data.tile_budget = 104, 1
     with pytest.raises(InputError, match=r"2 rows of data\.tile_budget 1 tiles can't be spread over 8 devices"):
         setup.build(setup.prepare(toy.with_run(config, rows=2))[0])
     config.data.tile_budget = 3
     with pytest.raises(InputError, match=r"run\.tile_groups 2 can't split the 3 tiles of a device"):
         setup.build(setup.prepare(toy.with_run(config, rows=8, tile_groups=2))[0])
+
+
+def test_rows_whose_reference_cannot_be_parted_are_refused(boards, tmp_path):
+    """The router's teacher reads rows of half the length."""
+    config = parted(toy.vico_config(boards, tmp_path, "router", str(boards / "flash")), mesh=MESHES[1], **LONG)
+    config.data.token_budget = 348
+    with pytest.raises(InputError, match="348 can't be spread over the 4 devices of a row; make it a multiple of 8"):
+        setup.build(setup.prepare(config)[0])
+
+
+@pytest.mark.parametrize(("tokens", "heads", "unit"), [(40000, 4, 1024), (40960, 4, 0), (40000, 8, 0), (1600, 4, 1024)])
+def test_rows_that_the_kernel_cannot_take_in_parts_are_refused(data, tmp_path, monkeypatch, tokens, heads, unit):
+    """On TPUs, where the heads can't be shared by the devices of a row."""
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    config = toy.config(data, tmp_path, sizes.like(toy.MODEL, {}, {"heads": heads}), mesh="context=8", **LONG)
+    config.data.token_budget, config.data.tile_budget = tokens, 8
+    if not unit:
+        setup.build(setup.prepare(config)[0])
+        return
+    wanted = (
+        rf"{tokens} can't be spread over the 8 devices of a row \(its 4 heads can't, .*; make it a multiple of {unit}"
+    )
+    with pytest.raises(InputError, match=wanted):
+        setup.build(setup.prepare(config)[0])
 
 
 @pytest.fixture(scope="module", params=["dense", "moe", "gpt_oss", "mpo", "gspo", "consistency", "router"])

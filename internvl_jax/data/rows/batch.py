@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from internvl_jax.data.rows import weights
+from internvl_jax.data.rows.order import arrange
 from internvl_jax.errors import InputError
 
 Rows = TypeVar("Rows")
@@ -53,6 +54,11 @@ class Batch(NamedTuple):
     @property
     def rows(self) -> "Batch":
         """Itself: batches that hold more have their rows under this name."""
+        return self
+
+    @property
+    def texts(self) -> "Batch":
+        """Itself: what the trained model reads, of any batch."""
         return self
 
 
@@ -125,7 +131,7 @@ def _lay(
 
 
 def fill_rows(samples: Sequence[Sample], config: RowConfig, rows: int, micro_batches: int) -> Batch:
-    """All samples in `rows` rows, filled one after the other; rows without any are those of the last micro-batches.
+    """All samples in `rows` rows, filled one after the other, in the order of `row_order`.
 
     Raises:
         InputError: as `assemble_row`, or if they fill more rows.
@@ -138,8 +144,9 @@ def fill_rows(samples: Sequence[Sample], config: RowConfig, rows: int, micro_bat
         )
     ends = np.cumsum([0, *counts])
     contents = [samples[start:end] for start, end in itertools.pairwise(ends)]
+    order = row_order(contents, rows, micro_batches)
     contents += [[]] * (rows - len(contents))
-    return stack_rows([assemble_row(contents[place], config) for place in interleaved(rows, micro_batches)])
+    return stack_rows([assemble_row(contents[number], config) for number in order])
 
 
 def next_fit(sizes: Iterable[tuple[int, int]], config: RowConfig) -> list[int]:
@@ -154,11 +161,20 @@ def next_fit(sizes: Iterable[tuple[int, int]], config: RowConfig) -> list[int]:
     return counts
 
 
-def interleaved(rows: int, micro_batches: int) -> np.ndarray:
-    """For every row of a batch its place where the rows of one micro-batch stand together: micro-batch j has rows j,
-    j + micro_batches, ..., so that every device has its part of each.
+def row_order(contents: Sequence[Sequence[Sample]], rows: int, micro_batches: int) -> np.ndarray:
+    """For every row of a batch which of the contents it has, int64 `[rows]`; from their number on: none.
+
+    Devices that work side by side have like work (`order.arrange`). What costs most is in the first micro-batches, so
+    that rows without any are those of the last ones, which a step leaves out.
     """
-    return np.arange(rows).reshape(micro_batches, -1).T.reshape(-1)
+    costs = np.zeros(rows, np.int64)
+    costs[: len(contents)] = [sum(map(_cost, samples)) for samples in contents]
+    return arrange(-costs, micro_batches)
+
+
+def _cost(sample: Sample) -> int:
+    """What attention costs in a sample: the sum of its texts' squared lengths."""
+    return int(np.sum(np.square(np.diff([*sample.starts, len(sample.tokens_T)]))))
 
 
 def stack_rows(rows: Sequence[Rows]) -> Rows:

@@ -35,6 +35,11 @@ class Views(NamedTuple):
     compress_BJ: np.ndarray
     measured_G2: np.ndarray
 
+    @property
+    def texts(self) -> Batch:
+        """What the trained model reads."""
+        return self.student
+
 
 class RowLayout(Protocol):
     """What a row of a run holds of its samples."""

@@ -14,7 +14,8 @@ from jax import lax
 
 from internvl_jax import sharding
 from internvl_jax.models.attention import kernels
-from internvl_jax.models.attention.segment_loops import attend_in_loops
+from internvl_jax.models.attention.blocks import share
+from internvl_jax.models.attention.segment_loops import KEYS, QUERIES, attend_in_loops
 
 # Queries in a block: at most B x N x QUERY_BLOCK x S scores are held at once.
 QUERY_BLOCK = 512
@@ -114,6 +115,38 @@ def _parts(mask: Mask | None) -> int:
     return 1 if mask is None else sharding.spread("time")
 
 
+def row_unit(tokens: int, heads: int) -> int:
+    """Of what the tokens of a row have to be a multiple, where they lie as `sharding.use` says, so that attention can
+    take it.
+
+    Args:
+      tokens: about how many there are.
+      heads: of the language model.
+    """
+    parts = sharding.spread("time")
+    if _trades(heads // sharding.spread("act_heads"), parts) or sharding.platform() != "tpu" or tokens < kernels.LONG:
+        return parts
+    return math.lcm(kernels.unit(tokens), kernels.LANES * parts)
+
+
+def left_out(segments_BT: jax.Array) -> jax.Array | None:
+    """float32 scalar: of the blocks of keys that a causal layer without a window would meet in these rows, the share
+    that it leaves out forward, since they hold other texts or padding only. None in short rows and on GPUs, where it
+    leaves out none.
+    """
+    T, platform = segments_BT.shape[1], sharding.platform()
+    if T < kernels.LONG or platform not in ("tpu", "cpu"):
+        return None
+    q_block, k_block = (kernels.block_of(T),) * 2 if platform == "tpu" else (QUERIES, KEYS)
+    padded_BT = jnp.pad(segments_BT, ((0, 0), (0, -T % math.lcm(q_block, k_block))))
+    return 1 - share(padded_BT, q_block, k_block)
+
+
+def _trades(heads: int, parts: int) -> bool:
+    """Whether devices that have parts of a row, and so many heads each, trade tokens for heads."""
+    return heads % parts == 0
+
+
 def _by_device(
     q_BNTH: jax.Array,
     k_BMTH: jax.Array,
@@ -149,7 +182,7 @@ def _by_device(
             own = None if mask is None else Mask.within(*marks, skips)
             return _whole_rows(q, k, v, own, near, sinks_N)
         everything = sharding.gather_time(segments_BT, 1), sharding.gather_time(positions_BT, 1)
-        if q.shape[1] % parts == 0:
+        if _trades(q.shape[1], parts):
             times = math.lcm(k.shape[1], parts) // k.shape[1]
             k, v = (jnp.repeat(part, times, axis=1) for part in (k, v))
             own = Mask.within(*everything, skips)

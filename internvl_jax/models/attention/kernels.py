@@ -51,6 +51,16 @@ class Plan(NamedTuple):
 _PLAN = Plan()
 
 
+def unit(tokens: int) -> int:
+    """Of what `splash` makes rows of so many tokens a multiple."""
+    return LANES if tokens <= 2 * LONG else LONG
+
+
+def block_of(tokens: int) -> int:
+    """How many queries, and keys, `splash` takes at a time forward of whole rows of so many tokens."""
+    return _divisor(tokens + -tokens % unit(tokens), LONG)
+
+
 def splash(
     q_BNTH: jax.Array,
     k_BMTH: jax.Array,
@@ -79,11 +89,10 @@ def splash(
       ValueError: a part of rows that can't be cut so.
     """
     T = k_BMTH.shape[2]
-    unit = LANES if T <= 2 * LONG else LONG
-    padding = -T % unit
+    padding = -T % unit(T)
     causal = segments_BT is not None
     if plan.part is not None and (padding or q_BNTH.shape[2] % LANES or not causal):
-        raise ValueError(f"queries of {q_BNTH.shape[2]} of {T} tokens; make both multiples of {unit}")
+        raise ValueError(f"queries of {q_BNTH.shape[2]} of {T} tokens; make them multiples of {LANES} and {unit(T)}")
     if padding or causal:
         segments_BT = jnp.zeros((q_BNTH.shape[0], T), jnp.int32) if segments_BT is None else segments_BT
         segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padding)), constant_values=_PADDED)

@@ -1,4 +1,6 @@
-"""Options of the compiler, by accelerator and kind of model; what the installed compiler doesn't know is left out.
+"""Options of the compiler, by accelerator and kind of model; what the installed compiler doesn't know is left out. All
+programs of training that gather weights have them (a sampler's weights lie where its products are, and nothing of it
+was compiled with them).
 
 XLA would gather a weight piece by piece and add up as many partial products in HBM. With rows this long the gather is
 a small part of a product's time (2026-11, libtpu 0.0.42: by the compiler's estimate a step of the 8B takes 1.4 times
@@ -13,11 +15,12 @@ default stays.
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 _LOG = logging.getLogger(__name__)
 _WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
@@ -26,12 +29,23 @@ _VMEM = "xla_tpu_scoped_vmem_limit_kib"
 _SHARE = {"TPU v5": "65536", "TPU v5p": "65536", "TPU v6 lite": "65536"}
 
 
-def options(device: jax.Device, experts: bool) -> dict[str, str]:
-    """The options for programs of training on such devices.
+def jit(function: Callable, mesh: Mesh, experts: bool, **how: Any) -> Any:
+    """`jax.jit` of a program of training, with the options for it.
 
     Args:
+      mesh: the devices that it is for.
       experts: whether the model has some.
+      how: see `jax.jit`.
     """
+    return jax.jit(function, compiler_options=options(mesh, experts), **how)
+
+
+def options(mesh: Mesh, experts: bool) -> dict[str, str]:
+    """See `jit`."""
+    # What a compiler knows is found by compiling, which a process does for devices of its own (or for none that are
+    # there).
+    devices = mesh.devices.flat
+    device = next((each for each in devices if each.process_index == jax.process_index()), devices[0])
     if device.platform != "tpu":
         return {}
     wanted = {_WINDOWED: "1000000"}

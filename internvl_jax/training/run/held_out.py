@@ -74,4 +74,4 @@ def make_measure(program: Program, micro_batches: int, logprob_chunk: int) -> An
             found = jax.lax.map(part, split_rows(rows, micro_batches))
             return jax.tree.map(lambda sums: sums.sum(), found)
 
-    return jax.jit(measure, out_shardings=NamedSharding(program.mesh, P()))
+    return program.jit(measure, out_shardings=NamedSharding(program.mesh, P()))

@@ -8,6 +8,7 @@
    to the saved state because no batch is taken between the two.)
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -17,11 +18,10 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError, Stopped
-from internvl_jax.models import PEAK, InternVLConfig, train_flops
+from internvl_jax.models import PEAK, train_flops
 from internvl_jax.pod import agree, lead, versions
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import RunConfig, TrainConfig
@@ -63,7 +63,8 @@ def train(
         watch = Watch(
             pathlib.Path(config.run.workdir), config.run.log_every, asked, STAGES[config.objective].samples, begun=begun
         )
-        return _train(config, processor, stop, watch)
+        with contextlib.closing(watch):
+            return _train(config, processor, stop, watch)
 
 
 def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool], watch: Watch) -> dict[str, Any]:
@@ -80,9 +81,10 @@ def _train(config: TrainConfig, processor: Processor, stop: Callable[[int], bool
         reference = read_reference(setup.reference_of(config), program, run.init_from) if stage.refers else None
         source.start(position)
         first = saved = int(state.step)
+        watch.begin(first, run.steps)
         rate = schedule(config.optim, run.steps)
         started = time.perf_counter()
-        meter = Meter(workdir, first, run, stage.columns, rate, config.model, program.mesh, watch)
+        meter = Meter(workdir, first, run, stage.columns, rate, program, watch)
         pending = None
         _LOG.info("compiling the first step")
         try:
@@ -147,7 +149,7 @@ class Meter:
       run: has the number of steps, how often to show them, and how many in a row may be non-finite.
       columns: the stage's metrics to show.
       rate: the learning rate by step.
-      model, mesh: say how many operations a step has, and the peak that these are compared with.
+      program: says how many operations a step has, and the peak that these are compared with.
       watch: is told when a step's metrics have come.
     """
 
@@ -158,18 +160,18 @@ class Meter:
         run: RunConfig,
         columns: Sequence[str],
         rate: optax.Schedule,
-        model: InternVLConfig,
-        mesh: Mesh,
+        program: Program,
         watch: Watch,
     ):
-        self._run, self._rate, self._model, self._watch = run, rate, model, watch
-        self._peak = PEAK.get(mesh.devices.flat[0].device_kind, 0) * mesh.size
+        self._run, self._rate, self._program, self._watch = run, rate, program, watch
+        self._peak = PEAK.get(program.mesh.devices.flat[0].device_kind, 0) * program.mesh.size
         self._writes = jax.process_index() == 0  # one process writes for all
         if self._writes:
             shown = ("loss", *columns, "grad_norm", "learning_rate", "tokens_per_second", "mfu")
             self._log, self._progress = hooks.MetricsLog(workdir, step), hooks.Progress(step, run.steps, shown)
             self._picture = hooks.Picture(
-                workdir, (*shown, "validation_loss", "imbalance", "expert_load", "max_violation", "dropped")
+                workdir,
+                (*shown, "validation_loss", "imbalance", "blocks_left_out", "expert_load", "max_violation", "dropped"),
             )
         self._clock, self._idle = time.perf_counter(), 0
         self._last: dict[str, Any] = {"step": step, "loss": None}
@@ -181,7 +183,9 @@ class Meter:
         self._guard(step, values, notes)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        flops = train_flops(self._model, values["tiles"], values["tokens"], values["seen"])
+        flops = train_flops(
+            self._program.model, values["tiles"], values["tokens"], values["seen"], self._program.trained
+        )
         self._last = {
             "step": step,
             **values,

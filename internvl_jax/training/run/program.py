@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from internvl_jax import sharding
 from internvl_jax.errors import InputError
-from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, Runtime, plain_path, seen_keys
+from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, Runtime, plain_path
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, RowShare, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig
 from internvl_jax.training.run import compiler
@@ -23,7 +23,7 @@ from internvl_jax.training.run.adapting import frozen_base, plain_params, saved_
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
-from internvl_jax.training.run.step import Metrics, make_step
+from internvl_jax.training.run.step import Metrics, attention_metrics, make_step
 from internvl_jax.training.stages.terms import Objective
 from internvl_jax.validation import nearest
 
@@ -41,11 +41,13 @@ class Program:
         shardings of its parameters.
       abstract: the shapes, dtypes and shardings of the state.
       saved: the paths of the parameters that checkpoints hold.
+      trained: those of `specs` that are trained.
       step: jitted (state, batch, reference=None) -> (state, metrics); the state is donated.
       share: which rows of a batch this process loads.
       place: puts them, a numpy batch, onto the devices; gives the whole batch.
       from_params: jitted parameters -> state; the parameters are donated.
       random_params: makes fresh parameters from the run's seed; given paths, those alone.
+      jit: `jax.jit` of another program beside the step, with the compiler's options for it.
     """
 
     mesh: Mesh
@@ -58,11 +60,13 @@ class Program:
     abstract_reference: Params
     abstract: TrainState
     saved: frozenset[str]
+    trained: dict[str, ParamSpec]
     step: Any
     share: RowShare
     place: Any
     from_params: Any
     random_params: Any
+    jit: Any
 
     @property
     def own_reference(self) -> Params:
@@ -125,13 +129,14 @@ def make_program(
     def refer(params: Params, reference: Params) -> nnx.Module:
         return sharding.bind(reference_graphdef, _whole_reference(params, reference, lora))
 
-    seen = functools.partial(seen_keys, model.text)
-    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, refer, seen)
+    attended = functools.partial(attention_metrics, config=model.text, skips=run.skip_blocks)
+    body = make_step(graphdef, objective, tx, assigned, run.micro_batches, run.seed, refer, attended)
 
     def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
         with sharding.use(mesh, rules):
             return body(state, batch, reference)
 
+    jit = functools.partial(compiler.jit, mesh=mesh, experts=model.text.moe is not None)
     return Program(
         mesh=mesh,
         rules=rules,
@@ -143,17 +148,20 @@ def make_program(
         abstract_reference=_reference(specs, where, runtime.dtype),
         abstract=abstract_like(shapes, places),
         saved=saved_paths(specs, lora),
-        step=jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(places, NamedSharding(mesh, P())),
-            compiler_options=compiler.options(mesh.devices.flat[0], model.text.moe is not None),
-        ),
+        trained=trained_params(specs, model, optim),
+        step=jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P()))),
         share=share,
         place=functools.partial(share.place, mesh=mesh, rules=rules),
-        from_params=jax.jit(start, donate_argnums=0, out_shardings=places),
+        from_params=jit(start, donate_argnums=0, out_shardings=places),
         random_params=random_params,
+        jit=jit,
     )
+
+
+def trained_params(specs: dict[str, ParamSpec], model: InternVLConfig, optim: OptimConfig) -> dict[str, ParamSpec]:
+    """Those of a model's parameters that are trained, adapters and all."""
+    assigned = frozen_base(assign(specs, optim.groups), model.lora)
+    return {path: specs[path] for path, group in assigned.items() if not group.frozen}
 
 
 def in_products(path: str) -> bool:

@@ -41,4 +41,4 @@ def make_scorer(program: Program, graphdef: nnx.GraphDef, micro_batches: int, lo
             found = jax.lax.fori_loop(0, num_filled(parts[0]), enter, zeros)
             return found.swapaxes(0, 1).reshape(rows.tokens_BT.shape)
 
-    return jax.jit(score, out_shardings=NamedSharding(program.mesh, P()))
+    return program.jit(score, out_shardings=NamedSharding(program.mesh, P()))

@@ -13,10 +13,19 @@ import jax
 from jax.sharding import Mesh
 
 from internvl_jax import sharding
-from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, PipelineConfig, Processor, Tokenizer, get_template
+from internvl_jax.data import (
+    DEFAULT_MAX_PIXELS,
+    ImageConfig,
+    PipelineConfig,
+    Processor,
+    RowConfig,
+    Tokenizer,
+    get_template,
+)
 from internvl_jax.errors import InputError
 from internvl_jax.files import claimed, whole_file
 from internvl_jax.inference import read_values
+from internvl_jax.models import row_unit
 from internvl_jax.sharding import follow, refer
 from internvl_jax.training.config import FREE, DataConfig, RunConfig, TrainConfig
 from internvl_jax.training.run.adapting import with_adapter
@@ -125,20 +134,37 @@ def build(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> P
     """The program of a checked config on these devices, or on all that there are."""
     objective, model = make_objective(config), with_adapter(config.model, config.lora)
     program = make_program(model, config.optim, config.run, objective, config.objective, devices)
-    _check_parts(config.data, config.run, program)
+    _check_tokens(config, program)
+    _check_tiles(config.data, config.run, program)
     return program
 
 
-def _check_parts(data: DataConfig, run: RunConfig, program: Program) -> None:
-    """Raises InputError for rows whose tokens or tiles can't be spread over the devices that share them."""
+def _check_tokens(config: TrainConfig, program: Program) -> None:
+    """Raises InputError for rows whose tokens can't be spread over the devices that share them."""
+    model, budget = config.model, config.data.token_budget
+    image = model.vision.image_size, model.tokens_per_tile, -1
+    # A row's arrays: those that a reference reads may be shorter.
+    row: Any = STAGES[config.objective].empty_row(
+        config.stage, model, RowConfig(budget, 0, *image, config.data.weighting)
+    )
+    with sharding.use(program.mesh, program.rules):
+        parts = sharding.spread("time")
+        for tokens in sorted({len(rows.tokens_BT[0]) for rows in (row.texts, row.rows)}):
+            unit = row_unit(tokens, model.text.heads)
+            if tokens % unit == 0:
+                continue
+            why = "" if unit == parts else f" (its {model.text.heads} heads can't, so attention takes whole blocks)"
+            raise InputError(
+                f"data.token_budget {budget} can't be spread over the {parts} devices of a row{why}; make it a "
+                f"multiple of {budget // tokens * unit}"
+            )
+
+
+def _check_tiles(data: DataConfig, run: RunConfig, program: Program) -> None:
+    """Raises InputError for rows whose tiles can't be spread over the devices that share them."""
     rows = run.rows // run.micro_batches
     with sharding.use(program.mesh, program.rules):
-        parts, tiles = sharding.spread("time"), sharding.spread("tiles")
-    if data.token_budget % parts:
-        raise InputError(
-            f"data.token_budget {data.token_budget} can't be spread over the {parts} devices of a row; make it a "
-            f"multiple of that"
-        )
+        tiles = sharding.spread("tiles")
     if rows * data.tile_budget % tiles:
         raise InputError(
             f"{rows} rows of data.tile_budget {data.tile_budget} tiles can't be spread over {tiles} devices; make the "

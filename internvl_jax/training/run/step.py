@@ -18,7 +18,7 @@ from flax import nnx
 from internvl_jax import sharding
 from internvl_jax.data import Batch
 from internvl_jax.losses import LossSum
-from internvl_jax.models import scopes, with_dropout
+from internvl_jax.models import TextConfig, left_out, scopes, seen_keys, with_dropout
 from internvl_jax.sharding import Params
 from internvl_jax.training.config import Group
 from internvl_jax.training.run.optim import AdamW
@@ -39,7 +39,7 @@ def make_step(
     micro_batches: int,
     seed: int,
     refer: Callable[[Params, Params], nnx.Module],
-    seen: Callable[[jax.Array], jax.Array],
+    attended: Callable[[Batch], Metrics],
 ) -> Callable[[TrainState, Any, Params | None], tuple[TrainState, Metrics]]:
     """The step function; trace it under `sharding.use`, jit it with the state donated.
 
@@ -47,7 +47,7 @@ def make_step(
 
     Args:
       refer: makes the reference model of the parameters of the state and of these.
-      seen: keys that a token sees, by its position in its sample.
+      attended: what attention meets in the rows that the trained model reads, see `attention_metrics`.
     """
 
     def step(state: TrainState, batch: Any, reference: Params | None = None) -> tuple[TrainState, Metrics]:
@@ -69,7 +69,7 @@ def make_step(
         trainable, opt_state = tx.update(grads, norm, state.opt_state, trainable)
         carry = jax.tree.map(lambda new, old: jax.lax.select(finite, new, old), carry, state.carry)
         nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
-        rows = batch.rows
+        rows, texts = batch.rows, batch.texts
         metrics = {
             "loss": sum(objective.coefficients[name] * value for name, value in values.items()),
             **values,
@@ -78,14 +78,29 @@ def make_step(
             "nonfinite": nonfinite,
             "imbalance": _imbalance(rows, micro_batches),
             "samples": jnp.sum(jnp.max(rows.segments_BT, axis=1)),
-            "tokens": jnp.sum(rows.segments_BT > 0),
+            "tokens": jnp.sum(texts.segments_BT > 0),
             "supervised": jnp.sum(rows.weights_BT > 0),
-            "seen": jnp.sum(jnp.where(rows.segments_BT > 0, seen(rows.positions_BT.astype(jnp.float32)), 0)),
             "tiles": jnp.sum(rows.tile_mask_G),
+            **attended(texts),
         }
         return TrainState(state.step + 1, {**trainable, **frozen}, opt_state, nonfinite, carry), metrics
 
     return step
+
+
+def attention_metrics(texts: Batch, config: TextConfig, skips: bool) -> Metrics:
+    """What a step's attention has to do: 'seen', the keys that all tokens see; 'blocks_left_out', of the blocks that
+    rows of one sample would meet the share that is left out, where any are.
+
+    Args:
+      skips: whether blocks of other samples are left out.
+    """
+    seen_BT = seen_keys(config, texts.positions_BT.astype(jnp.float32))
+    skipped = left_out(texts.segments_BT) if skips else None
+    return {
+        "seen": jnp.sum(jnp.where(texts.segments_BT > 0, seen_BT, 0)),
+        **({} if skipped is None else {"blocks_left_out": skipped}),
+    }
 
 
 def _imbalance(rows: Batch, micro_batches: int) -> jax.Array:

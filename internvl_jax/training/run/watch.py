@@ -22,7 +22,7 @@ from internvl_jax.errors import InputError
 from internvl_jax.pod import Gauges
 from internvl_jax.training.run.goodput import Goodput, Kind, read_record, summary
 
-_LOG = logging.getLogger(__name__)
+_LOG, _ROOT = logging.getLogger(__name__), logging.getLogger("internvl_jax")
 PROFILE = "profile"  # the folder of traces in a workdir
 _SLOW = 1.5  # times as long as in the middle
 _WAITING = 0.05  # share of the time, from which on waiting for data is worth a line
@@ -34,7 +34,8 @@ class Watching:
 
     Attributes:
       profile: the first and the last step of a trace, counted from 1; None: no trace.
-      stacks_after: seconds without a step's end after which every thread's stack is printed, again and again; 0: never.
+      stacks_after: seconds without a step's end, nor another sign of life, after which every thread's stack is printed,
+        again and again; 0: never.
     """
 
     profile: tuple[int, int] | None = None
@@ -58,9 +59,21 @@ class Watching:
 DEFAULT = Watching()
 
 
+class _Listener(logging.Handler):
+    """Calls a function at every line of the log."""
+
+    def __init__(self, heard: Callable[[], None]):
+        super().__init__()
+        self._heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard()
+
+
 class Watch:
-    """Used by the loop of a run on every process, in this order for every step: `step` around `taking` and
-    `dispatched`, and later `logged`, when the step's metrics have come.
+    """Used by the loop of a run on every process: `begin` once, and in this order for every step `step` around `taking`
+    and `dispatched`, and later `logged`, when the step's metrics have come. What doesn't end is watched for from the
+    making of a watch to its `close`.
 
     Args:
       workdir: where traces and the record of time are written, by process 0, from the first step on.
@@ -94,17 +107,46 @@ class Watch:
         self._stops: list[tuple[float, float]] = []  # begin and end of what stopped the steps
         self._took: list[float] = []
         self._waited: list[float] = []
+        self._listener = _Listener(self.alive)
+        _ROOT.addHandler(self._listener)
+        self.alive()
+
+    def alive(self) -> None:
+        """Something has ended that may take long, or a line of the log says how far it is: the time after which stacks
+        are printed begins anew.
+        """
+        if self._asked.stacks_after:
+            faulthandler.dump_traceback_later(self._asked.stacks_after, repeat=True, file=sys.__stderr__)
+
+    def begin(self, taken: int, steps: int) -> None:
+        """Before the first step of a start, which goes on after `taken` steps of `steps`."""
+        self.alive()
+        first, last = self._asked.profile or (taken + 1, steps)
+        if self._leads and (last <= taken or first > steps):
+            _LOG.warning(
+                "no profile: this start has steps %d to %d, and steps %d to %d were asked for; give some of those",
+                *(taken + 1, steps, first, last),
+            )
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around a step's batch and its dispatch; steps are counted from 1."""
         first, last = self._asked.profile or (0, 0)
+        if self._tracing and number > last:
+            self._settle()
+            self._stop_trace()
         if self._leads and not self._profiled and first <= number <= last:
+            self._settle()
             _LOG.info("profiling steps %d to %d", number, last)
             jax.profiler.start_trace(str(self._workdir / PROFILE))
             self._profiled = self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
+
+    def _settle(self) -> None:
+        """Waits for the steps that devices are still at, so that a trace has whole steps, those that it is of."""
+        for *_, ended in self._running.values():
+            ended.result()
 
     @contextlib.contextmanager
     def taking(self, number: int) -> Iterator[None]:
@@ -117,6 +159,7 @@ class Watch:
             self._free = begin
         yield
         self._taken = begin, self._clock()
+        self.alive()
 
     def dispatched(self, number: int, result: Any) -> None:
         """After the call of the step, which `result` is of; the first call has compiled it."""
@@ -126,6 +169,7 @@ class Watch:
             called = self._clock()
             self._add("compiling", number, taken, called)
             self._compiled = True
+            self.alive()
         self._running[number] = begin, taken, called, self._waiter.submit(self._ended, result)
 
     def _ended(self, result: Any) -> float:
@@ -154,8 +198,7 @@ class Watch:
             self._show(number, skipped)
         if self._tracing and number >= self._asked.profile[1]:
             self._stop_trace()
-        if self._asked.stacks_after:
-            faulthandler.dump_traceback_later(self._asked.stacks_after, repeat=True, file=sys.__stderr__)
+        self.alive()
 
     def _show(self, number: int, skipped: float) -> None:
         """A line about input, from what all processes tell."""
@@ -174,6 +217,7 @@ class Watch:
         yield
         self._stops.append((begin, self._clock()))
         self._add(kind, number, *self._stops[-1])
+        self.alive()
 
     def _add(self, kind: Kind, number: int, begin: float, end: float) -> None:
         if self._record is not None:
@@ -189,6 +233,8 @@ class Watch:
         return {"goodput": summary(read_record(self._workdir))} if self._leads else {}
 
     def close(self) -> None:
+        """Ends the watching; once more does nothing."""
+        _ROOT.removeHandler(self._listener)
         faulthandler.cancel_dump_traceback_later()
         if self._tracing:
             self._stop_trace()

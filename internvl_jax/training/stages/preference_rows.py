@@ -47,6 +47,11 @@ class Pairs(NamedTuple):
     rows: Batch
     reference_BX: np.ndarray
 
+    @property
+    def texts(self) -> Batch:
+        """What the trained model reads."""
+        return self.rows
+
 
 def empty_pairs(sizes: RowConfig) -> Pairs:
     """A row without any."""

@@ -1,5 +1,7 @@
 """Rows: what is where after packing, and that no target, weight or tile crosses a border."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -76,3 +78,29 @@ def test_image_tokens_must_fit_the_tiles():
 def test_row_over_its_budget():
     with pytest.raises(ValueError, match="text ends at token 20 and tile 0 of a row of 19 tokens"):
         batch.assemble_row([TEXT] * 5, CONFIG)
+
+
+@pytest.mark.parametrize(("filled", "rows", "micro_batches"), [(40, 64, 8), (64, 64, 8), (13, 16, 1), (9, 16, 4)])
+def test_filled_rows_have_like_work_side_by_side(filled, rows, micro_batches):
+    """Several texts of a sample cost what they cost apart. What is empty is in the last micro-batches, as few as can
+    be; and the devices of a micro-batch wait less for the fullest of them than with rows as they come.
+    """
+    devices, row = 4, dataclasses.replace(CONFIG, token_budget=64, tile_budget=2, several=True)
+    rng, samples = np.random.default_rng(filled), []
+    for number in range(filled):
+        texts = [4 * int(length) for length in rng.multinomial(13, [1 / 3] * 3) + 1]
+        tokens = np.full(sum(texts), 5, np.int32)
+        starts = tuple(np.cumsum([0, *texts[:-1]]).tolist())
+        samples.append(batch.Sample(str(number), tokens, tokens > 0, np.zeros((0, 2, 2, 3), np.uint8), starts, number))
+    made = batch.fill_rows(samples, row, rows, micro_batches)
+    numbers = [set(row_X[row_X >= 0].tolist()) for row_X in made.samples_BX]
+    assert sorted(number for each in numbers for number in each) == list(range(filled))
+    whole = np.array([sum((made.segments_BT[b] == s).sum() ** 2 for s in range(1, 4)) for b in range(rows)])
+    costs = whole.reshape(-1, micro_batches)
+    parts = -(-filled // (rows // micro_batches))
+    assert (costs[:, :parts] > 0).any(axis=0).all() and not costs[:, parts:].any()
+    assert (costs.sum(axis=0)[:-1] >= costs.sum(axis=0)[1:]).all()
+    waiting = lambda costs: costs.reshape(devices, -1, micro_batches).sum(axis=1).max(axis=0).sum()
+    plain = np.zeros(rows, int)
+    plain[:filled] = [np.sum(np.diff([*sample.starts, len(sample.tokens_T)]) ** 2) for sample in samples]
+    assert waiting(whole) < waiting(plain.reshape(micro_batches, -1).T.reshape(-1))

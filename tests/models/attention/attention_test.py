@@ -219,3 +219,27 @@ def test_scores_are_float32(path):
     q, k, v = (jnp.asarray(part, jnp.bfloat16) for part in (q, k, v))
     found = jax.jit(functools.partial(attend, mask=None))(q, k, v)
     np.testing.assert_allclose(np.asarray(found, np.float32), 1 / (1 + np.exp(-1)), rtol=0.01)
+
+
+@pytest.mark.parametrize(("platform", "q_block", "k_block"), [("cpu", 256, 512), ("tpu", 768, 768)])
+def test_the_share_of_blocks_that_are_left_out(monkeypatch, platform, q_block, k_block):
+    """Counted token by token: a block is met where a query may see a key of it, and where it stands against itself."""
+    monkeypatch.setattr(attention.sharding, "platform", lambda: platform)
+    segments_BT = np.zeros((2, 1500), np.int32)
+    segments_BT[0, :1400] = np.repeat(np.arange(1, 5), 350)
+    segments_BT[1, :600] = 1
+    T, met, causal = 1536, 0, 0  # as many as blocks have
+    for row in np.pad(segments_BT, ((0, 0), (0, T - 1500))):
+        for q in range(0, T, q_block):
+            for k in range(0, q + q_block, k_block):
+                same = np.intersect1d(row[q : q + q_block], row[k : k + k_block])
+                causal += 1
+                met += bool((same > 0).any()) or k + k_block > q
+    assert attention.left_out(segments_BT) == pytest.approx(1 - met / causal, abs=1e-6)
+    assert met < causal
+    assert attention.left_out(segments_BT[:, :1000]) is None
+
+
+def test_no_blocks_are_left_out_on_gpus(monkeypatch):
+    monkeypatch.setattr(attention.sharding, "platform", lambda: "gpu")
+    assert attention.left_out(np.ones((1, 2048), np.int32)) is None

@@ -107,7 +107,7 @@ def test_frozen_parameters_stay_and_have_no_moments(data):
     for path, value in jax.device_get(state.params).items():
         assert (value == before[path]).all() == (not path.startswith("lm")), path
     moments = state.opt_state[1].mu
-    assert set(moments) == {path for path in before if not path.startswith("vit.")}
+    assert set(moments) == set(program.trained) == {path for path in before if not path.startswith("vit.")}
 
 
 def test_a_step_that_is_not_finite_is_counted_and_not_applied(data):
@@ -137,6 +137,16 @@ def test_a_batch_without_supervision_has_loss_zero(data):
     lengths = [np.count_nonzero(row == sample) for row in batch.segments_BT for sample in range(1, row.max() + 1)]
     assert len(lengths) == metrics["samples"] and sum(lengths) == metrics["tokens"]
     assert metrics["seen"] == sum(length**2 for length in lengths) / 2
+
+
+def test_the_share_of_blocks_that_attention_left_out_is_a_metric():
+    """Of long rows, unless none are to be left out."""
+    segments_BT = np.repeat([[1, 2, 3, 0]], 512, axis=1)
+    texts = types.SimpleNamespace(segments_BT=segments_BT, positions_BT=np.tile(np.arange(512), 4)[None])
+    found = step.attention_metrics(texts, toy.MODEL.text, skips=True)
+    # By 512 keys, twice for as many queries: of four blocks and those before them each meets its own alone.
+    assert found == {"seen": 3 * 512**2 / 2, "blocks_left_out": pytest.approx(1 - 8 / 20)}
+    assert step.attention_metrics(texts, toy.MODEL.text, skips=False).keys() == {"seen"}
 
 
 @pytest.fixture(scope="module", params=["moe", "gpt_oss"])

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import types
 
 import pytest
 
@@ -171,6 +172,53 @@ def test_stacks_are_printed_where_a_step_does_not_end(tmp_path, capfd):
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize("reached", ["nothing", "the state", "a batch", "the call"])
+def test_stacks_are_printed_where_a_start_does_not_end(tmp_path, capfd, reached):
+    """Reading the state, making the first batch, compiling the step, the first step itself."""
+    made = Watch(tmp_path, 1, Watching(stacks_after=0.1))
+    if reached != "nothing":
+        made.begin(0, 10)
+    if reached in ("a batch", "the call"):
+        with made.step(1), made.taking(1):
+            pass
+    if reached == "the call":
+        made.dispatched(1, Clock().result(0.0))
+    capfd.readouterr()
+    threading.Event().wait(0.4)
+    made.close()
+    assert "Timeout (0:00:00.1" in capfd.readouterr().err
+
+
+def test_what_goes_on_has_its_time_anew(tmp_path, monkeypatch, caplog):
+    """Each part of a start, a line that says how far a long one is, a step, a checkpoint."""
+    armed = []
+    monkeypatch.setattr(watch.faulthandler, "dump_traceback_later", lambda after, **how: armed.append(after))
+
+    def counted(call, *given):
+        before = len(armed)
+        call(*given)
+        return len(armed) - before
+
+    made = Watch(tmp_path, 1, Watching(stacks_after=600.0))
+    assert armed == [600.0]
+    with caplog.at_level(logging.INFO, logger="internvl_jax"):
+        assert counted(logging.getLogger("internvl_jax.data").info, "measured %d of 3 samples", 1) == 1
+    assert counted(made.begin, 0, 10) == 1
+    with made.step(1):
+        taking = made.taking(1)
+        taking.__enter__()
+        assert counted(taking.__exit__, None, None, None) == 1
+    assert counted(made.dispatched, 1, Clock().result(0.0)) == 1
+    assert counted(made.logged, 1, 0.0) == 1
+    saving = made.interval("checkpoint", 1)
+    saving.__enter__()
+    assert counted(saving.__exit__, None, None, None) == 1
+    made.close()
+    made.close()
+    with caplog.at_level(logging.INFO, logger="internvl_jax"):
+        assert counted(logging.getLogger("internvl_jax.data").info, "after the run") == 0
+
+
 @pytest.mark.parametrize("text", ["10", "12:10", "0:3", "a:b", "1:2:3"])
 def test_steps_to_profile_that_can_not_be(text):
     assert Watching.parse("10:12", 5.0) == Watching((10, 12), 5.0)
@@ -179,15 +227,66 @@ def test_steps_to_profile_that_can_not_be(text):
         Watching.parse(text, 0.0)
 
 
-def test_traces_are_of_the_steps_that_were_asked_for(tmp_path, monkeypatch):
+class Devices:
+    """What a trace would hold: devices end a step where somebody waits for it, or at the latest where it is logged."""
+
+    def __init__(self, workdir, monkeypatch):
+        self.events, clock = [], Clock()
+        monkeypatch.setattr(watch.jax.profiler, "start_trace", lambda folder: self.events.append(f"start {folder}"))
+        monkeypatch.setattr(watch.jax.profiler, "stop_trace", lambda: self.events.append("stop"))
+        self.watch = Watch(workdir, 100, Watching((3, 4), 0.0), clock=clock)
+
+    def steps(self, first, last):
+        for number in range(first, last + 1):
+            with self.watch.step(number), self.watch.taking(number):
+                pass
+            self.events.append(f"begun {number}")
+            done = types.SimpleNamespace(block_until_ready=lambda: None)
+            self.watch.dispatched(number, done)
+            # The thread that waits has ended it: what `_settle` asks for.
+            future = self.watch._running[number][-1]
+            self.watch._running[number] = (*self.watch._running[number][:-1], _Told(future, number, self.events))
+            if number > first:
+                self.watch.logged(number - 1, 0.0)
+        self.watch.logged(last, 0.0)
+        self.watch.close()
+
+
+class _Told:
+    """A step's end, which says the first time that somebody waits for it."""
+
+    def __init__(self, future, number, events):
+        self._future, self._number, self._events = future, number, events
+
+    def result(self):
+        if f"ended {self._number}" not in self._events:
+            self._events.append(f"ended {self._number}")
+        return self._future.result()
+
+
+def test_traces_hold_the_steps_that_were_asked_for_and_no_part_of_others(tmp_path, monkeypatch):
     """What a trace holds is seen in a run (`train_test`)."""
-    calls = []
-    monkeypatch.setattr(watch.jax.profiler, "start_trace", lambda folder: calls.append(folder))
-    monkeypatch.setattr(watch.jax.profiler, "stop_trace", lambda: calls.append(f"after {run.watch_logged}"))
-    run = Run(tmp_path, Clock(), step=1.0, take=0.0)
-    run.watch._asked = Watching((3, 4), 0.0)
-    logged = run.watch.logged
-    run.watch.logged = lambda number, skipped: (setattr(run, "watch_logged", number), logged(number, skipped))
-    run.steps(2, 7, compiling=0.0)
-    run.watch.close()
-    assert calls == [str(tmp_path / "profile"), "after 4"]
+    devices = Devices(tmp_path, monkeypatch)
+    devices.steps(2, 6)
+    assert devices.events == [
+        *("begun 2", "ended 2", f"start {tmp_path / 'profile'}"),
+        *("begun 3", "begun 4", "ended 3", "ended 4", "stop"),
+        *("begun 5", "begun 6", "ended 5", "ended 6"),
+    ]
+
+
+@pytest.mark.parametrize(("taken", "steps"), [(4, 10), (0, 2), (500, 1000)])
+def test_a_start_without_the_steps_to_profile_says_so(tmp_path, monkeypatch, caplog, taken, steps):
+    devices = Devices(tmp_path, monkeypatch)
+    devices.watch.begin(taken, steps)
+    asked = "steps 3 to 4 were asked for; give some of those"
+    assert caplog.messages == [f"no profile: this start has steps {taken + 1} to {steps}, and {asked}"]
+    devices.watch.close()
+
+
+@pytest.mark.parametrize(("taken", "steps"), [(0, 10), (3, 4)])
+def test_a_start_with_steps_to_profile_says_nothing(tmp_path, monkeypatch, caplog, taken, steps):
+    devices = Devices(tmp_path, monkeypatch)
+    devices.watch.begin(taken, steps)
+    assert not caplog.messages
+    devices.watch.close()

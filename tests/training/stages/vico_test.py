@@ -157,10 +157,12 @@ def test_packed_consistency_equals_samples_alone(start):
     ran = start.first
     corpus = Pipeline(setup.pipeline_config(ran.config), ran.processor).corpus
     samples = [corpus.load(number, None) for number in (8, 1, 5, 13)]
-    packed, alone = (
-        first_step(ran, ran.program.place(consistency_batch(ran, contents)))
-        for contents in ([samples[:2], samples[2:]], [[sample] for sample in samples])
-    )
+    batches = [consistency_batch(ran, rows) for rows in ([samples[:2], samples[2:]], [[sample] for sample in samples])]
+    packed, alone = (first_step(ran, ran.program.place(batch)) for batch in batches)
+    # What the trained model reads, and not its teacher.
+    student_BT, teacher_BT = batches[0].student.segments_BT, batches[0].rows.segments_BT
+    assert packed["tokens"] == np.count_nonzero(student_BT) < np.count_nonzero(teacher_BT)
+    assert packed["seen"] == np.sum((batches[0].student.positions_BT + 0.5)[student_BT > 0])
     assert packed["samples"] == alone["samples"] == 4 and 0 < packed["compressed"] < 1 and packed["loss"] > 0.1
     for metric, value in alone.items():
         np.testing.assert_allclose(packed[metric], value, rtol=1e-5, atol=1e-6, err_msg=metric)

@@ -37,6 +37,11 @@ class RolloutBatch(NamedTuple):
     routes_BTLK: np.ndarray | None = None
     sampled_BT: np.ndarray | None = None
 
+    @property
+    def texts(self) -> Batch:
+        """What the trained model reads."""
+        return self.rows
+
 
 def empty_responses(settings: GspoConfig, model: InternVLConfig, sizes: RowConfig) -> RolloutBatch:
     """A row without any."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from internvl_jax.data import Batch, ChatInputs, RowConfig, Sample, assemble_row, interleaved, stack_rows
+from internvl_jax.data import Batch, ChatInputs, RowConfig, Sample, assemble_row, row_order, stack_rows
 from internvl_jax.errors import InputError
 
 
@@ -81,7 +81,7 @@ def lay_out(
     rows: int,
     micro_batches: int,
 ) -> ResponseLayout:
-    """Rows of all responses, filled one after the other, those without any in the last micro-batches.
+    """Rows of all responses, filled one after the other, in the order of `row_order`.
 
     Args:
       prompts: each prompt's tokens and tiles.
@@ -97,12 +97,12 @@ def lay_out(
             f"{config.tile_budget} tiles, but run.rows is {rows}; raise data.tile_budget or run.rows"
         )
     firsts = np.cumsum([0, *map(len, responses)])
+    contents = [[_sample(prompts[p], [responses[p][g] for g in members], p) for p, members in row] for row in packed]
     made, numbers_BX = [], np.full((rows, config.token_budget), -1, np.int32)
-    for row, place in enumerate(interleaved(rows, micro_batches)):
-        content = packed[place] if place < len(packed) else []
-        samples = [_sample(prompts[p], [responses[p][g] for g in members], p) for p, members in content]
-        made.append(assemble_row(samples, config))
-        numbers = [firsts[p] + g for p, members in content for g in members]
+    for row, place in enumerate(row_order(contents, rows, micro_batches)):
+        filled = place < len(packed)
+        made.append(assemble_row(contents[place] if filled else [], config))
+        numbers = [firsts[p] + g for p, members in packed[place] for g in members] if filled else []
         numbers_BX[row, : len(numbers)] = numbers
     batch = stack_rows(made)
     return ResponseLayout(batch, numbers_BX[:, : batch.samples_BX.shape[1]])

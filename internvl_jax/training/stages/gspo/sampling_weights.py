@@ -79,7 +79,7 @@ def resharder(program: Program, where: Placement | None, dtype: str) -> Callable
 
     if where is None:  # in float32 the very arrays
         return lambda params: params if dtype == "float32" else cast(params)
-    return jax.jit(cast, out_shardings=places(program.specs, where))
+    return program.jit(cast, out_shardings=places(program.specs, where))
 
 
 def sampling_params(program: Program, where: Placement | None, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:

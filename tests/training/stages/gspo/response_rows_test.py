@@ -19,7 +19,7 @@ def rows_filled(lengths_PG, tiles_P):
         prompts.append(ChatInputs(tokens_T, np.zeros((tiles, 2, 2, 3), np.uint8), (1,) * tiles))
         responses.append([np.full(length - len(tokens_T), 2, np.int32) for length in lengths_G])
     numbers_BX = lay_out(prompts, responses, CONFIG, lengths_PG.size, 1).responses_BX
-    assert numbers_BX[numbers_BX >= 0].tolist() == list(range(lengths_PG.size))
+    assert sorted(numbers_BX[numbers_BX >= 0].tolist()) == list(range(lengths_PG.size))
     return int((numbers_BX >= 0).any(axis=1).sum())
 
 
@@ -51,3 +51,20 @@ def test_no_responses_fill_more_rows():
 def test_the_longest_responses_fill_them(prompts, group, longest, tiles, expected):
     assert most_rows(prompts, group, longest, tiles, TOKENS, TILES) == expected
     assert rows_filled(np.full((prompts, group), longest), np.full(prompts, tiles)) == expected
+
+
+def test_rows_of_like_work_stand_side_by_side():
+    """And rows without a response in the last micro-batches; what is placed by response is found again."""
+    rng, micro_batches, rows = np.random.default_rng(0), 4, 40
+    prompts = [ChatInputs(np.array([1, 1, 1], np.int32), np.zeros((0, 2, 2, 3), np.uint8), ()) for _ in range(8)]
+    responses = [[np.full(length, 2, np.int32) for length in rng.integers(1, 56, 4)] for _ in prompts]
+    layout = lay_out(prompts, responses, CONFIG, rows, micro_batches)
+    segments_BT = layout.rows.segments_BT
+    costs = np.array([sum((row_T == s).sum() ** 2 for s in range(1, row_T.max() + 1)) for row_T in segments_BT])
+    costs = costs.reshape(-1, micro_batches)
+    parts = -(-np.count_nonzero(costs) // len(costs))
+    assert 0 < parts < micro_batches and not costs[:, parts:].any()
+    assert all(costs[:, j].min() >= costs[:, j + 1].max() for j in range(micro_batches - 1))
+    values = [rng.random(len(response)).astype(np.float32) for group in responses for response in group]
+    for found, value in zip(layout.pick(layout.place(values)), values, strict=True):
+        np.testing.assert_array_equal(found, value)
