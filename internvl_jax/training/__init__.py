@@ -11,7 +11,7 @@ from internvl_jax.training.config import (
     TrainConfig,
 )
 from internvl_jax.training.run import hooks
-from internvl_jax.training.run.adapting import with_adapter
+from internvl_jax.training.run.adapting import trained_paths, with_adapter
 from internvl_jax.training.run.loop import train
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.run.watch import Watching
@@ -54,5 +54,6 @@ __all__ = [
     "sampling_memory",
     "sampling_place",
     "train",
+    "trained_paths",
     "with_adapter",
 ]

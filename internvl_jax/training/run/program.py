@@ -19,7 +19,7 @@ from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, 
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig
 from internvl_jax.training.run import compiler
-from internvl_jax.training.run.adapting import frozen_base, plain_params, saved_paths, state_dtype
+from internvl_jax.training.run.adapting import check_thawed, frozen_base, plain_params, saved_paths, state_dtype
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
@@ -104,7 +104,9 @@ def make_program(
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
     reference_graphdef, _ = sharding.structure(PARTS["all"], dataclasses.replace(model, flash=None, lora=None), runtime)
     where, lora = sharding.shardings(specs, mesh, rules), model.lora
-    assigned = frozen_base(assign(specs, optim.groups), lora)
+    assigned = assign(specs, optim.groups)
+    check_thawed(assigned, lora, objective.idle)
+    assigned = frozen_base(assigned, lora)
     dtypes = {path: state_dtype(path, spec, lora, runtime.dtype, in_products(path)) for path, spec in specs.items()}
     check_idle(assigned, objective.idle, name)
     tx = optimizer(optim, run.steps, assigned)
