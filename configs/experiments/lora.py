@@ -8,9 +8,9 @@ path; everything else is frozen and in bfloat16. (There a row is a sample, here 
 by pattern: --config.lora.targets='^(vit|lm)\.layers', the projector whole with --config.lora.whole='^projector'. Every
 stage takes these fields: --config=gspo:8b --config.lora.rank=16. docs/LORA.md has a worked example.
 
-Hardware: a step is four micro-batches of four rows, which one GPU of 80 GB (8B) takes together, and four chips
-(v6e:2x2) share; run.micro_batches has to leave every chip a row. `launch.plan` says what else there is room for
-(run.remat).
+Hardware: a step is eight micro-batches of two rows, which one GPU of 80 GB (8B) takes together: 74 GB by plan, for
+which a CPU's compiler stands in. Four chips (v6e:2x2) share four rows: --config.run.micro_batches=4. `launch.plan` says
+what else there is room for (run.remat).
 """
 
 import dataclasses
@@ -31,5 +31,5 @@ def get_config(size: str) -> TrainConfig:
     config.model = dataclasses.replace(config.model, vision=dataclasses.replace(config.model.vision, drop_path=0.0))
     if not tiny:
         config.data.token_budget, config.data.tile_budget, config.data.max_tiles = 8192, 24, 6
-        config.run.rows, config.run.micro_batches = 16, 4
+        config.run.rows, config.run.micro_batches = 16, 8
     return config
