@@ -5,6 +5,7 @@
 
 from checkpoint_convert import sink
 from checkpoint_convert.adapted import attach, changed_tensors, load_adapted, merge
+from checkpoint_convert.adapters import Adapter
 from checkpoint_convert.conversion import Format, convert
 from checkpoint_convert.describe import describe
 from checkpoint_convert.export_config import released_config
@@ -23,6 +24,7 @@ from checkpoint_convert.source import open_directory, read_safetensors
 from checkpoint_convert.tables import TABLES
 
 __all__ = [
+    "Adapter",
     "Format",
     "TABLES",
     "attach",

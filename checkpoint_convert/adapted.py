@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from checkpoint_convert.adapters import Adapter, attached
+from checkpoint_convert.adapters import Adapter, attached, check_plain
 from checkpoint_convert.hf_config import language_model
 from checkpoint_convert.peft_config import FILE
 from checkpoint_convert.peft_reader import read_adapter
@@ -59,8 +59,7 @@ def attach(model: InternVL, adapter: Adapter) -> InternVL:
     Raises:
       InputError: it has one already.
     """
-    if model.config.lora is not None:
-        raise InputError("the model has an adapter already; merge that first (launch.convert), or give its base")
+    check_plain(model.config.lora)
     config = dataclasses.replace(model.config, lora=adapter.lora)
     graphdef, specs = structure_of(config, model.runtime)
     where = places(specs, model.runtime.placement)

@@ -43,6 +43,12 @@ class Adapter:
         return sorted(path for path, array in self.params.items() if not all_finite(array))
 
 
+def check_plain(lora: LoraConfig | None) -> None:
+    """Raises InputError for a base that has an adapter itself."""
+    if lora is not None:
+        raise InputError("the model has an adapter already; merge that first (launch.convert), or give its base")
+
+
 def attached(params: Params, adapter: Adapter, where: Mapping[str, Sharding], dtype: jnp.dtype) -> Params:
     """The parameters of an adapted model, of those of the model without adapter, which become its own.
 

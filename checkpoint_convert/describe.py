@@ -1,4 +1,6 @@
-"""What a checkpoint holds, from config.json, the headers of its files and its tokenizer: no weight is read."""
+"""What a checkpoint holds, from config.json, the headers of its files and its tokenizer: no weight is read but those of
+an adapter that lies among them.
+"""
 
 import collections
 import dataclasses
@@ -10,6 +12,7 @@ from typing import Any
 
 from checkpoint_convert.account import match
 from checkpoint_convert.hf_config import UNKNOWN_TOKEN, read_config
+from checkpoint_convert.peft_reader import wrapped_adapter
 from checkpoint_convert.released import load_processor, released_table
 from checkpoint_convert.side_files import has_tokenizer
 from checkpoint_convert.source import open_directory
@@ -37,8 +40,8 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
       directory's name says, else None), parameters, bytes, dtypes {name: parameters}, tied_embeddings, tokens_per_tile,
       flash {tokens_per_compressed_tile, relative_threshold, absolute_threshold} (None but for Flash models),
       tiles [least, most] of a picture, template, special_tokens {string: id}, adapter {base, ranks, alphas, weights,
-      whole} (None where there is none; where its base lies elsewhere, parameters, bytes and dtypes are its own). What a
-      directory doesn't say is None.
+      whole} (None where there is none; where its base lies elsewhere, parameters, bytes and dtypes are its own;
+      where it lies within a released checkpoint, those of the model without it). What a directory doesn't say is None.
 
     Raises:
       InputError: see `read_config`, `open_directory`, `account.match` and `params_io.read_specs`.
@@ -59,9 +62,11 @@ def describe(directory: str | pathlib.Path, sizes: Mapping[str, InternVLConfig])
         form, processor = released.format, load_processor(directory) if has_tokenizer(directory) else None
         token = UNKNOWN_TOKEN if form == "github" else None
         config = released.vision() if form == "vit" else released.model(token)
-        leaves = match(directory, split(stored)[0], released_table(released), specs_of(config))
+        tensors = split(stored)[0]
+        leaves = match(directory, tensors, released_table(released), specs_of(config))
         packed = sum(math.prod(leaf.shape) for leaf in leaves if leaf.row.in_bytes)
-        tensors = {**stored}
+        if isinstance(config, InternVLConfig) and (adapter := wrapped_adapter(directory, config)) is not None:
+            config = dataclasses.replace(config, lora=adapter.lora)
     stage = _STAGE.search(directory.resolve().name)
     return {
         "format": form,

@@ -74,7 +74,7 @@ def read_peft_config(directory: pathlib.Path) -> PeftConfig:
                 "(merge_and_unload, save_pretrained), or train one without it"
             )
     began = values.get("init_lora_weights")
-    if isinstance(began, str) and began.startswith(_OTHER_BASE):
+    if isinstance(began, str) and began.lower().startswith(_OTHER_BASE):  # PEFT takes them in any case
         raise InputError(
             f"{file}: init_lora_weights is {began!r}, which changed the weights of the base too; save the adapter with "
             "path_initial_model_for_weight_conversion, or merge it with PEFT"

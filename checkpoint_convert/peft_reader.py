@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from checkpoint_convert.account import refuse
-from checkpoint_convert.adapters import Adapter
+from checkpoint_convert.adapters import Adapter, check_plain
 from checkpoint_convert.hf_config import language_model
 from checkpoint_convert.peft_config import WEIGHTS, read_peft_config
 from checkpoint_convert.rows import Row, SharedRow
@@ -56,9 +56,10 @@ def read_adapter(directory: str | pathlib.Path, config: InternVLConfig) -> Adapt
       config: of the model without adapter.
 
     Raises:
-      InputError: files that are missing or broken, see `read_peft_config`; tensors that are not of this model, not of
-        the shapes that it needs, incomplete, or not finite.
+      InputError: the model has an adapter already; files that are missing or broken, see `read_peft_config`; tensors
+        that are not of this model, not of the shapes that it needs, incomplete, or not finite.
     """
+    check_plain(config.lora)
     directory = pathlib.Path(directory)
     peft = read_peft_config(directory)
     prefix = "base_model.model."

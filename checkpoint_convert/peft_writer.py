@@ -23,7 +23,7 @@ from checkpoint_convert.sink import SafetensorsWriter, write_json
 from checkpoint_convert.structures import specs_of
 from checkpoint_convert.tables import TABLES
 from internvl_jax.errors import InputError
-from internvl_jax.models import AdaptedWeight, InternVLConfig
+from internvl_jax.models import NO_MATRICES, AdaptedWeight, InternVLConfig
 from internvl_jax.sharding import ParamSpec
 
 _MODULES = {
@@ -100,7 +100,7 @@ def _module_name(tensor: str, form: str) -> str:
 def _modules(weight: AdaptedWeight, adapter: Adapter, row: Row | None, spec: ParamSpec, form: str) -> Iterator[_Module]:
     shape = () if row is None else row.source_shape(spec.shape)
     product = row is not None and all(name.endswith(".weight") for name in row.templates) and len(shape) == 2
-    if row is None or not product or isinstance(row, SharedRow) or weight.path in ("lm.embed", "vit.patch"):
+    if row is None or not product or isinstance(row, SharedRow) or weight.path in NO_MATRICES:
         raise InputError(
             f"{weight.path} is no module with a matrix of its own in the format {form!r}, so PEFT has no adapter of "
             "it; convert to a whole checkpoint, which merges it"

@@ -11,10 +11,10 @@ from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, Processor, images
 from internvl_jax.errors import InputError
 from internvl_jax.inference import MODEL_THRESHOLDS, SamplingParams, Thresholds
 from internvl_jax.models import InternVL
-from launch import checkpoint, together
+from launch import checkpoint, own_adapter, together
 from launch.sampling_flags import REASONING, THINKING
 
-_ANSWERED_BY = ("thinking", "reasoning", "max_tiles", "dtype", "quantise", "cache")  # flags
+_ANSWERED_BY = ("thinking", "reasoning", "max_tiles", "dtype", "quantise", "cache", "adapter")  # flags
 _MAX_TILES = flags.DEFINE_integer("max_tiles", None, "most tiles of a picture; default: the model's", 1, 4096)
 _THRESHOLDS = {
     "relative": flags.DEFINE_float("relative_threshold", None, "Flash: share of tiles kept full; default: the model's"),
@@ -52,7 +52,7 @@ def known_by(sampling: SamplingParams, limits: Thresholds) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened() -> Iterator[tuple[InternVL, Processor]]:
     """`together.opened`, with the processor as flags want it."""
-    with together.opened() as (model, processor):
+    with together.opened(own=own_adapter.given()) as (model, processor):
         yield model, adjusted(processor)
 
 

@@ -20,7 +20,7 @@ from absl import flags
 from internvl_jax.data import Processor, split_thinking
 from internvl_jax.inference import Answer, complete, converse, message, saying
 from internvl_jax.models import InternVLConfig
-from launch import answering, best_of_chat, checkpoint, drawing, sampling_flags, showing, together
+from launch import answering, best_of_chat, checkpoint, drawing, own_adapter, sampling_flags, showing, together
 
 _PROMPT = flags.DEFINE_string("prompt", None, "one question; without it, a conversation in the terminal")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -65,4 +65,4 @@ def _tell_tokens(answer: Answer, config: InternVLConfig) -> None:
 
 
 if __name__ == "__main__":
-    together.run(main)
+    together.run(main, own=own_adapter.given)

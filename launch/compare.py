@@ -8,7 +8,8 @@
 With --adapter the inputs are those of the checkpoint's case, the outputs those beside the adapter (PEFT, or a whole
 checkpoint with adapters); --merge compares the merged model and its tensors (merged.safetensors) too.
 With --quantise the inputs are those of the checkpoint's case, and the integers and scales of the reference
-(quantized.safetensors) are compared too.
+(quantized.safetensors) are compared too; from the case's own outputs come what rounding costs: mean_kl (nats),
+same_argmax and same_greedy_tokens (shares).
 With --mesh the model lies on several devices, by default on one, and in all processes of a pod; --chunk has the engine
 read prompts in parts, --page keep keys and values in pages.
 Runs in float32 with exact products. The last line of stdout is JSON with the largest absolute error of each array of
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
             report = compare_adapter(adapted, folder, inputs, _MERGE.value, _CHUNK.value, _PAGE.value)
         elif how:
             model = load_bare(directory, *given, quantise=how)
-            report = compare_quantised(model, _REFERENCE.value, inputs, _CHUNK.value, _PAGE.value)
+            report = compare_quantised(model, _REFERENCE.value, inputs, _CHUNK.value, _PAGE.value, outputs)
         else:
             report = compare(load_bare(directory, *given), inputs, outputs, _CHUNK.value, _PAGE.value)
         if processes.process == 0:

@@ -20,6 +20,7 @@ from launch import (
     answering,
     best_of_flags,
     needs,
+    own_adapter,
     paths,
     question_answers,
     sampling_flags,
@@ -66,4 +67,4 @@ def _answer(sampling: SamplingParams, thresholds: Thresholds) -> None:
 
 
 if __name__ == "__main__":
-    together.run(main)
+    together.run(main, own=own_adapter.given)

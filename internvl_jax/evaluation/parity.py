@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -48,13 +49,20 @@ def image_token_id(meta: Mapping[str, Any]) -> int | None:
 
 
 def compare(
-    model: InternVL | InternViT, inputs: Arrays, outputs: Arrays, chunk: int | None = None, page: int | None = None
+    model: InternVL | InternViT,
+    inputs: Arrays,
+    outputs: Arrays,
+    chunk: int | None = None,
+    page: int | None = None,
+    base: Arrays | None = None,
 ) -> Report:
     """Largest absolute error of every recorded array, and whether recorded tokens are the model's own.
 
     Args:
       chunk: tokens of a prompt that the engine reads at a time; None: all.
       page: tokens of a page, for an engine whose rows have pages; None: they have slots.
+      base: recorded outputs of the model that this one was rounded from, for what that cost: `mean_kl` in nats a
+        position, `same_argmax` and `same_greedy_tokens` as shares of positions and of tokens.
     """
     with jax.default_matmul_precision("highest"):
         if isinstance(model, InternViT):
@@ -69,7 +77,9 @@ def compare(
             slots += outputs["greedy_tokens"].shape[-1] if "greedy_tokens" in outputs else 0
             ladders = dataclasses.replace(ladders, classes=((rows, slots),), page=page)
         engine = Engine(model, vocabulary, ladders)
-        return (compare_flash if "gate_probs" in outputs else compare_model)(model, engine, inputs, outputs)
+        if "gate_probs" in outputs:
+            return compare_flash(model, engine, inputs, outputs)
+        return compare_model(model, engine, inputs, outputs, base or {})
 
 
 def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
@@ -88,7 +98,7 @@ def compare_tower(tower: InternViT, inputs: Arrays, outputs: Arrays) -> Report:
     return report
 
 
-def compare_model(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays) -> Report:
+def compare_model(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays, base: Arrays) -> Report:
     tiles = _channels_last(inputs["pixel_values"])
     graphdef, _ = nnx.split(model, nnx.Param)
     features = jax.jit(lambda params, tiles: bind(graphdef, params).encode(tiles).features_GPD)(flatten(model), tiles)
@@ -102,6 +112,8 @@ def compare_model(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arra
     out, logits_BTV = _run(model, inputs["input_ids"], mask_BT, tiles)
     if "logits" in outputs:
         report["logits"] = _error(logits_BTV[mask_BT], outputs["logits"][mask_BT])
+    if "logits" in base:
+        report |= _distances(logits_BTV[mask_BT], base["logits"][mask_BT])
     if "llm_hidden_0" in outputs:
         hidden = np.asarray([*out.aux["hidden"], out.hidden_BTD])
         report |= {
@@ -115,7 +127,9 @@ def compare_model(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arra
     losses = {f"loss_weighted_{weighting}": weighting for weighting in WEIGHTINGS} | {"loss": "square"}
     for name in (name for name in losses if name in outputs):
         report[name] = abs(_loss(logits_BTV, inputs["labels"], losses[name]) - float(outputs[name]))
-    return report | _compare_greedy(model, engine, inputs, outputs, tiles) if "greedy_tokens" in outputs else report
+    if "greedy_tokens" not in outputs:
+        return report
+    return report | _compare_greedy(model, engine, inputs, outputs, tiles, base.get("greedy_tokens"))
 
 
 def compare_flash(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays) -> Report:
@@ -212,7 +226,18 @@ def _run(model: InternVL, tokens_BT: np.ndarray, mask_BT: np.ndarray, tiles: np.
     return jax.tree.map(_whole, found)
 
 
-def _compare_greedy(model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays, tiles: np.ndarray) -> Report:
+def _distances(logits_NV: np.ndarray, base_NV: np.ndarray) -> Report:
+    """How far the distributions of tokens are from those of the model that this one was rounded from."""
+    ours_NV, theirs_NV = (jax.nn.log_softmax(jnp.asarray(x, jnp.float32)) for x in (logits_NV, base_NV))
+    return {
+        "mean_kl": float(jnp.mean(jnp.sum(jnp.exp(theirs_NV) * (theirs_NV - ours_NV), axis=-1))),
+        "same_argmax": float(np.mean(np.argmax(logits_NV, axis=-1) == np.argmax(base_NV, axis=-1))),
+    }
+
+
+def _compare_greedy(
+    model: InternVL, engine: Engine, inputs: Arrays, outputs: Arrays, tiles: np.ndarray, base_BT: np.ndarray | None
+) -> Report:
     """The engine's answers, and the logits of one pass over prompts and recorded answers."""
     prompts_BT, prompt_mask_BT = inputs["prompt_input_ids"], inputs["prompt_attention_mask"].astype(bool)
     wanted_BT = outputs["greedy_tokens"]
@@ -227,7 +252,10 @@ def _compare_greedy(model: InternVL, engine: Engine, inputs: Arrays, outputs: Ar
         longest = max(map(len, rows))
         return np.array([row + [0] * (longest - len(row)) for row in rows])
 
-    report: Report = {"greedy_tokens_equal": np.array_equal(answers(), wanted_BT)}
+    found_BT = answers()
+    report: Report = {"greedy_tokens_equal": np.array_equal(found_BT, wanted_BT)}
+    if base_BT is not None:
+        report["same_greedy_tokens"] = float(np.mean(found_BT == base_BT))
     if "greedy_tokens_eos" in outputs:
         report["greedy_tokens_eos_equal"] = np.array_equal(
             answers(int(inputs["eos_for_greedy_tokens_eos"])), outputs["greedy_tokens_eos"]

@@ -20,6 +20,7 @@ def compare_quantised(
     inputs: Arrays,
     chunk: int | None = None,
     page: int | None = None,
+    base: Arrays | None = None,
 ) -> Report:
     """As `compare`, for the outputs.npz and the quantized.safetensors of a directory: NAME.int8 and NAME.scale for
     every weight in 8 bits, under the names of a released format.
@@ -28,6 +29,7 @@ def compare_quantised(
       model: in 8 bits.
       inputs: those of the case that the reference was made of.
       chunk, page: see `compare`.
+      base: the outputs of that case, of the model before it was rounded: see `compare`.
 
     Raises:
       InputError: a tower alone, or files that are missing or of another model.
@@ -36,7 +38,7 @@ def compare_quantised(
         raise InputError("a vision tower alone has no quantised weights; give the whole model of the case")
     directory = pathlib.Path(directory)
     outputs = read_all_arrays(directory / "outputs.npz", "give the folder of a recorded model in 8 bits")
-    report = compare(model, inputs, outputs, chunk, page)
+    report = compare(model, inputs, outputs, chunk, page, base)
     wanted = read_safetensors(directory / "quantized.safetensors")
     names = [name.removesuffix(_VALUES).removesuffix(_SCALE) for name in wanted]
     ours = {

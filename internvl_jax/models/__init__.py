@@ -79,7 +79,13 @@ from internvl_jax.models.transforms.adapter_places import (
     stacks_of,
 )
 from internvl_jax.models.transforms.lora import difference, merged, with_dropout
-from internvl_jax.models.transforms.lora_config import AdaptedWeight, LoraConfig, adapted_path, plain_path
+from internvl_jax.models.transforms.lora_config import (
+    NO_MATRICES,
+    AdaptedWeight,
+    LoraConfig,
+    adapted_path,
+    plain_path,
+)
 from internvl_jax.models.transforms.quantised_names import (
     QUANTISED,
     Quantised,
@@ -113,6 +119,7 @@ __all__ = [
     "LoraConfig",
     "ModelKind",
     "MoeConfig",
+    "NO_MATRICES",
     "NO_PLACE",
     "NtkConfig",
     "Offload",

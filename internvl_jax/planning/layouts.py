@@ -23,12 +23,12 @@ from internvl_jax.models import (
     Quantised,
     Runtime,
     TextConfig,
-    plain_path,
     stored_dtype,
     with_quantised,
 )
 from internvl_jax.planning.chips import CHIPS, Topology
-from internvl_jax.training import TrainConfig, with_adapter
+from internvl_jax.sharding import parse_mesh
+from internvl_jax.training import TrainConfig, trained_params, with_adapter
 
 # Bytes of a parameter in training: its value, its gradient and two moments, all in float32.
 _STATE = 16
@@ -78,18 +78,56 @@ def parameters(model: InternVLConfig) -> int:
     return sum(math.prod(spec.shape) for spec in specs(model).values())
 
 
-def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any]]:
-    """Fields of RunConfig, from what recomputes least to what needs least memory.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What decides the memory of a run, of what it trains and what stays as it is.
+
+    Attributes:
+      state: bytes of all parameters, and of the gradients and moments of those that are trained.
+      text, tower: whether the backward pass goes through the layers of the language model, of the vision tower.
+      head: bytes of what a chip holds of the output matrix while it makes logits.
+    """
+
+    state: float
+    text: bool
+    tower: bool
+    head: float
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Trained":
+        model = with_adapter(config.model, config.lora)
+        held = specs(model)
+        trained = trained_params(held, model, config.optim)
+        # What is frozen beside adapters has no masters in float32.
+        dtype = np.dtype(config.run.dtype if config.lora.active else np.float32)
+        frozen = lambda path: stored_dtype(path, dtype).itemsize
+        sizes = {path: math.prod(spec.shape) for path, spec in held.items()}
+        state = sum(size * (_STATE if path in trained else frozen(path)) for path, size in sizes.items())
+        # A head and a norm at the end of the language model are reached without its layers, and the router without any.
+        above = {path for path in trained if not path.startswith(("lm.head.", "lm.norm.", "router."))}
+        head = "lm.embed.weight" if config.model.text.tie_embeddings else "lm.head.weight"
+        of_head = [path for path in sizes if path.startswith(head)]
+        # Gathered, its gradient, and that of all chunks so far, in float32; a frozen one has none.
+        copies = 3 * 4 if trained.keys() & set(of_head) else max(map(frozen, of_head))
+        size = config.model.text.vocab * config.model.text.width
+        return cls(state, bool(above), any(path.startswith("vit.") for path in trained), copies * size)
+
+
+def training_layouts(config: TrainConfig, where: Topology, off: float = 0.0) -> list[dict[str, Any]]:
+    """Fields of RunConfig, from what recomputes least to what needs least memory, of all that should fit by arithmetic.
+
+    Args:
+      off: bytes by which a chip's memory is known to be larger than by arithmetic, from what was compiled.
 
     Raises:
       InputError: the rows can't be spread over the chips.
     """
-    rows = config.run.rows
+    rows, trained = config.run.rows, Trained.of(config)
     if rows % where.chips:
         raise InputError(f"{rows} rows can't be spread over the {where.chips} chips of {where}; give another run.rows")
     # Over a whole torus the TPU compiler gathers weights by sums of padded shards, which send twice as much (2026-11):
     # four copies of the state where there is room.
-    copies = 4 if where.chips >= 16 and _fixed(config, where.chips // 4) < where.chip.hbm / 4 else 1
+    copies = 4 if where.chips >= 16 and _fixed(config, trained, where.chips // 4) < where.chip.hbm / 4 else 1
     copies = math.lcm(copies, where.slices)  # between slices goes the sum of gradients alone
     expert = _expert(config.model, where.chips // copies)
     axes = {"data": copies, "fsdp": where.chips // copies // expert, "expert": expert}
@@ -97,16 +135,24 @@ def training_layouts(config: TrainConfig, where: Topology) -> list[dict[str, Any
     rules = "fsdp" if config.model.text.moe is None else "moe"
     together = _together(config, rows // where.chips)
     layout = {"mesh": mesh, "rules": rules, "micro_batches": rows // where.chips // together, "offload": "none"}
-    free = where.chip.hbm - _fixed(config, where.chips // copies)  # `kept` leans high, and compiling decides
+    # `kept` leans high, and compiling decides.
+    free = where.chip.hbm - _fixed(config, trained, where.chips // copies) - off
     # Experts keep nothing of their inner products.
     several = REMATS if config.model.text.moe is None else REMATS[REMATS.index("qkv") :]
-    remats = [name for name in several[:-1] if kept(config, name, together) <= free]
+    remats = [name for name in several[:-1] if kept(config, trained, name, together) <= free]
     host = where.chip.host_memory * _HEADROOM
     # The host's memory is further away: it is for what no layout has room for on the chip.
     offloads = [] if remats else [name for name in several[:-1] if offloaded(config, name, together) <= host]
     found = [layout | {"remat": remat} for remat in remats]
     found += [layout | {"remat": REMATS[-1], "offload": offload} for offload in offloads]
     return [*found, layout | {"remat": REMATS[-1]}]
+
+
+def arithmetic(config: TrainConfig, where: Topology, layout: dict[str, Any]) -> float:
+    """Bytes that a chip needs for a step in one of these layouts, without offload."""
+    trained, copies = Trained.of(config), parse_mesh(layout["mesh"]).get("data", 1)
+    together = config.run.rows // where.chips // layout["micro_batches"]
+    return _fixed(config, trained, where.chips // copies) + kept(config, trained, layout["remat"], together)
 
 
 def _expert(model: InternVLConfig, chips: int) -> int:
@@ -124,27 +170,28 @@ def _together(config: TrainConfig, rows: int) -> int:
     )
 
 
-def kept(config: TrainConfig, remat: str, rows: int = 1) -> float:
+def kept(config: TrainConfig, trained: Trained, remat: str, rows: int = 1) -> float:
     """Bytes that a chip's rows need: what their forward pass keeps for the backward one, and the work of the largest
     layer.
     """
     model, tokens = config.model, config.data.token_budget * rows
     text, vision = model.text, model.vision
     patches = _patches(config, rows)
-    row = text.width + _named(text, remat)
-    saved = 2 * (text.layers * tokens * row + vision.layers * patches * vision.width)
+    saved: float = 2 * trained.text * text.layers * tokens * (text.width + _named(text, remat))
+    saved += 2 * trained.tower * vision.layers * patches * vision.width
     inner = text.mlp if text.moe is None else text.mlp * text.moe.per_token
     work = 4 * tokens * (4 * inner + 4 * text.heads * text.head_width) + 16 * text.heads * tokens * 128 * 2
-    logits = 3 * 4 * (text.vocab * text.width + config.run.logprob_chunk * text.vocab)
+    logits = trained.head + 3 * 4 * config.run.logprob_chunk * text.vocab
     return saved + max(work, 4 * patches * 3 * vision.mlp) + logits
 
 
 def offloaded(config: TrainConfig, offload: str, rows: float = 1, beside: str = "full") -> float:
     """Bytes in the host's memory of what a chip's rows keep there, beside what this remat keeps on the chip."""
-    text, vision = config.model.text, config.model.vision
+    text, vision, trained = config.model.text, config.model.vision, Trained.of(config)
     row = text.width + _named(text, offload) - _named(text, beside)
     tokens = config.data.token_budget * rows
-    return 2 * (text.layers * tokens * row + vision.layers * _patches(config, rows) * vision.width)
+    of_tower = trained.tower * vision.layers * _patches(config, rows) * vision.width
+    return 2 * (trained.text * text.layers * tokens * row + of_tower)
 
 
 def _patches(config: TrainConfig, rows: float) -> float:
@@ -160,21 +207,10 @@ def _named(text: TextConfig, remat: str) -> int:
     return row + (max(0, level - 2) * text.mlp if text.moe is None else 0)
 
 
-def _fixed(config: TrainConfig, chips: int) -> float:
+def _fixed(config: TrainConfig, trained: Trained, chips: int) -> float:
     """Bytes that a chip holds of the state and of its rows' pixels, these twice: as given, and in micro-batches."""
     pixels = config.run.rows * config.data.tile_budget * config.model.vision.image_size**2 * 3
-    return (_state_bytes(config) + 2 * pixels) / chips
-
-
-def _state_bytes(config: TrainConfig) -> float:
-    """Of parameters, gradients and moments: those of an adapter, where the rest is frozen."""
-    model = with_adapter(config.model, config.lora)
-    if model.lora is None:
-        return parameters(model) * _STATE
-    trained = lambda path: plain_path(path) is None or path in model.lora.whole
-    frozen = lambda path: stored_dtype(path, np.dtype(config.run.dtype)).itemsize
-    sizes = {path: math.prod(spec.shape) for path, spec in specs(model).items()}
-    return sum(size * (_STATE if trained(path) else frozen(path)) for path, size in sizes.items())
+    return (trained.state + 2 * pixels) / chips
 
 
 def serving_layout(config: TrainConfig, where: Topology, size: Serving) -> tuple[dict[str, int], str]:
@@ -214,7 +250,9 @@ def _needs(config: TrainConfig, task: str, size: Serving, where: Topology) -> fl
     if task == "rollout":
         return 0.0 if config.run.rows % where.chips == 0 and where.chips > 1 else math.inf
     if task == "train":
-        return math.inf if config.run.rows % where.chips else _fixed(config, where.chips) + kept(config, "full") * 0.9
+        trained = Trained.of(config)
+        least = _fixed(config, trained, where.chips) + kept(config, trained, REMATS[-1]) * 0.9
+        return math.inf if config.run.rows % where.chips else least
     try:
         axes, _ = serving_layout(config, where, size)
     except InputError:

@@ -13,6 +13,7 @@ from internvl_jax.planning.engine_trial import rollout, serving
 from internvl_jax.planning.estimate import STREAM
 from internvl_jax.planning.layouts import Serving, candidates, offloaded, serving_layout, training_layouts
 from internvl_jax.planning.lowering import model_flops, training
+from internvl_jax.planning.search import search
 from internvl_jax.planning.trial import OutOfMemoryError, Trial
 from internvl_jax.sharding import make_mesh, parse_mesh
 from internvl_jax.training import GspoConfig, TrainConfig
@@ -60,14 +61,16 @@ def _best(
 ) -> dict[str, Any]:
     """The plan with the first layout that fits."""
     config = copy.deepcopy(config)
-    if task not in ("train", "rollout") or not auto:
-        return _plan(config, task, where, size, auto, assumed)
-    for layout in training_layouts(config, where):
+
+    def compiled(layout: dict[str, Any]) -> dict[str, Any]:
         run = dataclasses.replace(config.run, **layout)
-        found = _plan(dataclasses.replace(config, run=run), task, where, size, auto, assumed)
-        if found["fits"] or task == "rollout":  # what a step recomputes is nothing to rollouts
-            break
-    return found
+        return _plan(dataclasses.replace(config, run=run), task, where, size, auto, assumed)
+
+    if not auto or task not in ("train", "rollout"):
+        return compiled({})
+    if task == "rollout":  # what a step recomputes is nothing to rollouts
+        return compiled(training_layouts(config, where)[0])
+    return search(config, where, compiled)
 
 
 def _plan(

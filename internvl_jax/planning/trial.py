@@ -46,7 +46,7 @@ class Trial:
         Raises:
           OutOfMemoryError: see there; it is noted.
         """
-        head = {
+        head: dict[str, Any] = {
             "bytes_per_device": {kind: shard_bytes(tree) for kind, tree in lowered.there.items()},
             "replicated": replicated(lowered),
         }
@@ -57,11 +57,19 @@ class Trial:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             reason = re.search(r"Ran out of memory[^\n]{0,300}", str(error))
+            if (used := _used(str(error))) is not None:
+                head["bytes_per_device"]["total"] = used
             self.found[name] = {**head, "fits": False, "reason": reason.group(0) if reason else "out of memory"}
             raise OutOfMemoryError from error
         seconds = round(time.perf_counter() - started, 1)
         self.found[name] = {**head, **_read(lowered, compiled, self.where, self.assumed), "compile_s": seconds}
         return _results(lowered.lowered, compiled)
+
+
+def _used(message: str) -> float | None:
+    """Bytes that the compiler wanted, as it says where there is no room: 'Used 36.25G of 31.25G hbm'."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of ", message)
+    return float(found.group(1)) * 1024 ** ("KMGT".index(found.group(2)) + 1) if found else None
 
 
 def results(lowered: Any) -> Any:

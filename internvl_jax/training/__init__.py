@@ -11,9 +11,8 @@ from internvl_jax.training.config import (
     TrainConfig,
 )
 from internvl_jax.training.run import hooks
-from internvl_jax.training.run.adapting import with_adapter
+from internvl_jax.training.run.adapting import trained_params, with_adapter
 from internvl_jax.training.run.loop import train
-from internvl_jax.training.run.program import trained_params
 from internvl_jax.training.run.setup import build
 from internvl_jax.training.run.watch import Watching
 from internvl_jax.training.stages.gspo.objective import RolloutBatch

@@ -44,6 +44,17 @@ def test_released(golden, case):
     assert report["size"] is report["stage"] is report["template"] is report["special_tokens"] is None
 
 
+def test_a_checkpoint_with_its_adapter_wrapped_in(golden, monkeypatch):
+    """Parameters are the model's."""
+    monkeypatch.undo()
+    folder = golden / "lora_chat_qwen3_github" / "official_wrapped"
+    found, base = describe(folder, SIZES), describe(golden / "chat_qwen3_github", SIZES)
+    adapter = found.pop("adapter")
+    assert {**found, "adapter": None} == base
+    assert (adapter["base"], adapter["ranks"], adapter["alphas"], adapter["whole"]) == (None, [4], [8.0], [])
+    assert {"lm.layers.mlp.up", "vit.layers.attn.qkv"} <= set(adapter["weights"])
+
+
 def test_converted_says_the_same(golden, tmp_path, monkeypatch):
     monkeypatch.undo()
     convert(golden / "hf_qwen3moe", tmp_path / "ours")

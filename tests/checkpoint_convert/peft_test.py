@@ -177,14 +177,23 @@ def changed(golden, tmp_path, change_config=None, change_tensors=None):
         {"trainable_token_indices": [5]},
         {"target_parameters": ["experts.gate_up_proj"]},
         {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "OLoRA"},
         {"peft_type": "IA3"},
         {"something_new": 3},
     ],
-    ids=lambda field: next(iter(field)),
+    ids=lambda field: " ".join(map(str, next(iter(field.items())))),
 )
 def test_what_is_not_read_is_refused_by_name(golden, tmp_path, field):
     with pytest.raises(InputError, match=next(iter(field))):
         changed(golden, tmp_path, field)
+
+
+def test_a_model_that_has_an_adapter_takes_no_second_one(golden):
+    """Named before anything of it is looked for."""
+    config = read_model_config(base_of(golden, ADAPTERS[0]))
+    config = dataclasses.replace(config, lora=read_adapter(golden / ADAPTERS[0], config).lora)
+    with pytest.raises(InputError, match=r"^the model has an adapter already; merge that first"):
+        read_adapter(golden / ADAPTERS[0], config)
 
 
 LAYER = "base_model.model.model.language_model.layers.0.self_attn.q_proj"

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from checkpoint_convert import Adapter, convert, read_model_config
+from checkpoint_convert.peft_writer import write_adapter
 from tests import forks
+from tests.adapters import drawn_adapter
 
 
 def launch(name, *arguments, stdin=""):
@@ -22,6 +25,26 @@ def test_a_prompt_and_a_conversation(checkpoint):
     assert "nowhere.png" in talk.stderr and "commands:" in talk.stderr
     assert "no command /halp" in talk.stderr and talk.stderr.startswith(f"loading {checkpoint} ...\n")
     assert talk.stderr.count("compiling ...\n") == 1
+
+
+def test_an_adapter_answers_beside_its_base(checkpoint, tmp_path):
+    """As the model that it is merged into; one that can't be read is told before anything is loaded."""
+    config = read_model_config(checkpoint)
+    lora, params = drawn_adapter(config, 3)
+    write_adapter(tmp_path, Adapter(lora, {path: 3 * value for path, value in params.items()}), config, "hf", "base")
+    convert(checkpoint, tmp_path / "merged", adapter=tmp_path)
+    options = ("--max_new_tokens=8", f"--image={checkpoint}/a.png", "--prompt=what is it", "--dtype=float32")
+    answers = [
+        launch("chat", *options, f"--checkpoint={directory}", *more)
+        for directory, more in ((checkpoint, ()), (checkpoint, (f"--adapter={tmp_path}",)), (tmp_path / "merged", ()))
+    ]
+    assert not any(done.returncode for done in answers), answers[1].stderr
+    plain, apart, merged = (done.stdout for done in answers)
+    assert plain != apart == merged
+    done = launch(
+        "evaluate", f"--checkpoint={checkpoint}", f"--data={checkpoint}/data.jsonl", f"--adapter={checkpoint}"
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "adapter_config.json" in done.stderr
 
 
 def test_how_weights_are_kept_reaches_the_model(checkpoint):

@@ -67,8 +67,11 @@ def test_recorded_integers_and_scales_to_the_bit(golden):
 def test_recorded_answers(golden, axes):
     mesh = None if axes is None else make_mesh(axes, jax.devices()[:4])
     model = load_bare(golden / "hf_qwen3", "float32", None, mesh, "fsdp_tp", quantise="int8")
-    inputs, _, _ = read_case(golden / "hf_qwen3")
-    report = compare_quantised(model, golden / "int8_hf_qwen3", inputs)
+    inputs, base, _ = read_case(golden / "hf_qwen3")
+    report = compare_quantised(model, golden / "int8_hf_qwen3", inputs, base=base)
+    # What rounding costs, as recorded.
+    assert report.pop("mean_kl") == pytest.approx(8.9e-4, abs=5e-6)
+    assert (report.pop("same_argmax"), report.pop("same_greedy_tokens")) == (63 / 65, 25 / 48)
     assert report.pop("logits") < 1e-4 and report.pop("greedy_tokens_equal") is True
     assert report.pop("quantized_names_equal") is True and set(report.values()) == {0.0}
 

@@ -12,9 +12,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from checkpoint_convert import load_adapted
 from checkpoint_convert.released import load_bare
 from checkpoint_convert.rows import to_released
 from checkpoint_convert.tables import TABLES
+from internvl_jax.evaluation import compare_adapter
 from internvl_jax.evaluation.parity import blocks, compare, image_token_id, read_case
 from internvl_jax.losses import load_balancing, next_token
 from internvl_jax.models import token_logprobs
@@ -54,6 +56,28 @@ def test_outputs(golden, case):
     # gating itself adds is in the next test.
     limits |= dict.fromkeys(limits.keys() & {"gate_probs", "quantiles"}, 3e-5)
     assert not {name: error for name, error in errors.items() if not error <= limits[name]}
+
+
+SOAK = pytest.mark.soak
+ADAPTERS = [
+    "hf_qwen3/all_rslora",
+    *(pytest.param(f"hf_qwen3/{name}", marks=SOAK) for name in ("lm", "projector_whole")),
+    *(pytest.param(f"chat_qwen3_github/{name}", marks=SOAK) for name in ("adapter", "official_wrapped")),
+]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_apart_and_merged(golden, name):
+    """Logits, greedy tokens and every tensor that merging changes, as PEFT has them."""
+    case, folder = golden / name.partition("/")[0], golden / f"lora_{name}"
+    inputs, _, meta = read_case(case)
+    model = load_adapted(case, folder, "float32", image_token_id(meta))
+    report = compare_adapter(model, folder, inputs, True, None, None)
+    changed = load_file(folder / "merged.safetensors").keys()
+    assert len(changed) >= 12 and changed <= report.keys()
+    for merged in ("", "merged_"):
+        assert report[f"{merged}greedy_tokens_equal"] is True and report[f"{merged}logits"] < 2e-4
+    assert report["merged_names_equal"] is True and max(report[tensor] for tensor in changed) < 1e-6
 
 
 def test_gating_of_recorded_features(golden):

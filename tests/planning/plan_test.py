@@ -85,12 +85,12 @@ def test_weights_and_keys_in_8_bits_need_less():
 
 
 def test_a_frozen_base_in_8_bits_leaves_room_for_activations():
-    """Of a 14B that is adapted on four H100; and a config's own offload is no part of what is chosen."""
+    """Of a 14B that is adapted on an H100; and a config's own offload is no part of what is chosen."""
     config = sft.get_config("14b")
-    config.lora.rank, config.run.offload = 8, "qkv"
+    config.lora.rank, config.run.offload, config.run.rows = 8, "qkv", 64
     chosen = {}
     for config.lora.quantise in ("", "int8"):
-        layouts = training_layouts(config, Topology.parse("h100:4"))
+        layouts = training_layouts(config, Topology.parse("h100:1"))
         chosen[config.lora.quantise] = [layout["remat"] for layout in layouts]
         assert {layout["offload"] for layout in layouts} == {"none"}
     assert len(chosen["int8"]) > len(chosen[""])

@@ -15,7 +15,7 @@ from checkpoint_convert import convert, read_adapter
 from internvl_jax.data.rows.pipeline import Pipeline
 from internvl_jax.errors import InputError, Stopped
 from internvl_jax.inference import read_values
-from internvl_jax.models import AdaptedWeight, LoraConfig, plain_path
+from internvl_jax.models import UNUSED_PARTS, AdaptedWeight, LoraConfig, plain_path
 from internvl_jax.sharding import flatten, locate, read_specs
 from internvl_jax.training import LoraGroup, LoraSettings, train, with_adapter
 from internvl_jax.training.run import program as programs
@@ -133,6 +133,8 @@ def test_resumed_equals_uninterrupted_and_a_checkpoint_holds_the_adapter(start, 
     ("changes", "message"),
     [
         ({"targets": "^nothing$"}, "lora.targets.*finds no weight"),
+        ({"targets": "^lm"}, "lora.targets.*finds lm.embed, which is no matrix, so PEFT would take no adapter of it"),
+        ({"targets": "^vit|projector"}, "lora.targets.*finds vit.patch, which is no matrix"),
         ({"whole": "^nothing$"}, "lora.whole.*finds no parameter"),
         ({"targets": "("}, "lora.targets.*no regular expression"),
         ({"groups": (LoraGroup("("),)}, "lora.groups.*no regular expression"),
@@ -158,6 +160,45 @@ def test_a_run_with_adapters_needs_a_model_and_experts_have_no_dropout(start):
     config = with_lora(toy.config(start, start / "unused", toy.MOE, init_from="x"), targets="experts", dropout=0.1)
     with pytest.raises(InputError, match="dropout"):
         build(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "freeze vit.layers.attn.proj, so its adapter would not be trained"),
+        (
+            {"targets": LoraSettings.targets, "whole": r"^vit\.layers\.norm1"},
+            "freeze vit.layers.norm1.* lora.whole is to",
+        ),
+    ],
+)
+def test_what_a_stage_leaves_as_it_is_gets_no_adapter(start, tmp_path, changes, message):
+    """GSPO, of the tower."""
+    with pytest.raises(InputError, match=rf"^optim\.groups {message}"):
+        setup.build(with_lora(toy.gspo_config(start, tmp_path), **changes))
+
+
+def test_a_router_is_trained_whole_beside_nothing_else(tmp_path):
+    """Of it, what the objective has no gradient for stays frozen; other adapters would stay as they began."""
+    config = toy.router_config(tmp_path, tmp_path)
+    config.lora = LoraSettings(whole=r"^router\.")
+    assert "router.head.weight" in setup.build(config).abstract.opt_state[1].mu
+    config.lora.rank = 2
+    with pytest.raises(InputError, match=r"^optim\.groups freeze lm\.layers\.attn\.k, so its adapter"):
+        setup.build(config)
+    config = toy.router_config(tmp_path, tmp_path)
+    config.lora = LoraSettings(whole=UNUSED_PARTS)
+    with pytest.raises(InputError, match=r"^optim\.groups freeze router\.pooling.*, which lora\.whole is to train"):
+        setup.build(config)
+
+
+def test_a_new_branch_is_not_frozen_at_random(tmp_path):
+    """What a base lacks of a Flash model beside adapters, but for the router, which is a later stage's."""
+    base = {"format": 1, "model": toy.BASE.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(base))
+    program = setup.build(with_lora(toy.consistency_config(tmp_path, tmp_path)))
+    with pytest.raises(InputError, match=r"has no compressed branch: .* train it whole with lora\.whole='\^compressed"):
+        read_initial(str(tmp_path), program, extend=True)
 
 
 def metrics(workdir):

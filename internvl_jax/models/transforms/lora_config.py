@@ -18,6 +18,8 @@ Rank = Annotated[int, Meta(ge=0, le=65536)]
 # The paths of a weight's parameters are such once it is adapted; without adapter they begin with `.weight`. What is
 # stored in another way has several.
 _BASE = re.compile(r"\.weight\.base(?=$|\.)")
+# A table and a convolution: what PEFT has no adapters of as it has them of matrices.
+NO_MATRICES = ("lm.embed", "vit.patch")
 ADAPTER = (".weight.a", ".weight.b", ".weight.scale")
 
 

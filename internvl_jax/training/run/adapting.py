@@ -10,6 +10,7 @@ import numpy as np
 from internvl_jax.errors import InputError
 from internvl_jax.models import (
     FLASH_PARTS,
+    NO_MATRICES,
     PARTS,
     AdaptedWeight,
     InternVLConfig,
@@ -20,7 +21,8 @@ from internvl_jax.models import (
     plain_path,
 )
 from internvl_jax.sharding import Params, ParamSpec, structure
-from internvl_jax.training.config import Group, LoraSettings
+from internvl_jax.training.config import Group, LoraSettings, OptimConfig
+from internvl_jax.training.run.optim import assign
 from internvl_jax.validation import shown
 
 _SUFFIX = ".weight"
@@ -30,8 +32,8 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
     """The model of a run: without the adapter that its start may have had, which is merged, and with its own.
 
     Raises:
-      InputError: a pattern that is no regular expression, or that finds nothing; dropout for adapters of experts;
-        quantised weights that would be trained.
+      InputError: a pattern that is no regular expression, or that finds nothing; adapters of what PEFT has none of, and
+        dropout for those of experts; quantised weights that would be trained.
     """
     plain = dataclasses.replace(model, lora=None, quantised=None)
     if not settings.active:
@@ -49,6 +51,11 @@ def with_adapter(model: InternVLConfig, settings: LoraSettings) -> InternVLConfi
             weights += _adapted(path.removesuffix(_SUFFIX), spec, targets, settings)
     if settings.rank and not weights:
         raise InputError(f"lora.targets: the pattern {settings.targets!r} finds no weight; correct it")
+    if tables := [each.path for each in weights if each.path in NO_MATRICES]:
+        raise InputError(
+            f"lora.targets: the pattern {settings.targets!r} finds {tables[0]}, which is no matrix, so PEFT would take "
+            r"no adapter of it; correct it ('^(vit|lm)\.layers' are all layers)"
+        )
     if settings.dropout and (experts := [each.path for each in weights if "expert" in specs[each.path + _SUFFIX].axes]):
         raise InputError(
             f"lora.dropout is {settings.dropout}, but adapters of experts ({experts[0]}) have none; set it to 0"
@@ -101,8 +108,37 @@ def frozen_base(assigned: dict[str, Group], lora: LoraConfig | None) -> dict[str
     return found
 
 
+def check_thawed(assigned: dict[str, Group], lora: LoraConfig | None, idle: str) -> None:
+    """Raises InputError where groups freeze what an adapter is to train: it would stay as it began, without a word.
+
+    Args:
+      idle: a pattern of the parameters that the objective gives no gradient, of which some may be trained whole.
+    """
+    if lora is None:
+        return
+    lost = [path for path, group in assigned.items() if group.frozen and _trained(path, lora)]
+    if found := [path for path in lost if path not in lora.whole]:
+        name = found[0].rpartition(".weight.")[0]
+        raise InputError(
+            f"optim.groups freeze {name}, so its adapter would not be trained: this stage leaves it as it is; narrow "
+            "lora.targets, or thaw it"
+        )
+    if found := [path for path in lost if not re.search(idle, path) or lora.whole == tuple(sorted(lost))]:
+        raise InputError(f"optim.groups freeze {found[0]}, which lora.whole is to train; narrow that, or thaw it")
+
+
 def _trained(path: str, lora: LoraConfig) -> bool:
     return path.endswith((".weight.a", ".weight.b")) or path in lora.whole
+
+
+def trained_params(specs: dict[str, ParamSpec], model: InternVLConfig, optim: OptimConfig) -> dict[str, ParamSpec]:
+    """The parameters that a run has gradients and moments of, adapters and all.
+
+    Raises:
+      InputError: see `assign`.
+    """
+    assigned = frozen_base(assign(specs, optim.groups), model.lora)
+    return {path: specs[path] for path, group in assigned.items() if not group.frozen}
 
 
 def saved_paths(paths: Iterable[str], lora: LoraConfig | None) -> frozenset[str]:

@@ -37,6 +37,7 @@ def read_initial(source: str, program: Program, extend: bool = False) -> Params:
                 "one of it"
             )
         lacking = [path for path in abstract if re.search(FLASH_PARTS, path)]
+        _check_lacking(source, lacking, program)
         theirs["flash"] = ours["flash"]
     _check_same(source, ours, theirs)
     params = adapted_params(read_plain(source, _plain(abstract, set(lacking))), lora)
@@ -44,6 +45,19 @@ def read_initial(source: str, program: Program, extend: bool = False) -> Params:
         _LOG.info("%s has no router and no compressed branch: they begin with random values of run.seed", source)
     fresh = [path for path in abstract if path not in params]
     return params | program.random_params(fresh) if fresh else params
+
+
+def _check_lacking(source: str, lacking: list[str], program: Program) -> None:
+    """Raises InputError where parameters would begin with random values and stay so, frozen beside adapters."""
+    lora, idle = program.model.lora, program.objective.idle
+    if lora is None:
+        return
+    ours = [path for path in lacking if plain_path(path) is not None and not re.search(idle, path)]
+    if lost := [path for path in ours if path not in lora.whole]:
+        raise InputError(
+            f"{source} has no {lost[0].partition('.')[0]} branch: it would begin with random values and stay frozen "
+            r"beside the adapters; train it whole with lora.whole='^compressed\.'"
+        )
 
 
 def read_base(source: str, program: Program) -> Params:

@@ -19,7 +19,7 @@ from internvl_jax.models import FLASH_PARTS, PARTS, InternVLConfig, LoraConfig, 
 from internvl_jax.sharding import PRESETS, Params, ParamSpec, RowShare, Rules
 from internvl_jax.training.config import OptimConfig, RunConfig
 from internvl_jax.training.run import compiler
-from internvl_jax.training.run.adapting import frozen_base, plain_params, saved_paths, state_dtype
+from internvl_jax.training.run.adapting import check_thawed, frozen_base, plain_params, saved_paths, state_dtype
 from internvl_jax.training.run.checkpoints import abstract_like
 from internvl_jax.training.run.optim import assign, check_idle, optimizer
 from internvl_jax.training.run.state import TrainState, new_state, state_shardings
@@ -113,7 +113,9 @@ def make_program(
     # References see every tile at full resolution: the parts of a Flash model are not even loaded.
     reference_graphdef, _ = sharding.structure(PARTS["all"], dataclasses.replace(model, flash=None, lora=None), runtime)
     where, lora = sharding.shardings(specs, mesh, rules), model.lora
-    assigned = frozen_base(assign(specs, optim.groups), lora)
+    assigned = assign(specs, optim.groups)
+    check_thawed(assigned, lora, objective.idle)
+    assigned = frozen_base(assigned, lora)
     dtypes = {path: state_dtype(path, spec, lora, runtime.dtype, in_products(path)) for path, spec in specs.items()}
     check_idle(assigned, objective.idle, name)
     tx = optimizer(optim, run.steps, assigned)
@@ -148,7 +150,7 @@ def make_program(
         abstract_reference=_reference(specs, where, runtime.dtype),
         abstract=abstract_like(shapes, places),
         saved=saved_paths(specs, lora),
-        trained=trained_params(specs, model, optim),
+        trained={path: specs[path] for path, group in assigned.items() if not group.frozen},
         step=jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P()))),
         share=share,
         place=functools.partial(share.place, mesh=mesh, rules=rules),
@@ -156,12 +158,6 @@ def make_program(
         random_params=random_params,
         jit=jit,
     )
-
-
-def trained_params(specs: dict[str, ParamSpec], model: InternVLConfig, optim: OptimConfig) -> dict[str, ParamSpec]:
-    """Those of a model's parameters that are trained, adapters and all."""
-    assigned = frozen_base(assign(specs, optim.groups), model.lora)
-    return {path: specs[path] for path, group in assigned.items() if not group.frozen}
 
 
 def in_products(path: str) -> bool:

@@ -87,7 +87,8 @@ class PreferenceRows:
         self._table_N2, self._path = np.zeros((0, 2), np.float32), pathlib.Path()
 
     def start(self, position: Any) -> None:
-        self._path = table_path(self._folder, self._pipeline, self._reference, self._run.dtype)
+        dtype, quantised = self._run.dtype, self._program.model.quantised
+        self._path = table_path(self._folder, self._pipeline, self._reference, dtype, quantised)
         if not self._shared:
             self._compute(lambda: read_initial(self._reference, self._program), self._program.graphdef)
         self._batches = self._groups(position)
@@ -163,9 +164,11 @@ class PreferenceRows:
         return table_I2
 
 
-def table_path(folder: pathlib.Path, pipeline: Pipeline, reference: str, dtype: str) -> pathlib.Path:
+def table_path(
+    folder: pathlib.Path, pipeline: Pipeline, reference: str, dtype: str, quantised: str | None = None
+) -> pathlib.Path:
     """Where a reference's log-probabilities of these pairs are kept."""
-    return folder / f"reference-{_key(reference, pipeline, dtype)}.npz"
+    return folder / f"reference-{_key(reference, pipeline, dtype, quantised)}.npz"
 
 
 def _enter(table_I2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, ...]) -> None:
@@ -177,13 +180,14 @@ def _enter(table_I2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, .
         table_I2[samples_X[:real], np.arange(real) % 2] = sums_X
 
 
-def _key(source: str, pipeline: Pipeline, dtype: str) -> str:
-    """A digest of the pairs, and of the files of the model: a copy of the model counts as another one."""
+def _key(source: str, pipeline: Pipeline, dtype: str, quantised: str | None) -> str:
+    """A digest of the pairs, of the files of the model (a copy counts as another one), and of how it is computed."""
     checkpoint = locate(source)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(checkpoint)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     met = hashlib.sha256(pipeline.met.tobytes()).hexdigest()
     parts = [pipeline.data_digest, met, str(checkpoint.resolve()), stats, dtype]
+    parts += [quantised] * (quantised is not None)  # tables of earlier versions, which had none, go on
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -20,7 +20,7 @@ from internvl_jax.data.rows.batch import RowConfig, Sample, assemble_row
 from internvl_jax.data.rows.pipeline import Pipeline
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import bind, flatten
-from internvl_jax.training import MpoConfig, train
+from internvl_jax.training import LoraSettings, MpoConfig, train
 from internvl_jax.training.run import hooks, setup
 from internvl_jax.training.run.initial import read_initial
 from internvl_jax.training.stages import preference_rows
@@ -269,6 +269,21 @@ def test_other_data_or_another_model_has_another_table(start, tmp_path):
         path("data", meta=changed_pairs(start, tmp_path / "half", {}, repeat_time=0.5)),
     ]
     assert len({same[0], *others}) == 5
+
+
+def test_a_reference_in_8_bits_has_a_table_of_its_own(start, tmp_path):
+    """The base beside which adapters are trained is the reference."""
+
+    def path(quantise):
+        config = toy.mpo_config(start, tmp_path / "w")
+        config.stage.cache_dir, config.lora = str(tmp_path / "tables"), LoraSettings(rank=2, quantise=quantise)
+        config, processor = setup.prepare(config)
+        source = setup.open_source(config, build(config), processor)
+        source.start(None)
+        source.close()
+        return source._path
+
+    assert path("") == path("") != path("int8")
 
 
 def test_a_table_of_a_shorter_run_is_continued(start, tmp_path):
