@@ -1,5 +1,6 @@
 """The API as clients see it: answers are those of `chat`, refusals are OpenAI's, nobody's row outlives its client."""
 
+import asyncio
 import base64
 import concurrent.futures
 import dataclasses
@@ -8,6 +9,7 @@ import json
 import logging
 import signal
 import socket
+import threading
 import time
 
 import httpx
@@ -163,6 +165,37 @@ def test_text_is_gone_on_with(running):
     assert texts[0]["choices"] == texts[1]["choices"]
     assert texts[0]["usage"]["prompt_tokens"] == tokens["count"]
     assert len(texts[0]["choices"][0]["logprobs"]["tokens"]) == 4
+
+
+def test_tokens_are_made_and_read_by_those_who_may(running, monkeypatch):
+    """They wait as all others do, count as being written, and the loop goes on meanwhile."""
+    service, held = running.server.service, []
+    encode, stream = running.processor.tokenizer.encode, type(running.processor.tokenizer.decode_stream())
+    decode = stream.feed
+    note = lambda: held.append((service.writing, service.admission.requests, threading.current_thread()))
+    monkeypatch.setattr(stream, "feed", lambda self, token: (note(), decode(self, token))[1])
+    tokens = encode("a red Straße " * 500)
+    assert running.client.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": "a red Straße " * 500}
+    assert len(held) == len(tokens) and set(held[0][:2]) == {1} and running._thread not in {each[2] for each in held}
+    assert service.writing == 0
+    monkeypatch.setattr(service.admission, "requests", LIMITS.waiting_requests)
+    for path, body in (("/tokenize", {"messages": ask("x", png(1))}), ("/detokenize", {"tokens": [5]})):
+        assert running.client.post(path, json=body).status_code == 429
+    monkeypatch.setattr(service.admission, "requests", 0)
+    refused = running.client.post("/detokenize", json={"tokens": [5] * (LIMITS.text_chars + 1)})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tokens"
+
+
+def test_who_waits_for_a_worker_waits_so_long(running, monkeypatch):
+    """The time until a request has begun counts from its arrival, not from where the engine has it."""
+    service, workers = running.server.service, running.server._workers
+    monkeypatch.setattr(service, "limits", dataclasses.replace(service.limits, first_seconds=0.3))
+    monkeypatch.setattr(workers, "_idle", asyncio.Queue())
+    for path in (PATH, "/tokenize"):
+        late = running.client.post(path, json={"messages": ask("what?", png(1))})
+        assert late.status_code == 408 and late.json()["error"]["code"] == "timeout", late.text
+        assert "had not begun after" in late.json()["error"]["message"]
+    assert service.writing == service.admission.requests == workers.waiting == 0
 
 
 def complete(running, prompt, **fields):
