@@ -165,6 +165,10 @@ class Writing:
         if self._whole:
             metrics.whole.observe(answers.ended - self._ticket.since)
             metrics.decoded.observe(answers.ended - answers.began)
+            metrics.queued.observe(answers.seated - answers.asked)
+            metrics.read.observe(answers.began - answers.seated)
+            if (written := max(choice.tokens for choice in self.choices)) > 1:
+                metrics.paced.observe((answers.ended - answers.began) / (written - 1))
             metrics.prompt_size.observe(usage.prompt)
             for choice in self.choices:
                 metrics.answer_size.observe(choice.tokens)

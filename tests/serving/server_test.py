@@ -349,6 +349,22 @@ def numbers(running):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
 
 
+def test_numbers_by_the_names_that_dashboards_know(running):
+    before = numbers(running)
+    for _ in range(2):
+        post(running, ask("what?", png(21)), max_tokens=5, ignore_eos=True)
+    after = numbers(running)
+    rose = lambda name: after[f"internvl:{name}"] - before[f"internvl:{name}"]
+    for name in ("queue_time_seconds", "prefill_time_seconds", "time_per_output_token_seconds"):
+        assert rose(f"request_{name}_count") == 2 and rose(f"request_{name}_sum") >= 0
+    assert rose("iteration_tokens_total_sum") >= 2 * 5 and rose("iteration_tokens_total_count") > 2
+    assert rose("num_preemptions_total") == 0
+    tiles = rose("mm_cache_queries_total")
+    assert tiles and rose("mm_cache_hits_total") == tiles / 2
+    spent = rose("request_queue_time_seconds_sum") + rose("request_prefill_time_seconds_sum")
+    assert 0 < spent <= rose("time_to_first_token_seconds_sum")
+
+
 def test_rows_are_free_when_clients_leave(running, monkeypatch):
     """At the next step, long before the answers would have ended by themselves."""
     reader = running.server._reader
@@ -432,8 +448,9 @@ def test_features_of_pictures_take_what_they_may(running, structure, params, pro
     or large models would not start.
     """
     assert len(running.server._reader.engine.tiles.pool_GPD) == 1024
-    assert ladders(1, 64, tiles=300).least_tiles == 300 and ladders(1, 64, feature_bytes=9, tiles=300).least_tiles == 1
-    few = ladders(1, 64, feature_bytes=200 * 4 * 40 * 4)
+    one = ((1, 64),)
+    assert ladders(one, tiles=300).least_tiles == 300 and ladders(one, feature_bytes=9, tiles=300).least_tiles == 1
+    few = ladders(one, feature_bytes=200 * 4 * 40 * 4)
     with pytest.raises(InputError, match="may have 256 tiles, but the features of 200 are kept"):
         Running(bind(structure[0], params), processor, few)
 
