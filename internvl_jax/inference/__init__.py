@@ -38,7 +38,7 @@ from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sample
 from internvl_jax.inference.engine.sampler_leader import LeadingSampler, follow_sampler
 from internvl_jax.inference.engine.sampling import Sampling, stack_params
 from internvl_jax.inference.engine.sampling_params import SamplingParams
-from internvl_jax.inference.engine.tile_features import digest
+from internvl_jax.inference.engine.tile_features import TileFeatures, digest
 from internvl_jax.inference.engine.vision_tower import EncodedTiles, VisionTower
 from internvl_jax.inference.halves import fingerprint, weights_digest
 from internvl_jax.inference.load import load, read_config, read_values, save_model
@@ -87,6 +87,7 @@ __all__ = [
     "TextStream",
     "ThinkingStream",
     "Thresholds",
+    "TileFeatures",
     "Token",
     "VisionTower",
     "Vocabulary",

@@ -24,7 +24,7 @@ from internvl_jax.inference.engine.requests import Request, Token, Vocabulary
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.inference.text import TextStream, ThinkingStream
 from internvl_jax.models import InternVL
-from internvl_jax.sharding import flatten
+from internvl_jax.sharding import Params, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +153,15 @@ class TextReader:
             id = self.engine.add(request)
             self._told[id] = []
             for number in range(len(request.seeds) or 1):
-                stream = TextStream(processor, request.sampling.stop_strings)
-                for token in processor.begin(begun):
-                    stream.feed(token)
+                stream = TextStream(processor, request.sampling.stop_strings, request.sampling.min_tokens)
+                stream.begin(processor.begin(begun))
                 self._streams[id, number] = stream, []
             return id
+
+    def renew(self, params: Params) -> None:
+        """See `Engine.params`; not while another caller has a step written."""
+        with self._lock:
+            self.engine.params = params
 
     def drop(self, id: int) -> None:
         """Ends a request, and forgets what was not taken of it."""
@@ -273,7 +277,7 @@ def get_reader(model: InternVL, processor: Processor) -> TextReader:
     vocabulary = Vocabulary.of(processor)
     if vocabulary not in readers:
         readers[vocabulary] = TextReader(Engine(model, vocabulary))
-    readers[vocabulary].engine.params = flatten(model)
+    readers[vocabulary].renew(flatten(model))
     return readers[vocabulary]
 
 

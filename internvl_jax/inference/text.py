@@ -8,20 +8,32 @@ from internvl_jax.data import THINK, THINK_END, Processor
 class TextStream:
     """Feed tokens, get the text that is certain so far; the joined pieces are the answer, with the thinking before it.
 
+    Args:
+      processor: the one that made the prompt.
+      stop_strings: end the answer where one of them begins.
+      min_tokens: none of them does that ends within so many tokens.
+
     Attributes:
       stopped: a stop string was found or the answer's channel closed; what follows is not part of the answer.
     """
 
-    def __init__(self, processor: Processor, stop_strings: Iterable[str] = ()):
+    def __init__(self, processor: Processor, stop_strings: Iterable[str] = (), min_tokens: int = 0):
         self._stream = processor.decode_stream()
         self._stops = tuple(stop_strings)
+        self._left = min_tokens + 1  # tokens until stop strings count
         self._held = ""
         self.stopped = False
+
+    def begin(self, tokens: Iterable[int]) -> None:
+        """Tokens that the prompt has begun the answer with: no part of it, and no stop string ends in them."""
+        for token in tokens:
+            self._stream.feed(token)
 
     def feed(self, token: int) -> str:
         """The text that this token makes certain; '' while a character or a stop string may still be growing."""
         if self.stopped:
             return ""
+        self._left -= self._left > 0
         text = self._release(self._stream.feed(token))
         if self._stream.ended and not self.stopped:
             text += self._held
@@ -37,9 +49,10 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
-        text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        text, before = self._held + text, len(self._held)
+        # What was held is looked at for those that end behind it; others ended when they did not count yet.
+        found = [at for stop in self._stops if (at := text.find(stop, max(0, before - len(stop) + 1))) >= 0]
+        if found and not self._left:
             self.stopped, self._held = True, ""
             return text[: min(found)]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)

@@ -2,25 +2,20 @@
 
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteException
 
-from internvl_jax.errors import InputError
+from internvl_jax.serving.bodies import CheckedRoute
 from internvl_jax.serving.door import Door, Doors, Message
 from internvl_jax.serving.endpoints import Endpoints
 from internvl_jax.serving.metrics import ApiMetrics
 from internvl_jax.serving.refusals import Refusal
 from internvl_jax.serving.refusing import Refusing
-from internvl_jax.serving.schema import (
-    ErrorBody,
-    explained,
-)
-from internvl_jax.validation import parse_json
+from internvl_jax.serving.schema import ErrorBody, explained
 
-_CLIENTS_OWN = ("schema", "json", "metadata", "logit_bias")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
     for status, what in (
@@ -29,7 +24,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (403, "A host that this server doesn't go by"),
         (404, "No such model"),
         (408, "It took too long"),
-        (413, "The body is too large"),
+        (413, "The body is too large, or has too many values"),
         (429, "Too many wait; Retry-After says when to come again"),
         (500, "The engine is broken"),
         (503, "The server is starting or stopping, or has no vision server"),
@@ -45,38 +40,6 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-class _CheckedRequest(Request):
-    """A request whose body is read once, by the project's own reader."""
-
-    async def json(self) -> Any:
-        try:
-            value = parse_json(await self.body(), "the body")
-        except InputError as error:
-            raise HTTPException(400, str(error)) from None
-        return _without_null(value)
-
-
-def _without_null(value: Any) -> Any:
-    """null stands for a field that isn't there, but in what belongs to the client."""
-    if isinstance(value, list):
-        return [_without_null(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: each if name in _CLIENTS_OWN else _without_null(each) for name, each in value.items() if each is not None
-    }
-
-
-class _CheckedRoute(APIRoute):
-    def get_route_handler(self) -> Any:
-        handle = super().get_route_handler()
-
-        async def checked(request: Request) -> Response:
-            return await handle(_CheckedRequest(request.scope, request.receive))
-
-        return checked
-
-
 def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors, refusing: Refusing) -> Door:
     """The application.
 
@@ -87,7 +50,7 @@ def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors, refusing: 
       refusing: says no.
     """
     app = FastAPI(title="internvl_jax", docs_url=None, redoc_url=None, redirect_slashes=False, responses=_ERRORS)
-    app.router.route_class = _CheckedRoute
+    app.router.route_class = CheckedRoute
     app.post("/v1/chat/completions", responses=_STREAMED)(endpoints.chat)
     app.post("/v1/completions", responses=_STREAMED)(endpoints.complete)
     app.post("/tokenize")(endpoints.tokenize)
@@ -121,7 +84,9 @@ def make_app(endpoints: Endpoints, metrics: ApiMetrics, doors: Doors, refusing: 
 
     @app.exception_handler(StarletteException)
     async def failed(request: Request, error: StarletteException) -> Response:
-        return refuse(request.scope, Refusal(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+        code = "server_busy" if error.status_code == 429 else None
+        headers = dict(error.headers or {})
+        return refuse(request.scope, Refusal(error.status_code, str(error.detail), code=code, headers=headers))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:

@@ -93,8 +93,25 @@ class Doors:
         return Refusal(413, f"the body is larger than the {self.limits.body_bytes:,} bytes that this server takes.")
 
 
+@dataclasses.dataclass
+class _Coming:
+    """A body on its way.
+
+    Attributes:
+      end: `time.monotonic` by which it must be whole.
+      size: bytes that have come.
+      values: commas and opening brackets among them: a list or object has one fewer than values, and its bracket.
+      whole: whether it is.
+    """
+
+    end: float
+    size: int = 0
+    values: int = 0
+    whole: bool = False
+
+
 class Door:
-    """Lets requests through to the application, and bounds their bodies.
+    """Lets requests through to the application, and bounds their bodies, each and all together.
 
     A request's scope says when it `came` and has an `id`, which clients read in the header `x-request-id`.
 
@@ -106,6 +123,7 @@ class Door:
 
     def __init__(self, app: Any, doors: Doors, refuse: Callable[[Message, Refusal], Response]):
         self._app, self._doors, self._refuse = app, doors, refuse
+        self._open = 0  # bytes of bodies that came and whose requests have not ended
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,25 +142,35 @@ class Door:
         except Refusal as refusal:
             await self._refuse(scope, refusal)(scope, receive, send_on)
             return
-        came, whole, end = 0, False, scope["came"] + self._doors.limits.body_seconds
+        coming = _Coming(scope["came"] + self._doors.limits.body_seconds)
+        try:
+            await self._app(scope, lambda: self._received(coming, receive), send_on)
+        finally:
+            self._open -= coming.size
 
-        async def receive_bounded() -> Message:
-            nonlocal came, whole
-            if whole:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0))
-            except TimeoutError:
-                raise HTTPException(
-                    408, f"the body had not come after {self._doors.limits.body_seconds:g} s."
-                ) from None
-            came += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if came > self._doors.limits.body_bytes:
-                raise HTTPException(413, self._doors.too_large().message)
-            return message
-
-        await self._app(scope, receive_bounded, send_on)
+    async def _received(self, coming: _Coming, receive: Receive) -> Message:
+        """The next of a request, whose body is held against the bounds as it comes."""
+        limits = self._doors.limits
+        if coming.whole:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), max(coming.end - time.monotonic(), 0))
+        except TimeoutError:
+            raise HTTPException(408, f"the body had not come after {limits.body_seconds:g} s.") from None
+        part = message.get("body", b"")
+        coming.size += len(part)
+        self._open += len(part)
+        coming.values += sum(map(part.count, (b",", b"[", b"{")))
+        coming.whole = not message.get("more_body", False)
+        if coming.size > limits.body_bytes:
+            raise HTTPException(413, self._doors.too_large().message)
+        if coming.values > limits.body_values:
+            most = f"{limits.body_values:,} values, commas and brackets of texts included"
+            raise HTTPException(413, f"the body has more than the {most}, that this server takes.")
+        if self._open > limits.open_bytes:
+            busy = "the server is busy: it holds all the bodies that it has memory for; ask again in 1 s."
+            raise HTTPException(429, busy, {"Retry-After": "1"})
+        return message
 
 
 def _is_local(host: str) -> bool:

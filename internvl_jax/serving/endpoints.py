@@ -70,22 +70,25 @@ class Endpoints:
             *((order, functools.partial(self._prompting.text, prompt)) for order, prompt in asked),
         )
 
-    async def tokenize(self, body: TokenizeRequest) -> Response:
+    async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
         """POST /tokenize."""
         self._check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise Refusal(400, "give either prompt or messages.", "prompt")
-        if body.messages is None:
-            prompt = await self._prompting.text(body.prompt)
-        else:
-            prompt = await self._prompting.conversation(body.messages, body.max_dynamic_patch)
-        tokens = prompt.tokens_T.tolist()
+        prompting = self._prompting
+        prompted = (
+            functools.partial(prompting.text, body.prompt)
+            if body.messages is None
+            else functools.partial(prompting.conversation, body.messages, body.max_dynamic_patch)
+        )
+        tokens = (await _unless_gone(request, self._service.beside(prompted))).tokens_T.tolist()
         return as_json({"count": len(tokens), "max_model_len": self._service.context, "tokens": tokens})
 
-    async def detokenize(self, body: DetokenizeRequest) -> Response:
+    async def detokenize(self, body: DetokenizeRequest, request: Request) -> Response:
         """POST /detokenize."""
         self._check_model(body.model)
-        return as_json({"prompt": self._prompting.tokenizer.decode(body.tokens, skip_special=False)})
+        decoded = functools.partial(self._prompting.decoded, body.tokens)
+        return as_json({"prompt": await _unless_gone(request, self._service.beside(decoded))})
 
     async def models(self) -> Response:
         """GET /v1/models."""

@@ -36,14 +36,15 @@ class Answers:
 
     Attributes:
       id: the number of the request.
-      began, ended: `time.monotonic` of the first token and of the last one.
+      asked, seated: `time.monotonic` of when the engine took it, and of the step in which it first got a row.
+      began, ended: the same of the first token and of the last one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, count: int):
         self._loop, self._left = loop, count
         self._pieces: asyncio.Queue[list[Piece] | EngineFailed] = asyncio.Queue()
         self.id: int | None = None
-        self.began = self.ended = 0.0
+        self.asked = self.seated = self.began = self.ended = 0.0
 
     def put(self, found: list[Piece] | EngineFailed) -> None:
         """From the engine's thread."""
@@ -74,7 +75,7 @@ class EngineThread:
       reader: reads the engine, which nobody else uses.
       processor: the one that makes prompts.
       burst: tokens of an answer that are written at a time, at most.
-      stepped: called with the seconds of every step, in the thread.
+      stepped: called with the seconds of every step and the tokens that it reads and writes, in the thread.
 
     Attributes:
       failed: the engine is broken; nothing is answered any more.
@@ -82,7 +83,11 @@ class EngineThread:
     """
 
     def __init__(
-        self, reader: TextReader, processor: Processor, burst: int, stepped: Callable[[float], None] = lambda _: None
+        self,
+        reader: TextReader,
+        processor: Processor,
+        burst: int,
+        stepped: Callable[[float, int], None] = lambda *_: None,
     ):
         self._reader, self._processor, self._burst, self._stepped = reader, processor, burst, stepped
         self._changed = threading.Condition()
@@ -142,6 +147,7 @@ class EngineThread:
         def add() -> None:
             answers.id = self._reader.add(request, self._processor, begun)
             self._owners[answers.id] = answers
+            answers.asked = time.monotonic()
 
         try:
             await self.call(add)
@@ -219,11 +225,15 @@ class EngineThread:
 
     def _step(self) -> None:
         most = max(1, min(self._burst, round(_BURST_SECONDS / self._seconds)))
-        began = time.monotonic()
+        began, read = time.monotonic(), self._reader.engine.prefilled
         pieces = self._reader.step(most)
         seconds = time.monotonic() - began
         self._stepping += seconds
-        self._stepped(seconds)
+        self._stepped(seconds, self._reader.engine.prefilled - read + len(pieces))
+        unseated = self._reader.engine.load.unseated
+        for id, answers in self._owners.items():
+            if not answers.seated and id not in unseated:
+                answers.seated = began
         tokens = max(collections.Counter((piece.id, piece.number) for piece in pieces).values(), default=0)
         if tokens:
             self._seconds = 0.8 * self._seconds + 0.2 * seconds / tokens

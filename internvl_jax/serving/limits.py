@@ -13,6 +13,8 @@ class Limits:
     Attributes:
       body_bytes: bytes of a request's body.
       body_seconds: seconds until the whole body has come.
+      body_values: values in it, as its commas and opening brackets count them, those of texts too.
+      open_bytes: bytes of the bodies of all requests that were let in and have not been answered.
       images: pictures of a request.
       image_bytes: bytes of an encoded picture.
       videos: videos of a request.
@@ -37,6 +39,8 @@ class Limits:
 
     body_bytes: Count = 64 << 20
     body_seconds: Positive = 60.0
+    body_values: Count = 1 << 21
+    open_bytes: Count = 1 << 31
     images: Count = 64
     image_bytes: Count = 20 << 20
     videos: Count = 4
@@ -62,3 +66,7 @@ class Limits:
         check_fields(self, "limits")
         if self.tiles < self.images:
             raise InputError(f"limits.tiles is {self.tiles}, but {self.images} pictures have a tile each; raise it.")
+        if self.open_bytes < self.body_bytes:
+            raise InputError(
+                f"limits.open_bytes is {self.open_bytes}, less than the {self.body_bytes} of one body; raise it."
+            )

@@ -61,12 +61,23 @@ class ApiMetrics(Metrics):
         self.cached_tokens = counter("prefix_cache_hits", "Tokens of prompts that had been read before")
         self.queried_tokens = counter("prefix_cache_queries", "Tokens of prompts that were looked for")
         self.generation_tokens = counter("generation_tokens", "Tokens of answers")
+        self.queued = histogram("request_queue_time_seconds", "From a prompt that is ready until it has a row")
+        self.read = histogram("request_prefill_time_seconds", "From there to its first token")
         self.first = histogram("time_to_first_token_seconds", "From a request to its first token")
         self.between = histogram("inter_token_latency_seconds", "Between two tokens of an answer")
+        self.paced = histogram(
+            "request_time_per_output_token_seconds", "From the first token of a request's answers on, by token"
+        )
         self.whole = histogram("e2e_request_latency_seconds", "From a request to its end")
         self.prepared = histogram("request_prepare_seconds", "Decoding of pictures, tiles and tokens of a request")
         self.looked = histogram("request_vision_seconds", "Until a vision server has given the features of a request")
         self.decoded = histogram("request_decode_time_seconds", "From the first token of an answer to its last")
         self.step = histogram("iteration_seconds", "A step of the engine")
+        self.step_size = histogram("iteration_tokens_total", "Tokens that a step reads and writes", _TOKENS)
         self.prompt_size = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
         self.answer_size = histogram("request_generation_tokens", "Tokens of an answer", _TOKENS)
+
+    def stepped(self, seconds: float, tokens: int) -> None:
+        """Notes a step of the engine."""
+        self.step.observe(seconds)
+        self.step_size.observe(tokens)

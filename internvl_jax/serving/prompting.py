@@ -17,6 +17,7 @@ from internvl_jax.serving.schema import Message
 from internvl_jax.serving.service import ReadyPrompt, Writing
 
 _REMOTE = ("http:", "https:")
+_PIECE = 1 << 12  # tokens that are decoded at a time
 
 
 @dataclasses.dataclass
@@ -31,6 +32,7 @@ class Prompting:
       limits: of texts.
       efforts: whether the model has a choice of reasoning efforts.
       thumbnail: whether a picture of several tiles has one more that shows the whole.
+      decoding: held by whoever decodes tokens: many threads of Python's own would hold up the streams.
     """
 
     config: InternVLConfig
@@ -40,6 +42,7 @@ class Prompting:
     limits: Limits
     efforts: bool
     thumbnail: bool
+    decoding: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
     async def chat(self, messages: list[Message], order: Order) -> ReadyPrompt:
         """The prompt of a conversation.
@@ -70,10 +73,13 @@ class Prompting:
             raise Refusal(
                 400, f"the request has more than {self.limits.images} pictures, the limit; send fewer.", "messages"
             )
-        for image, data in zip(
-            addresses, await asyncio.gather(*(self.fetch(each["url"]) for each in addresses)), strict=True
-        ):
-            image["url"] = data
+        fetching = [asyncio.ensure_future(self.fetch(each["url"])) for each in addresses]
+        try:
+            for image, data in zip(addresses, await asyncio.gather(*fetching), strict=True):
+                image["url"] = data
+        finally:
+            for each in fetching:  # where one is refused, nobody reads the others
+                each.cancel()
         return messages
 
     async def text(self, prompt: str | list[int]) -> ReadyPrompt:
@@ -90,6 +96,23 @@ class Prompting:
             prompt = [*self.tokenizer.begin, *encoded]
         side = self.config.vision.image_size
         return ReadyPrompt(np.array(prompt, np.int32), np.zeros((0, side, side, 3), np.uint8), None)
+
+    async def decoded(self, tokens: list[int]) -> str:
+        """The text of tokens, control tokens included.
+
+        Raises:
+          Refusal: there are too many.
+        """
+        if len(tokens) > self.limits.text_chars:
+            message = f"there are {len(tokens):,} tokens; this server takes {self.limits.text_chars:,}."
+            raise Refusal(400, message, "tokens")
+        stream = self.tokenizer.decode_stream(skip_special=False)
+        feed = lambda piece: "".join(map(stream.feed, piece))
+        texts = []
+        for at in range(0, len(tokens), _PIECE):  # between two pieces it can be broken off, and is not two at a time
+            async with self.decoding:
+                texts.append(await asyncio.to_thread(feed, tokens[at : at + _PIECE]))
+        return "".join(texts) + stream.finish()
 
     def told(self, writing: Writing) -> dict[str, Any]:
         """Which tiles of which pictures the model read with how many tokens, where the request asks for it."""

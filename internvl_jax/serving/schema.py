@@ -52,13 +52,19 @@ Tokens = Annotated[int, Field(ge=1, lt=2**31)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Text = Annotated[str, Field(min_length=1)]
 TileLimit = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(ge=0, le=10**6)]
 
 
 T = TypeVar("T")
-_Some = Annotated[list[T], Field(min_length=1)]
+_BIASES = 300  # as many as OpenAI takes
+_MANY = 4096  # messages, or parts of one: each costs more than its characters
+# The first element that is wrong is enough: with an error for each of a body's millions the server would end.
+_All = Annotated[list[T], Field(fail_fast=True, max_length=_MANY)]
+_Some = Annotated[list[T], Field(fail_fast=True, min_length=1, max_length=_MANY)]
+_Ids = Annotated[list[T], Field(fail_fast=True, min_length=1)]  # the limits say how many tokens there may be
 
 
 class _Strict(BaseModel):
@@ -93,7 +99,7 @@ class VideoUrl(_Strict):
     url: Text
     num_frames: TileLimit | None = None
     fps: Annotated[float, Field(gt=0, le=1000)] | None = None
-    clip: Annotated[list[Seconds], Field(min_length=2, max_length=2)] | None = None
+    clip: Annotated[list[Seconds], Field(fail_fast=True, min_length=2, max_length=2)] | None = None
 
 
 class VideoPart(_Strict):
@@ -107,7 +113,7 @@ class SystemMessage(_Strict):
     """What the model is told before the conversation."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | _All[TextPart]
     name: str | None = None
 
 
@@ -118,7 +124,7 @@ class UserMessage(_Strict):
     """What a user says and shows."""
 
     role: Literal["user"]
-    content: str | Annotated[list[Shown], Field(min_length=1)]
+    content: str | _Some[Shown]
     name: str | None = None
 
 
@@ -126,11 +132,11 @@ class AssistantMessage(_Strict):
     """An earlier answer, as clients keep it; what was thought then is not shown again."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] = ""
+    content: str | _All[TextPart] = ""
     name: str | None = None
     refusal: None = None
     audio: None = None
-    annotations: list[Any] | None = None
+    annotations: _All[Any] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -180,7 +186,7 @@ class StructuredOutputs(_Strict):
     json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
     json_object: bool | None = None
     regex: Text | None = None
-    choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    choice: _Some[Text] | None = None
 
 
 class TemplateOptions(_Strict):
@@ -211,17 +217,17 @@ class Generation(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Text | list[Text] | None = None
+    stop: Text | _All[Text] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(fail_fast=True, max_length=_BIASES)] | None = None
     user: str | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Share | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    stop_token_ids: list[Id] | None = None
+    stop_token_ids: _All[Id] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     skip_special_tokens: _Yes | None = None
@@ -233,7 +239,7 @@ class Generation(_Strict):
 class ChatRequest(Generation):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: _Some[Message]
     max_completion_tokens: Tokens | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
@@ -242,9 +248,9 @@ class ChatRequest(Generation):
     structured_outputs: StructuredOutputs | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     include_reasoning: bool | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: _All[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: _All[Literal["text"]] | None = None
     chat_template_kwargs: TemplateOptions | None = None
     mm_processor_kwargs: PictureOptions | None = None
     max_dynamic_patch: TileLimit | None = None
@@ -263,7 +269,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of POST /v1/completions: text that the model goes on with."""
 
-    prompt: Text | _Some[Text] | _Some[Id] | _Some[_Some[Id]]
+    prompt: Text | _Some[Text] | _Ids[Id] | _Some[_Ids[Id]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: _No | None = None
 
@@ -273,7 +279,7 @@ class TokenizeRequest(_Strict):
 
     model: str | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: _Some[Message] | None = None
     max_dynamic_patch: TileLimit | None = None
 
 
@@ -281,7 +287,7 @@ class DetokenizeRequest(_Strict):
     """The body of POST /detokenize."""
 
     model: str | None = None
-    tokens: list[Id]
+    tokens: Annotated[list[Id], Field(fail_fast=True)]
 
 
 def explained(problems: Sequence[Any]) -> Refusal:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from internvl_jax.data import Processor
 from internvl_jax.errors import InputError
@@ -28,7 +29,7 @@ from internvl_jax.serving.refusing import Refusing
 from internvl_jax.serving.served_adapters import AdapterSources, ServedAdapters
 from internvl_jax.serving.service import Service
 from internvl_jax.serving.structured import Grammars
-from internvl_jax.serving.vision_metrics import add_vision_client
+from internvl_jax.serving.vision_metrics import add_own_tower, add_vision_client
 
 _KEPT_TILES = 1024  # whose features are kept, where it isn't said: of four requests at the limit
 _CPU_PROMPTS, _PROMPTS = (32, 64, 128), (64, 128, 256)  # besides the chunk
@@ -64,34 +65,40 @@ class Served:
 
 
 def ladders(
-    rows: int,
-    context: int,
+    classes: tuple[tuple[int, int], ...],
     chunk: int | None = None,
     page: int | None = None,
     feature_bytes: int | None = None,
     tiles: int = Limits.tiles,
+    reserve: int | None = None,
 ) -> Ladders:
     """Sizes of a server: everything is compiled at its start, so they are few.
 
     Args:
-      rows: answers at a time.
-      context: tokens of a prompt and its answer together.
+      classes: (answers at a time, tokens of a prompt and its answer together), of rows of every length.
       chunk: tokens of prompts that are read between two tokens of those that are answering.
       page: tokens of a page, see `Ladders`.
       feature_bytes: how much the features of pictures may take that are kept; None: what 1,024 tiles take, at most
         1 GiB, but room for a request.
       tiles: how many a request may have.
+      reserve: see `Ladders`.
+
+    Raises:
+      InputError: rows with pages have one length, and grow by themselves.
     """
+    if page is not None and (reserve is not None or len(classes) > 1):
+        raise InputError("rows that have pages are of one length and take them as they grow; leave out --page")
     cpu = jax.default_backend() == "cpu"
-    chunk = min(chunk or (256 if cpu else 512), context)
+    chunk = min(chunk or (256 if cpu else 512), *(context for _, context in classes))
     sizes = tuple(size for size in (_CPU_PROMPTS if cpu else _PROMPTS) if size < chunk)
     return Ladders(
         prompts=(*sizes, chunk),
         together=(1, 4),
         tiles=(1, 2, 4, 8) if cpu else (1, 4, 8, 16),
-        classes=((rows, context),),
+        classes=classes,
         chunk=chunk,
         page=page,
+        reserve=reserve,
         kept_bytes=feature_bytes or Ladders.kept_bytes,
         kept_tiles=None if feature_bytes else _KEPT_TILES,
         least_tiles=1 if feature_bytes else tiles,
@@ -122,7 +129,7 @@ class ApiServer:
                 f"a request may have {limits.tiles} tiles, but the features of {kept} are kept at a time; raise "
                 f"--feature_bytes, or give --limit=tiles={kept}"
             )
-        engine = EngineThread(reader, processor, reader.engine.ladders.piece, metrics.step.observe)
+        engine = EngineThread(reader, processor, reader.engine.ladders.piece, metrics.stepped)
         self._workers = PromptWorkers(processor, served.workers, limits)
         fetch = Fetcher(served.hosts, limits).fetch
         prompting = Prompting(
@@ -133,9 +140,11 @@ class ApiServer:
         grammars = Grammars(processor, reader.engine.vocabulary, limits)
         vision = None
         if served.vision:
-            wire = served.fingerprint.encode()
-            vision = VisionClient(served.vision, config, model=wire, secret=served.secret)
+            wire, dtype = served.fingerprint.encode(), model.runtime.dtype
+            vision = VisionClient(served.vision, config, model=wire, dtype=np.dtype(dtype), secret=served.secret)
             add_vision_client(metrics, vision)
+        else:
+            add_own_tower(metrics, reader.engine.tiles)
         self.service = Service(
             *(engine, limits, metrics, Admission(limits, engine.reading_rate), grammars, vision),
             *(config.image_token_id, reader.engine.longest),
@@ -143,6 +152,7 @@ class ApiServer:
         metrics.gauge("num_requests_running", "Answers that have rows", lambda: engine.load.running)
         metrics.gauge("num_requests_waiting", "Requests without a token", lambda: self.service.admission.requests)
         metrics.gauge("kv_cache_usage_perc", "Share of the cache that is used", lambda: engine.load.share)
+        metrics.count("num_preemptions", "Answers that were put back", lambda: engine.load.preempted)
         self.doors = Doors(served.keys, limits)
         if vision is not None:
             self.doors.vision = lambda: vision.status

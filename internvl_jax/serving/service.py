@@ -1,10 +1,12 @@
 """A request from its order to its answers: admission, prompt, engine. No HTTP here."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -25,6 +27,8 @@ from internvl_jax.serving.structured import Allow, Grammars
 # A line of JSON for every request that came as far as the engine: how much and how long, and nothing of what was said.
 _log = logging.getLogger("internvl_jax.serving")
 requests_log = logging.getLogger("internvl_jax.requests")
+
+T = TypeVar("T")
 
 _ALIVE_SECONDS = 10.0  # a stream says that it lives after so long without a word, or proxies would cut it
 
@@ -55,7 +59,7 @@ class Writing:
       choices: the answers so far.
       usage: what the prompt took.
       seen: what the model read; None before the first token.
-      moved: when it came, or something of its request was last written: how long it may wait counts from then.
+      moved: when it came, or something of its request was last begun or written: how long it may wait counts from then.
     """
 
     def __init__(
@@ -89,10 +93,7 @@ class Writing:
             except TimeoutError:
                 if time.monotonic() >= self._end:
                     word, since = ("ended", begun) if self._answers.began else ("begun", self.moved)
-                    seconds = self._end - since
-                    raise Refusal(
-                        408, f"the answer had not {word} after {seconds:.0f} s; ask again later.", code="timeout"
-                    ) from None
+                    raise _late(word, self._end - since) from None
                 yield []
                 continue
             except EngineFailed as error:
@@ -164,6 +165,10 @@ class Writing:
         if self._whole:
             metrics.whole.observe(answers.ended - self._ticket.since)
             metrics.decoded.observe(answers.ended - answers.began)
+            metrics.queued.observe(answers.seated - answers.asked)
+            metrics.read.observe(answers.began - answers.seated)
+            if (written := max(choice.tokens for choice in self.choices)) > 1:
+                metrics.paced.observe((answers.ended - answers.began) / (written - 1))
             metrics.prompt_size.observe(usage.prompt)
             for choice in self.choices:
                 metrics.answer_size.observe(choice.tokens)
@@ -202,24 +207,43 @@ class Service:
         Raises:
           Refusal: what can't be answered, or not now.
         """
-        ticket, begun = self.admission.ticket(), False
-        self.writing += 1
-        try:
+        with self._entered() as (ticket, leave):
             began = time.monotonic()
-            prompt = await prompted()
-            self.metrics.prepared.observe(time.monotonic() - began)
-            ticket.weigh(len(prompt.tokens_T))
-            answers, allow = await self._submit(order, prompt)
-            begun = True
-        except EngineFailed as error:
-            raise Refusal(500, f"{error}; start the server again.", code="engine_failed") from None
-        except InputError as error:
-            raise Refusal(400, f"{error}.") from None
-        finally:
-            if not begun:
-                self.writing -= 1
-                ticket.hand_back()
+            async with _at_most(self.limits.first_seconds):
+                prompt = await prompted()
+                self.metrics.prepared.observe(time.monotonic() - began)
+                ticket.weigh(len(prompt.tokens_T))
+                answers, allow = await self._submit(order, prompt)
+            leave.pop_all()
         return Writing(self, order, prompt, answers, ticket, allow)
+
+    async def beside(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What is done without the engine, by one of those that wait.
+
+        Raises:
+          Refusal: as in `begin`.
+        """
+        with self._entered():
+            async with _at_most(self.limits.first_seconds):
+                return await work()
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[tuple[Ticket, contextlib.ExitStack]]:
+        """One more that waits; what is left of it at the end, unless that is taken over."""
+        with contextlib.ExitStack() as leave:
+            ticket = self.admission.ticket()
+            leave.callback(ticket.hand_back)
+            self.writing += 1
+            leave.callback(self._ended)
+            try:
+                yield ticket, leave
+            except EngineFailed as error:
+                raise Refusal(500, f"{error}; start the server again.", code="engine_failed") from None
+            except InputError as error:
+                raise Refusal(400, f"{error}.") from None
+
+    def _ended(self) -> None:
+        self.writing -= 1
 
     async def _submit(self, order: Order, prompt: ReadyPrompt) -> tuple[Answers, Allow | None]:
         sampling = self._bounded(order, len(prompt.tokens_T))
@@ -262,3 +286,20 @@ class Service:
             )
         longest = order.max_tokens or max(min(self.limits.default_tokens, room), order.sampling.min_tokens)
         return dataclasses.replace(order.sampling, max_new_tokens=longest)
+
+
+@contextlib.asynccontextmanager
+async def _at_most(seconds: float) -> AsyncIterator[None]:
+    """Refuses what takes longer: it may wait for a worker, a vision server or another host."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise _late("begun", seconds) from None
+
+
+def _late(word: str, seconds: float) -> Refusal:
+    return Refusal(408, f"the answer had not {word} after {seconds:.0f} s; ask again later.", code="timeout")

@@ -1,5 +1,6 @@
-"""What Prometheus reads of the two ends of the wire, by the names that SGLang has for encoders."""
+"""What Prometheus reads of towers and of the two ends of the wire, by the names that SGLang has for encoders."""
 
+from internvl_jax.inference import TileFeatures
 from internvl_jax.serving.dvd import VisionClient, VisionServer
 from internvl_jax.serving.metrics import Metrics
 
@@ -19,6 +20,12 @@ def add_vision_client(metrics: Metrics, client: VisionClient) -> None:
     metrics.count("vision_sent_bytes", "Bytes of pixels that went", lambda: counters().sent_bytes)
     metrics.count("vision_moved", "Requests that went to another vision server", lambda: counters().moved)
     metrics.count("vision_lost", "Connections that were lost", lambda: counters().lost)
+
+
+def add_own_tower(metrics: Metrics, tiles: TileFeatures) -> None:
+    """Adds what a server knows of the features that its own tower makes."""
+    metrics.count("mm_cache_queries", "Tiles whose features were needed", lambda: tiles.asked)
+    metrics.count("mm_cache_hits", "Those of them that were there", lambda: tiles.found)
 
 
 def add_vision_server(metrics: Metrics, server: VisionServer) -> None:

@@ -45,6 +45,7 @@ class Writings:
                         raise Refusal(400, message, "prompt") from None
                     raise
                 begun.callback(each[-1].close)
+                _move(each[:-1])  # the first ones are not read before the last has begun
             begun.pop_all()
         return cls(each)
 
@@ -71,8 +72,7 @@ class Writings:
                     found = task.result()
                     stream = waiting.pop(task)
                     if found:  # as long as some are written, others may wait for their turn
-                        for writing in self._each:
-                            writing.moved = time.monotonic()
+                        _move(self._each)
                     if found is not None:
                         waiting[next_of(stream)] = stream
                         yield [(stream[1] + number, each) for number, each in found]
@@ -85,3 +85,8 @@ class Writings:
         """Ends what is not written; may be called again."""
         for writing in self._each:
             writing.close()
+
+
+def _move(each: Sequence[Writing]) -> None:
+    for writing in each:
+        writing.moved = time.monotonic()

@@ -43,6 +43,32 @@ def test_stop_strings_over_token_borders(processor, text, stops, wanted):
     assert stream.stopped == (wanted != text)
 
 
+@pytest.mark.parametrize(
+    ("text", "stops", "least", "wanted"),
+    [
+        ("aENDbENDc", ("END",), 3, "a"),  # the fourth token ends it
+        ("aENDbENDc", ("END",), 4, "aENDb"),
+        ("aENDbENDc", ("END",), 7, "aENDb"),
+        ("aENDbENDc", ("END",), 8, "aENDbENDc"),
+        ("abcd", ("abcd", "bc"), 3, ""),  # of what was held, "bc" had ended before anything could
+        ("abce", ("abcd", "bc"), 3, "abce"),
+    ],
+)
+def test_stop_strings_wait_for_the_least_tokens(processor, text, stops, least, wanted):
+    stream = TextStream(processor, stops, least)
+    tokens = [token for part in text for token in processor.tokenizer.encode(part)]
+    assert len(tokens) == len(text)
+    assert "".join([*map(stream.feed, tokens), stream.finish()]) == wanted
+
+
+def test_how_a_prompt_begins_an_answer_is_no_part_of_it(processor):
+    """No stop string stands in it, nor begins there."""
+    stream = TextStream(processor, ("\n\n", ">x"))
+    stream.begin(processor.tokenizer.encode("<think>\n\n</think>"))
+    got = [stream.feed(token) for token in processor.tokenizer.encode("x")]
+    assert "".join([*got, stream.finish()]) == "x" and not stream.stopped
+
+
 def test_text_is_not_held_longer_than_needed(processor):
     got, _ = pieces(processor, "abcE", ("END",))
     assert got == ["a", "b", "c", "", "E"]

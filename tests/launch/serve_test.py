@@ -1,5 +1,6 @@
 """A server, started as every launcher is; a model that lies in two processes is served by one of them."""
 
+import json
 import os
 import runpy
 import signal
@@ -37,10 +38,46 @@ def wait_for(found, seconds=120):
     return value
 
 
+ROWS = """
+import json, sys
+from absl import flags
+from internvl_jax.errors import InputError
+from launch import server_rows
+found = []
+for given in sys.argv[1:]:
+    flags.FLAGS.unparse_flags()
+    for name in ("rows", "context", "page", "reserve"):
+        flags.FLAGS[name].value = flags.FLAGS[name].default
+    flags.FLAGS(["serve", "--checkpoint=none", *given.split()])
+    try:
+        found.append([server_rows.ladders().classes, server_rows.ladders().reserve])
+    except InputError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def test_rows_of_every_length():
+    right = ("", "--rows=3 --context=96", "--rows=8x4096,4x16384 --reserve=512")
+    wrong = ("--rows=0", "--rows=8x32", "--rows=8x4096,", "--rows=2x4096 --context=96")
+    pages = ("--rows=2x64,1x96 --page=16", "--reserve=9 --page=16")
+    done = forks.python("-c", ROWS, *right, *wrong, *pages)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found[:3] == [[[[8, 4096]], None], [[[3, 96]], None], [[[8, 4096], [4, 16384]], 512]]
+    assert [each[:20] for each in found[3:]] == [
+        "--rows=0: give how m",
+        "--rows=8x32: give ho",
+        "--rows=8x4096,: give",
+        "--rows=2x4096 says h",
+        *["rows that have pages"] * 2,
+    ]
+
+
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_server_from_its_start_to_its_end(checkpoint, tmp_path, count):
     port, pod = lives.free_port(), f"--coordinator=127.0.0.1:{lives.free_port()}"
-    common = (f"--checkpoint={checkpoint}", f"--port={port}", "--rows=1", "--context=96", "--chunk=32", "--workers=1")
+    common = (f"--checkpoint={checkpoint}", f"--port={port}", "--rows=1x96", "--reserve=8", "--chunk=32", "--workers=1")
     processes = []
     for number in range(count):
         (tmp_path / str(number)).mkdir()

@@ -14,7 +14,7 @@ __all__ = ["config", "flash_model", "params", "processor", "structure"]
 
 LIMITS = Limits(waiting_requests=12, waiting_tokens=4000, default_tokens=24)
 
-SIZES = ladders(3, 768, 64)
+SIZES = ladders(((3, 768),), 64)
 
 
 class Running:

@@ -1,5 +1,6 @@
 """The API as clients see it: answers are those of `chat`, refusals are OpenAI's, nobody's row outlives its client."""
 
+import asyncio
 import base64
 import concurrent.futures
 import dataclasses
@@ -8,6 +9,7 @@ import json
 import logging
 import signal
 import socket
+import threading
 import time
 
 import httpx
@@ -165,6 +167,37 @@ def test_text_is_gone_on_with(running):
     assert len(texts[0]["choices"][0]["logprobs"]["tokens"]) == 4
 
 
+def test_tokens_are_made_and_read_by_those_who_may(running, monkeypatch):
+    """They wait as all others do, count as being written, and the loop goes on meanwhile."""
+    service, held = running.server.service, []
+    encode, stream = running.processor.tokenizer.encode, type(running.processor.tokenizer.decode_stream())
+    decode = stream.feed
+    note = lambda: held.append((service.writing, service.admission.requests, threading.current_thread()))
+    monkeypatch.setattr(stream, "feed", lambda self, token: (note(), decode(self, token))[1])
+    tokens = encode("a red Straße " * 500)
+    assert running.client.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": "a red Straße " * 500}
+    assert len(held) == len(tokens) and set(held[0][:2]) == {1} and running._thread not in {each[2] for each in held}
+    assert service.writing == 0
+    monkeypatch.setattr(service.admission, "requests", LIMITS.waiting_requests)
+    for path, body in (("/tokenize", {"messages": ask("x", png(1))}), ("/detokenize", {"tokens": [5]})):
+        assert running.client.post(path, json=body).status_code == 429
+    monkeypatch.setattr(service.admission, "requests", 0)
+    refused = running.client.post("/detokenize", json={"tokens": [5] * (LIMITS.text_chars + 1)})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tokens"
+
+
+def test_who_waits_for_a_worker_waits_so_long(running, monkeypatch):
+    """The time until a request has begun counts from its arrival, not from where the engine has it."""
+    service, workers = running.server.service, running.server._workers
+    monkeypatch.setattr(service, "limits", dataclasses.replace(service.limits, first_seconds=0.3))
+    monkeypatch.setattr(workers, "_idle", asyncio.Queue())
+    for path in (PATH, "/tokenize"):
+        late = running.client.post(path, json={"messages": ask("what?", png(1))})
+        assert late.status_code == 408 and late.json()["error"]["code"] == "timeout", late.text
+        assert "had not begun after" in late.json()["error"]["message"]
+    assert service.writing == service.admission.requests == workers.waiting == 0
+
+
 def complete(running, prompt, **fields):
     return running.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 4} | fields)
 
@@ -316,6 +349,22 @@ def numbers(running):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
 
 
+def test_numbers_by_the_names_that_dashboards_know(running):
+    before = numbers(running)
+    for _ in range(2):
+        post(running, ask("what?", png(21)), max_tokens=5, ignore_eos=True)
+    after = numbers(running)
+    rose = lambda name: after[f"internvl:{name}"] - before[f"internvl:{name}"]
+    for name in ("queue_time_seconds", "prefill_time_seconds", "time_per_output_token_seconds"):
+        assert rose(f"request_{name}_count") == 2 and rose(f"request_{name}_sum") >= 0
+    assert rose("iteration_tokens_total_sum") >= 2 * 5 and rose("iteration_tokens_total_count") > 2
+    assert rose("num_preemptions_total") == 0
+    tiles = rose("mm_cache_queries_total")
+    assert tiles and rose("mm_cache_hits_total") == tiles / 2
+    spent = rose("request_queue_time_seconds_sum") + rose("request_prefill_time_seconds_sum")
+    assert 0 < spent <= rose("time_to_first_token_seconds_sum")
+
+
 def test_rows_are_free_when_clients_leave(running, monkeypatch):
     """At the next step, long before the answers would have ended by themselves."""
     reader = running.server._reader
@@ -399,8 +448,9 @@ def test_features_of_pictures_take_what_they_may(running, structure, params, pro
     or large models would not start.
     """
     assert len(running.server._reader.engine.tiles.pool_GPD) == 1024
-    assert ladders(1, 64, tiles=300).least_tiles == 300 and ladders(1, 64, feature_bytes=9, tiles=300).least_tiles == 1
-    few = ladders(1, 64, feature_bytes=200 * 4 * 40 * 4)
+    one = ((1, 64),)
+    assert ladders(one, tiles=300).least_tiles == 300 and ladders(one, feature_bytes=9, tiles=300).least_tiles == 1
+    few = ladders(one, feature_bytes=200 * 4 * 40 * 4)
     with pytest.raises(InputError, match="may have 256 tiles, but the features of 200 are kept"):
         Running(bind(structure[0], params), processor, few)
 

@@ -133,9 +133,13 @@ class Engine:
 
     @params.setter
     def params(self, params: Params) -> None:
-        if self._runner.put_params(params):
-            self.tiles.clear()
-            self._scheduler.forget()
+        if self._runner.are_others(params):
+            self._renew(params)
+
+    def _renew(self, params: Params) -> None:
+        self._runner.put_params(params)
+        self.tiles.clear()
+        self._scheduler.forget()
 
     @property
     def busy(self) -> bool:

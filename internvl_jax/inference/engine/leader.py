@@ -21,6 +21,7 @@ from internvl_jax.inference.engine.requests import RemoteFeatures, Request
 from internvl_jax.inference.engine.sampling_params import SamplingParams
 from internvl_jax.models import LoraConfig
 from internvl_jax.pod import Channel
+from internvl_jax.sharding import Params
 
 
 class WireArray(msgspec.Struct):
@@ -41,26 +42,54 @@ class WireArray(msgspec.Struct):
         return np.frombuffer(self.data, jnp.dtype(self.dtype)).reshape(self.shape)
 
 
+class WireTile(msgspec.Struct, tag=True):
+    """A tile, or its features, of what is told next: all in one message would be more than the store takes in time."""
+
+    value: WireArray
+
+
+class WireTiles:
+    """Tiles as they come one by one."""
+
+    def __init__(self) -> None:
+        self._come = list[np.ndarray]()
+
+    @staticmethod
+    def of(given: Sequence[np.ndarray] | np.ndarray) -> list[WireTile]:
+        """What is told of some."""
+        return [WireTile(WireArray.of(each)) for each in given]
+
+    def take(self, tile: WireTile) -> None:
+        """One more has come."""
+        self._come.append(tile.value.array)
+
+    def all(self) -> list[np.ndarray]:
+        """Those that have come since."""
+        come, self._come = self._come, []
+        return come
+
+    def stacked(self, none: WireArray) -> np.ndarray:
+        """The same as one array; `none` is what it is without any."""
+        come = self.all()
+        return np.stack(come) if come else none.array
+
+
 class _WireFeatures(msgspec.Struct):
-    """`RemoteFeatures`."""
+    """`RemoteFeatures`, whose arrays come before."""
 
     names: tuple[bytes, ...]
     compress: WireArray
-    features: tuple[WireArray, ...]
 
     @classmethod
     def of(cls, given: RemoteFeatures) -> "_WireFeatures":
-        return cls(given.names, WireArray.of(given.compress_G), tuple(map(WireArray.of, given.features)))
-
-    @property
-    def given(self) -> RemoteFeatures:
-        return RemoteFeatures(self.names, self.compress.array, tuple(each.array for each in self.features))
+        return cls(given.names, WireArray.of(given.compress_G))
 
 
 class _Add(msgspec.Struct, tag=True):
-    """`Engine.add`.
+    """`Engine.add`. Tiles or features come before.
 
     Attributes:
+      tiles: none of them, as an array.
       masked: whether `Request.allow` says which tokens may follow: then process 0 asks it, and tells.
     """
 
@@ -110,7 +139,7 @@ class _Step(msgspec.Struct, tag=True):
 
 
 class _Route(msgspec.Struct, tag=True):
-    """`Engine.route`."""
+    """`Engine.route`, of the tiles that came before."""
 
     tiles: WireArray
 
@@ -131,7 +160,9 @@ class _End(msgspec.Struct, tag=True):
     problem: str
 
 
-_Command = _Add | _AdapterArray | _PutAdapter | _DropAdapter | _Drop | _Step | _Route | _WarmUp | _Mask | _End
+_Command = (
+    _Add | WireTile | _AdapterArray | _PutAdapter | _DropAdapter | _Drop | _Step | _Route | _WarmUp | _Mask | _End
+)
 _DECODER = msgspec.msgpack.Decoder(list[_Command])
 
 
@@ -140,7 +171,7 @@ class Leader(Engine):
 
     Ctrl-C waits until what was told is done here too: the others do it in any case.
 
-    Its parameters stay as they are: new ones would have to come from every process.
+    Its parameters stay as they are: new ones would have to come from every process, and are refused.
 
     Args:
       given, options: those of `Engine`.
@@ -156,18 +187,20 @@ class Leader(Engine):
         allow = request.allow
         told = None if allow is None else lambda tokens: self._told_mask(allow(tokens))
         id = super().add(dataclasses.replace(request, allow=told))
-        thresholds = request.thresholds
+        thresholds, features = request.thresholds, request.features
+        for tile in WireTiles.of(request.tiles_GHWC if features is None else features.features):
+            self._pass_on(tile)
         self._untold.append(
             _Add(
                 WireArray.of(request.tokens_T),
-                WireArray.of(request.tiles_GHWC),
+                WireArray.of(request.tiles_GHWC[:0]),
                 request.sampling,
                 thresholds if isinstance(thresholds, Thresholds) else None,
                 thresholds if isinstance(thresholds, Decided) else None,
                 request.seeds,
                 request.priority,
                 allow is not None,
-                None if request.features is None else _WireFeatures.of(request.features),
+                None if features is None else _WireFeatures.of(features),
                 request.adapter,
             )
         )
@@ -193,6 +226,12 @@ class Leader(Engine):
         self._untold.append(_Drop(id, answer))
         super().drop(id, answer)
 
+    def _renew(self, params: Params) -> None:
+        raise InputError(
+            "the model lies in several processes and its parameters were changed in one of them; change them in all, "
+            "and begin to answer with it anew"
+        )
+
     def _step(self, most: int) -> None:
         self._pass_on(_Step(most))
         super()._step(most)
@@ -200,7 +239,9 @@ class Leader(Engine):
     @interrupts.held()
     def route(self, tiles_GHWC: np.ndarray) -> np.ndarray:
         """See `Engine.route`."""
-        self._pass_on(_Route(WireArray.of(tiles_GHWC)))
+        for tile in WireTiles.of(tiles_GHWC):
+            self._pass_on(tile)
+        self._pass_on(_Route(WireArray.of(tiles_GHWC[:0])))
         return super().route(tiles_GHWC)
 
     @interrupts.held()
@@ -232,7 +273,7 @@ def follow(engine: Engine) -> None:
     Raises:
       InputError: what process 0 raised.
     """
-    channel, arrays = Channel(), dict[str, np.ndarray]()
+    channel, arrays, tiles = Channel(), dict[str, np.ndarray](), WireTiles()
 
     def mask(tokens: Sequence[int]) -> np.ndarray:
         (command,) = _heard(channel)
@@ -242,7 +283,9 @@ def follow(engine: Engine) -> None:
         for command in _heard(channel):
             match command:
                 case _Add():
-                    engine.add(_request(command, mask if command.masked else None))
+                    engine.add(_request(command, tiles, mask if command.masked else None))
+                case WireTile():
+                    tiles.take(command)
                 case _AdapterArray():
                     arrays[command.path] = command.value.array
                 case _PutAdapter():
@@ -255,7 +298,7 @@ def follow(engine: Engine) -> None:
                 case _Step():
                     engine.step(command.most)
                 case _Route():
-                    engine.route(command.tiles.array)
+                    engine.route(tiles.stacked(command.tiles))
                 case _WarmUp():
                     engine.warm_up()
                 case _End():
@@ -269,7 +312,10 @@ def _heard(channel: Channel) -> list[Any]:
     return commands
 
 
-def _request(added: _Add, allow: Callable[[Sequence[int]], np.ndarray] | None) -> Request:
+def _request(added: _Add, tiles: WireTiles, allow: Callable[[Sequence[int]], np.ndarray] | None) -> Request:
     thresholds = added.decided or added.thresholds or MODEL_THRESHOLDS
-    arrays, features = (added.tokens.array, added.tiles.array), None if added.features is None else added.features.given
+    features: RemoteFeatures | None = None
+    if added.features is not None:
+        features = RemoteFeatures(added.features.names, added.features.compress.array, tuple(tiles.all()))
+    arrays = added.tokens.array, tiles.stacked(added.tiles)
     return Request(*arrays, added.sampling, thresholds, added.seeds, allow, added.priority, features, added.adapter)

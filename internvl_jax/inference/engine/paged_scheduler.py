@@ -68,7 +68,7 @@ class PagedScheduler(Scheduler):
             for draft in self._growing(shard):
                 while draft.row is not None and self._missing(draft, 1) > pool.available:
                     there = [row.draft for row in self.rows if row.shard == shard and row.draft is not None]
-                    self._wait(max(there, key=_age))
+                    self._preempt(max(there, key=_age))
                 if draft.row is not None:
                     draft.row.pages += pool.take(self._missing(draft, 1))
             for draft in self._growing(shard):
@@ -80,7 +80,7 @@ class PagedScheduler(Scheduler):
             if row.draft is not None and not row.draft.reading:
                 self._name(row, len(row.draft.job.seen.tokens_T))
         for job in self.waiting:
-            if not job.ready or not all(self._seated(draft) for draft in job.drafts if draft.waits):
+            if job.ready and not all(self._seated(draft) for draft in job.drafts if draft.waits):
                 break
         self.waiting = [job for job in self.waiting if any(draft.waits for draft in job.drafts)]
 
@@ -101,6 +101,11 @@ class PagedScheduler(Scheduler):
     def reach(self, length: int) -> int:
         """Attention looks for itself."""
         return 0
+
+    def _taken(self) -> tuple[int, int]:
+        """The same of pages, each once, whoever shares it."""
+        free = sum(pool.available for pool in self.pools)
+        return (self.pages - free) * self._size, self.pages * self._size
 
     def _seated(self, draft: Draft) -> bool:
         """Gives a row to an answer; says whether those that come after it may take theirs."""

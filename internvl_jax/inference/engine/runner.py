@@ -77,14 +77,18 @@ class Runner:
         self._rows = 0
         self._marked: set[int] = set()  # rows whose last answer asked for what is in `Shaping`
 
-    def put_params(self, params: Params) -> bool:
-        """Takes other parameters of the same shapes, but for adapters in places; says whether they are others."""
-        params = params | stacks_of(self.params) if self.places is not None else params
-        if params.keys() == self.params.keys() and all(params[path] is self.params[path] for path in params):
-            return False
-        self.params = params
-        self._decode_params = unstack_params(params) if self._apart else params
-        return True
+    def are_others(self, params: Params) -> bool:
+        """Whether these are not the parameters that there are, adapters in places aside."""
+        params = self._with_places(params)
+        return params.keys() != self.params.keys() or any(params[path] is not self.params[path] for path in params)
+
+    def put_params(self, params: Params) -> None:
+        """Takes other parameters of the same shapes, but for adapters in places."""
+        self.params = self._with_places(params)
+        self._decode_params = unstack_params(self.params) if self._apart else self.params
+
+    def _with_places(self, params: Params) -> Params:
+        return params | stacks_of(self.params) if self.places is not None else params
 
     def adapt(self, place: int, own: Mapping[str, np.ndarray]) -> None:
         """Puts an adapter into a place, as `models.for_one_place` gives it."""

@@ -40,6 +40,7 @@ _REFUSED = (
     *("min_tokens", "logprobs", "stop_strings"),
 )
 _PLAIN = SamplingParams()
+_OWN = {"allow": None, "adapter": None, "seeds": (), "priority": 0}  # what only the engine can do for a request
 
 
 class Rollout(NamedTuple):
@@ -199,7 +200,8 @@ class Sampler:
             are not complete; none to begin anew.
 
         Raises:
-          InputError: see `requests.check`; sizes beyond the ladders, a repetition penalty or stop strings.
+          InputError: see `requests.check`; sizes beyond the ladders, a repetition penalty or stop strings, a mask, an
+            adapter, seeds or a priority of a request.
         """
         if np.ndim(seeds) == 0:
             drawn = np.random.SeedSequence(int(seeds)).generate_state(len(requests) * group)
@@ -228,7 +230,7 @@ class Sampler:
         self, params: Params, requests: Sequence[Request], seeds_QA: np.ndarray, prompts: int | None
     ) -> GroupRunner:
         for i, request in enumerate(requests):
-            _check_plain(i, request.sampling)
+            _check_plain(i, request)
             check(request, self._config, self.vocabulary)
             if request.features is not None:
                 raise InputError(f"request {i} has features of its tiles, but groups of answers need tiles; give them")
@@ -251,10 +253,13 @@ def _rollout(text: Text) -> Rollout:
     return Rollout(np.concatenate(text.tokens), np.concatenate(text.logprobs), text.finished, routes)
 
 
-def _check_plain(i: int, sampling: SamplingParams) -> None:
+def _check_plain(i: int, request: Request) -> None:
     for name in _REFUSED:
-        if getattr(sampling, name) != getattr(_PLAIN, name):
+        if (value := getattr(request.sampling, name)) != getattr(_PLAIN, name):
             raise InputError(
-                f"request {i} has {name} {getattr(sampling, name)!r}, which groups of answers can't be drawn with; "
+                f"request {i} has {name} {value!r}, which groups of answers can't be drawn with; "
                 f"leave it at {getattr(_PLAIN, name)!r}"
             )
+    for name, plain in _OWN.items():
+        if getattr(request, name) != plain:
+            raise InputError(f"request {i} has {name}, which groups of answers can't be drawn with; leave it out")

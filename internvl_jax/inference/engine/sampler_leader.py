@@ -12,7 +12,8 @@ import numpy as np
 
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
-from internvl_jax.inference.engine.leader import WireArray
+from internvl_jax.inference.compression import MODEL_THRESHOLDS, Decided, Thresholds
+from internvl_jax.inference.engine.leader import WireArray, WireTile, WireTiles
 from internvl_jax.inference.engine.requests import Request
 from internvl_jax.inference.engine.sampler import Rollout, SampledGroups, Sampler
 from internvl_jax.inference.engine.sampling_params import SamplingParams
@@ -21,11 +22,19 @@ from internvl_jax.sharding import Params
 
 
 class _GroupsPrompt(msgspec.Struct, tag=True):
-    """One of the requests of the next `_GroupsBegin`: all of them may be a gigabyte."""
+    """One of the requests of the next `_GroupsBegin`: all of them may be a gigabyte. Its tiles come before."""
 
     tokens: WireArray
     tiles: WireArray
     sampling: SamplingParams
+    thresholds: Thresholds | None
+    decided: Decided | None
+
+    @classmethod
+    def of(cls, asked: Request) -> "_GroupsPrompt":
+        arrays, given = (WireArray.of(asked.tokens_T), WireArray.of(asked.tiles_GHWC[:0])), asked.thresholds
+        decided = (None, given) if isinstance(given, Decided) else (given, None)
+        return cls(*arrays, asked.sampling, *decided)
 
 
 class _GroupsBegin(msgspec.Struct, tag=True):
@@ -46,15 +55,15 @@ class _GroupsEnd(msgspec.Struct, tag=True):
     problem: str
 
 
-_Command = _GroupsPrompt | _GroupsBegin | _GroupsStep | _GroupsEnd
+_Command = WireTile | _GroupsPrompt | _GroupsBegin | _GroupsStep | _GroupsEnd
 _DECODER = msgspec.msgpack.Decoder(_Command)
 
 
 class LeadingSampler(Sampler):
     """The sampler of process 0, which the others follow (`follow_sampler`) until it is closed.
 
-    Ctrl-C waits until what was told is done here too: the others do it in any case. Parameters stay as they are, a
-    Flash model decides by its own thresholds, and answers go on in no other call.
+    Ctrl-C waits until what was told is done here too: the others do it in any case. Parameters stay as they are, and
+    answers go on in no other call.
 
     Args:
       given, options: those of `Sampler`.
@@ -79,7 +88,9 @@ class LeadingSampler(Sampler):
             raise InputError("several processes begin all answers anew; leave out those that were kept")
         groups = super().begin(params, requests, group, seeds, prompts)
         for each in requests:
-            self._tell(_GroupsPrompt(WireArray.of(each.tokens_T), WireArray.of(each.tiles_GHWC), each.sampling))
+            for tile in WireTiles.of(each.tiles_GHWC):
+                self._tell(tile)
+            self._tell(_GroupsPrompt.of(each))
         self._tell(_GroupsBegin(group, WireArray.of(np.asarray(seeds)), prompts))
         return groups
 
@@ -108,11 +119,15 @@ def follow_sampler(sampler: Sampler, params: Params) -> None:
     Raises:
       InputError: what process 0 raised.
     """
-    channel, requests, groups = Channel(), list[Request](), None
+    channel, tiles, requests, groups = Channel(), WireTiles(), list[Request](), None
     while True:
         match _DECODER.decode(channel.hear()):
+            case WireTile() as told:
+                tiles.take(told)
             case _GroupsPrompt() as told:
-                requests.append(Request(told.tokens.array, told.tiles.array, told.sampling))
+                thresholds = told.decided or told.thresholds or MODEL_THRESHOLDS
+                arrays = told.tokens.array, tiles.stacked(told.tiles)
+                requests.append(Request(*arrays, told.sampling, thresholds))
             case _GroupsBegin() as told:
                 groups = sampler.begin(params, requests, told.group, told.seeds.array, told.prompts)
                 requests = []

@@ -36,7 +36,7 @@ class SamplingParams:
       presence_penalty: taken from the logits of tokens in the answer.
       frequency_penalty: taken from them as often as they are in the answer.
       logit_bias: (token, what is added to its logit); -100 and 100 all but forbid and force it.
-      min_tokens: no stop token before the answer has so many tokens.
+      min_tokens: no stop token before the answer has so many tokens, and no stop string that ends within them.
       ignore_eos: the model's own stop ids don't end the answer.
       logprobs: how many of the best tokens are reported beside every chosen one.
     """

@@ -1,8 +1,10 @@
 """Who has which row: what the host knows of rows, requests and answers. Nothing here touches a device.
 
 A request waits until its tiles are encoded. Then its answers take free rows, in the order of priority and arrival, of
-the shortest class that holds what they may need. An answer that outgrows its row, or has the youngest of the rows that
-an older one needs, is put back: it waits again, with the tokens that it has, and goes on as if nothing had happened.
+the shortest class that holds what they may need. Where rows have classes, those that come later and are ready don't
+wait for it: once it is ready too, it takes the next row that is free. An answer that outgrows its row, or has the
+youngest of the rows that an older one needs, is put back: it waits again, with the tokens that it has, and goes on as
+if nothing had happened.
 """
 
 import collections
@@ -28,12 +30,16 @@ class EngineLoad(NamedTuple):
       waiting: requests that have none.
       used: tokens that lie in rows.
       slots: tokens that all rows can hold.
+      preempted: how many answers were put back so far.
+      unseated: the requests none of whose answers has a row.
     """
 
     running: int
     waiting: int
     used: int
     slots: int
+    preempted: int
+    unseated: frozenset[int]
 
     @property
     def share(self) -> float:
@@ -51,6 +57,7 @@ class Scheduler:
 
     Attributes:
       pages: how many there are, where rows have pages.
+      preempted: how many answers were put back so far.
     """
 
     pages = 0
@@ -61,6 +68,7 @@ class Scheduler:
         self.waiting: list[Job] = []
         self.reading: list[Draft] = []
         self.rows: list[Seat] = []
+        self.preempted = 0
         self._sizes: set[tuple[int, int]] = set()  # (rows, slots) that there were
         # Tokens of the longest answers that fewer rows would have written, by (rows, slots).
         self._missed: collections.Counter[tuple[int, int]] = collections.Counter()
@@ -81,9 +89,14 @@ class Scheduler:
     @property
     def load(self) -> EngineLoad:
         """How much there is to do."""
+        running = sum(row.draft is not None for row in self.rows)
+        unseated = frozenset(job.id for job in self.waiting if all(draft.row is None for draft in job.drafts))
+        return EngineLoad(running, len(self.waiting), *self._taken(), self.preempted, unseated)
+
+    def _taken(self) -> tuple[int, int]:
+        """Tokens that lie in rows, and that all can hold."""
         drafts = [row.draft for row in self.rows if row.draft is not None]
-        used, slots = sum(draft.length for draft in drafts), sum(row.slots for row in self.rows)
-        return EngineLoad(len(drafts), len(self.waiting), used, slots)
+        return sum(draft.length for draft in drafts), sum(row.slots for row in self.rows)
 
     @property
     def writing(self) -> list[Draft]:
@@ -133,7 +146,11 @@ class Scheduler:
         """Lets the answers wait again that are to leave their rows, and whose tokens are all known."""
         for draft in [row.draft for row in self.rows if row.draft is not None and row.draft.leaving]:
             if draft.flying == 0:
-                self._wait(draft)
+                self._preempt(draft)
+
+    def _preempt(self, draft: Draft) -> None:
+        self.preempted += 1
+        self._wait(draft)
 
     def forget(self) -> None:
         """What rows hold was computed with other parameters: prompts that are being read are read again."""
@@ -214,7 +231,9 @@ class Scheduler:
         blocked = math.inf  # a request that finds no row keeps those that it could take from all that come after it
         for job in self.waiting:
             if not job.ready:
-                break
+                if self.ladders.classes is None:
+                    break
+                continue
             for draft in job.drafts:
                 if not draft.waits:
                     continue

@@ -37,6 +37,10 @@ class TileFeatures:
       sizes: the numbers of tiles that may be encoded together.
       capacity: how many tiles are kept, at most.
       tower: whether the model has a vision tower.
+
+    Attributes:
+      encoded: tiles that passed the tower.
+      asked, found: tiles that requests needed, and those of them whose features were there.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class TileFeatures:
         self._flash, self._dtype, self.programs, self._sizes = config.flash is not None, dtype, programs, sizes
         self.capacity, self._side, self._tower = capacity, config.vision.image_size, tower
         self._full = config.tokens_per_tile
-        self.encoded = 0  # tiles that passed the tower
+        self.encoded = self.asked = self.found = 0
         self._kept: frozenset[bytes] = frozenset()
         self._pins: dict[int, frozenset[bytes]] = {}
         self.pool_GPD: jax.Array
@@ -125,6 +129,9 @@ class TileFeatures:
 
     def pin(self, owner: int, names: Sequence[bytes]) -> None:
         """Keeps features that are there or will be, until their owner lets them go."""
+        if owner not in self._pins:
+            needed = len(set(names))
+            self.asked, self.found = self.asked + needed, self.found + needed - len(self.missing(names))
         self._pins[owner] = frozenset(names)
 
     def unpin(self, owner: int) -> None:

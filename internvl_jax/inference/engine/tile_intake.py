@@ -41,18 +41,26 @@ class TileIntake:
         return self._own_names(request.tiles_GHWC)
 
     def look(self, params: Params) -> None:
-        """Gets features for requests that wait, in their order."""
+        """Gets features for requests that wait, in their order. Where rows have classes, those that lack nothing don't
+        wait for the features of others: text doesn't for a video's.
+        """
         scheduler, kept = self._scheduler, self._tiles
         # Where somebody waits for each token, a picture must not hold up the others.
         budget = self._ladders.tiles[0 if scheduler.writing and self._ladders.classes is not None else -1]
         looked: list[Job] = []
         tiles: dict[bytes, np.ndarray] = {}
         brought: dict[bytes, np.ndarray] = {}
-        for place, job in enumerate(scheduler.waiting[: scheduler.most_rows]):
-            if job.ready:
+        room = turn = True  # whether no earlier one waits for room, or for the tower
+        for place, job in enumerate(scheduler.waiting):
+            room = room and place < scheduler.most_rows
+            if not (room and turn) and self._ladders.classes is None:
+                break
+            # Where an earlier one waits for room, what is pinned for others would keep it waiting.
+            if job.ready or (job.names and (not room or (not turn and kept.missing(job.names)))):
                 continue
             if not self._claim(job.id, job.names, scheduler.waiting[place + 1 :]):
-                break
+                room = False
+                continue
             looked.append(job)
             if job.request.features is not None:
                 there = dict(zip(job.names, job.request.features.features, strict=True))
@@ -61,8 +69,7 @@ class TileIntake:
             missing = [name for name in kept.missing(job.names) if name not in tiles]
             images = dict(zip(job.names, job.request.tiles_GHWC, strict=True))
             tiles |= {name: images[name] for name in missing[: budget - len(tiles)]}
-            if len(tiles) >= budget:
-                break
+            turn = turn and len(tiles) < budget
         if tiles:
             kept.encode(params, tiles)
         if brought:

@@ -53,6 +53,7 @@ class TileDispatch:
       model: its fingerprint, as it stands on the wire.
       secret: shared with the servers.
       limits: see `VisionClientLimits`.
+      dtype: of features.
 
     Attributes:
       state: what is there, a moment ago at most.
@@ -66,6 +67,7 @@ class TileDispatch:
         model: bytes,
         secret: bytes | None,
         limits: VisionClientLimits,
+        dtype: np.dtype,
     ):
         self._limits, self._shape = limits, TileShape.of(config)
         self._flash, self._cache = config.flash is not None, FeatureCache(limits.cache_bytes)
@@ -77,7 +79,7 @@ class TileDispatch:
         self._requests = dict[int, FeatureRequest]()
         self._waiting = collections.deque[FeatureRequest]()
         self._where = dict[int, VisionLink]()
-        self._reserved, self._number_bytes = 0, 4  # the latter is learned from the first features
+        self._reserved, self._tile_bytes = 0, self._shape.tokens * self._shape.width * dtype.itemsize
         self._alone = self._looked = 0.0  # since when there is no server; when we looked last
         self._inbox = collections.deque[Callable[[], None]]()
         self._lock, self._ending, self._ended = threading.Lock(), False, True
@@ -208,7 +210,6 @@ class TileDispatch:
         if self._flash:
             self._cache.note(message.name, message.probability)
         if message.values_PD is not None:
-            self._number_bytes = message.values_PD.itemsize
             self.counters.received += 1
             self.counters.received_bytes += message.values_PD.nbytes
             self._cache.put(message.name, message.tokens != self._shape.tokens, message.values_PD)
@@ -227,10 +228,6 @@ class TileDispatch:
             self._fail(request, _too_many(missing, most, "whose features are taken in at a time"))
             return
         self._waiting.append(request)
-
-    @property
-    def _tile_bytes(self) -> int:
-        return self._shape.tokens * self._shape.width * self._number_bytes
 
     def _forget(self, request: FeatureRequest) -> None:
         self._let_go(request)

@@ -1,6 +1,6 @@
 """The language server's side: features of tiles, from whichever vision server is there.
 
-    client = VisionClient(["127.0.0.1:5600"], config, model=...)
+    client = VisionClient(["127.0.0.1:5600"], config, model=..., dtype=...)
     await client.start()
     features = await client.features(tiles_GHWC)
     await client.close()
@@ -34,6 +34,7 @@ class VisionClient:
       addresses: `HOST:PORT` or `ipc://PATH` of each server; other than loopback only with a secret.
       config: the model's config.
       model: fingerprint of config, preprocessing and dtype, which servers must have too; at most 64 bytes.
+      dtype: of features, the same as in `model`.
       secret: shared with the servers; at least 16 bytes.
       limits: see `VisionClientLimits`.
 
@@ -47,6 +48,7 @@ class VisionClient:
         config: InternVLConfig,
         *,
         model: bytes,
+        dtype: np.dtype,
         secret: bytes | None = None,
         limits: VisionClientLimits | None = None,
     ):
@@ -55,7 +57,7 @@ class VisionClient:
         if not endpoints or len(set(endpoints)) < len(endpoints):
             raise InputError(f"vision servers {', '.join(addresses) or '(none)'}; name at least one, and each once")
         self._limits, self._side, self._flash = limits or VisionClientLimits(), config.vision.image_size, config.flash
-        self._dispatch = TileDispatch(endpoints, config, greeting.filled(model), secret, self._limits)
+        self._dispatch = TileDispatch(endpoints, config, greeting.filled(model), secret, self._limits, dtype)
         self._numbers = itertools.count(1)
 
     @property

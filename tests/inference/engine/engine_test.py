@@ -385,6 +385,25 @@ def test_higher_priority_comes_first(engine, processor):
     assert max(first[id] for id in ids[4:]) < min(first[id] for id in ids[:4])
 
 
+def test_text_does_not_wait_for_the_tiles_of_others(engine, processor):
+    """While somebody is answered a picture's tiles come one by one: who needs none begins before it, and it is answered
+    as it would be alone, in the row that it finds once it is ready."""
+    first = request(processor, 60, 0, 9, SamplingParams(max_new_tokens=60))
+    pictures, text = request(processor, 61, 14, 9), request(processor, 62, 0, 9)
+    wanted = [run(engine, [row])[0] for row in (pictures, text)]
+    engine.tiles.clear()
+    engine.add(first)
+    engine.step(most=1)
+    engine.step(most=1)
+    ids, found = [engine.add(row) for row in (pictures, text)], {}
+    for step in range(100):
+        for token in engine.step(most=1):
+            found.setdefault(token.id, []).append((step, token.token))
+    began = [found[id][0][0] for id in ids]
+    assert began[1] < 4 and 14 <= began[0] < 20
+    assert [[token for _, token in found[id]] for id in ids] == wanted and not engine.busy
+
+
 def test_rows_of_nobody_lie_where_parameters_are_committed(structure, params, vocabulary):
     """Or programs would compile anew for what the first of them makes of both."""
     scale = jax.device_put(params["lm.norm.scale"], jax.devices()[0])

@@ -13,14 +13,20 @@ import pytest
 from checkpoint_convert.released import load_model
 from internvl_jax.errors import InputError
 from internvl_jax.inference import (
+    MODEL_THRESHOLDS,
+    Decided,
     Engine,
     Ladders,
+    LeadingSampler,
     RemoteFeatures,
     Request,
+    Sampler,
     SamplingParams,
+    Thresholds,
     VisionTower,
     Vocabulary,
     digest,
+    follow_sampler,
 )
 from internvl_jax.inference.engine.leader import Leader, follow
 from internvl_jax.sharding import bind, make_mesh
@@ -115,9 +121,14 @@ def test_whatever_arrays_a_request_has_reach_the_others(structure, params, proce
     rows = [
         Request([*image, 40, 41], pixels_GHWC, sampling),
         Request(np.array([*image, 40, 41], ">i8"), normalised_GHWC, sampling),
+        Request(np.array([*image, *image, 40, 41]), np.concatenate([normalised_GHWC, -normalised_GHWC]), sampling),
         Request(np.array([*image, 40, 41]), none_GHWC, sampling, features=brought),
     ]
     wanted = leader.run(rows)
+    assert max(map(len, pipe.messages)) < 1.2 * normalised_GHWC.nbytes  # one tile at a time, or the store is too slow
+    leader.params = dict(leader.params)
+    with pytest.raises(InputError, match="its parameters were changed in one of them"):
+        leader.params = {path: value + 0 for path, value in leader.params.items()}
     leader.close()
     told, step = {}, follower.step
 
@@ -185,3 +196,23 @@ def test_ctrl_c_leaves_all_in_step(structure, params, processor, monkeypatch, ct
     rows = zip(leader._scheduler.rows, follower._scheduler.rows, strict=True)
     assert all(np.array_equal(ours.held_T, theirs.held_T) for ours, theirs in rows)
     assert follower.run([row]) == answer
+
+
+def test_how_groups_are_compressed_reaches_the_others(monkeypatch):
+    pipe, done = Pipe(), []
+    monkeypatch.setattr(sys.modules["internvl_jax.inference.engine.sampler_leader"], "Channel", lambda: pipe)
+    monkeypatch.setattr(Sampler, "__init__", lambda self: None)
+    monkeypatch.setattr(Sampler, "begin", lambda self, params, requests, *rest: done.append(requests))
+    tiles_GHWC = np.random.default_rng(0).integers(0, 255, (3, 28, 28, 3), dtype=np.uint8)
+    text, sampling = np.arange(40, 49, dtype=np.int32), SamplingParams(6, 1.0)
+    thresholds = (MODEL_THRESHOLDS, Thresholds(relative=1.0), Decided((True, False, True)))
+    asked = [Request(text, tiles_GHWC[: 3 - n], sampling, each) for n, each in enumerate(thresholds)]
+    leader = LeadingSampler()
+    leader.begin({}, asked, 2, 0)
+    leader.close()
+    assert max(map(len, pipe.messages)) < 1.2 * tiles_GHWC[0].nbytes
+    follow_sampler(Sampler(), {})
+    ours, theirs = done
+    for each, other in zip(ours, theirs, strict=True):
+        assert other.thresholds == each.thresholds and other.sampling == each.sampling
+        np.testing.assert_array_equal(other.tiles_GHWC, each.tiles_GHWC)

@@ -299,6 +299,15 @@ def test_sampling_that_needs_the_whole_text_is_refused(sampler, params, requests
         sampler.sample(params, [row], GROUP, 0)
 
 
+@pytest.mark.parametrize(
+    "change", [{"allow": lambda tokens: None}, {"adapter": "a"}, {"seeds": (1, 2)}, {"priority": 1}]
+)
+def test_wishes_that_groups_do_not_know_are_refused(sampler, params, requests, change):
+    (name,) = change
+    with pytest.raises(InputError, match=f"request 1 has {name}"):
+        sampler.sample(params, [requests[0], dataclasses.replace(requests[1], **change)], GROUP, 0)
+
+
 def test_top_k_and_top_p(sampler, params, requests, rollout):
     """They leave one token, or all; a row that does not ask is drawn as ever."""
 

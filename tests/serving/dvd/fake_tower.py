@@ -90,7 +90,11 @@ def server(tower: FakeTower, address: str = "127.0.0.1:0", **changes: Any) -> Vi
 def client(config: InternVLConfig, *addresses: str, **changes: Any) -> VisionClient:
     """Not started."""
     limits = dataclasses.replace(HASTY, **changes.pop("limits", {}))
-    return VisionClient(addresses, config, **{"model": MODEL, "secret": SECRET, "limits": limits, **changes})
+    return VisionClient(
+        addresses,
+        config,
+        **{"model": MODEL, "dtype": np.dtype(np.float32), "secret": SECRET, "limits": limits, **changes},
+    )
 
 
 def talk(asking: VisionClient, conversation: Callable[[VisionClient], Awaitable[Any]]) -> Any:

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -192,7 +193,7 @@ def test_caches_are_bounded_in_bytes():
 def test_room_and_credits_are_waited_for_in_turn():
     """Neither end ever holds more than it may, and all requests are answered."""
     tower = FakeTower(PLAIN)
-    most = {"pending_bytes": 12 * 4 * WIDTH * 4}  # until numbers are known to have two bytes: 12 tiles
+    most = {"pending_bytes": 12 * 4 * WIDTH * 4}
     with server(tower, limits={"credits": 8, "cache_bytes": 0}) as serving:
         asking = client(PLAIN, serving.address, limits={"cache_bytes": 0, **most})
         held, over = [], threading.Event()
@@ -234,7 +235,13 @@ def test_what_never_fits_is_refused_at_once():
             with pytest.raises(InputError, match="3 tiles, more than the 2 whose features are taken in at a time"):
                 await asking.features(tiles(0, 1, 2))
 
-        talk(client(PLAIN, serving.address, limits={"pending_bytes": 2 * 4 * WIDTH * 4}), narrow)
+        limits = {"pending_bytes": 2 * 4 * WIDTH * 4}
+        talk(client(PLAIN, serving.address, limits=limits), narrow)
+
+        async def as_wide(asking):  # as many again of half the bytes, before any has come
+            assert same(await asking.features(tiles(0, 1, 2, 3)), local(tiles(0, 1, 2, 3), PLAIN))
+
+        talk(client(PLAIN, serving.address, limits=limits, dtype=np.dtype(ml_dtypes.bfloat16)), as_wide)
 
 
 def test_a_request_whose_turn_never_comes_is_told_that_others_were_before_it():
