@@ -76,6 +76,8 @@ def test_what_needs_no_model(tmp_path, golden):
     asked = evaluate("--suite=MMStar", data, "--prompts_only", "--mode=cot", f"--out={out}")
     assert asked.returncode == 0, asked.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
+    asked = evaluate("--suite=MMStar", data, "--prompts_only", "--best_of=8", f"--out={tmp_path}/best.jsonl")
+    assert asked.returncode == 0 and (tmp_path / "best.jsonl").read_text() == out.read_text(), asked.stderr
     assert len(lines) == 36 and lines[0].keys() == {"index", "question", "tiles", "system", "generation"}
     for arguments, said in (
         (["--suite=MMStar", data], "--checkpoint is missing"),
@@ -88,6 +90,16 @@ def test_what_needs_no_model(tmp_path, golden):
             "is not the published MMStar",
         ),
         ([data, "--prompts_only", f"--out={tmp_path}/a"], "name one by --suite"),
+        (["--checkpoint=no", data, "--frames=32"], "--frames is for the paper's benchmarks; name one by --suite"),
+        (["--checkpoint=no", data, "--mode=cot"], "--mode is for the paper's benchmarks; name one by --suite"),
+        (["--checkpoint=no", data, "--nothinking"], "--nothinking is for launch.chat"),
+        (["--suite=MMStar", data, "--rescore=a.json", "--best_of=8"], "--rescore asks no model; leave out --best_of"),
+        (["--suite=MMStar", data, "--prompts_only", "--judge=http://a"], "--prompts_only answers and scores nothing"),
+        (["--suite=MMStar", data, "--checkpoint=no", "--report=a"], "--report is for --rescore"),
+        (["--suite=MMStar", data, "--checkpoint=no", "--grader=answer"], "--grader says here which answers agree"),
+        (["--suite=MMStar", data, "--rescore=a.json", "--judge_model=a"], "--judge_model is its name at --judge"),
+        (["--suite=MMStar", data, "--checkpoint=no", "--frames=9"], "--frames is for suites about videos"),
+        (["--suite=MMStar,POPE", f"{data}/POPE.tsv", "--checkpoint=no"], "--data is one file, and --suite has several"),
     ):
         done = evaluate(*arguments)
         assert (done.returncode, done.stdout) == (1, "") and said in done.stderr, done.stderr
