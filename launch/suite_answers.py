@@ -23,8 +23,9 @@ from launch import answering, bars, best_of_flags, best_of_suites, checkpoint, j
 
 def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
     """Answers what of the suites is not answered yet, and scores it; see `suites.run`."""
-    size, thresholds, found = size_name(checkpoint.model_config()), answering.thresholds(), suite_scores.Found()
-    sampling, files, judge = suite_flags.sampling(longest, size), suite_flags.files(data), judging.judge(None)
+    config, thresholds, found = checkpoint.model_config(), answering.thresholds(), suite_scores.Found()
+    sampling = suite_flags.sampling(longest, size_name(config))
+    files, judge = suite_flags.files(data), judging.judge(None)
     for file in files:
         check_pictures(file, suite_flags.mode())
     settings = answering.known_by(sampling, thresholds)
@@ -44,7 +45,7 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
             result = score_suite(file, read_predictions(target, file.suite.name), judge)
             write_lines(folder / f"{file.suite.name}.rows.jsonl", result.rated.rows)
             found.append((file, result))
-        suite_scores.tell(found, str(folder) if out else None, size)
+        suite_scores.tell(found, str(folder) if out else None, size_name(config, best_of_flags.is_asked()))
 
 
 def _answer_once(

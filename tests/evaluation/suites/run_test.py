@@ -6,6 +6,7 @@ import math
 import pathlib
 import random
 import threading
+import types
 import typing
 
 import pytest
@@ -19,11 +20,13 @@ from internvl_jax.evaluation import (
     answer_suite,
     check_pictures,
     describe_suites,
+    generation,
     get_suite,
     open_suite,
     plain,
     read_predictions,
     score_suite,
+    size_name,
     summary,
     write_report,
 )
@@ -32,6 +35,7 @@ from internvl_jax.evaluation.suites import (
     judged_scores,
     judges,
     place_scores,
+    published,
     suite_file,
     suite_prompts,
     suite_run,
@@ -217,6 +221,17 @@ def test_no_answer_is_right_where_the_true_one_is_no_option():
     cells = {"question": "q", "candidates": "['red', 'blue']", "answer": "green", "task_type": "count"}
     for text in ("", "A", "green"):
         assert video_scores.mlvu(get_suite("MLVU_MCQ"), [Predicted("1", cells, {}, text)], None).headline == 0
+
+
+def test_what_the_paper_has_of_a_size():
+    """Longer answers of the largest, and its figures with parallel thinking."""
+    longest = {size: generation("default", size)["max_new_tokens"] for size in (None, "8B", "241B-A28B")}
+    assert longest == {None: 4096, "8B": 4096, "241B-A28B": 16384}
+    assert generation("thinking", "241B-A28B")["max_new_tokens"] == 65536
+    config = types.SimpleNamespace(text=types.SimpleNamespace(width=4096, layers=36))
+    assert [size_name(config, parallel) for parallel in (False, True)] == ["8B", "8B + PT"]
+    figures = published.published(get_suite("MathVista_MINI"))
+    assert (figures["8B"], figures["8B + PT"]) == (78.4, 80.8)
 
 
 def test_only_what_is_complete_is_called_so():
