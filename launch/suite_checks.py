@@ -10,6 +10,7 @@ _OF_SUITES = ("prompts_only", "rescore", "report", "mode", "images", "frames", "
 _OF_MODELS = (
     *("best_of", "critic", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"),
     *("thinking", "reasoning", "max_tiles", "relative_threshold", "absolute_threshold"),
+    *("quantise", "cache"),
 )
 
 

@@ -5,9 +5,19 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from absl import flags
+
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation import SuiteFile, describe_suites, read_predictions, reread, score_suite, write_lines
-from launch import judging, paths, suite_answers, suite_checks, suite_flags, suite_scores
+from internvl_jax.evaluation import (
+    SuiteFile,
+    describe_suites,
+    read_predictions,
+    reread,
+    score_suite,
+    size_name,
+    write_lines,
+)
+from launch import checkpoint, judging, paths, suite_answers, suite_checks, suite_flags, suite_scores
 
 
 def run(data: str, out: str | None, longest: int | None, batch: int) -> None:
@@ -36,11 +46,11 @@ def _rescore(data: str, out: str | None) -> None:
     if out is not None:
         paths.check_new(out, "out")
     predictions = read_predictions(suite_flags.RESCORE.value, file.suite.name)
-    judge = judging.judge(_verdicts(file, out))
-    result = score_suite(file, reread(file.suite, suite_flags.mode(), predictions), judge)
+    result = score_suite(file, reread(file.suite, suite_flags.mode(), predictions), judging.judge(_verdicts(file, out)))
     if out is not None:
         _write([file], out, lambda _: result.rated.rows)
-    suite_scores.tell([(file, result)], suite_flags.REPORT.value, None)
+    size = size_name(checkpoint.model_config()) if flags.FLAGS["checkpoint"].value else None
+    suite_scores.tell([(file, result)], suite_flags.REPORT.value, size)
 
 
 def _verdicts(file: SuiteFile, out: str | None) -> pathlib.Path | None:

@@ -47,7 +47,7 @@ def test_a_model_answers_a_suite(checkpoint, tmp_path):
     assert (tmp_path / "out" / "report.html").exists() and len(
         (tmp_path / "out" / "EasyVQA.rows.jsonl").read_text()
     ) > 9
-    rescored = evaluate(*suite, f"--rescore={tmp_path}/out/EasyVQA.jsonl", f"--out={tmp_path}/rows.jsonl")
+    rescored = evaluate(model, *suite, f"--rescore={tmp_path}/out/EasyVQA.jsonl", f"--out={tmp_path}/rows.jsonl")
     assert rescored.stdout.splitlines()[-1] == done.stdout.splitlines()[-1], rescored.stderr
     assert (tmp_path / "rows.jsonl").read_text() == (tmp_path / "out" / "EasyVQA.rows.jsonl").read_text()
     plain = evaluate(model, f"--data={checkpoint}/data.jsonl", "--max_new_tokens=3", f"--out={tmp_path}/plain.jsonl")
