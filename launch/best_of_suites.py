@@ -31,7 +31,7 @@ def answer(
     for file, files in zip(suites, found, strict=True):
         answers = {index: chosen.answer for index, chosen in files.read().items()}
         target, mode = folder / f"{file.suite.name}.jsonl", suite_flags.mode()
-        write_chosen(file, mode, target, answers, sampling.max_new_tokens, known, batch)
+        write_chosen(file, mode, target, answers, known, batch)
 
 
 def _files(file: SuiteFile, folder: pathlib.Path, batch: int) -> BestOfFiles:

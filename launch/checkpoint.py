@@ -49,7 +49,8 @@ def load(part: PartName = "all", folder: pathlib.Path | None = None) -> tuple[An
     Raises:
       InputError: there is no model, or a flag is of its other half.
     """
-    folder, dtype, eight_bits = folder or directory(), _DTYPE.value, caching.eight_bits(part)
+    eight_bits = caching.eight_bits(part) if folder is None else (None, None)  # a critic is not who they are asked of
+    folder, dtype = folder or directory(), _DTYPE.value
     default = jax.config.jax_compilation_cache_dir or pathlib.Path(_USERS_CACHE, "internvl_jax").expanduser()
     if cache := default if _CACHE.value is None else _CACHE.value:
         compilation_cache.keep_programs(cache)

@@ -24,7 +24,7 @@ from launch import (
     paths,
     question_answers,
     sampling_flags,
-    suite_flags,
+    suite_checks,
     suites,
     together,
 )
@@ -40,7 +40,7 @@ _LONGEST = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     del argv
-    if suite_flags.is_asked():
+    if suite_checks.is_suite_asked():
         suites.run(_DATA.value, _OUT.value, _LONGEST.value, _BATCH_SIZE.value)
         return
     sampling, thresholds = sampling_flags.sampling(_LONGEST.value, 64), answering.thresholds()

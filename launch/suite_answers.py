@@ -18,13 +18,14 @@ from internvl_jax.evaluation import (
 )
 from internvl_jax.files import claimed
 from internvl_jax.inference import SamplingParams, Thresholds, complete_many
-from launch import answering, bars, best_of_flags, best_of_suites, checkpoint, suite_flags, suite_scores
+from launch import answering, bars, best_of_flags, best_of_suites, checkpoint, judging, suite_flags, suite_scores
 
 
 def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
     """Answers what of the suites is not answered yet, and scores it; see `suites.run`."""
-    sampling, thresholds, found = suite_flags.sampling(longest), answering.thresholds(), suite_scores.Found()
-    files, judge, size = suite_flags.files(data), suite_flags.judge(), size_name(checkpoint.model_config())
+    config, thresholds, found = checkpoint.model_config(), answering.thresholds(), suite_scores.Found()
+    sampling = suite_flags.sampling(longest, size_name(config))
+    files, judge = suite_flags.files(data), judging.judge(None)
     for file in files:
         check_pictures(file, suite_flags.mode())
     settings = answering.known_by(sampling, thresholds)
@@ -40,10 +41,11 @@ def answer(data: str, out: str | None, longest: int | None, batch: int) -> None:
                 print(f"{file.suite.name}: answered, and not scored {why}", file=sys.stderr)
                 print(json.dumps({"suite": file.suite.name, "score": None}))
                 continue
+            judge = judging.judge(folder / f"{file.suite.name}.verdicts.jsonl")
             result = score_suite(file, read_predictions(target, file.suite.name), judge)
             write_lines(folder / f"{file.suite.name}.rows.jsonl", result.rated.rows)
             found.append((file, result))
-        suite_scores.tell(found, str(folder) if out else None, size)
+        suite_scores.tell(found, str(folder) if out else None, size_name(config, best_of_flags.is_asked()))
 
 
 def _answer_once(
@@ -60,4 +62,4 @@ def _answer_once(
             target = folder / f"{file.suite.name}.jsonl"
             with bars.questions(desc=file.suite.name, total=len(file.table.rows)) as bar:
                 show = bars.advance(bar)
-                answer_suite(file, suite_flags.mode(), target, ask, sampling.max_new_tokens, settings, batch, show)
+                answer_suite(file, suite_flags.mode(), target, ask, settings, batch, show)

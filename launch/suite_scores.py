@@ -22,6 +22,6 @@ def tell(found: Found, report: str | None, size: str | None) -> None:
         each = summary(file, result, size)
         low, high = each["interval_95"]
         paper = f", the paper's {each['paper']}" if each["paper"] else ""
-        said = f"{each['suite']}: {result.rated.headline:.4g}{paper}; {low:.1f} .. {high:.1f} % right (95 %)."
+        said = f"{each['suite']}: {result.rated.headline:.4g} ({low:.4g} .. {high:.4g} at 95 %){paper}."
         print(" ".join([said, *each["remarks"]]), file=sys.stderr)
         print(json.dumps({"suite": each["suite"], "score": plain(result.rated.score)}, ensure_ascii=False))

@@ -1,12 +1,23 @@
 """What `launch.evaluate --suite=...` does: lists suites, writes prompts, scores predictions, or asks a model."""
 
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from absl import flags
+
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation import SuiteFile, describe_suites, read_predictions, score_suite, write_lines
-from launch import paths, suite_answers, suite_flags, suite_scores
+from internvl_jax.evaluation import (
+    SuiteFile,
+    describe_suites,
+    read_predictions,
+    reread,
+    score_suite,
+    size_name,
+    write_lines,
+)
+from launch import checkpoint, judging, paths, suite_answers, suite_checks, suite_flags, suite_scores
 
 
 def run(data: str, out: str | None, longest: int | None, batch: int) -> None:
@@ -18,7 +29,9 @@ def run(data: str, out: str | None, longest: int | None, batch: int) -> None:
     """
     if suite_flags.SUITE.value == ["list"]:
         print(describe_suites())
-    elif suite_flags.PROMPTS_ONLY.value:
+        return
+    suite_checks.check_files(suite_flags.named(), pathlib.Path(data).is_file())
+    if suite_flags.PROMPTS_ONLY.value:
         _write(suite_flags.files(data), out, lambda file: file.prompts(suite_flags.mode()))
     elif suite_flags.RESCORE.value:
         _rescore(data, out)
@@ -30,10 +43,22 @@ def _rescore(data: str, out: str | None) -> None:
     file, *others = suite_flags.files(data)
     if others:
         raise InputError("predictions are those of one suite; give one --suite")
-    result = score_suite(file, read_predictions(suite_flags.RESCORE.value, file.suite.name), suite_flags.judge())
+    if out is not None:
+        paths.check_new(out, "out")
+    predictions = read_predictions(suite_flags.RESCORE.value, file.suite.name)
+    result = score_suite(file, reread(file.suite, suite_flags.mode(), predictions), judging.judge(_verdicts(file, out)))
     if out is not None:
         _write([file], out, lambda _: result.rated.rows)
-    suite_scores.tell([(file, result)], suite_flags.REPORT.value, None)
+    size = size_name(checkpoint.model_config()) if flags.FLAGS["checkpoint"].value else None
+    suite_scores.tell([(file, result)], suite_flags.REPORT.value, size)
+
+
+def _verdicts(file: SuiteFile, out: str | None) -> pathlib.Path | None:
+    """Where a judge's are kept: beside the rows, or in the report's folder."""
+    if out is not None:
+        return pathlib.Path(out).with_suffix(".verdicts.jsonl")
+    report = suite_flags.REPORT.value
+    return None if report is None else pathlib.Path(report) / f"{file.suite.name}.verdicts.jsonl"
 
 
 def _write(files: list[SuiteFile], out: str | None, lines: Callable[[SuiteFile], Iterable[Mapping[str, Any]]]) -> None:

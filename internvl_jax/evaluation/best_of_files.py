@@ -19,11 +19,12 @@ from internvl_jax.validation import convert, read_lines
 AskGroups = Callable[[Sequence[Messages]], Sequence[Sequence[Answer]]]
 
 
-class CandidateText(msgspec.Struct):
-    """A candidate, and how many tokens it took."""
+class CandidateText(msgspec.Struct, omit_defaults=True):
+    """A candidate, how many tokens it took, and whether it may have no more."""
 
     text: str
     tokens: int
+    cut: bool = False
 
 
 class CandidateLine(msgspec.Struct):
@@ -82,7 +83,7 @@ class BestOfFiles:
 
         def lines(indices: Sequence[str]) -> list[CandidateLine]:
             groups = ask([self.messages(index) for index in indices])
-            texts = ([CandidateText(each.text, each.num_tokens) for each in group] for group in groups)
+            texts = ([CandidateText(each.text, each.num_tokens, each.cut) for each in group] for group in groups)
             return [CandidateLine(index, group) for index, group in zip(indices, texts, strict=True)]
 
         self._file("candidates", settings).write(self.indices, lines, self.batch, progress)
@@ -116,7 +117,7 @@ class BestOfFiles:
             if not 0 <= each.best < len(group) == len(each.values):
                 raise InputError(f"{where} is a choice among other candidates; remove {path} to choose anew")
             choice = Selection(each.best, tuple(each.values), tuple(map(tuple, each.steps)))
-            found[each.index] = BestOf(tuple(Answer(one.text, one.tokens, ()) for one in group), choice)
+            found[each.index] = BestOf(tuple(Answer(one.text, one.tokens, (), one.cut) for one in group), choice)
         return found
 
     def _candidates(self) -> dict[str, list[CandidateText]]:

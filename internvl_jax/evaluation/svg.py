@@ -32,6 +32,7 @@ _NOT_AN_SVG = 3  # its exit code
 
 _BLOCK = re.compile(r"```(?:svg|xml|html)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _MARKED = re.compile(r"```svg[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_SVG_TAG = re.compile(r"</svg\s*>|<svg(?=[\s/>]|\Z)[^<>]*>?")
 _DOCTYPE = re.compile(r"<!DOCTYPE[^\[>]*>", re.IGNORECASE)
 _OUTSIDE = re.compile(r"@import|url\(\s*+['\"]?+\s*+(?!#)", re.IGNORECASE)
 _BITMAP = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,", re.IGNORECASE)
@@ -46,11 +47,14 @@ def find_svg(text: str) -> str | None:
     for found in (_MARKED.findall(text)[-1:], [block for block in _BLOCK.findall(text) if "<svg" in block][-1:]):
         if found and "<svg" in found[0]:
             return found[0].strip()
-    start = text.rfind("<svg")
-    if start < 0:
-        return None
-    end = text.find("</svg>", start)
-    return text[start:] if end < 0 else text[start : end + len("</svg>")]
+    begun, last = list[int](), (0, 0)  # where elements begin that are open, and the last whole one that is in no other
+    for tag in _SVG_TAG.finditer(text):
+        if not tag[0].startswith("</"):
+            begun.append(tag.start())
+        if begun and (tag[0].startswith("</") or tag[0].endswith("/>")):
+            last = begun.pop(), tag.end()
+    cut_off = [start for start in begun if start >= last[1]]  # tags before may only be spoken of
+    return text[cut_off[0] :] if cut_off else text[slice(*last)] or None
 
 
 def harmless(svg: str) -> tuple[str, list[str]]:

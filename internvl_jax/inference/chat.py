@@ -35,11 +35,13 @@ class Answer:
       text: the answer with its thinking, if there is any (see `split_thinking`).
       num_tokens: how many tokens the model wrote for it.
       picture_tokens: how many tokens each picture took in the prompt; fewer where a Flash model compressed tiles.
+      cut: whether it ended because it may have no more tokens.
     """
 
     text: str
     num_tokens: int
     picture_tokens: tuple[int, ...]
+    cut: bool = False
 
 
 def chat(
@@ -215,7 +217,7 @@ class TextReader:
             del self._streams[key]
             self.engine.drop(*key)
             pictures = picture_tokens(token.seen.tokens_T, self.engine.config.image_token_id)
-            answer = Answer("".join(texts) + text, token.number, pictures)
+            answer = Answer("".join(texts) + text, token.number, pictures, end == "length")
         texts.append(text)
         self._told[token.id].append(Piece(token.id, token.answer, text, answer, end, token))
 

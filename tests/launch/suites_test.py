@@ -2,11 +2,14 @@
 
 import base64
 import csv
+import http.server
 import json
 import os
 import random
 import signal
+import threading
 import time
+import typing
 
 import pytest
 
@@ -44,7 +47,7 @@ def test_a_model_answers_a_suite(checkpoint, tmp_path):
     assert (tmp_path / "out" / "report.html").exists() and len(
         (tmp_path / "out" / "EasyVQA.rows.jsonl").read_text()
     ) > 9
-    rescored = evaluate(*suite, f"--rescore={tmp_path}/out/EasyVQA.jsonl", f"--out={tmp_path}/rows.jsonl")
+    rescored = evaluate(model, *suite, f"--rescore={tmp_path}/out/EasyVQA.jsonl", f"--out={tmp_path}/rows.jsonl")
     assert rescored.stdout.splitlines()[-1] == done.stdout.splitlines()[-1], rescored.stderr
     assert (tmp_path / "rows.jsonl").read_text() == (tmp_path / "out" / "EasyVQA.rows.jsonl").read_text()
     plain = evaluate(model, f"--data={checkpoint}/data.jsonl", "--max_new_tokens=3", f"--out={tmp_path}/plain.jsonl")
@@ -68,6 +71,19 @@ def test_the_best_of_three_answers_of_a_suite(checkpoint, tmp_path, golden):
         assert all(bool(choice["steps"]) == (by == "critic") for choice in choices)
 
 
+@pytest.mark.soak
+def test_thinking_may_be_as_long_as_the_release_has_it(checkpoint, tmp_path):
+    """65,536 tokens, which are more than rows have at first; what is rescored is read as it was."""
+    table(checkpoint, tmp_path, ["what is it"])
+    asked = ["--suite=EasyVQA", f"--data={tmp_path}", "--mode=thinking"]
+    done = evaluate(f"--checkpoint={checkpoint}", *asked, f"--out={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "EasyVQA.settings.json").read_text())["sampling"]["max_new_tokens"] == 65536
+    rescored = evaluate(*asked, f"--rescore={tmp_path}/out/EasyVQA.jsonl", f"--out={tmp_path}/rows.jsonl")
+    assert rescored.stdout.splitlines()[-1] == done.stdout.splitlines()[-1], rescored.stderr
+    assert (tmp_path / "rows.jsonl").read_text() == (tmp_path / "out" / "EasyVQA.rows.jsonl").read_text()
+
+
 def test_what_needs_no_model(tmp_path, golden):
     data = f"--data={golden / 'eval_image' / 'data'}"
     listed = evaluate("--suite=list")
@@ -76,6 +92,8 @@ def test_what_needs_no_model(tmp_path, golden):
     asked = evaluate("--suite=MMStar", data, "--prompts_only", "--mode=cot", f"--out={out}")
     assert asked.returncode == 0, asked.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
+    asked = evaluate("--suite=MMStar", data, "--prompts_only", "--best_of=8", f"--out={tmp_path}/best.jsonl")
+    assert asked.returncode == 0 and (tmp_path / "best.jsonl").read_text() == out.read_text(), asked.stderr
     assert len(lines) == 36 and lines[0].keys() == {"index", "question", "tiles", "system", "generation"}
     for arguments, said in (
         (["--suite=MMStar", data], "--checkpoint is missing"),
@@ -88,10 +106,66 @@ def test_what_needs_no_model(tmp_path, golden):
             "is not the published MMStar",
         ),
         ([data, "--prompts_only", f"--out={tmp_path}/a"], "name one by --suite"),
+        (["--checkpoint=no", data, "--frames=32"], "--frames is for the paper's benchmarks; name one by --suite"),
+        (["--checkpoint=no", data, "--mode=cot"], "--mode is for the paper's benchmarks; name one by --suite"),
+        (["--checkpoint=no", data, "--nothinking"], "--nothinking is for launch.chat"),
+        (["--suite=MMStar", data, "--rescore=a.json", "--best_of=8"], "--rescore asks no model; leave out --best_of"),
+        (["--suite=MMStar", data, "--prompts_only", "--judge=http://a"], "--prompts_only answers and scores nothing"),
+        (["--suite=MMStar", data, "--checkpoint=no", "--report=a"], "--report is for --rescore"),
+        (["--suite=MMStar", data, "--checkpoint=no", "--grader=answer"], "--grader says here which answers agree"),
+        (["--suite=MMStar", data, "--rescore=a.json", "--judge_model=a"], "--judge_model is its name at --judge"),
+        (["--suite=MMStar", data, "--checkpoint=no", "--frames=9"], "--frames is for suites about videos"),
+        (["--suite=MMStar,POPE", f"{data}/POPE.tsv", "--checkpoint=no"], "--data is one file, and --suite has several"),
     ):
         done = evaluate(*arguments)
         assert (done.returncode, done.stdout) == (1, "") and said in done.stderr, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+class _Judge(http.server.BaseHTTPRequestHandler):
+    """Says A, to `left` questions."""
+
+    left: typing.ClassVar[list[int]] = [2]
+    asked: typing.ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self._send(200, {"data": [{"id": "the-judge"}]})
+
+    def do_POST(self):
+        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(said["model"])
+        self.left[0] -= 1
+        self._send(200 if self.left[0] >= 0 else 403, {"choices": [{"message": {"content": "A"}}]})
+
+    def _send(self, status, said):
+        body = json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_judge_that_fails_is_not_asked_again(tmp_path, golden, monkeypatch):
+    """What it said is kept; its name is the one that its server has."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "a.json").write_text(json.dumps({str(number): f"perhaps {number}" for number in range(5)}))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Judge) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = ["--suite=RealWorldQA", f"--data={golden}/eval_image/data", f"--rescore={tmp_path}/a.json"]
+        asked += [f"--judge=http://127.0.0.1:{server.server_port}/v1", f"--out={tmp_path}/rows.jsonl"]
+        failed = evaluate(*asked)
+        assert failed.returncode == 1 and "does not answer" in failed.stderr, failed.stderr
+        _Judge.left[0] = 9
+        done = evaluate(*asked)
+        server.shutdown()
+    assert done.returncode == 0 and "by rule alone" not in done.stderr, done.stderr
+    assert _Judge.asked == ["the-judge"] * 6  # 2 answered, 1 refused, and the 3 that were left
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["extracted"] for row in rows] == ["A"] * 5
+    assert len((tmp_path / "rows.verdicts.jsonl").read_text().splitlines()) == 5
 
 
 @pytest.mark.soak

@@ -53,11 +53,13 @@ class VideoLimits:
       seconds: the longest.
       frames: the most that it may have, shown or not.
       pixels: of a frame.
+      animated: pixels of all frames of an animation together, which are counted by decoding them.
     """
 
     seconds: Positive = 4 * 3600.0
     frames: Count = 1 << 20
     pixels: Count = 1 << 26
+    animated: Count = 1 << 33
 
     def __post_init__(self) -> None:
         check_fields(self, "video limits")
@@ -259,6 +261,11 @@ class _Animation:
             count, size = count + 1, image.size
             milliseconds += image.info.get("duration") or _NO_DELAY
             _check(self.name, self.limits, milliseconds / 1000, count, 0)
+            if count * image.width * image.height > self.limits.animated:
+                raise InputError(
+                    f"{self.name} has over {count - 1:,} frames of {image.width * image.height:,} pixels, which takes "
+                    "too long to count in an animation; save it as a video."
+                )
         return VideoInfo(self.name, count, 1000 * count / milliseconds, *size)
 
     def decoded(self, wanted: Set[int]) -> Iterator[Image.Image | None]:

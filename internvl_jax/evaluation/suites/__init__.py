@@ -1,5 +1,6 @@
 """Benchmark files of the paper: prompts, answers and scores as VLMEvalKit's InternVL wrapper has them."""
 
+from internvl_jax.evaluation.suites.judge_file import KeptJudge
 from internvl_jax.evaluation.suites.judges import Endpoint
 from internvl_jax.evaluation.suites.predictions import Prediction, read_predictions
 from internvl_jax.evaluation.suites.published import size_name
@@ -13,6 +14,7 @@ from internvl_jax.evaluation.suites.suite_run import (
     answer_suite,
     check_pictures,
     messages,
+    reread,
     score_suite,
     write_chosen,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "Endpoint",
     "FrameSource",
     "Judge",
+    "KeptJudge",
     "MODES",
     "Mode",
     "Prediction",
@@ -42,6 +45,7 @@ __all__ = [
     "plain",
     "read_predictions",
     "read_table",
+    "reread",
     "score_suite",
     "size_name",
     "summary",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.evaluation.intervals import mean_interval
 from internvl_jax.evaluation.suites.judges import judged_option
 from internvl_jax.evaluation.suites.options import NONE_OF_THEM, infer_option
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
@@ -69,8 +70,7 @@ Hits = Sequence[tuple[Mapping[str, str], int]]  # cells of a question, and wheth
 def choice(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
     """Every question counts alone; see `Rule`."""
     rows, judged = _rated(suite, answers, judge)
-    table = by_split(_hits(answers, rows))
-    return Rated(table, rows, _headline(table), judged)
+    return _of_split(_hits(answers, rows), rows, judged)
 
 
 def circular(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -96,8 +96,7 @@ def circular(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
             ]
         rows.append({"index": index, "hit": int(seen == true), "extracted": seen})
         mains.append(main[0])
-    table = by_split([(cells, row["hit"]) for cells, row in zip(mains, rows, strict=True)])
-    return Rated(table, rows, _headline(table), judged)
+    return _of_split([(cells, row["hit"]) for cells, row in zip(mains, rows, strict=True)], rows, judged)
 
 
 def mmt(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -151,10 +150,14 @@ def by_split(hits: Hits) -> list[dict[str, Any]]:
     return table
 
 
-def _headline(table: Sequence[Mapping[str, Any]]) -> float:
-    """Percent of the split that papers report: validation, or the only one, or the first."""
+def _of_split(hits: Hits, rows: list[dict[str, Any]], judged: int) -> Rated:
+    """The table by splits; its headline is of the one that papers report: validation, or the only one, or the first."""
+    table = by_split(hits)
     reported = [row for row in table if row["split"] == "validation"] or table
-    return 100 * reported[0]["Overall"] if reported else math.nan
+    if not reported:
+        return Rated(table, rows, math.nan, judged)
+    own = [hit for cells, hit in hits if (cells.get("split") or "none") == reported[0]["split"]]
+    return Rated(table, rows, 100 * reported[0]["Overall"], judged, mean_interval(own))
 
 
 def _rated(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> tuple[list[dict[str, Any]], int]:

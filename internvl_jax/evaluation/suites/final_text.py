@@ -8,7 +8,15 @@ import re
 
 _BOX = r"\boxed{"
 _ANNOUNCED = re.compile(r"(?:Final answer:|Answer:)\s*(.*)", re.IGNORECASE)
-_REPEATED_PART, _REPEATED_TIMES = 100, 20  # characters; times
+_MARKS = re.compile("</?(?:quad|ref|box)>")
+_LOOP, _LOOP_TIMES = 800, 8  # characters of a loop in all, and times that its part stands in it, at least
+_SEEN = 1 << 15  # characters from the end in which a loop is looked for
+_WINDOW = 32  # characters; where these stand once more, a part of a loop may begin
+
+
+def without_marks(text: str) -> str:
+    """Without the marks of names and boxes, which the release's tokenizers hold for control tokens and leave out."""
+    return _MARKS.sub("", text)
 
 
 def boxed_content(text: str) -> str:
@@ -41,8 +49,16 @@ def answer_line(text: str) -> str:
 
 
 def repeats(text: str) -> bool:
-    """Whether a response ends in a loop: its last 100 characters stand 20 times in its second half."""
-    text = text.strip()
-    if len(text) < _REPEATED_PART * _REPEATED_TIMES:
-        return False
-    return text[len(text) // 2 :].count(text[-_REPEATED_PART:]) >= _REPEATED_TIMES
+    """Whether a response ends in a loop: in the same part, of any length, eight times or more and over 800 characters
+    or more. The last of them may be cut off, so a loop is taken from its end.
+    """
+    text = text.strip()[-_SEEN:]
+    longest, at = len(text) // _LOOP_TIMES, len(text)
+    while (at := text.rfind(text[-_WINDOW:], 0, at - 1)) >= 0:
+        part = len(text) - _WINDOW - at
+        if part > longest:
+            return False
+        if text.endswith(text[-part:] * max(_LOOP_TIMES, -(-_LOOP // part))):
+            return True
+        at += _WINDOW
+    return False

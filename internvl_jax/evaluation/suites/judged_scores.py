@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.evaluation.intervals import mean_interval
 from internvl_jax.evaluation.suites import judges
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 from internvl_jax.evaluation.suites.text_matching import mean
@@ -44,6 +45,7 @@ _VIDEO_GROUPS = {
     "Overall": tuple(name for names in (*_PERCEPTION.values(), *_THOUGHT.values()) for name in names),
 }
 _SKILLS = ("inductive", "deductive", "numerical", "spatial", "mechanical")
+_MOST = 3  # points of an answer in MMBench-Video
 _ABSURD = 1000  # no score is as large: a judge that has lost its thread writes on and on
 _CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
@@ -117,7 +119,7 @@ def mmbench_video(suite: Suite, answers: Sequence[Predicted], judge: Judge | Non
         cells = answer.cells
         said = judges.judged_likeness(asked, cells["question"], cells["answer"], answer.text)
         grade = -1 if said is None else said
-        rows.append({"index": answer.index, "score": max(0, grade) / 3, "grade": grade})
+        rows.append({"index": answer.index, "score": max(0, grade) / _MOST, "grade": grade})
         scores.append((set(as_list(cells["dimensions"])), grade))
     table: dict[str, dict[str, str]] = {}
     for size, groups in (("coarse", _VIDEO_GROUPS), ("fine", {name: (name,) for name in _VIDEO_GROUPS["Overall"]})):
@@ -126,7 +128,8 @@ def mmbench_video(suite: Suite, answers: Sequence[Predicted], judge: Judge | Non
                 name: f"{mean([max(score, 0) for own, score in scores if own & set(parts) and counts(score)]):.2f}"
                 for name, parts in groups.items()
             }
-    return Rated(table, rows, mean([max(score, 0) for _, score in scores]), len(answers))
+    interval = mean_interval((row["score"] for row in rows), _MOST)
+    return Rated(table, rows, mean([max(score, 0) for _, score in scores]), len(answers), interval)
 
 
 def _needed(suite: Suite, judge: Judge | None) -> Judge:

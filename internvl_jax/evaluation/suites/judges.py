@@ -1,23 +1,30 @@
 """What a judge is asked where no rule can tell, and the endpoint that may be one.
 
-A judge is a function from a prompt to an answer. What is asked is ours, to the same end as in the official code: scores
-with a judge are near published ones, not equal to them.
+A judge is a function from a prompt, and a temperature, to an answer. What is asked is ours, to the same end as in the
+official code: scores with a judge are near published ones, not equal to them.
 """
 
+import functools
 import http.client
 import json
+import random
 import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites.options import infer_option
 from internvl_jax.evaluation.suites.suite import Judge
-from internvl_jax.evaluation.suites.text_matching import yes_or_no
+from internvl_jax.evaluation.suites.text_matching import UNKNOWN, yes_or_no
 
-_TRIES, _SECONDS, _PAUSE = 5, 120, 1.0
+Found = TypeVar("Found")
+
+_SENT, _SECONDS, _PAUSE = 5, 120, 1.0
+_TRIES, _OPTION_TRIES = 5, 3  # to understand a judge
+_WARMER = 0.5  # temperature, with every try
 _OPTION = """Which option of the question below does the answer mean? Reply with its letter alone, or with Z if it \
 means none of them.
 
@@ -71,78 +78,120 @@ class Endpoint:
 
     Args:
       url: up to and with its `/v1`.
-      model: the name that it knows the judge by.
+      model: the name that it knows the judge by; "" for the only one that it has.
       key: for its Authorization header; "" sends none.
     """
 
-    def __init__(self, url: str, model: str, key: str = ""):
+    def __init__(self, url: str, model: str = "", key: str = ""):
         if not url.startswith(("http://", "https://")):
             raise InputError(f"the judge's address is {url!r}; give one that begins with http:// or https://.")
-        self._url, self._model, self._key = url.rstrip("/") + "/chat/completions", model, key
+        self._url, self._model, self._key = url.rstrip("/"), model, key
 
-    def __call__(self, prompt: str) -> str:
-        """The judge's answer, greedily.
+    @functools.cached_property
+    def model(self) -> str:
+        """The name of the judge there; InputError where it isn't given and several have one, or as in a call."""
+        if self._model:
+            return self._model
+        listed = self._sent("/models", None, "list of models")
+        try:
+            names = [str(each["id"]) for each in listed["data"]]
+        except (LookupError, TypeError):
+            raise InputError(f"the judge at {self._url} sent no list of models; give --judge_model.") from None
+        if len(names) != 1:
+            raise InputError(
+                f"the judge at {self._url} has {', '.join(names[:8]) or 'no model'}; name one by --judge_model."
+            )
+        return names[0]
+
+    def __call__(self, prompt: str, temperature: float = 0.0) -> str:
+        """The judge's answer.
 
         Raises:
           InputError: nobody answers there for half a minute, it refuses, or what comes is no answer.
         """
-        body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0}
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": temperature}
+        sent = self._sent("/chat/completions", json.dumps(body).encode(), "chat completion")
+        try:
+            said = sent["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            said = None
+        if not isinstance(said, str):
+            raise InputError(f"the judge at {self._url} sent no chat completion; check --judge.")
+        return said
+
+    def _sent(self, path: str, body: bytes | None, what: str) -> Any:
+        """What it sends, JSON, or what it is asked again for as long as it can't."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
-        for number in range(1, _TRIES + 1):
+        request = urllib.request.Request(self._url + path, body, headers)
+        for number in range(1, _SENT + 1):
             try:
                 with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-                    said = json.load(reply)["choices"][0]["message"]["content"]
-                if not isinstance(said, str):
-                    raise TypeError("no text")
-                return said
+                    return json.load(reply)
             except (OSError, http.client.HTTPException) as error:
                 refused = isinstance(error, urllib.error.HTTPError) and error.code not in (408, 429, *range(500, 600))
-                if refused or number == _TRIES:
+                if refused or number == _SENT:
                     raise InputError(f"the judge at {self._url} does not answer ({error}); check --judge.") from None
                 time.sleep(_PAUSE * 2**number)
-            except (ValueError, LookupError, TypeError):
-                raise InputError(f"the judge at {self._url} sent no chat completion; check --judge.") from None
+            except ValueError:
+                raise InputError(f"the judge at {self._url} sent no {what}; check --judge.") from None
         raise AssertionError("every try ends above")
 
 
 def judged_option(judge: Judge, question: str, options: Mapping[str, str], answer: str) -> str | None:
-    """The option that a judge sees in an answer, None where it names none."""
+    """The option that a judge sees in an answer; one by lot, the same each time, where it names none in three tries."""
     listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-    return infer_option(judge(_OPTION.format(question=question, options=listed, answer=answer)), options)
+    prompt = _OPTION.format(question=question, options=listed, answer=answer)
+    found = _read(judge, prompt, lambda said: infer_option(said, options), _OPTION_TRIES)
+    return random.Random(prompt).choice(list(options)) if found is None and options else found
 
 
 def judged_yes_no(judge: Judge, question: str, answer: str) -> str:
     """What a judge takes an answer for: Yes, No or Unknown."""
-    return yes_or_no(judge(_YES_NO.format(question=question, answer=answer)))
+    known = lambda said: None if (found := yes_or_no(said)) == UNKNOWN else found
+    return _read(judge, _YES_NO.format(question=question, answer=answer), known) or UNKNOWN
 
 
 def judged_final(judge: Judge, question: str, answer: str) -> str:
-    """The final answer that a judge reads out of a response."""
-    return judge(_EXTRACT.format(question=question, answer=answer)).strip()
+    """The final answer that a judge reads out of a response; "" where it says nothing."""
+    prompt = _EXTRACT.format(question=question, answer=answer)
+    return _read(judge, prompt, lambda said: said.strip() or None) or ""
 
 
 def judged_letters(judge: Judge, question: str, answer: str) -> str:
     """The letters of the options that a judge sees chosen; "" where it names none."""
-    said = judge(_LETTERS.format(question=question, answer=answer)).strip()
-    return said if said.isupper() and said.isalpha() else ""
+    letters = lambda said: said.strip() if said.strip().isupper() and said.strip().isalpha() else None
+    return _read(judge, _LETTERS.format(question=question, answer=answer), letters) or ""
 
 
 def judged_grade(judge: Judge, question: str, true: str, answer: str) -> float:
     """The judge's grade; 0 where it gives none from 0 to 1."""
-    try:
-        grade = float(judge(_GRADE.format(question=question, true=true, answer=answer)))
-    except ValueError:
-        return 0.0
-    return grade if 0 <= grade <= 1 else 0.0
+    return _read(judge, _GRADE.format(question=question, true=true, answer=answer), _grade) or 0.0
 
 
 def judged_same(judge: Judge, question: str, true: str, answer: str) -> bool:
     """Whether a judge finds an answer to say the same as the true one."""
-    return judge(_SAME.format(question=question, true=true, answer=answer)).strip() == "1"
+    digit = lambda said: said.strip() if said.strip() in ("0", "1") else None
+    return _read(judge, _SAME.format(question=question, true=true, answer=answer), digit) == "1"
 
 
 def judged_likeness(judge: Judge, question: str, true: str, answer: str) -> int | None:
     """How much an answer means the same as the true one, 0 to 3, None where a judge says no number of one digit."""
-    said = judge(_LIKENESS.format(question=question, true=true, answer=answer)).strip()
+    said = judge(_LIKENESS.format(question=question, true=true, answer=answer)).strip()  # once, as released
     return int(said) if re.fullmatch(r"[+-]?[0-9]", said) else None
+
+
+def _read(judge: Judge, prompt: str, read: Callable[[str], Found | None], tries: int = _TRIES) -> Found | None:
+    """What is read in the judge's answer; it is asked again, ever warmer, until something is."""
+    for number in range(tries):
+        found = read(judge(prompt, number * _WARMER) if number else judge(prompt))
+        if found is not None:
+            return found
+    return None
+
+
+def _grade(said: str) -> float | None:
+    try:
+        grade = float(said)
+    except ValueError:
+        return None
+    return grade if 0 <= grade <= 1 else None

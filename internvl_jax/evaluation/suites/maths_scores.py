@@ -7,6 +7,7 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from internvl_jax.evaluation.intervals import mean_interval
 from internvl_jax.evaluation.suites import maths_matching
 from internvl_jax.evaluation.suites.judges import judged_final
 from internvl_jax.evaluation.suites.options import infer_option
@@ -60,7 +61,7 @@ def dynamath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
         all_right[cells["qid"]] = all_right.get(cells["qid"], True) and right
     worst = [(cells, all_right[cells["qid"]]) for cells, _ in every if cells["varid"] in ("1", "1.0")]
     table = [_setting("Average", every), _setting("Worst Case", worst)]
-    return Rated(table, rows, 100 * table[1]["Overall"], judged)
+    return Rated(table, rows, 100 * table[1]["Overall"], judged, mean_interval(right for _, right in worst))
 
 
 def _setting(name: str, questions: Sequence[tuple[Mapping[str, str], bool]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.evaluation.intervals import Sums, headline_interval
 from internvl_jax.evaluation.suites import box_matching
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 from internvl_jax.evaluation.suites.text_matching import mean
@@ -48,7 +49,13 @@ def refcoco(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> 
         "Average IoU": mean([row["Average IoU"] for row in official or table]),
         "Samples": sum(row["Samples"] for row in official or table),
     }
-    return Rated([*table, average], rows, average["Precision@1"])
+    shown = {row["Split"] for row in official or table}
+    counted = [(row["split"], (row["hit"], 1)) for row in rows if row["split"] in shown]
+    return Rated([*table, average], rows, average["Precision@1"], interval=headline_interval(counted, _mean_of_splits))
+
+
+def _mean_of_splits(sums: Sums) -> float:
+    return mean([100 * hits / boxes for hits, boxes in sums.values()])
 
 
 def screenspot(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation.suites.tsv import read_cells, whole_index
+from internvl_jax.evaluation.suites.tsv import read_cells
 from internvl_jax.files import whole_file
 from internvl_jax.validation import convert, differences, first_line, parse_json, read_file, read_json
 
@@ -36,7 +36,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
       prediction: what is scored.
       response: all that the model wrote, where that is more.
       tokens: how many tokens it wrote; 0 where that is not known.
-      truncated: whether it wrote as many as it may.
+      truncated: whether it ended because it may have no more.
       suite: that it is an answer to; "" where that is not known.
       question: that it is an answer to; "" where that is not known.
     """
@@ -135,12 +135,11 @@ def read_predictions(path: str | os.PathLike, suite: str = "") -> dict[str, Pred
         raise InputError(f"{path} is no file of predictions that can be read; give .json, .jsonl, .tsv or .xlsx.")
     found = dict[str, Prediction]()
     for where, each in readers[path.suffix](path):
-        index = whole_index(each.index)
         if suite and each.suite not in ("", suite):
             raise InputError(f"{where} is an answer to {each.suite}, not to {suite}; give its own predictions.")
-        if index in found:
-            raise InputError(f"{where}: the index {index!r} stands there twice; remove one.")
-        each.index, found[index] = index, each
+        if each.index in found:
+            raise InputError(f"{where}: the index {each.index!r} stands there twice; remove one.")
+        found[each.index] = each
     if not found:
         raise InputError(f"{path} has no predictions.")
     return found

@@ -22,14 +22,17 @@ _SIZES = {
 
 
 def published(suite: Suite) -> dict[str, float]:
-    """The paper's figure by size of the model, of InternVL3.5 after Cascade RL; {} where there is none."""
+    """The paper's figure by size of the model, of InternVL3.5 after Cascade RL; '8B + PT' is with parallel thinking. {}
+    where there is none.
+    """
     table, column = suite.paper
     return _tables().get(table, {}).get(column, {})
 
 
-def size_name(config: InternVLConfig) -> str | None:
-    """The size that the paper calls this model by; None for any other."""
-    return _SIZES.get((config.text.width, config.text.layers))
+def size_name(config: InternVLConfig, parallel: bool = False) -> str | None:
+    """The size that the paper calls this model by, with parallel thinking or without; None for any other."""
+    name = _SIZES.get((config.text.width, config.text.layers))
+    return name if name is None or not parallel else f"{name} + PT"
 
 
 @functools.cache

@@ -2,12 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 Kind = Literal["MCQ", "Y/N", "VQA", "VQA_ex_prompt", "GROUNDING", "GUI", "MMERealWorld", "video"]
-Judge = Callable[[str], str]  # a prompt in, an answer out
 # The official table: its rows, or one record.
 ScoreTable = list[dict[str, Any]] | dict[str, Any]
+
+
+class Judge(Protocol):
+    """A prompt in, an answer out; greedily unless told otherwise."""
+
+    def __call__(self, prompt: str, temperature: float = 0.0, /) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +24,14 @@ class Predicted:
       cells: of its row.
       options: texts by letter.
       text: the answer.
+      place: number of its row in the table, from 0.
     """
 
     index: str
     cells: Mapping[str, str]
     options: Mapping[str, str]
     text: str
+    place: int = 0
 
 
 class Rated(NamedTuple):
@@ -36,12 +43,14 @@ class Rated(NamedTuple):
         the rule saw.
       headline: what the paper's tables print of it: percent, or points of MME and OCRBench.
       judged: how many of them a judge decided.
+      interval: 95 %, of the headline; None where that is the mean over all rows in percent.
     """
 
     score: ScoreTable
     rows: list[dict[str, Any]]
     headline: float
     judged: int = 0
+    interval: tuple[float, float] | None = None
 
 
 Rule = Callable[["Suite", Sequence[Predicted], Judge | None], Rated]

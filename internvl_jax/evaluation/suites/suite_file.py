@@ -11,10 +11,11 @@ from internvl_jax.data import DEFAULT_MAX_PIXELS, ImageConfig, images, tiling
 from internvl_jax.errors import InputError
 from internvl_jax.evaluation.suites import suite_prompts
 from internvl_jax.evaluation.suites.place_scores import HEIGHT, WIDTH, split_of
+from internvl_jax.evaluation.suites.predictions import Prediction
 from internvl_jax.evaluation.suites.suite import Predicted, Suite
 from internvl_jax.evaluation.suites.suite_prompts import Mode
 from internvl_jax.evaluation.suites.suite_videos import FrameSource, VideoClip, clip_of, decode_frames
-from internvl_jax.evaluation.suites.tsv import BenchmarkTable, Picture, TableRow, read_table
+from internvl_jax.evaluation.suites.tsv import BenchmarkTable, Picture, TableRow, read_table, whole_index
 from internvl_jax.validation import nearest
 
 RELEASED_TILES = ImageConfig(448, 256, 1, 12, True, False, DEFAULT_MAX_PIXELS)
@@ -96,6 +97,21 @@ class SuiteFile:
                 "generation": suite_prompts.generation(mode),
             }
 
+    def named(self, predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
+        """Predictions by the names that rows have here: a table's index may be 01, and a file of predictions call it 1
+        or the other way round.
+
+        Raises:
+          InputError: two predictions to one row.
+        """
+        known, found = {row.index for row in self.table.rows}, dict[str, Prediction]()
+        for index, each in predictions.items():
+            own = index if index in known else whole_index(index)
+            if own in found:
+                raise InputError(f"the predictions have the row {own!r} twice; remove one.")
+            found[own] = each
+        return found
+
     def predicted(self, texts: Mapping[str, str], questions: Mapping[str, str]) -> list[Predicted]:
         """The answered rows, in the order of the table.
 
@@ -112,12 +128,12 @@ class SuiteFile:
                 f"the predictions have the row {strange[0]!r}{nearest(strange[0], sorted(known))}, which is not in "
                 f"{self.table.path}; give those of {self.suite.name}."
             )
-        rows = [row for row in self.table.rows if row.index in texts]
-        pairs = [(row.cells["question"], questions[row.index]) for row in rows if row.index in questions]
+        rows = [(place, row) for place, row in enumerate(self.table.rows) if row.index in texts]
+        pairs = [(row.cells["question"], questions[row.index]) for _, row in rows if row.index in questions]
         asked = [ours.split() == theirs.split() for ours, theirs in pairs]
         if not rows or (asked and not any(asked)):
             raise InputError(f"no question of {self.table.path} has a prediction; give those of {self.suite.name}.")
-        return [Predicted(row.index, self._cells(row), row.options, texts[row.index]) for row in rows]
+        return [Predicted(row.index, self._cells(row), row.options, texts[row.index], place) for place, row in rows]
 
     def _cells(self, row: TableRow) -> Mapping[str, str]:
         cells = RuleCells(row.cells)

@@ -116,10 +116,14 @@ def tile_limit(suite: Suite) -> int:
     return 12 if suite.kind == "GUI" else 6
 
 
-def generation(mode: Mode) -> dict[str, Any]:
-    """What the wrapper asks of generation; a greedy answer has no use for temperature and top_p."""
+def generation(mode: Mode, size: str | None = None) -> dict[str, Any]:
+    """What the wrapper asks of generation; a greedy answer has no use for temperature and top_p.
+
+    Args:
+      size: of the model, as the paper calls it; None: no matter.
+    """
     thinks = mode == "thinking"
-    longest = 65536 if thinks else 4096
+    longest = 65536 if thinks else 16384 if size == "241B-A28B" else 4096
     return {"do_sample": thinks, "max_new_tokens": longest, "top_p": 0.95, "temperature": 0.6}
 
 

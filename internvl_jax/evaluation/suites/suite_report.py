@@ -41,6 +41,7 @@ def summary(file: SuiteFile, result: SuiteResult, size: str | None) -> dict[str,
             "suite": suite.name,
             "score": result.rated.score,
             "headline": result.rated.headline,
+            "judge": result.could_ask,
             "interval_95": [low, high],
             "questions": result.questions,
             "answered": result.answered,
@@ -61,7 +62,7 @@ def remarks(file: SuiteFile, result: SuiteResult) -> list[str]:
     suite, said = result.suite, []
     if result.answered < result.questions:
         said.append(f"{result.questions - result.answered} of {result.questions} questions have no answer.")
-    if suite.judge == "helps" and not result.rated.judged:
+    if suite.judge == "helps" and not result.could_ask:
         said.append("Scored by rule alone: the published score had a judge where the rule can't tell.")
     if file.is_published is False:
         said.append("The file is not the published one.")
@@ -111,11 +112,11 @@ def _line(each: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "suite": each["suite"],
         "score": _shown(each["headline"]),
-        "95 % interval of right answers": f"{low:.1f} .. {high:.1f}",
+        "95 % interval": f"{low:.4g} .. {high:.4g}",
         "paper": _shown(each["paper"]),
         "answered": f"{each['answered']} of {each['questions']}",
         "by a judge": each["judged"],
-        "cut off": f"{each['truncated']:.1%}",
+        "cut off": "not known" if each["truncated"] is None else f"{each['truncated']:.1%}",
         "in a loop": f"{each['repeated']:.1%}",
         "unfinished thinking": f"{each['unfinished_thinking']:.1%}",
     }

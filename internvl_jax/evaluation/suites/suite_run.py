@@ -11,11 +11,12 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from PIL import Image
 
 from internvl_jax.data import images, is_unfinished, split_prediction
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation.intervals import wilson
+from internvl_jax.evaluation.intervals import mean_interval
 from internvl_jax.evaluation.suites import box_matching, final_text, suite_prompts
 from internvl_jax.evaluation.suites.predictions import Prediction, PredictionFile
 from internvl_jax.evaluation.suites.suite import Judge, Rated, Suite
@@ -35,10 +36,11 @@ class SuiteResult:
     Attributes:
       questions: rows that can be asked.
       answered: rows that have an answer: only these are scored.
-      interval: 95 %, of the share of right answers (mean score) over all rows, in percent.
-      truncated, repeated, unfinished: shares of answers that were cut off by their length, that end in a loop, and that
-        end within their thinking.
+      interval: 95 %, of the headline.
+      truncated: the share of answers that were cut off by their length; None where that is not known of any.
+      repeated, unfinished: shares of answers that end in a loop, and within their thinking.
       predictions: by index.
+      could_ask: whether there was a judge.
     """
 
     suite: Suite
@@ -46,10 +48,11 @@ class SuiteResult:
     questions: int
     answered: int
     interval: tuple[float, float]
-    truncated: float
+    truncated: float | None
     repeated: float
     unfinished: float
     predictions: Mapping[str, Prediction]
+    could_ask: bool
 
 
 def messages(file: SuiteFile, row: TableRow, mode: Mode) -> Conversation:
@@ -87,7 +90,6 @@ def answer_suite(
     mode: Mode,
     out: pathlib.Path,
     ask: Ask,
-    longest: int,
     settings: Mapping[str, Any],
     batch: int = 128,
     progress: Callable[[int], None] | None = None,
@@ -97,7 +99,6 @@ def answer_suite(
     Args:
       out: the file; what is begun there goes on.
       ask: answers conversations.
-      longest: tokens that an answer may have.
       settings: what answers depend on besides the table and the mode.
       batch: how many questions are asked, and answers written, at a time.
 
@@ -111,7 +112,7 @@ def answer_suite(
             found = ask(messages(file, rows[index], mode) for index in indices)  # pictures as they are wanted
         except InputError as error:  # which counts the conversations of this batch
             raise InputError(f"{file.suite.name}, from row {indices[0]} on: {error}") from None
-        return [_prediction(file.suite, mode, *pair, longest) for pair in zip(indices, found, strict=True)]
+        return [_prediction(file.suite, mode, *pair) for pair in zip(indices, found, strict=True)]
 
     _write(file, mode, out, answer, settings, batch, progress)
 
@@ -121,12 +122,11 @@ def write_chosen(
     mode: Mode,
     out: pathlib.Path,
     chosen: Mapping[str, Answer],
-    longest: int,
     settings: Mapping[str, Any],
     batch: int,
 ) -> None:
     """Writes answers that are there (Best-of-N), by index; arguments as in `answer_suite`."""
-    answer = lambda indices: [_prediction(file.suite, mode, index, chosen[index], longest) for index in indices]
+    answer = lambda indices: [_prediction(file.suite, mode, index, chosen[index]) for index in indices]
     _write(file, mode, out, answer, settings, batch, None)
 
 
@@ -144,12 +144,27 @@ def _write(
 
 
 def shown_answer(suite: Suite, mode: Mode, response: str) -> str:
-    """What of a response is scored: all of it, as released; with chains of thought what follows the thinking, and of
-    that what is boxed. Of boxes around GUI elements it is the click.
+    """What of a response is scored: all of it but marks of names and boxes, as released; with chains of thought what
+    follows the thinking, and of that what is boxed. Of boxes around GUI elements it is the click.
     """
+    response = final_text.without_marks(response)
     if mode != "default":
         response = final_text.boxed_content(split_prediction(response)[1])
     return box_matching.click_of_box(response) if suite.kind == "GUI" else response
+
+
+def reread(suite: Suite, mode: Mode, predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
+    """Predictions with what of them is scored: the official code leaves thinking and boxes in those of its chains of
+    thought.
+    """
+    if mode == "default":
+        return dict(predictions)
+    found = {}
+    for index, each in predictions.items():
+        whole = each.response or each.prediction
+        shown = shown_answer(suite, mode, whole)
+        found[index] = msgspec.structs.replace(each, prediction=shown, response="" if shown == whole else whole)
+    return found
 
 
 def score_suite(file: SuiteFile, predictions: Mapping[str, Prediction], judge: Judge | None) -> SuiteResult:
@@ -158,34 +173,35 @@ def score_suite(file: SuiteFile, predictions: Mapping[str, Prediction], judge: J
     Raises:
       InputError: no rule is built for the suite, an answer is to no row, or there are none.
     """
-    suite = file.suite
+    suite, predictions = file.suite, file.named(predictions)
     texts = {index: each.prediction for index, each in predictions.items()}
     answers = file.predicted(texts, {index: each.question for index, each in predictions.items() if each.question})
     if suite.rule is None:
         raise InputError(f"{suite.name} can't be scored here: {suite.missing}.")
     rated = suite.rule(suite, answers, judge)
-    worth = [min(1.0, max(0.0, float(row["score"] if "score" in row else row["hit"]))) for row in rated.rows]
-    low, high = wilson(sum(worth), len(worth)) if worth else (0.0, 1.0)
+    worth = (row["score"] if "score" in row else row["hit"] for row in rated.rows)
     said = [predictions[answer.index] for answer in answers]
-    share = lambda flags: sum(flags) / len(said)
+    share = lambda flags: sum(flags) / len(flags)
+    known = [each.truncated for each in said if each.tokens]
     whole = [each.response or each.prediction for each in said]
     return SuiteResult(
         suite,
         rated,
         len(file.table.rows),
         len(answers),
-        (100 * low, 100 * high),
-        share([each.truncated for each in said]),
+        rated.interval or mean_interval(worth),
+        share(known) if known else None,
         share([final_text.repeats(text) for text in whole]),
         share([is_unfinished(text) for text in whole]),
         predictions,
+        judge is not None,
     )
 
 
-def _prediction(suite: Suite, mode: Mode, index: str, answer: Answer, longest: int) -> Prediction:
+def _prediction(suite: Suite, mode: Mode, index: str, answer: Answer) -> Prediction:
     shown = shown_answer(suite, mode, answer.text)
     whole = "" if shown == answer.text else answer.text
-    return Prediction(index, shown, whole, answer.num_tokens, answer.num_tokens >= longest, suite.name)
+    return Prediction(index, shown, whole, answer.num_tokens, answer.cut, suite.name)
 
 
 def _source(picture: Picture) -> bytes | str:

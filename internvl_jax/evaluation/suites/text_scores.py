@@ -3,10 +3,12 @@ vqa_eval.py, ocrbench.py, crpe.py, erqa.py, vcr.py).
 """
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from internvl_jax.evaluation.intervals import headline_interval, mean_interval
 from internvl_jax.evaluation.suites import text_matching
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 from internvl_jax.evaluation.suites.text_matching import mean
@@ -60,7 +62,9 @@ def ocrbench(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) ->
     score: dict[str, Any] = {"Text Recognition": sum(counts[name] for name in _TEXT_RECOGNITION)}
     score |= {name: counts[name] for name in _OCRBENCH}
     total = sum(score.values())
-    return Rated(score | {"Final Score": total, "Final Score Norm": total / _OCRBENCH_NORM}, rows, total)
+    interval = mean_interval((row["hit"] for row in rows), len(rows))
+    score |= {"Final Score": total, "Final Score Norm": total / _OCRBENCH_NORM}
+    return Rated(score, rows, total, interval=interval)
 
 
 def mtvqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -78,16 +82,18 @@ def mtvqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Ra
 
 
 def crpe(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
-    """Four rows that follow one another are rotations of one question, which is right if all are."""
+    """Four rows of the table that follow one another are rotations of one question, which is right if all are that
+    have an answer.
+    """
     rows, found = list[dict[str, Any]](), {name: list[int]() for name in (*_CRPE, "total")}
-    for start in range(0, len(answers), _ROTATIONS):
-        group = answers[start : start + _ROTATIONS]
+    for _, own in itertools.groupby(answers, lambda answer: answer.place // _ROTATIONS):
+        group = list(own)
         hits = [text_matching.names_option(answer.text, answer.cells["answer"]) for answer in group]
         for name in (group[-1].cells["category"] if all(hits) else _decided(group, hits), "total"):
             found.setdefault(name, []).append(int(all(hits)))
         rows += [{"index": each.index, "hit": int(hit)} for each, hit in zip(group, hits, strict=True)]
     score = {name: mean(hits) if hits else None for name, hits in found.items()}
-    return Rated(score, rows, 100 * mean(found["total"]))
+    return Rated(score, rows, 100 * mean(found["total"]), interval=mean_interval(found["total"]))
 
 
 def erqa(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -115,7 +121,9 @@ def vcr(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
         exacts += [pair[0] for pair in pairs]
         jaccards += [pair[1] for pair in pairs]
         rows.append({"index": answer.index, "score": mean([pair[0] for pair in pairs]), "pairs": pairs})
-    return Rated({"Exact_Match": mean(exacts), "Jaccard": mean(jaccards)}, rows, 100 * mean(exacts))
+    counted = [("", (sum(pair[0] for pair in row["pairs"]), len(row["pairs"]))) for row in rows]
+    interval = headline_interval(counted, lambda sums: 100 * sums[""][0] / max(1, sums[""][1]))
+    return Rated({"Exact_Match": mean(exacts), "Jaccard": mean(jaccards)}, rows, 100 * mean(exacts), interval=interval)
 
 
 def _averaged(answers: Sequence[Predicted], measure: Callable[[str, Sequence[str]], float]) -> Rated:

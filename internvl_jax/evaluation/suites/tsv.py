@@ -193,8 +193,11 @@ def _table(
         if pictures and embedded is not None:
             if not embedded[number]:
                 continue
-            holder = index if index in offsets else whole_index(embedded[number])
-            if holder not in offsets:
+            named = embedded[number].strip()
+            spellings = [named, whole_index(named)]
+            spellings += [] if name is None else [name(each, cells) for each in spellings]
+            holder = next((each for each in (index, *spellings) if each in offsets), None)
+            if holder is None:
                 raise InputError(f"{path}, row {index}: there is no picture in row {embedded[number]!r} that it names.")
             holders[index] = offsets[holder]
         kept.append(TableRow(index, cells, offset))

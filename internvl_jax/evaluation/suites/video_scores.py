@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from internvl_jax.errors import InputError
+from internvl_jax.evaluation.intervals import Sums, headline_interval
 from internvl_jax.evaluation.suites import video_matching
 from internvl_jax.evaluation.suites.judges import judged_option
 from internvl_jax.evaluation.suites.maths_matching import lettered, typed_value
@@ -113,13 +114,24 @@ def vsi(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
             worth = float(letter == video_matching.vsi_option(true))
             rows.append({"index": answer.index, "score": worth, "extracted": letter})
         found.setdefault(f"{kind}_{_MRA if kind in _NUMERIC else 'accuracy'}", []).append(worth)
-    means = {name: mean(scores) for name, scores in found.items()}
-    if all(name in means for name in _DIRECTIONS):
-        means["object_rel_direction_accuracy"] = mean([means.pop(name) for name in _DIRECTIONS])
+    means = _kinds({name: mean(scores) for name, scores in found.items()})
     overall = 100 * mean(list(means.values())) if means else 0.0
+    counted = [(name, (worth, 1)) for name, scores in found.items() for worth in scores]
+    interval = headline_interval(counted, _mean_of_kinds)
     names = [f"{kind}_{measure}" for kind in _VSI for measure in ("accuracy", _MRA)]
     score = {"overall": overall} | {name: 100 * means[name] for name in names if name in means}
-    return Rated(score, rows, overall)
+    return Rated(score, rows, overall, interval=interval)
+
+
+def _kinds(means: dict[str, float]) -> dict[str, float]:
+    """The three kinds about directions as one, where all are there."""
+    if all(name in means for name in _DIRECTIONS):
+        means["object_rel_direction_accuracy"] = mean([means.pop(name) for name in _DIRECTIONS])
+    return means
+
+
+def _mean_of_kinds(sums: Sums) -> float:
+    return 100 * mean(list(_kinds({name: worth / number for name, (worth, number) in sums.items()}).values()))
 
 
 def _matched(

@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from internvl_jax.evaluation.intervals import Sums, headline_interval
 from internvl_jax.evaluation.suites.judges import judged_option
 from internvl_jax.evaluation.suites.options import infer_option
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 
 _PROBLEMS = 525  # of several steps, in the whole set: what every share is of
+_LOST = {"InadequateGeneralization": 0.5, "InsufficientKnowledge": 1.0, "RoteMemorization": 1.0}  # points, of one each
 
 
 def wemath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -35,8 +37,14 @@ def wemath(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> R
         if steps in ("2", "3"):
             problem = answer.cells.get("ID") or answer.cells.get("id", "")
             problems.setdefault((problem, int(steps)), {})[step] = hit
-    table = _table([_kinds(steps, hits) for (_, steps), hits in problems.items()])
-    return Rated([table], rows, float(table["Score (Strict)"].rstrip("%")), judged)
+    kinds = [_kinds(steps, hits) for (_, steps), hits in problems.items()]
+    table, lost = _table(kinds), [("", (_LOST.get(strict, 0.0),)) for strict, _ in kinds]
+    interval = headline_interval(lost, _score_of)
+    return Rated([table], rows, float(table["Score (Strict)"].rstrip("%")), judged, interval)
+
+
+def _score_of(sums: Sums) -> float:
+    return 100 * (_PROBLEMS - sums[""][0]) / _PROBLEMS
 
 
 def _letter(text: str) -> str | None:

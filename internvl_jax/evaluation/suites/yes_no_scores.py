@@ -1,8 +1,9 @@
 """Yes or no: POPE, HallusionBench, MME. Source of the rules: VLMEvalKit at e8e78f05, vlmeval/dataset/utils/yorn.py."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from internvl_jax.evaluation.intervals import Sums, clusters, headline_interval
 from internvl_jax.evaluation.suites.judges import judged_yes_no
 from internvl_jax.evaluation.suites.suite import Judge, Predicted, Rated, Suite
 from internvl_jax.evaluation.suites.text_matching import UNKNOWN, mean, yes_or_no
@@ -11,6 +12,7 @@ _PERCEPTION = (
     *("OCR", "artwork", "celebrity", "color", "count", "existence", "landmark", "position", "posters", "scene"),
 )
 _REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
+_MME_MOST = 200  # points of a category
 
 Row = Mapping[str, Any]
 
@@ -28,7 +30,10 @@ def pope(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rat
     table = [_f1("Overall", exploded)]
     for name in sorted({category for category, _, _ in exploded if category}):
         table.append(_f1(name, [each for each in exploded if each[0] == name]))
-    return Rated(table, rows, table[0]["Overall"], judged)
+    terms = lambda true, said: (float(true == said == "Yes"), float(true == "Yes") + (said == "Yes"))
+    counted = clusters((row["index"], terms(true, row["extracted"])) for _, true, row in exploded)
+    interval = headline_interval([("", each) for each in counted], _f1_of)
+    return Rated(table, rows, table[0]["Overall"], judged, interval)
 
 
 def hallusion(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -39,7 +44,8 @@ def hallusion(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -
     for column in ("category", "l2-category"):
         for name in sorted({answer.cells[column] for answer in answers if answer.cells.get(column)}):
             table.append(_hallusion_row(name, [pair for pair in pairs if pair[0].cells[column] == name]))
-    return Rated(table, rows, mean([table[0][name] for name in ("aAcc", "fAcc", "qAcc")]), judged)
+    headline = mean([table[0][name] for name in ("aAcc", "fAcc", "qAcc")])
+    return Rated(table, rows, headline, judged, _hallusion_interval(pairs))
 
 
 def mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rated:
@@ -49,16 +55,19 @@ def mme(suite: Suite, answers: Sequence[Predicted], judge: Judge | None) -> Rate
     for answer, row in zip(answers, rows, strict=True):
         pictures = found.setdefault(answer.cells["category"], {})
         pictures.setdefault(answer.cells.get("image_path", answer.index), []).append(row["hit"])
-    scores = {}
+    scores, counted = {}, list[tuple[str, Sequence[float]]]()
     for category, pictures in found.items():
         questions = [hit for hits in pictures.values() for hit in hits]
         both = [hits[0] and hits[1] for hits in pictures.values() if len(hits) > 1]
         scores[category] = 100 * mean(questions) + (100 * mean(both) if both else 0.0)
+        if category in (*_PERCEPTION, *_REASONING):
+            counted += [(category, _mme_terms(hits)) for hits in pictures.values()]
     sums = {
         name: sum(scores.get(category, 0.0) for category in categories)
         for name, categories in (("perception", _PERCEPTION), ("reasoning", _REASONING))
     }
-    return Rated([sums | scores], rows, sum(sums.values()), judged)
+    most = _MME_MOST * len(_PERCEPTION + _REASONING)
+    return Rated([sums | scores], rows, sum(sums.values()), judged, headline_interval(counted, _mme_of, most))
 
 
 def _rated(answers: Sequence[Predicted], judge: Judge | None) -> tuple[list[dict[str, Any]], int]:
@@ -87,19 +96,50 @@ def _f1(name: str, questions: Sequence[tuple[str, str, Row]]) -> dict[str, Any]:
     }
 
 
+def _f1_of(sums: Sums) -> float:
+    found, either = sums[""]
+    return 200 * found / either if found else 0.0
+
+
+def _mme_terms(hits: Sequence[bool]) -> tuple[float, ...]:
+    """Of a picture: right questions, questions, whether both are right, whether there are two."""
+    return sum(hits), len(hits), float(len(hits) > 1 and hits[0] and hits[1]), float(len(hits) > 1)
+
+
+def _mme_of(sums: Sums) -> float:
+    return sum(_ratio(right, of) + _ratio(both, twos) for right, of, both, twos in sums.values())
+
+
+def _ratio(right: float, of: float) -> float:
+    """In percent; 0 of nothing."""
+    return 100 * right / of if of else 0.0
+
+
+def _hallusion_interval(pairs: Sequence[tuple[Predicted, Row]]) -> tuple[float, float]:
+    """Figures and questions cross within sets, which are drawn as a whole."""
+    sets = dict[tuple[str, str], list[tuple[Predicted, Row]]]()
+    for answer, row in pairs:
+        sets.setdefault((answer.cells.get("l2-category", ""), answer.index.split("_")[3]), []).append((answer, row))
+    counted = []
+    for own in sets.values():
+        hits = [[row["hit"] for _, row in own], *(list(_together(own, place).values()) for place in (4, 5))]
+        counted.append(("", [float(term) for each in hits for term in (sum(each), len(each))]))
+    return headline_interval(counted, lambda sums: mean([_ratio(*sums[""][at : at + 2]) for at in (0, 2, 4)]))
+
+
 def _hallusion_row(name: str, pairs: Sequence[tuple[Predicted, Row]]) -> dict[str, Any]:
-    """An index is CATEGORY_KIND_VISUAL_SET_FIGURE_QUESTION."""
-    together: Callable[[int], float] = lambda place: _all_right(
-        (answer.cells.get("l2-category", ""), answer.index.split("_")[3], answer.index.split("_")[place], row["hit"])
-        for answer, row in pairs
-    )
+    share = lambda place: 100 * mean(list(_together(pairs, place).values()))
     accuracy = mean([row["hit"] for _, row in pairs])
-    return {"split": name, "aAcc": 100 * accuracy, "fAcc": 100 * together(4), "qAcc": 100 * together(5)}
+    return {"split": name, "aAcc": 100 * accuracy, "fAcc": share(4), "qAcc": share(5)}
 
 
-def _all_right(questions: Any) -> float:
-    """The share of groups, by all but the last part, that are right in whole."""
+def _together(pairs: Sequence[tuple[Predicted, Row]], place: int) -> dict[tuple[str, ...], bool]:
+    """Whether all questions are right that have a kind, a set and that part of the index in common; an index is
+    CATEGORY_KIND_VISUAL_SET_FIGURE_QUESTION.
+    """
     groups = dict[tuple[str, ...], bool]()
-    for *group, hit in questions:
-        groups[tuple(group)] = groups.get(tuple(group), True) and hit
-    return mean(list(groups.values()))
+    for answer, row in pairs:
+        parts = answer.index.split("_")
+        group = answer.cells.get("l2-category", ""), parts[3], parts[place]
+        groups[group] = groups.get(group, True) and row["hit"]
+    return groups

@@ -34,7 +34,8 @@ class Ladders:
         whole prompts, which takes least time in all.
       piece: tokens of an answer that are written at a time, at most.
       reserve: a row must have room for so many tokens of an answer to get it, which moves or waits when it has more;
-        None: for all that it may have.
+        None: for all that it may have. Where rows have no classes, an answer that has more must find room for as many
+        again as it has, and None is 4,096: so memory is taken as answers grow, not for the longest that they may be.
       long: so many tokens must be left of an answer, or have been written before by more rows than were needed, or no
         program is compiled for fewer rows.
       kept_bytes: how much the features of tiles may take that are kept, on all devices together.
@@ -46,7 +47,7 @@ class Ladders:
     prompts: tuple[int, ...] = rising_sizes(32, 1 << 15, 8)
     together: tuple[int, ...] = (1, 4, 16, 64)
     tiles: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 16, 20, 26, 32, 40, 52, 64, 96, 128, 192, 256)
-    slots: tuple[int, ...] = rising_sizes(64, 1 << 15, 8)
+    slots: tuple[int, ...] = rising_sizes(64, 1 << 17, 8)
     classes: tuple[tuple[int, int], ...] | None = None
     page: int | None = None
     chunk: int | None = None

@@ -19,6 +19,7 @@ from internvl_jax.inference.engine.buckets import Ladders, fit
 from internvl_jax.inference.engine.drafts import Draft, Job, Seat
 
 _NEAR = 512  # slots that are read in any case
+_RESERVE = 4096  # tokens of an answer that a row has room for at first, where rows come and go
 _TOGETHER = 8192  # tokens of several prompts that are read at a time while nobody waits for a token
 
 
@@ -302,9 +303,11 @@ class Scheduler:
 
     def _needed(self, draft: Draft) -> int:
         """Slots that an answer must find."""
-        ahead = draft.limit - len(draft.tokens)
-        ahead = ahead if self.ladders.reserve is None else min(ahead, self.ladders.reserve)
-        return draft.length + ahead - 1
+        ahead, reserve = draft.limit - len(draft.tokens), self.ladders.reserve
+        if self.ladders.classes is None:
+            # Room is doubled when it is full: few sizes are compiled, and short answers don't pay for long ones.
+            reserve = max(reserve or _RESERVE, len(draft.tokens))
+        return draft.length + (ahead if reserve is None else min(ahead, reserve)) - 1
 
     def _make_room(self, draft: Draft) -> None:
         """Has the youngest answer leave that has a row which this one needs, if it is younger."""

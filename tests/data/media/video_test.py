@@ -209,6 +209,7 @@ def without_video():
         (lambda clips: clips / "clip.gif", {"seconds": 0.5}, "at least 1 s long"),
         (lambda clips: clips / "clip.webm", {"frames": 39}, "has over 39 frames"),
         (lambda clips: clips / "clip.gif", {"frames": 9}, "has over 9 frames"),
+        (lambda clips: clips / "clip.gif", {"animated": 9 * 12288}, "has over 9 frames of 12,288 pixels, which takes"),
         (lambda clips: clips / "clip.mp4", {"pixels": 12287}, "frames of 12,288 pixels"),
         (lambda clips: clips / "clip.gif", {"pixels": 12287}, "frames of 12,288 pixels"),
         (lambda clips: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", {}, "cannot be read|not a video"),

@@ -7,8 +7,18 @@ import openpyxl
 import pytest
 
 from internvl_jax.errors import InputError
-from internvl_jax.evaluation import Prediction, answer_suite, get_suite, open_suite, read_predictions, score_suite
+from internvl_jax.evaluation import (
+    Prediction,
+    answer_suite,
+    get_suite,
+    open_suite,
+    read_predictions,
+    reread,
+    score_suite,
+    summary,
+)
 from internvl_jax.evaluation.suites.predictions import PredictionFile
+from internvl_jax.evaluation.suites.suite_report import _line
 from internvl_jax.inference import Answer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -120,7 +130,11 @@ def test_what_was_begun_otherwise_is_not_taken_up(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.json", '{"0": "Yes", "00": "No"}', "the index '0' stands there twice"),
+        (
+            "a.json",
+            '[{"index": 0, "prediction": 1}, {"index": "0", "prediction": 2}]',
+            "the index '0' stands there twice",
+        ),
         ("a.json", '[{"index": 0}]', "record 0 lacks 'index' or 'prediction'"),
         ("a.json", "{}", "has no predictions"),
         ("a.json", '"x"', "holds no predictions"),
@@ -145,7 +159,7 @@ def test_answers_to_another_table_are_not_taken_up(tmp_path):
         (tmp_path / "EasyVQA.tsv").write_text(f"index\timage_path\tquestion\tanswer\n1\tno.png\tq\t{answer}\n")
         (tmp_path / "no.png").touch()
         file = open_suite(get_suite("EasyVQA"), tmp_path)
-        answered = lambda file=file: answer_suite(file, "default", tmp_path / "a.jsonl", ask, 9, {}, 64)
+        answered = lambda file=file: answer_suite(file, "default", tmp_path / "a.jsonl", ask, {}, 64)
         if answer == "a":
             answered()
             assert file.is_published is None and file.has_answers
@@ -163,6 +177,40 @@ def test_answers_to_another_suite_are_refused():
         score_suite(open_suite(get_suite("MMVet"), DATA), {"v1_0": Prediction("v1_0", "x")}, None)
     with pytest.raises(InputError, match="WildVision can't be scored here: its judge must see"):
         score_suite(open_suite(get_suite("WildVision"), DATA), {"0": Prediction("0", "x")}, None)
+
+
+def test_rows_are_found_by_either_spelling_of_their_index(tmp_path):
+    """01 is 1 where all indices are numbers, and stays 01 beside others; predictions may have it otherwise."""
+    for own, others, given, row in (("01", "2", "01", "1"), ("01", "x", "01", "01"), ("1", "x", "01", "1")):
+        (tmp_path / "GQA_TestDev_Balanced.tsv").write_text(
+            f"index\timage_path\tquestion\tanswer\n{own}\ta.png\tq\tcat\n{others}\ta.png\tq\tdog\n"
+        )
+        file = open_suite(get_suite("GQA_TestDev_Balanced"), tmp_path)
+        (tmp_path / "a.json").write_text(json.dumps({given: "cat"}))
+        result = score_suite(file, read_predictions(tmp_path / "a.json"), None)
+        assert result.rated.rows == [{"index": row, "score": 1.0}] and list(result.predictions) == [row]
+    with pytest.raises(InputError, match="have the row '1' twice"):
+        score_suite(file, {name: Prediction(name, "cat") for name in ("1", "01")}, None)
+
+
+def test_rescored_answers_are_split_and_unboxed():
+    """VLMEvalKit's files have whole responses; nothing says of them what was cut off."""
+    file, thought = open_suite(get_suite("BLINK"), DATA), "<think>B or C</think>\nso \\boxed{{{}}}"
+    texts = json.loads((DATA / "BLINK.predictions.json").read_text())
+    foreign = {index: Prediction(index, thought.format(text)) for index, text in texts.items()}
+    scores = [
+        score_suite(file, found, None)
+        for found in (
+            {index: Prediction(index, text, tokens=3) for index, text in texts.items()},
+            reread(file.suite, "thinking", foreign),
+            reread(file.suite, "thinking", reread(file.suite, "thinking", foreign)),  # what of ours was read before
+        )
+    ]
+    assert all(score.rated == scores[0].rated for score in scores)
+    assert [score.truncated for score in scores] == [0.0, None, None]
+    assert reread(file.suite, "default", foreign) == foreign
+    told = [_line(summary(file, score, None))["cut off"] for score in scores]
+    assert told == ["0.0%", "not known", "not known"]
 
 
 def test_a_table_without_answers_is_not_scored(tmp_path):

@@ -4,7 +4,9 @@ import http.server
 import json
 import math
 import pathlib
+import random
 import threading
+import types
 import typing
 
 import pytest
@@ -18,11 +20,13 @@ from internvl_jax.evaluation import (
     answer_suite,
     check_pictures,
     describe_suites,
+    generation,
     get_suite,
     open_suite,
     plain,
     read_predictions,
     score_suite,
+    size_name,
     summary,
     write_report,
 )
@@ -31,6 +35,7 @@ from internvl_jax.evaluation.suites import (
     judged_scores,
     judges,
     place_scores,
+    published,
     suite_file,
     suite_prompts,
     suite_run,
@@ -44,6 +49,7 @@ from tests.evaluation.suites.tsv_test import encoded
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 FOLDER = GOLDEN / "eval_image"
 RECORDED = {path.stem for path in GOLDEN.glob("eval_*/scores/*.json")}
+LETTERS = "".join(random.Random(3).choices("abcdefghij klmnopq", k=500))
 # Recorded, and yet not complete.
 PARTLY = {"WeMath", "MathVerse_MINI_Vision_Only", "LogicVista", "MMVet", "MMBench-Video"}
 
@@ -82,8 +88,8 @@ def recorded_texts(name):
 def test_from_questions_to_the_report(tmp_path, mode, around):
     file, texts = open_suite(get_suite("BLINK"), FOLDER / "data"), list(recorded_texts("BLINK").values())
     given = iter(texts)
-    ask = lambda talks: [Answer(around.format(next(given)), 7, ()) for _ in talks]
-    answer_suite(file, mode, tmp_path / "BLINK.jsonl", ask, 7, {}, 8)
+    ask = lambda talks: [Answer(around.format(next(given)), 7, (), True) for _ in talks]
+    answer_suite(file, mode, tmp_path / "BLINK.jsonl", ask, {}, 8)
     result = score_suite(file, read_predictions(tmp_path / "BLINK.jsonl", "BLINK"), None)
     wanted = json.loads((FOLDER / "scores" / "BLINK.json").read_text())["score"]
     assert result.rated.score == wanted
@@ -113,6 +119,31 @@ def test_true_boxes_are_fractions_or_pixels(truth):
     assert rated.rows[0]["iou"] == pytest.approx(1)
 
 
+def test_marks_of_names_and_boxes_are_no_part_of_answers():
+    """The release's tokenizers leave them out of what is scored; boxes are found by their brackets."""
+    shown = lambda name, text, mode="default": suite_run.shown_answer(get_suite(name), mode, text)
+    assert shown("GQA_TestDev_Balanced", "<ref>cat</ref>") == "cat"
+    assert shown("MMStar", "<think><box>a</think>\\boxed{<ref>B</ref>}", "cot") == "B"
+    said = "<ref>cat</ref><box>[[250, 500, 750, 1000]]</box>"
+    assert shown("RefCOCO", said) == "cat[[250, 500, 750, 1000]]"
+    assert shown("ScreenSpot_Mobile", said) == "x=0.5, y=0.75"
+    cells = {"width": "200", "height": "100", "answer": "[50, 50, 150, 100]", "split": "RefCOCO_val"}
+    rated = place_scores.refcoco(get_suite("RefCOCO"), [Predicted("1", cells, {}, shown("RefCOCO", said))], None)
+    assert rated.rows[0]["iou"] == pytest.approx(1)
+
+
+def test_rotations_are_those_of_the_table():
+    """Of which one without an answer doesn't move the others."""
+    file = open_suite(get_suite("CRPE_RELATION"), FOLDER / "data")
+    right = {row.index: Prediction(row.index, row.cells["answer"]) for row in file.table.rows}
+    first, *others = right
+    wrong = right | {others[2]: Prediction(others[2], "no")}  # the last of the first four
+    del wrong[first]
+    groups = len(right) // 4
+    assert score_suite(file, wrong, None).rated.score["total"] == pytest.approx((groups - 1) / groups)
+    assert score_suite(file, right, None).rated.headline == 100
+
+
 def test_no_number_is_null_in_json():
     assert plain({"a": [math.nan, 1.5], "b": (math.inf,)}) == {"a": [None, 1.5], "b": [None]}
 
@@ -137,7 +168,7 @@ def test_errors_say_which_row_has_the_picture(tmp_path):
         raise InputError(f"conversation {len(list(talks))}: it is broken")
 
     with pytest.raises(InputError, match="OCRBench, from row 1 on: conversation 2: it is broken"):
-        answer_suite(file, "default", tmp_path / "a.jsonl", ask, 9, {}, 64)
+        answer_suite(file, "default", tmp_path / "a.jsonl", ask, {}, 64)
 
 
 @pytest.mark.parametrize("score", ["NaN", "Infinity", "1e99", "9" * 5000, "null", '"1"'])
@@ -192,6 +223,17 @@ def test_no_answer_is_right_where_the_true_one_is_no_option():
         assert video_scores.mlvu(get_suite("MLVU_MCQ"), [Predicted("1", cells, {}, text)], None).headline == 0
 
 
+def test_what_the_paper_has_of_a_size():
+    """Longer answers of the largest, and its figures with parallel thinking."""
+    longest = {size: generation("default", size)["max_new_tokens"] for size in (None, "8B", "241B-A28B")}
+    assert longest == {None: 4096, "8B": 4096, "241B-A28B": 16384}
+    assert generation("thinking", "241B-A28B")["max_new_tokens"] == 65536
+    config = types.SimpleNamespace(text=types.SimpleNamespace(width=4096, layers=36))
+    assert [size_name(config, parallel) for parallel in (False, True)] == ["8B", "8B + PT"]
+    figures = published.published(get_suite("MathVista_MINI"))
+    assert (figures["8B"], figures["8B + PT"]) == (78.4, 80.8)
+
+
 def test_only_what_is_complete_is_called_so():
     """And each of these has recorded cases: tests of recorded_test.py go by the same folder."""
     assert {name for name, suite in SUITES.items() if not suite.missing} == RECORDED - PARTLY
@@ -210,7 +252,7 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
     predictions = {index: Prediction(index, text) for index, text in texts.items()}
     asked: typing.ClassVar[list[str]] = []
 
-    def judge(prompt):
+    def judge(prompt, _=0.0):
         asked.append(prompt)
         return rows[len(asked)].cells["answer"]
 
@@ -221,14 +263,25 @@ def test_a_judge_is_asked_where_the_rule_cannot_tell():
     assert [row["hit"] for row in alone.rated.rows][1:] == [0, 0]
     assert "Scored by rule alone" in " ".join(summary(file, alone, None)["remarks"])
 
+    unneeded = score_suite(file, {rows[0].index: predictions[rows[0].index]}, judge)
+    assert unneeded.rated.judged == 0 and "by rule alone" not in " ".join(summary(file, unneeded, None)["remarks"])
+
 
 class _Completions(http.server.BaseHTTPRequestHandler):
     asked: typing.ClassVar[list[str]] = []
+    models: typing.ClassVar[list[str]] = []
+
+    def do_GET(self):
+        body = json.dumps({"object": "list", "data": [{"id": name} for name in self.models]}).encode()
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_POST(self):
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(said["model"])
         content = f"{said['model']}: {said['messages'][0]['content']} ({self.headers['Authorization']})"
+        content += f" at {said['temperature']}" if said["temperature"] else ""
         replies = {
             "m": {"choices": [{"message": {"content": content}}]},
             "mute": {"choices": [{"message": {"content": None}}]},
@@ -249,6 +302,12 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         assert Endpoint(url, "m", "k")("hello") == "m: hello (Bearer k)"
+        _Completions.models[:] = ["m"]
+        assert Endpoint(url, "", "k")("hello", 0.5) == "m: hello (Bearer k) at 0.5"
+        for names, said in (([], "no model"), (["m", "n"], "m, n")):
+            _Completions.models[:] = names
+            with pytest.raises(InputError, match=f"has {said}; name one by --judge_model"):
+                Endpoint(url)("hello")
         for model in ("other", "mute"):
             with pytest.raises(InputError, match="sent no chat completion"):
                 Endpoint(url, model)("hello")
@@ -270,6 +329,11 @@ def test_a_judge_behind_an_endpoint(monkeypatch):
         ("<think>so then", False, True),
         ("<think>a</think>b", False, False),
         ("x" * 50 + "one and the same sentence that never ends. " * 200, True, False),
+        ("a" * 3000, True, False),
+        (LETTERS[:119] + "." + (LETTERS[:120] * 30)[:-7], True, False),
+        ("So. " + LETTERS[:500] * 15, True, False),
+        (LETTERS[:500] * 7, False, False),
+        ("| - | - | - |" * 20, False, False),
         (" ".join(str(number) for number in range(2000)), False, False),
     ],
 )

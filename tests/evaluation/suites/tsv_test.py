@@ -89,6 +89,19 @@ def test_a_bad_table_is_one_sentence(tmp_path, rows, said):
     assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
 
 
+def test_references_name_rows_as_their_file_does(tmp_path):
+    """RefCOCO's rows are renamed by their splits, and an index of letters leaves 01 as it is."""
+    columns = ["index", "image", "question", "split", "answer"]
+    rows = [["7", encoded(), "q", "RefCOCO_val", "a"], ["8", "7", "q", "RefCOCO_val", "a"]]
+    other = encoded(size=(30, 20))
+    rows += [["7", other, "q", "RefCOCO_testA", "a"], ["9", "7", "q", "RefCOCO_testA", "a"]]
+    file = open_suite(get_suite("RefCOCO"), write(tmp_path / "RefCOCO.tsv", [columns, *rows]))
+    shown = {row.index: file.pictures(row) for row in file.table.rows}
+    assert shown["RefCOCO_val_8"] == shown["RefCOCO_val_7"] != shown["RefCOCO_testA_9"] == shown["RefCOCO_testA_7"]
+    table = read_table(write(tmp_path / "a.tsv", [HEADER, ["01", encoded(), "q"], ["x", "01", "q"]]))
+    assert table.pictures(table.rows[1]) == table.pictures(table.rows[0])
+
+
 def test_bad_bytes_are_one_sentence(tmp_path):
     path = tmp_path / "a.tsv"
     for content, said in (

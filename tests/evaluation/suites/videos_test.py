@@ -128,7 +128,7 @@ def test_answers_about_other_frames_are_not_taken_up(films, tmp_path):
     ask = lambda talks: [Answer("A", 1, ()) for _ in talks]
     for frames in (2, 3):
         file = open_suite(get_suite("VSI-Bench"), films, frames=frames)
-        answered = lambda file=file: answer_suite(file, "default", tmp_path / "out" / "a.jsonl", ask, 9, {}, 64)
+        answered = lambda file=file: answer_suite(file, "default", tmp_path / "out" / "a.jsonl", ask, {}, 64)
         if frames == 2:
             answered()
     with pytest.raises(InputError, match=r"was begun otherwise \(frames: 2 before, 3 now\)"):

@@ -13,7 +13,9 @@ import pytest
 from checkpoint_convert.released import load_model
 from internvl_jax.errors import InputError
 from internvl_jax.inference import Engine, Ladders, Request, SamplingParams, Vocabulary
-from internvl_jax.inference.engine.requests import pad
+from internvl_jax.inference.engine.drafts import Draft, Job
+from internvl_jax.inference.engine.requests import Seen, pad
+from internvl_jax.inference.engine.scheduler import Scheduler
 from internvl_jax.models import token_logprobs
 from internvl_jax.models.transforms.unstack import unstack_params
 from internvl_jax.sharding import bind
@@ -371,6 +373,37 @@ def test_what_outgrows_its_row_moves_or_waits_and_goes_on(structure, params, voc
     assert run(engine, rows) == wanted
     assert engine.prefilled > before + len(rows)  # some were read again
     assert all(row.draft is None for row in engine._scheduler.rows) and not engine.tiles.pinned
+
+
+def test_memory_is_taken_as_answers_grow(structure, params, vocabulary, processor):
+    """Where rows come and go: longer rows are made once an answer fills its own, and nothing is read again for it."""
+    drawn = SamplingParams(max_new_tokens=40, temperature=1.0)
+    rows = [request(processor, seed, seed % 3, 9, dataclasses.replace(drawn, seed=seed)) for seed in range(4)]
+    engine = Engine(bind(structure[0], params), vocabulary, LADDERS)
+    wanted, before = run(engine, rows), sum(len(row.tokens_T) for row in rows)
+    lazy = Engine(bind(structure[0], params), vocabulary, dataclasses.replace(LADDERS, slots=(32, 64), reserve=8))
+    for row in rows:
+        lazy.add(row)
+    answers, slots = [[] for _ in rows], []
+    while lazy.busy:
+        for token in lazy.step():
+            answers[token.id].append(token.token)
+        slots.append(lazy._scheduler.rows[0].slots)
+    assert answers == wanted and max(map(len, answers)) == 40
+    assert slots[0] == 32 and slots[-1] == 64 and before < lazy.prefilled <= before + len(rows)
+
+
+@pytest.mark.parametrize(("written", "slots"), [(0, 4608), (4096, 9216), (65535, 73728)])
+def test_rows_have_room_for_what_is_written_again(written, slots):
+    """Offline rows reach what thinking may take, and those of 128 frames, without taking it before."""
+    scheduler = Scheduler(Ladders(), 1, 1 << 20)
+    sampling, prompt_T = SamplingParams(max_new_tokens=1 << 16), np.zeros(99, np.int32)
+    asked = Request(prompt_T, np.zeros((0, 28, 28, 3), np.uint8), sampling)
+    job = Job(0, asked, [], seen=Seen(prompt_T, prompt_T.astype(np.int64), prompt_T.astype(np.int64)), ready=True)
+    job.drafts.append(Draft(job, 0, sampling, frozenset(), [0] * written))
+    scheduler.add(job)
+    assert scheduler.size() == (1, slots)
+    assert scheduler.longest >= 128 * 256 + (1 << 16)
 
 
 def test_higher_priority_comes_first(engine, processor):
