@@ -1,8 +1,6 @@
 """How every launcher starts: flags in, one clear sentence and exit code 1 where the input is bad."""
 
 import io
-import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +10,7 @@ from absl import app, flags, logging
 
 from internvl_jax import interrupts
 from internvl_jax.errors import InputError
-from launch import imported, usage
+from launch import cpu_threads, imported, usage
 
 
 def run(
@@ -62,19 +60,8 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):  # unless it is closed: what it can't show is no reason to end
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, interrupts.end_in_order)
-    _give_threads()
+    cpu_threads.provide()
     app.run(guarded, flags_parser=parse)
-
-
-def _give_threads() -> None:
-    """Threads for devices that a CPU is taken for.
-
-    XLA's CPU devices wait for each other in threads of one pool, which has as many as there are cores or devices. Where
-    collectives don't depend on each other a device may wait in several, until no thread is left to end any of them: the
-    process aborts after 40 s ("termination timeout ... rendezvous", jaxlib 0.10.2).
-    """
-    if found := re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")):
-        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, 4 * int(found[1]))))
 
 
 def _fail(problem: object) -> NoReturn:

@@ -24,7 +24,7 @@ os.environ |= {
     "XLA_FLAGS": " ".join(_FLAGS),
     "JAX_PLATFORMS": "cpu",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "NPROC": "32",  # as launch.main does for several CPU devices, and says why
+    "NPROC": "32",  # as launch.cpu_threads does, and says why
 }
 
 import jax

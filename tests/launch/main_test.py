@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from launch import main
+from launch import cpu_threads
 from tests import forks
 
 LAUNCHER = '''"""Helps."""
@@ -124,7 +124,7 @@ def test_what_a_launcher_imports_is_not_searched_for_garbage():
     program = """
 import gc, sys
 sys.argv[0] = "-m"
-from launch import main
+from launch import cpu_threads
 print(gc.isenabled())
 main.run(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
 """
@@ -194,12 +194,12 @@ def test_fault_shows_its_traceback():
 def test_devices_of_a_cpu_have_threads_to_wait_in(monkeypatch):
     monkeypatch.delenv("NPROC")
     monkeypatch.setenv("XLA_FLAGS", "--xla_one --xla_force_host_platform_device_count=500")
-    main._give_threads()
+    cpu_threads.provide()
     assert os.environ["NPROC"] == "2000"
     monkeypatch.setenv("NPROC", "3")  # somebody's own number stands
-    main._give_threads()
+    cpu_threads.provide()
     assert os.environ["NPROC"] == "3"
     monkeypatch.delenv("NPROC")
     monkeypatch.setenv("XLA_FLAGS", "")
-    main._give_threads()
+    cpu_threads.provide()
     assert "NPROC" not in os.environ
