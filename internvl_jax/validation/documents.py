@@ -27,6 +27,7 @@ _DAMAGE = (
     *(OSError, EOFError, KeyError, TypeError, ValueError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
+_NESTED = (dict, list)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -123,17 +124,17 @@ def read_all_arrays(path: str | os.PathLike, advice: str = _ADVICE) -> dict[str,
 
 
 def _deeper(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
+    level = [value] if isinstance(value, _NESTED) else []
+    for _ in range(limit - 1):
         level = [
             each
             for part in level
-            if isinstance(part, dict | list)
             for each in (part.values() if isinstance(part, dict) else part)
+            if isinstance(each, _NESTED)
         ]
         if not level:
             return False
-    return True
+    return any(level)
 
 
 def _wrong_text(text: bytes) -> str | None:

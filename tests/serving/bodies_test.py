@@ -55,9 +55,10 @@ def test_objects_have_so_many_fields():
         bodies.read_body(b"{%s}" % b",".join(b'"%d": 1' % number for number in range(300)))
 
 
-def test_bodies_have_so_many_objects():
-    with pytest.raises(InputError, match="more than 16,384 objects"):
-        bodies.read_body(b'{"messages": [' + b",".join([b"{}"] * (1 << 14)) + b"]}")
+@pytest.mark.parametrize("each", [b"{}", b"[]"])
+def test_bodies_have_so_many_objects_and_lists(each):
+    with pytest.raises(InputError, match="more than 16,384 objects and lists"):
+        bodies.read_body(b'{"messages": [' + b",".join([each] * (1 << 14)) + b"]}")
 
 
 def test_large_bodies_are_read_beside_the_loop(running, monkeypatch):
