@@ -103,7 +103,7 @@ def test_two_processes_are_one(start, tmp_path):
     command = [sys.executable, "-c", PROCESS, str(port)]
     both = [subprocess.Popen([*command, str(i), str(data), str(tmp_path)], cwd=ROOT, env=env) for i in range(2)]
     try:
-        assert [process.wait(300) for process in both] == [0, 0]
+        assert [process.wait(900) for process in both] == [0, 0]
     finally:
         for process in both:
             process.kill()
