@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from internvl_jax.data import Batch, BatchIterator, Pipeline, RowConfig, assemble_row
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import Params, locate
+from internvl_jax.training.config import RunConfig
 from internvl_jax.training.run.initial import read_initial, read_reference, shared_base
 from internvl_jax.training.run.score import make_scorer
 from internvl_jax.training.run.state import TrainState
@@ -87,8 +88,8 @@ class PreferenceRows:
         self._table_N2, self._path = np.zeros((0, 2), np.float32), pathlib.Path()
 
     def start(self, position: Any) -> None:
-        dtype, quantised = self._run.dtype, self._program.model.quantised
-        self._path = table_path(self._folder, self._pipeline, self._reference, dtype, quantised)
+        quantised = self._program.model.quantised
+        self._path = table_path(self._folder, self._pipeline, self._reference, self._run, quantised)
         if not self._shared:
             self._compute(lambda: read_initial(self._reference, self._program), self._program.graphdef)
         self._batches = self._groups(position)
@@ -165,10 +166,10 @@ class PreferenceRows:
 
 
 def table_path(
-    folder: pathlib.Path, pipeline: Pipeline, reference: str, dtype: str, quantised: str | None = None
+    folder: pathlib.Path, pipeline: Pipeline, reference: str, run: RunConfig, quantised: str | None = None
 ) -> pathlib.Path:
     """Where a reference's log-probabilities of these pairs are kept."""
-    return folder / f"reference-{_key(reference, pipeline, dtype, quantised)}.npz"
+    return folder / f"reference-{_key(reference, pipeline, run, quantised)}.npz"
 
 
 def _enter(table_I2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, ...]) -> None:
@@ -180,14 +181,15 @@ def _enter(table_I2: np.ndarray, logps_BT: np.ndarray, rows: tuple[np.ndarray, .
         table_I2[samples_X[:real], np.arange(real) % 2] = sums_X
 
 
-def _key(source: str, pipeline: Pipeline, dtype: str, quantised: str | None) -> str:
+def _key(source: str, pipeline: Pipeline, run: RunConfig, quantised: str | None) -> str:
     """A digest of the pairs, of the files of the model (a copy counts as another one), and of how it is computed."""
     checkpoint = locate(source)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(checkpoint)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     met = hashlib.sha256(pipeline.met.tobytes()).hexdigest()
-    parts = [pipeline.data_digest, met, str(checkpoint.resolve()), stats, dtype]
-    parts += [quantised] * (quantised is not None)  # tables of earlier versions, which had none, go on
+    parts = [pipeline.data_digest, met, str(checkpoint.resolve()), stats, run.dtype]
+    # Tables of earlier versions, which knew neither, go on.
+    parts += [quantised] * (quantised is not None) + [[run.products]] * (run.products != "plain")
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -254,7 +254,7 @@ def test_other_data_or_another_model_has_another_table(start, tmp_path):
         vars(vars(config)[section]).update(change)
         pairs = dataclasses.replace(setup.pipeline_config(config), kind="preferences")
         folder, reference = pathlib.Path(config.stage.cache_dir), setup.reference_of(config)
-        return table_path(folder, Pipeline(pairs, processor), reference, config.run.dtype)
+        return table_path(folder, Pipeline(pairs, processor), reference, config.run)
 
     same = [path(), path(workdir=str(tmp_path), seed=9, steps=77, rows=32), path("data", token_budget=111)]
     same += [path("stage", pairs=3, beta=0.3), path("stage", reference=str(start / "start"))]
@@ -264,11 +264,12 @@ def test_other_data_or_another_model_has_another_table(start, tmp_path):
     (tmp_path / "half").mkdir()
     others = [
         path(dtype="bfloat16"),
+        path(products="int8"),
         path(init_from=str(tmp_path / "copy")),
         path("data", meta=changed_pairs(start, tmp_path / "data", {"rejected": "red, blue"})),
         path("data", meta=changed_pairs(start, tmp_path / "half", {}, repeat_time=0.5)),
     ]
-    assert len({same[0], *others}) == 5
+    assert len({same[0], *others}) == 6
 
 
 def test_a_reference_in_8_bits_has_a_table_of_its_own(start, tmp_path):
