@@ -124,7 +124,7 @@ def test_what_a_launcher_imports_is_not_searched_for_garbage():
     program = """
 import gc, sys
 sys.argv[0] = "-m"
-from launch import cpu_threads
+from launch import main
 print(gc.isenabled())
 main.run(lambda argv: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
 """

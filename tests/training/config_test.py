@@ -197,6 +197,8 @@ def test_a_plain_run_needs_no_field_that_earlier_versions_lacked(data):
     other = toy.config(data, data / "w")
     other.data.system = "Judge."
     assert differences(identity(other), found) == ["data.system: 'Judge.' here, None there"]
+    other.run.products = "int8"
+    assert identity(other)["run"]["products"] == "int8"
     other.lora.rank = 2
     assert "quantise" not in identity(other)["lora"]
     other.lora.quantise = "int8"

@@ -239,6 +239,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         del values["model"]["quantised"]
     if not config.data.system:
         del values["data"]["system"]
+    if config.run.products == "plain":
+        del values["run"]["products"]
     return _bound(values, STAGES[config.objective].free)
 
 
