@@ -41,6 +41,18 @@ class RowShare:
 
         return jax.tree.map(cut, batch)
 
+    def within(self, part: slice, per_block: int) -> slice:
+        """Where in the share a device's part of the whole batch is: a block, or a part of one, as tiles are spread over
+        the devices of a row, too.
+
+        Args:
+          per_block: entries of a block.
+        """
+        first, end, _ = part.indices(per_block * self.spread)
+        block, inside = divmod(first, per_block)
+        start = self.blocks.index(block) * per_block + inside
+        return slice(start, start + end - first)
+
     def place(self, batch: Any, mesh: Mesh, rules: Rules) -> Any:
         """Puts the share that a process has loaded where the mesh has it; a global batch comes back.
 
@@ -54,13 +66,7 @@ class RowShare:
         def put(array: Any, sharding: NamedSharding) -> jax.Array:
             per_block = len(array) // len(self.blocks)
 
-            def part(index: tuple[slice, ...]) -> Any:
-                # A device has a block, or a part of one (tiles are spread over the devices of a row, too).
-                first, end, _ = index[0].indices(per_block * self.spread)
-                block, inside = divmod(first, per_block)
-                start = self.blocks.index(block) * per_block + inside
-                return array[(slice(start, start + end - first), *index[1:])]
-
+            part = lambda index: array[(self.within(index[0], per_block), *index[1:])]
             return jax.make_array_from_callback((per_block * self.spread, *array.shape[1:]), sharding, part)
 
         return jax.tree.map(put, batch, where)

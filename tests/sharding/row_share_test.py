@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from internvl_jax.errors import InputError
 from internvl_jax.sharding import PRESETS, make_mesh, row_share
@@ -46,6 +47,16 @@ def test_a_share_of_a_batch(chips):
     rows = [2 * block + row for block in share.blocks for row in (0, 1)]
     np.testing.assert_array_equal(share.of(batch)["tokens_BT"], batch["tokens_BT"][rows])
     np.testing.assert_array_equal(share.of(batch)["tile_mask_G"], batch["tile_mask_G"].reshape(128, 3)[rows].ravel())
+
+
+@pytest.mark.parametrize("axis", ["batch", "tiles"])
+def test_devices_get_their_parts_of_the_whole_batch(chips, axis):
+    """Tiles are spread over the devices of a row, too."""
+    mesh, rules = make_mesh({"fsdp": 16, "context": 4}, chips), PRESETS["long_context"]
+    whole = np.arange(192)
+    for chip, (part,) in NamedSharding(mesh, rules.spec((axis,))).devices_indices_map(whole.shape).items():
+        share = row_share(mesh, rules, chip.process_index)
+        np.testing.assert_array_equal(share.of(whole)[share.within(part, 192 // share.spread)], whole[part])
 
 
 def test_rows_that_processes_hold_partly_together_are_refused():
